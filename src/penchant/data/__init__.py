@@ -1,0 +1,1 @@
+"""Preference groups: reading, checking, tokenizing and packing them."""

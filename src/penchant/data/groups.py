@@ -1,0 +1,86 @@
+"""A preference group: one prompt, its K candidate responses, and what is known of their worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+Text = str | tuple[Message, ...]
+"""Plain text, or the messages of a conversation."""
+
+
+@dataclass(frozen=True)
+class PreferenceGroup:
+    """One prompt and its K >= 1 candidates.
+
+    What is known of the candidates' worth is in any of five fields; `pairs` derives who beats whom from the first of
+    them, in the order below, that is not None.
+
+    Attributes:
+        prompt: text, or the messages before the response.
+        candidates: K responses, each text or messages (most often one assistant message).
+        comparisons: explicit (better, worse) index pairs; a pair that is absent is a tie or was not compared.
+        scores: K numbers, higher is better; equal scores are a tie.
+        ranks: K ranks, 1 is the best; equal ranks are a tie.
+        preferred: index of the one candidate preferred to all the others.
+        labels: K yes/no labels (unpaired data: K = 1).
+        id: from the data, or the row's 0-based number.
+        weight: how much the group counts in the loss, > 0.
+        source: where the group comes from, for breakdowns; None when the data does not say.
+    """
+
+    prompt: Text
+    candidates: tuple[Text, ...]
+    comparisons: tuple[tuple[int, int], ...] | None = None
+    scores: tuple[float, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    preferred: int | None = None
+    labels: tuple[bool, ...] | None = None
+    id: str = "0"
+    weight: float = 1.0
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        k = len(self.candidates)
+        if k == 0:
+            raise ValueError("a group needs at least one candidate")
+        for name in ("scores", "ranks", "labels"):
+            values = getattr(self, name)
+            if values is not None and len(values) != k:
+                raise ValueError(f"{k} candidates but {len(values)} {name}")
+        if self.preferred is not None and not 0 <= self.preferred < k:
+            raise ValueError(f"preferred is {self.preferred}, expected an index below {k}")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(better, worse) index pairs; empty where nothing is known or all are tied."""
+        return tuple(self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        k = range(len(self.candidates))
+        if self.comparisons is not None:
+            yield from self.comparisons
+        elif self.scores is not None:
+            yield from ((i, j) for i in k for j in k if self.scores[i] > self.scores[j])
+        elif self.ranks is not None:
+            yield from ((i, j) for i in k for j in k if self.ranks[i] < self.ranks[j])
+        elif self.preferred is not None:
+            yield from ((self.preferred, j) for j in k if j != self.preferred)
+        elif self.labels is not None:
+            yield from ((i, j) for i in k for j in k if self.labels[i] and not self.labels[j])
+
+
+def as_text(value: Text) -> str:
+    """Plain text of a prompt or candidate, for people and for comparing: messages are joined as ``role: content``."""
+    if isinstance(value, str):
+        return value
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in value)

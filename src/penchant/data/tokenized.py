@@ -1,0 +1,62 @@
+"""What tokenization hands to the engine: ids, and the facts the objectives read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.data.groups import PreferenceGroup
+
+Ids = NDArray[np.int64]
+Truncation = Literal["error", "drop", "keep_end_of_prompt"]
+
+
+@dataclass(frozen=True)
+class TokenizedGroup:
+    """Token ids of one group. ``prompt + responses[k]`` is exactly what the model reads for candidate k.
+
+    Attributes:
+        prompt: [P] ids, P >= 1; the tokens common to all candidates' sequences.
+        responses: K arrays of ids, each at least one long; the last id is the end-of-turn token.
+        group: the group the ids come from.
+    """
+
+    prompt: Ids
+    responses: tuple[Ids, ...]
+    group: PreferenceGroup
+
+    @property
+    def length(self) -> int:
+        """Tokens of the group's tree: the prompt once, and every response."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence: the prompt and its longest response."""
+        return len(self.prompt) + max(map(len, self.responses))
+
+
+@dataclass
+class TokenizationReport:
+    """What happened to the rows, by name; nothing happens to a row without being counted here.
+
+    Attributes:
+        groups: groups that came in.
+        counts: how many groups (or candidates, as the name says) met each event.
+        examples: for each event, the ids of the first few groups it happened to.
+    """
+
+    groups: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, event: str, group_id: str) -> None:
+        """Count `event` for the group, keeping its first few ids as examples."""
+        self.counts[event] += 1
+        kept = self.examples.setdefault(event, [])
+        if len(kept) < 5 and group_id not in kept:
+            kept.append(group_id)

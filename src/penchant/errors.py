@@ -1,0 +1,47 @@
+"""Mistakes a user can make, each with what was found, where, and what to do about it.
+
+The command line prints such an error as it stands and exits with 2; a library caller catches `PenchantError`.
+Every other exception is a defect of ours and exits with 1.
+"""
+
+from __future__ import annotations
+
+
+class PenchantError(Exception):
+    """A user's mistake.
+
+    Args:
+        what: what was found, and what was expected instead.
+        where: the file, row or field, as in ``pairs.jsonl, line 3``.
+        fix: what to do; ends with what to type where that is known.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.fix:
+            lines.append(f"  what to do: {self.fix}")
+        return "\n".join(lines)
+
+
+class DataError(PenchantError):
+    """A preference file, or a row of it, that cannot be used as it is."""
+
+
+class ConfigError(PenchantError):
+    """A run's configuration that is not valid, or does not fit its data or its output folder."""
+
+
+class ModelError(PenchantError):
+    """A model, tokenizer or chat template that cannot be loaded or does not fit."""
+
+
+class CheckpointError(PenchantError):
+    """A checkpoint that is damaged, or belongs to another run."""
+
+
+class TrainingError(PenchantError):
+    """A run that had to stop: a loss that is not a number, a full disk."""
