@@ -1,0 +1,63 @@
+"""Pairs within groups: what every pairwise objective shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from penchant.objectives.base import Groups, Sum
+
+Average = Literal["groups", "pairs"]
+
+
+def differences(values: Tensor, better: Tensor) -> Tensor:
+    """[G, K] -> [G, K, K]: value of i less value of j where i is preferred to j, else 0 (with no gradient)."""
+    return torch.where(better, values[:, :, None] - values[:, None, :], 0.0)
+
+
+def average_pairs(losses: Tensor, groups: Groups, average: Average) -> tuple[Tensor, Tensor]:
+    """Mean of each group's pair losses, and what the group weighs.
+
+    Args:
+        losses: [G, K, K]; read where `groups.better`.
+        average: ``groups`` gives every prompt the same say, ``pairs`` every comparison.
+
+    Returns:
+        losses [G] and weights [G]; both 0 for a group without a pair.
+    """
+    pairs = groups.better.sum((1, 2))
+    mean = torch.where(groups.better, losses, 0.0).sum((1, 2)) / pairs.clamp(min=1)
+    weights = groups.weights * (pairs if average == "pairs" else (pairs > 0))
+    return mean, weights
+
+
+def pair_metrics(rewards: Tensor, policy: Tensor, groups: Groups) -> dict[str, Sum]:
+    """The metrics every pairwise method logs, under TRL's names; means over groups of their pairs' means.
+
+    ``rewards/accuracies`` is strict: a tie is not correct; ``rewards/ties`` counts those.
+
+    Args:
+        rewards: [G, K] implicit rewards, nats.
+        policy: [G, K] log-probs, nats.
+    """
+    better = groups.better
+    pairs = better.sum((1, 2))
+    some = (pairs > 0).to(rewards.dtype)
+
+    def over_pairs(values: Tensor) -> Sum:
+        means = torch.where(better, values, 0.0).sum((1, 2)) / pairs.clamp(min=1)
+        return Sum(means.sum(), some.sum())
+
+    with torch.no_grad():
+        margins = differences(rewards, better)
+        return {
+            "rewards/chosen": over_pairs(rewards[:, :, None]),
+            "rewards/rejected": over_pairs(rewards[:, None, :]),
+            "rewards/margins": over_pairs(margins),
+            "rewards/accuracies": over_pairs((margins > 0).to(rewards.dtype)),
+            "rewards/ties": over_pairs((margins == 0).to(rewards.dtype)),
+            "logps/chosen": over_pairs(policy[:, :, None]),
+            "logps/rejected": over_pairs(policy[:, None, :]),
+        }

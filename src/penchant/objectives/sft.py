@@ -1,0 +1,38 @@
+"""Supervised fine-tuning: the log-likelihood of the best candidate. The stage before preferences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from penchant.objectives.base import Groups, Output, State, Sum
+
+
+@dataclass(frozen=True)
+class SFT:
+    """``L = -sum log pi(y|x) / sum |y|``: mean negative log-likelihood of a token, over the batch's tokens.
+
+    The candidates learnt from are those nothing in their group is preferred to, and, where labels are known, not
+    labelled undesirable. Source: maximum likelihood; the SFT stage of section 3 of arXiv 2305.18290.
+
+    Differs from TRL: a mean over all tokens of the optimizer batch, however it was cut into micro-batches.
+    """
+
+    name: ClassVar[str] = "sft"
+    references: ClassVar[int] = 0
+    min_candidates: ClassVar[int] = 1
+    needs_pairs: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+
+    def initial_state(self) -> State:
+        return {}
+
+    def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
+        learnt = groups.mask & ~groups.better.any(1) & (groups.labels >= 0)
+        tokens = torch.where(learnt, groups.tokens, 0).sum(1)
+        nll = -torch.where(learnt, policy, 0.0).sum(1)
+        metrics = {"logps/chosen": Sum(-nll.detach().sum(), learnt.sum())}
+        return Output(nll / tokens.clamp(min=1), groups.weights * tokens, metrics), state
