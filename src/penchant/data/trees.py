@@ -1,0 +1,121 @@
+"""Packing: whole groups laid end to end in one row, each prompt once with its candidates branching off it.
+
+Shapes: T tokens of the row, N candidate tokens to predict, G groups, K candidates (the most any group has),
+C candidates in all.
+
+    [prompt | y1 | y2 | ... | yK | prompt' | y1' | ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penchant.data.tokenized import Ids, TokenizedGroup
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Where one group lies in the row: its prompt's tokens, then each candidate's."""
+
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prompt + sum(self.responses)
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Groups packed for one forward pass.
+
+    Attributes:
+        input_ids: [T] int64.
+        positions: [T] int64, restarting after the prompt for each candidate.
+        branches: one per group, in the order of the row.
+        source: [N] int64, the row's index whose hidden state predicts each target.
+        targets: [N] int64, the candidates' token ids, in order.
+        lengths: [C] int64, tokens of each candidate.
+        slots: [C] int64, each candidate's place in the flattened [G, K].
+        shape: (G, K).
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    branches: tuple[Branches, ...]
+    source: Tensor
+    targets: Tensor
+    lengths: Tensor
+    slots: Tensor
+    shape: tuple[int, int]
+
+    def to(self, device: torch.device) -> TreeBatch:
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return TreeBatch(**moved, branches=self.branches, shape=self.shape)
+
+
+def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
+    """Lay groups out as one row. Groups of fewer candidates than the widest leave empty slots in [G, K]."""
+    k = max(len(group.responses) for group in groups)
+    ids, positions, source, targets, lengths, slots = [], [], [], [], [], []
+    start = 0
+    for g, group in enumerate(groups):
+        p = len(group.prompt)
+        ids.append(group.prompt)
+        positions.append(np.arange(p))
+        last_of_prompt = start + p - 1
+        start += p
+        for c, response in enumerate(group.responses):
+            n = len(response)
+            ids.append(response)
+            positions.append(np.arange(p, p + n))
+            source.append(np.concatenate(([last_of_prompt], np.arange(start, start + n - 1))))
+            targets.append(response)
+            lengths.append(n)
+            slots.append(g * k + c)
+            start += n
+    return TreeBatch(
+        input_ids=_tensor(np.concatenate(ids)),
+        positions=_tensor(np.concatenate(positions)),
+        branches=tuple(Branches(len(g.prompt), tuple(map(len, g.responses))) for g in groups),
+        source=_tensor(np.concatenate(source)),
+        targets=_tensor(np.concatenate(targets)),
+        lengths=torch.tensor(lengths),
+        slots=torch.tensor(slots),
+        shape=(len(groups), k),
+    )
+
+
+def cut(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut groups into micro-batches of at most `budget` tokens, by best fit of the longest first.
+
+    A group above the budget gets a micro-batch of its own: a group is never split. The same costs give the same cut.
+
+    Args:
+        costs: tokens of each group.
+        budget: tokens a micro-batch may hold.
+
+    Returns:
+        Lists of indices into `costs`, each in ascending order, ordered by their first index.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        fits = [b for b, left in enumerate(room) if left >= costs[index]]
+        if fits:
+            best = min(fits, key=lambda b: (room[b], b))
+            bins[best].append(index)
+            room[best] -= costs[index]
+        else:
+            bins.append([index])
+            room.append(budget - costs[index])
+    return sorted(sorted(members) for members in bins)
+
+
+def _tensor(values: Ids) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

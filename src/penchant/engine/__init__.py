@@ -1,0 +1,1 @@
+"""Candidate log-probs, fast: model loading, tree attention, log-probs without logits, the reference cache."""

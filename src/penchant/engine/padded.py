@@ -1,0 +1,58 @@
+"""The oracle: a plain padded forward, one row per candidate, full logits. Small and obvious; the tree must equal it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import TreeBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PaddedScorer(nn.Module):
+    """Log-probs of candidates, each computed from its whole sequence prompt + response."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def cost(self, group: TokenizedGroup) -> int:
+        """Tokens the group takes in a micro-batch: a row as long as its longest sequence for each candidate."""
+        return len(group.responses) * group.longest
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """[G, K] summed log-probs, nats; 0 in empty slots."""
+        sequences, prompts = unpack(batch)
+        longest = max(map(len, sequences))
+        ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=batch.input_ids.device)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = 1
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        sums = []
+        for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+            used = logits[row, prompt - 1 : len(sequence) - 1]
+            log_probs = used.to(torch.promote_types(used.dtype, torch.float32)).log_softmax(-1)
+            sums.append(log_probs.gather(-1, sequence[prompt:, None]).sum())
+        log_probs = torch.zeros(batch.shape[0] * batch.shape[1], dtype=sums[0].dtype, device=ids.device)
+        return log_probs.index_put((batch.slots,), torch.stack(sums)).view(batch.shape)
+
+
+def unpack(batch: TreeBatch) -> tuple[list[Tensor], list[int]]:
+    """Each candidate's whole sequence (prompt + response), and its prompt's length, from a packed row."""
+    sequences, prompts = [], []
+    start = 0
+    for branch in batch.branches:
+        prompt = batch.input_ids[start : start + branch.prompt]
+        start += branch.prompt
+        for n in branch.responses:
+            sequences.append(torch.cat([prompt, batch.input_ids[start : start + n]]))
+            prompts.append(branch.prompt)
+            start += n
+    return sequences, prompts

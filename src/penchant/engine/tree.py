@@ -1,0 +1,64 @@
+"""The fast path: candidates' log-probs from one packed row, each prompt computed once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import TreeBatch
+from penchant.engine.attention import TreePlan
+from penchant.engine.linear import linear_log_probs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TreeScorer(nn.Module):
+    """Log-probs of candidates by the tree.
+
+    The head is applied inside this module's forward, so that a sharded root has gathered its (perhaps tied) weights
+    and hooks, checkpointing and LoRA on the layers see an ordinary module.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def cost(self, group: TokenizedGroup) -> int:
+        """Tokens the group takes in a micro-batch: its prompt once, and its candidates."""
+        return group.length
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """[G, K] summed log-probs, nats, in float32 or better; 0 in empty slots."""
+        hidden = self._backbone(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            tree=TreePlan(batch),
+        ).last_hidden_state[0]
+        head = self.model.get_output_embeddings()
+        used = hidden.index_select(0, batch.source).to(_compute_dtype(head.weight))
+        token_log_probs = linear_log_probs(
+            used,
+            head.weight.to(used.dtype),
+            head.bias,
+            batch.targets,
+            softcap=getattr(self.model.config, "final_logit_softcapping", None),
+        )
+        sums = torch.segment_reduce(token_log_probs, "sum", lengths=batch.lengths)
+        log_probs = torch.zeros(batch.shape[0] * batch.shape[1], dtype=sums.dtype, device=sums.device)
+        return log_probs.index_put((batch.slots,), sums).view(batch.shape)
+
+    @property
+    def _backbone(self) -> nn.Module:
+        backbone: nn.Module = getattr(self.model, self.model.base_model_prefix)
+        return backbone
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """The matrix product's dtype: autocast's where it is on, else the weight's own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,0 +1,121 @@
+"""Tiny random models of each family, and groups of random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.tokenized import TokenizedGroup
+
+VOCABULARY = 61
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {**_COMMON, "num_key_value_heads": 2}
+_OPT = {name: value for name, value in _COMMON.items() if name != "intermediate_size"}
+_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+
+CONFIGS = {
+    "llama": lambda: hf.LlamaConfig(**_GROUPED),
+    "llama-tied": lambda: hf.LlamaConfig(**_GROUPED, tie_word_embeddings=True),
+    "qwen2": lambda: hf.Qwen2Config(**_GROUPED),
+    "qwen3": lambda: hf.Qwen3Config(**_GROUPED, head_dim=8),
+    "mistral": lambda: hf.MistralConfig(**_GROUPED, sliding_window=None),
+    "mistral-window": lambda: hf.MistralConfig(**_GROUPED, sliding_window=7),
+    "gemma2": lambda: hf.Gemma2Config(**_GROUPED, head_dim=8, sliding_window=7),
+    "gemma3": lambda: hf.Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=7, sliding_window_pattern=2),
+    "phi3": lambda: hf.Phi3Config(**_GROUPED, sliding_window=9),
+    "olmo2": lambda: hf.Olmo2Config(**_GROUPED),
+    "gpt-neox": lambda: hf.GPTNeoXConfig(**_COMMON),
+    "gpt2": lambda: hf.GPT2Config(**_GPT2, n_positions=512),
+    "opt": lambda: hf.OPTConfig(**_OPT, ffn_dim=48, word_embed_proj_dim=16),
+    "smollm3": lambda: hf.SmolLM3Config(**_GROUPED),
+}
+REFUSED = {
+    "bloom": lambda: hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+    "gpt-j": lambda: hf.GPTJConfig(**{**_GPT2, "bos_token_id": 1, "eos_token_id": 2}, rotary_dim=4, n_positions=512),
+    "mamba": lambda: hf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
+}
+
+Build = Callable[[str], hf.PreTrainedModel]
+MakeGroups = Callable[[Sequence[tuple[int, Sequence[int]]], int], list[TokenizedGroup]]
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family the tree is proven for."""
+    return request.param
+
+
+@pytest.fixture(params=sorted(REFUSED))
+def refused_family(request: pytest.FixtureRequest) -> str:
+    """Each family the tree is not for."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def build() -> Build:
+    """A tiny random model of a family, with weights large enough that attention is not near uniform."""
+
+    def make(name: str) -> hf.PreTrainedModel:
+        torch.manual_seed(0)
+        config = {**CONFIGS, **REFUSED}[name]()
+        model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(8.0)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_groups() -> MakeGroups:
+    """Groups of random ids: shapes are (tokens of the prompt, tokens of each response)."""
+
+    def make(shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> list[TokenizedGroup]:
+        draw = np.random.default_rng(seed)
+        return [
+            TokenizedGroup(
+                draw.integers(3, VOCABULARY, prompt),
+                tuple(draw.integers(3, VOCABULARY, n) for n in responses),
+                PreferenceGroup("x", ("y",) * len(responses), preferred=0, id=str(number)),
+            )
+            for number, (prompt, responses) in enumerate(shapes)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def all_float64() -> Callable[[], AbstractContextManager[None]]:
+    """Makes model code that computes norms, rotations or softmax in float32 use float64 there too.
+
+    Without it a float64 model has float32 rounding inside, and agreement beyond 1e-7 says nothing.
+    """
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        single, to_single = torch.float32, torch.Tensor.float
+        torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
+        try:
+            yield
+        finally:
+            torch.float32, torch.Tensor.float = single, to_single
+
+    return patched

@@ -1,0 +1,59 @@
+"""Log-probs without logits against log_softmax, value and gradient, in every way they are computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from penchant.engine import linear
+from penchant.engine.linear import linear_log_probs
+
+
+def _case(bias: bool, seed: int = 0):
+    torch.manual_seed(seed)
+    hidden = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(17, 6, dtype=torch.float64, requires_grad=True)
+    offset = torch.randn(17, dtype=torch.float64, requires_grad=True) if bias else None
+    return hidden, weight, offset, torch.randint(0, 17, (11,))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("chunk", "kept"), [(1 << 22, 1 << 26), (17 * 4, 1 << 26), (17 * 4, 0)])
+def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, chunk, kept):
+    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
+    hidden, weight, offset, targets = _case(bias)
+    inputs = [x for x in (hidden, weight, offset) if x is not None]
+    upstream = torch.randn(11, dtype=torch.float64)
+    logits = torch.nn.functional.linear(hidden, weight, offset)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = logits.log_softmax(-1)[torch.arange(11), targets]
+    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
+    actual = linear_log_probs(hidden, weight, offset, targets, softcap=softcap)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    for mine, theirs in zip(torch.autograd.grad(actual, inputs, upstream), expected_gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradient_by_finite_differences(softcap):
+    hidden, weight, offset, targets = _case(bias=True)
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: linear_log_probs(h, w, b, targets, softcap=softcap), (hidden, weight, offset)
+    )
+
+
+def test_frozen_head_gives_the_same_hidden_gradient():
+    hidden, weight, _, targets = _case(bias=False)
+    upstream = torch.randn(11, dtype=torch.float64)
+    (trained,) = torch.autograd.grad(linear_log_probs(hidden, weight, None, targets), hidden, upstream)
+    (frozen,) = torch.autograd.grad(linear_log_probs(hidden, weight.detach(), None, targets), hidden, upstream)
+    torch.testing.assert_close(frozen, trained, rtol=1e-12, atol=1e-14)
+
+
+def test_sums_in_float32_from_bfloat16():
+    hidden, weight, _, targets = _case(bias=False)
+    log_probs = linear_log_probs(hidden.bfloat16(), weight.bfloat16(), None, targets)
+    assert log_probs.dtype == torch.float32

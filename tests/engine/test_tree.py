@@ -1,0 +1,222 @@
+"""The tree against the plain padded forward, in float64, for every family."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AttentionInterface
+
+from penchant.data.trees import pack
+from penchant.engine.attention import TREE, TreePlan, UnsupportedAttention, tree_attention
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.tree import TreeScorer
+
+AttentionInterface.register(TREE, tree_attention)
+
+SHAPES = {
+    "pairs": [(9, (4, 7)), (30, (12, 12))],
+    "one candidate": [(5, (6,)), (1, (9,))],
+    "many candidates": [(11, (3, 1, 8, 2, 5)), (40, tuple(range(1, 17)))],
+    "unequal counts": [(1, (3,)), (17, (1, 2, 9, 5, 2)), (2, (4, 4))],
+    "long prompt": [(400, (20, 3))],
+}
+
+
+def _both(model, batch, all_float64, weights):
+    """Log-probs and every parameter's gradient, by the padded forward and by the tree."""
+    found = []
+    for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        with all_float64():
+            log_probs = scorer_class(model)(batch)
+            (log_probs * weights).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((log_probs.detach().clone(), gradients))
+    return found
+
+
+def _assert_equal(found):
+    (expected, expected_gradients), (actual, actual_gradients) = found
+    assert actual.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
+    assert actual_gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        error = (actual_gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-30)
+        assert error < 1e-8 or gradient.norm() < 1e-12, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tree_equals_padded_forward(family, shape, build, make_groups, all_float64):
+    model = build(family).double()
+    batch = pack(make_groups(SHAPES[shape], 1))
+    weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    _assert_equal(_both(model, batch, all_float64, weights))
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 12), min_size=1, max_size=16).map(tuple)),
+        min_size=1,
+        max_size=3,
+    ),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, all_float64, shapes, seed):
+    model = build(family).double()
+    batch = pack(make_groups(shapes, seed))
+    weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    _assert_equal(_both(model, batch, all_float64, weights))
+
+
+def test_packing_changes_nothing(family, build, make_groups, all_float64):
+    model = build(family).double()
+    model.set_attn_implementation(TREE)
+    groups = make_groups(SHAPES["unequal counts"], 3)
+    with torch.no_grad(), all_float64():
+        together = TreeScorer(model)(pack(groups))
+        for row, group in enumerate(groups):
+            alone = TreeScorer(model)(pack([group]))[0]
+            torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-12, atol=0)
+
+
+def test_order_of_candidates_permutes_log_probs(family, build, make_groups, all_float64):
+    model = build(family).double()
+    model.set_attn_implementation(TREE)
+    (group,) = make_groups([(8, (5, 2, 7))], 4)
+    turned = type(group)(group.prompt, group.responses[::-1], group.group)
+    with torch.no_grad(), all_float64():
+        forward, backward = (TreeScorer(model)(pack([g]))[0] for g in (group, turned))
+    torch.testing.assert_close(forward, backward.flip(0), rtol=1e-12, atol=0)
+
+
+def test_gradient_checkpointing_changes_nothing(build, make_groups):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build("llama").train()
+        model.set_attn_implementation(TREE)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        TreeScorer(model)(pack(make_groups(SHAPES["pairs"], 5))).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_two_models_alive_at_once_do_not_mix(build, make_groups):
+    first, second = build("llama"), build("llama")
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.mul_(0.5)
+    batches = [pack(make_groups(SHAPES["pairs"], seed)) for seed in (6, 7)]
+    alone = []
+    for model, batch in zip((first, second), batches, strict=True):
+        model.set_attn_implementation(TREE)
+        alone.append(TreeScorer(model)(batch))
+    first.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    first.train()
+    one = TreeScorer(first)(batches[0])
+    two = TreeScorer(second)(batches[1])
+    (one.sum() + two.sum()).backward()
+    assert torch.equal(one, alone[0])
+    assert torch.equal(two, alone[1])
+
+
+def test_first_response_token_counts(build, make_groups):
+    """The token after the prompt is predicted from the prompt's last position (an off-by-one elsewhere)."""
+    model = build("llama").double()
+    (group,) = make_groups([(6, (1,))], 8)
+    logits = model(torch.from_numpy(group.prompt)[None]).logits[0, -1]
+    model.set_attn_implementation(TREE)
+    actual = TreeScorer(model)(pack([group]))[0, 0]
+    expected = logits.log_softmax(-1)[int(group.responses[0][0])]
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+
+
+def test_window_counts_positions_not_row_indices(make_groups):
+    """A candidate far along the row sees its prompt's end, however many candidates lie between."""
+    batch = pack(make_groups([(4, (3, 3, 2))], 0))
+    (mask,) = TreePlan(batch).masks(3)
+    first_of_last_candidate = 4 + 3 + 3
+    assert mask[first_of_last_candidate].nonzero()[:, 0].tolist() == [2, 3, first_of_last_candidate]
+
+
+def test_mask_by_hand(make_groups):
+    batch = pack(make_groups([(2, (2, 1))], 0))
+    (mask,) = TreePlan(batch).masks(None)
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert mask.int().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("passed", "says"),
+    [({"position_bias": torch.zeros(1)}, "position_bias"), ({"is_causal": False}, "not causal")],
+)
+def test_attention_refuses_what_it_does_not_know(make_groups, passed, says):
+    batch = pack(make_groups([(2, (2, 1))], 0))
+    heads = torch.zeros(1, 2, 5, 4)
+    with pytest.raises(UnsupportedAttention, match=says):
+        tree_attention(torch.nn.Module(), heads, heads, heads, None, tree=TreePlan(batch), **passed)
+
+
+def test_sinks_and_soft_caps_equal_attention_written_out(make_groups):
+    batch = pack(make_groups([(3, (2, 2))], 0))
+    plan = TreePlan(batch)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 7, 4, dtype=torch.float64) for _ in range(3))
+    sinks = torch.randn(2, dtype=torch.float64)
+    actual, _ = tree_attention(torch.nn.Module(), q, k, v, None, tree=plan, softcap=2.0, s_aux=sinks)
+    (mask,) = plan.masks(None)
+    scores = 2.0 * torch.tanh(q @ k.transpose(2, 3) / 2.0 / 2.0)
+    weights = scores.masked_fill(~mask, float("-inf")).exp()
+    weights = weights / (weights.sum(-1, keepdim=True) + sinks.exp().view(1, 2, 1, 1))
+    torch.testing.assert_close(actual, (weights @ v).transpose(1, 2), rtol=1e-12, atol=1e-14)
+
+
+def test_variable_length_path_equals_masked_path(make_groups, monkeypatch):
+    """The CUDA path, its kernel replaced by attention written out: gathered keys, lengths and windows are right."""
+    from penchant.engine import attention
+
+    def kernel(q, k, v, ends_q, ends_k, longest_q, longest_k, *, scale, window_size, enable_gqa):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        out = torch.empty_like(q)
+        for a, b, c, d in zip(ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], strict=True):
+            assert b - a <= longest_q
+            assert d - c <= longest_k
+            gap = (torch.arange(b - a) + (d - c) - (b - a))[:, None] - torch.arange(d - c)[None]
+            seen = (gap >= 0) & ((gap <= window_size[0]) | torch.tensor(window_size[0] < 0))
+            assert window_size[1] == 0
+            scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * scale
+            weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+            out[a:b] = torch.einsum("hqk,khd->qhd", weights, v[c:d])
+        return out
+
+    monkeypatch.setattr(attention, "_varlen_attn", lambda: kernel)
+    batch = pack(make_groups([(5, (3, 6)), (1, (2,)), (9, (4, 1, 1))], 0))
+    plan = TreePlan(batch)
+    torch.manual_seed(0)
+    tokens = len(batch.input_ids)
+    q = torch.randn(1, 4, tokens, 8, dtype=torch.float64)
+    k, v = (torch.randn(1, 2, tokens, 8, dtype=torch.float64) for _ in range(2))
+    for window in (None, 3):
+        masked = attention._masked(q, k, v, plan, window, 0.3)
+        variable = attention._variable_length(q, k, v, plan, window, 0.3)
+        torch.testing.assert_close(variable, masked, rtol=1e-10, atol=1e-12)
+
+
+def test_lora_gradients_equal_padded_forward(build, make_groups, all_float64):
+    from peft import LoraConfig, get_peft_model
+
+    model = build("llama").double()
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).double()
+    assert wrapped is not model
+    batch = pack(make_groups(SHAPES["pairs"], 9))
+    found = _both(model, batch, all_float64, torch.ones(batch.shape, dtype=torch.float64))
+    assert all("lora" in name for name in found[0][1])
+    _assert_equal(copy.copy(found))
