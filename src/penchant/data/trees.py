@@ -58,6 +58,12 @@ class TreeBatch:
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return TreeBatch(**moved, branches=self.branches, shape=self.shape)
 
+    def table(self, values: Tensor) -> Tensor:
+        """[G, K] from a value for each candidate [C]; 0 in empty slots."""
+        k = self.shape[1]
+        empty = torch.zeros(self.shape, dtype=values.dtype, device=values.device)
+        return empty.index_put((self.slots // k, self.slots % k), values)
+
 
 def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
     """Lay groups out as one row. Groups of fewer candidates than the widest leave empty slots in [G, K]."""

@@ -40,8 +40,7 @@ class PaddedScorer(nn.Module):
             used = logits[row, prompt - 1 : len(sequence) - 1]
             log_probs = used.to(torch.promote_types(used.dtype, torch.float32)).log_softmax(-1)
             sums.append(log_probs.gather(-1, sequence[prompt:, None]).sum())
-        log_probs = torch.zeros(batch.shape[0] * batch.shape[1], dtype=sums[0].dtype, device=ids.device)
-        return log_probs.index_put((batch.slots,), torch.stack(sums)).view(batch.shape)
+        return batch.table(torch.stack(sums))
 
 
 def unpack(batch: TreeBatch) -> tuple[list[Tensor], list[int]]:

@@ -49,8 +49,7 @@ class TreeScorer(nn.Module):
             softcap=getattr(self.model.config, "final_logit_softcapping", None),
         )
         sums = torch.segment_reduce(token_log_probs, "sum", lengths=batch.lengths)
-        log_probs = torch.zeros(batch.shape[0] * batch.shape[1], dtype=sums.dtype, device=sums.device)
-        return log_probs.index_put((batch.slots,), sums).view(batch.shape)
+        return batch.table(sums)
 
     @property
     def _backbone(self) -> nn.Module:

@@ -1,0 +1,131 @@
+"""The processes of a run: which device each has, how work is shared, how sums and values travel between them.
+
+Started by ``torchrun``, a run is sharded with FSDP2 over all its processes; started plainly, it is a world of one, and
+every call here is the identity.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the run's processes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+        """This rank's part of `items`, every size-th, each with whether it is this rank's own to count.
+
+        All ranks get equally many, some getting the last item again where they do not divide: a sharded forward is a
+        step that all ranks must take together.
+        """
+        turns = range(0, len(items), self.size)
+        mine = [start + self.rank for start in turns]
+        return [(items[min(i, len(items) - 1)], i < len(items)) for i in mine]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks; float64 keeps counts and totals exact."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """The main rank's value, on every rank."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def local_device() -> torch.device:
+    """This process's own GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints, before or after a world."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def enter_world() -> World:
+    """Join the processes ``torchrun`` started, or be alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(rank, size, device)
+
+
+def leave_world(world: World) -> None:
+    """Part in order. The caller has let go of model and optimizer: a sharded tensor alive at exit can abort gloo."""
+    gc.collect()
+    if world.size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def shard(scorer: nn.Module, world: World) -> None:
+    """Shard a scorer in place over all ranks, layer by layer; nothing in a world of one."""
+    if world.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for layer in _layers(scorer):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(scorer, mesh=mesh)
+
+
+def reshard(scorer: nn.Module) -> None:
+    """Give up the weights a forward without a backward left gathered.
+
+    Until then the root's parameters are the gathered ones, and an optimizer or a checkpoint would take those.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(scorer, FSDPModule):
+        scorer.reshard()
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The decoder layers: the members of the largest list of modules of one class."""
+    lists = [list(m) for m in module.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
+    return max(lists, key=len, default=[])

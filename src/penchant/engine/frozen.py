@@ -1,0 +1,80 @@
+"""Frozen models: loaded, asked for log-probs through the cache, and let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from penchant.data.tokenization import tokenize_groups
+from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.distribution import World, shard
+from penchant.engine.loading import check_vocabulary, context_length, load_model, load_tokenizer
+from penchant.engine.progress import Progress
+from penchant.engine.reference_cache import ReferenceCache, cache_folder, model_fingerprint
+from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NO_LIMIT = 1_000_000_000
+"""Tokens a model without a context limit may read."""
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A model that is only read."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls, source: str, world: World, dtype: str, chat_template: str | None = None) -> FrozenModel:
+        """Load a model and its tokenizer onto this process's device; errors as in `engine.loading`."""
+        tokenizer = load_tokenizer(source, chat_template=chat_template)
+        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        model = load_model(source, dtype=weights).to(world.device)
+        check_vocabulary(model, tokenizer, source)
+        return cls(model, tokenizer)
+
+    @property
+    def context(self) -> int:
+        """Tokens it can read."""
+        return context_length(self.model.config) or NO_LIMIT
+
+    def retokenize(self, groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
+        """The same groups by this model's tokenizer; an error rather than a lost or cut one."""
+        if not groups:
+            return []
+        return tokenize_groups([group.group for group in groups], self.tokenizer, max_length=self.context)[0]
+
+    def log_probs(
+        self,
+        groups: Sequence[TokenizedGroup],
+        world: World,
+        budget: int,
+        dtype: str,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> list[list[float]]:
+        """Summed log-probs of every candidate, nats; from the cache where they are known."""
+        choice = choose_scorer(self.model, sample_groups(groups))
+        if choice.notice:
+            tell(choice.notice)
+        fingerprint = model_fingerprint(self.model)
+        shard(choice.scorer, world)
+        return cached_log_probs(choice.scorer, fingerprint, groups, world, budget, dtype)
+
+
+def cached_log_probs(
+    scorer: Scorer, fingerprint: str, groups: Sequence[TokenizedGroup], world: World, budget: int, dtype: str
+) -> list[list[float]]:
+    """Summed log-probs of every candidate by a model whose weights have this fingerprint, through the cache."""
+    cache = ReferenceCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
+    with Progress("log-probs", len(groups), "groups", shown=world.is_main) as progress:
+        log_probs = score_groups(
+            scorer, groups, world=world, budget=budget, dtype=dtype, cache=cache, advance=progress.advance
+        )
+    cache.close()
+    return log_probs

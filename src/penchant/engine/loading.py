@@ -1,0 +1,195 @@
+"""Models and tokenizers from a local folder or a hub id, in Hugging Face format; every defect a clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from penchant.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+
+
+def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model, its dropout off; an adapter folder is merged into its base.
+
+    Args:
+        source: a folder in Hugging Face or PEFT format, or a hub id.
+        dtype: of the weights.
+
+    Raises:
+        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(source)
+    adapter = adapter_base(source)
+    if adapter is not None:
+        return _load_merged(source, adapter, dtype)
+    with _explained(source):
+        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    missing = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
+    if missing:
+        raise ModelError(
+            f"{len(missing)} weights of the model are not in its files, the first is {missing[0]}; "
+            "they would be random numbers",
+            where=source,
+            fix="get the whole model again, or check that config.json belongs to these weights",
+        )
+    remove_dropout(model)
+    return model
+
+
+def adapter_base(source: str) -> str | None:
+    """The base model an adapter folder belongs to, or None where `source` is no adapter folder."""
+    file = Path(source) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise ModelError("the adapter does not say which model it belongs to", where=str(file)) from error
+    return base
+
+
+def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
+    from peft import PeftModel
+
+    model = load_model(base, dtype=dtype)
+    with _explained(source):
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, source).merge_and_unload()
+    remove_dropout(merged)
+    return merged
+
+
+def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Args:
+        source: a folder or a hub id.
+        chat_template: a file holding a Jinja chat template to use instead of the tokenizer's own.
+
+    Raises:
+        ModelError: no tokenizer there, a damaged one, or one without an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
+        raise ModelError(
+            "the folder has no tokenizer",
+            where=source,
+            fix="copy the model's tokenizer.json and tokenizer_config.json into it, "
+            "or save one there with tokenizer.save_pretrained(folder)",
+        )
+    with _explained(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no end-of-sequence token, so no response could end",
+            where=source,
+            fix='set "eos_token" in its tokenizer_config.json',
+        )
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ModelError(f"the chat template cannot be read: {error.strerror}", where=chat_template) from error
+    return tokenizer
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Raise ModelError where the tokenizer has ids the model has no embedding for."""
+    rows = model.get_input_embeddings().num_embeddings
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise ModelError(
+            f"the tokenizer has token ids up to {highest}, the model's embedding has {rows} rows (ids 0 to {rows - 1})",
+            where=source,
+            fix="use the tokenizer that came with the model, or grow the model first with "
+            "model.resize_token_embeddings(len(tokenizer))",
+        )
+
+
+def load_config(source: str) -> PretrainedConfig:
+    """The model's configuration, without its weights; errors as in `load_model`."""
+    from transformers import AutoConfig
+
+    _check_folder(source)
+    with _explained(source):
+        config: PretrainedConfig = AutoConfig.from_pretrained(source)
+    return config
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Tokens the model was made for, or None where it has no limit."""
+    for name in ("max_position_embeddings", "n_positions"):
+        limit = getattr(config, name, None)
+        if limit is not None:
+            return int(limit)
+    return None
+
+
+def remove_dropout(model: torch.nn.Module) -> bool:
+    """Set every dropout of the model to 0, so that log-ratios compare like with like; True if there was any."""
+    found = False
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            found |= module.p > 0
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float) and value > 0:
+                found = True
+                setattr(module, name, 0.0)
+    return found
+
+
+def _check_folder(source: str) -> None:
+    folder = Path(source)
+    if not folder.exists():
+        if source.startswith((".", "/", "~")) or source.count("/") != 1:
+            raise ModelError(
+                "there is no such folder", where=source, fix="check the path; a hub id looks like org/name"
+            )
+        return
+    if not folder.is_dir():
+        raise ModelError("this is a file; a model is a folder", where=source, fix="name the folder that holds it")
+    if (folder / "adapter_config.json").is_file():
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelError("the folder has no config.json, so it is no model", where=source)
+    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+        raise ModelError(
+            "the folder has a config.json but no weights (*.safetensors)",
+            where=source,
+            fix="download the weights too, or name another folder",
+        )
+
+
+class _explained:
+    """Turns a library's exception while loading into one sentence that names the source."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        text = (str(error).strip() or type(error).__name__).split("\n")[0]
+        if not Path(self.source).exists():
+            raise ModelError(
+                "this is no local folder, and the model hub did not give it",
+                where=self.source,
+                fix="check the spelling and the connection, or download it first and name the folder",
+            ) from error
+        raise ModelError(f"it cannot be loaded: {text}", where=self.source, fix="get the whole folder again") from error

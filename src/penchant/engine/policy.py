@@ -1,0 +1,95 @@
+"""The model in training: weights, perhaps LoRA adapters, and how it is saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from penchant.engine.distribution import World
+from penchant.engine.loading import remove_dropout
+from penchant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Policy:
+    """A model to train.
+
+    Attributes:
+        model: the causal language model; with LoRA its layers hold the adapters.
+        adapters: PEFT's wrapper around it, or None where all weights are trained.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapters: PeftModel | None = None
+
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: str | list[str]) -> None:
+        """Freeze the weights and train low-rank adapters beside them; they start as the identity.
+
+        Raises:
+            ConfigError: no module has the name of a target.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        remove_dropout(self.model)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        try:
+            self.adapters = get_peft_model(self.model, config)
+        except ValueError as error:
+            raise ConfigError(
+                f"lora.targets: {str(error).splitlines()[0]}", fix="use all-linear, or names as in q_proj, v_proj"
+            ) from error
+
+    def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype) -> None:
+        """Write the model in Hugging Face format, or the adapter in PEFT's, with its tokenizer.
+
+        Files are written aside and then moved in, so that a folder never holds half a file.
+
+        Args:
+            scorer: the module the weights are in; sharded over the world where there are several processes.
+            dtype: of the weights on disk.
+        """
+        weights = _full_weights(scorer, self.model, world)
+        if world.is_main:
+            aside = folder / ".writing-model"
+            shutil.rmtree(aside, ignore_errors=True)
+            weights = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()
+            }
+            if self.adapters is not None:
+                prefix = "base_model.model."
+                adapters: dict[str, Any] = {prefix + name: tensor for name, tensor in weights.items()}
+                base = self.adapters.peft_config["default"].base_model_name_or_path
+                if base and Path(base).exists():
+                    self.adapters.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
+                self.adapters.save_pretrained(aside, state_dict=adapters)
+            else:
+                self.model.save_pretrained(aside, state_dict=weights)
+            self.tokenizer.save_pretrained(aside)
+            for file in sorted(aside.iterdir()):
+                os.replace(file, folder / file.name)
+            aside.rmdir()
+        world.barrier()
+
+
+def _full_weights(scorer: nn.Module, model: nn.Module, world: World) -> dict[str, Tensor]:
+    """The model's own state dict, gathered from all processes."""
+    if world.size == 1:
+        return dict(model.state_dict())
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    gathered: dict[str, Any] = get_model_state_dict(scorer, options=options)
+    return {name.removeprefix("model."): tensor for name, tensor in gathered.items()}

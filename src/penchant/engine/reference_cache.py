@@ -1,0 +1,90 @@
+"""Log-probs of frozen models on disk, under a hash of all that determines them.
+
+The key covers the weights, the model's configuration, the way they are computed and the exact packed row; change any
+and it is another key, so nothing stale can be read. The tokenizer is covered by the token ids it made. One SQLite
+file, safe against several processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from penchant.data.trees import TreeBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LOOK_UP_AT_ONCE = 500
+
+
+def cache_folder() -> Path:
+    """Where caches live: ``$PENCHANT_CACHE``, else ``~/.cache/penchant``."""
+    return Path(os.environ.get("PENCHANT_CACHE") or Path.home() / ".cache" / "penchant")
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """A hash of the model's weights (names, shapes, dtypes, bytes) and of the configuration that gives them meaning."""
+    digest = hashlib.blake2b(digest_size=16)
+    volatile = {"_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype"}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in volatile}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class ReferenceCache:
+    """One model's log-probs, by packed row.
+
+    Args:
+        model: the model's fingerprint.
+        computed: how it is run, as in ``TreeScorer float32 cpu``.
+        folder: holds the file; made if missing.
+    """
+
+    def __init__(self, model: str, computed: str, folder: Path) -> None:
+        import transformers
+
+        self._prefix = f"{model} {computed} {torch.__version__} {transformers.__version__}".encode()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "log_probs.sqlite"
+        self._connection = sqlite3.connect(self._file, timeout=60, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
+        )
+
+    def look_up(self, batches: Sequence[TreeBatch]) -> dict[int, list[float]]:
+        """For each batch that is known, by its number: a log-prob for each candidate, in the row's order."""
+        keys = [self._key(batch) for batch in batches]
+        found: dict[bytes, bytes] = {}
+        for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
+            asked = keys[start : start + _LOOK_UP_AT_ONCE]
+            marks = ",".join("?" * len(asked))
+            found.update(self._connection.execute(f"SELECT key, value FROM log_probs WHERE key IN ({marks})", asked))
+        return {i: np.frombuffer(found[key], np.float64).tolist() for i, key in enumerate(keys) if key in found}
+
+    def keep(self, batch: TreeBatch, log_probs: Sequence[float]) -> None:
+        """Keep a batch's log-probs, one a candidate."""
+        value = np.asarray(log_probs, np.float64).tobytes()
+        self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", (self._key(batch), value))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _key(self, batch: TreeBatch) -> bytes:
+        digest = hashlib.blake2b(self._prefix, digest_size=20)
+        digest.update(repr(batch.branches).encode())
+        digest.update(batch.input_ids.numpy().tobytes())
+        return digest.digest()
