@@ -1,0 +1,264 @@
+"""A run's configuration: one YAML file <-> one typed object. Every default lives here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from penchant.data.tokenized import Truncation
+from penchant.errors import ConfigError
+from penchant.objectives import OBJECTIVES, Objective
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Where the preferences are and what happens to rows that do not fit."""
+
+    train: str = Field(description="file, `datasets` folder or hub id")
+    held_out: str | float | None = Field(
+        None, description="another file; or the share of prompts to hold out of `train` (0 < share < 1)"
+    )
+    format: str | None = Field(None, description="one of the formats of docs/data-formats.md; null detects it")
+    columns: dict[str, str] = Field({}, description="our column name: the file's")
+    split: str | None = Field(None, description="split of a `datasets` folder or hub id")
+    chat_template: str | None = Field(None, description="file with a Jinja chat template")
+    max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
+    truncation: Truncation = Field("error", description="what to do with longer rows")
+    empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates")
+    identical: Literal["error", "drop"] = Field("error", description="what to do where chosen equals rejected")
+
+    @field_validator("held_out")
+    @classmethod
+    def _share(cls, value: str | float | None) -> str | float | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share of prompts lies between 0 and 1")
+        return value
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters instead of all weights (through PEFT)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+
+
+class TrainingConfig(_Section):
+    """The loop."""
+
+    epochs: float = Field(1, gt=0, description="passes over the training groups; unused where max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps")
+    batch_size: int = Field(32, ge=1, description="groups in an optimizer step, over all processes")
+    token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch")
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    warmup: float = Field(0.1, ge=0, description="below 1: share of the steps; else steps")
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the matrix products; trained weights stay float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute layers in the backward, for memory")
+    shuffle: bool = Field(True, description="a new order each epoch; false keeps the file's")
+    seed: int = Field(0, ge=0)
+
+
+class EvaluationConfig(_Section):
+    """Held-out evaluation during training, and what follows from it."""
+
+    every: int | None = Field(None, ge=1, description="steps; null: before the first step and after the last")
+    metric: str = Field("loss", description="decides which checkpoint is best: loss, or an objective's metric")
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better one")
+    samples: int = Field(4, ge=0, description="held-out prompts answered before and after, for the report")
+    sample_tokens: int = Field(128, ge=1, description="longest sampled answer")
+
+
+class CheckpointConfig(_Section):
+    """When the run's state is saved."""
+
+    every: int = Field(100, ge=1, description="steps")
+    keep: int = Field(2, ge=1, description="how many of the last are kept")
+
+
+class LoggingConfig(_Section):
+    """What is written to metrics.jsonl."""
+
+    every: int = Field(10, ge=1, description="steps; 1 logs each")
+
+
+class RunConfig(_Section):
+    """One training run."""
+
+    model: str = Field(description="folder or hub id; training starts from it")
+    reference: str | None = Field(None, description="folder or hub id; null: the model training starts from")
+    data: DataConfig
+    output: str = Field(description="the run's folder")
+    objective: dict[str, Any] = Field(description="name, and the hyper-parameters of that objective")
+    lora: LoraConfig | None = None
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return {"train": value} if isinstance(value, str) else value
+
+    @property
+    def method(self) -> Objective:
+        """The objective with its hyper-parameters."""
+        return build_objective(self.objective)
+
+
+def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML, apply ``key=value`` overrides (dotted keys, YAML values), and check all of it.
+
+    Raises:
+        ConfigError: everything that is wrong, at once, each with its key and the nearest valid name.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError("there is no such file", where=str(file), fix="name the run's YAML file") from error
+    except IsADirectoryError as error:
+        raise ConfigError(
+            "this is a folder", where=str(file), fix=f"to go on with a run, type: penchant train --resume {file}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file)) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"this is not YAML: {' '.join(str(error).split())}", where=str(file)) from error
+    if not isinstance(values, dict):
+        raise ConfigError("the file holds no keys", where=str(file), fix="see examples/dpo.yaml for the least it needs")
+    for override in overrides:
+        _override(values, override)
+    return parse_config(values, str(file))
+
+
+def parse_config(values: dict[str, Any], where: str) -> RunConfig:
+    """Check a configuration given as a dictionary; see `load_config`."""
+    problems: list[str] = []
+    config: RunConfig | None = None
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems += [_explain(dict(problem)) for problem in error.errors()]
+    if isinstance(values.get("objective"), dict):
+        try:
+            build_objective(values["objective"])
+        except ConfigError as error:
+            problems.append(str(error).replace("\n  what to do: ", "; "))
+    if problems or config is None:
+        raise ConfigError("\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]), where=where)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every default spelt out."""
+    values = config.model_dump()
+    values["objective"] = describe_objective(config.method)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def describe_objective(objective: Objective) -> dict[str, Any]:
+    """Name and hyper-parameters, as they stand in a configuration."""
+    fields = dataclasses.fields(objective)
+    return {"name": objective.name, **{field.name: getattr(objective, field.name) for field in fields}}
+
+
+def build_objective(values: dict[str, Any]) -> Objective:
+    """The objective a configuration names.
+
+    Raises:
+        ConfigError: unknown name or hyper-parameter (with the nearest), wrong type, value out of range.
+    """
+    given = dict(values)
+    name = given.pop("name", None)
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        found = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
+        raise ConfigError(f"{found}{_nearest(str(name), OBJECTIVES)}", fix=f"one of: {', '.join(OBJECTIVES)}")
+    method = OBJECTIVES[name]
+    known = {field.name for field in dataclasses.fields(method)}
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"objective.{key}: {name} has no such hyper-parameter{_nearest(key, known)}",
+                fix=f"it has: {', '.join(sorted(known)) or 'none'}",
+            )
+    try:
+        return TypeAdapter(method).validate_python(given)
+    except ValidationError as error:
+        found = "; ".join(
+            f"objective.{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}"
+            if p["loc"]
+            else f"objective: {p['msg'].removeprefix('Value error, ')}"
+            for p in error.errors()
+        )
+        raise ConfigError(found) from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
+    section = values
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        inner = section.setdefault(parent, {})
+        if parent == "data" and depth == 0 and isinstance(inner, str):
+            inner = section[parent] = {"train": inner}
+        if inner is None:
+            inner = section[parent] = {}
+        if not isinstance(inner, dict):
+            above = ".".join(parents[: depth + 1])
+            raise ConfigError(f"{key}: {above} is {inner!r}, it has no keys below it")
+        section = inner
+    try:
+        section[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{_nearest(path[-1], _known_keys(path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: this key is needed"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}, found {_shorten(problem['input'])}"
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(section.model_fields)
+
+
+def _nearest(name: str, known: Any) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
