@@ -1,0 +1,1 @@
+"""The loop, its optimizer and schedule, its checkpoints and its log."""

@@ -1,0 +1,74 @@
+"""Which groups make up each optimizer step, and what the objective is told of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.tokenized import TokenizedGroup
+from penchant.objectives import Groups
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of groups in a run: a function of the step, so that there is no position to save or lose.
+
+    Each epoch sees every group once, in a permutation of its own; its last batch may be smaller.
+    """
+
+    groups: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.groups / self.batch_size)
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of the groups of a 0-based step."""
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        order = np.arange(self.groups)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.groups)
+        return order[turn * self.batch_size : (turn + 1) * self.batch_size].tolist()
+
+
+def group_facts(groups: Sequence[TokenizedGroup]) -> Groups:
+    """What the objective is told of G groups of at most K candidates; see `Groups`."""
+    g, k = len(groups), max(len(group.responses) for group in groups)
+    facts = Groups(
+        mask=torch.zeros(g, k, dtype=torch.bool),
+        tokens=torch.zeros(g, k, dtype=torch.int64),
+        better=torch.zeros(g, k, k, dtype=torch.bool),
+        scores=torch.zeros(g, k),
+        scored=torch.zeros(g, k, dtype=torch.bool),
+        labels=torch.zeros(g, k, dtype=torch.int64),
+        weights=torch.tensor([group.group.weight for group in groups], dtype=torch.float32),
+    )
+    for row, tokenized in enumerate(groups):
+        known: PreferenceGroup = tokenized.group
+        n = len(tokenized.responses)
+        facts.mask[row, :n] = True
+        facts.tokens[row, :n] = torch.tensor([len(response) for response in tokenized.responses])
+        if known.scores is not None:
+            facts.scores[row, :n] = torch.tensor(known.scores, dtype=torch.float32)
+            facts.scored[row, :n] = True
+        if known.labels is not None:
+            facts.labels[row, :n] = torch.tensor([1 if label else -1 for label in known.labels])
+        for i, j in known.pairs:
+            facts.better[row, i, j] = True
+    return facts
+
+
+def padded_table(rows: Sequence[Sequence[float]], k: int) -> torch.Tensor:
+    """[G, K] float32 from G rows of at most K numbers, 0 where a row has fewer."""
+    table = torch.zeros(len(rows), k)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = torch.tensor(row)
+    return table

@@ -1,0 +1,281 @@
+"""The loop: batches of groups in, optimizer steps out. Reads top to bottom; knows no method and no attention.
+
+Sums are divided once: every micro-batch's backward adds up the gradient of the *total* loss, and the gradient is
+divided by the global count just before the step. So the loss does not depend on how a batch was cut, nor on how many
+processes shared it.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from penchant.config import RunConfig
+from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.distribution import World
+from penchant.engine.progress import Progress
+from penchant.engine.scoring import Scorer, score_groups
+from penchant.errors import ConfigError, TrainingError
+from penchant.objectives import Objective, State
+from penchant.training.backward import Batch, References, Result, apply_objective, backward
+from penchant.training.batches import Order, padded_table
+from penchant.training.checkpoints import Checkpoints
+from penchant.training.log import JsonLines
+from penchant.training.optimizer import build_optimizer, learning_rate
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C; the step was finished and the run saved."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokenized groups, with their references' log-probs."""
+
+    groups: Sequence[TokenizedGroup]
+    references: References
+
+
+@dataclass
+class LoopState:
+    """All the loop remembers between steps; saved with every checkpoint.
+
+    `sums` holds (total, count) of each metric since the last logged step.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    best: float | None = None
+    worse: int = 0
+    stopped: bool = False
+    log_size: int = 0
+
+
+class Loop:
+    """One run's loop.
+
+    Args:
+        scorer: the policy; sharded over the world where there are several processes.
+        train, held_out: groups and references; `held_out` may be empty.
+        save_best: called when a held-out evaluation during training is the best so far.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        scorer: Scorer,
+        train: Split,
+        held_out: Split,
+        world: World,
+        folder: Path,
+        save_best: Callable[[], None],
+    ) -> None:
+        settings = config.training
+        self.config, self.scorer, self.world, self.folder = config, scorer, world, folder
+        self.train, self.held_out, self.save_best = train, held_out, save_best
+        self.objective: Objective = config.method
+        self.order = Order(len(train.groups), settings.batch_size, settings.seed, settings.shuffle)
+        self.total = settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
+        self.optimizer = build_optimizer(scorer, settings)
+        self.state: State = self.objective.initial_state()
+        self.at = LoopState()
+        self.checkpoints = Checkpoints(folder / "checkpoints", world, config.checkpoints.keep)
+        self.metrics = JsonLines(folder / "metrics.jsonl")
+        self.timing = JsonLines(folder / "timing.jsonl")
+
+    def resume(self) -> None:
+        """Go back to the last complete checkpoint, or to the start where there is none."""
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is not None:
+            self.state, saved = self.checkpoints.load(checkpoint, self.scorer, self.optimizer, self.state)
+            values = {name: saved[name] for name in vars(self.at)}
+            values["sums"] = {name: tuple(pair) for name, pair in saved["sums"].items()}
+            self.at = LoopState(**values)
+        if self.world.is_main:
+            self.metrics.cut(self.at.log_size)
+        self.world.barrier()
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            TrainingError: the loss or its gradient is not a number; the last checkpoint is untouched.
+            Interrupted: on Ctrl-C, after the step in progress was finished and saved.
+        """
+        if self.at.step == 0 and self.held_out.groups:
+            self.evaluate()
+        progress = Progress("training", self.total, "steps", start=self.at.step, shown=self.world.is_main)
+        with progress, _interrupts() as pressed:
+            while self.at.step < self.total and not self.at.stopped:
+                loss, interrupted = self.step(bool(pressed))
+                progress.advance(1, f"loss {loss:.4f}")
+                if self._due(self.config.evaluation.every):
+                    self.evaluate()
+                if interrupted or self.at.stopped or self._due(self.config.checkpoints.every):
+                    self.save()
+                if interrupted:
+                    raise Interrupted
+
+    def step(self, pressed: bool = False) -> tuple[float, bool]:
+        """One optimizer step over one batch.
+
+        Args:
+            pressed: whether this process was interrupted.
+
+        Returns:
+            The batch's loss, and whether any process was interrupted.
+        """
+        started = time.perf_counter()
+        settings = self.config.training
+        members = self.order.batch(self.at.step)
+        groups = [self.train.groups[i] for i in members]
+        references = [[table[i] for i in members] for table in self.train.references]
+        # Only LoRA's own dropout draws random numbers; a seed of its own for each step leaves nothing to save.
+        torch.manual_seed(settings.seed * 1_000_003 + self.at.step)
+        batch = Batch(groups, references, settings.token_budget, settings.dtype)
+        result, self.state = backward(self.scorer, self.objective, self.state, batch, self.world)
+        sums, interrupted = self._reduce(result.sums, pressed)
+        total, count = sums["loss"]
+        norm = self._scale_gradients(count)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self._refuse(result.broken, groups)
+        rate = learning_rate(self.at.step, self.total, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._note(sums, groups, rate, norm, time.perf_counter() - started)
+        return total / max(count, 1e-30), interrupted
+
+    def evaluate(self) -> None:
+        """Held-out loss and metrics of the policy as it is; the objective's state stays as it is too."""
+        settings = self.config.training
+        groups = self.held_out.groups
+        with Progress("held-out", len(groups), "groups", shown=self.world.is_main) as progress:
+            log_probs = score_groups(
+                self.scorer,
+                groups,
+                world=self.world,
+                budget=settings.token_budget,
+                dtype=settings.dtype,
+                advance=progress.advance,
+            )
+        result = Result()
+        for start in range(0, len(groups), settings.batch_size):
+            part = slice(start, start + settings.batch_size)
+            policy = padded_table(log_probs[part], max(map(len, log_probs[part])))
+            references = [table[part] for table in self.held_out.references]
+            output, _ = apply_objective(self.objective, policy, groups[part], references, self.state)
+            result.add(output, groups[part], counts=True)
+        sums = {name: value.tolist() for name, value in result.sums.items()}
+        means = {name: total / count for name, (total, count) in sums.items() if count}
+        if self.world.is_main:
+            self.metrics.write({"step": self.at.step, **{f"eval_{name}": value for name, value in means.items()}})
+        if self.config.evaluation.every and self.at.step:
+            self._judge(means)
+
+    def save(self) -> None:
+        """Write a checkpoint of everything."""
+        self.at.log_size = self.metrics.size
+        self.checkpoints.save(self.at.step, self.scorer, self.optimizer, self.state, vars(self.at))
+
+    def _due(self, every: int | None) -> bool:
+        return self.at.step == self.total or (every is not None and self.at.step % every == 0)
+
+    def _judge(self, means: Mapping[str, float]) -> None:
+        metric = self.config.evaluation.metric
+        if metric not in means:
+            raise ConfigError(
+                f"evaluation.metric is {metric!r}, which {self.objective.name} does not have on the held-out data",
+                fix=f"one of: {', '.join(means)}",
+            )
+        value = means[metric] if metric == "loss" else -means[metric]
+        if self.at.best is None or value < self.at.best:
+            self.at.best, self.at.worse = value, 0
+            self.save_best()
+        else:
+            self.at.worse += 1
+        patience = self.config.evaluation.patience
+        self.at.stopped = patience is not None and self.at.worse >= patience
+
+    def _reduce(self, sums: Mapping[str, Tensor], pressed: bool) -> tuple[dict[str, tuple[float, float]], bool]:
+        """Sums over all processes, and whether any was interrupted, in one exchange."""
+        flags = torch.tensor([float(pressed), 0.0], dtype=torch.float64, device=self.world.device)
+        stacked = self.world.sum(torch.stack([*sums.values(), flags])).tolist()
+        return {name: (row[0], row[1]) for name, row in zip(sums, stacked, strict=False)}, stacked[-1][0] > 0
+
+    def _scale_gradients(self, count: float) -> float:
+        """Divide the gradient of the total by the global count, then clip; returns the norm before clipping."""
+        # FSDP averages over processes; the loss is a sum over them.
+        factor = self.world.size / max(count, 1e-30)
+        parameters = [p for p in self.scorer.parameters() if p.grad is not None]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.mul_(factor)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_grad_norm)
+        full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return float(full)
+
+    def _refuse(self, broken: Sequence[str], groups: Sequence[TokenizedGroup]) -> None:
+        ids = sorted({id for part in self.world.gather(list(broken)) for id in part})
+        rows = ids or [group.group.id for group in groups]
+        what = "the loss is not a finite number" if ids else "the gradient is not a finite number"
+        shown = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
+        saved = self.checkpoints.latest()
+        raise TrainingError(
+            f"{what} at step {self.at.step + 1}, with the groups {shown}; the weights were not changed by this step"
+            + (f", and {saved.name} is the last good checkpoint" if saved else ""),
+            where=str(self.folder),
+            fix="look at those groups with `penchant data show`; lower training.learning_rate",
+        )
+
+    def _note(
+        self,
+        sums: Mapping[str, tuple[float, float]],
+        groups: Sequence[TokenizedGroup],
+        rate: float,
+        norm: float,
+        seconds: float,
+    ) -> None:
+        at = self.at
+        tokens = sum(group.length for group in groups)
+        at.step += 1
+        at.tokens += tokens
+        for name, (total, count) in sums.items():
+            before = at.sums.get(name, (0.0, 0.0))
+            at.sums[name] = (before[0] + total, before[1] + count)
+        if not self._due(self.config.logging.every):
+            return
+        means = {name: total / count for name, (total, count) in at.sums.items() if count}
+        at.sums = {}
+        if self.world.is_main:
+            epoch = round(at.step / self.order.steps_per_epoch, 4)
+            line = {"step": at.step, "epoch": epoch, **means, "grad_norm": norm, "learning_rate": rate}
+            self.metrics.write({**line, "num_tokens": at.tokens})
+            self.timing.write({"step": at.step, "seconds": seconds, "tokens_per_second": tokens / seconds})
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[bool]]:
+    """Collect a first Ctrl-C; a second one interrupts at once."""
+    pressed: list[bool] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

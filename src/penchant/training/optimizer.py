@@ -1,0 +1,44 @@
+"""AdamW and the learning rate's course."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from penchant.config import TrainingConfig
+
+
+def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Fused AdamW over the trained parameters; biases and norms (below two dimensions) are not decayed."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
+    """The rate of a step: linear warm-up, then the schedule, which ends just above 0.
+
+    Args:
+        step: 0-based.
+        total: steps of the run.
+    """
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * total
+    if step + 1 < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1.0, total - warmup)
+    if config.schedule == "constant":
+        return config.learning_rate
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - max(0.0, progress))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * max(0.0, progress)))

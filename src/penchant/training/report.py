@@ -1,0 +1,197 @@
+"""A finished run's held-out table, samples and report.html, made from its folder and the models it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penchant.config import RunConfig, load_config
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.engine.distribution import World, local_device
+from penchant.evaluation.answering import answer
+from penchant.evaluation.generation import Sampling
+from penchant.evaluation.held_out import Reading, score
+from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences
+from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
+from penchant.training.folder import write_atomically
+from penchant.training.inputs import read_inputs
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run came to.
+
+    Attributes:
+        before, after: held-out metrics of the model training started from, and of the trained one; None without
+            held-out data.
+    """
+
+    folder: Path
+    steps: int
+    loss: float | None
+    before: PreferenceReport | None
+    after: PreferenceReport | None
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"output": str(self.folder), "steps": self.steps, "loss": self.loss}
+        for name, report in (("before", self.before), ("after", self.after)):
+            if report is not None:
+                document[name] = report.to_json()
+        return document
+
+    @property
+    def table(self) -> RichTable:
+        from rich.table import Table as RichTable
+
+        table = RichTable("held-out", "before", "after", title=f"{self.folder}: {self.steps} steps")
+        if self.before is not None and self.after is not None:
+            for name, before, after in held_out_rows(self.before, self.after):
+                table.add_row(name, before, after)
+        return table
+
+
+def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
+    """Measure the run's model on its held-out data, answer a few prompts before and after, and write report.html."""
+    config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    _, held_out, notes = read_inputs(config)
+    before, after, samples = None, None, []
+    if held_out:
+        before, after = _held_out(config, held_out, tell)
+        document = {"before": before.to_json(), "after": after.to_json()}
+        write_atomically(folder / "evaluation.json", json.dumps(document, indent=2, ensure_ascii=False))
+        samples = _samples(config, held_out)
+    result = RunResult(
+        folder,
+        steps=trained[-1]["step"] if trained else 0,
+        loss=trained[-1]["loss"] if trained else None,
+        before=before,
+        after=after,
+    )
+    write_report(folder / "report.html", _run_report(config, result, lines, samples, notes))
+    tell(f"report: {folder / 'report.html'}")
+    return result
+
+
+def held_out_rows(before: PreferenceReport, after: PreferenceReport) -> list[tuple[str, str, str]]:
+    """Rows of the held-out table: metric, before, after, each with its 95 % interval."""
+    rows = []
+    first, second = before.to_json(), after.to_json()
+    for name in second["definitions"]:
+        cells = [_cell(document.get(name)) for document in (first, second)]
+        if any(cells):
+            rows.append((name, cells[0] or "", cells[1] or ""))
+    return rows
+
+
+def _cell(value: object) -> str | None:
+    if not isinstance(value, dict) or value.get("value") is None:
+        return None
+    if value.get("low") is None:
+        return f"{value['value']:.4f}"
+    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+
+
+def _held_out(
+    config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell
+) -> tuple[PreferenceReport, PreferenceReport]:
+    data, world = config.data, World(0, 1, local_device())
+    reading = Reading(
+        data.max_length,
+        data.truncation,
+        data.empty,
+        data.identical,
+        data.chat_template,
+        config.training.token_budget,
+        config.training.dtype,
+    )
+    reference = (config.reference or config.model) if config.method.references else None
+    beta = float(getattr(config.method, "beta", 0.1))
+    reports = []
+    for model in (config.model, config.output):
+        scored = score(model, held_out, world, reference=reference, reading=reading)
+        reports.append(evaluate_preferences(scored, beta=beta))
+    tell(f"held-out: {reports[1].groups} groups of {reports[1].prompts} prompts")
+    return reports[0], reports[1]
+
+
+def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> list[Sample]:
+    prompts = list(dict.fromkeys(group.prompt for group in held_out if group.prompt))[: config.evaluation.samples]
+    if not prompts:
+        return []
+    sampling = Sampling(max_new_tokens=config.evaluation.sample_tokens, seed=config.training.seed)
+    before, after = (
+        answer(model, prompts, sampling, chat_template=config.data.chat_template)
+        for model in (config.model, config.output)
+    )
+    triples = zip(prompts, before.responses, after.responses, strict=True)
+    return [Sample(as_text(prompt), first[0], second[0]) for prompt, first, second in triples]
+
+
+def _run_report(
+    config: RunConfig,
+    result: RunResult,
+    lines: Sequence[dict[str, Any]],
+    samples: Sequence[Sample],
+    notes: Sequence[str],
+) -> RunReport:
+    tables = []
+    if result.before is not None and result.after is not None:
+        definitions = result.after.to_json()["definitions"]
+        rows = [(*row, definitions[row[0]]) for row in held_out_rows(result.before, result.after)]
+        n = f"{result.after.groups} groups of {result.after.prompts} prompts"
+        note = (
+            f"{n}; in brackets the 95 % interval of a bootstrap over prompts. If length_accuracy is far from a half, "
+        )
+        note += "compare accuracy with it: a model that learnt only length reaches that."
+        tables.append(Table("Held-out preferences", ("metric", "before", "after", "what it is"), rows, note))
+    summary = [
+        ("model", config.model),
+        ("objective", config.method.name),
+        ("data", config.data.train),
+        ("steps", str(result.steps)),
+        ("last loss", "" if result.loss is None else f"{result.loss:.4f}"),
+    ]
+    return RunReport(
+        title=f"{config.method.name}: {result.folder.name}",
+        summary=summary,
+        curves=_curves(lines),
+        tables=tables,
+        samples=samples,
+        figures=[],
+        notices=list(notes),
+        config_yaml=(result.folder / "config.yaml").read_text(encoding="utf-8"),
+    )
+
+
+def _curves(lines: Sequence[dict[str, Any]]) -> list[Curve]:
+    """Each metric over the steps, training and held-out together; pairs that belong together in one picture."""
+    pictures = {
+        "Loss": ("nats", ("loss",)),
+        "Reward accuracy": ("share of pairs", ("rewards/accuracies",)),
+        "Reward margin": ("nats", ("rewards/margins",)),
+        "Rewards": ("nats", ("rewards/chosen", "rewards/rejected")),
+        "Log-probs": ("nats", ("logps/chosen", "logps/rejected")),
+        "Gradient norm": ("", ("grad_norm",)),
+        "Learning rate": ("", ("learning_rate",)),
+    }
+    curves = []
+    for title, (unit, names) in pictures.items():
+        series = {}
+        for name in names:
+            for key, shown in ((name, name), (f"eval_{name}", f"held-out {name}")):
+                points = [(line["step"], line[key]) for line in lines if key in line]
+                if points:
+                    series[shown] = ([x for x, _ in points], [y for _, y in points])
+        if series:
+            curves.append(Curve(title, unit, series))
+    return curves
