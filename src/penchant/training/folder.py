@@ -24,6 +24,7 @@ from typing import Any
 
 from penchant.config import RunConfig, dump_config
 from penchant.errors import ConfigError
+from penchant.evaluation.files import write_atomically
 
 
 def claim(config: RunConfig, fingerprint: str, notes: list[str], *, resume: bool) -> bool:
@@ -41,23 +42,25 @@ def claim(config: RunConfig, fingerprint: str, notes: list[str], *, resume: bool
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError("output is a file", where=str(folder), fix="name a folder")
-    held = sorted(item.name for item in folder.iterdir()) if folder.exists() else []
-    if held and not (folder / "run.json").exists():
+    # Hidden files are what a killed process was writing; config.yaml alone, what it wrote before run.json.
+    held = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
+    begun = "run.json" in held
+    if not begun and set(held) - {"config.yaml"}:
         raise ConfigError(
             f"the output folder holds something that is no run: {', '.join(held[:3])}",
             where=str(folder),
             fix="name a new folder: output=DIR",
         )
-    if held and not resume:
+    if begun and not resume:
         raise ConfigError(
             "the output folder holds another run",
             where=str(folder),
             fix=f"go on with it: penchant train --resume {folder}; or name a new folder: output=DIR",
         )
-    if held:
+    if begun:
         _same_run(folder, config, fingerprint)
         return True
-    if resume:
+    if resume and not held:
         raise ConfigError("there is no run to resume", where=str(folder), fix="leave out --resume to start one")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", dump_config(config))
@@ -120,13 +123,3 @@ def environment() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    aside = file.with_name(f".writing-{file.name}")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, file)

@@ -123,7 +123,7 @@ class Loop:
                 if interrupted or self.at.stopped or self._due(self.config.checkpoints.every):
                     self.save()
                 if interrupted:
-                    raise Interrupted
+                    raise Interrupted(f"interrupted; go on with: penchant train --resume {self.folder}")
 
     def step(self, pressed: bool = False) -> tuple[float, bool]:
         """One optimizer step over one batch.

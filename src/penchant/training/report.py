@@ -12,11 +12,11 @@ from penchant.config import RunConfig, load_config
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.engine.distribution import World, local_device
 from penchant.evaluation.answering import answer
+from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
-from penchant.training.folder import write_atomically
 from penchant.training.inputs import read_inputs
 
 if TYPE_CHECKING:

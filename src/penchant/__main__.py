@@ -1,0 +1,5 @@
+"""`python -m penchant` is the command line."""
+
+from penchant.cli import main
+
+main()
