@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import yaml
 
+WriteConfig = Callable[..., Path]
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -25,3 +30,90 @@ def shared_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's reference cache."""
     monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+SENTENCE = "the old cat sees a big dog then it runs to small house by river tree bird sings likes finds ."
+WORDS = SENTENCE.split()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random Llama and a word-level tokenizer that puts <s> in front."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pairs of random sentences over 24 prompts; the chosen one is the one with more cats."""
+    draw = random.Random(0)
+
+    def sentence() -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(2, 12)))
+
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    prompts = [sentence() for _ in range(24)]
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(48):
+            row = {
+                "id": f"row-{number}",
+                "prompt": prompts[number % 24],
+                "chosen": f" cat {sentence()} cat",
+                "rejected": f" {sentence()}",
+            }
+            stream.write(json.dumps(row) + "\n")
+    return file
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, tiny_model: Path, tiny_pairs: Path) -> WriteConfig:
+    """Writes a small run's YAML; sections given override its own."""
+
+    def write(**sections: object) -> Path:
+        values: dict[str, object] = {
+            "model": str(tiny_model),
+            "data": {"train": str(tiny_pairs), "held_out": 0.25},
+            "output": str(tmp_path / "run"),
+            "objective": {"name": "dpo"},
+            "training": {"max_steps": 6, "batch_size": 8, "token_budget": 128, "learning_rate": 1e-3},
+            "evaluation": {"samples": 1, "sample_tokens": 4},
+            "logging": {"every": 1},
+            "checkpoints": {"every": 2},
+        }
+        for name, section in sections.items():
+            own = values.get(name)
+            merged = isinstance(own, dict) and isinstance(section, dict)
+            values[name] = {**own, **section} if merged else section  # type: ignore[dict-item]
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return file
+
+    return write

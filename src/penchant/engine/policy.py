@@ -65,8 +65,11 @@ class Policy:
         if world.is_main:
             aside = folder / ".writing-model"
             shutil.rmtree(aside, ignore_errors=True)
+            tied = getattr(self.model, "all_tied_weights_keys", {})
             weights = {
-                name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in weights.items()
+                if name not in tied
             }
             if self.adapters is not None:
                 prefix = "base_model.model."

@@ -90,6 +90,8 @@ def _prepare(
     fingerprint = model_fingerprint(policy.model)
     scorer = _scorer(policy.model, inputs.train, tell)
     if config.lora is not None:
+        # Adapters start from random numbers, which must be the same on every process and in every start.
+        torch.manual_seed(config.training.seed)
         policy.add_lora(
             rank=config.lora.rank,
             alpha=config.lora.alpha,

@@ -1,0 +1,1 @@
+"""Held-out preference metrics with their statistics, generation, and the report a person reads."""

@@ -1,0 +1,67 @@
+"""A model's answers to prompts, from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penchant.data.groups import Text, as_text
+from penchant.data.reading import read_groups
+from penchant.data.tokenization import tokenize_prompts
+from penchant.engine.distribution import local_device
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.progress import Progress
+from penchant.errors import DataError
+from penchant.evaluation.generation import Sampling, generate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Prompts, and the responses to each."""
+
+    prompts: tuple[Text, ...]
+    responses: tuple[tuple[str, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        pairs = zip(self.prompts, self.responses, strict=True)
+        return {"answers": [{"prompt": prompt, "responses": list(responses)} for prompt, responses in pairs]}
+
+    @property
+    def table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text as Plain
+
+        table = Table("prompt", "responses", show_lines=True)
+        for prompt, responses in zip(self.prompts, self.responses, strict=True):
+            table.add_row(Plain(as_text(prompt)), Plain("\n\n".join(responses)))
+        return table
+
+
+def read_prompts(source: str) -> list[Text]:
+    """The distinct prompts of a preference file in the file's order, or a prompt's text itself.
+
+    Raises:
+        DataError: `source` is empty, or looks like a file that is not there.
+    """
+    if not source:
+        raise DataError("the prompt is empty", fix="give a text or a preference file")
+    path = Path(source)
+    looks_like_a_file = path.suffix in {".json", ".jsonl", ".csv", ".parquet", ".gz"} and " " not in source
+    if looks_like_a_file or (len(source) < 256 and path.exists()):
+        return list(dict.fromkeys(group.prompt for group in read_groups(source).groups if group.prompt))
+    return [source]
+
+
+def answer(model: str, prompts: Sequence[Text], sampling: Sampling, *, chat_template: str | None = None) -> Answers:
+    """Load a model, sample its responses, let it go."""
+    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    loaded = load_model(model).to(local_device())
+    with Progress("generating", len(prompts), "prompts") as progress:
+        ids = tokenize_prompts(prompts, tokenizer)
+        responses = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
+    return Answers(tuple(prompts), tuple(map(tuple, responses)))

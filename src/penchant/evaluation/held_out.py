@@ -1,0 +1,92 @@
+"""A model measured on held-out preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.tokenization import tokenize_groups
+from penchant.data.tokenized import TokenizedGroup, Truncation
+from penchant.engine.distribution import World
+from penchant.engine.frozen import FrozenModel
+from penchant.evaluation.preferences import PreferenceReport, ScoredGroup, evaluate_preferences
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads the data.
+
+    Attributes:
+        max_length: tokens of prompt + response; None is the model's context.
+        truncation, empty, identical: what happens to rows that do not fit; see docs/tokenization.md.
+        chat_template: a file with a Jinja template to use instead of the tokenizer's.
+        token_budget: tokens in a micro-batch.
+        dtype: ``float32`` or ``bfloat16``.
+    """
+
+    max_length: int | None = None
+    truncation: Truncation = "error"
+    empty: Literal["error", "drop"] = "error"
+    identical: Literal["error", "drop"] = "error"
+    chat_template: str | None = None
+    token_budget: int = 8192
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+def score(
+    model: str,
+    groups: Sequence[PreferenceGroup],
+    world: World,
+    *,
+    reference: str | None = None,
+    reading: Reading = Reading(),
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[ScoredGroup]:
+    """Log-probs of every candidate by a model, and by a reference if one is named; one model in memory at a time.
+
+    Args:
+        model, reference: folders or hub ids; the reference may have a tokenizer of its own.
+        tell: called with what happened to rows.
+    """
+    policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    tokenized, report = tokenize_groups(
+        groups,
+        policy.tokenizer,
+        max_length=reading.max_length or policy.context,
+        truncation=reading.truncation,
+        empty=reading.empty,
+        identical=reading.identical,
+    )
+    for event, count in sorted(report.counts.items()):
+        tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
+    log_probs = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype, tell)
+    del policy
+    reference_log_probs: list[list[float]] | None = None
+    if reference is not None:
+        frozen = FrozenModel.load(reference, world, reading.dtype, reading.chat_template)
+        theirs = frozen.retokenize(tokenized)
+        reference_log_probs = frozen.log_probs(theirs, world, reading.token_budget, reading.dtype, tell)
+    return scored_groups(tokenized, log_probs, reference_log_probs)
+
+
+def scored_groups(
+    groups: Sequence[TokenizedGroup],
+    log_probs: Sequence[Sequence[float]],
+    reference_log_probs: Sequence[Sequence[float]] | None,
+) -> list[ScoredGroup]:
+    """Groups with their log-probs, as the metrics take them."""
+    return [
+        ScoredGroup(
+            group=group.group,
+            prompt_tokens=len(group.prompt),
+            tokens=tuple(map(len, group.responses)),
+            log_probs=tuple(log_probs[i]),
+            reference_log_probs=None if reference_log_probs is None else tuple(reference_log_probs[i]),
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
+__all__ = ["PreferenceReport", "Reading", "ScoredGroup", "evaluate_preferences", "score", "scored_groups"]

@@ -1,0 +1,357 @@
+"""Whole runs on a tiny model: reproducible, resumable bit by bit, independent of how batches are cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from penchant.config import load_config
+from penchant.errors import CheckpointError, ConfigError, TrainingError
+from penchant.training.run import train
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(file: Path, *overrides: str, resume: bool = False) -> Path:
+    return train(load_config(file, overrides), resume=resume)
+
+
+def penchant(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "penchant", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def newest(folder: Path) -> Path:
+    return sorted((folder / "checkpoints").glob("step-*"))[-1]
+
+
+def optimizer_state(folder: Path) -> dict[str, torch.Tensor]:
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    out = folder / "all.pt"
+    dcp_to_torch_save(newest(folder), out)
+    saved = torch.load(out)["optimizer"]
+    return {f"{name}/{key}": value for name, state in saved.items() for key, value in state.items()}
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(two)[name]), name
+    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
+    first, second = optimizer_state(one), optimizer_state(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_learns_and_writes_what_users_look_for(write_config):
+    folder = run(write_config(), "training.max_steps=20")
+    log = lines(folder)
+    assert log[0]["step"] == 0
+    assert log[0]["eval_loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert [line["step"] for line in log if "loss" in line] == list(range(1, 21))
+    assert log[-1]["eval_rewards/accuracies"] == 1.0
+    assert {"rewards/margins", "grad_norm", "learning_rate", "num_tokens", "logps/chosen"} <= log[-2].keys()
+    assert {"config.json", "model.safetensors", "tokenizer.json", "config.yaml", "run.json"} <= set(os.listdir(folder))
+
+
+def test_same_seed_gives_the_same_bits_in_two_processes(write_config, tmp_path):
+    file = write_config()
+    for name in ("one", "two"):
+        process = penchant("train", file, f"output={tmp_path / name}", PENCHANT_CACHE=str(tmp_path / f"cache-{name}"))
+        assert process.wait(120) == 0, process.stderr.read()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_another_seed_gives_another_order(write_config, tmp_path):
+    file = write_config()
+    one = run(file, f"output={tmp_path / 'one'}")
+    two = run(file, f"output={tmp_path / 'two'}", "training.seed=1")
+    assert lines(one)[1]["logps/chosen"] != lines(two)[1]["logps/chosen"]
+
+
+@pytest.mark.parametrize("average", ["groups", "pairs"])
+def test_token_budget_changes_nothing(write_config, tmp_path, average):
+    results = {}
+    for budget in (40, 128, 100_000):
+        folder = run(
+            write_config(objective={"average": average}),
+            f"training.token_budget={budget}",
+            f"output={tmp_path / str(budget)}",
+        )
+        results[budget] = (lines(folder), weights(folder))
+    log, tensors = results[100_000]
+    for budget in (40, 128):
+        for mine, theirs in zip(results[budget][0], log, strict=True):
+            assert mine.keys() == theirs.keys()
+            for name in ("loss", "eval_loss", "rewards/margins"):
+                if name in mine:
+                    assert mine[name] == pytest.approx(theirs[name], abs=1e-6)
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(results[budget][1][name], tensor, rtol=0, atol=1e-5)
+
+
+def test_batch_of_eight_equals_eight_micro_batches_of_one(write_config, tmp_path):
+    whole = run(write_config(), f"output={tmp_path / 'whole'}", "training.token_budget=100000")
+    single = run(write_config(), f"output={tmp_path / 'single'}", "training.token_budget=1")
+    for mine, theirs in zip(lines(single), lines(whole), strict=True):
+        if "loss" in mine:
+            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+            assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_resumes_to_the_same_bits(write_config, tmp_path):
+    """kill -9, again and again, at moments from start-up to the last save."""
+    file = write_config(training={"max_steps": 12}, checkpoints={"every": 1})
+    undisturbed = run(file, f"output={tmp_path / 'undisturbed'}")
+    folder = tmp_path / "killed"
+    draw = random.Random(0)
+    kills = 0
+    while True:
+        arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
+        process = penchant("train", *arguments)
+        try:
+            process.wait(draw.uniform(1.0, 5.0) if kills < 6 else 120)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert process.returncode == 0, process.stderr.read()
+    assert kills >= 3
+    assert_same_run(undisturbed, folder)
+
+
+def test_resume_goes_on_from_a_checkpoint(write_config, tmp_path):
+    file = write_config()
+    whole = run(file, f"output={tmp_path / 'whole'}")
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    for checkpoint in sorted((part / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(checkpoint)
+    (part / "model.safetensors").unlink()
+    run(file, f"output={part}", resume=True)
+    assert_same_run(whole, part)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_exits_130(write_config, tmp_path):
+    file = write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000})
+    folder = tmp_path / "run"
+    process = penchant("train", file)
+    while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "--resume" in process.stderr.read()
+    step = int(newest(folder).name.removeprefix("step-"))
+    assert lines(folder)[-1]["step"] == step >= 2
+
+
+class TestRefuses:
+    def test_a_folder_that_holds_another_run(self, write_config):
+        file = write_config()
+        run(file)
+        with pytest.raises(ConfigError, match="holds another run"):
+            run(file)
+
+    def test_a_folder_that_holds_something_else(self, write_config, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.tex").write_text("x")
+        with pytest.raises(ConfigError, match=r"thesis\.tex"):
+            run(write_config())
+
+    def test_to_resume_with_another_configuration(self, write_config):
+        file = write_config()
+        run(file)
+        with pytest.raises(ConfigError, match=r"objective\.beta \(was 0\.1, is 0\.2\)"):
+            run(file, "objective.beta=0.2", resume=True)
+
+    def test_to_resume_with_other_data(self, write_config, tmp_path, tiny_pairs):
+        data = tmp_path / "pairs.jsonl"
+        shutil.copy(tiny_pairs, data)
+        file = write_config(data={"train": str(data)})
+        run(file)
+        data.write_text(data.read_text().replace("dog", "bird"))
+        with pytest.raises(ConfigError, match="data"):
+            run(file, resume=True)
+
+    def test_to_resume_what_never_began(self, write_config):
+        with pytest.raises(ConfigError, match="no run to resume"):
+            run(write_config(), resume=True)
+
+    def test_a_truncated_checkpoint(self, write_config, tmp_path):
+        file = write_config()
+        folder = run(file)
+        damaged = next(newest(folder).glob("*.distcp"))
+        os.truncate(damaged, damaged.stat().st_size // 2)
+        with pytest.raises(CheckpointError, match="bytes") as error:
+            run(file, resume=True)
+        assert str(newest(folder)) in error.value.fix
+        shutil.rmtree(newest(folder))
+        run(file, resume=True)
+
+    def test_a_changed_checkpoint(self, write_config):
+        file = write_config()
+        folder = run(file)
+        damaged = next(newest(folder).glob("*.distcp"))
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+        with pytest.raises(CheckpointError, match="changed"):
+            run(file, resume=True)
+
+    def test_a_loss_that_is_not_a_number(self, write_config, tmp_path, tiny_model):
+        """Stops, names the rows, and leaves the last good checkpoint."""
+        broken = tmp_path / "broken"
+        shutil.copytree(tiny_model, broken)
+        from safetensors.torch import save_file
+
+        tensors = load_file(broken / "model.safetensors")
+        tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(TrainingError, match=r"not a finite number at step 1.*row-"):
+            run(write_config(model=str(broken)), "data.held_out=null")
+
+    def test_a_gradient_that_explodes_keeps_the_last_checkpoint(self, write_config):
+        file = write_config(training={"learning_rate": 1e30, "max_steps": 50, "schedule": "constant", "warmup": 0})
+        with pytest.raises(TrainingError, match="step-"):
+            run(file, "checkpoints.every=1", "data.held_out=null")
+
+    def test_a_full_disk(self, write_config, monkeypatch):
+        """Earlier checkpoints stay; nothing half-written takes a checkpoint's name."""
+        from penchant.training import checkpoints
+
+        calls = []
+        save = checkpoints.save
+
+        def full(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == 2:
+                raise OSError(28, "No space left on device")
+            return save(*args, **kwargs)
+
+        monkeypatch.setattr(checkpoints, "save", full)
+        file = write_config()
+        with pytest.raises(TrainingError, match="disk is full"):
+            run(file)
+        folder = Path(load_config(file).output)
+        assert [c.name for c in (folder / "checkpoints").glob("step-*")] == ["step-00000002"]
+        monkeypatch.undo()
+        run(file, resume=True)
+        assert (folder / "model.safetensors").exists()
+
+
+class TestVariants:
+    @pytest.mark.parametrize(
+        "sections",
+        [
+            {"training": {"gradient_checkpointing": True}},
+            {"lora": {"rank": 4}},
+            {"lora": {"rank": 4}, "training": {"gradient_checkpointing": True}},
+            {"training": {"dtype": "bfloat16"}},
+            {"objective": {"name": "sft"}},
+            {"training": {"schedule": "cosine", "warmup": 2}},
+        ],
+        ids=["checkpointing", "lora", "lora-checkpointing", "bfloat16", "sft", "cosine"],
+    )
+    def test_loss_falls(self, write_config, sections):
+        sections = {**sections, "training": {"max_steps": 15, **sections.get("training", {})}}
+        log = lines(run(write_config(**sections)))
+        assert log[-1]["eval_loss"] < log[0]["eval_loss"]
+
+    def test_gradient_checkpointing_changes_nothing(self, write_config, tmp_path):
+        plain = run(write_config(), f"output={tmp_path / 'a'}")
+        recomputed = run(write_config(), f"output={tmp_path / 'b'}", "training.gradient_checkpointing=true")
+        assert all(torch.equal(weights(plain)[name], weights(recomputed)[name]) for name in weights(plain))
+
+    def test_best_checkpoint_and_early_stopping(self, write_config):
+        file = write_config(
+            training={"max_steps": 30, "learning_rate": 0.3, "schedule": "constant"},
+            evaluation={"every": 1, "patience": 2},
+        )
+        folder = run(file)
+        log = [line for line in lines(folder) if "eval_loss" in line][1:]
+        best = min(range(len(log)), key=lambda i: log[i]["eval_loss"])
+        assert len(log) == best + 3 < 30
+        assert (folder / "best" / "model.safetensors").exists()
+
+    def test_another_reference(self, write_config, tmp_path):
+        """Log-ratios are against the model named, not the one training starts from."""
+        first = run(write_config(), f"output={tmp_path / 'first'}")
+        second = run(write_config(reference=str(first)), f"output={tmp_path / 'second'}")
+        assert lines(second)[0]["eval_loss"] > 0.70
+
+    def test_reference_cache_is_used_and_changes_nothing(self, write_config, tmp_path, monkeypatch):
+        from penchant.engine import scoring
+
+        calls = []
+        forward = scoring._forward
+        monkeypatch.setattr(scoring, "_forward", lambda *a: calls.append(1) or forward(*a))
+        cold = run(write_config(), f"output={tmp_path / 'cold'}")
+        cold_calls = len(calls)
+        warm = run(write_config(), f"output={tmp_path / 'warm'}")
+        assert len(calls) - cold_calls < cold_calls
+        assert (cold / "metrics.jsonl").read_bytes() == (warm / "metrics.jsonl").read_bytes()
+
+
+class TestSavedFolder:
+    def test_loads_in_transformers_alone_with_the_same_log_probs(self, write_config, tmp_path):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from penchant.data.reading import read_groups
+        from penchant.engine.distribution import World
+        from penchant.evaluation.held_out import score
+
+        file = write_config()
+        folder = run(file)
+        groups = read_groups(load_config(file).data.train).groups[:4]
+        scored = score(str(folder), groups, World(0, 1, torch.device("cpu")))
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        for group, ours in zip(groups, scored, strict=True):
+            for candidate, log_prob in zip(group.candidates, ours.log_probs, strict=True):
+                prompt = tokenizer(group.prompt)["input_ids"]
+                ids = torch.tensor([[*tokenizer(group.prompt + candidate)["input_ids"], tokenizer.eos_token_id]])
+                with torch.no_grad():
+                    table = model(ids).logits.log_softmax(-1)[0]
+                expected = sum(float(table[i - 1, ids[0, i]]) for i in range(len(prompt), ids.shape[1]))
+                assert log_prob == pytest.approx(expected, rel=1e-5)
+
+    def test_adapter_loads_in_peft_alone(self, write_config, tiny_model):
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        folder = run(write_config(lora={"rank": 4}))
+        assert not (folder / "model.safetensors").exists()
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        ids = torch.arange(4, 14)[None]
+        with torch.no_grad():
+            before = base(ids).logits
+            after = PeftModel.from_pretrained(base, folder)(ids).logits
+        assert not torch.allclose(before, after)
+        from penchant.engine.loading import load_model
+
+        with torch.no_grad():
+            torch.testing.assert_close(load_model(str(folder))(ids).logits, after, rtol=1e-4, atol=1e-5)
