@@ -1,0 +1,120 @@
+"""One preference group as a person reads it, with its token boundaries on request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.tokenized import TokenizedGroup
+
+if TYPE_CHECKING:
+    from rich.panel import Panel
+    from rich.text import Text as Styled
+    from transformers import PreTrainedTokenizerBase
+
+TOKEN_MARK = "│"
+BOUNDARY_MARK = "║"
+_WINDOW = 8
+"""Ids decoded before an id to see what it adds: a space or an accent depends on its neighbours."""
+
+# Control characters could move the cursor or recolour the terminal; they are shown as pictures of themselves.
+_VISIBLE = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421, 0x9B: 0xFFFD}
+
+
+def show_group(
+    group: PreferenceGroup,
+    tokenized: TokenizedGroup | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Panel:
+    """Prompt and candidates with what is known of their worth.
+
+    Args:
+        tokenized: its ids; prompt and responses are then shown as tokens, ``│`` between two of them and ``║`` where
+            the prompt ends and the responses begin.
+        tokenizer: the one the ids come from; without it the ids themselves are shown.
+    """
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text as Styled
+
+    parts: list[Styled] = []
+    if tokenized is None:
+        parts += _section("prompt", _plain(group.prompt))
+        for k, candidate in enumerate(group.candidates):
+            parts += _section(_title(group, k), _plain(candidate))
+    else:
+        prompt = tokenized.prompt.tolist()
+        marked = _marked(_pieces(prompt, (), tokenizer)) + BOUNDARY_MARK
+        parts += _section(f"prompt, {_tokens(len(prompt))}", marked)
+        for k, response in enumerate(tokenized.responses):
+            marked = BOUNDARY_MARK + _marked(_pieces(response.tolist(), prompt, tokenizer))
+            parts += _section(f"{_title(group, k)}, {_tokens(len(response))}", marked)
+        parts.append(Styled(f"{TOKEN_MARK} between tokens, {BOUNDARY_MARK} where the prompt ends", style="dim"))
+    return Panel(Group(*parts), title=Styled(_heading(group)), title_align="left")
+
+
+def _section(title: str, body: str) -> list[Styled]:
+    # Text objects are never parsed for markup, so a response may hold "[bold]" and show it.
+    from rich.text import Text as Styled
+
+    return [Styled(title, style="bold"), Styled(body.translate(_VISIBLE)), Styled("")]
+
+
+def _heading(group: PreferenceGroup) -> str:
+    parts = [f"group {group.id}"]
+    if group.source is not None:
+        parts.append(f"from {group.source}")
+    if group.weight != 1:
+        parts.append(f"weight {group.weight:g}")
+    return ", ".join(parts).translate(_VISIBLE)
+
+
+def _title(group: PreferenceGroup, k: int) -> str:
+    return ", ".join([f"candidate {k}", *_worth(group, k)])
+
+
+def _worth(group: PreferenceGroup, k: int) -> Iterator[str]:
+    if group.preferred is not None:
+        yield "chosen" if k == group.preferred else "rejected"
+    if group.ranks is not None:
+        yield f"rank {group.ranks[k]}"
+    if group.scores is not None:
+        yield f"score {group.scores[k]:g}"
+    if group.labels is not None:
+        yield "desirable" if group.labels[k] else "undesirable"
+    if group.comparisons is not None:
+        beaten = [str(worse) for better, worse in group.comparisons if better == k]
+        beaten_by = [str(better) for better, worse in group.comparisons if worse == k]
+        if beaten:
+            yield f"better than {', '.join(beaten)}"
+        if beaten_by:
+            yield f"worse than {', '.join(beaten_by)}"
+
+
+def _plain(text: Text) -> str:
+    return as_text(text) or "(empty)"
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token" if count == 1 else f"{count} tokens"
+
+
+def _marked(pieces: Sequence[str]) -> str:
+    # A line break is shown and kept, so that long texts stay readable.
+    return TOKEN_MARK.join(piece.replace("\n", "↵\n") for piece in pieces)
+
+
+def _pieces(ids: Sequence[int], before: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """What each id adds to the decoded text; the token's own name where it is only a part of a character."""
+    if tokenizer is None:
+        return [str(i) for i in ids]
+    whole, pieces = [*before, *ids], []
+    for end in range(len(before), len(whole)):
+        window = whole[max(0, end - _WINDOW) : end]
+        known, longer = tokenizer.decode(window), tokenizer.decode([*window, whole[end]])
+        piece = longer[len(known) :]
+        if not longer.startswith(known) or not piece or "\ufffd" in piece:
+            piece = tokenizer.convert_ids_to_tokens(whole[end])
+        pieces.append(piece)
+    return pieces

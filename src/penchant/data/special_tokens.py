@@ -1,0 +1,109 @@
+"""What a tokenizer's special tokens mean to a sequence: where it starts, and what ends a response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from penchant.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """A tokenizer's special tokens.
+
+    Attributes:
+        start: ids the tokenizer itself puts in front of a text, most often BOS; empty where it puts none.
+        bos: the BOS id, whether or not the tokenizer puts it in front.
+        eos: the end-of-sequence id.
+        ends: ids that can end a turn in a chat template, `eos` among them.
+        special: all special ids but the unknown one; in a text they show that a chat template was already applied.
+        is_blank: whether an id decodes to white space only.
+    """
+
+    start: tuple[int, ...]
+    bos: int | None
+    eos: int
+    ends: frozenset[int]
+    special: frozenset[int]
+    is_blank: Callable[[int], bool]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+        """Read them off a tokenizer.
+
+        Raises:
+            ModelError: it has no end-of-sequence token, so no response could end.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the tokenizer has no end-of-sequence token, so no response could end",
+                where=tokenizer.name_or_path or None,
+                fix='set "eos_token" in its tokenizer_config.json',
+            )
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        never_ends = {tokenizer.pad_token_id, tokenizer.bos_token_id} - {tokenizer.eos_token_id}
+
+        @cache
+        def is_blank(token: int) -> bool:
+            return not tokenizer.decode([token]).strip()
+
+        return cls(
+            start=_start(tokenizer),
+            bos=tokenizer.bos_token_id,
+            eos=tokenizer.eos_token_id,
+            ends=frozenset(special - never_ends),
+            special=frozenset(special),
+            is_blank=is_blank,
+        )
+
+    @property
+    def first(self) -> int:
+        """The id to start with where the first response token would have nothing before it."""
+        return self.eos if self.bos is None else self.bos
+
+    def strip_start(self, ids: Sequence[int]) -> tuple[list[int], int]:
+        """The ids without the start tokens in front, and how many times they stood there."""
+        mark = list(self._start_mark)
+        stripped, times = list(ids), 0
+        while mark and stripped[: len(mark)] == mark:
+            stripped, times = stripped[len(mark) :], times + 1
+        return stripped, times
+
+    @property
+    def _start_mark(self) -> tuple[int, ...]:
+        return self.start or (() if self.bos is None else (self.bos,))
+
+    def with_start(self, ids: list[int], times: int) -> list[int]:
+        """The ids of `strip_start` with the start tokens in front once, where they stood or the tokenizer puts them."""
+        return [*self._start_mark, *ids] if times or self.start else ids
+
+    def strip_end(self, ids: Sequence[int], ends: frozenset[int]) -> tuple[list[int], int, int]:
+        """The ids without what ends them, the end-of-turn id found (else `eos`), and how many times it stood there.
+
+        White space behind an end-of-turn token is what a template puts between turns; white space that ends plain text
+        is the author's and stays.
+        """
+        size, end, times = len(ids), self.eos, 0
+        while True:
+            last = size
+            while last and self.is_blank(ids[last - 1]) and ids[last - 1] not in ends:
+                last -= 1
+            if not last or ids[last - 1] not in ends or (times and ids[last - 1] != end):
+                return list(ids[:size]), end, times
+            size, end, times = last - 1, ids[last - 1], times + 1
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for before in range(len(whole) - len(plain) + 1):
+        if plain and whole[before : before + len(plain)] == plain:
+            return tuple(whole[:before])
+    return tuple(whole[:1]) if whole[:1] == [tokenizer.bos_token_id] else ()

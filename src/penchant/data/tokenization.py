@@ -1,0 +1,265 @@
+"""Preference groups to token ids.
+
+A prompt and its candidate are tokenized as one text, because that is what the model reads; the responses begin where
+any candidate's ids first differ from the prompt's own. Nothing is cut, dropped or added without being counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
+from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.special_tokens import SpecialTokens
+from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
+from penchant.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 1024
+"""Groups given to the tokenizer at once; bounds what is held as Python lists."""
+
+_EMPTY = "empty_candidate_dropped"
+_IDENTICAL = "identical_candidates_dropped"
+_TOO_LONG = "too_long_dropped"
+
+
+def tokenize_groups(
+    groups: Sequence[PreferenceGroup],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    truncation: Truncation = "error",
+    empty: Literal["error", "drop"] = "error",
+    identical: Literal["error", "drop"] = "error",
+) -> tuple[list[TokenizedGroup], TokenizationReport]:
+    """Token ids of every group, and what happened to the rows; the rules are in docs/tokenization.md.
+
+    Args:
+        max_length: tokens of the prompt with its longest response.
+        truncation: what happens to longer groups; a response is never cut.
+        empty: what happens to a group with a candidate that has no text or no tokens.
+        identical: what happens to a group with a candidate of the same ids as one it is better than.
+
+    Raises:
+        DataError: groups that cannot be used as they are, all of one kind at once; or no group is left.
+        ModelError: no chat template for conversations, or no end-of-sequence token.
+    """
+    policies = {_EMPTY: empty, _IDENTICAL: identical, _TOO_LONG: truncation}
+    ledger = _Ledger(
+        TokenizationReport(groups=len(groups)), frozenset(k for k, policy in policies.items() if policy == "drop")
+    )
+    special = SpecialTokens.of(tokenizer)
+    kept: list[TokenizedGroup] = []
+    for start in range(0, len(groups), _BATCH):
+        texts = _texts(groups[start : start + _BATCH], tokenizer, ledger)
+        for text, ids in _encode(texts, tokenizer, ledger):
+            group = _assemble(text, ids, special, ledger)
+            if group is not None and group.longest > max_length:
+                group = _shortened(group, max_length, truncation, special, ledger)
+            if group is not None:
+                kept.append(group)
+    ledger.settle()
+    if groups and not kept:
+        counts = ledger.report.counts
+        dropped = ", ".join(f"{event.replace('_', ' ')}: {counts[event]}" for event in policies if counts[event])
+        raise DataError(f"no group is left of {len(groups)} ({dropped})", fix="see the rows: penchant data check FILE")
+    return kept, ledger.report
+
+
+def tokenize_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+    """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
+    special = SpecialTokens.of(tokenizer)
+    encoded = _ids([prompt_text(prompt, tokenizer) for prompt in prompts], tokenizer)
+    started = (
+        _started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
+    )
+    return [np.array(ids or [special.first], dtype=np.int64) for ids in started]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    group: str
+    what: str
+    fix: str | None
+    tokens: int = 0
+
+
+@dataclass
+class _Ledger:
+    """What happened to the rows: counted where they may be dropped, gathered into one error where not."""
+
+    report: TokenizationReport
+    dropping: frozenset[str]
+    problems: dict[str, list[_Problem]] = field(default_factory=dict)
+
+    def refuse(self, event: str, problem: _Problem) -> None:
+        if event in self.dropping:
+            self.report.note(event, problem.group)
+        else:
+            self.problems.setdefault(event, []).append(problem)
+
+    def settle(self) -> None:
+        """Raise the first kind of problem met, with the longest of its groups (else the first) as the example."""
+        for found in self.problems.values():
+            worst = max(found, key=lambda problem: problem.tokens)
+            ids = ", ".join(problem.group for problem in found[:5]) + (", ..." if len(found) > 5 else "")
+            count = f"{len(found)} of {self.report.groups} groups like this: {ids}"
+            raise DataError(f"{worst.what} ({count})", where=f"group {worst.group}", fix=worst.fix)
+
+
+def _texts(groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, ledger: _Ledger) -> list[GroupText]:
+    texts = []
+    for group in groups:
+        blank = [k for k, candidate in enumerate(group.candidates) if is_blank(candidate)]
+        if blank:
+            ledger.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
+            continue
+        try:
+            texts.append(group_text(group, tokenizer))
+        except DataError as error:
+            ledger.refuse("not_rendered", _Problem(group.id, error.what, error.fix))
+    return texts
+
+
+def _empty(group: PreferenceGroup, candidate: int, found: str) -> _Problem:
+    return _Problem(
+        group.id,
+        f"candidate {candidate} is empty: it {found}, so only its end-of-turn token would be trained on",
+        "remove these rows, or have them dropped and counted: data.empty=drop",
+    )
+
+
+def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    if not unique:
+        return []
+    encoded: list[list[int]] = tokenizer(
+        list(unique), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]
+    return [encoded[unique[text]] for text in texts]
+
+
+def _encode(
+    texts: Sequence[GroupText], tokenizer: PreTrainedTokenizerBase, ledger: _Ledger
+) -> list[tuple[GroupText, list[list[int]]]]:
+    """Each group's ids: those of the prompt, then those of each sequence."""
+    try:
+        flat = iter(_ids([part for text in texts for part in (text.prompt, *text.sequences)], tokenizer))
+        return [(text, [next(flat) for _ in range(1 + len(text.sequences))]) for text in texts]
+    except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; find whose text it is.
+        encoded = []
+        for text in texts:
+            try:
+                encoded.append((text, _ids([text.prompt, *text.sequences], tokenizer)))
+            except Exception as error:
+                what = f"the tokenizer cannot read the text: {error}"
+                fix = "correct or remove these rows; often it is half of a surrogate pair, as in \\ud83d alone"
+                ledger.refuse("not_readable", _Problem(text.group.id, what, fix))
+        return encoded
+
+
+def _assemble(
+    text: GroupText, encoded: list[list[int]], special: SpecialTokens, ledger: _Ledger
+) -> TokenizedGroup | None:
+    """Put starts and ends right, find the boundary, and refuse what cannot be learnt from."""
+    group, events = text.group, set(text.events)
+    prompt, *sequences = (_started(ids, text.templated, special, events) for ids in encoded)
+    already = not text.templated and ("[INST]" in text.prompt or not special.special.isdisjoint(encoded[0]))
+    if already:
+        events.add("already_templated_prompt")
+    ends = special.ends if text.templated or already else frozenset({special.eos})
+    sequences = [_ended(ids, ends, text.templated, special, events) for ids in sequences]
+    common = [_common(prompt, ids) for ids in sequences]
+    for k, ids in enumerate(sequences):
+        if len(ids) - common[k] <= 1:
+            ledger.refuse(_EMPTY, _empty(group, k, "has no tokens"))
+            return None
+    boundary = min(common)
+    if boundary < len(prompt):
+        events.add("boundary_moved")
+    if boundary == 0:
+        events.add("start_token_added")
+        prompt, sequences, boundary = [special.first], [[special.first, *ids] for ids in sequences], 1
+    for event in sorted(events):
+        ledger.report.note(event, group.id)
+    responses = tuple(np.array(ids[boundary:], dtype=np.int64) for ids in sequences)
+    same = _same_in_a_pair(group, responses)
+    if same is not None:
+        ledger.refuse(_IDENTICAL, _identical(group, *same))
+        return None
+    return TokenizedGroup(np.array(prompt[:boundary], dtype=np.int64), responses, group)
+
+
+def _started(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
+    """The ids with the tokenizer's start tokens in front once; a chat template decides itself whether to have them."""
+    stripped, times = special.strip_start(ids)
+    if times > 1:
+        events.add("duplicate_bos_removed")
+    if templated and special.start and not times:
+        events.add("template_without_bos")
+        return stripped
+    return special.with_start(stripped, times)
+
+
+def _ended(
+    ids: list[int], ends: frozenset[int], templated: bool, special: SpecialTokens, events: set[str]
+) -> list[int]:
+    """The ids with exactly one end-of-turn token behind them."""
+    stripped, end, times = special.strip_end(ids, ends)
+    if times > 1:
+        events.add("duplicate_end_of_turn_removed")
+    if templated and not times:
+        events.add("template_without_end_of_turn")
+    return [*stripped, end]
+
+
+def _common(prompt: list[int], ids: list[int]) -> int:
+    """Length of the common prefix."""
+    if ids[: len(prompt)] == prompt:
+        return len(prompt)
+    return next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
+
+
+def _same_in_a_pair(group: PreferenceGroup, responses: Sequence[Ids]) -> tuple[int, int] | None:
+    keys = [ids.tobytes() for ids in responses]
+    if len(set(keys)) == len(keys):
+        return None
+    return next(((better, worse) for better, worse in group.pairs if keys[better] == keys[worse]), None)
+
+
+def _identical(group: PreferenceGroup, better: int, worse: int) -> _Problem:
+    return _Problem(
+        group.id,
+        f"candidate {better} is said to be better than candidate {worse}, yet both are the same tokens",
+        "remove these rows, or have them dropped and counted: data.identical=drop",
+    )
+
+
+def _shortened(
+    group: TokenizedGroup, max_length: int, truncation: Truncation, special: SpecialTokens, ledger: _Ledger
+) -> TokenizedGroup | None:
+    """A group that is too long, without the first tokens of its prompt where that is asked for and enough."""
+    name, found = group.group.id, f"{group.longest} tokens with the longest response, data.max_length is {max_length}"
+    if truncation != "keep_end_of_prompt":
+        fix = (
+            "raise data.max_length up to the model's context, or leave the long groups out, counted: "
+            "data.truncation=drop, or cut the beginning of long prompts: data.truncation=keep_end_of_prompt"
+        )
+        ledger.refuse(_TOO_LONG, _Problem(name, found, fix, group.longest))
+        return None
+    ids, _ = special.strip_start(group.prompt.tolist())
+    head = len(group.prompt) - len(ids)
+    room = max_length - (group.longest - len(group.prompt)) - head
+    if room < 1:
+        found += ", and the response alone leaves no room for a token of the prompt; responses are never cut"
+        fix = "raise data.max_length up to the model's context, or leave such groups out, counted: data.truncation=drop"
+        ledger.refuse("response_too_long", _Problem(name, found, fix, group.longest))
+        return None
+    ledger.report.note("prompt_truncated", name)
+    return TokenizedGroup(np.concatenate([group.prompt[:head], group.prompt[-room:]]), group.responses, group.group)
