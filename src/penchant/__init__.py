@@ -1,5 +1,90 @@
-"""Penchant trains, measures and compares language models on human preferences."""
+"""Penchant trains, measures and compares language models on human preferences.
+
+The public face; everything heavy is imported when it is first used.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+_WHERE = {
+    "ConfigError": "penchant.errors",
+    "DataError": "penchant.errors",
+    "Estimate": "penchant.evaluation.statistics",
+    "Groups": "penchant.objectives",
+    "ModelError": "penchant.errors",
+    "OBJECTIVES": "penchant.objectives",
+    "Objective": "penchant.objectives",
+    "Output": "penchant.objectives",
+    "PenchantError": "penchant.errors",
+    "PreferenceGroup": "penchant.data.groups",
+    "RunConfig": "penchant.config",
+    "Sampling": "penchant.evaluation.generation",
+    "Sum": "penchant.objectives",
+    "answer": "penchant.evaluation.answering",
+    "bootstrap_mean": "penchant.evaluation.statistics",
+    "check_groups": "penchant.data.checks",
+    "evaluate_preferences": "penchant.evaluation.preferences",
+    "load_config": "penchant.config",
+    "parse_config": "penchant.config",
+    "read_groups": "penchant.data.reading",
+    "score": "penchant.evaluation.held_out",
+    "split_by_prompt": "penchant.data.splitting",
+    "tokenize_groups": "penchant.data.tokenization",
+    "train": "penchant.training.run",
+    "write_groups": "penchant.data.writing",
+}
+
+if TYPE_CHECKING:
+    from penchant.config import RunConfig, load_config, parse_config
+    from penchant.data.checks import check_groups
+    from penchant.data.groups import PreferenceGroup
+    from penchant.data.reading import read_groups
+    from penchant.data.splitting import split_by_prompt
+    from penchant.data.tokenization import tokenize_groups
+    from penchant.data.writing import write_groups
+    from penchant.errors import ConfigError, DataError, ModelError, PenchantError
+    from penchant.evaluation.answering import answer
+    from penchant.evaluation.generation import Sampling
+    from penchant.evaluation.held_out import score
+    from penchant.evaluation.preferences import evaluate_preferences
+    from penchant.evaluation.statistics import Estimate, bootstrap_mean
+    from penchant.objectives import OBJECTIVES, Groups, Objective, Output, Sum
+    from penchant.training.run import train
+
+__all__ = [
+    "OBJECTIVES",
+    "ConfigError",
+    "DataError",
+    "Estimate",
+    "Groups",
+    "ModelError",
+    "Objective",
+    "Output",
+    "PenchantError",
+    "PreferenceGroup",
+    "RunConfig",
+    "Sampling",
+    "Sum",
+    "answer",
+    "bootstrap_mean",
+    "check_groups",
+    "evaluate_preferences",
+    "load_config",
+    "parse_config",
+    "read_groups",
+    "score",
+    "split_by_prompt",
+    "tokenize_groups",
+    "train",
+    "write_groups",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'penchant' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

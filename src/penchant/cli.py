@@ -298,14 +298,15 @@ def show(
     groups = [by_id[name] for name in ids] if ids else list(read.groups[:first])
     console = _console(False)
     console.print("\n".join(read.notes), markup=False)
-    loaded, tokenized = None, [None] * len(groups)
-    if tokenizer is not None:
-        from penchant.engine.loading import load_tokenizer
+    if tokenizer is None:
+        for group in groups:
+            console.print(show_group(group))
+        return
+    from penchant.engine.loading import load_tokenizer
 
-        loaded = load_tokenizer(tokenizer, chat_template=chat_template)
-        tokenized = [tokenize_groups([group], loaded, max_length=sys.maxsize)[0][0] for group in groups]  # type: ignore[misc]
-    for group, ids_of in zip(groups, tokenized, strict=True):
-        console.print(show_group(group, ids_of, loaded))
+    loaded = load_tokenizer(tokenizer, chat_template=chat_template)
+    for tokenized in tokenize_groups(groups, loaded, max_length=sys.maxsize)[0]:
+        console.print(show_group(tokenized.group, tokenized, loaded))
 
 
 @data.command(name="split")
@@ -432,7 +433,7 @@ def _console(as_json: bool) -> Console:
 def _teller(as_json: bool) -> Any:
     """Prints a line for people: on standard output, or on standard error where that is kept for JSON."""
     console = _console(as_json)
-    return lambda line: console.print(line, markup=False, highlight=False)
+    return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _tell_all(tell: Any, lines: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penchant.data.groups import Text, as_text
+from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.distribution import local_device
@@ -53,8 +53,13 @@ def read_prompts(source: str) -> list[Text]:
     path = Path(source)
     looks_like_a_file = path.suffix in {".json", ".jsonl", ".csv", ".parquet", ".gz"} and " " not in source
     if looks_like_a_file or (len(source) < 256 and path.exists()):
-        return list(dict.fromkeys(group.prompt for group in read_groups(source).groups if group.prompt))
+        return distinct_prompts(read_groups(source).groups)
     return [source]
+
+
+def distinct_prompts(groups: Sequence[PreferenceGroup]) -> list[Text]:
+    """The prompts of the groups, each once, in their order; empty ones left out."""
+    return [prompt for prompt in {as_text(group.prompt): group.prompt for group in groups}.values() if prompt]
 
 
 def answer(model: str, prompts: Sequence[Text], sampling: Sampling, *, chat_template: str | None = None) -> Answers:

@@ -40,7 +40,8 @@ def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[Preferen
     """Training groups, held-out groups, and what was detected; fails where the objective lacks what it needs."""
     data = config.data
     read = _read(data, data.train)
-    train, held_out, notes = list(read.groups), [], list(read.notes)
+    train, notes = list(read.groups), list(read.notes)
+    held_out: list[PreferenceGroup] = []
     if isinstance(data.held_out, float):
         train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
         notes.append(f"held out {len(held_out)} of {len(read.groups)} groups, by prompt")

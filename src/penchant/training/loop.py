@@ -118,7 +118,7 @@ class Loop:
             while self.at.step < self.total and not self.at.stopped:
                 loss, interrupted = self.step(bool(pressed))
                 progress.advance(1, f"loss {loss:.4f}")
-                if self._due(self.config.evaluation.every):
+                if self.held_out.groups and self._due(self.config.evaluation.every):
                     self.evaluate()
                 if interrupted or self.at.stopped or self._due(self.config.checkpoints.every):
                     self.save()

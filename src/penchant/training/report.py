@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penchant.config import RunConfig, load_config
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.engine.distribution import World, local_device
-from penchant.evaluation.answering import answer
+from penchant.evaluation.answering import answer, distinct_prompts
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
@@ -125,7 +125,7 @@ def _held_out(
 
 
 def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> list[Sample]:
-    prompts = list(dict.fromkeys(group.prompt for group in held_out if group.prompt))[: config.evaluation.samples]
+    prompts = distinct_prompts(held_out)[: config.evaluation.samples]
     if not prompts:
         return []
     sampling = Sampling(max_new_tokens=config.evaluation.sample_tokens, seed=config.training.seed)
