@@ -1,0 +1,162 @@
+"""From a source's name to its rows: a file, a folder of files, a saved `datasets` folder, or a data set of the hub."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from penchant.data.files_tables import hub_dataset, is_saved, no_splits, parquet_file, pick_split, saved_folder
+from penchant.data.files_text import Rows, csv_file, json_file, json_lines, typed_cells
+from penchant.errors import DataError
+
+READERS: dict[str, Callable[[BinaryIO, str], Rows]] = {
+    ".jsonl": json_lines,
+    ".json": json_file,
+    ".csv": csv_file,
+    ".parquet": parquet_file,
+}
+SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation",
+    "valid": "validation", "val": "validation", "dev": "validation", "eval": "test",
+}  # fmt: skip
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def read_rows(
+    source: str | Path, *, split: str | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a source with where it is, as in ``pairs.jsonl, line 3`` (lines and rows count from 1).
+
+    Args:
+        source: .json, .jsonl, .csv or .parquet file, also with .gz; a folder of such files; a folder that
+            `datasets` saved; or a hub id.
+        split: which split of a folder or hub data set.
+        columns: our column name -> the source's.
+
+    Raises:
+        DataError: the source is missing, empty, damaged, or not of a kind we read.
+    """
+    empty = True
+    for where, row in _rows(source, split, columns or {}):
+        empty = False
+        yield where, row
+    if empty:
+        name = Path(source).absolute().name
+        raise DataError("it is empty; expected at least one row", where=name, fix="name another file")
+
+
+def _rows(source: str | Path, split: str | None, columns: Mapping[str, str]) -> Rows:
+    path = Path(source).absolute()
+    if path.is_dir():
+        if not is_saved(path):
+            for file in _data_files(path, split):
+                yield from _file_rows(file, f"{path.name}/{file.name}", columns)
+            return
+        rows = saved_folder(path, split)
+    elif path.exists():
+        if split is not None:
+            raise no_splits(split, path.name)
+        yield from _file_rows(path, path.name, columns)
+        return
+    elif HUB_ID.fullmatch(str(source)) and _ending(path) not in READERS:
+        rows = hub_dataset(str(source), split)
+    else:
+        raise _missing(Path(source))
+    for where, row in rows:
+        yield where, _renamed(row, columns, where)
+
+
+def _ending(path: Path) -> str:
+    """A file's last ending but .gz, in small letters."""
+    endings = [ending.lower() for ending in path.suffixes]
+    return next((ending for ending in reversed(endings) if ending != ".gz"), "")
+
+
+def _file_rows(path: Path, name: str, columns: Mapping[str, str]) -> Rows:
+    ending = _ending(path)
+    if ending not in READERS:
+        raise DataError(
+            f"unknown kind of file '{ending or path.name}'; expected {', '.join(READERS)}, each also with .gz",
+            where=name,
+            fix="save it as one of these and name it so",
+        )
+    with _opened(path, name) as stream:
+        for where, row in READERS[ending](stream, name):
+            renamed = _renamed(row, columns, where)
+            yield where, typed_cells(renamed, where) if ending == ".csv" else renamed
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed where its name ends in .gz."""
+    compressed = path.suffix.lower() == ".gz"
+    try:
+        with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
+            yield stream  # type: ignore[misc]
+    except gzip.BadGzipFile as error:
+        raise DataError(
+            f"not a whole gzip file: {error}", where=name, fix="compress it again, or take .gz off its name"
+        ) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"the gzip data is cut or damaged: {error}", where=name, fix="copy it again") from error
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror or error}", where=name, fix="check the file") from error
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
+    """A row with the source's column names replaced by ours."""
+    theirs = {name: ours for ours, name in columns.items()}
+    for ours, wanted in columns.items():
+        if ours in row and ours not in theirs:
+            found = "there is a column" if wanted in row else "this row has none of that name, but has a column"
+            raise DataError(
+                f"'{wanted}' is to be read as '{ours}', but {found} '{ours}'",
+                where=where,
+                fix=f"map that one out of the way: data.columns={{{ours}: {wanted}, unused: {ours}}}"
+                if wanted in row
+                else f"correct the name, or leave '{ours}' out of data.columns",
+            )
+    return {theirs.get(name, name): value for name, value in row.items()}
+
+
+def _data_files(folder: Path, split: str | None) -> list[Path]:
+    """A folder's data files, of one split."""
+    files = sorted(
+        file for file in folder.iterdir() if file.is_file() and _ending(file) in READERS and file.name[0] != "."
+    )
+    if not files:
+        raise DataError(
+            f"a folder without data files; expected {', '.join(READERS)}", where=folder.name, fix="name a file"
+        )
+    splits = {file: _split_of(file) for file in files}
+    known = list(dict.fromkeys(found for found in splits.values() if found))
+    if split is None and len(known) <= 1:
+        return files
+    if not known:
+        raise no_splits(split or "", folder.name)
+    wanted = pick_split(known, split, folder.name)
+    return [file for file in files if splits[file] == wanted]
+
+
+def _split_of(file: Path) -> str | None:
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", file.name.split(".")[0])
+    return next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), None)
+
+
+def _missing(path: Path) -> DataError:
+    folder = path.parent
+    if not folder.is_dir():
+        return DataError("there is no such file, nor its folder", where=str(path), fix="check the path")
+    names = sorted(item.name for item in folder.iterdir())
+    near = difflib.get_close_matches(path.name, names, 1, cutoff=0.5)
+    return DataError(
+        "there is no such file",
+        where=str(path),
+        fix=f"did you mean {folder / near[0]}?" if near else "check the path, or name a hub id as org/name",
+    )

@@ -1,0 +1,107 @@
+"""Rows of Parquet files, saved `datasets` folders and hub data sets."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from penchant.data.files_text import Rows
+from penchant.errors import DataError
+
+
+def parquet_file(stream: BinaryIO, name: str) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    # Parquet is read from its end, which a compressed stream cannot reach cheaply.
+    whole = io.BytesIO(stream.read()) if name.lower().endswith(".gz") else stream
+    number = 0
+    try:
+        if not whole.read(1):
+            return
+        for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name}, row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        after = f" after row {number}" if number else ""
+        raise DataError(
+            f"a broken Parquet file{after}: {_first_line(error)}", where=name, fix="copy or write it again"
+        ) from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the `datasets` library wrote this folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def saved_folder(folder: Path, split: str | None) -> Rows:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    # The library raises whatever its parts do; a folder that it cannot load is the user's to mend.
+    except Exception as error:
+        raise DataError(
+            f"a `datasets` folder that does not load: {_first_line(error)}",
+            where=folder.name,
+            fix="save it again with save_to_disk",
+        ) from error
+    return _rows(saved, split, folder.name)
+
+
+def hub_dataset(source: str, split: str | None) -> Rows:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(source)
+    # Offline, absent, gated, broken: the library has no common class for them.
+    except Exception as error:
+        raise DataError(
+            f"no file or folder of this name here, and the hub did not give a data set: {_first_line(error)}",
+            where=source,
+            fix=f"name a local file; or download it first: hf download --repo-type dataset {source} --local-dir DIR",
+        ) from error
+    return _rows(loaded, split, source)
+
+
+def _rows(loaded: Any, split: str | None, name: str) -> Rows:
+    import datasets
+
+    if isinstance(loaded, datasets.DatasetDict):
+        split = pick_split(list(loaded), split, name)
+        loaded, name = loaded[split], f"{name}[{split}]"
+    elif split is not None:
+        raise no_splits(split, name)
+    for number, row in enumerate(loaded, 1):
+        yield f"{name}, row {number}", row
+
+
+def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
+    """The split asked for, or the only one.
+
+    Raises:
+        DataError: there is none of that name, or there are several and none was asked for.
+    """
+    found = list(splits)
+    if split is None and len(found) == 1:
+        return found[0]
+    if split in found:
+        return split
+    near = difflib.get_close_matches(split or "train", found, 1) or found[:1]
+    raise DataError(
+        f"{'several splits' if split is None else f'no split {split!r}'}; it has {', '.join(found)}",
+        where=name,
+        fix=f"split={near[0]}",
+    )
+
+
+def no_splits(split: str, name: str) -> DataError:
+    return DataError(f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave split out")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

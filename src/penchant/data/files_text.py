@@ -1,0 +1,201 @@
+"""Rows of text files: JSON, JSON lines, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, BinaryIO
+
+from penchant.data.conversations import is_message
+from penchant.errors import DataError
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+Line = tuple[int, str]
+
+WRAPPERS = ("data", "rows")
+BOM = b"\xef\xbb\xbf"
+OTHER_KINDS = (
+    (b"\xff\xfe", "this looks like UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "this looks like UTF-16; save it as UTF-8"),
+    (b"\x1f\x8b", "this is gzip; give the file's name the ending .gz"),
+)
+LARGEST_CELL = 2**31 - 1
+
+# A cell of a CSV is text; only its column's name says what the text stands for.
+JSON_COLUMNS = {
+    "messages", "conversations", "context", "completions", "candidates", "responses", "scores", "ranks", "ranking",
+    "rank", "pairwise", "comparisons", "labels", "rejected_messages", "data", "annotations", "history", "label",
+    "weight", "preferred", "best",
+}  # fmt: skip
+MESSAGE_COLUMNS = {"prompt", "chosen", "rejected", "completion"}
+EMPTY_IS_NULL = re.compile("|".join([*JSON_COLUMNS, "id", "source", "system", r"rejected_?\d+"]))
+PRINTED_BY_PYTHON = re.compile(r"\s*\[\s*\{\s*'")
+
+
+def text_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
+    """Numbered lines from 1, without a byte-order mark.
+
+    Raises:
+        DataError: bytes that are not UTF-8.
+    """
+    offset = 0
+    for number, raw in enumerate(stream, 1):
+        content = raw.removeprefix(BOM) if number == 1 else raw
+        try:
+            line = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            bad = len(raw) - len(content) + error.start
+            hint = next((hint for start, hint in OTHER_KINDS if number == 1 and raw.startswith(start)), None)
+            raise DataError(
+                f"byte 0x{raw[bad]:02x} at offset {offset + bad} is not UTF-8",
+                where=f"{name}, line {number}",
+                fix=hint or "save it as UTF-8, as in: iconv -f ISO-8859-1 -t UTF-8 FILE > NEW_FILE",
+            ) from error
+        yield number, line
+        offset += len(raw)
+
+
+def json_lines(stream: BinaryIO, name: str) -> Rows:
+    return _rows_of_lines(text_lines(stream, name), name)
+
+
+def _rows_of_lines(lines: Iterable[Line], name: str) -> Rows:
+    for number, line in lines:
+        if line.strip():
+            where = f"{name}, line {number}"
+            yield where, _object(_parsed(line, name, number), where)
+
+
+def json_file(stream: BinaryIO, name: str) -> Rows:
+    """A list of objects, an object that holds one such list, or one object a line whatever the file's ending says."""
+    lines = text_lines(stream, name)
+    head: list[Line] = []
+    starts = ""
+    while len(starts) < 2 and (line := next(lines, None)):
+        head.append(line)
+        starts += line[1].lstrip()[:1]
+    if starts == "{{":
+        yield from _rows_of_lines(chain(head, lines), name)
+        return
+    text = "".join(line for _, line in chain(head, lines))
+    if text.strip():
+        for number, value in enumerate(_listed(_parsed(text, name, 1)), 1):
+            where = f"{name}, row {number}"
+            yield where, _object(value, where)
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        held = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)]
+        return held[0] if len(held) == 1 else [value]
+    return value if isinstance(value, list) else [value]
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    found = {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number or true/false")
+    raise DataError(
+        f'found {found}; expected an object, as in {{"prompt": ..., "chosen": ..., "rejected": ...}}',
+        where=where,
+        fix="write one object for each row" + ("; a file that is one list is named .json" if found == "a list" else ""),
+    )
+
+
+class _Repeated(ValueError):
+    pass
+
+
+def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) < len(items):
+        names = [name for name, _ in items]
+        raise _Repeated(next(name for name in found if names.count(name) > 1))
+    return found
+
+
+def _parsed(text: str, name: str, first_line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        what = f"not valid JSON at column {error.colno}: {error.msg}"
+        line, fix = first_line + error.lineno - 1, "correct the line; one object stands on one line in JSON lines"
+    except _Repeated as error:
+        what, line = f"the name '{error}' stands twice in one object", first_line
+        fix = "keep one of the two"
+    except RecursionError:
+        what, line, fix = "JSON nested too deeply", first_line, "remove what is nested"
+    except ValueError as error:
+        what, line, fix = f"not valid JSON: {error}", first_line, "correct the line"
+    raise DataError(what, where=f"{name}, line {line}", fix=fix)
+
+
+def csv_file(stream: BinaryIO, name: str) -> Rows:
+    """Rows of text cells below a header; quoted cells may span lines."""
+    # The module's own limit, 128 KiB, is shorter than a long conversation.
+    csv.field_size_limit(LARGEST_CELL)
+    reader = csv.reader((line for _, line in text_lines(stream, name)), strict=True)
+    begin = 1
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            where, begin = f"{name}, line {begin}", reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = _header(cells, where)
+            elif len(cells) == len(header):
+                yield where, dict(zip(header, cells, strict=True))
+            else:
+                raise DataError(
+                    f"{len(cells)} cells; the header has {len(header)} columns",
+                    where=where,
+                    fix='put a cell that holds a comma or a line end in double quotes, and write a quote in it as ""',
+                )
+    except csv.Error as error:
+        raise DataError(
+            f"not valid CSV: {error}",
+            where=f"{name}, line {begin}",
+            fix='put cells in double quotes, and write a quote inside one as ""',
+        ) from error
+
+
+def _header(names: list[str], where: str) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"column '{twice[0]}' stands twice in the header", where=where, fix="rename one of the two")
+    return names
+
+
+def typed_cells(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A CSV's row with its cells read as what their columns hold: lists, objects, numbers, true/false, null."""
+    return {name: _typed(name, cell, where) for name, cell in row.items()}
+
+
+def _typed(name: str, cell: str, where: str) -> Any:
+    if not cell and EMPTY_IS_NULL.fullmatch(name):
+        return None
+    if name in JSON_COLUMNS | MESSAGE_COLUMNS and PRINTED_BY_PYTHON.match(cell):
+        raise DataError(
+            f"column '{name}' holds a list as Python prints it, not JSON",
+            where=where,
+            fix="write JSON lines instead: frame.to_json('data.jsonl', orient='records', lines=True)",
+        )
+    if name in JSON_COLUMNS:
+        return _json_or_text(cell)
+    if name in MESSAGE_COLUMNS and cell.lstrip()[:1] in ("[", "{"):
+        value = _json_or_text(cell)
+        turns = value if isinstance(value, list) else [value]
+        # A response may itself be JSON, as in a function call.
+        return value if turns and all(map(is_message, turns)) else cell
+    return cell
+
+
+def _json_or_text(cell: str) -> Any:
+    try:
+        return json.loads(cell.lower() if cell.lower() in ("true", "false") else cell)
+    except (ValueError, RecursionError):
+        return cell

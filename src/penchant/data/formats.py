@@ -1,0 +1,182 @@
+"""The registry of formats, and which of them a source is in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penchant.data import formats_lists, formats_pairs, formats_vendors
+from penchant.data.fields import Row
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import DataError
+
+SHOWN = 12
+Located = tuple[str, Mapping[str, Any]]
+"""A row and where it is."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way of writing preferences.
+
+    Attributes:
+        name: what users call it.
+        needs: its columns, alternatives separated by ``|``; for errors.
+        matches: whether a row without its null columns is in this format, by names and types alone.
+        convert: the row's groups; none where the row is left out, which it counts.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    matches: Callable[[Mapping[str, Any]], bool]
+    convert: Callable[[Row], Iterator[PreferenceGroup]]
+
+    def lacks(self, columns: Sequence[str]) -> list[str]:
+        """The needs that none of these columns meets."""
+        return [need for need in self.needs if not set(need.split("|")) & set(columns)]
+
+
+# The first that matches wins: the more particular come first.
+_ALL = (
+    Format("label_studio", ("data", "annotations"), formats_vendors.is_label_studio, formats_vendors.label_studio),
+    Format("nemo_rl", ("context", "completions"), formats_lists.is_nemo_rl, formats_lists.nemo_rl),
+    Format(
+        "ultrafeedback",
+        ("instruction|prompt", "completions"),
+        formats_lists.is_ultrafeedback,
+        formats_lists.ultrafeedback,
+    ),
+    Format("penchant", ("prompt", "candidates"), formats_lists.is_penchant, formats_lists.penchant),
+    Format(
+        "ranked",
+        ("prompt", "|".join(formats_lists.LISTS), "|".join(formats_lists.WORTH)),
+        formats_lists.is_ranked,
+        formats_lists.ranked,
+    ),
+    Format(
+        "llama_factory",
+        ("conversations|instruction", "chosen|output", "rejected|output"),
+        formats_vendors.is_llama_factory,
+        formats_vendors.llama_factory,
+    ),
+    Format(
+        "ms_swift",
+        ("messages", "rejected_response|rejected_messages"),
+        formats_vendors.is_ms_swift,
+        formats_vendors.ms_swift,
+    ),
+    Format(
+        "several_rejected",
+        ("prompt", "chosen", "rejected"),
+        formats_pairs.is_several_rejected,
+        formats_pairs.several_rejected,
+    ),
+    Format("pairs", ("prompt", "chosen", "rejected"), formats_pairs.is_pairs, formats_pairs.pairs),
+    Format("hh", ("chosen", "rejected"), formats_pairs.is_hh, formats_pairs.hh),
+    Format("implicit_prompt", ("chosen", "rejected"), formats_pairs.is_implicit_prompt, formats_pairs.implicit_prompt),
+    Format("unpaired", ("completion|messages", "label"), formats_pairs.is_unpaired, formats_pairs.unpaired),
+    Format(
+        "sft",
+        ("prompt|messages|conversations|instruction", "completion|messages|conversations|output"),
+        formats_pairs.is_sft,
+        formats_pairs.sft,
+    ),
+    Format("text", ("text",), formats_pairs.is_text, formats_pairs.text),
+)
+FORMATS: dict[str, Format] = {format.name: format for format in _ALL}
+
+
+def format_named(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    near = difflib.get_close_matches(name, FORMATS, 1)
+    raise DataError(
+        f"there is no format '{name}'; the formats are {', '.join(sorted(FORMATS))}",
+        fix=f"format={near[0]}" if near else "leave the format out to have it detected",
+    )
+
+
+def detect(rows: Sequence[Located], name: str) -> Format:
+    """The one format that every row is in.
+
+    Args:
+        name: the source's, for errors.
+
+    Raises:
+        DataError: rows of several formats, or of none.
+    """
+    met: dict[Format | None, list[int]] = {}
+    for number, (_, values) in enumerate(rows):
+        met.setdefault(_format_of(values), []).append(number)
+    if None in met:
+        others = [_counted(format, numbers, rows) for format, numbers in met.items() if format]
+        raise _unknown(rows[met[None][0]], len(met[None]), others, name)
+    if len(met) > 1:
+        found = "; ".join(_counted(format, numbers, rows) for format, numbers in met.items() if format)
+        names = [format.name for format in met if format]
+        raise DataError(
+            f"rows of several formats: {found}; expected one format",
+            where=name,
+            fix="correct the rows that are unlike the others, or put each format in a file of its own; "
+            f"format={names[0]} reads every row as {names[0]}",
+        )
+    return next(format for format in met if format)
+
+
+def _format_of(values: Mapping[str, Any]) -> Format | None:
+    present = {name: value for name, value in values.items() if value is not None}
+    # A null in a column that a format needs is that format's mistake, not another format.
+    for row in (present, values):
+        for format in _ALL:
+            if format.matches(row):
+                return format
+    return None
+
+
+def _counted(format: Format, numbers: Sequence[int], rows: Sequence[Located]) -> str:
+    return f"{format.name} ({len(numbers)} row{'s' * (len(numbers) > 1)}, first: {rows[numbers[0]][0]})"
+
+
+def _unknown(row: Located, count: int, others: Sequence[str], name: str) -> DataError:
+    where, values = row
+    columns = list(values)
+    named = ", ".join(columns[:SHOWN]) + (f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else "")
+    subject = f"row{'s' * (count > 1)} of no known format" if others else "no known preference format"
+    found = f"{subject} (columns: {named or 'none'}); nearest are {_nearest(columns)}"
+    return DataError(
+        f"{count} {found}; the other rows are {'; '.join(others)}" if others else found,
+        where=where if others else name,
+        fix="map your columns to ours, as in data.columns={prompt: question, chosen: better, rejected: worse}; "
+        "docs/data-formats.md shows each format",
+    )
+
+
+def _nearest(columns: Sequence[str]) -> str:
+    """The formats that lack least, and what each lacks, with the column that may be meant."""
+
+    def distance(format: Format) -> tuple[float, int]:
+        lacking = len(format.lacks(columns))
+        # A format none of whose columns are there is not near for needing few.
+        return (lacking / len(format.needs), lacking) if lacking < len(format.needs) else (1, 0)
+
+    ordered = sorted([FORMATS["pairs"], FORMATS["penchant"], FORMATS["unpaired"], *_ALL], key=distance)
+    return "; ".join(_lacking(format, columns) for format in list(dict.fromkeys(ordered))[:3])
+
+
+def _lacking(format: Format, columns: Sequence[str]) -> str:
+    lacks = format.lacks(columns)
+    if not lacks:
+        return f"{format.name} (has its columns, {', '.join(format.needs)}, but not of the types it takes)"
+    said = []
+    for need in lacks:
+        names = need.split("|")
+        close = [near[0] for name in names if (near := difflib.get_close_matches(name, columns, 1))]
+        said.append(" or ".join(f"'{name}'" for name in names) + (f" (is it '{close[0]}'?)" if close else ""))
+    return f"{format.name} (lacks {', '.join(said)})"

@@ -1,0 +1,131 @@
+"""Formats with a list of candidates and what is known of their worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from penchant.data.conversations import joined, text_or_messages
+from penchant.data.fields import Cell, Row
+from penchant.data.groups import PreferenceGroup
+
+Values = Mapping[str, Any]
+Converted = Iterator[PreferenceGroup]
+
+LISTS = ("candidates", "completions", "responses")
+RANKS = ("ranks", "ranking", "rank")
+PREFERRED = ("preferred", "best")
+WORTH = ("pairwise", "scores", *RANKS, *PREFERRED)
+NOT_OURS = ("pairwise", "ranking", "rank", "best")
+RATINGS = ("overall_score", "fine-grained_score", "score")
+
+
+def is_penchant(row: Values) -> bool:
+    return {"prompt", "candidates"} <= row.keys() and not row.keys() & {"chosen", *NOT_OURS}
+
+
+def penchant(row: Row) -> Converted:
+    candidates = [text_or_messages(cell) for cell in row.need("candidates").items()]
+    group = row.group(text_or_messages(row.need("prompt")), candidates)
+    k = len(candidates)
+    compared, labels, ranks = row.find("comparisons"), row.find("labels"), row.find("ranks")
+    yield replace(
+        group,
+        comparisons=None if compared is None else tuple(_comparison(cell, k) for cell in compared.items()),
+        scores=_scores(row, k),
+        ranks=None if ranks is None else tuple(cell.whole() for cell in ranks.items_for(k)),
+        preferred=_preferred(row, k),
+        labels=None if labels is None else tuple(cell.yes_or_no() for cell in labels.items_for(k)),
+    )
+
+
+def _comparison(cell: Cell, k: int) -> tuple[int, int]:
+    items = cell.items()
+    if len(items) != 2 or items[0].value == items[1].value:
+        raise cell.refusal("two different indices, the better candidate's first")
+    return items[0].index(k), items[1].index(k)
+
+
+def is_ranked(row: Values) -> bool:
+    return (
+        "prompt" in row
+        and "chosen" not in row
+        and any(isinstance(row.get(name), list) for name in LISTS)
+        and not row.keys().isdisjoint(WORTH)
+    )
+
+
+def ranked(row: Row) -> Converted:
+    group = row.group(*joined(text_or_messages(row.need("prompt")), row.need(*LISTS).items()))
+    k = len(group.candidates)
+    row.need(*WORTH)
+    pairwise, ranks = row.find("pairwise"), row.find(*RANKS)
+    yield replace(
+        group,
+        comparisons=None if pairwise is None else _compared(pairwise, k),
+        scores=_scores(row, k),
+        ranks=None if ranks is None else tuple(_rank(cell) for cell in ranks.items_for(k)),
+        preferred=_preferred(row, k),
+    )
+
+
+def _compared(pairwise: Cell, k: int) -> tuple[tuple[int, int], ...]:
+    """(better, worse) pairs of a list of {i, j, winner}; ties leave no pair."""
+    found = []
+    for cell in pairwise.items():
+        i, j, winner = cell.need("i").index(k), cell.need("j").index(k), cell.need("winner")
+        if i == j or winner.whole() not in (0, 1, 2):
+            raise cell.refusal("two different indices i and j, and winner 0 (i), 1 (j) or 2 (a tie)")
+        if winner.value != 2:
+            found.append((i, j) if winner.value == 0 else (j, i))
+    return tuple(found)
+
+
+def _rank(cell: Cell) -> int:
+    # A 0 is either a rank counted from 0 or an index in a list of the best first: not ours to guess.
+    if cell.whole() < 1:
+        raise cell.refusal("the rank of the candidate at this place, counted from 1, the best", "add 1 to each rank")
+    return cell.whole()
+
+
+def _scores(row: Row, k: int) -> tuple[float, ...] | None:
+    scores = row.find("scores")
+    return None if scores is None else tuple(cell.number() for cell in scores.items_for(k))
+
+
+def _preferred(row: Row, k: int) -> int | None:
+    preferred = row.find(*PREFERRED)
+    return None if preferred is None else preferred.index(k)
+
+
+def _objects(value: object, key: str) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and key in item for item in value)
+
+
+def is_ultrafeedback(row: Values) -> bool:
+    return not row.keys().isdisjoint({"instruction", "prompt"}) and _objects(row.get("completions"), "response")
+
+
+def ultrafeedback(row: Row) -> Converted:
+    completions = row.need("completions").items()
+    prompt, candidates = joined(
+        text_or_messages(row.need("instruction", "prompt")), [cell.need("response") for cell in completions]
+    )
+    rating = next((name for name in RATINGS if all(cell.find(name) for cell in completions)), None)
+    if rating is None:
+        raise row.need("completions").refusal(f"one of {', '.join(RATINGS)} in each completion")
+    row.ledger.count(f"scores taken from '{rating}' of the completions", row.where)
+    yield replace(row.group(prompt, candidates), scores=tuple(cell.need(rating).number() for cell in completions))
+
+
+def is_nemo_rl(row: Values) -> bool:
+    return "context" in row and _objects(row.get("completions"), "completion")
+
+
+def nemo_rl(row: Row) -> Converted:
+    completions = row.need("completions").items()
+    prompt = text_or_messages(row.need("context"))
+    group = row.group(*joined(prompt, [cell.need("completion") for cell in completions]))
+    # Ranks there start at 0; ours at 1.
+    yield replace(group, ranks=tuple(cell.need("rank").whole() + 1 for cell in completions))

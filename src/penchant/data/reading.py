@@ -1,0 +1,147 @@
+"""Preference groups from any source and format, with an account of what was read and what was not."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penchant.data.fields import Ledger, Row
+from penchant.data.files import read_rows
+from penchant.data.formats import FORMATS, Format, Located, detect, format_named
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import DataError
+
+__all__ = ["FORMATS", "GroupSet", "read_groups"]
+
+PLAIN, CONVERSATIONAL = "plain text", "conversational"
+
+
+@dataclass(frozen=True)
+class GroupSet:
+    """Groups read from one source.
+
+    Attributes:
+        format: name of the format they were in.
+        source: file, folder or hub id, as given.
+        notes: for people: what was detected, the columns used and not used, then whatever else was met, counted.
+    """
+
+    groups: tuple[PreferenceGroup, ...]
+    format: str
+    source: str
+    notes: tuple[str, ...]
+
+
+def read_groups(
+    source: str | Path,
+    *,
+    format: str | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> GroupSet:
+    """Read preference groups; the format is detected from every row.
+
+    Args:
+        source: .json, .jsonl, .csv or .parquet file, also with .gz; a folder of such files; a folder that
+            `datasets` saved; or a hub id.
+        format: a name in `FORMATS`, where it should not be detected.
+        split: which split of a folder or hub data set.
+        columns: our column name -> the source's, as in ``{"prompt": "question"}``.
+
+    Raises:
+        DataError: the source cannot be read; rows of several formats or of none; a row that is not what its
+            format says, with its line and column.
+    """
+    forced = None if format is None else format_named(format)
+    name = Path(source).absolute().name
+    rows = list(read_rows(source, split=split, columns=columns))
+    present = list(dict.fromkeys(column for _, values in rows for column in values))
+    _check_mapped(columns or {}, present, name)
+    used = forced or detect(rows, name)
+    ledger = Ledger()
+    groups, kind = _converted(used, rows, ledger, name)
+    account = _account(used, groups, kind, _columns(present, columns or {}, ledger))
+    notes = [account, *_origins(rows, name), *_events(ledger), *_repeated_ids(groups)]
+    return GroupSet(tuple(groups), used.name, str(source), tuple(f"{name}: {note}" for note in notes))
+
+
+def _converted(format: Format, rows: Sequence[Located], ledger: Ledger, name: str) -> tuple[list[PreferenceGroup], str]:
+    """The rows' groups, and the one kind that all are of."""
+    groups: list[PreferenceGroup] = []
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for number, (where, values) in enumerate(rows):
+        for group in format.convert(Row(values, where, number, ledger)):
+            groups.append(group)
+            kind = _kind(group)
+            counts[kind] += 1
+            first.setdefault(kind, where)
+    if not groups:
+        raise DataError(
+            f"no row could be used: {'; '.join(_events(ledger))}",
+            where=name,
+            fix="docs/data-formats.md shows what is read",
+        )
+    if len(counts) > 1:
+        found = "; ".join(f"{kind} ({count}, first: {first[kind]})" for kind, count in counts.items())
+        raise DataError(
+            f"rows of both kinds: {found}; expected all plain text or all messages",
+            where=name,
+            fix="write every row as messages, or put the plain rows in a file of their own",
+        )
+    return groups, next(iter(counts))
+
+
+def _kind(group: PreferenceGroup) -> str:
+    return PLAIN if all(isinstance(text, str) for text in (group.prompt, *group.candidates)) else CONVERSATIONAL
+
+
+def _check_mapped(columns: Mapping[str, str], present: Iterable[str], name: str) -> None:
+    """Every mapped column is in some row. Ours are there only where theirs were, else renaming had failed."""
+    theirs = [columns.get(column, column) for column in present]
+    for ours, wanted in columns.items():
+        if wanted not in theirs:
+            near = difflib.get_close_matches(wanted, theirs, 1)
+            raise DataError(
+                f"no column '{wanted}' to read as '{ours}'; the columns are {', '.join(theirs)}",
+                where=name,
+                fix=f"data.columns={{{ours}: {near[0] if near else 'COLUMN'}}}",
+            )
+
+
+def _columns(present: Iterable[str], columns: Mapping[str, str], ledger: Ledger) -> tuple[list[str], list[str]]:
+    """Columns used and not used, each with the source's own name where it was mapped."""
+    used: list[str] = []
+    unused: list[str] = []
+    for column in present:
+        if column != "id":
+            shown = f"{column} (from {columns[column]})" if column in columns else column
+            (used if column in ledger.used else unused).append(shown)
+    return used, unused
+
+
+def _account(
+    format: Format, groups: Sequence[PreferenceGroup], kind: str, columns: tuple[Sequence[str], Sequence[str]]
+) -> str:
+    used, unused = columns
+    count = f"{len(groups)} group{'s' * (len(groups) > 1)}"
+    rest = f"; columns not used: {', '.join(unused)}" if unused else ""
+    return f"{count}, format {format.name} ({', '.join(used)}; {kind}){rest}"
+
+
+def _origins(rows: Sequence[Located], name: str) -> list[str]:
+    """The files of a folder, or the split, where the name alone does not say."""
+    origins = list(dict.fromkeys(where.rpartition(", ")[0] for where, _ in rows))
+    return [] if origins == [name] else [f"read from {', '.join(origins)}"]
+
+
+def _events(ledger: Ledger) -> list[str]:
+    return [f"{count} x {event} (first: {ledger.first[event]})" for event, count in ledger.events.items()]
+
+
+def _repeated_ids(groups: Sequence[PreferenceGroup]) -> list[str]:
+    repeated = [name for name, count in Counter(group.id for group in groups).items() if count > 1]
+    return [f"{len(repeated)} ids stand more than once (first: {repeated[0]})"] if repeated else []

@@ -1,0 +1,70 @@
+"""Groups as JSON lines in our own format, which `read_groups` reads back unchanged."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import DataError
+
+FACTS = ("comparisons", "scores", "ranks", "preferred", "labels", "source")
+
+
+def write_groups(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
+    """Write groups to a new .jsonl or .jsonl.gz file, whole or not at all.
+
+    Raises:
+        DataError: the file exists, its name has another ending, its folder does not exist, there are no groups, or
+            a group holds what JSON cannot say.
+    """
+    path = Path(path)
+    _check(path, groups)
+    # The same groups give the same bytes: no time stamp, no file name in the header.
+    whole = b"".join(_lines(groups, path))
+    data = gzip.compress(whole, mtime=0) if path.suffix == ".gz" else whole
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise DataError(f"it cannot be written: {error.strerror}", where=str(path), fix="name another place") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check(path: Path, groups: Sequence[PreferenceGroup]) -> None:
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError("groups are written as .jsonl or .jsonl.gz", where=str(path), fix=f"{path.stem}.jsonl")
+    if path.exists():
+        raise DataError("the file exists already", where=str(path), fix="name a new file, or remove this one first")
+    if not path.parent.is_dir():
+        raise DataError("its folder does not exist", where=str(path), fix=f"mkdir -p {path.parent}")
+    if not groups:
+        raise DataError("there are no groups to write", where=str(path), fix="write at least one")
+
+
+def _lines(groups: Sequence[PreferenceGroup], path: Path) -> Iterable[bytes]:
+    for number, group in enumerate(groups, 1):
+        try:
+            line = json.dumps(_row(group), ensure_ascii=False, allow_nan=False)
+            yield line.encode() + b"\n"
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"group {number} (id {group.id!r}) cannot be written: {error}",
+                where=str(path),
+                fix="scores and weights are finite numbers; texts have no lone surrogates",
+            ) from error
+
+
+def _row(group: PreferenceGroup) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": group.id, "prompt": group.prompt, "candidates": group.candidates}
+    row |= {name: value for name in FACTS if (value := getattr(group, name)) is not None}
+    return row if group.weight == 1 else row | {"weight": group.weight}

@@ -1,0 +1,112 @@
+"""Where a conversation's prompt ends, and which conversations are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penchant.data.conversations import split_off
+from penchant.data.fields import Cell, Ledger, Row
+from penchant.data.groups import Message
+from penchant.data.reading import read_groups
+from penchant.errors import DataError
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def said(content: str | None) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"chosen": "a", "rejected": [said("b")]}, "column 'chosen' is text, \"a\"; expected messages"),
+    ({"prompt": []}, "column 'prompt' is a list, []; expected at least one message"),
+    ({"prompt": ["p"]}, "column 'prompt[0]' is text, \"p\"; expected an object with role or from"),
+    ({"prompt": [{"role": "wizard", "content": "p"}]}, "column 'prompt[0].role' is text, \"wizard\"; expected a role"),
+    ({"chosen": [{"role": "assistant", "content": [{"text": "a"}]}]}, "column 'chosen[0].content' is a list"),
+    ({"chosen": [said(None) | {"tool_calls": [1]}]}, "expected an object with content or value"),
+    ({"chosen": [user("q"), said("a")]}, "expected a conversation that starts with the same prompt as 'chosen'"),
+    (
+        {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
+        "expected an assistant's messages, or a whole conversation that holds the prompt",
+    ),
+    ({"chosen": [said("a"), user("b")]}, "the response in column 'chosen' ends with a message of role 'user'"),
+]
+BAD_ALONE: list[tuple[dict[str, Any], str]] = [
+    (
+        {"chosen": [user("p"), said("a")], "rejected": [user("q"), said("b")]},
+        "expected a conversation that starts with the same prompt as 'chosen'",
+    ),
+    (
+        {
+            "chosen": [user("p"), said("x"), user("q"), said("a")],
+            "rejected": [user("p"), said("x"), user("r"), said("b")],
+        },
+        "the response in column 'chosen' begins with a message of role 'user'",
+    ),
+    ({"messages": [user("p"), said("a"), user("q")]}, "begins with a message of role 'user'; expected the assistant's"),
+    ({"messages": [said("a")]}, "expected a message before the response"),
+    (
+        {"messages": [{"role": "system", "content": "s"}, user("p"), said("a")], "system": "s"},
+        "where the conversation has",
+    ),
+    (
+        {"conversations": [user("p"), said("x")], "chosen": said("a"), "rejected": said("b")},
+        "expected a conversation whose last turn is not the assistant's",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [({"prompt": [user("p")], "chosen": [said("a")], "rejected": [said("b")]} | row, what) for row, what in BAD]
+    + BAD_ALONE,
+)
+def test_refused(tmp_path: Path, row: dict[str, Any], what: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(DataError) as caught:
+        read_groups(file)
+    assert what in caught.value.what
+    assert caught.value.where == "rows.jsonl, line 1"
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("role", "ours"),
+    [
+        ("human", "user"),
+        ("GPT", "assistant"),
+        ("system", "system"),
+        ("observation", "tool"),
+        ("function_call", "assistant"),
+    ],
+)
+def test_roles(tmp_path: Path, role: str, ours: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    turn = {"from": role, "value": "x"}
+    file.write_text(json.dumps({"conversations": [turn, {"from": "gpt", "value": "a"}]}))
+    (group,) = read_groups(file).groups
+    assert group.prompt == (Message(role=ours, content="x"),)
+
+
+TURN = st.builds(Message, role=st.just("assistant"), content=st.sampled_from("abc"))
+
+
+@given(st.lists(TURN, min_size=1, max_size=3), st.lists(st.lists(TURN, min_size=1, max_size=3), min_size=2, max_size=4))
+def test_prompt_and_response_make_up_the_conversation(start: list[Message], tails: list[list[Message]]) -> None:
+    conversations = [(*start, *tail) for tail in tails]
+    row = Row({}, "here", 0, Ledger())
+    prompt, responses = split_off(conversations, [Cell(list(whole), "x", row) for whole in conversations])
+    assert [prompt + tuple(response) for response in responses] == conversations
+    assert len(prompt) >= len(start)
+    assert all(responses)
+    # The prompt is all that is shared: one turn more would differ, or leave a response empty.
+    assert len({str(response[0]) for response in responses}) > 1 or min(map(len, responses)) == 1

@@ -1,0 +1,114 @@
+"""What is refused, by row and column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.data.fields import shown
+from penchant.data.reading import read_groups
+from penchant.errors import DataError
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+TWO: dict[str, Any] = {"prompt": "p", "candidates": ["a", "b"]}
+LISTED: dict[str, Any] = {"prompt": "p", "completions": ["a", "b"]}
+ONE: dict[str, Any] = {"prompt": "p", "completion": "a"}
+
+
+def refused(folder: Path, row: dict[str, Any], format: str | None = None) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError) as caught:
+        read_groups(file, format=format)
+    assert caught.value.where == "rows.jsonl, line 1"
+    assert caught.value.fix, "an error says what to do"
+    return caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        (PAIR | {"prompt": 5}, "column 'prompt' is a number, 5; expected text"),
+        (PAIR | {"chosen": True}, "column 'chosen' is true/false, true; expected text"),
+        (PAIR | {"chosen": "a\ud800"}, "lone surrogate U+D800 at character 1"),
+        (TWO | {"candidates": "a"}, "column 'candidates' is text, \"a\"; expected a list"),
+        (TWO | {"candidates": []}, "no candidates; expected at least one"),
+    ],
+)
+def test_texts(tmp_path: Path, row: dict[str, Any], what: str) -> None:
+    assert what in refused(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("scores", "what"),
+    [
+        ([1], "expected one item for each of the 2 candidates, found 1"),
+        ([0, float("nan")], "column 'scores[1]' is a number, NaN; expected a finite number"),
+        ([10**400, 0], "expected a finite number"),
+        (["1", "2"], "column 'scores[0]' is text, \"1\"; expected a number"),
+        ([True, False], "column 'scores[0]' is true/false, true; expected a number"),
+        ([1, None], "column 'scores[1]' is null; expected a number"),
+        (5, "column 'scores' is a number, 5; expected a list"),
+    ],
+)
+def test_scores(tmp_path: Path, scores: Any, what: str) -> None:
+    assert what in refused(tmp_path, TWO | {"scores": scores})
+    assert what in refused(tmp_path, LISTED | {"scores": scores})
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        (TWO | {"preferred": 2}, "one of the 2 candidates, 0 to 1"),
+        (TWO | {"preferred": -1}, "one of the 2 candidates, 0 to 1"),
+        (TWO | {"preferred": "a"}, "column 'preferred' is text, \"a\"; expected a whole number"),
+        (TWO | {"comparisons": [[0, 0]]}, "two different indices, the better candidate's first"),
+        (TWO | {"comparisons": [[0, 2]]}, "column 'comparisons[0][1]' is a number, 2"),
+        (TWO | {"labels": [True, "no"]}, "column 'labels[1]' is text, \"no\"; expected true or false"),
+        (TWO | {"pairwise": [{"i": 0, "j": 1, "winner": 3}]}, "winner 0 (i), 1 (j) or 2 (a tie)"),
+        (TWO | {"pairwise": [{"i": 1, "j": 1, "winner": 0}]}, "two different indices i and j"),
+        (TWO | {"pairwise": [{"i": 0, "j": 1}]}, "expected an object with winner"),
+        (LISTED | {"ranks": [1, 1.5]}, "column 'ranks[1]' is a number, 1.5; expected a whole number"),
+        # A list that holds 0 may be the order of the candidates, not their ranks.
+        (LISTED | {"ranking": [1, 0]}, "counted from 1, the best"),
+        (PAIR | {"rejected": []}, "expected at least one rejected response"),
+        (ONE | {"label": "good"}, "column 'label' is text, \"good\"; expected true or false"),
+        (ONE | {"label": 2}, "column 'label' is a number, 2; expected true or false"),
+        ({"instruction": "p", "output": ["a", "b", "c"]}, "for each of the 2 candidates, found 3"),
+        (
+            {"instruction": "p", "completions": [{"response": "a", "score": 1}, {"response": "b"}]},
+            "expected one of overall_score, fine-grained_score, score in each completion",
+        ),
+    ],
+)
+def test_worth(tmp_path: Path, row: dict[str, Any], what: str) -> None:
+    assert what in refused(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("fact", "what"),
+    [
+        ({"weight": 0}, "column 'weight' is a number, 0; expected a number above 0"),
+        ({"weight": float("inf")}, "expected a finite number"),
+        ({"id": 1.5}, "column 'id' is a number, 1.5; expected a whole number"),
+        ({"id": ["x"]}, "column 'id' is a list, [\"x\"]"),
+        ({"source": 3}, "column 'source' is a number, 3; expected text"),
+    ],
+)
+def test_facts(tmp_path: Path, fact: dict[str, Any], what: str) -> None:
+    assert what in refused(tmp_path, PAIR | fact)
+
+
+def test_missing_column(tmp_path: Path) -> None:
+    assert refused(tmp_path, ONE, "pairs") == "no column 'chosen'; the row has prompt, completion"
+    assert refused(tmp_path, TWO, "ranked").startswith("no column 'pairwise' or 'scores' or 'ranks'")
+
+
+def test_values_are_shown_shortened() -> None:
+    assert shown(None) == "null"
+    assert shown({"a": 1}) == 'an object, {"a": 1}'
+    assert shown(["x" * 100]) == 'a list, ["' + "x" * 55 + "..."
+    assert shown(b"x") == "bytes, \"b'x'\""

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.reading import FORMATS, GroupSet, read_groups
+from penchant.errors import DataError
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def said(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+SYSTEM = {"role": "system", "content": "be brief"}
+TREE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Any:
+    def reader(*rows: Any, **options: Any) -> GroupSet:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return read_groups(file, **options)
+
+    return reader
+
+
+def refused(read: Any, *rows: Any, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(*rows, **options)
+    assert caught.value.fix, "an error says what to do"
+    return str(caught.value)
+
+
+def group(prompt: Any, *candidates: Any, **facts: Any) -> PreferenceGroup:
+    texts = [text if isinstance(text, str) else tuple(text) for text in (prompt, *candidates)]
+    return PreferenceGroup(texts[0], tuple(texts[1:]), **facts)
+
+
+PREFERRED: dict[str, Any] = {"preferred": 0}
+UNDER = {"instruction": "add", "input": "1 2", "output": "3"}
+CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
+    ("pairs of text", "pairs", {"prompt": "p ", "chosen": " a\n", "rejected": ""},
+     group("p ", " a\n", "", **PREFERRED)),
+    (
+        "pairs of messages", "pairs",
+        {"prompt": [SYSTEM, user("p")], "chosen": [said("a")], "rejected": [said("b")]},
+        group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED),
+    ),
+    (
+        "text prompt, assistant messages", "pairs", {"prompt": "p", "chosen": [said("a")], "rejected": [said("b")]},
+        group([user("p")], [said("a")], [said("b")], **PREFERRED),
+    ),
+    (
+        "messages prompt, text responses", "pairs", {"prompt": [user("p")], "chosen": "a", "rejected": "b"},
+        group([user("p")], [said("a")], [said("b")], **PREFERRED),
+    ),
+    (
+        "text prompt, whole conversations", "pairs",
+        {"prompt": "p", "chosen": [SYSTEM, user("p"), said("a")], "rejected": [SYSTEM, user("p"), said("b")]},
+        group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED),
+    ),
+    (
+        "messages prompt, whole conversations", "pairs",
+        {"prompt": [user("p")], "chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]},
+        group([user("p")], [said("a")], [said("b")], **PREFERRED),
+    ),
+    (
+        "implicit prompt", "implicit_prompt",
+        {"chosen": [user("p"), said("x"), user("q"), said("a")],
+         "rejected": [user("p"), said("x"), user("q"), said("b")]},
+        group([user("p"), said("x"), user("q")], [said("a")], [said("b")], **PREFERRED),
+    ),
+    (
+        "one conversation goes on", "implicit_prompt",
+        {"chosen": [user("p"), said("a")], "rejected": [user("p"), said("a"), user("q"), said("b")]},
+        group([user("p")], [said("a")], [said("a"), user("q"), said("b")], **PREFERRED),
+    ),
+    ("transcripts", "hh", {"chosen": TREE + " a", "rejected": TREE + " b"}, group(TREE, " a", " b", **PREFERRED)),
+    (
+        "pairwise with scores", "ranked",
+        {"prompt": "p", "candidates": ["a", "b", "c"], "scores": [1, 2, 0],
+         "pairwise": [{"i": 0, "j": 1, "winner": 1}, {"i": 0, "j": 2, "winner": 0}, {"i": 1, "j": 2, "winner": 2}]},
+        group("p", "a", "b", "c", comparisons=((1, 0), (0, 2)), scores=(1.0, 2.0, 0.0)),
+    ),
+    ("all tied", "ranked", {"prompt": "p", "candidates": ["a", "b"], "pairwise": [{"i": 0, "j": 1, "winner": 2}]},
+     group("p", "a", "b", comparisons=())),
+    ("ranking", "ranked", {"prompt": "p", "completions": ["a", "b", "c"], "ranking": [2, 1, 2]},
+     group("p", "a", "b", "c", ranks=(2, 1, 2))),
+    ("rank as a table's floats", "ranked", {"prompt": "p", "completions": ["a", "b"], "rank": [2.0, 1.0]},
+     group("p", "a", "b", ranks=(2, 1))),
+    ("best", "ranked", {"prompt": "p", "responses": ["a", "b"], "best": 1}, group("p", "a", "b", preferred=1)),
+    ("scored messages", "ranked", {"prompt": "p", "responses": [said("a"), [said("b")]], "scores": [0.5, 1]},
+     group([user("p")], [said("a")], [said("b")], scores=(0.5, 1.0))),
+    ("list of rejected", "several_rejected", {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},
+     group("p", "a", "b", "c", **PREFERRED)),
+    ("rejected columns", "several_rejected",
+     {"prompt": "p", "chosen": "a", "rejected": "b", "rejected_10": "d", "rejected_2": "c", "rejected_3": None},
+     group("p", "a", "b", "c", "d", **PREFERRED)),
+    ("numbered from one", "several_rejected", {"prompt": "p", "chosen": "a", "rejected1": "b", "rejected2": "c"},
+     group("p", "a", "b", "c", **PREFERRED)),
+    ("list of rejected messages", "several_rejected",
+     {"prompt": [user("p")], "chosen": [said("a")], "rejected": [[said("b")], [said("c")]]},
+     group([user("p")], [said("a")], [said("b")], [said("c")], **PREFERRED)),
+    ("yes/no", "unpaired", {"prompt": "p", "completion": "a", "label": False}, group("p", "a", labels=(False,))),
+    ("yes/no without prompt", "unpaired", {"completion": "a", "label": 1}, group("", "a", labels=(True,))),
+    ("yes/no of a conversation", "unpaired", {"completion": [user("p"), said("a")], "label": True},
+     group([user("p")], [said("a")], labels=(True,))),
+    ("yes/no of messages", "unpaired", {"messages": [user("p"), said("a")], "label": True},
+     group([user("p")], [said("a")], labels=(True,))),
+    ("overall scores", "ultrafeedback",
+     {"instruction": "p", "source": "s", "completions": [
+         {"response": "a", "overall_score": 7.5, "fine-grained_score": 1}, {"response": "b", "overall_score": 9}]},
+     group("p", "a", "b", scores=(7.5, 9.0), source="s")),
+    ("fine-grained scores", "ultrafeedback",
+     {"prompt": "p", "completions": [
+         {"response": "a", "overall_score": None, "fine-grained_score": 4.25},
+         {"response": "b", "fine-grained_score": 4}]},
+     group("p", "a", "b", scores=(4.25, 4.0))),
+    ("Alpaca pair", "llama_factory",
+     {"instruction": "add", "input": "1 2", "system": "be brief", "history": [["hi", "hello"]],
+      "chosen": "3", "rejected": "4"},
+     group([SYSTEM, user("hi"), said("hello"), user("add\n1 2")], [said("3")], [said("4")], **PREFERRED)),
+    ("Alpaca output of two", "llama_factory", {"instruction": "add", "input": "", "output": ["3", "4"]},
+     group([user("add")], [said("3")], [said("4")], **PREFERRED)),
+    ("ShareGPT pair", "llama_factory",
+     {"conversations": [{"from": "human", "value": "p"}], "system": "be brief",
+      "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+     group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED)),
+    ("rejected response", "ms_swift", {"messages": [user("p"), said("a")], "rejected_response": "b"},
+     group([user("p")], [said("a")], [said("b")], **PREFERRED)),
+    ("rejected responses", "ms_swift", {"messages": [user("p"), said("a")], "rejected_response": ["b", "c"]},
+     group([user("p")], [said("a")], [said("b")], [said("c")], **PREFERRED)),
+    ("rejected messages", "ms_swift",
+     {"messages": [SYSTEM, user("p"), said("a")], "rejected_messages": [SYSTEM, user("p"), said("b")]},
+     group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED)),
+    ("ranked completions", "nemo_rl",
+     {"context": [user("p")],
+      "completions": [{"rank": 1, "completion": [said("b")]}, {"rank": 0, "completion": [said("a")]}]},
+     group([user("p")], [said("b")], [said("a")], ranks=(2, 1))),
+    ("prompt and completion", "sft", {"prompt": "p", "completion": "a"}, group("p", "a")),
+    ("messages", "sft", {"messages": [SYSTEM, user("p"), said("a")]}, group([SYSTEM, user("p")], [said("a")])),
+    ("ShareGPT", "sft",
+     {"conversations": [{"from": "human", "value": "p"}, {"from": "function_call", "value": "f()"},
+                        {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}]},
+     group([user("p"), said("f()"), {"role": "tool", "content": "1"}], [said("a")])),
+    ("Alpaca", "sft", UNDER, group([user("add\n1 2")], [said("3")])),
+    ("text", "text", {"text": "once"}, group("", "once")),
+    ("our own", "penchant",
+     {"prompt": "p", "candidates": ["a", "b"], "comparisons": [[1, 0]], "scores": [1, 2], "ranks": [2, 1],
+      "preferred": 1, "labels": [False, True]},
+     group("p", "a", "b", comparisons=((1, 0),), scores=(1.0, 2.0), ranks=(2, 1), preferred=1, labels=(False, True))),
+    ("candidates alone", "penchant", {"prompt": "p", "candidates": ["a", "b"]}, group("p", "a", "b")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "row", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+class TestEveryFormat:
+    def test_detected_and_read(self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup) -> None:
+        found = read(row)
+        assert found.format == format
+        assert found.groups == (expected,)
+        assert read(row, format=format).groups == (expected,)
+
+    def test_id_weight_and_source(self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup) -> None:
+        (one,) = read({**row, "id": 12, "weight": 0.5, "source": "web"}).groups
+        assert (one.id, one.weight, one.source) == ("12", 0.5, "web")
+        assert (one.prompt, one.candidates, one.pairs) == (expected.prompt, expected.candidates, expected.pairs)
+
+    def test_null_columns_change_nothing(
+        self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
+    ) -> None:
+        nulls = dict.fromkeys(["id", "weight", "source", "tools", "chosen", "label", "text", "ranks", "rejected_9"])
+        found = read(nulls | row)
+        assert found.format == format
+        assert found.groups == (expected,)
+
+    def test_each_null_is_named(self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup) -> None:
+        held = [[name for name in need.split("|") if name in row] for need in FORMATS[format].needs]
+        # Where there is another column that serves, a null is one the row does without.
+        needed = [names[0] for names in held if len(names) == 1 and "rejected_2" not in row]
+        assert needed or "rejected_2" in row
+        for name in needed:
+            message = refused(read, {**row, name: None}, format=format)
+            assert name in message
+            assert "rows.jsonl, line 1" in message
+
+
+def test_the_cases_cover_every_format() -> None:
+    assert {case[1] for case in CASES} | {"label_studio"} == set(FORMATS)
+
+
+def test_every_sample_in_the_documentation_is_read_as_its_format(read: Any) -> None:
+    table = (Path(__file__).parents[2] / "docs" / "data-formats.md").read_text(encoding="utf-8")
+    samples = re.findall(r"^\| `(\w+)` \|.*\| `(\{.*\})` \|$", table, re.MULTILINE)
+    assert {name for name, _ in samples} == set(FORMATS)
+    assert len(samples) == table.count("| `{")
+    for name, sample in samples:
+        found = read(json.loads(sample))
+        assert found.format == name
+        assert "not used" not in found.notes[0]
+
+
+class TestTranscripts:
+    def test_rows_that_are_no_pair_are_counted(self, read: Any) -> None:
+        good = {"chosen": TREE + " a", "rejected": TREE + " b"}
+        other = {"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"}
+        found = read(
+            good, other, other, {"chosen": TREE + " a\n\nHuman: and?", "rejected": TREE + " b"},
+            {"chosen": TREE + " a", "rejected": "words"}, good,
+        )  # fmt: skip
+        assert [group.id for group in found.groups] == ["0", "5"]
+        assert found.notes[1] == (
+            "rows.jsonl: 2 x left out: the two transcripts differ before the last Assistant turn "
+            "(first: rows.jsonl, line 2)"
+        )
+        assert found.notes[2:] == (
+            "rows.jsonl: 1 x left out: a transcript ends with a Human turn (first: rows.jsonl, line 4)",
+            "rows.jsonl: 1 x left out: no transcript of Human and Assistant turns (first: rows.jsonl, line 5)",
+        )
+
+    def test_nothing_left(self, read: Any) -> None:
+        message = refused(read, {"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"})
+        assert "no row could be used: 1 x left out: the two transcripts differ" in message
+
+
+class TestCounted:
+    def test_message_fields_that_are_not_used(self, read: Any) -> None:
+        found = read({"messages": [{**user("p"), "name": "Ann", "tool_calls": None}, said("a")]})
+        assert found.notes[1:] == ("rows.jsonl: 1 x field 'name' of messages not used (first: rows.jsonl, line 1)",)
+
+    def test_the_score_that_was_taken(self, read: Any) -> None:
+        row = {"instruction": "p", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 2}]}
+        assert "1 x scores taken from 'overall_score' of the completions" in read(row).notes[1]
+
+    def test_a_repeated_prompt(self, read: Any) -> None:
+        row = {"prompt": "p", "chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}
+        assert "1 x prompt repeated in the responses, taken once" in read(row).notes[1]
+
+    def test_turns_that_are_not_trained(self, read: Any) -> None:
+        row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
+        assert "1 x earlier assistant turns read as prompt; only the last is the response" in read(row).notes[1]

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.reading import GroupSet, read_groups
+from penchant.errors import DataError
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Any:
+    def reader(*rows: Any, **options: Any) -> GroupSet:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return read_groups(file, **options)
+
+    return reader
+
+
+def refused(read: Any, *rows: Any, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(*rows, **options)
+    assert caught.value.fix, "an error says what to do"
+    return str(caught.value)
+
+
+def group(prompt: Any, *candidates: Any, **facts: Any) -> PreferenceGroup:
+    texts = [text if isinstance(text, str) else tuple(text) for text in (prompt, *candidates)]
+    return PreferenceGroup(texts[0], tuple(texts[1:]), **facts)
+
+
+class TestLabelStudio:
+    DATA = {"prompt": "p", "answer1": "a", "answer2": "b"}  # noqa: RUF012
+    ITEMS = {"prompt": "p", "items": [{"id": "x", "body": "a"}, {"id": 7, "html": "b"}, {"id": "z", "title": "c"}]}  # noqa: RUF012
+
+    @staticmethod
+    def judged(**value: Any) -> dict[str, Any]:
+        return {"id": 1, "was_cancelled": False, "result": [{"type": "pairwise", "value": value}]}
+
+    def test_pairwise(self, read: Any) -> None:
+        found = read(
+            {"id": 5, "data": self.DATA, "annotations": [self.judged(selected="left")], "project": 1},
+            {"id": 6, "data": self.DATA, "annotations": [self.judged(selected="right")], "project": 1},
+        )
+        assert found.format == "label_studio"
+        assert found.groups == (group("p", "a", "b", preferred=0, id="5"), group("p", "a", "b", preferred=1, id="6"))
+        assert "columns not used: project" in found.notes[0]
+
+    def test_each_annotator_is_heard(self, read: Any) -> None:
+        found = read(
+            {"id": 5, "data": self.DATA, "annotations": [self.judged(selected=side) for side in ("left", "right")]}
+        )
+        assert [(one.id, one.preferred) for one in found.groups] == [("5-1", 0), ("5-2", 1)]
+
+    def test_tasks_without_a_judgement_are_counted(self, read: Any) -> None:
+        cancelled = {**self.judged(selected="left"), "was_cancelled": True}
+        found = read(
+            {"id": 1, "data": self.DATA, "annotations": [self.judged(selected="left")]},
+            {"id": 2, "data": self.DATA, "annotations": []},
+            {"id": 3, "data": self.DATA, "annotations": [cancelled, {"result": []}]},
+        )
+        assert [one.id for one in found.groups] == ["1"]
+        assert found.notes[1:] == (
+            "rows.jsonl: 2 x left out: a task without a usable annotation (first: rows.jsonl, line 2)",
+            "rows.jsonl: 1 x annotation not used: cancelled (first: rows.jsonl, line 3)",
+            "rows.jsonl: 1 x annotation not used: nothing chosen (first: rows.jsonl, line 3)",
+        )
+
+    @pytest.mark.parametrize(
+        ("ranker", "facts"),
+        [
+            ({"rank": ["z", "x", "7"]}, {"ranks": (2, 3, 1)}),
+            ({"_": ["7", "x", "z"]}, {"ranks": (2, 1, 3)}),
+            ({"rank": ["z", "x"], "_": ["7"]}, {"comparisons": ((2, 0),)}),
+        ],
+    )
+    def test_ranker(self, read: Any, ranker: dict[str, Any], facts: dict[str, Any]) -> None:
+        found = read({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]})
+        assert found.groups == (group("p", "a", "b", "c", **facts),)
+
+    @pytest.mark.parametrize(
+        ("ranker", "message"),
+        [
+            ({"good": ["x"], "bad": ["z"]}, "expected an object with one bucket of items"),
+            ({"rank": ["x", "x"]}, "expected each of the items' ids once: x, 7, z"),
+            ({"rank": ["x", "w"]}, "expected each of the items' ids once: x, 7, z"),
+            ("x", "expected an object with one bucket of items"),
+        ],
+    )
+    def test_ranker_refused(self, read: Any, ranker: Any, message: str) -> None:
+        found = refused(read, {"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]})
+        assert message in found
+        assert "annotations[0].result[0].value.ranker" in found
+
+    def test_neither_left_nor_right(self, read: Any) -> None:
+        row = {"data": self.DATA, "annotations": [self.judged(selected="up")]}
+        assert "expected 'left' or 'right'" in refused(read, row)

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.data.reading import FORMATS, read_groups
+from penchant.errors import DataError
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+TURNS = {
+    "prompt": [{"role": "user", "content": "p"}],
+    "chosen": [{"role": "assistant", "content": "a"}],
+    "rejected": [{"role": "assistant", "content": "b"}],
+}
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def failure(source: Path, **options: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read_groups(source, **options)
+    assert caught.value.fix, "an error says what to do"
+    return caught.value
+
+
+class TestAccount:
+    def test_one_line_says_what_was_detected(self, tmp_path: Path) -> None:
+        found = read_groups(lines(tmp_path / "a.jsonl", {**PAIR, "votes": 3, "id": "x"}, {**PAIR, "weight": 2}))
+        assert found.notes == (
+            "a.jsonl: 2 groups, format pairs (prompt, chosen, rejected, weight; plain text); columns not used: votes",
+        )
+        assert (found.format, found.source) == ("pairs", str(tmp_path / "a.jsonl"))
+
+    def test_one_group_in_messages(self, tmp_path: Path) -> None:
+        found = read_groups(
+            lines(tmp_path / "a.jsonl", {**TURNS, "tools": "[]", "images": [], "chat_template_kwargs": {}})
+        )
+        assert found.notes[0] == (
+            "a.jsonl: 1 group, format pairs (prompt, chosen, rejected; conversational); "
+            "columns not used: tools, images, chat_template_kwargs"
+        )
+
+    def test_ids_default_to_the_rows_number(self, tmp_path: Path) -> None:
+        found = read_groups(lines(tmp_path / "a.jsonl", PAIR, {**PAIR, "id": "x"}, {**PAIR, "id": None}))
+        assert [group.id for group in found.groups] == ["0", "x", "2"]
+
+    def test_repeated_ids_are_kept_and_said(self, tmp_path: Path) -> None:
+        found = read_groups(
+            lines(tmp_path / "a.jsonl", {**PAIR, "id": "1"}, PAIR, {**PAIR, "id": "7"}, {**PAIR, "id": 7})
+        )
+        assert [group.id for group in found.groups] == ["1", "1", "7", "7"]
+        assert found.notes[1] == "a.jsonl: 2 ids stand more than once (first: 1)"
+
+    def test_files_of_a_folder_are_named(self, tmp_path: Path) -> None:
+        folder = tmp_path / "both"
+        folder.mkdir()
+        lines(folder / "a.jsonl", PAIR)
+        lines(folder / "b.jsonl", PAIR)
+        found = read_groups(folder)
+        assert found.notes[1] == "both: read from both/a.jsonl, both/b.jsonl"
+        assert [group.id for group in found.groups] == ["0", "1"]
+
+
+class TestDetection:
+    def test_trap_the_format_is_not_the_first_rows(self, tmp_path: Path) -> None:
+        # TRL looks at the first row only.
+        error = failure(
+            lines(tmp_path / "a.jsonl", *[PAIR] * 9, {"chosen": TURNS["chosen"], "rejected": TURNS["rejected"]})
+        )
+        assert error.what == (
+            "rows of several formats: pairs (9 rows, first: a.jsonl, line 1); "
+            "implicit_prompt (1 row, first: a.jsonl, line 10); expected one format"
+        )
+        assert error.where == "a.jsonl"
+
+    def test_trap_the_kind_is_not_the_first_rows(self, tmp_path: Path) -> None:
+        error = failure(lines(tmp_path / "a.jsonl", PAIR, TURNS, PAIR))
+        assert error.what == (
+            "rows of both kinds: plain text (2, first: a.jsonl, line 1); conversational (1, first: a.jsonl, line 2); "
+            "expected all plain text or all messages"
+        )
+
+    def test_a_row_of_no_format_among_others(self, tmp_path: Path) -> None:
+        error = failure(lines(tmp_path / "a.jsonl", PAIR, {"prompt": "p", "chosen": "a", "rejectd": "b"}))
+        assert error.where == "a.jsonl, line 2"
+        assert "1 row of no known format (columns: prompt, chosen, rejectd)" in error.what
+        assert "pairs (lacks 'rejected' (is it 'rejectd'?))" in error.what
+        assert "the other rows are pairs (1 row, first: a.jsonl, line 1)" in error.what
+
+    def test_a_null_is_not_another_format(self, tmp_path: Path) -> None:
+        error = failure(lines(tmp_path / "a.jsonl", PAIR, {**PAIR, "rejected": None}))
+        assert str(error).startswith("a.jsonl, line 2: column 'rejected' is null; expected a value")
+
+    def test_no_format_at_all(self, tmp_path: Path) -> None:
+        error = failure(lines(tmp_path / "a.jsonl", {"question": "q", "better": "a", "worse": "b"}))
+        assert error.what == (
+            "no known preference format (columns: question, better, worse); nearest are "
+            "pairs (lacks 'prompt', 'chosen', 'rejected'); penchant (lacks 'prompt', 'candidates'); "
+            "unpaired (lacks 'completion' or 'messages', 'label')"
+        )
+        assert "data.columns={prompt: question, chosen: better, rejected: worse}" in (error.fix or "")
+
+    def test_columns_of_the_wrong_type(self, tmp_path: Path) -> None:
+        error = failure(lines(tmp_path / "a.jsonl", {"context": "p", "completions": ["a"]}))
+        assert "nemo_rl (has its columns, context, completions, but not of the types it takes)" in error.what
+
+    def test_a_named_format_is_not_detected(self, tmp_path: Path) -> None:
+        file = lines(tmp_path / "a.jsonl", {**PAIR, "completion": "c"})
+        assert read_groups(file).format == "pairs"
+        found = read_groups(file, format="sft")
+        assert found.groups[0].candidates == ("c",)
+        assert found.notes[0].endswith("columns not used: chosen, rejected")
+
+    def test_unknown_format(self, tmp_path: Path) -> None:
+        error = failure(tmp_path / "absent.jsonl", format="pair")
+        assert "there is no format 'pair'" in error.what
+        assert error.fix == "format=pairs"
+
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_any_format_forced_on_foreign_rows_is_the_users_mistake(self, tmp_path: Path, name: str) -> None:
+        error = failure(lines(tmp_path / "a.jsonl", {"question": [1], "messages": {}, "conversations": 0}), format=name)
+        assert error.where == "a.jsonl, line 1"
+
+
+class TestColumns:
+    def test_mapped(self, tmp_path: Path) -> None:
+        file = lines(tmp_path / "a.jsonl", {"question": "q", "good": "a", "bad": "b", "prompt": "old"})
+        columns = {"prompt": "question", "chosen": "good", "rejected": "bad", "unused": "prompt"}
+        found = read_groups(file, columns=columns)
+        assert (found.groups[0].prompt, found.groups[0].candidates) == ("q", ("a", "b"))
+        assert found.notes[0] == (
+            "a.jsonl: 1 group, format pairs (prompt (from question), chosen (from good), rejected (from bad); "
+            "plain text); columns not used: unused (from prompt)"
+        )
+
+    def test_a_column_that_only_some_rows_have(self, tmp_path: Path) -> None:
+        file = lines(tmp_path / "a.jsonl", PAIR, {**PAIR, "w": 2})
+        assert [group.weight for group in read_groups(file, columns={"weight": "w"}).groups] == [1, 2]
+
+    def test_a_column_that_is_not_there(self, tmp_path: Path) -> None:
+        error = failure(
+            lines(tmp_path / "a.jsonl", {"question": "q", "chosen": "a", "rejected": "b"}),
+            columns={"prompt": "qestion"},
+        )
+        assert error.what == "no column 'qestion' to read as 'prompt'; the columns are question, chosen, rejected"
+        assert error.fix == "data.columns={prompt: question}"
+
+
+class TestTraps:
+    @pytest.mark.parametrize(
+        ("chosen", "rejected"),
+        [
+            ("abc ", "xyz"),
+            ("same", "same"),
+            ("Q: 1+1? The answer is 2", "Q: 1+1? The answer is 3"),
+            ("Q: a", "Q: a longer"),
+            ("", "x"),
+        ],
+    )
+    def test_trap_no_prompt_of_shared_characters(self, tmp_path: Path, chosen: str, rejected: str) -> None:
+        # TRL takes the characters that two texts share for the prompt.
+        error = failure(lines(tmp_path / "a.jsonl", {"chosen": chosen, "rejected": rejected}))
+        assert "there is no prompt" in error.what
+        assert "add a column 'prompt'" in (error.fix or "")
+
+    def test_trap_equal_conversations_keep_their_responses(self, tmp_path: Path) -> None:
+        # A shared prefix of equal conversations is all of them.
+        whole = [*TURNS["prompt"], *TURNS["chosen"]]
+        (group,) = read_groups(lines(tmp_path / "a.jsonl", {"chosen": whole, "rejected": whole})).groups
+        assert group.prompt == tuple(TURNS["prompt"])
+        assert group.candidates == (tuple(TURNS["chosen"]),) * 2
+
+    def test_trap_messages_are_shared_whole(self, tmp_path: Path) -> None:
+        # Answers that begin alike stay whole.
+        answers = [{"role": "assistant", "content": f"The answer is {n}"} for n in (2, 3)]
+        row = {"chosen": [*TURNS["prompt"], answers[0]], "rejected": [*TURNS["prompt"], answers[1]]}
+        (group,) = read_groups(lines(tmp_path / "a.jsonl", row)).groups
+        assert group.candidates == ((answers[0],), (answers[1],))
+
+    def test_trap_groups_depend_on_content_alone(self, tmp_path: Path) -> None:
+        # TRL's cache key changes with settings that do not matter, as the fingerprint of `datasets` does.
+        import datasets
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = [{**PAIR, "prompt": f"p{n}", "id": f"r{n}"} for n in range(3)]
+        plain = lines(tmp_path / "a.jsonl", *rows)
+        sources = [plain, lines(tmp_path / "b.json", *rows), tmp_path / "c.jsonl.gz", tmp_path / "d.csv",
+                   tmp_path / "e.parquet", tmp_path / "f"]  # fmt: skip
+        sources[2].write_bytes(gzip.compress(plain.read_bytes()))
+        with sources[3].open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sources[4])
+        datasets.Dataset.from_list(rows).save_to_disk(str(sources[5]))
+        found = [read_groups(source).groups for source in sources]
+        assert all(groups == found[0] for groups in found)
+        assert len(found[0]) == 3
+
+    def test_trap_texts_are_left_as_they_are(self, tmp_path: Path) -> None:
+        # OpenRLHF appends a space and an end token; nothing is stripped, appended or cut here.
+        texts = [" p\t", "a \r\n\n", "\u00a0b</s>" + "x" * 100_000]
+        row = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
+        (group,) = read_groups(lines(tmp_path / "a.jsonl", row)).groups
+        assert [group.prompt, *group.candidates] == texts
+
+    def test_trap_ties_and_more_than_two_candidates(self, tmp_path: Path) -> None:
+        # NeMo-RL refuses ties and more than two completions.
+        (group,) = read_groups(
+            lines(tmp_path / "a.jsonl", {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 1, 2]})
+        ).groups
+        assert group.pairs == ((0, 2), (1, 2))
+
+
+class TestRealData:
+    def test_groups_with_ties(self, shared_data: Path) -> None:
+        found = read_groups(shared_data / "finegrained_qa" / "groups.jsonl")
+        assert found.notes == (
+            "groups.jsonl: 300 groups, format ranked (prompt, candidates, pairwise, scores; plain text)",
+        )
+        assert sum(len(group.pairs) for group in found.groups) == 1587
+        assert sum(6 - len(group.pairs) for group in found.groups) == 213
+        assert {len(group.candidates) for group in found.groups} == {4}
+
+    def test_pairs_agree_with_the_groups(self, shared_data: Path) -> None:
+        folder = shared_data / "finegrained_qa"
+        pairs = read_groups(folder / "pairs.jsonl").groups
+        groups = read_groups(folder / "groups.jsonl").groups
+        from_groups = [(g.prompt, g.candidates[i], g.candidates[j]) for g in groups for i, j in g.pairs]
+        assert sorted(from_groups, key=str) == sorted(((p.prompt, *p.candidates) for p in pairs), key=str)
+        assert "rows of several formats: ranked (300 rows" in failure(folder).what
+
+    @pytest.mark.parametrize(
+        ("file", "count", "unused"),
+        [
+            ("pandalm", 497, "votes"),
+            ("counsel_chat", 1271, "question_id, topic, upvotes_chosen, upvotes_rejected"),
+        ],
+    )
+    def test_pairs(self, shared_data: Path, file: str, count: int, unused: str) -> None:
+        used = "format pairs (prompt, chosen, rejected; plain text)"
+        assert read_groups(shared_data / file / "pairs.jsonl").notes == (
+            f"pairs.jsonl: {count} groups, {used}; columns not used: {unused}",
+        )
+
+    def test_empty_responses_are_read(self, shared_data: Path) -> None:
+        groups = read_groups(shared_data / "pandalm" / "pairs_empty_side.jsonl").groups
+        assert [sum(group.candidates[side] == "" for group in groups) for side in (0, 1)] == [1, 51]
+
+    def test_dialogues_with_calls(self, shared_data: Path) -> None:
+        found = read_groups(shared_data / "glaive_toolcall" / "glaive_toolcall_en_demo.json")
+        assert found.notes[0].endswith(
+            "300 groups, format sft (conversations; conversational); columns not used: tools"
+        )
+        assert "211 x turns from 'observation' read as role 'tool'" in "".join(found.notes)
+        assert all(group.pairs == () and len(group.candidates) == 1 for group in found.groups)
+
+    def test_function_questions_are_no_preferences(self, shared_data: Path) -> None:
+        error = failure(shared_data / "bfcl" / "BFCL_v4_irrelevance.json")
+        assert "no known preference format (columns: id, question, function)" in error.what
