@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 from penchant.errors import ConfigError, DataError, PenchantError
 
@@ -31,11 +32,14 @@ Json = Annotated[bool, Parameter(negative="", help="Print one JSON document on s
 Rows = Literal["error", "drop"]
 Truncation = Literal["error", "drop", "keep_end_of_prompt"]
 Dtype = Literal["float32", "bfloat16"]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Length = Annotated[int, Parameter(validator=Number(gte=2))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0))]
 
 
 @app.command
 def demo(
-    *, output: Path = Path("demo"), seed: int = 0, as_json: Annotated[Json, Parameter(name="--json")] = False
+    *, output: Path = Path("demo"), seed: Seed = 0, as_json: Annotated[Json, Parameter(name="--json")] = False
 ) -> None:
     """Run the embedded default, offline: a small world whose true reward is known, from data to report.
 
@@ -95,13 +99,13 @@ def evaluate(
     per_example: Path | None = None,
     format: str | None = None,
     split: str | None = None,
-    beta: float = 0.1,
-    max_length: int | None = None,
+    beta: Annotated[float, Parameter(validator=Number(gt=0))] = 0.1,
+    max_length: Length | None = None,
     truncation: Truncation = "error",
     empty: Rows = "error",
     identical: Rows = "error",
     chat_template: str | None = None,
-    token_budget: int = 8192,
+    token_budget: Count = 8192,
     dtype: Dtype = "float32",
     as_json: Annotated[Json, Parameter(name="--json")] = False,
 ) -> None:
@@ -166,13 +170,13 @@ def generate(
     model: str,
     prompts: str,
     *,
-    samples: int = 1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 32,
-    limit: int | None = None,
+    samples: Count = 1,
+    max_new_tokens: Count = 128,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 1.0,
+    top_p: Annotated[float, Parameter(validator=Number(gt=0, lte=1))] = 1.0,
+    seed: Seed = 0,
+    batch_size: Count = 32,
+    limit: Count | None = None,
     chat_template: str | None = None,
     as_json: Annotated[Json, Parameter(name="--json")] = False,
 ) -> None:
@@ -216,7 +220,7 @@ def check(
     *,
     held_out: str | None = None,
     tokenizer: str | None = None,
-    max_length: int | None = None,
+    max_length: Length | None = None,
     format: str | None = None,
     split: str | None = None,
     as_json: Annotated[Json, Parameter(name="--json")] = False,
@@ -242,6 +246,8 @@ def check(
     from penchant.data.checks import check_groups
     from penchant.data.reading import read_groups
 
+    if max_length is not None and tokenizer is None:
+        raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
     tell = _teller(as_json)
     read = read_groups(file, format=format, split=split)
     _tell_all(tell, read.notes)
@@ -259,7 +265,7 @@ def check(
 def show(
     file: str,
     *ids: str,
-    first: int = 3,
+    first: Count = 3,
     tokenizer: str | None = None,
     chat_template: str | None = None,
     format: str | None = None,
@@ -314,7 +320,7 @@ def split_file(
     file: str,
     *,
     held_out: float = 0.1,
-    seed: int = 0,
+    seed: Seed = 0,
     train_output: Path,
     held_out_output: Path,
     format: str | None = None,
@@ -347,7 +353,11 @@ def split_file(
     read = read_groups(file, format=format, split=split)
     kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed)
     write_groups(kept, train_output)
-    write_groups(out, held_out_output)
+    try:
+        write_groups(out, held_out_output)
+    except DataError:  # Both files or none.
+        train_output.unlink()
+        raise
     lines = f"{train_output}: {len(kept)} groups\n{held_out_output}: {len(out)} groups"
     _answer({"train": len(kept), "held_out": len(out)}, as_json, lines)
 
@@ -446,4 +456,6 @@ def _answer(document: dict[str, Any], as_json: bool, people: Any) -> None:
     if as_json:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
     else:
-        _console(False).print(people)
+        # A line that names a file is not broken up, and its brackets are not markup.
+        plain = isinstance(people, str)
+        _console(False).print(people, soft_wrap=plain, markup=not plain, highlight=not plain)

@@ -17,7 +17,7 @@ from penchant.objectives import OBJECTIVES, Objective
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -30,6 +30,9 @@ class DataConfig(_Section):
     format: str | None = Field(None, description="one of the formats of docs/data-formats.md; null detects it")
     columns: dict[str, str] = Field({}, description="our column name: the file's")
     split: str | None = Field(None, description="split of a `datasets` folder or hub id")
+    held_out_split: str | None = Field(
+        None, description="split of `held_out`, or of `train`'s source where `held_out` is null"
+    )
     chat_template: str | None = Field(None, description="file with a Jinja chat template")
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
     truncation: Truncation = Field("error", description="what to do with longer rows")
@@ -138,11 +141,15 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
             "this is a folder", where=str(file), fix=f"to go on with a run, type: penchant train --resume {file}"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file)) from error
+        raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), fix="save it as UTF-8") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"this is not YAML: {' '.join(str(error).split())}", where=str(file)) from error
+        raise ConfigError(
+            f"this is not YAML: {' '.join(str(error).split())}",
+            where=str(file),
+            fix="correct the line named; a text that holds a colon or a bracket stands in quotes",
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError("the file holds no keys", where=str(file), fix="see examples/dpo.yaml for the least it needs")
     for override in overrides:
@@ -164,7 +171,11 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
         except ConfigError as error:
             problems.append(str(error).replace("\n  what to do: ", "; "))
     if problems or config is None:
-        raise ConfigError("\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]), where=where)
+        raise ConfigError(
+            "\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]),
+            where=where,
+            fix="correct these keys in the file, or give them on the command line: key=value",
+        )
     return config
 
 
@@ -204,7 +215,7 @@ def build_objective(values: dict[str, Any]) -> Objective:
         return TypeAdapter(method).validate_python(given)
     except ValidationError as error:
         found = "; ".join(
-            f"objective.{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}"
+            _explain({**p, "loc": ("objective", *p["loc"])})
             if p["loc"]
             else f"objective: {p['msg'].removeprefix('Value error, ')}"
             for p in error.errors()
@@ -226,12 +237,12 @@ def _override(values: dict[str, Any], override: str) -> None:
             inner = section[parent] = {}
         if not isinstance(inner, dict):
             above = ".".join(parents[: depth + 1])
-            raise ConfigError(f"{key}: {above} is {inner!r}, it has no keys below it")
+            raise ConfigError(f"{key}: {above} is {inner!r}, it has no keys below it", fix=f"as in: {above}=VALUE")
         section = inner
     try:
         section[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
+        raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
 
 
 def _explain(problem: dict[str, Any]) -> str:

@@ -34,11 +34,14 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
     if adapter is not None:
         return _load_merged(source, adapter, dtype)
     with _explained(source):
-        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        # Without `ignore_mismatched_sizes` the library names the weights in a log only; they are refused below.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     missing = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
     if missing:
         raise ModelError(
-            f"{len(missing)} weights of the model are not in its files, the first is {missing[0]}; "
+            f"{len(missing)} weights are not in the model's files, or of another shape; the first is {missing[0]}; "
             "they would be random numbers",
             where=source,
             fix="get the whole model again, or check that config.json belongs to these weights",
@@ -81,6 +84,7 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
     """
     from transformers import AutoTokenizer
 
+    _check_there(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
         raise ModelError(
@@ -100,8 +104,13 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ModelError(f"the chat template cannot be read: {error.strerror}", where=chat_template) from error
+        except (OSError, UnicodeDecodeError) as error:
+            found = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
+            raise ModelError(
+                f"the chat template cannot be read: {found}",
+                where=chat_template,
+                fix="name a UTF-8 file that holds a Jinja template",
+            ) from error
     return tokenizer
 
 
@@ -151,20 +160,28 @@ def remove_dropout(model: torch.nn.Module) -> bool:
     return found
 
 
-def _check_folder(source: str) -> None:
+def _check_there(source: str) -> None:
     folder = Path(source)
     if not folder.exists():
         if source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise ModelError(
                 "there is no such folder", where=source, fix="check the path; a hub id looks like org/name"
             )
-        return
-    if not folder.is_dir():
+    elif not folder.is_dir():
         raise ModelError("this is a file; a model is a folder", where=source, fix="name the folder that holds it")
-    if (folder / "adapter_config.json").is_file():
+
+
+def _check_folder(source: str) -> None:
+    _check_there(source)
+    folder = Path(source)
+    if not folder.exists() or (folder / "adapter_config.json").is_file():
         return
     if not (folder / "config.json").is_file():
-        raise ModelError("the folder has no config.json, so it is no model", where=source)
+        raise ModelError(
+            "the folder has no config.json, so it is no model",
+            where=source,
+            fix="name the folder that save_pretrained wrote, or a run's output folder",
+        )
     if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
         raise ModelError(
             "the folder has a config.json but no weights (*.safetensors)",

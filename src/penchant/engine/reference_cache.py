@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,7 @@ class ReferenceCache:
             "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
         )
 
-    def look_up(self, batches: Sequence[TreeBatch]) -> dict[int, list[float]]:
+    def look_up(self, batches: Iterable[TreeBatch]) -> dict[int, list[float]]:
         """For each batch that is known, by its number: a log-prob for each candidate, in the row's order."""
         keys = [self._key(batch) for batch in batches]
         found: dict[bytes, bytes] = {}

@@ -126,20 +126,25 @@ def score_groups(
         advance: called with the number of groups done since the last call.
     """
     cuts = micro_batches(scorer, groups, budget)
-    batches = [pack([groups[i] for i in members]) for members in cuts]
+
+    def packed(b: int) -> TreeBatch:
+        return pack([groups[i] for i in cuts[b]])
+
     done: dict[int, list[float]] = {}
     if cache is not None:
-        done = world.broadcast(cache.look_up(batches) if world.is_main else {})
-    missing = [b for b in range(len(batches)) if b not in done]
+        known = cache.look_up(packed(b) for b in range(len(cuts))) if world.is_main else {}
+        done = world.broadcast(known)
+    missing = [b for b in range(len(cuts)) if b not in done]
     advance(sum(len(cuts[b]) for b in done))
     was_training = scorer.training
     scorer.eval()
     fresh: dict[int, list[float]] = {}
     for b, _ in world.share(missing):
-        log_probs = _forward(scorer, batches[b], world.device, dtype)
-        fresh[b] = log_probs.flatten()[batches[b].slots.to(log_probs.device)].tolist()
+        batch = packed(b)
+        log_probs = _forward(scorer, batch, world.device, dtype)
+        fresh[b] = log_probs.flatten()[batch.slots.to(log_probs.device)].tolist()
         if cache is not None:
-            cache.keep(batches[b], fresh[b])
+            cache.keep(batch, fresh[b])
         advance(len(cuts[b]) * world.size)
     scorer.train(was_training)
     reshard(scorer)

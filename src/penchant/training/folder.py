@@ -27,14 +27,11 @@ from penchant.errors import ConfigError
 from penchant.evaluation.files import write_atomically
 
 
-def claim(config: RunConfig, fingerprint: str, notes: list[str], *, resume: bool) -> bool:
-    """Take the output folder for this run, or recognise it as this run's.
+def check(config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
+    """Whether the output folder holds this run to go on with, or can be taken for it; writes nothing.
 
     Args:
         fingerprint: of the run's data.
-
-    Returns:
-        Whether there is a run to go on with.
 
     Raises:
         ConfigError: it holds another run, or something else; or the run to resume had other data or settings.
@@ -57,16 +54,20 @@ def claim(config: RunConfig, fingerprint: str, notes: list[str], *, resume: bool
             where=str(folder),
             fix=f"go on with it: penchant train --resume {folder}; or name a new folder: output=DIR",
         )
-    if begun:
-        _same_run(folder, config, fingerprint)
-        return True
     if resume and not held:
         raise ConfigError("there is no run to resume", where=str(folder), fix="leave out --resume to start one")
+    if begun:
+        _same_run(folder, config, fingerprint)
+    return begun
+
+
+def take(config: RunConfig, fingerprint: str, notes: list[str]) -> None:
+    """Take the output folder for a new run: from here on it holds one."""
+    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", dump_config(config))
     record = {"config": _config_hash(config), "data": fingerprint, "environment": environment(), "notes": notes}
     write_atomically(folder / "run.json", json.dumps(record, indent=2))
-    return False
 
 
 def _same_run(folder: Path, config: RunConfig, fingerprint: str) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from penchant.config import DataConfig, RunConfig
 from penchant.data.groups import PreferenceGroup
@@ -16,6 +20,7 @@ from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, DataError
 from penchant.objectives import Objective
+from penchant.training.batches import group_facts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,20 +44,23 @@ class Inputs:
 def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[PreferenceGroup], list[str]]:
     """Training groups, held-out groups, and what was detected; fails where the objective lacks what it needs."""
     data = config.data
-    read = _read(data, data.train)
+    read = _read(data, data.train, data.split)
     train, notes = list(read.groups), list(read.notes)
     held_out: list[PreferenceGroup] = []
     if isinstance(data.held_out, float):
-        train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
+        with _located(data.train):
+            train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
         notes.append(f"held out {len(held_out)} of {len(read.groups)} groups, by prompt")
-    elif data.held_out is not None:
-        other = _read(data, data.held_out)
+    elif data.held_out is not None or data.held_out_split is not None:
+        other = _read(data, data.held_out or data.train, data.held_out_split)
         held_out = list(other.groups)
         notes += other.notes
     objective = config.method
-    train = _usable(objective, train, data.train, notes)
+    if held_out and config.evaluation.every:
+        _check_metric(config.evaluation.metric, objective)
+    train = _usable(objective, train, "training", data.train, notes)
     if held_out:
-        held_out = _usable(objective, held_out, str(data.held_out), notes)
+        held_out = _usable(objective, held_out, "held-out", str(data.held_out or data.held_out_split), notes)
     return train, held_out, notes
 
 
@@ -71,18 +79,20 @@ def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, conte
     limit = data.max_length or context or NO_LIMIT
     train, held_out, notes = read_inputs(config)
     kept: list[list[TokenizedGroup]] = []
-    for name, groups in (("training", train), ("held-out", held_out)):
+    other = data.held_out if isinstance(data.held_out, str) else data.train
+    for name, groups, source in (("training", train, data.train), ("held-out", held_out, other)):
         if not groups:
             kept.append([])
             continue
-        tokenized, report = tokenize_groups(
-            groups,
-            tokenizer,
-            max_length=limit,
-            truncation=data.truncation,
-            empty=data.empty,
-            identical=data.identical,
-        )
+        with _located(source):
+            tokenized, report = tokenize_groups(
+                groups,
+                tokenizer,
+                max_length=limit,
+                truncation=data.truncation,
+                empty=data.empty,
+                identical=data.identical,
+            )
         notes += report_notes(name, report)
         kept.append(tokenized)
     return Inputs(kept[0], kept[1], notes, _fingerprint([*kept[0], *kept[1]]))
@@ -98,12 +108,35 @@ def report_notes(name: str, report: TokenizationReport) -> list[str]:
     return lines
 
 
-def _read(data: DataConfig, source: str) -> GroupSet:
-    return read_groups(source, format=data.format, split=data.split, columns=data.columns)
+@contextmanager
+def _located(source: str) -> Iterator[None]:
+    """Puts the file's name in front of an error that knows only its group."""
+    try:
+        yield
+    except DataError as error:
+        where = f"{source}, {error.where}" if error.where else source
+        raise DataError(error.what, where=where, fix=error.fix) from error
+
+
+def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
+    return read_groups(source, format=data.format, split=split, columns=data.columns)
+
+
+def _check_metric(metric: str, objective: Objective) -> None:
+    """Refuse a metric the objective does not have, by asking it for those of one pair."""
+    ids = np.zeros(1, np.int64)
+    pair = group_facts([TokenizedGroup(ids, (ids, ids), PreferenceGroup("", ("a", "b"), preferred=0))])
+    nothing = torch.zeros(objective.references, 1, 2)
+    output, _ = objective(torch.zeros(1, 2), nothing, pair, objective.initial_state())
+    if metric not in ("loss", *output.metrics):
+        raise ConfigError(
+            f"evaluation.metric is {metric!r}, which {objective.name} does not have",
+            fix=f"one of: {', '.join(['loss', *output.metrics])}",
+        )
 
 
 def _usable(
-    objective: Objective, groups: list[PreferenceGroup], source: str, notes: list[str]
+    objective: Objective, groups: list[PreferenceGroup], name: str, source: str, notes: list[str]
 ) -> list[PreferenceGroup]:
     """The groups the objective can learn from; those it cannot are counted, and an error where none is left."""
     small = [g for g in groups if len(g.candidates) < objective.min_candidates]
@@ -125,7 +158,7 @@ def _usable(
             fix="add scores, ranks or a preferred index to the rows; see `penchant data check`",
         )
     if len(paired) < len(groups):
-        notes.append(f"{source}: {len(groups) - len(paired)} of {len(groups)} groups left out: all candidates tie")
+        notes.append(f"{name}: {len(groups) - len(paired)} of {len(groups)} groups left out: all candidates tie")
     return paired
 
 

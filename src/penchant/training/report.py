@@ -63,7 +63,8 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
     config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = [line for line in lines if "loss" in line]
-    _, held_out, notes = read_inputs(config)
+    notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
+    _, held_out, _ = read_inputs(config)
     before, after, samples = None, None, []
     if held_out:
         before, after = _held_out(config, held_out, tell)

@@ -24,9 +24,9 @@ from penchant.engine.policy import Policy
 from penchant.engine.reference_cache import model_fingerprint
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups
 from penchant.training.checkpoints import disk_errors
-from penchant.training.folder import claim
+from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
-from penchant.training.loop import Loop, Split
+from penchant.training.loop import Interrupted, Loop, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,8 +53,11 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
     try:
         with disk_errors(Path(config.output)):
             _train(config, world, resume, tell if world.is_main else lambda line: None)
-    finally:
+    except Interrupted:
         leave_world(world)
+        raise
+    # Not after an error: another process may be waiting elsewhere, and torchrun ends it.
+    leave_world(world)
     return Path(config.output)
 
 
@@ -64,20 +67,17 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     inputs = tokenize_inputs(config, tokenizer, limit)
     for note in inputs.notes:
         tell(note)
-    going_on = world.broadcast(claim_once(config, inputs, world, resume))
+    begun = check(config, inputs.fingerprint, resume=resume)
     loop, policy = _prepare(config, world, inputs, tokenizer, tell)
-    if going_on:
+    world.barrier()  # Everyone has looked at the folder before it is taken.
+    if world.is_main and not begun:
+        take(config, inputs.fingerprint, inputs.notes)
+    world.barrier()
+    if begun:
         loop.resume()
         tell(f"going on after step {loop.at.step} of {loop.total}")
     loop.run()
     policy.save(Path(config.output), loop.scorer, world, _saved_dtype(config))
-
-
-def claim_once(config: RunConfig, inputs: Inputs, world: World, resume: bool) -> bool:
-    """The main process takes the folder; the others wait for it."""
-    taken = claim(config, inputs.fingerprint, inputs.notes, resume=resume) if world.is_main else False
-    world.barrier()
-    return taken
 
 
 def _prepare(
