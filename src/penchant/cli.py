@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from penchant.errors import ConfigError, DataError, PenchantError
+from penchant.errors import ConfigError, DataError, PenchantError, located
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,7 +154,8 @@ def evaluate(
     reading = Reading(max_length, truncation, empty, identical, chat_template, token_budget, dtype)
     world = enter_world()
     try:
-        scored = score(model, read.groups, world, reference=reference, reading=reading, tell=tell)
+        with located(data):
+            scored = score(model, read.groups, world, reference=reference, reading=reading, tell=tell)
     finally:
         leave_world(world)
     if not world.is_main:

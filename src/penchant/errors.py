@@ -6,6 +6,9 @@ Every other exception is a defect of ours and exits with 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PenchantError(Exception):
     """A user's mistake.
@@ -45,3 +48,13 @@ class CheckpointError(PenchantError):
 
 class TrainingError(PenchantError):
     """A run that had to stop: a loss that is not a number, a full disk."""
+
+
+@contextmanager
+def located(source: str) -> Iterator[None]:
+    """Puts the file's name in front of a `DataError` that knows only its group."""
+    try:
+        yield
+    except DataError as error:
+        where = f"{source}, {error.where}" if error.where else source
+        raise DataError(error.what, where=where, fix=error.fix) from error

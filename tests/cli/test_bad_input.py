@@ -383,6 +383,14 @@ class TestOtherVerbs:
     def test_evaluate_with_a_number_out_of_range(self, refused, tiny_model, tiny_pairs, flag):
         refused("evaluate", tiny_model, "--data", tiny_pairs, flag, says=[flag.partition("=")[0], "Must be"])
 
+    def test_evaluate_beyond_the_context(self, refused, tiny_model, tiny_pairs):
+        says = ["the length limit is 4000", "128 tokens"]
+        refused("evaluate", tiny_model, "--data", tiny_pairs, "--max-length=4000", says=says)
+
+    def test_evaluate_names_the_file_of_a_bad_group(self, refused, tiny_model, tmp_path):
+        file = write_rows(tmp_path / "blank.jsonl", {**ROW, "rejected": " "})
+        refused("evaluate", tiny_model, "--data", file, says=[f"{file}, group 0", "empty"])
+
     def test_evaluate_into_a_place_that_cannot_be_written(self, refused, tiny_model, tiny_pairs, tmp_path):
         (tmp_path / "file").write_text("x")
         place = tmp_path / "file" / "lines.jsonl"

@@ -11,6 +11,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
+from penchant.errors import ConfigError
 from penchant.evaluation.preferences import PreferenceReport, ScoredGroup, evaluate_preferences
 
 
@@ -51,6 +52,12 @@ def score(
         tell: called with what happened to rows.
     """
     policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    if (reading.max_length or 0) > policy.context:
+        raise ConfigError(
+            f"the length limit is {reading.max_length}, the model's context is {policy.context} tokens",
+            where=model,
+            fix=f"give at most {policy.context}, or none",
+        )
     tokenized, report = tokenize_groups(
         groups,
         policy.tokenizer,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from penchant.data.splitting import split_by_prompt
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.frozen import NO_LIMIT
-from penchant.errors import ConfigError, DataError
+from penchant.errors import ConfigError, DataError, located
 from penchant.objectives import Objective
 from penchant.training.batches import group_facts
 
@@ -48,7 +47,7 @@ def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[Preferen
     train, notes = list(read.groups), list(read.notes)
     held_out: list[PreferenceGroup] = []
     if isinstance(data.held_out, float):
-        with _located(data.train):
+        with located(data.train):
             train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
         notes.append(f"held out {len(held_out)} of {len(read.groups)} groups, by prompt")
     elif data.held_out is not None or data.held_out_split is not None:
@@ -84,7 +83,7 @@ def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, conte
         if not groups:
             kept.append([])
             continue
-        with _located(source):
+        with located(source):
             tokenized, report = tokenize_groups(
                 groups,
                 tokenizer,
@@ -106,16 +105,6 @@ def report_notes(name: str, report: TokenizationReport) -> list[str]:
         shown = ", ".join(ids) + (", ..." if count > len(ids) else "")
         lines.append(f"{name}: {event.replace('_', ' ')}: {count} of {report.groups} groups ({shown})")
     return lines
-
-
-@contextmanager
-def _located(source: str) -> Iterator[None]:
-    """Puts the file's name in front of an error that knows only its group."""
-    try:
-        yield
-    except DataError as error:
-        where = f"{source}, {error.where}" if error.where else source
-        raise DataError(error.what, where=where, fix=error.fix) from error
 
 
 def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
