@@ -23,7 +23,8 @@ from penchant.training.run import train
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    adapter = folder / "adapter_model.safetensors"
+    return load_file(adapter if adapter.exists() else folder / "model.safetensors")
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -144,14 +145,26 @@ def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, 
     assert_same_run(undisturbed, folder)
 
 
-def test_resume_goes_on_from_a_checkpoint(write_config, tmp_path):
-    file = write_config()
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"lora": {"rank": 4, "dropout": 0.1}},
+        {"training": {"dtype": "bfloat16"}},
+        {"evaluation": {"every": 1, "patience": 1}, "training": {"learning_rate": 0.3}},
+        {"logging": {"every": 4}},
+    ],
+    ids=["full", "lora with dropout", "bfloat16", "early stopping", "log line spanning the checkpoint"],
+)
+def test_resume_goes_on_from_a_checkpoint(write_config, tmp_path, sections):
+    file = write_config(**{"checkpoints": {"every": 1, "keep": 20}, **sections})
     whole = run(file, f"output={tmp_path / 'whole'}")
     part = tmp_path / "part"
     shutil.copytree(whole, part)
     for checkpoint in sorted((part / "checkpoints").iterdir())[1:]:
         shutil.rmtree(checkpoint)
-    (part / "model.safetensors").unlink()
+    for model in part.glob("*.safetensors"):
+        model.unlink()
     run(file, f"output={part}", resume=True)
     assert_same_run(whole, part)
 
@@ -315,6 +328,39 @@ class TestVariants:
         warm = run(write_config(), f"output={tmp_path / 'warm'}")
         assert len(calls) - cold_calls < cold_calls
         assert (cold / "metrics.jsonl").read_bytes() == (warm / "metrics.jsonl").read_bytes()
+
+
+class TestPeersTraps:
+    """Section by section, what a popular trainer does on awkward runs, and that we do not."""
+
+    def test_another_learning_rate_does_not_lose_the_reference_cache(self, write_config, tmp_path, monkeypatch):
+        """Elsewhere the cache's key holds the whole configuration, so every run of a sweep computes it again."""
+        from penchant.engine import scoring
+
+        calls = []
+        forward = scoring._forward
+        file = write_config(data={"held_out": None})
+        run(file, f"output={tmp_path / 'one'}")
+        monkeypatch.setattr(scoring, "_forward", lambda *a: calls.append(1) or forward(*a))
+        run(file, f"output={tmp_path / 'two'}", "training.learning_rate=1e-4", "training.seed=3")
+        assert calls == []
+
+    def test_another_length_limit_does_not_read_stale_log_probs(self, write_config, tmp_path):
+        """Elsewhere a shorter prompt finds the log-probs of the longer one."""
+        file = write_config(data={"held_out": None, "truncation": "keep_end_of_prompt"})
+        run(file, f"output={tmp_path / 'one'}")
+        warm = run(file, f"output={tmp_path / 'two'}", "data.max_length=18")
+        assert lines(warm)[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+    @pytest.mark.parametrize("size", [1, 5, 36])
+    def test_evaluation_does_not_move_with_the_batch_size(self, write_config, tmp_path, size):
+        """Elsewhere means of batch means weigh a short last batch as much as a full one."""
+        file = write_config(reference=None, training={"max_steps": 1, "learning_rate": 1e-12})
+        first = run(file, f"output={tmp_path / 'first'}", "training.learning_rate=1e-3", "training.max_steps=6")
+        ours = run(file, f"output={tmp_path / 'ours'}", f"training.batch_size={size}", f"reference={first}")
+        theirs = run(file, f"output={tmp_path / 'theirs'}", "training.batch_size=8", f"reference={first}")
+        for name, value in lines(theirs)[0].items():
+            assert lines(ours)[0][name] == pytest.approx(value, rel=1e-5), name
 
 
 class TestSavedFolder:
