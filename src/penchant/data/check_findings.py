@@ -1,0 +1,147 @@
+"""What the facts about preference data mean: how severe each is, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from penchant.data.check_report import SEVERITIES, Finding, Hits, LengthBias, Severity, Ties
+
+
+class _Meaning(NamedTuple):
+    severity: Severity
+    what: str
+    fix: str
+
+
+_TEMPLATE_FIX = "use the chat model's own tokenizer, or name a template when training: data.chat_template=FILE"
+_SPLIT = "split by prompt: penchant data split FILE --train-output TRAIN --held-out-output HELD_OUT"
+_NORMALIZED = "prompts_in_held_out_normalized"
+_REPEATS = "remove the repeats, unless they are meant to count more than once"
+
+_MEANINGS: dict[str, _Meaning] = {
+    "empty_candidates": _Meaning(
+        "error",
+        "{count} of {of} candidates are empty: only an end-of-turn token would be trained on",
+        "remove these rows, or have them dropped and counted: data.empty=drop",
+    ),
+    "unreadable_texts": _Meaning(
+        "error",
+        "{count} of {of} groups have half of a surrogate pair in a text, which no tokenizer reads",
+        "correct or remove these rows; often an emoji was cut in two, as in \\ud83d alone",
+    ),
+    "identical_in_a_pair": _Meaning(
+        "error",
+        "{count} of {of} couples of candidates are the same text, and yet one is preferred",
+        "remove these rows, or have them dropped and counted: data.identical=drop",
+    ),
+    "contradictory_pairs": _Meaning(
+        "error",
+        "{count} of {of} compared couples of a prompt are preferred both ways",
+        "keep the direction you trust or neither; where people disagree, count votes and keep the majority",
+    ),
+    "contradictory_labels": _Meaning(
+        "error",
+        "{count} of {of} labelled responses to a prompt are called both desirable and undesirable",
+        "keep the label you trust or neither",
+    ),
+    "prompts_in_held_out": _Meaning(
+        "error", "{count} of {of} prompts are also in the held-out data: what is measured there was trained on", _SPLIT
+    ),
+    _NORMALIZED: _Meaning(
+        "error",
+        "{count} of {of} prompts are also in the held-out data once case and white space are made equal",
+        "remove them from one side; a split by prompt keeps only exactly equal prompts together",
+    ),
+    "no_chat_template": _Meaning(
+        "error", "{count} groups are conversations, and the tokenizer has no chat template", _TEMPLATE_FIX
+    ),
+    "chat_template_fails": _Meaning(
+        "error",
+        "{count} groups are conversations, and the chat template cannot render a question with its answer",
+        _TEMPLATE_FIX,
+    ),
+    "no_end_of_turn": _Meaning(
+        "error",
+        "{count} groups are conversations, and the chat template puts no special token behind the assistant's turn: "
+        "the model would not learn to stop",
+        "end the assistant's turn in the template with the end-of-turn token: data.chat_template=FILE",
+    ),
+    "candidates_in_held_out": _Meaning(
+        "warning", "{count} of {of} distinct candidates are also in the held-out data", _SPLIT
+    ),
+    "identical_without_preference": _Meaning(
+        "warning",
+        "{count} of {of} couples of candidates are the same text, neither preferred",
+        "keep one of them; listwise methods would count it twice",
+    ),
+    "repeated_groups": _Meaning(
+        "warning", "{count} of {of} groups repeat an earlier one: same prompt, candidates and preferences", _REPEATS
+    ),
+    "repeated_pairs": _Meaning(
+        "warning", "{count} of {of} pairs repeat an earlier (prompt, chosen, rejected)", _REPEATS
+    ),
+    "too_long": _Meaning(
+        "warning",
+        "{count} of {of} groups are longer than the maximum length, before special and template tokens",
+        "raise data.max_length, or choose data.truncation=drop or data.truncation=keep_end_of_prompt",
+    ),
+    "no_whitespace_at_boundary": _Meaning(
+        "warning",
+        "{count} of {of} candidates ({share:.1%}) follow their prompt without white space: the last token of the "
+        "prompt and the first of the response may merge",
+        "begin candidates with a space or end prompts with a line break; look at it: penchant data show FILE "
+        "--tokenizer MODEL",
+    ),
+    "nothing_to_learn": _Meaning(
+        "note",
+        "{count} of {of} groups give neither a pair nor a label: preference methods learn nothing from them",
+        "nothing, if they are meant for supervised tuning; otherwise add preferences, scores or labels",
+    ),
+}
+
+
+def findings(checks: Mapping[str, Hits], ties: Ties, bias: LengthBias | None) -> tuple[Finding, ...]:
+    """What there is to know, the severest first."""
+    found = [*_hit(checks), *_length_bias(bias), *_ties(ties)]
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _hit(checks: Mapping[str, Hits]) -> Iterator[Finding]:
+    for name, hits in checks.items():
+        severity, what, fix = _MEANINGS[name]
+        # Equal prompts are equal when normalized too: said once.
+        said = name == _NORMALIZED and hits.count == checks["prompts_in_held_out"].count
+        if hits.count and not said:
+            text = what.format(count=hits.count, of=hits.of, share=hits.count / hits.of)
+            yield Finding(name, severity, hits.count, hits.ids, text, fix)
+
+
+def _length_bias(bias: LengthBias | None) -> Iterator[Finding]:
+    """Length bias, where the interval of the pairs that length decides leaves out one half."""
+    if bias is None:
+        return
+    share = bias.longer_where_unequal
+    if share.value is None or share.low is None or share.high is None:
+        return
+    if share.low <= 0.5 <= share.high:
+        return
+    side, value, low, high = "longer", share.value, share.low, share.high
+    if high < 0.5:
+        side, value, low, high = "shorter", 1 - value, 1 - high, 1 - low
+    what = (
+        f"the chosen is the {side} in {value:.1%} [{low:.1%}, {high:.1%}] of the {share.n} pairs of unequal length, "
+        f"in {bias.unit}: a method that learns length alone looks good"
+    )
+    fix = "report this baseline beside every accuracy; balance the lengths, or use a method that normalises by length"
+    yield Finding("length_bias", "warning", share.n, (), what, fix)
+
+
+def _ties(ties: Ties) -> Iterator[Finding]:
+    count = ties.tied + ties.undecided
+    if count:
+        what = (
+            f"{count} of {ties.couples} couples of candidates have no preferred one: {ties.tied} tied in score or "
+            f"rank, {ties.undecided} not preferred either way"
+        )
+        yield Finding("ties", "note", count, (), what, "nothing: such couples make no pair")

@@ -1,0 +1,100 @@
+"""How long prompts and candidates are, and whether length alone tells chosen from rejected.
+
+Legend: T distinct texts, G groups, C prompts with pairs, N pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.data.check_corpus import Corpus
+from penchant.data.check_report import LengthBias, Lengths, Quantiles, Share, Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ints = NDArray[np.int64]
+
+_BATCH = 1024
+_RESAMPLES = 2000
+_PROBABILITIES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
+
+
+def count_characters(corpus: Corpus) -> Ints:
+    """[T] characters of each text."""
+    return np.array([len(text) for text in corpus.texts], dtype=np.int64)
+
+
+def count_tokens(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Ints:
+    """[T] tokens of each text on its own, without special tokens; a lone surrogate is counted as a question mark."""
+    counts: list[int] = []
+    for start in range(0, len(corpus.texts), _BATCH):
+        texts = [text.encode(errors="replace").decode() for text in corpus.texts[start : start + _BATCH]]
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        counts += map(len, encoded["input_ids"])
+    return np.array(counts, dtype=np.int64)
+
+
+def longest_sequences(corpus: Corpus, counts: Ints) -> Ints:
+    """[G] length of each group's prompt with its longest candidate, from the [T] lengths of the texts."""
+    sizes = [len(texts) for texts in corpus.candidates]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return counts[list(corpus.prompts)] + np.maximum.reduceat(_of_candidates(corpus, counts), starts)
+
+
+def length_quantiles(corpus: Corpus, counts: Ints, unit: Unit) -> Lengths:
+    """Quantiles, from the [T] lengths of the texts."""
+    return Lengths(
+        unit,
+        prompts=_quantiles(counts[list(corpus.prompts)]),
+        candidates=_quantiles(_of_candidates(corpus, counts)),
+        longest=_quantiles(longest_sequences(corpus, counts)),
+    )
+
+
+def length_bias(corpus: Corpus, counts: Ints, unit: Unit) -> LengthBias | None:
+    """How often the chosen is the longer one, from the [T] lengths of the texts; None without pairs."""
+    if not corpus.pairs:
+        return None
+    _, prompts, chosen, rejected = np.array(corpus.pairs, dtype=np.int64).T
+    more = counts[chosen] - counts[rejected]
+    _, prompts, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+    longer, unequal = (np.bincount(prompts[kind], minlength=len(sizes)) for kind in (more > 0, more != 0))
+    return LengthBias(
+        unit,
+        longer=resampled_share(longer, sizes),
+        equal=float((more == 0).mean()),
+        longer_where_unequal=resampled_share(longer, unequal),
+    )
+
+
+def resampled_share(hits: Ints, sizes: Ints, *, seed: int = 0) -> Share:
+    """The share of all pairs that are hits, with a percentile interval over prompts drawn with replacement.
+
+    The pairs of one prompt are not independent, so whole prompts are drawn (Efron and Tibshirani 1993, section 13.3).
+
+    Args:
+        hits, sizes: [C] each prompt's hits and pairs.
+    """
+    n = int(sizes.sum())
+    value = float(hits.sum() / n) if n else None
+    if np.count_nonzero(sizes) < 2:
+        return Share(value, None, None, n)
+    # Prompts of equal hits and pairs are interchangeable: drawing how many of each kind is the same and much cheaper.
+    kinds, counts = np.unique(np.stack([hits, sizes], axis=1), axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(sizes), counts / len(sizes), size=_RESAMPLES)
+    drawn_hits, drawn_sizes = (draws @ kinds).T
+    some = drawn_sizes > 0
+    low, high = np.quantile(drawn_hits[some] / drawn_sizes[some], (0.025, 0.975))
+    return Share(value, float(low), float(high), n)
+
+
+def _of_candidates(corpus: Corpus, counts: Ints) -> Ints:
+    return counts[[text for texts in corpus.candidates for text in texts]]
+
+
+def _quantiles(lengths: Ints) -> Quantiles:
+    return Quantiles(*(int(x) for x in np.quantile(lengths, _PROBABILITIES, method="inverted_cdf")))

@@ -1,0 +1,266 @@
+"""What is in preference data: counts, lengths, and whatever would stop or spoil training.
+
+Facts are gathered here; what they mean is in `check_findings`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from penchant.data.chat import is_blank
+from penchant.data.check_corpus import Corpus
+from penchant.data.check_findings import findings
+from penchant.data.check_lengths import (
+    Ints,
+    count_characters,
+    count_tokens,
+    length_bias,
+    length_quantiles,
+    longest_sequences,
+)
+from penchant.data.check_report import CheckReport, Counts, Hits, Ties
+from penchant.data.check_template import TEMPLATE_FAULTS, template_fault
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NO_SOURCE = "not given"
+"""Stands in `Counts.by_source` for groups without a source, where others have one."""
+
+
+def check_groups(
+    groups: Sequence[PreferenceGroup],
+    *,
+    held_out: Sequence[PreferenceGroup] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
+) -> CheckReport:
+    """Look through preference data before training on it.
+
+    Args:
+        held_out: groups to be measured on; their prompts must not be among those of `groups`.
+        tokenizer: to count in tokens, and to check its chat template where the data is conversational.
+        max_length: tokens of a prompt with its longest candidate; needs a tokenizer.
+
+    Raises:
+        DataError: there are no groups.
+        ConfigError: `max_length` without a tokenizer.
+    """
+    if not groups:
+        raise DataError("there are no groups to check", fix="name a file with at least one row")
+    if max_length is not None and tokenizer is None:
+        raise ConfigError(
+            "a maximum length is in tokens, and no tokenizer was given", fix="name one: --tokenizer MODEL"
+        )
+    corpus = Corpus.of(groups)
+    counted = count_characters(corpus)
+    lengths = [length_quantiles(corpus, counted, "characters")]
+    ties = _ties(corpus)
+    checks = {name: check(corpus) for name, check in _CHECKS.items()} | _identical(corpus, ties.couples)
+    if held_out:
+        checks |= _held_out(corpus, Corpus.of(held_out))
+    if tokenizer is not None:
+        counted = count_tokens(corpus, tokenizer)
+        lengths.append(length_quantiles(corpus, counted, "tokens"))
+        checks |= _template(corpus, tokenizer)
+        if max_length is not None:
+            checks["too_long"] = _too_long(corpus, counted, max_length)
+    bias = length_bias(corpus, counted, lengths[-1].unit)
+    return CheckReport(_counts(corpus), tuple(lengths), ties, bias, checks, findings(checks, ties, bias))
+
+
+def _counts(corpus: Corpus) -> Counts:
+    groups = corpus.groups
+    labels = Counter(label for group in groups for label in group.labels or ())
+    sources = Counter(NO_SOURCE if group.source is None else group.source for group in groups)
+    return Counts(
+        groups=len(groups),
+        candidates=_candidates(corpus),
+        prompts=len(set(corpus.prompts)),
+        pairs=len(corpus.pairs),
+        by_size=dict(sorted(Counter(map(len, corpus.candidates)).items())),
+        without_pairs=sum(not known for known in corpus.preferences),
+        desirable=labels[True],
+        undesirable=labels[False],
+        by_source=dict(sources) if any(group.source is not None for group in groups) else {},
+    )
+
+
+def _candidates(corpus: Corpus) -> int:
+    return sum(map(len, corpus.candidates))
+
+
+def _ties(corpus: Corpus) -> Ties:
+    couples = tied = undecided = 0
+    for group, known in zip(corpus.groups, corpus.preferences, strict=True):
+        k = len(group.candidates)
+        without = k * (k - 1) // 2 - len({frozenset(pair) for pair in known})
+        couples += k * (k - 1) // 2
+        if group.comparisons is None and (group.scores is not None or group.ranks is not None):
+            tied += without
+        else:
+            undecided += without
+    return Ties(couples, tied, undecided)
+
+
+def _empty_candidates(corpus: Corpus) -> Hits:
+    found = (number for number, group in enumerate(corpus.groups) for text in group.candidates if is_blank(text))
+    return corpus.hits(found, _candidates(corpus))
+
+
+def _unreadable_texts(corpus: Corpus) -> Hits:
+    """Groups with a lone surrogate in a text; of all groups."""
+    bad = {number for number, text in enumerate(corpus.texts) if not _is_unicode(text)}
+    groups = enumerate(zip(corpus.prompts, corpus.candidates, strict=True))
+    found = (number for number, (prompt, texts) in groups if not bad.isdisjoint((prompt, *texts)))
+    return corpus.hits(found, len(corpus.groups))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _identical(corpus: Corpus, couples: int) -> dict[str, Hits]:
+    """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
+    found: dict[bool, list[int]] = {True: [], False: []}
+    for number, texts in enumerate(corpus.candidates):
+        if len(set(texts)) < len(texts):
+            known = {frozenset(pair) for pair in corpus.preferences[number]}
+            for i, j in combinations(range(len(texts)), 2):
+                if texts[i] == texts[j]:
+                    found[frozenset((i, j)) in known].append(number)
+    return {
+        "identical_in_a_pair": corpus.hits(found[True], couples),
+        "identical_without_preference": corpus.hits(found[False], couples),
+    }
+
+
+def _contradictory_pairs(corpus: Corpus) -> Hits:
+    """Couples of texts preferred both ways for one prompt, anywhere in the data; of all distinct couples preferred."""
+    groups: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for number, prompt, chosen, rejected in corpus.pairs:
+        if chosen != rejected:
+            groups[prompt, chosen, rejected].append(number)
+    both = [key for key in groups if key[1] < key[2] and (key[0], key[2], key[1]) in groups]
+    numbers = {i for prompt, a, b in both for i in groups[prompt, a, b] + groups[prompt, b, a]}
+    return Hits(len(both), len(groups) - len(both), corpus.hits(sorted(numbers), 0).ids)
+
+
+def _contradictory_labels(corpus: Corpus) -> Hits:
+    """Candidates of one prompt labelled both yes and no, anywhere in the data; of all distinct labelled ones."""
+    groups: defaultdict[tuple[int, int], defaultdict[bool, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, group in enumerate(corpus.groups):
+        if group.labels is not None:
+            for text, label in zip(corpus.candidates[number], group.labels, strict=True):
+                groups[corpus.prompts[number], text][label].append(number)
+    both = [labels for labels in groups.values() if len(labels) == 2]
+    numbers = {i for labels in both for concerned in labels.values() for i in concerned}
+    return Hits(len(both), len(groups), corpus.hits(sorted(numbers), 0).ids)
+
+
+def _repeated_groups(corpus: Corpus) -> Hits:
+    labels = (group.labels for group in corpus.groups)
+    keys = zip(corpus.prompts, corpus.candidates, corpus.preferences, labels, strict=True)
+    return corpus.hits(_repeats(enumerate(keys)), len(corpus.groups))
+
+
+def _repeated_pairs(corpus: Corpus) -> Hits:
+    return corpus.hits(_repeats((pair.group, pair[1:]) for pair in corpus.pairs), len(corpus.pairs))
+
+
+def _repeats(numbered: Iterable[tuple[int, object]]) -> Iterator[int]:
+    """The number of each key that was there before."""
+    seen: set[object] = set()
+    for number, key in numbered:
+        if key in seen:
+            yield number
+        seen.add(key)
+
+
+def _no_whitespace_at_boundary(corpus: Corpus) -> Hits:
+    """Candidates that follow their prompt without white space; of those where both are plain text and not empty."""
+    of, found = 0, []
+    for number, group in enumerate(corpus.groups):
+        prompt = group.prompt
+        if isinstance(prompt, str) and prompt:
+            begins = [candidate[0] for candidate in group.candidates if isinstance(candidate, str) and candidate]
+            of += len(begins)
+            found += [number for begin in begins if not (prompt[-1].isspace() or begin.isspace())]
+    return corpus.hits(found, of)
+
+
+def _nothing_to_learn(corpus: Corpus) -> Hits:
+    """Groups with neither a pair nor labels; of all groups."""
+    known = enumerate(zip(corpus.groups, corpus.preferences, strict=True))
+    return corpus.hits((i for i, (group, pairs) in known if not pairs and not group.labels), len(corpus.groups))
+
+
+_CHECKS: dict[str, Callable[[Corpus], Hits]] = {
+    "empty_candidates": _empty_candidates,
+    "unreadable_texts": _unreadable_texts,
+    "contradictory_pairs": _contradictory_pairs,
+    "contradictory_labels": _contradictory_labels,
+    "repeated_groups": _repeated_groups,
+    "repeated_pairs": _repeated_pairs,
+    "no_whitespace_at_boundary": _no_whitespace_at_boundary,
+    "nothing_to_learn": _nothing_to_learn,
+}
+
+
+def _held_out(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
+    """Distinct prompts and candidates that are on both sides, each by the first training group that has it."""
+    prompts = _first_groups([text] for text in corpus.prompts)
+    candidates = _first_groups(map(_not_blank, corpus.groups, corpus.candidates))
+    theirs = {held_out.texts[text] for text in held_out.prompts}
+    folded = {_folded(text) for text in theirs}
+    responses = {held_out.texts[text] for texts in held_out.candidates for text in texts}
+
+    def shared(ours: dict[int, int], is_theirs: Callable[[str], bool]) -> Hits:
+        return corpus.hits((group for text, group in ours.items() if is_theirs(corpus.texts[text])), len(ours))
+
+    return {
+        "prompts_in_held_out": shared(prompts, theirs.__contains__),
+        "prompts_in_held_out_normalized": shared(prompts, lambda text: _folded(text) in folded),
+        "candidates_in_held_out": shared(candidates, responses.__contains__),
+    }
+
+
+def _not_blank(group: PreferenceGroup, texts: Sequence[int]) -> list[int]:
+    return [text for text, candidate in zip(texts, group.candidates, strict=True) if not is_blank(candidate)]
+
+
+def _first_groups(texts: Iterable[Sequence[int]]) -> dict[int, int]:
+    first: dict[int, int] = {}
+    for group, numbers in enumerate(texts):
+        for number in numbers:
+            first.setdefault(number, group)
+    return first
+
+
+def _folded(text: str) -> str:
+    """The text with runs of white space as one space, and without case."""
+    return " ".join(text.split()).casefold()
+
+
+def _too_long(corpus: Corpus, tokens: Ints, max_length: int) -> Hits:
+    found: list[int] = (longest_sequences(corpus, tokens) > max_length).nonzero()[0].tolist()
+    return corpus.hits(found, len(corpus.groups))
+
+
+def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Hits]:
+    """Conversational groups that suffer from a fault of the chat template; nothing where there are none."""
+    conversational = [i for i, group in enumerate(corpus.groups) if not isinstance(group.prompt, str)]
+    if not conversational:
+        return {}
+    fault = template_fault(tokenizer)
+    of = len(conversational)
+    return {name: corpus.hits(conversational if name == fault else (), of) for name in TEMPLATE_FAULTS}
