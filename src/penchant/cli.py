@@ -215,6 +215,23 @@ def generate(
     _answer(answers.to_json(), as_json, answers.table)
 
 
+@app.command
+def merge(adapter: Path, output: Path) -> None:
+    """Merge a LoRA adapter into its base model, and write an ordinary model folder.
+
+    Parameters
+    ----------
+    adapter
+        A run's output folder, or any PEFT adapter folder.
+    output
+        A new folder.
+    """
+    from penchant.engine.loading import merge_adapter
+
+    merge_adapter(str(adapter), output)
+    _teller(False)(f"{output}: merged")
+
+
 @data.command
 def check(
     file: str,

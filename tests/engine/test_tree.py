@@ -178,24 +178,40 @@ def test_sinks_and_soft_caps_equal_attention_written_out(make_groups):
     torch.testing.assert_close(actual, (weights @ v).transpose(1, 2), rtol=1e-12, atol=1e-14)
 
 
-def test_variable_length_path_equals_masked_path(make_groups, monkeypatch):
+def written_out(q, k, v, ends_q, ends_k, longest_q, longest_k, scale, left, right):
+    """What the variable-length kernel computes: causal from the bottom right, `left` keys before the query's own."""
+    out = torch.empty_like(q)
+    for a, b, c, d in zip(ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], strict=True):
+        assert b - a <= longest_q
+        assert d - c <= longest_k
+        assert right == 0
+        gap = (torch.arange(b - a) + (d - c) - (b - a))[:, None] - torch.arange(d - c)[None]
+        seen = (gap >= 0) & ((gap <= left) | torch.tensor(left < 0))
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * scale
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        out[a:b] = torch.einsum("hqk,khd->qhd", weights, v[c:d])
+    return out
+
+
+def newest_kernel(q, k, v, eq, ek, lq, lk, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return written_out(q, k, v, eq, ek, lq, lk, scale, *window_size)
+
+
+def kernel_without_groups(q, k, v, eq, ek, lq, lk, *, scale=None, window_size=(-1, -1)):
+    return written_out(q, k, v, eq, ek, lq, lk, scale, *window_size)
+
+
+def oldest_kernel(q, k, v, eq, ek, lq, lk, is_causal=False):
+    return written_out(q, k, v, eq, ek, lq, lk, q.shape[-1] ** -0.5, -1, 0 if is_causal else -1)
+
+
+@pytest.mark.parametrize("kernel", [newest_kernel, kernel_without_groups, oldest_kernel])
+@pytest.mark.parametrize("window", [None, 3])
+def test_variable_length_path_equals_masked_path(make_groups, monkeypatch, kernel, window):
     """The CUDA path, its kernel replaced by attention written out: gathered keys, lengths and windows are right."""
     from penchant.engine import attention
-
-    def kernel(q, k, v, ends_q, ends_k, longest_q, longest_k, *, scale, window_size, enable_gqa):
-        assert enable_gqa == (q.shape[1] != k.shape[1])
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        out = torch.empty_like(q)
-        for a, b, c, d in zip(ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], strict=True):
-            assert b - a <= longest_q
-            assert d - c <= longest_k
-            gap = (torch.arange(b - a) + (d - c) - (b - a))[:, None] - torch.arange(d - c)[None]
-            seen = (gap >= 0) & ((gap <= window_size[0]) | torch.tensor(window_size[0] < 0))
-            assert window_size[1] == 0
-            scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * scale
-            weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-            out[a:b] = torch.einsum("hqk,khd->qhd", weights, v[c:d])
-        return out
 
     monkeypatch.setattr(attention, "_varlen_attn", lambda: kernel)
     batch = pack(make_groups([(5, (3, 6)), (1, (2,)), (9, (4, 1, 1))], 0))
@@ -204,10 +220,9 @@ def test_variable_length_path_equals_masked_path(make_groups, monkeypatch):
     tokens = len(batch.input_ids)
     q = torch.randn(1, 4, tokens, 8, dtype=torch.float64)
     k, v = (torch.randn(1, 2, tokens, 8, dtype=torch.float64) for _ in range(2))
-    for window in (None, 3):
-        masked = attention._masked(q, k, v, plan, window, 0.3)
-        variable = attention._variable_length(q, k, v, plan, window, 0.3)
-        torch.testing.assert_close(variable, masked, rtol=1e-10, atol=1e-12)
+    masked = attention._masked(q, k, v, plan, window, 0.3)
+    variable = attention._variable_length(q, k, v, plan, window, 0.3)
+    torch.testing.assert_close(variable, masked, rtol=1e-10, atol=1e-12)
 
 
 def test_lora_gradients_equal_padded_forward(build, make_groups, all_float64):

@@ -385,7 +385,7 @@ class TestSavedFolder:
                 expected = sum(float(table[i - 1, ids[0, i]]) for i in range(len(prompt), ids.shape[1]))
                 assert log_prob == pytest.approx(expected, rel=1e-5)
 
-    def test_adapter_loads_in_peft_alone(self, write_config, tiny_model):
+    def test_adapter_loads_in_peft_alone(self, write_config, tiny_model, tmp_path):
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
@@ -397,7 +397,19 @@ class TestSavedFolder:
             before = base(ids).logits
             after = PeftModel.from_pretrained(base, folder)(ids).logits
         assert not torch.allclose(before, after)
-        from penchant.engine.loading import load_model
+        from penchant.engine.loading import load_model, merge_adapter
 
+        merge_adapter(str(folder), tmp_path / "merged")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         with torch.no_grad():
             torch.testing.assert_close(load_model(str(folder))(ids).logits, after, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(merged(ids).logits, after, rtol=1e-4, atol=1e-5)
+
+    def test_an_adapter_on_an_adapter_is_refused(self, write_config, tmp_path):
+        """Its folder would name the bare base, and silently lose the first adapter."""
+        first = run(write_config(lora={"rank": 4}))
+        with pytest.raises(ConfigError, match="adapter folder") as error:
+            run(write_config(lora={"rank": 4}), f"model={first}", f"output={tmp_path / 'second'}")
+        assert "penchant merge" in error.value.fix
+        full = run(write_config(lora=None), f"model={first}", f"output={tmp_path / 'full'}")
+        assert (full / "model.safetensors").exists()

@@ -69,7 +69,23 @@ def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
     with _explained(source):
         merged: PreTrainedModel = PeftModel.from_pretrained(model, source).merge_and_unload()
     remove_dropout(merged)
-    return merged
+    return merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
+
+
+def merge_adapter(source: str, output: Path) -> None:
+    """Write an adapter folder's base model with the adapter merged in, as an ordinary model folder.
+
+    Raises:
+        ModelError: `source` is no adapter folder, or `output` is there already.
+    """
+    if adapter_base(source) is None:
+        raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
+    if output.exists():
+        raise ModelError("it is there already", where=str(output), fix="name a new folder")
+    aside = output.with_name(f".writing-{output.name}")
+    load_model(source).save_pretrained(aside)
+    load_tokenizer(source).save_pretrained(aside)
+    aside.rename(output)
 
 
 def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
@@ -146,18 +162,24 @@ def context_length(config: PretrainedConfig) -> int | None:
     return None
 
 
-def remove_dropout(model: torch.nn.Module) -> bool:
-    """Set every dropout of the model to 0, so that log-ratios compare like with like; True if there was any."""
-    found = False
+def dropout_settings(config: PretrainedConfig) -> str:
+    """The dropouts a configuration asks for, as ``name 0.1, ...``; empty where there are none."""
+    asked = {
+        name: value
+        for name, value in config.to_dict().items()
+        if ("drop" in name and isinstance(value, float) and value > 0)
+    }
+    return ", ".join(f"{name} {value:g}" for name, value in asked.items())
+
+
+def remove_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of the model to 0, so that log-ratios compare like with like."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            found |= module.p > 0
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float) and value > 0:
-                found = True
+            if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-    return found
 
 
 def _check_there(source: str) -> None:

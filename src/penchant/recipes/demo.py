@@ -40,7 +40,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; the defaults take about four minutes on two cores.
+    """How much of everything; the defaults take about two minutes on two cores.
 
     Attributes:
         betas: DPO is run with each; the first is the one the table shows.

@@ -16,6 +16,7 @@ from penchant.engine.loading import (
     adapter_base,
     check_vocabulary,
     context_length,
+    dropout_settings,
     load_config,
     load_model,
     load_tokenizer,
@@ -23,6 +24,7 @@ from penchant.engine.loading import (
 from penchant.engine.policy import Policy
 from penchant.engine.reference_cache import model_fingerprint
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups
+from penchant.errors import ConfigError
 from penchant.training.checkpoints import disk_errors
 from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
@@ -62,8 +64,19 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
+    base = adapter_base(config.model)
+    if base is not None and config.lora is not None:
+        # The new adapter's folder would name the bare base, and lose the adapter it was trained on.
+        raise ConfigError(
+            "model is an adapter folder, and lora would put another adapter on it",
+            where=config.model,
+            fix=f"merge it first: penchant merge {config.model} MERGED, then model=MERGED",
+        )
     tokenizer = load_tokenizer(config.model, chat_template=config.data.chat_template)
-    limit = context_length(load_config(adapter_base(config.model) or config.model))
+    model_config = load_config(base or config.model)
+    if dropout := dropout_settings(model_config):
+        tell(f"dropout is off, so that log-ratios compare like with like: {dropout}")
+    limit = context_length(model_config)
     inputs = tokenize_inputs(config, tokenizer, limit)
     for note in inputs.notes:
         tell(note)
