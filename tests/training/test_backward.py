@@ -1,0 +1,103 @@
+"""Loss and gradient of a batch do not depend on how it is cut, for separable and for coupled objectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.attention import TREE, tree_attention
+from penchant.engine.distribution import World
+from penchant.engine.tree import TreeScorer
+from penchant.objectives import DPO, Output, Sum
+from penchant.training.backward import Batch, apply_objective, backward
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A toy whose loss depends on the whole batch: the squared distance of each log-prob from the batch's mean."""
+
+    name: ClassVar[str] = "spread"
+    references: ClassVar[int] = 0
+    min_candidates: ClassVar[int] = 1
+    needs_pairs: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+
+    def initial_state(self):
+        return {"calls": torch.zeros(())}
+
+    def __call__(self, policy, reference, groups, state):
+        masked = torch.where(groups.mask, policy, 0.0)
+        mean = masked.sum() / groups.mask.sum()
+        losses = torch.where(groups.mask, (policy - mean) ** 2, 0.0).sum(1) / 100
+        metrics = {"mean": Sum(mean.detach(), torch.ones(()))}
+        return Output(losses, groups.weights, metrics), {"calls": state["calls"] + 1}
+
+
+@pytest.fixture
+def scorer() -> TreeScorer:
+    AttentionInterface.register(TREE, tree_attention)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation(TREE)
+    return TreeScorer(model)
+
+
+@pytest.fixture
+def groups() -> list[TokenizedGroup]:
+    draw = np.random.default_rng(0)
+    return [
+        TokenizedGroup(
+            draw.integers(3, 31, 4),
+            tuple(draw.integers(3, 31, draw.integers(1, 6)) for _ in range(k)),
+            PreferenceGroup("x", ("y",) * k, preferred=0, id=f"group-{number}", weight=1 + number / 10),
+        )
+        for number, k in enumerate([2, 3, 2, 4, 2])
+    ]
+
+
+def gradients(scorer, objective, groups, budget):
+    references = [[[-3.0] * len(group.responses) for group in groups]] * objective.references
+    scorer.zero_grad()
+    batch = Batch(groups, references, budget, "float32")
+    result, state = backward(scorer, objective, objective.initial_state(), batch, ALONE)
+    return result, state, torch.cat([p.grad.flatten() for p in scorer.parameters()])
+
+
+@pytest.mark.parametrize("objective", [DPO(), DPO(average="pairs"), Spread()], ids=["groups", "pairs", "coupled"])
+@pytest.mark.parametrize("budget", [1, 30])
+def test_micro_batches_equal_the_whole_batch(scorer, groups, objective, budget):
+    whole, state, expected = gradients(scorer, objective, groups, 10**9)
+    parts, parts_state, actual = gradients(scorer, objective, groups, budget)
+    assert (actual - expected).norm() / expected.norm() < 1e-5
+    assert expected.norm() > 1e-3
+    for name, pair in whole.sums.items():
+        torch.testing.assert_close(parts.sums[name], pair, rtol=1e-5, atol=1e-6)
+    assert {name: float(value) for name, value in parts_state.items()} == {
+        name: float(value) for name, value in state.items()
+    }
+    if objective.coupled:
+        assert float(state["calls"]) == 1
+
+
+def test_broken_groups_are_named(groups):
+    policy = torch.zeros(5, 4)
+    policy[3, 0] = float("nan")
+    references = [[[0.0] * 4 for _ in groups]]
+    output, _ = apply_objective(DPO(), policy, groups, references, {})
+    from penchant.training.backward import Result
+
+    result = Result()
+    result.add(output, groups, counts=True)
+    assert result.broken == ["group-3"]

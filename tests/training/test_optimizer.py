@@ -1,0 +1,49 @@
+"""The learning rate's course by hand, and AdamW against the update written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from penchant.config import TrainingConfig
+from penchant.training.optimizer import build_optimizer, learning_rate
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", 0, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        ("linear", 2, [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("linear", 0.2, [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("cosine", 0, [1, 0.97553, 0.90451, 0.79389, 0.65451, 0.5, 0.34549, 0.20611, 0.09549, 0.02447]),
+    ],
+)
+def test_learning_rate_by_hand(schedule, warmup, expected):
+    config = TrainingConfig(schedule=schedule, warmup=warmup, learning_rate=1.0)
+    assert [learning_rate(step, 10, config) for step in range(10)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_adamw_equals_the_update_written_out():
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2).double()
+    module.register_parameter("frozen", torch.nn.Parameter(torch.ones(1), requires_grad=False))
+    config = TrainingConfig(learning_rate=0.1, weight_decay=0.5, betas=(0.8, 0.9), epsilon=1e-6)
+    optimizer = build_optimizer(module, config)
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    first = {name: torch.zeros_like(p) for name, p in expected.items()}
+    second = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for step in range(1, 4):
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            gradient = torch.randn_like(parameter)
+            parameter.grad = gradient.clone()
+            decay = 0.5 if parameter.ndim == 2 else 0.0
+            first[name] = 0.8 * first[name] + 0.2 * gradient
+            second[name] = 0.9 * second[name] + 0.1 * gradient**2
+            update = (first[name] / (1 - 0.8**step)) / ((second[name] / (1 - 0.9**step)).sqrt() + 1e-6)
+            expected[name] = expected[name] * (1 - 0.1 * decay) - 0.1 * update
+        optimizer.step()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
