@@ -26,7 +26,7 @@ class PaddedScorer(nn.Module):
         return len(group.responses) * group.longest
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[G, K] summed log-probs, nats; 0 in empty slots."""
+        """[G, K] summed log-probs, nats, in float64; 0 in empty slots."""
         sequences, prompts = unpack(batch)
         longest = max(map(len, sequences))
         ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=batch.input_ids.device)
@@ -39,7 +39,7 @@ class PaddedScorer(nn.Module):
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
             used = logits[row, prompt - 1 : len(sequence) - 1]
             log_probs = used.to(torch.promote_types(used.dtype, torch.float32)).log_softmax(-1)
-            sums.append(log_probs.gather(-1, sequence[prompt:, None]).sum())
+            sums.append(log_probs.gather(-1, sequence[prompt:, None]).double().sum())
         return batch.table(torch.stack(sums))
 
 

@@ -32,7 +32,7 @@ class TreeScorer(nn.Module):
         return group.length
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[G, K] summed log-probs, nats, in float32 or better; 0 in empty slots."""
+        """[G, K] summed log-probs, nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
         hidden = self._backbone(
             input_ids=batch.input_ids[None],
             position_ids=batch.positions[None],
@@ -48,7 +48,8 @@ class TreeScorer(nn.Module):
             batch.targets,
             softcap=getattr(self.model.config, "final_logit_softcapping", None),
         )
-        sums = torch.segment_reduce(token_log_probs, "sum", lengths=batch.lengths)
+        # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
+        sums = torch.segment_reduce(token_log_probs.double(), "sum", lengths=batch.lengths)
         return batch.table(sums)
 
     @property

@@ -89,8 +89,8 @@ class Objective(Protocol):
         """Losses and metrics of a batch.
 
         Args:
-            policy: [G, K] log-probs, nats; masked slots may hold anything.
-            reference: [R, G, K] log-probs of R frozen references.
+            policy: [G, K] log-probs, nats, float32 or better; masked slots may hold anything.
+            reference: [R, G, K] log-probs of R frozen references, in the same dtype.
             groups: what is known of the candidates.
             state: from `initial_state` or the last training step; evaluation discards the returned one.
         """

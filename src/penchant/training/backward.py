@@ -108,11 +108,11 @@ def apply_objective(
 ) -> tuple[Output, State]:
     """The objective on log-probs [G, K] of these groups, with what is known of them."""
     tables = [padded_table(table, policy.shape[1]) for table in references]
-    reference = torch.stack(tables) if tables else torch.zeros(0, *policy.shape)
+    reference = torch.stack(tables) if tables else policy.new_zeros(0, *policy.shape)
     return objective(policy, reference.to(policy.device), group_facts(groups).to(policy.device), state)
 
 
 def _log_probs(scorer: Scorer, batch: Batch, world: World) -> Tensor:
     with precision(world.device, batch.dtype):
         log_probs: Tensor = scorer(pack(batch.groups).to(world.device))
-    return log_probs.float()
+    return log_probs

@@ -67,8 +67,8 @@ def group_facts(groups: Sequence[TokenizedGroup]) -> Groups:
 
 
 def padded_table(rows: Sequence[Sequence[float]], k: int) -> torch.Tensor:
-    """[G, K] float32 from G rows of at most K numbers, 0 where a row has fewer."""
-    table = torch.zeros(len(rows), k)
+    """[G, K] float64 from G rows of at most K numbers, 0 where a row has fewer."""
+    table = torch.zeros(len(rows), k, dtype=torch.float64)
     for i, row in enumerate(rows):
-        table[i, : len(row)] = torch.tensor(row)
+        table[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
     return table
