@@ -91,6 +91,24 @@ def test_micro_batches_equal_the_whole_batch(scorer, groups, objective, budget):
         assert float(state["calls"]) == 1
 
 
+@pytest.mark.parametrize("r", [0, 1, 2])
+def test_objectives_get_every_reference_of_their_groups(groups, r):
+    seen = []
+
+    class Listening(Spread):
+        def __call__(self, policy, reference, groups, state):
+            seen.append(reference)
+            return super().__call__(policy, reference, groups, state)
+
+    tables = [[[-10.0 * n - g] * len(group.responses) for g, group in enumerate(groups)] for n in range(r)]
+    batch = Batch(groups, tables, 10**9, "float32").part([3, 0])
+    apply_objective(Listening(), torch.zeros(2, 4), batch.groups, batch.references, {"calls": torch.zeros(())})
+    (reference,) = seen
+    assert reference.shape == (r, 2, 4)
+    for n in range(r):
+        assert reference[n].tolist() == [[-10.0 * n - 3] * 4, [-10.0 * n, -10.0 * n, 0.0, 0.0]]
+
+
 def test_broken_groups_are_named(groups):
     policy = torch.zeros(5, 4)
     policy[3, 0] = float("nan")
