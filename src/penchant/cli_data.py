@@ -1,0 +1,183 @@
+"""The `penchant data` verbs: look into a preference file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from penchant.cli_output import (
+    Count,
+    Format,
+    Json,
+    Length,
+    Seed,
+    Source,
+    Split,
+    Template,
+    console_for,
+    deliver,
+    tell_all,
+    teller,
+)
+from penchant.errors import ConfigError, DataError
+
+data = App(name="data", help="Look into a preference file: check, show, split, convert.")
+
+
+@data.command
+def check(
+    file: Source,
+    *,
+    held_out: str | None = None,
+    tokenizer: str | None = None,
+    max_length: Length | None = None,
+    format: Format = None,
+    split: Split = None,
+    as_json: Json = False,
+) -> None:
+    """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
+
+    Parameters
+    ----------
+    held_out
+        Another one, to find prompts that are in both.
+    tokenizer
+        Folder or hub id, to count in tokens and check its chat template.
+    max_length
+        Count rows longer than this many tokens.
+    """
+    from penchant.data.check_table import render
+    from penchant.data.checks import check_groups
+    from penchant.data.reading import read_groups
+
+    if max_length is not None and tokenizer is None:
+        raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
+    tell = teller(as_json)
+    read = read_groups(file, format=format, split=split)
+    tell_all(tell, read.notes)
+    other = read_groups(held_out, format=format, split=split).groups if held_out else ()
+    loaded = None
+    if tokenizer is not None:
+        from penchant.engine.loading import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer)
+    report = check_groups(read.groups, held_out=other, tokenizer=loaded, max_length=max_length)
+    deliver(report.to_json(), as_json, render(report))
+
+
+@data.command
+def show(
+    file: Source,
+    *ids: str,
+    first: Count = 3,
+    tokenizer: str | None = None,
+    chat_template: Template = None,
+    format: Format = None,
+    split: Split = None,
+) -> None:
+    """Print groups as a person reads them.
+
+    Parameters
+    ----------
+    ids
+        Which groups; the first few if none is named.
+    first
+        How many, where no id is named.
+    tokenizer
+        Folder or hub id, to mark token boundaries.
+    """
+    from penchant.data.reading import read_groups
+    from penchant.data.show import show_group
+    from penchant.data.tokenization import tokenize_groups
+
+    read = read_groups(file, format=format, split=split)
+    by_id = {group.id: group for group in read.groups}
+    absent = [name for name in ids if name not in by_id]
+    if absent:
+        raise DataError(
+            f"no group has the id {absent[0]}", where=file, fix="ids are the file's, or 0-based row numbers"
+        )
+    groups = [by_id[name] for name in ids] if ids else list(read.groups[:first])
+    console = console_for(False)
+    console.print("\n".join(read.notes), markup=False)
+    if tokenizer is None:
+        for group in groups:
+            console.print(show_group(group))
+        return
+    from penchant.engine.loading import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer, chat_template=chat_template)
+    for tokenized in tokenize_groups(groups, loaded, max_length=sys.maxsize)[0]:
+        console.print(show_group(tokenized.group, tokenized, loaded))
+
+
+@data.command(name="split")
+def split_file(
+    file: Source,
+    *,
+    held_out: float = 0.1,
+    seed: Seed = 0,
+    train_output: Path,
+    held_out_output: Path,
+    format: Format = None,
+    split: Split = None,
+    as_json: Json = False,
+) -> None:
+    """Split a file by prompt, never by row: no prompt is on both sides.
+
+    Parameters
+    ----------
+    held_out
+        Share of the prompts to hold out.
+    seed
+        The same seed and prompts give the same split, in any order of rows.
+    train_output
+        Where the training groups are written (.jsonl or .jsonl.gz).
+    held_out_output
+        Where the held-out groups are written.
+    """
+    from penchant.data.reading import read_groups
+    from penchant.data.splitting import split_by_prompt
+    from penchant.data.writing import write_groups
+
+    read = read_groups(file, format=format, split=split)
+    kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed)
+    write_groups(kept, train_output)
+    try:
+        write_groups(out, held_out_output)
+    except DataError:  # Both files or none.
+        train_output.unlink()
+        raise
+    lines = f"{train_output}: {len(kept)} groups\n{held_out_output}: {len(out)} groups"
+    deliver({"train": len(kept), "held_out": len(out)}, as_json, lines)
+
+
+@data.command
+def convert(
+    file: Source,
+    output: Path,
+    *,
+    format: Format = None,
+    split: Split = None,
+    as_json: Json = False,
+) -> None:
+    """Write any format we read as our own JSON lines.
+
+    Parameters
+    ----------
+    output
+        Where to write (.jsonl or .jsonl.gz).
+    """
+    from penchant.data.reading import read_groups
+    from penchant.data.writing import write_groups
+
+    read = read_groups(file, format=format, split=split)
+    write_groups(read.groups, output)
+    notes = list(read.notes)
+    deliver(
+        {"groups": len(read.groups), "format": read.format, "notes": notes},
+        as_json,
+        "\n".join([*notes, f"{output}: {len(read.groups)} groups"]),
+    )
