@@ -96,7 +96,9 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "hint"), [('{"a": 1}'.encode("utf-16"), "UTF-16"), (gzip.compress(b"{}"), "this is gzip")]
+    ("content", "hint"),
+    [('{"a": 1}'.encode("utf-16"), "UTF-16"), (gzip.compress(b"{}", mtime=0), "this is gzip")],
+    ids=["utf-16", "gzip"],
 )
 def test_other_kinds_of_bytes_are_recognised(tmp_path: Path, content: bytes, hint: str) -> None:
     assert hint in (failure(write(tmp_path / "a.jsonl", content)).fix or "")
