@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from penchant.config_errors import explain
+from penchant.config_objective import build_objective, describe_objective
+from penchant.config_reward import RewardConfig
 from penchant.data.tokenized import Truncation
 from penchant.errors import ConfigError
-from penchant.objectives import OBJECTIVES, Objective
+from penchant.objectives import Objective
 
 
 class _Section(BaseModel):
@@ -101,14 +102,46 @@ class LoggingConfig(_Section):
     every: int = Field(10, ge=1, description="steps; 1 logs each")
 
 
+class SamplingConfig(_Section):
+    """How candidates are drawn where `candidates` is ``sampled``."""
+
+    samples: int = Field(4, ge=1, description="candidates for each prompt")
+    every: int = Field(1, ge=1, description="optimizer steps that use one draw; 1 is on-policy")
+    max_new_tokens: int = Field(128, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class HeadConfig(_Section):
+    """The preference head, for objectives that train one."""
+
+    pooling: Literal["identity", "tanh", "dropout_tanh", "swiglu"] = Field(
+        "identity", description="between the last token's hidden state and the head's weight"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1)
+    freeze_backbone: bool = Field(False, description="train the head alone; the language model cannot change")
+    weight_decay: float = Field(0.1, ge=0, description="of the head's weights")
+
+
 class RunConfig(_Section):
     """One training run."""
 
     model: str = Field(description="folder or hub id; training starts from it")
     reference: str | None = Field(None, description="folder or hub id; null: the model training starts from")
+    references: list[str] = Field(
+        [], description="folders or hub ids, the first is the primary, for objectives of several references"
+    )
     data: DataConfig
     output: str = Field(description="the run's folder")
     objective: dict[str, Any] = Field(description="name, and the hyper-parameters of that objective")
+    candidates: Literal["given", "sampled"] = Field(
+        "given", description="the data's, or fresh ones drawn from the policy while it trains"
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    reward: RewardConfig | None = Field(
+        None, description="gives scores to candidates: a reward model, a function or a judge; null: the data's scores"
+    )
+    head: HeadConfig = HeadConfig()
     lora: LoraConfig | None = None
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -119,6 +152,14 @@ class RunConfig(_Section):
     @classmethod
     def _path(cls, value: object) -> object:
         return {"train": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> RunConfig:
+        if self.reference is not None and self.references:
+            raise ValueError("reference and references are both given; references alone names them all")
+        if self.candidates == "sampled" and self.reward is None:
+            raise ValueError("candidates: sampled needs a reward, as in reward: {function: my_reward.py:score}")
+        return self
 
     @property
     def method(self) -> Objective:
@@ -164,7 +205,7 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(dict(problem)) for problem in error.errors()]
+        problems += [explain(dict(problem), RunConfig) for problem in error.errors()]
     if isinstance(values.get("objective"), dict):
         try:
             build_objective(values["objective"])
@@ -182,45 +223,9 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default spelt out."""
     values = config.model_dump()
-    values["objective"] = describe_objective(config.method)
+    file = {"file": config.objective["file"]} if "file" in config.objective else {}
+    values["objective"] = {**describe_objective(config.method), **file}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def describe_objective(objective: Objective) -> dict[str, Any]:
-    """Name and hyper-parameters, as they stand in a configuration."""
-    fields = dataclasses.fields(objective)
-    return {"name": objective.name, **{field.name: getattr(objective, field.name) for field in fields}}
-
-
-def build_objective(values: dict[str, Any]) -> Objective:
-    """The objective a configuration names.
-
-    Raises:
-        ConfigError: unknown name or hyper-parameter (with the nearest), wrong type, value out of range.
-    """
-    given = dict(values)
-    name = given.pop("name", None)
-    if not isinstance(name, str) or name not in OBJECTIVES:
-        found = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
-        raise ConfigError(f"{found}{_nearest(str(name), OBJECTIVES)}", fix=f"one of: {', '.join(OBJECTIVES)}")
-    method = OBJECTIVES[name]
-    known = {field.name for field in dataclasses.fields(method)}
-    for key in given:
-        if key not in known:
-            raise ConfigError(
-                f"objective.{key}: {name} has no such hyper-parameter{_nearest(key, known)}",
-                fix=f"it has: {', '.join(sorted(known)) or 'none'}",
-            )
-    try:
-        return TypeAdapter(method).validate_python(given)
-    except ValidationError as error:
-        found = "; ".join(
-            _explain({**p, "loc": ("objective", *p["loc"])})
-            if p["loc"]
-            else f"objective: {p['msg'].removeprefix('Value error, ')}"
-            for p in error.errors()
-        )
-        raise ConfigError(found) from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -243,33 +248,3 @@ def _override(values: dict[str, Any], override: str) -> None:
         section[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: there is no such key{_nearest(path[-1], _known_keys(path[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{key}: this key is needed"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}, found {_shorten(problem['input'])}"
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in path:
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(section.model_fields)
-
-
-def _nearest(name: str, known: Any) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

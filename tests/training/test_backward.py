@@ -15,8 +15,8 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distribution import World
 from penchant.engine.tree import TreeScorer
-from penchant.objectives import DPO, Output, Sum
-from penchant.training.backward import Batch, apply_objective, backward
+from penchant.objectives import DPO, Needs, Output, Sum
+from penchant.training.backward import Batch, arguments, backward
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -26,12 +26,10 @@ class Spread:
     """A toy whose loss depends on the whole batch: the squared distance of each log-prob from the batch's mean."""
 
     name: ClassVar[str] = "spread"
-    references: ClassVar[int] = 0
-    min_candidates: ClassVar[int] = 1
-    needs_pairs: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(references=0, candidates=1, pairs=False)
     coupled: ClassVar[bool] = True
 
-    def initial_state(self):
+    def initial_state(self, seed):
         return {"calls": torch.zeros(())}
 
     def __call__(self, policy, reference, groups, state):
@@ -68,10 +66,10 @@ def groups() -> list[TokenizedGroup]:
 
 
 def gradients(scorer, objective, groups, budget):
-    references = [[[-3.0] * len(group.responses) for group in groups]] * objective.references
+    references = [[[-3.0] * len(group.responses) for group in groups]] * objective.needs.references
     scorer.zero_grad()
     batch = Batch(groups, references, budget, "float32")
-    result, state = backward(scorer, objective, objective.initial_state(), batch, ALONE)
+    result, state = backward(scorer, objective, objective.initial_state(0), batch, ALONE)
     return result, state, torch.cat([p.grad.flatten() for p in scorer.parameters()])
 
 
@@ -93,17 +91,9 @@ def test_micro_batches_equal_the_whole_batch(scorer, groups, objective, budget):
 
 @pytest.mark.parametrize("r", [0, 1, 2])
 def test_objectives_get_every_reference_of_their_groups(groups, r):
-    seen = []
-
-    class Listening(Spread):
-        def __call__(self, policy, reference, groups, state):
-            seen.append(reference)
-            return super().__call__(policy, reference, groups, state)
-
     tables = [[[-10.0 * n - g] * len(group.responses) for g, group in enumerate(groups)] for n in range(r)]
     batch = Batch(groups, tables, 10**9, "float32").part([3, 0])
-    apply_objective(Listening(), torch.zeros(2, 4), batch.groups, batch.references, {"calls": torch.zeros(())})
-    (reference,) = seen
+    _, reference, _ = arguments(torch.zeros(2, 4), batch.groups, batch.references)
     assert reference.shape == (r, 2, 4)
     for n in range(r):
         assert reference[n].tolist() == [[-10.0 * n - 3] * 4, [-10.0 * n, -10.0 * n, 0.0, 0.0]]
@@ -113,7 +103,7 @@ def test_broken_groups_are_named(groups):
     policy = torch.zeros(5, 4)
     policy[3, 0] = float("nan")
     references = [[[0.0] * 4 for _ in groups]]
-    output, _ = apply_objective(DPO(), policy, groups, references, {})
+    output = DPO().evaluate(*arguments(policy, groups, references), {})
     from penchant.training.backward import Result
 
     result = Result()

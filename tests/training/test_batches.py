@@ -44,7 +44,7 @@ def test_facts_by_hand():
     assert facts.better.nonzero().tolist() == [[0, 1, 0], [0, 1, 2], [2, 1, 0]]
     assert facts.scores[0].tolist() == [0.5, 2.0, 0.5]
     assert facts.scored.int().tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
-    assert facts.labels.tolist() == [[0, 0, 0], [-1, 0, 0], [0, 0, 0]]
+    assert facts.labels.tolist() == [[-1, 1, -1], [-1, 0, 0], [-1, 1, 0]]
     assert facts.weights.tolist() == [1.0, 2.5, 1.0]
 
 

@@ -36,6 +36,7 @@ class PreferenceGroup:
         id: from the data, or the row's 0-based number.
         weight: how much the group counts in the loss, > 0.
         source: where the group comes from, for breakdowns; None when the data does not say.
+        mismatched: index of a candidate that answers another prompt (see `data.mismatch`); nothing else holds of it.
     """
 
     prompt: Text
@@ -48,6 +49,7 @@ class PreferenceGroup:
     id: str = "0"
     weight: float = 1.0
     source: str | None = None
+    mismatched: int | None = None
 
     def __post_init__(self) -> None:
         k = len(self.candidates)

@@ -6,8 +6,8 @@ Shapes: G groups, K candidates (the most any group has; masked where a group has
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Groups:
         scored: [G, K] bool.
         labels: [G, K] int64, 1 desirable, -1 undesirable, 0 unknown.
         weights: [G] float32, what each group counts.
+        mismatched: [G, K] bool, a response to *another* prompt, never in `mask`; None where none was asked for.
+        rewards: [G, K] a preference head's rewards, with gradient; None where the model has no head.
     """
 
     mask: Tensor
@@ -45,9 +47,12 @@ class Groups:
     scored: Tensor
     labels: Tensor
     weights: Tensor
+    mismatched: Tensor | None = None
+    rewards: Tensor | None = None
 
     def to(self, device: torch.device) -> Groups:
-        return Groups(**{name: value.to(device) for name, value in vars(self).items()})
+        moved = {name: None if value is None else value.to(device) for name, value in vars(self).items()}
+        return Groups(**moved)
 
 
 @dataclass(frozen=True)
@@ -69,32 +74,115 @@ class Output:
         return Sum((self.losses * self.weights).sum(), self.weights.sum())
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs; a run is checked against it before a model is loaded.
+
+    Attributes:
+        references: frozen references, at least; 0 where the method has none.
+        many_references: whether it takes more than that.
+        candidates: in each group, at least.
+        pairs: some candidate preferred to another, in a group it learns from.
+        scores: a number for each candidate.
+        labels: desirable or undesirable, for each candidate.
+        mismatched: a response to another prompt beside each group's own.
+        head: a preference head on the policy.
+        trains: what the model says of a candidate: its log-prob, or (of a reward model) its reward.
+    """
+
+    references: int = 1
+    many_references: bool = False
+    candidates: int = 2
+    pairs: bool = True
+    scores: bool = False
+    labels: bool = False
+    mismatched: bool = False
+    head: bool = False
+    trains: Literal["log_probs", "rewards"] = "log_probs"
+
+    def __or__(self, other: Needs) -> Needs:
+        """What two methods together need."""
+        if self.trains != other.trains:
+            raise ValueError(f"one part trains {self.trains}, another {other.trains}: a model has one output")
+        together = {field.name: max(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        return Needs(**together)
+
+
 @runtime_checkable
 class Objective(Protocol):
     """A preference method: a frozen dataclass whose fields are its hyper-parameters.
 
-    Class attributes say what it needs; a run is checked against them before a model is loaded.
     `coupled`: whether a group's loss depends on the other groups of the optimizer batch.
     """
 
     name: ClassVar[str]
-    references: ClassVar[int]
-    min_candidates: ClassVar[int]
-    needs_pairs: ClassVar[bool]
-    coupled: ClassVar[bool]
 
-    def initial_state(self) -> State: ...
+    @property
+    def needs(self) -> Needs: ...
+
+    @property
+    def coupled(self) -> bool: ...
+
+    def initial_state(self, seed: int) -> State:
+        """What is remembered before the first step; `seed` is the run's, for methods that draw."""
+        ...
 
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
-        """Losses and metrics of a batch.
+        """Losses and metrics of a training batch, and what to remember after it.
 
         Args:
-            policy: [G, K] log-probs, nats, float32 or better; masked slots may hold anything.
+            policy: [G, K] log-probs, nats, float32 or better (rewards, where the model is a reward model); masked
+                slots may hold anything.
             reference: [R, G, K] log-probs of R frozen references, in the same dtype.
             groups: what is known of the candidates.
-            state: from `initial_state` or the last training step; evaluation discards the returned one.
+            state: from `initial_state` or the last training step.
         """
+        ...
+
+    def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
+        """Losses and metrics of held-out groups; reads the state, never changes it."""
         ...
 
     # Dataclass fields are read back into the saved configuration.
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A method that sets its state once from the references, before the first step."""
+
+    def fit(self, reference: Tensor, groups: Groups, state: State) -> State:
+        """The state to begin with.
+
+        Args:
+            reference: [R, G, K] log-probs of all training groups.
+            groups: what is known of them.
+            state: from `initial_state`.
+        """
+        ...
+
+
+class Stateless:
+    """The protocol for a method that remembers nothing: it writes `output`, for training and held-out groups alike."""
+
+    needs: ClassVar[Needs] = Needs()
+    coupled: ClassVar[bool] = False
+
+    def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
+        """Losses and metrics; see `Objective.__call__`."""
+        raise NotImplementedError
+
+    def initial_state(self, seed: int) -> State:
+        return {}
+
+    def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
+        return self.output(policy, reference, groups), state
+
+    def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
+        return self.output(policy, reference, groups)
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Refuse a hyper-parameter's value, by its name."""
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, expected {expected}")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from penchant.objectives.base import Groups, Output, State
-from penchant.objectives.pairs import Average, average_pairs, differences, pair_metrics
+from penchant.objectives.base import Groups, Output, Stateless, require
+from penchant.objectives.pairs import Average, average_pairs, differences, log_ratios, pair_metrics
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(Stateless):
     """``L = -log sigma(beta h)``, ``h = Delta(y_w) - Delta(y_l)``, ``Delta = log pi - log ref`` (equation 7).
 
     At pi == ref the loss is ln 2. A group with K > 2 candidates has a loss for each pair of which one is preferred.
@@ -30,21 +29,12 @@ class DPO:
     average: Average = "groups"
 
     name: ClassVar[str] = "dpo"
-    references: ClassVar[int] = 1
-    min_candidates: ClassVar[int] = 2
-    needs_pairs: ClassVar[bool] = True
-    coupled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}, expected a number above 0")
-        if self.average not in ("groups", "pairs"):
-            raise ValueError(f"average is {self.average!r}, expected 'groups' or 'pairs'")
+        require(self.beta > 0, "beta", self.beta, "a number above 0")
+        require(self.average in ("groups", "pairs"), "average", self.average, "'groups' or 'pairs'")
 
-    def initial_state(self) -> State:
-        return {}
-
-    def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
-        rewards = self.beta * torch.where(groups.mask, policy - reference[0], 0.0)
+    def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
+        rewards = self.beta * log_ratios(policy, reference[0], groups)
         losses, weights = average_pairs(-logsigmoid(differences(rewards, groups.better)), groups, self.average)
-        return Output(losses, weights, pair_metrics(rewards, policy, groups)), state
+        return Output(losses, weights, pair_metrics(rewards, policy, groups))

@@ -12,6 +12,16 @@ from penchant.objectives.base import Groups, Sum
 Average = Literal["groups", "pairs"]
 
 
+def log_ratios(policy: Tensor, reference: Tensor, groups: Groups) -> Tensor:
+    """[G, K] ``Delta = log pi - log ref``, nats; 0 (with no gradient) where there is no candidate."""
+    return torch.where(groups.mask, policy - reference, 0.0)
+
+
+def mean_log_probs(log_probs: Tensor, groups: Groups) -> Tensor:
+    """[G, K] nats per token; 0 (with no gradient) where there is no candidate."""
+    return torch.where(groups.mask, log_probs, 0.0) / groups.tokens.clamp(min=1)
+
+
 def differences(values: Tensor, better: Tensor) -> Tensor:
     """[G, K] -> [G, K, K]: value of i less value of j where i is preferred to j, else 0 (with no gradient)."""
     return torch.where(better, values[:, :, None] - values[:, None, :], 0.0)

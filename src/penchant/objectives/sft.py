@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from penchant.objectives.base import Groups, Output, State, Sum
+from penchant.objectives.base import Groups, Needs, Output, Stateless, Sum
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Stateless):
     """``L = -sum log pi(y|x) / sum |y|``: mean negative log-likelihood of a token, over the batch's tokens.
 
     The candidates learnt from are those nothing in their group is preferred to, and, where labels are known, not
@@ -22,17 +22,11 @@ class SFT:
     """
 
     name: ClassVar[str] = "sft"
-    references: ClassVar[int] = 0
-    min_candidates: ClassVar[int] = 1
-    needs_pairs: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(references=0, candidates=1, pairs=False)
 
-    def initial_state(self) -> State:
-        return {}
-
-    def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
+    def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
         learnt = groups.mask & ~groups.better.any(1) & (groups.labels >= 0)
         tokens = torch.where(learnt, groups.tokens, 0).sum(1)
         nll = -torch.where(learnt, policy, 0.0).sum(1)
         metrics = {"logps/chosen": Sum(-nll.detach().sum(), learnt.sum())}
-        return Output(nll / tokens.clamp(min=1), groups.weights * tokens, metrics), state
+        return Output(nll / tokens.clamp(min=1), groups.weights * tokens, metrics)

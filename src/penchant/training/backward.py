@@ -7,21 +7,19 @@ run again with its part of that gradient fed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import cut, pack
 from penchant.engine.distribution import World
 from penchant.engine.scoring import Scorer, precision
-from penchant.objectives import Objective, Output, State
-from penchant.training.batches import group_facts, padded_table
-
-References = Sequence[Sequence[Sequence[float]]]
-"""[R][groups][candidates] log-probs, nats."""
+from penchant.objectives import Groups, Objective, Output, State
+from penchant.training.batches import References, group_facts, padded_table
 
 
 @dataclass
@@ -75,7 +73,9 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
     result = Result()
     for members, own in world.share(cuts):
         part = batch.part(members)
-        output, state = apply_objective(objective, _log_probs(scorer, part, world), part.groups, part.references, state)
+        said = _said(scorer, part, world)
+        policy, reference, facts = arguments(said, part.groups, part.references)
+        output, state = objective(policy, reference, facts, state)
         (output.loss.total * float(own)).backward()
         result.add(output, part.groups, own)
     return result, state
@@ -84,35 +84,69 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
 def _coupled(
     scorer: Scorer, objective: Objective, state: State, batch: Batch, world: World, cuts: Sequence[Sequence[int]]
 ) -> tuple[Result, State]:
-    found: dict[int, list[float]] = {}
-    for members, _ in world.share(cuts):
-        with torch.no_grad():
-            rows = _log_probs(scorer, batch.part(members), world).tolist()
-        found.update(zip(members, rows, strict=True))
-    for others in world.gather(found):
-        found.update(others)
-    policy = padded_table([found[i] for i in range(len(batch.groups))], max(map(len, found.values())))
-    policy = policy.to(world.device).requires_grad_()
-    output, state = apply_objective(objective, policy, batch.groups, batch.references, state)
-    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    # Adapters' dropout must be the same in both passes: each micro-batch has a seed of its own.
+    seed = torch.initial_seed() % 2**62
+    whole = say(scorer, batch, world, cuts, seed).requires_grad_()
+    policy, reference, facts = arguments(whole, batch.groups, batch.references)
+    output, state = objective(policy, reference, facts, state)
+    (gradient,) = torch.autograd.grad(output.loss.total, whole)
     for members, own in world.share(cuts):
-        log_probs = _log_probs(scorer, batch.part(members), world)
-        log_probs.backward(gradient[list(members), : log_probs.shape[1]] * float(own))
+        torch.manual_seed(seed + members[0])
+        said = _said(scorer, batch.part(members), world)
+        said.backward(gradient[..., list(members), : said.shape[-1]] * float(own))
     result = Result()
     result.add(output, batch.groups, counts=world.is_main)
     return result, state
 
 
-def apply_objective(
-    objective: Objective, policy: Tensor, groups: Sequence[TokenizedGroup], references: References, state: State
-) -> tuple[Output, State]:
-    """The objective on log-probs [G, K] of these groups, with what is known of them."""
+@torch.no_grad()
+def say(
+    scorer: Scorer,
+    batch: Batch,
+    world: World,
+    cuts: Sequence[Sequence[int]],
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda groups: None,
+) -> Tensor:
+    """What the model says of every candidate of a batch, without a graph: [G, K], or [2, G, K] with a head.
+
+    Args:
+        cuts: the batch's micro-batches.
+        seed: of the adapters' dropout, where the scorer is in training mode.
+        advance: called with the number of groups done since the last call.
+    """
+    found: dict[int, Tensor] = {}
+    for members, _ in world.share(cuts):
+        torch.manual_seed(seed + members[0])
+        said = _said(scorer, batch.part(members), world).cpu()
+        found.update(zip(members, said.unbind(-2), strict=True))
+        advance(len(members) * world.size)
+    for others in world.gather(found):
+        found.update(others)
+    widest = max(row.shape[-1] for row in found.values())
+    rows = [pad(found[i], (0, widest - found[i].shape[-1])) for i in range(len(batch.groups))]
+    return torch.stack(rows, -2).to(world.device)
+
+
+def arguments(said: Tensor, groups: Sequence[TokenizedGroup], references: References) -> tuple[Tensor, Tensor, Groups]:
+    """What an objective is called with, besides its state.
+
+    Args:
+        said: what the model said of these groups' candidates: [G, K], or with a preference head
+            [2, G, K]: log-probs and the head's rewards.
+        references: [R][groups][candidates].
+
+    Returns:
+        policy [G, K], reference [R, G, K], and what is known of the candidates.
+    """
+    policy, rewards = (said[0], said[1]) if said.ndim == 3 else (said, None)
     tables = [padded_table(table, policy.shape[1]) for table in references]
     reference = torch.stack(tables) if tables else policy.new_zeros(0, *policy.shape)
-    return objective(policy, reference.to(policy.device), group_facts(groups).to(policy.device), state)
+    facts = replace(group_facts(groups).to(policy.device), rewards=rewards)
+    return policy, reference.to(policy.device), facts
 
 
-def _log_probs(scorer: Scorer, batch: Batch, world: World) -> Tensor:
+def _said(scorer: Scorer, batch: Batch, world: World) -> Tensor:
     with precision(world.device, batch.dtype):
-        log_probs: Tensor = scorer(pack(batch.groups).to(world.device))
-    return log_probs
+        said: Tensor = scorer(pack(batch.groups).to(world.device))
+    return said

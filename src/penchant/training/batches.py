@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,6 +40,53 @@ class Order:
         return order[turn * self.batch_size : (turn + 1) * self.batch_size].tolist()
 
 
+References = Sequence[Sequence[Sequence[float]]]
+"""[R][groups][candidates] log-probs, nats."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The groups of one optimizer step.
+
+    Attributes:
+        references: their references' log-probs.
+        sums: metrics of how they came about: name -> (total, count).
+    """
+
+    groups: Sequence[TokenizedGroup]
+    references: References
+    sums: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where the groups of each step come from: the data, or fresh samples of the policy."""
+
+    def batch(self, step: int) -> Drawn:
+        """The groups of a 0-based step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokenized groups, with their references' log-probs."""
+
+    groups: Sequence[TokenizedGroup]
+    references: References
+
+
+@dataclass(frozen=True)
+class Given:
+    """The data's own groups, in an order."""
+
+    split: Split
+    order: Order
+
+    def batch(self, step: int) -> Drawn:
+        members = self.order.batch(step)
+        references = [[table[i] for i in members] for table in self.split.references]
+        return Drawn([self.split.groups[i] for i in members], references)
+
+
 def group_facts(groups: Sequence[TokenizedGroup]) -> Groups:
     """What the objective is told of G groups of at most K candidates; see `Groups`."""
     g, k = len(groups), max(len(group.responses) for group in groups)
@@ -50,7 +98,9 @@ def group_facts(groups: Sequence[TokenizedGroup]) -> Groups:
         scored=torch.zeros(g, k, dtype=torch.bool),
         labels=torch.zeros(g, k, dtype=torch.int64),
         weights=torch.tensor([group.group.weight for group in groups], dtype=torch.float32),
+        mismatched=torch.zeros(g, k, dtype=torch.bool),
     )
+    assert facts.mismatched is not None
     for row, tokenized in enumerate(groups):
         known: PreferenceGroup = tokenized.group
         n = len(tokenized.responses)
@@ -63,6 +113,14 @@ def group_facts(groups: Sequence[TokenizedGroup]) -> Groups:
             facts.labels[row, :n] = torch.tensor([1 if label else -1 for label in known.labels])
         for i, j in known.pairs:
             facts.better[row, i, j] = True
+        if known.labels is None:
+            # As pairs are taken apart for unpaired methods: who wins is desirable, who only loses is not.
+            wins, loses = facts.better[row].any(1), facts.better[row].any(0)
+            facts.labels[row] = (wins & ~loses).long() - (loses & ~wins).long()
+        if known.mismatched is not None:
+            facts.mismatched[row, known.mismatched] = True
+            for table in (facts.mask, facts.scored, facts.labels):
+                table[row, known.mismatched] = 0
     return facts
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +16,12 @@ from penchant.data.reading import GroupSet, read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
+from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
-from penchant.errors import ConfigError, DataError, located
-from penchant.objectives import Objective
+from penchant.errors import ConfigError, located
+from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
+from penchant.training.needs import usable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +43,7 @@ class Inputs:
 
 
 def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[PreferenceGroup], list[str]]:
-    """Training groups, held-out groups, and what was detected; fails where the objective lacks what it needs."""
+    """Training groups, held-out groups, and what was detected."""
     data = config.data
     read = _read(data, data.train, data.split)
     train, notes = list(read.groups), list(read.notes)
@@ -54,20 +56,19 @@ def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[Preferen
         other = _read(data, data.held_out or data.train, data.held_out_split)
         held_out = list(other.groups)
         notes += other.notes
-    objective = config.method
-    if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, objective)
-    train = _usable(objective, train, "training", data.train, notes)
-    if held_out:
-        held_out = _usable(objective, held_out, "held-out", str(data.held_out or data.held_out_split), notes)
     return train, held_out, notes
 
 
-def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Inputs:
-    """Read and tokenize a run's data.
+def tokenize_inputs(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int | None, tell: Callable[[str], None]
+) -> Inputs:
+    """Read a run's data, score it where the run has a reward, and tokenize it.
 
     Args:
         context: tokens the model was made for; the limit where the configuration sets none.
+
+    Raises:
+        PenchantError: the data, or the objective for it, is at fault.
     """
     data = config.data
     if data.max_length and context and data.max_length > context:
@@ -77,8 +78,14 @@ def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, conte
         )
     limit = data.max_length or context or NO_LIMIT
     train, held_out, notes = read_inputs(config)
-    kept: list[list[TokenizedGroup]] = []
     other = data.held_out if isinstance(data.held_out, str) else data.train
+    if held_out and config.evaluation.every:
+        _check_metric(config.evaluation.metric, config.method)
+    if config.candidates == "given":
+        train = usable(config, _scored(config, train, tell), "training", data.train, notes)
+    if held_out:
+        held_out = usable(config, _scored(config, held_out, tell), "held-out", other, notes)
+    kept: list[list[TokenizedGroup]] = []
     for name, groups, source in (("training", train, data.train), ("held-out", held_out, other)):
         if not groups:
             kept.append([])
@@ -111,48 +118,33 @@ def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
     return read_groups(source, format=data.format, split=split, columns=data.columns)
 
 
+def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
+    """The groups with the run's reward as their scores; preferences they have stay what they are."""
+    if config.reward is None or not groups:
+        return groups
+    from penchant.evaluation.rewards import open_reward
+    from penchant.evaluation.score_file import with_scores
+
+    reward = open_reward(config.reward, device=local_device(), token_budget=config.training.token_budget)
+    tell(f"scores of {len(groups)} groups by {reward.name}")
+    return with_scores(groups, reward)
+
+
 def _check_metric(metric: str, objective: Objective) -> None:
     """Refuse a metric the objective does not have, by asking it for those of one pair."""
     ids = np.zeros(1, np.int64)
     pair = group_facts([TokenizedGroup(ids, (ids, ids), PreferenceGroup("", ("a", "b"), preferred=0))])
-    nothing = torch.zeros(objective.references, 1, 2)
-    output, _ = objective(torch.zeros(1, 2), nothing, pair, objective.initial_state())
+    pair = replace(pair, rewards=torch.zeros(1, 2))
+    nothing = torch.zeros(objective.needs.references, 1, 2)
+    state = objective.initial_state(seed=0)
+    if isinstance(objective, Fitted):
+        state = objective.fit(nothing, pair, state)
+    output = objective.evaluate(torch.zeros(1, 2), nothing, pair, state)
     if metric not in ("loss", *output.metrics):
         raise ConfigError(
             f"evaluation.metric is {metric!r}, which {objective.name} does not have",
             fix=f"one of: {', '.join(['loss', *output.metrics])}",
         )
-
-
-def _usable(
-    objective: Objective, groups: list[PreferenceGroup], name: str, source: str, notes: list[str]
-) -> list[PreferenceGroup]:
-    """The groups the objective can learn from; those it cannot are counted, and an error where none is left."""
-    small = [g for g in groups if len(g.candidates) < objective.min_candidates]
-    if small:
-        raise DataError(
-            f"{objective.name} compares at least {objective.min_candidates} candidates, "
-            f"{len(small)} of {len(groups)} groups have fewer (first: {_ids(small)})",
-            where=source,
-            fix="use data with a chosen and a rejected response, or an objective for single responses: "
-            "objective.name=sft",
-        )
-    if not objective.needs_pairs:
-        return groups
-    paired = [g for g in groups if g.pairs]
-    if not paired:
-        raise DataError(
-            f"{objective.name} learns from preferences, and no group says which candidate is better",
-            where=source,
-            fix="add scores, ranks or a preferred index to the rows; see `penchant data check`",
-        )
-    if len(paired) < len(groups):
-        notes.append(f"{name}: {len(groups) - len(paired)} of {len(groups)} groups left out: all candidates tie")
-    return paired
-
-
-def _ids(groups: Sequence[PreferenceGroup]) -> str:
-    return ", ".join(group.id for group in groups[:5])
 
 
 def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:

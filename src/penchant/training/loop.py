@@ -20,13 +20,13 @@ from torch import Tensor
 
 from penchant.config import RunConfig
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World
+from penchant.engine.distribution import World, reshard
 from penchant.engine.progress import Progress
-from penchant.engine.scoring import Scorer, score_groups
+from penchant.engine.scoring import Scorer, micro_batches
 from penchant.errors import TrainingError
 from penchant.objectives import Objective, State
-from penchant.training.backward import Batch, References, Result, apply_objective, backward
-from penchant.training.batches import Order, padded_table
+from penchant.training.backward import Batch, Result, arguments, backward, say
+from penchant.training.batches import Order, Source, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate
@@ -34,14 +34,6 @@ from penchant.training.optimizer import build_optimizer, learning_rate
 
 class Interrupted(Exception):
     """The user pressed Ctrl-C; the step was finished and the run saved."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Tokenized groups, with their references' log-probs."""
-
-    groups: Sequence[TokenizedGroup]
-    references: References
 
 
 @dataclass
@@ -65,7 +57,10 @@ class Loop:
 
     Args:
         scorer: the policy; sharded over the world where there are several processes.
-        train, held_out: groups and references; `held_out` may be empty.
+        source: the groups of each step.
+        order: of the training groups; says how many steps an epoch has.
+        state: what the objective remembers before the first step.
+        held_out: groups and references; may be empty.
         save_best: called when a held-out evaluation during training is the best so far.
     """
 
@@ -73,7 +68,9 @@ class Loop:
         self,
         config: RunConfig,
         scorer: Scorer,
-        train: Split,
+        source: Source,
+        order: Order,
+        state: State,
         held_out: Split,
         world: World,
         folder: Path,
@@ -81,12 +78,11 @@ class Loop:
     ) -> None:
         settings = config.training
         self.config, self.scorer, self.world, self.folder = config, scorer, world, folder
-        self.train, self.held_out, self.save_best = train, held_out, save_best
+        self.source, self.order, self.state = source, order, state
+        self.held_out, self.save_best = held_out, save_best
         self.objective: Objective = config.method
-        self.order = Order(len(train.groups), settings.batch_size, settings.seed, settings.shuffle)
         self.total = settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.optimizer = build_optimizer(scorer, settings)
-        self.state: State = self.objective.initial_state()
         self.at = LoopState()
         self.checkpoints = Checkpoints(folder / "checkpoints", world, config.checkpoints.keep)
         self.metrics = JsonLines(folder / "metrics.jsonl")
@@ -136,14 +132,14 @@ class Loop:
         """
         started = time.perf_counter()
         settings = self.config.training
-        members = self.order.batch(self.at.step)
-        groups = [self.train.groups[i] for i in members]
-        references = [[table[i] for i in members] for table in self.train.references]
+        drawn = self.source.batch(self.at.step)
+        groups = drawn.groups
         # Only LoRA's own dropout draws random numbers; a seed of its own for each step leaves nothing to save.
         torch.manual_seed(settings.seed * 1_000_003 + self.at.step)
-        batch = Batch(groups, references, settings.token_budget, settings.dtype)
+        batch = Batch(groups, drawn.references, settings.token_budget, settings.dtype)
         result, self.state = backward(self.scorer, self.objective, self.state, batch, self.world)
         sums, interrupted = self._reduce(result.sums, pressed)
+        sums.update(drawn.sums)
         total, count = sums["loss"]
         norm = self._scale_gradients(count)
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -160,22 +156,16 @@ class Loop:
         """Held-out loss and metrics of the policy as it is; the objective's state stays as it is too."""
         settings = self.config.training
         groups = self.held_out.groups
+        batch = Batch(groups, self.held_out.references, settings.token_budget, settings.dtype)
+        cuts = micro_batches(self.scorer, groups, settings.token_budget)
+        self.scorer.eval()
         with Progress("held-out", len(groups), "groups", shown=self.world.is_main) as progress:
-            log_probs = score_groups(
-                self.scorer,
-                groups,
-                world=self.world,
-                budget=settings.token_budget,
-                dtype=settings.dtype,
-                advance=progress.advance,
-            )
+            said = say(self.scorer, batch, self.world, cuts, advance=progress.advance)
+        self.scorer.train()
+        reshard(self.scorer)
+        policy, reference, facts = arguments(said, groups, batch.references)
         result = Result()
-        for start in range(0, len(groups), settings.batch_size):
-            part = slice(start, start + settings.batch_size)
-            policy = padded_table(log_probs[part], max(map(len, log_probs[part])))
-            references = [table[part] for table in self.held_out.references]
-            output, _ = apply_objective(self.objective, policy, groups[part], references, self.state)
-            result.add(output, groups[part], counts=True)
+        result.add(self.objective.evaluate(policy, reference, facts, self.state), groups, counts=True)
         sums = {name: value.tolist() for name, value in result.sums.items()}
         means = {name: total / count for name, (total, count) in sums.items() if count}
         if self.world.is_main:

@@ -115,7 +115,7 @@ def _held_out(
         config.training.token_budget,
         config.training.dtype,
     )
-    reference = (config.reference or config.model) if config.method.references else None
+    reference = (config.reference or config.model) if config.method.needs.references else None
     beta = float(getattr(config.method, "beta", 0.1))
     reports = []
     for model in (config.model, config.output):

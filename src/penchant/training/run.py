@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from penchant.config import RunConfig
-from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World, enter_world, leave_world, shard
-from penchant.engine.frozen import FrozenModel, cached_log_probs
-from penchant.engine.loading import (
-    adapter_base,
-    check_vocabulary,
-    context_length,
-    dropout_settings,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
-from penchant.engine.policy import Policy
-from penchant.engine.reference_cache import model_fingerprint
-from penchant.engine.scoring import Scorer, choose_scorer, sample_groups
+from penchant.data.mismatch import add_mismatched
+from penchant.engine.distribution import World, enter_world, leave_world
+from penchant.engine.frozen import NO_LIMIT, cached_log_probs
+from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
+from penchant.objectives import Fitted
+from penchant.training.backward import arguments
+from penchant.training.batches import Given, Order, Split
 from penchant.training.checkpoints import disk_errors
 from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
-from penchant.training.loop import Interrupted, Loop, Split
+from penchant.training.loop import Interrupted, Loop
+from penchant.training.model import Trained, load_trained
+from penchant.training.needs import check_references, check_sampled
+from penchant.training.references import reference_tables
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Tell = Callable[[str], None]
 """Where a run says what it does: a line at a time."""
@@ -64,6 +59,9 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
+    check_sampled(config, world.size)
+    if notice := check_references(config):
+        tell(notice)
     base = adapter_base(config.model)
     if base is not None and config.lora is not None:
         # The new adapter's folder would name the bare base, and lose the adapter it was trained on.
@@ -77,11 +75,11 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     if dropout := dropout_settings(model_config):
         tell(f"dropout is off, so that log-ratios compare like with like: {dropout}")
     limit = context_length(model_config)
-    inputs = tokenize_inputs(config, tokenizer, limit)
+    inputs = tokenize_inputs(config, tokenizer, limit, tell)
     for note in inputs.notes:
         tell(note)
     begun = check(config, inputs.fingerprint, resume=resume)
-    loop, policy = _prepare(config, world, inputs, tokenizer, tell)
+    loop, model = _prepare(config, world, inputs, tokenizer, limit or NO_LIMIT, tell)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not begun:
         take(config, inputs.fingerprint, inputs.notes)
@@ -90,77 +88,39 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
         loop.resume()
         tell(f"going on after step {loop.at.step} of {loop.total}")
     loop.run()
-    policy.save(Path(config.output), loop.scorer, world, _saved_dtype(config))
+    model.save(Path(config.output), world)
 
 
 def _prepare(
-    config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, tell: Tell
-) -> tuple[Loop, Policy]:
-    other = _other_reference(config, inputs, world, tell)
-    policy = Policy(load_model(config.model, dtype=_loaded_dtype(config)), tokenizer)
-    policy.model.to(world.device)
-    check_vocabulary(policy.model, tokenizer, config.model)
-    fingerprint = model_fingerprint(policy.model)
-    scorer = _scorer(policy.model, inputs.train, tell)
-    if config.lora is not None:
-        # Adapters start from random numbers, which must be the same on every process and in every start.
-        torch.manual_seed(config.training.seed)
-        policy.add_lora(
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-            targets=config.lora.targets,
-        )
-    if config.training.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    scorer.train()
-    shard(scorer, world)
-    splits = other or _own_reference(config, scorer, fingerprint, inputs, world)
+    config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int, tell: Tell
+) -> tuple[Loop, Trained]:
+    settings, needs = config.training, config.method.needs
+    every = [*inputs.train, *inputs.held_out]
+    # References that are other models come first: they are gone before the policy is loaded.
+    tables = reference_tables(config, every, world, tell)
+    if needs.mismatched:
+        every = add_mismatched(every, settings.seed, config.data.max_length or limit)
+    model = load_trained(config, tokenizer, every, world, tell)
+    if None in tables:
+        own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
+        tables = [own if table is None else table for table in tables]
+    first = len(inputs.train)
+    train = Split(every[:first], [table[:first] for table in tables if table is not None])
+    held_out = Split(every[first:], [table[first:] for table in tables if table is not None])
+    order = Order(first, settings.batch_size, settings.seed, settings.shuffle)
+    state = config.method.initial_state(settings.seed)
+    if isinstance(config.method, Fitted):
+        _, reference, facts = arguments(torch.zeros(first, _widest(train)), train.groups, train.references)
+        state = config.method.fit(reference, facts, state)
     folder = Path(config.output)
 
     def save_best() -> None:
         (folder / "best").mkdir(exist_ok=True)
-        policy.save(folder / "best", scorer, world, _saved_dtype(config))
+        model.save(folder / "best", world)
 
-    return Loop(config, scorer, splits[0], splits[1], world, folder, save_best), policy
-
-
-def _other_reference(config: RunConfig, inputs: Inputs, world: World, tell: Tell) -> list[Split] | None:
-    """Log-probs by a reference that is not the model training starts from; it is freed before that one is loaded."""
-    if config.reference is None or config.method.references == 0:
-        return None
-    settings = config.training
-    groups = [*inputs.train, *inputs.held_out]
-    frozen = FrozenModel.load(config.reference, world, settings.dtype, config.data.chat_template)
-    log_probs = frozen.log_probs(frozen.retokenize(groups), world, settings.token_budget, settings.dtype, tell)
-    first = len(inputs.train)
-    return [Split(inputs.train, [log_probs[:first]]), Split(inputs.held_out, [log_probs[first:]])]
+    loop = Loop(config, model.scorer, Given(train, order), order, state, held_out, world, folder, save_best)
+    return loop, model
 
 
-def _own_reference(config: RunConfig, scorer: Scorer, fingerprint: str, inputs: Inputs, world: World) -> list[Split]:
-    """The model training starts from is its own reference, now, before the first step; none is needed for R = 0."""
-    splits = []
-    for groups in (inputs.train, inputs.held_out):
-        references = []
-        if config.method.references:
-            settings = config.training
-            cached = cached_log_probs(scorer, fingerprint, groups, world, settings.token_budget, settings.dtype)
-            references.append(cached)
-        splits.append(Split(groups, references))
-    return splits
-
-
-def _scorer(model: PreTrainedModel, groups: Sequence[TokenizedGroup], tell: Tell) -> Scorer:
-    choice = choose_scorer(model, sample_groups(groups))
-    if choice.notice:
-        tell(choice.notice)
-    return choice.scorer
-
-
-def _loaded_dtype(config: RunConfig) -> torch.dtype:
-    """Trained weights are float32 masters; under LoRA the frozen ones are held in the run's dtype."""
-    return _saved_dtype(config) if config.lora is not None else torch.float32
-
-
-def _saved_dtype(config: RunConfig) -> torch.dtype:
-    return torch.bfloat16 if config.training.dtype == "bfloat16" else torch.float32
+def _widest(split: Split) -> int:
+    return max(len(group.responses) for group in split.groups)

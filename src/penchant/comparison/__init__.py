@@ -1,0 +1,1 @@
+"""Methods compared on one data set: cells of method x seed, their statistics and their pages."""

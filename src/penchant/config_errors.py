@@ -1,0 +1,49 @@
+"""What is wrong with a configuration, in words: the key, what was found, and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str:
+    """One of pydantic's errors as a line.
+
+    Args:
+        root: the model the key's path starts from, for the nearest names.
+    """
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{nearest(path[-1], _known_keys(root, path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: this key is needed"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = f", found {_shorten(problem['input'])}" if problem["type"] != "value_error" or path else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{found}" if key else message
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean ...?)``, or nothing where no known name is like it."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _known_keys(root: type[BaseModel] | None, path: Sequence[str]) -> list[str]:
+    section: Any = root
+    for part in path:
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
+            continue  # a list's index, or a union's tag
+        annotation = fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

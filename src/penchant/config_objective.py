@@ -1,0 +1,145 @@
+"""From a configuration's `objective` to the objective, and back; also objectives of the user's own.
+
+A user's method is one file: a class with the protocol of `penchant.objectives.base`. It is found by its path
+(``objective: {name: mine, file: mine.py}``) or, installed, through the entry point group ``penchant.objectives``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from penchant.config_errors import explain, nearest
+from penchant.errors import ConfigError
+from penchant.objectives import OBJECTIVES, Objective, Part, WeightedSum
+
+GROUP = "penchant.objectives"
+
+
+def build_objective(values: dict[str, Any]) -> Objective:
+    """The objective a configuration names.
+
+    Raises:
+        ConfigError: unknown name or hyper-parameter (with the nearest), wrong type, value out of range; a file or
+            plug-in that cannot be imported or does not keep to the protocol.
+    """
+    given = dict(values)
+    name, file = given.pop("name", None), given.pop("file", None)
+    if file is not None:
+        method = _from_file(str(file), name)
+    elif isinstance(name, str) and name in OBJECTIVES:
+        method = OBJECTIVES[name]
+    else:
+        method = _from_entry_point(name)
+    if method is WeightedSum:
+        return _weighted_sum(given)
+    known = {field.name for field in dataclasses.fields(method)}
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"objective.{key}: {name} has no such hyper-parameter{nearest(key, known)}",
+                fix=f"it has: {', '.join(sorted(known)) or 'none'}",
+            )
+    try:
+        return TypeAdapter(method).validate_python(given)
+    except ValidationError as error:
+        found = "; ".join(explain({**p, "loc": ("objective", *p["loc"])}) for p in error.errors())
+        raise ConfigError(found) from error
+
+
+def describe_objective(objective: Objective) -> dict[str, Any]:
+    """Name and hyper-parameters, as they stand in a configuration."""
+    if isinstance(objective, WeightedSum):
+        parts = [{"weight": part.weight, **describe_objective(part.objective)} for part in objective.parts]
+        return {"name": objective.name, "parts": parts}
+    fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {"name": objective.name, **plain}
+
+
+def _weighted_sum(given: dict[str, Any]) -> WeightedSum:
+    parts = given.get("parts")
+    example = "objective: {name: weighted_sum, parts: [{name: dpo, weight: 1}, {name: sft, weight: 0.2}]}"
+    if not given:
+        return WeightedSum()
+    if set(given) != {"parts"} or not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise ConfigError("objective: weighted_sum takes a list `parts`, and nothing else", fix=f"as in {example}")
+    built = []
+    for i, part in enumerate(parts):
+        values = dict(part)
+        weight = values.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ConfigError(f"objective.parts.{i}.weight is {weight!r}, expected a number", fix=f"as in {example}")
+        built.append(Part(float(weight), build_objective(values)))
+    try:
+        return WeightedSum(tuple(built))
+    except ValueError as error:
+        raise ConfigError(f"objective: {error}", fix=f"as in {example}") from error
+
+
+def _from_entry_point(name: object) -> type[Objective]:
+    installed = {point.name: point for point in entry_points(group=GROUP)}
+    if not isinstance(name, str) or name not in installed:
+        found = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
+        every = [*OBJECTIVES, *installed]
+        raise ConfigError(f"{found}{nearest(str(name), every)}", fix=f"one of: {', '.join(every)}")
+    try:
+        loaded = installed[name].load()
+    except Exception as error:
+        raise _broken(f"the plug-in {name} ({installed[name].value})", error) from error
+    return _checked(loaded, name, installed[name].value)
+
+
+def _from_file(file: str, name: object) -> type[Objective]:
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError("objective.file: there is no such file", where=file, fix="name the method's .py file")
+    # One module for each content of the file, so that a class is the same class wherever it is asked for.
+    module_name = f"penchant_objective_{hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError("objective.file: this is no Python file", where=file, fix="name the method's .py file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise _broken(f"objective.file {file}", error) from error
+    classes = [
+        value for value in vars(sys.modules[module_name]).values() if getattr(value, "__module__", "") == module_name
+    ]
+    named = {value.name: value for value in classes if isinstance(getattr(value, "name", None), str)}
+    if name not in named:
+        raise ConfigError(
+            f"objective.name: no class in the file has name = {name!r}{nearest(str(name), named)}",
+            where=file,
+            fix=f"it has: {', '.join(sorted(named)) or 'none'}",
+        )
+    return _checked(named[name], str(name), file)
+
+
+def _checked(method: Any, name: str, where: str) -> type[Objective]:
+    """Refuse a class that does not keep to the protocol, by what it lacks."""
+    lacks = [
+        member
+        for member in ("name", "needs", "coupled", "initial_state", "__call__", "evaluate")
+        if not hasattr(method, member)
+    ]
+    if not isinstance(method, type) or not dataclasses.is_dataclass(method) or lacks:
+        what = f"lacks {', '.join(lacks)}" if lacks else "is no frozen dataclass"
+        raise ConfigError(f"objective {name} {what}", where=where, fix="see docs/new-method.md for the whole of one")
+    return method
+
+
+def _broken(what: str, error: Exception) -> ConfigError:
+    cause = " ".join(str(error).split())
+    return ConfigError(f"{what} cannot be imported: {type(error).__name__}: {cause}", fix="correct it, and try again")

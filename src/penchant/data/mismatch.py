@@ -1,0 +1,54 @@
+"""A response to another prompt beside each group's own, for methods that estimate a KL from mismatched pairs (KTO)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from penchant.data.groups import as_text
+from penchant.data.tokenized import TokenizedGroup
+from penchant.errors import DataError
+
+
+def add_mismatched(groups: Sequence[TokenizedGroup], seed: int, longest: int) -> list[TokenizedGroup]:
+    """Each group with one candidate more, drawn from the candidates of a group with another prompt.
+
+    Which one is a function of the seed and of the groups' texts, not of the tokenizer. What is known of the group's
+    own candidates stays; nothing is known of the new one, and `mismatched` names it.
+
+    Args:
+        longest: tokens of prompt + response; the borrowed response is cut there.
+
+    Raises:
+        DataError: all groups have the same prompt.
+    """
+    prompts = [as_text(group.group.prompt) for group in groups]
+    if len(set(prompts)) < 2:
+        raise DataError(
+            "all groups have the same prompt, so no response to another prompt can be borrowed",
+            fix="give data with several prompts, or an objective that compares candidates of one prompt",
+        )
+    draw = np.random.default_rng((seed, len(groups)))
+    result = []
+    for group, prompt in zip(groups, prompts, strict=True):
+        other = int(draw.integers(len(groups)))
+        while prompts[other] == prompt:
+            other = (other + 1) % len(groups)
+        lender = groups[other]
+        chosen = int(draw.integers(len(lender.responses)))
+        room = max(1, longest - len(group.prompt))
+        known = group.group
+        together = replace(
+            known,
+            candidates=(*known.candidates, lender.group.candidates[chosen]),
+            comparisons=known.pairs,
+            scores=None if known.scores is None else (*known.scores, 0.0),
+            ranks=None,
+            preferred=None,
+            labels=None if known.labels is None else (*known.labels, False),
+            mismatched=len(known.candidates),
+        )
+        result.append(TokenizedGroup(group.prompt, (*group.responses, lender.responses[chosen][:room]), together))
+    return result

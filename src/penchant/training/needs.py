@@ -1,0 +1,120 @@
+"""What a run has, checked against what its objective needs, before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penchant.config import RunConfig
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import ConfigError, DataError
+from penchant.objectives import Objective
+
+
+def check_references(config: RunConfig) -> str | None:
+    """Refuse more references than the objective takes; returns a notice where one is named and none is used.
+
+    Raises:
+        ConfigError: too many, or several for an objective that samples its candidates.
+    """
+    objective, named = config.method, len(config.references) or int(config.reference is not None)
+    needs = objective.needs
+    if named and not needs.references:
+        return f"{objective.name} has no reference: the one that is named is not used"
+    if named > needs.references and not needs.many_references:
+        raise ConfigError(
+            f"references names {named} models, {objective.name} takes {needs.references}",
+            fix="name one with reference=MODEL, or use objective.name=multi_reference",
+        )
+    return None
+
+
+def check_sampled(config: RunConfig, processes: int) -> None:
+    """Refuse what cannot be had of candidates drawn while training.
+
+    Raises:
+        ConfigError: says which key and why.
+    """
+    if config.candidates == "given":
+        return
+    objective, needs = config.method, config.method.needs
+    reason = None
+    if needs.many_references:
+        reason = f"{objective.name} takes its references' log-probs from a table made before training"
+    elif needs.mismatched:
+        reason = f"{objective.name} needs responses to other prompts"
+    elif needs.trains == "rewards" or needs.head:
+        reason = f"{objective.name} does not train what is sampled from"
+    elif needs.candidates > config.sampling.samples:
+        reason = f"{objective.name} compares at least {needs.candidates}, sampling.samples is {config.sampling.samples}"
+    if reason is not None:
+        raise ConfigError(f"candidates is sampled: {reason}", fix="candidates=given")
+    if processes > 1:
+        raise ConfigError("candidates is sampled: it runs in one process", fix="start it without torchrun")
+
+
+def usable(
+    config: RunConfig, groups: list[PreferenceGroup], name: str, source: str, notes: list[str]
+) -> list[PreferenceGroup]:
+    """The groups the objective can learn from; those it cannot are counted in `notes`.
+
+    Raises:
+        DataError: a group has too few candidates, or no group has what is needed.
+    """
+    objective, needs = config.method, config.method.needs
+    small = [g for g in groups if len(g.candidates) < needs.candidates]
+    if small:
+        raise DataError(
+            f"{objective.name} compares at least {needs.candidates} candidates, "
+            f"{len(small)} of {len(groups)} groups have fewer (first: {_ids(small)})",
+            where=source,
+            fix="use data with a chosen and a rejected response, or an objective for single responses: "
+            "objective.name=sft",
+        )
+    if needs.pairs:
+        groups = _with(
+            [g for g in groups if g.pairs],
+            groups,
+            objective,
+            ("learns from preferences", "says which candidate is better", "all candidates tie"),
+            "add scores, ranks or a preferred index to the rows; see `penchant data check`",
+            (name, source, notes),
+        )
+    if needs.scores and config.reward is None:
+        groups = _with(
+            [g for g in groups if g.scores is not None],
+            groups,
+            objective,
+            ("learns from scores", "has any", "no scores"),
+            "write them with `penchant score`, or let the run do it: reward.model=MODEL or reward.function=FILE:NAME",
+            (name, source, notes),
+        )
+    if needs.labels:
+        groups = _with(
+            [g for g in groups if g.labels is not None or g.pairs],
+            groups,
+            objective,
+            ("learns from labels", "has labels or preferences", "neither labels nor preferences"),
+            "add a yes/no label to each row, or preferences, whose winners count as desirable",
+            (name, source, notes),
+        )
+    return groups
+
+
+def _with(
+    having: list[PreferenceGroup],
+    groups: Sequence[PreferenceGroup],
+    objective: Objective,
+    words: tuple[str, str, str],
+    fix: str,
+    place: tuple[str, str, list[str]],
+) -> list[PreferenceGroup]:
+    (learns, has, lacks), (name, source, notes) = words, place
+    if not having:
+        raise DataError(f"{objective.name} {learns}, and no group {has}", where=source, fix=fix)
+    if len(having) < len(groups):
+        notes.append(f"{name}: {len(groups) - len(having)} of {len(groups)} groups left out: {lacks}")
+    return having
+
+
+def _ids(groups: Sequence[PreferenceGroup]) -> str:
+    return ", ".join(group.id for group in groups[:5])
