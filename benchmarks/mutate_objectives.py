@@ -1,0 +1,177 @@
+"""Does a test notice? Every small wrong change to `objectives/` must make one fail.
+
+    python benchmarks/mutate_objectives.py [--only dpo kto] [--jobs 2]
+
+Each mutant is one change to one file: a sign flipped, a factor (beta, a weight) dropped, candidates swapped, a mask
+dropped, a comparison turned, a `detach` or a clamp taken out. The tests of `tests/objectives` run against a copy of
+the package that holds it; a mutant that passes them all has survived. Exits 1 if any did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path("penchant/objectives")
+SKIPPED = {"__init__.py", "base.py"}
+"""The protocol and the registry hold no formula."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: the file, its line, what was done, and the whole mutated source."""
+
+    file: str
+    line: int
+    kind: str
+    change: str
+    source: str
+
+
+def mutants(file: Path) -> Iterator[Mutant]:
+    """Every mutant of a file."""
+    source = file.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    # A node is found again in a fresh copy by its place in the walk.
+    for place, node in enumerate(ast.walk(tree)):
+        for kind, mutate in _ways(node):
+            copy = ast.parse(source)
+            target = list(ast.walk(copy))[place]
+            before = ast.unparse(target)
+            changed = mutate(target)
+            if changed is None or (after := ast.unparse(changed)) == before:
+                continue
+            _replace(copy, target, changed)
+            ast.fix_missing_locations(copy)
+            yield Mutant(file.name, getattr(node, "lineno", 0), kind, f"{before}  ->  {after}", ast.unparse(copy))
+
+
+def _ways(node: ast.AST) -> Iterator[tuple[str, object]]:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield "flip a sign", lambda n: n.operand
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub)):
+        yield "flip a sign", lambda n: ast.BinOp(n.left, ast.Sub() if isinstance(n.op, ast.Add) else ast.Add(), n.right)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)):
+        yield "drop a factor", lambda n: n.left
+        if isinstance(node.op, ast.Mult):
+            yield "drop a factor", lambda n: n.right
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Gt, ast.Lt)):
+        turned = ast.Lt() if isinstance(node.ops[0], ast.Gt) else ast.Gt()
+        yield "turn a comparison", lambda n: ast.Compare(n.left, [turned], n.comparators)
+    if isinstance(node, ast.Call):
+        yield from _call_ways(node)
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 3:
+        first, second, third = node.slice.elts
+        if _is_none(second) != _is_none(third):
+            yield "swap candidates", lambda n: ast.Subscript(n.value, ast.Tuple([first, third, second]), n.ctx)
+
+
+def _call_ways(node: ast.Call) -> Iterator[tuple[str, object]]:
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name == "where" and len(node.args) == 3 and isinstance(node.func, ast.Attribute):
+        yield "drop a mask", lambda n: n.args[1]
+    if name in ("any", "sum", "logsumexp") and len(node.args) == 1 and isinstance(node.args[0], ast.Constant):
+        other = {1: 2, 2: 1}.get(node.args[0].value)
+        if other is not None:
+            yield "swap candidates", lambda n: ast.Call(n.func, [ast.Constant(other)], n.keywords)
+    if name == "detach" and isinstance(node.func, ast.Attribute):
+        yield "drop a detach", lambda n: n.func.value
+    if name == "differences":
+        yield "flip a sign", lambda n: ast.UnaryOp(ast.USub(), n)
+    if name == "logsigmoid":
+        yield "flip a sign", lambda n: ast.Call(n.func, [ast.UnaryOp(ast.USub(), n.args[0])], n.keywords)
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _replace(tree: ast.AST, target: ast.AST, changed: ast.AST) -> None:
+    for parent in ast.walk(tree):
+        for name, value in ast.iter_fields(parent):
+            if value is target:
+                setattr(parent, name, changed)
+                return
+            if isinstance(value, list) and any(item is target for item in value):
+                setattr(parent, name, [changed if item is target else item for item in value])
+                return
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether all tests pass with the mutant in the package."""
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "penchant"
+        shutil.copytree(ROOT / "src" / "penchant", package)
+        (Path(scratch) / FOLDER / mutant.file).write_text(mutant.source, encoding="utf-8")
+        tests = ROOT / "tests" / "objectives"
+        own = tests / f"test_{mutant.file}"
+        # A file's own tests first: most mutants end there.
+        order = [[str(own)] if own.exists() else [], [str(tests)]]
+        return all(_passes(scratch, files) for files in order if files)
+
+
+def _passes(scratch: str, files: list[str]) -> bool:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), 2)
+                sys.path.insert(0, scratch)
+                code = _run_tests(files)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == 0
+
+
+def _run_tests(files: list[str]) -> int:
+    import pytest
+
+    quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "-W", "ignore"]
+    return int(pytest.main([*quiet, "--rootdir", str(ROOT), *files]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="names of files, without .py")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    # The children inherit what takes long to import.
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    if any(name.startswith("penchant") for name in sys.modules):
+        raise SystemExit("penchant is imported already: the children would not see the mutants")
+    files = sorted(file for file in (ROOT / "src" / FOLDER).glob("*.py") if file.name not in SKIPPED)
+    every = [m for file in files if not options.only or file.stem in options.only for m in mutants(file)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        alive = list(pool.map(survives, every))
+    print("| file | kind | mutants | killed |")
+    print("| --- | --- | ---: | ---: |")
+    for key in sorted({(m.file, m.kind) for m in every}):
+        fates = [lived for m, lived in zip(every, alive, strict=True) if (m.file, m.kind) == key]
+        print(f"| {key[0]} | {key[1]} | {len(fates)} | {len(fates) - sum(fates)} |")
+    print(f"\n{len(every)} mutants, {len(every) - sum(alive)} killed")
+    for mutant, lived in zip(every, alive, strict=True):
+        if lived:
+            print(f"SURVIVED {mutant.file}:{mutant.line} {mutant.kind}: {mutant.change}")
+    return int(any(alive))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
