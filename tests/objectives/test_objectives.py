@@ -125,10 +125,10 @@ class TestEveryObjective:
         said = differentiated(objective, case).requires_grad_()
         state = state_of(objective, reference, groups)
         # What is not in the mask may enter through a detached statistic only (KTO's z).
-        learnt = groups.mask
+        learnt, fixed = groups.mask, said.detach().clone()
 
         def loss(values):
-            given = torch.where(learnt, values, said.detach())
+            given = torch.where(learnt, values, fixed)
             facts_given = dataclasses.replace(groups, rewards=given) if objective.needs.head else groups
             of_policy = policy if objective.needs.head else given
             return objective.evaluate(of_policy, reference, facts_given, state).loss.total

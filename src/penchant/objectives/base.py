@@ -6,7 +6,7 @@ Shapes: G groups, K candidates (the most any group has; masked where a group has
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -51,8 +51,8 @@ class Groups:
     rewards: Tensor | None = None
 
     def to(self, device: torch.device) -> Groups:
-        moved = {name: None if value is None else value.to(device) for name, value in vars(self).items()}
-        return Groups(**moved)
+        there = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **there)
 
 
 @dataclass(frozen=True)

@@ -52,22 +52,32 @@ def pair_metrics(rewards: Tensor, policy: Tensor, groups: Groups) -> dict[str, S
         rewards: [G, K] implicit rewards, nats.
         policy: [G, K] log-probs, nats.
     """
+    return side_metrics(rewards[:, :, None], rewards[:, None, :], policy, groups)
+
+
+def side_metrics(chosen: Tensor, rejected: Tensor, policy: Tensor, groups: Groups) -> dict[str, Sum]:
+    """`pair_metrics` where a candidate's reward depends on the pair it is in.
+
+    Args:
+        chosen, rejected: [G, K, K] (or what broadcasts to it) rewards of each pair's two sides, nats.
+        policy: [G, K] log-probs, nats.
+    """
     better = groups.better
     pairs = better.sum((1, 2))
-    some = (pairs > 0).to(rewards.dtype)
+    some = (pairs > 0).to(policy.dtype)
 
     def over_pairs(values: Tensor) -> Sum:
         means = torch.where(better, values, 0.0).sum((1, 2)) / pairs.clamp(min=1)
         return Sum(means.sum(), some.sum())
 
     with torch.no_grad():
-        margins = differences(rewards, better)
+        margins = chosen - rejected
         return {
-            "rewards/chosen": over_pairs(rewards[:, :, None]),
-            "rewards/rejected": over_pairs(rewards[:, None, :]),
+            "rewards/chosen": over_pairs(chosen),
+            "rewards/rejected": over_pairs(rejected),
             "rewards/margins": over_pairs(margins),
-            "rewards/accuracies": over_pairs((margins > 0).to(rewards.dtype)),
-            "rewards/ties": over_pairs((margins == 0).to(rewards.dtype)),
+            "rewards/accuracies": over_pairs((margins > 0).to(policy.dtype)),
+            "rewards/ties": over_pairs((margins == 0).to(policy.dtype)),
             "logps/chosen": over_pairs(policy[:, :, None]),
             "logps/rejected": over_pairs(policy[:, None, :]),
         }
