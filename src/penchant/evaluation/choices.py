@@ -1,0 +1,208 @@
+"""Multiple-choice questions, and how often a model puts the right option first; no model is needed here.
+
+Legend: Q questions of a task, K options of a question (questions may differ in K).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penchant.data.groups import Message, PreferenceGroup
+from penchant.errors import ModelError
+from penchant.evaluation.statistics import Estimate, bootstrap_mean
+
+SCORES = {
+    "log": "log-prob per token of the option, end-of-turn token excluded",
+    "log_sum": "summed log-prob of the option, end-of-turn token included",
+    "head": "reward by the preference head",
+}
+"""What a model says of an option, by name: the highest is its choice. arXiv 2405.20053, section 4, has log and head."""
+
+_DEFINITIONS = {
+    "ties": "questions whose highest score is shared by several options; wrong whichever of them is right",
+    "chance": "mean of 1/K over the questions",
+    "majority": "share right of always taking the place (first, second, ...) that is right most often in this file",
+    "longest_option": "share right of always taking the option of most characters (t equal ones: 1/t each)",
+    "shortest_option": "share right of always taking the option of fewest characters (t equal ones: 1/t each)",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, K >= 2 options, and which of them is right.
+
+    Attributes:
+        right: index of the right option.
+        task: name of the task it belongs to.
+        where: file and row; no two questions of a task have the same.
+        cue: what plain text has between the prompt and the option, as in ``"\\nAnswer:"``; a chat template says it
+            in its own way.
+        passage: text that several questions are about; intervals resample passages, else prompts.
+    """
+
+    prompt: str
+    options: tuple[str, ...]
+    right: int
+    task: str
+    where: str
+    cue: str = ""
+    passage: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 2:
+            raise ValueError(f"a question needs at least two options, this has {len(self.options)}")
+        if not 0 <= self.right < len(self.options):
+            raise ValueError(f"right is {self.right}, expected an index below {len(self.options)}")
+
+
+def plain_group(question: Question) -> PreferenceGroup:
+    """The question for a model without a chat template: an option continues the prompt, a space between them."""
+    prompt = question.prompt + question.cue
+    space = " " if prompt and not prompt[-1].isspace() else ""
+    options = tuple(option if option[:1].isspace() else space + option for option in question.options)
+    return PreferenceGroup(prompt, options, preferred=question.right, id=question.where, source=question.task)
+
+
+def chat_group(question: Question) -> PreferenceGroup:
+    """The question as a user's message, and each option as the assistant's."""
+    options = tuple((Message(role="assistant", content=option),) for option in question.options)
+    prompt = (Message(role="user", content=question.prompt),)
+    return PreferenceGroup(prompt, options, preferred=question.right, id=question.where, source=question.task)
+
+
+@dataclass(frozen=True)
+class ScoredQuestion:
+    """A question, and K scores of its options for each name in `SCORES` that was asked for.
+
+    Raises:
+        ModelError: a score is not finite.
+    """
+
+    question: Question
+    scores: Mapping[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        for name, values in self.scores.items():
+            if len(values) != len(self.question.options):
+                raise ValueError(f"{len(self.question.options)} options but {len(values)} scores '{name}'")
+            for k, value in enumerate(values):
+                if not math.isfinite(value):
+                    raise ModelError(
+                        f"score '{name}' of option {k} is {value}, expected a finite number",
+                        where=self.question.where,
+                        fix="score in float32 (--dtype float32); if it stays so, the model's weights are damaged",
+                    )
+
+    def is_right(self, name: str) -> bool:
+        """Whether the right option scores above every other; a tie is not right."""
+        scores, right = self.scores[name], self.question.right
+        return all(scores[right] > score for k, score in enumerate(scores) if k != right)
+
+    def is_tie(self, name: str) -> bool:
+        """Whether several options share the highest score."""
+        return self.scores[name].count(max(self.scores[name])) > 1
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """How often a model is right on a task's questions, beside what needs no model.
+
+    Attributes:
+        questions: how many were scored.
+        options: K -> questions with so many options.
+        accuracy: name in `SCORES` -> share of questions answered right, with its 95 % interval.
+        ties: name in `SCORES` -> how many questions were ties; see `definitions`.
+        chance: mean of 1/K.
+        baselines: name -> share right, with its 95 % interval.
+        left_out: why -> rows that are not among the questions.
+    """
+
+    name: str
+    questions: int
+    options: Mapping[int, int]
+    accuracy: Mapping[str, Estimate]
+    ties: Mapping[str, int]
+    chance: float
+    baselines: Mapping[str, Estimate]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "questions": self.questions,
+            "options": {str(k): count for k, count in self.options.items()},
+            "accuracy": {name: estimate.to_json() for name, estimate in self.accuracy.items()},
+            "ties": dict(self.ties),
+            "chance": self.chance,
+            "baselines": {name: estimate.to_json() for name, estimate in self.baselines.items()},
+            "left_out": dict(self.left_out),
+        }
+
+
+def evaluate_choices(
+    name: str,
+    scored: Sequence[ScoredQuestion],
+    *,
+    left_out: Mapping[str, int] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> TaskReport:
+    """Accuracy by every score the questions have, with 95 % intervals over passages (or prompts), and the baselines.
+
+    Args:
+        name: of the task.
+        scored: at least one question; all with the same names of scores.
+        left_out: why -> rows left out before, for the report.
+        resamples, seed: of the bootstrap.
+    """
+    if not scored:
+        raise ValueError("a task needs at least one question")
+    questions = [each.question for each in scored]
+    texts = [question.prompt if question.passage is None else question.passage for question in questions]
+    # Numbered in the order of the texts, so that the order of the questions does not change the resamples.
+    number = {text: i for i, text in enumerate(sorted(set(texts)))}
+    clusters = np.array([number[text] for text in texts])
+
+    def mean(values: Sequence[float]) -> Estimate:
+        return bootstrap_mean(values, clusters, resamples=resamples, seed=seed)
+
+    return TaskReport(
+        name=name,
+        questions=len(questions),
+        options=dict(sorted(Counter(len(question.options) for question in questions).items())),
+        accuracy={score: mean([each.is_right(score) for each in scored]) for score in scored[0].scores},
+        ties={score: sum(each.is_tie(score) for each in scored) for score in scored[0].scores},
+        chance=math.fsum(1 / len(question.options) for question in questions) / len(questions),
+        baselines={
+            "majority": mean(_majority(questions)),
+            "longest_option": mean([_credit(question, max) for question in questions]),
+            "shortest_option": mean([_credit(question, min) for question in questions]),
+        },
+        left_out=dict(left_out or {}),
+    )
+
+
+def definitions(scores: Sequence[str]) -> dict[str, str]:
+    """One line for each number of a `TaskReport` with these scores."""
+    accuracies = {
+        name: f"share of questions whose right option has the highest {SCORES[name]} (a tie is wrong)"
+        for name in scores
+    }
+    return {**accuracies, **_DEFINITIONS}
+
+
+def _majority(questions: Sequence[Question]) -> list[float]:
+    counts = Counter(question.right for question in questions)
+    place = min(counts, key=lambda right: (-counts[right], right))
+    return [float(question.right == place) for question in questions]
+
+
+def _credit(question: Question, pick: Callable[[list[int]], int]) -> float:
+    lengths = [len(option) for option in question.options]
+    picked = pick(lengths)
+    return float(lengths[question.right] == picked) / lengths.count(picked)

@@ -1,0 +1,203 @@
+"""A model's scores of the options of multiple-choice questions, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from penchant.data.tokenization import tokenize_groups
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import pack
+from penchant.engine.distribution import World, shard
+from penchant.engine.frozen import FrozenModel, cached_log_probs
+from penchant.engine.reference_cache import model_fingerprint
+from penchant.engine.scoring import Scorer, choose_scorer, micro_batches, precision, sample_groups
+from penchant.errors import ConfigError, located
+from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
+from penchant.evaluation.held_out import Reading
+
+if TYPE_CHECKING:
+    from torch import nn
+
+AS_IS = Reading()
+"""Nothing dropped or cut."""
+
+OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
+"""A number for every response of every group."""
+
+
+@dataclass(frozen=True)
+class OptionScorer:
+    """What a model says of responses.
+
+    Attributes:
+        log_probs: summed log-probs, nats.
+        rewards: of its preference head; None where it has none, or is not asked.
+    """
+
+    log_probs: OfEachOption
+    rewards: OfEachOption | None = None
+
+
+def without_end(group: TokenizedGroup) -> TokenizedGroup:
+    """The group without its responses' last token, which ends the turn.
+
+    Tokenization refuses a response that is nothing but its end, so at least one token is left of each.
+    """
+    return replace(group, responses=tuple(response[:-1] for response in group.responses))
+
+
+def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> list[dict[str, tuple[float, ...]]]:
+    """For each group, K scores of its options by each name in `choices.SCORES`; ``head`` where the scorer has one.
+
+    The log-prob without the end-of-turn token is computed from the responses without it, not by a subtraction: the
+    tokens before do not depend on it, so both sums are exact.
+    """
+    answers = [without_end(group) for group in groups]
+    columns = {
+        "log": [
+            tuple(value / len(response) for value, response in zip(values, answer.responses, strict=True))
+            for values, answer in zip(scorer.log_probs(answers), answers, strict=True)
+        ],
+        "log_sum": list(map(tuple, scorer.log_probs(groups))),
+    }
+    if scorer.rewards is not None:
+        columns["head"] = list(map(tuple, scorer.rewards(groups)))
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(groups))]
+
+
+@dataclass(frozen=True)
+class ScoredTask:
+    """A task's questions with their scores, and the questions that were not scored, by reason."""
+
+    questions: tuple[ScoredQuestion, ...]
+    left_out: Mapping[str, int]
+
+
+def score_tasks(
+    model: str,
+    tasks: Mapping[str, Sequence[Question]],
+    world: World,
+    *,
+    head: str | None = None,
+    reading: Reading = AS_IS,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, ScoredTask]:
+    """Load a model once, and score the options of every task's questions.
+
+    Options are the assistant's message where the tokenizer has a chat template, else they continue the prompt's text.
+
+    Args:
+        model: a folder or hub id.
+        tasks: name -> questions.
+        head: folder of a preference head on the model; None asks for none.
+        tell: called with the form the questions took and what happened to them.
+
+    Raises:
+        DataError: a question that the model cannot read as it is.
+        ConfigError: a length limit beyond the model's context.
+        ModelError: the model or its head cannot be loaded.
+    """
+    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    templated = frozen.tokenizer.chat_template is not None
+    form = "messages, by the chat template" if templated else "plain text, options continue the prompt"
+    tell(f"questions are read as {form}")
+    limit = _length_limit(model, frozen, reading)
+    tokenized = {}
+    left_out = {}
+    for name, questions in tasks.items():
+        with located(f"task {name}"):
+            tokenized[name], left_out[name] = tokenize_questions(questions, frozen, limit, reading)
+        for event, count in sorted(left_out[name].items()):
+            tell(f"{name}: {event.replace('_', ' ')}: {count} of {len(questions)} questions")
+    scorer = load_scorer(
+        frozen, [group for groups in tokenized.values() for group in groups], world, head, reading, tell
+    )
+    scored = {}
+    for name, questions in tasks.items():
+        by_place = {question.where: question for question in questions}
+        scores = score_options(tokenized[name], scorer)
+        pairs = zip(tokenized[name], scores, strict=True)
+        found = tuple(ScoredQuestion(by_place[group.group.id], values) for group, values in pairs)
+        dropped = {event: count for event, count in left_out[name].items() if event.endswith("_dropped")}
+        scored[name] = ScoredTask(found, dropped)
+    return scored
+
+
+def tokenize_questions(
+    questions: Sequence[Question], frozen: FrozenModel, limit: int, reading: Reading
+) -> tuple[list[TokenizedGroup], Mapping[str, int]]:
+    """Token ids of the questions, in the form that the model's tokenizer takes; and what happened to them, counted."""
+    form = plain_group if frozen.tokenizer.chat_template is None else chat_group
+    # Which option is right is kept from the tokenizer: options of the same tokens are a tie here, not an error.
+    groups = [replace(form(question), preferred=None) for question in questions]
+    tokenized, report = tokenize_groups(
+        groups, frozen.tokenizer, max_length=limit, truncation=reading.truncation, empty=reading.empty
+    )
+    return tokenized, report.counts
+
+
+def load_scorer(
+    frozen: FrozenModel,
+    groups: Sequence[TokenizedGroup],
+    world: World,
+    head: str | None,
+    reading: Reading,
+    tell: Callable[[str], None],
+) -> OptionScorer:
+    """What the model, and the head in folder `head`, say of groups like these."""
+    choice = choose_scorer(frozen.model, sample_groups(groups))
+    if choice.notice:
+        tell(choice.notice)
+    fingerprint = model_fingerprint(frozen.model)
+    shard(choice.scorer, world)
+
+    def log_probs(asked: Sequence[TokenizedGroup]) -> list[list[float]]:
+        return cached_log_probs(choice.scorer, fingerprint, asked, world, reading.token_budget, reading.dtype)
+
+    if head is None:
+        return OptionScorer(log_probs)
+    from penchant.engine.heads import HeadedScorer, load_head
+
+    headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
+
+    def rewards(asked: Sequence[TokenizedGroup]) -> list[list[float]]:
+        return head_rewards(headed, choice.scorer, asked, world, reading)
+
+    return OptionScorer(log_probs, rewards)
+
+
+@torch.no_grad()
+def head_rewards(
+    headed: nn.Module, scorer: Scorer, groups: Sequence[TokenizedGroup], world: World, reading: Reading
+) -> list[list[float]]:
+    """Rewards of every response of every group by a preference head.
+
+    Args:
+        headed: gives [2, G, K] for a batch: log-probs, then rewards.
+        scorer: the one inside it, which knows what a group costs.
+    """
+    cuts = micro_batches(scorer, groups, reading.token_budget)
+    headed.eval()
+    mine: dict[int, list[float]] = {}
+    for members, _ in world.share(cuts):
+        batch = pack([groups[i] for i in members]).to(world.device)
+        with precision(world.device, reading.dtype):
+            rewards = headed(batch)[1]
+        values = iter(rewards.flatten()[batch.slots].tolist())
+        mine.update({i: [next(values) for _ in groups[i].responses] for i in members})
+    found = {i: row for part in world.gather(mine) for i, row in part.items()}
+    return [found[i] for i in range(len(groups))]
+
+
+def _length_limit(model: str, frozen: FrozenModel, reading: Reading) -> int:
+    if (reading.max_length or 0) > frozen.context:
+        raise ConfigError(
+            f"the length limit is {reading.max_length}, the model's context is {frozen.context} tokens",
+            where=model,
+            fix=f"give at most {frozen.context}, or none",
+        )
+    return reading.max_length or frozen.context

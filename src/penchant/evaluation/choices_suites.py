@@ -1,0 +1,133 @@
+"""Suites of multiple-choice tasks, and a model's mean over one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from penchant.errors import ConfigError
+from penchant.evaluation.choices import TaskReport, definitions
+from penchant.evaluation.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that are summed up in one number.
+
+    Attributes:
+        counts: what weighs the same in the mean: every task, or every question.
+        metric: what the number is, for people.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    counts: Literal["tasks", "questions"]
+    metric: str
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "gpt4all",
+            ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa"),
+            "tasks",
+            "unweighted mean of the seven tasks' accuracies",
+        ),
+        Suite("race", ("race_middle", "race_high"), "questions", "accuracy over the questions of both parts"),
+        Suite(
+            "glue",
+            ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"),
+            "tasks",
+            "unweighted mean of the eight tasks' accuracies; GLUE's own score takes Matthews' correlation for CoLA, "
+            "the mean with F1 for MRPC and QQP, and STS-B besides",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SuiteReport:
+    """A model's means over a suite, by score."""
+
+    suite: Suite
+    accuracy: Mapping[str, Estimate]
+    chance: float
+
+    def to_json(self) -> dict[str, Any]:
+        accuracy = {name: estimate.to_json() for name, estimate in self.accuracy.items()}
+        return {
+            "name": self.suite.name,
+            "tasks": list(self.suite.tasks),
+            "accuracy": accuracy,
+            "chance": self.chance,
+            "definition": self.suite.metric,
+        }
+
+
+@dataclass(frozen=True)
+class ChoicesReport:
+    """Every task's report, and the suite's where one was asked for."""
+
+    tasks: tuple[TaskReport, ...]
+    suite: SuiteReport | None
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """One line for each number."""
+        lines = definitions(list(self.tasks[0].accuracy))
+        return lines if self.suite is None else {**lines, self.suite.suite.name: self.suite.suite.metric}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tasks": {task.name: task.to_json() for task in self.tasks},
+            "suite": None if self.suite is None else self.suite.to_json(),
+            "definitions": self.definitions,
+        }
+
+
+def require_tasks(suite: Suite, names: Sequence[str]) -> None:
+    """Refuse a suite some of whose tasks are not there: a mean over fewer tasks is another number.
+
+    Raises:
+        ConfigError: it names those that are missing.
+    """
+    missing = [task for task in suite.tasks if task not in names]
+    if missing:
+        raise ConfigError(
+            f"the suite {suite.name} is the mean over {', '.join(suite.tasks)}; not given: {', '.join(missing)}",
+            where="--suite",
+            fix="add " + " ".join(f"--task {task}=FILE" for task in missing) + ", or leave --suite out",
+        )
+
+
+def evaluate_suite(suite: Suite, reports: Sequence[TaskReport]) -> SuiteReport:
+    """The suite's mean by every score, with a 95 % interval from those of its tasks.
+
+    The tasks' questions are independent samples, so the interval is that of a weighted sum of independent estimates:
+    Zou and Donner 2008 (Statistics in Medicine 27:1693), equation 5.
+
+    Raises:
+        ConfigError: a task of the suite has no report.
+    """
+    require_tasks(suite, [report.name for report in reports])
+    found = {report.name: report for report in reports}
+    members = [found[task] for task in suite.tasks]
+    sizes = [1 if suite.counts == "tasks" else member.questions for member in members]
+    weights = [size / sum(sizes) for size in sizes]
+    accuracy = {
+        score: weighted_sum([member.accuracy[score] for member in members], weights) for score in members[0].accuracy
+    }
+    chance = sum(weight * member.chance for weight, member in zip(weights, members, strict=True))
+    return SuiteReport(suite, accuracy, chance)
+
+
+def weighted_sum(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+    """Sum of weight x estimate, weights >= 0; the squared distances to the bounds add up. NaN bounds stay NaN."""
+    terms = list(zip(weights, estimates, strict=True))
+    value = sum(weight * each.value for weight, each in terms)
+    below = math.sqrt(sum((weight * (each.value - each.low)) ** 2 for weight, each in terms))
+    above = math.sqrt(sum((weight * (each.high - each.value)) ** 2 for weight, each in terms))
+    return Estimate(value, value - below, value + above, sum(each.n for each in estimates))
