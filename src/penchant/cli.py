@@ -30,6 +30,7 @@ from penchant.cli_output import (
     tell_all,
     teller,
 )
+from penchant.cli_tasks import tasks
 from penchant.errors import ConfigError, PenchantError, located
 
 app = App(
@@ -39,6 +40,7 @@ app = App(
     result_action="return_none",
 )
 app.command(data)
+app.command(tasks)
 
 
 @app.command
