@@ -12,6 +12,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import pack
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distribution import World
 from penchant.engine.tree import TreeScorer
@@ -87,6 +88,25 @@ def test_micro_batches_equal_the_whole_batch(scorer, groups, objective, budget):
     }
     if objective.coupled:
         assert float(state["calls"]) == 1
+
+
+def test_both_passes_of_a_coupled_objective_drop_the_same(scorer, groups):
+    """With dropout (of adapters) on, the gradient is that of the very log-probs the statistics were taken of."""
+    dropout = torch.nn.Dropout(0.5)
+    scorer.model.model.norm.register_forward_hook(lambda module, given, out: dropout(out))
+    scorer.train()
+    torch.manual_seed(7)
+    _, _, actual = gradients(scorer, Spread(), groups, 1)
+    scorer.zero_grad()
+    rows = []
+    for number, group in enumerate(groups):
+        torch.manual_seed(7 + number)
+        rows.append(torch.nn.functional.pad(scorer(pack([group])), (0, 4 - len(group.responses))))
+    policy, reference, facts = arguments(torch.cat(rows), groups, [])
+    output, _ = Spread()(policy, reference, facts, {"calls": torch.zeros(())})
+    output.loss.total.backward()
+    expected = torch.cat([p.grad.flatten() for p in scorer.parameters()])
+    assert (actual - expected).norm() / expected.norm() < 1e-5
 
 
 @pytest.mark.parametrize("r", [0, 1, 2])

@@ -1,0 +1,167 @@
+"""Whole runs of the methods that ask for more than pairs: state, mismatched responses, several references."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from penchant.config import load_config
+from penchant.training.run import train
+
+THOMPSON = {"name": "multi_reference", "weighting": "thompson"}
+WINDOW = {"name": "multi_reference", "weighting": "sliding_window", "window": 3}
+SUM = {"name": "weighted_sum", "parts": [{"name": "beta_dpo"}, {"name": "sft", "weight": 0.5}]}
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(file: Path, *overrides: str, resume: bool = False) -> Path:
+    return train(load_config(file, overrides), resume=resume)
+
+
+def remembered(folder: Path) -> dict[str, torch.Tensor]:
+    """The objective's state in the last checkpoint."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    out = folder / "all.pt"
+    dcp_to_torch_save(sorted((folder / "checkpoints").glob("step-*"))[-1], out)
+    return torch.load(out).get("objective", {})
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of another vocabulary: its tokenizer cuts texts into letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("other") / "model"
+    letters = ["</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz .▁"]
+    raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=len(letters), n_embd=16, n_layer=1, n_head=2, n_positions=256, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("objective", [{"name": "beta_dpo"}, {"name": "kto"}, THOMPSON, WINDOW, SUM])
+def test_a_resumed_run_remembers(write_config, tmp_path, other_model, tiny_model, objective):
+    """From the middle to the end, bit for bit, with all that the method had learnt of the batches before."""
+    several = {"references": [str(tiny_model), str(other_model)]} if objective["name"] == "multi_reference" else {}
+    file = write_config(objective=objective, checkpoints={"every": 1, "keep": 20}, **several)
+    whole = run(file, f"output={tmp_path / 'whole'}")
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    for checkpoint in sorted((part / "checkpoints").iterdir())[3:]:
+        shutil.rmtree(checkpoint)
+    (part / "model.safetensors").unlink()
+    halfway = remembered(part)
+    run(file, f"output={part}", resume=True)
+    assert (whole / "metrics.jsonl").read_bytes() == (part / "metrics.jsonl").read_bytes()
+    first, second = load_file(whole / "model.safetensors"), load_file(part / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    before, after = remembered(whole), remembered(part)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    if objective["name"] != "kto":  # it is coupled, and remembers nothing
+        assert any(not torch.equal(halfway[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize("objective", [{"name": "beta_dpo"}, {"name": "kto"}, SUM])
+def test_the_token_budget_changes_nothing(write_config, tmp_path, objective):
+    """The statistics are those of the optimizer batch, however it is cut."""
+    file = write_config(objective=objective)
+    found = []
+    for budget in (60, 100000):
+        folder = run(file, f"output={tmp_path / str(budget)}", f"training.token_budget={budget}")
+        found.append([line.get("loss", line.get("eval_loss")) for line in lines(folder)])
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+    assert len({round(loss, 6) for loss in found[0]}) > 3
+
+
+def test_evaluation_changes_nothing_of_what_is_remembered(write_config, tmp_path):
+    file = write_config(objective={"name": "beta_dpo"})
+    seldom = run(file, f"output={tmp_path / 'seldom'}")
+    often = run(file, f"output={tmp_path / 'often'}", "evaluation.every=1")
+    first, second = remembered(seldom), remembered(often)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    trained = [[line for line in lines(folder) if "loss" in line] for folder in (seldom, often)]
+    assert trained[0] == trained[1]
+
+
+class TestReferences:
+    @pytest.mark.parametrize("k", [0, 1])
+    def test_all_weight_on_one_is_dpo_against_it(self, write_config, tmp_path, tiny_model, other_model, k):
+        """Also where it is of another family and tokenizer: what is compared are log-probs of texts."""
+        both = [str(tiny_model), str(other_model)]
+        weights = [1.0 - k, float(k)]
+        mixture = {"name": "multi_reference", "weighting": "fixed", "weights": weights, "trust_region": None}
+        one = run(write_config(objective=mixture, references=both), f"output={tmp_path / 'mixture'}")
+        two = run(write_config(reference=both[k]), f"output={tmp_path / 'dpo'}")
+        for first, second in zip(lines(one), lines(two), strict=True):
+            for name in second:
+                if name in first and "norm" not in name:
+                    assert first[name] == pytest.approx(second[name], rel=1e-5, abs=1e-6), name
+
+    def test_one_model_is_in_memory_at_a_time(self, write_config, tiny_model, other_model, monkeypatch):
+        """Each reference is let go before the next is loaded, and all before the policy."""
+        import gc
+        import weakref
+
+        from penchant.engine import frozen, loading
+
+        alive: list[weakref.ref] = []
+        most = []
+        load = loading.load_model
+
+        def watched(*arguments, **named):
+            gc.collect()
+            most.append(sum(reference() is not None for reference in alive))
+            model = load(*arguments, **named)
+            alive.append(weakref.ref(model))
+            return model
+
+        monkeypatch.setattr(frozen, "load_model", watched)
+        monkeypatch.setattr("penchant.training.model.load_model", watched)
+        run(write_config(objective={"name": "multi_reference"}, references=[str(tiny_model), str(other_model)]))
+        assert most == [0, 0, 0]
+
+    def test_weights_are_told(self, write_config, tiny_model, other_model):
+        folder = run(
+            write_config(objective={"name": "multi_reference"}, references=[str(tiny_model), str(other_model)])
+        )
+        last = [line for line in lines(folder) if "loss" in line][-1]
+        assert last["multi_reference/weight_0"] + last["multi_reference/weight_1"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_kto_learns_from_yes_and_no(write_config, tmp_path):
+    """Unpaired rows: half are labelled good, and the mismatched responses give z."""
+    rows = []
+    for number in range(40):
+        good = number % 2 == 0
+        text = "cat cat cat" if good else "dog dog dog"
+        rows.append(
+            {"prompt": f"the old {'cat' if number % 3 else 'dog'} sees", "completion": f" {text}", "label": good}
+        )
+    file = tmp_path / "labels.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    config = write_config(
+        objective={"name": "kto"},
+        data={"train": str(file)},
+        training={"max_steps": 20, "batch_size": 8, "learning_rate": 1e-3},
+    )
+    folder = run(config)
+    trained = [line for line in lines(folder) if "loss" in line]
+    first, last = trained[0], trained[-1]
+    assert first["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert first["kl"] == 0.0
+    assert last["loss"] < 0.45
+    assert last["rewards/chosen"] > last["rewards/rejected"]
