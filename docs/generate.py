@@ -1,8 +1,9 @@
-"""Writes docs/configuration.md from the configuration's own types: python docs/generate.py"""
+"""Writes docs/configuration.md and docs/methods.md from the code's own types and docstrings: python docs/generate.py"""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -10,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from penchant.config import RunConfig
-from penchant.objectives import OBJECTIVES
+from penchant.config_objective import describe_objective
+from penchant.objectives import OBJECTIVES, Needs, Objective
 
 HEAD = """# Configuration
 
@@ -18,6 +20,12 @@ Every key of a run's YAML, from the types in `src/penchant/config.py` (this page
 docs/generate.py`). On the command line a key is a dotted path: `penchant train run.yaml training.learning_rate=1e-6`.
 `data: FILE` is short for `data: {train: FILE}`.
 """
+
+METHODS_HEAD = """# Methods
+
+Each is one file of `src/penchant/objectives/`; this page is made of their docstrings (`python docs/generate.py`). In
+the formulas `Delta(y) = log pi(y|x) - log ref(y|x)`, summed over the response's tokens, in nats; y_w is preferred to y_l;
+`h = Delta(y_w) - Delta(y_l)`. Which one does best on *your* data is a question for `penchant compare`."""
 
 
 def page() -> str:
@@ -27,6 +35,48 @@ def page() -> str:
         fields = ", ".join(f"`{field.name}` ({field.default})" for field in dataclasses.fields(method))
         sections.append(f"| `{name}` | {fields or 'none'} |")
     return "\n".join(sections) + "\n"
+
+
+def methods_page() -> str:
+    """What each method computes, needs and is for, from its own docstring."""
+    sections = [METHODS_HEAD]
+    for name, method in OBJECTIVES.items():
+        formula, _, rest = inspect.cleandoc(method.__doc__ or "").partition("\n\nAttributes:\n")
+        source = (inspect.getmodule(method).__doc__ or "").strip().rstrip(".")
+        sections += [f"## {name}", f"{source}. Example: [{name}.yaml](../examples/methods/{name}.yaml).", formula]
+        sections.append(f"Needs {_needs(method().needs)}.")
+        if rest:
+            sections.append(_hyper_parameters(method, rest))
+    return "\n\n".join(sections) + "\n"
+
+
+def _needs(needs: Needs) -> str:
+    references = f"{needs.references or 'no'} reference{'s' if needs.references != 1 else ''}"
+    parts = [f"{references} or more" if needs.many_references else references]
+    parts.append(f"at least {needs.candidates} candidate{'s' if needs.candidates != 1 else ''}")
+    asked = {"pairs": "preferences", "scores": "scores", "labels": "labels (or preferences)"}
+    parts += [words for name, words in asked.items() if getattr(needs, name)]
+    parts += ["responses to other prompts (borrowed by itself)"] if needs.mismatched else []
+    parts += ["a preference head (made by itself)"] if needs.head else []
+    parts += ["to train a reward model"] if needs.trains == "rewards" else []
+    return ", ".join(parts)
+
+
+def _hyper_parameters(method: type[Objective], documented: str) -> str:
+    """A table: name, default, and the docstring's words."""
+    words: dict[str, str] = {}
+    for line in documented.splitlines():
+        name, colon, text = line.strip().partition(": ")
+        if line.startswith("    ") and not line.startswith("     ") and colon:
+            words[name] = text
+            last = name
+        elif line.strip():
+            words[last] += f" {line.strip()}"
+    rows = ["| hyper-parameter | default | |", "| --- | --- | --- |"]
+    for field in dataclasses.fields(method):
+        default = describe_objective(method())["parts"] if field.name == "parts" else field.default
+        rows.append(f"| `{field.name}` | `{default}` | {words[field.name].replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
 
 
 def _section(prefix: str, model: type[BaseModel]) -> list[str]:
@@ -66,4 +116,5 @@ def _plain(value: object) -> str:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "configuration.md").write_text(page(), encoding="utf-8")
+    for file, text in (("configuration.md", page()), ("methods.md", methods_page())):
+        (Path(__file__).parent / file).write_text(text, encoding="utf-8")

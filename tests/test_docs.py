@@ -6,12 +6,15 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def test_configuration_page_is_up_to_date():
-    page = runpy.run_path(str(REPOSITORY / "docs" / "generate.py"))["page"]
-    assert (REPOSITORY / "docs" / "configuration.md").read_text() == page(), "run: python docs/generate.py"
+@pytest.mark.parametrize(("file", "function"), [("configuration.md", "page"), ("methods.md", "methods_page")])
+def test_generated_page_is_up_to_date(file, function):
+    page = runpy.run_path(str(REPOSITORY / "docs" / "generate.py"))[function]
+    assert (REPOSITORY / "docs" / file).read_text() == page(), "run: python docs/generate.py"
 
 
 def test_links_lead_somewhere():

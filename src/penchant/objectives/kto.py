@@ -17,7 +17,7 @@ class KTO(Stateless):
     """Desirable: ``lambda_D (1 - sigma(beta (Delta - z)))``; undesirable: ``lambda_U (1 - sigma(beta (z - Delta)))``.
 
     ``z = max(0, mean of Delta over mismatched prompt and response)``, over the whole optimizer batch and without a
-    gradient (equations 7 and 8). At pi == ref the loss is half of lambda.
+    gradient (section 4.1). At pi == ref the loss is half of lambda.
 
     Differs from TRL: a response is borrowed from a random other prompt, once for the run, instead of the next of the
     batch; z is of the whole batch, over all processes, not of a micro-batch. Preferences count as labels: a candidate

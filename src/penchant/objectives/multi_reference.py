@@ -23,7 +23,7 @@ WEIGHTINGS = ("uniform", "adaptive", *OFFLINE, *ONLINE, "fixed")
 class MultiReference:
     """DPO with log ref replaced by a mixture of R references, l_k = log ref_k, weights a_k >= 0 of sum 1.
 
-    ``harmonic`` (MRPO, equation 8): ``-logsumexp_k(log a_k - l_k)``, ruled by the least likely reference;
+    ``harmonic`` (MRPO): ``-logsumexp_k(log a_k - l_k)``, ruled by the least likely reference;
     ``geometric``: ``sum_k a_k l_k``, the optimum of ``E r - beta sum_k a_k KL(pi || ref_k)``; ``multi_loss``:
     ``sum_k a_k L_DPO(h_k)``. With R = 1 each is DPO; all weight on k is DPO on reference k.
 

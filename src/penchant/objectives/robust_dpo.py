@@ -14,7 +14,7 @@ from penchant.objectives.pairs import Average, average_pairs, differences, log_r
 
 @dataclass(frozen=True)
 class RobustDPO(Stateless):
-    """``L = [-(1 - e) log sigma(beta h) + e log sigma(-beta h)] / (1 - 2e)`` (equation 12).
+    """``L = [-(1 - e) log sigma(beta h) + e log sigma(-beta h)] / (1 - 2e)`` (section 3.1).
 
     Its expectation over labels flipped with probability e is DPO's loss on the true labels. At pi == ref it is ln 2;
     it can be negative. With e = 0 it is DPO.

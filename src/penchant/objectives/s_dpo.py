@@ -16,7 +16,7 @@ from penchant.objectives.rankings import beaten_logsumexp
 
 @dataclass(frozen=True)
 class SDPO(Stateless):
-    """``L = softplus(logsumexp_{d in D} beta (Delta_d - Delta_p))`` (equation 10): cross-entropy with the positive p.
+    """``L = softplus(logsumexp_{d in D} beta (Delta_d - Delta_p))``: cross-entropy with the positive p.
 
     With one negative it is DPO; at pi == ref it is ln(1 + |D|). The gradient weighs negatives by their softmax.
 

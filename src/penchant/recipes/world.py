@@ -69,6 +69,11 @@ def _negated(tokens: Sequence[str], place: int) -> bool:
     return before >= 0 and tokens[before] == "not"
 
 
+def true_rewards(prompt: str, responses: Sequence[str]) -> list[float]:
+    """`true_reward` of each response, as a reward function: ``reward: {function: penchant.recipes.world:true_rewards}``."""
+    return [true_reward(response) for response in responses]
+
+
 def label(prompt: str, candidates: Sequence[str], rng: random.Random, *, temperature: float = 0.0) -> PreferenceGroup:
     """The group with its candidates ranked by true reward; 1 is the best, and equal rewards share a rank.
 
