@@ -173,6 +173,14 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: everything that is wrong, at once, each with its key and the nearest valid name.
     """
+    values = read_yaml(file)
+    for each in overrides:
+        override(values, each)
+    return parse_config(values, str(file))
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The keys of a YAML file; everything that can be wrong with it as one ConfigError."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -193,9 +201,7 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ) from error
     if not isinstance(values, dict):
         raise ConfigError("the file holds no keys", where=str(file), fix="see examples/dpo.yaml for the least it needs")
-    for override in overrides:
-        _override(values, override)
-    return parse_config(values, str(file))
+    return values
 
 
 def parse_config(values: dict[str, Any], where: str) -> RunConfig:
@@ -228,15 +234,25 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def override(values: dict[str, Any], assignment: str) -> None:
+    """Put one ``key=value`` into nested keys: a dotted path, and a YAML value."""
+    key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{override!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
+        raise ConfigError(f"{assignment!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
+    put(values, key, value)
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted path of nested keys."""
     section = values
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
         inner = section.setdefault(parent, {})
-        if parent == "data" and depth == 0 and isinstance(inner, str):
+        if parent == "data" and isinstance(inner, str):
             inner = section[parent] = {"train": inner}
         if inner is None:
             inner = section[parent] = {}
@@ -244,7 +260,4 @@ def _override(values: dict[str, Any], override: str) -> None:
             above = ".".join(parents[: depth + 1])
             raise ConfigError(f"{key}: {above} is {inner!r}, it has no keys below it", fix=f"as in: {above}=VALUE")
         section = inner
-    try:
-        section[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
+    section[last] = value

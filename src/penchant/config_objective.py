@@ -137,7 +137,8 @@ def _checked(method: Any, name: str, where: str) -> type[Objective]:
     if not isinstance(method, type) or not dataclasses.is_dataclass(method) or lacks:
         what = f"lacks {', '.join(lacks)}" if lacks else "is no frozen dataclass"
         raise ConfigError(f"objective {name} {what}", where=where, fix="see docs/new-method.md for the whole of one")
-    return method
+    found: type[Objective] = method
+    return found
 
 
 def _broken(what: str, error: Exception) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Where the scores of candidates come from."""
+"""Where the scores of candidates come from: a reward model, a function of the user's, or a judge."""
 
 from __future__ import annotations
 
@@ -12,20 +12,30 @@ class _Section(BaseModel):
 class JudgeConfig(_Section):
     """A language model behind an OpenAI-compatible endpoint."""
 
-    url: str = Field(description="as in http://localhost:8000/v1")
-    model: str
+    url: str = Field(description="up to /chat/completions, as in http://localhost:8000/v1")
+    model: str = Field(description="the name the endpoint knows it by")
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; it may be unset")
+    prompt: str | None = Field(None, description="file with a template of {prompt}, {first} and {second}")
+    timeout_s: float = Field(60, gt=0, description="seconds to wait for one answer")
+    retries: int = Field(4, ge=0, description="after time-outs, 429, 5xx and answers without a verdict")
+    parallel: int = Field(4, ge=1, description="requests at a time")
 
 
 class RewardConfig(_Section):
-    """A reward model, a function or a judge: exactly one of them."""
+    """Exactly one of model, function and judge."""
 
     model: str | None = Field(None, description="folder or hub id of a sequence-classification model")
-    function: str | None = Field(None, description="package.module:name or file.py:name")
+    label: int | None = Field(None, ge=0, description="which of the model's outputs, where it has several")
+    function: str | None = Field(
+        None, description="package.module:name or file.py:name; called with a prompt and its responses, returns numbers"
+    )
     judge: JudgeConfig | None = None
 
     @model_validator(mode="after")
     def _one(self) -> RewardConfig:
         given = [name for name in ("model", "function", "judge") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"a reward is one of model, function and judge; {' and '.join(given) or 'none'} is given")
+            raise ValueError(f"expected one of model, function and judge, found {' and '.join(given) or 'none'}")
+        if self.label is not None and self.model is None:
+            raise ValueError("label goes with model")
         return self

@@ -35,7 +35,7 @@ def tokenize_groups(
     *,
     max_length: int,
     truncation: Truncation = "error",
-    empty: Literal["error", "drop"] = "error",
+    empty: Literal["error", "drop", "keep"] = "error",
     identical: Literal["error", "drop"] = "error",
 ) -> tuple[list[TokenizedGroup], TokenizationReport]:
     """Token ids of every group, and what happened to the rows; the rules are in docs/tokenization.md.
@@ -43,7 +43,7 @@ def tokenize_groups(
     Args:
         max_length: tokens of the prompt with its longest response.
         truncation: what happens to longer groups; a response is never cut.
-        empty: what happens to a group with a candidate that has no text or no tokens.
+        empty: what happens to a group with a candidate that has no text or no tokens; kept, it is its end alone.
         identical: what happens to a group with a candidate of the same ids as one it is better than.
 
     Raises:
@@ -52,7 +52,9 @@ def tokenize_groups(
     """
     policies = {_EMPTY: empty, _IDENTICAL: identical, _TOO_LONG: truncation}
     ledger = _Ledger(
-        TokenizationReport(groups=len(groups)), frozenset(k for k, policy in policies.items() if policy == "drop")
+        TokenizationReport(groups=len(groups)),
+        frozenset(event for event, policy in policies.items() if policy == "drop"),
+        frozenset(event for event, policy in policies.items() if policy == "keep"),
     )
     special = SpecialTokens.of(tokenizer)
     kept: list[TokenizedGroup] = []
@@ -96,6 +98,7 @@ class _Ledger:
 
     report: TokenizationReport
     dropping: frozenset[str]
+    keeping: frozenset[str]
     problems: dict[str, list[_Problem]] = field(default_factory=dict)
 
     def refuse(self, event: str, problem: _Problem) -> None:
@@ -117,7 +120,7 @@ def _texts(groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase
     texts = []
     for group in groups:
         blank = [k for k, candidate in enumerate(group.candidates) if is_blank(candidate)]
-        if blank:
+        if blank and _EMPTY not in ledger.keeping:
             ledger.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
             continue
         try:
@@ -177,7 +180,7 @@ def _assemble(
     sequences = [_ended(ids, ends, text.templated, special, events) for ids in sequences]
     common = [_common(prompt, ids) for ids in sequences]
     for k, ids in enumerate(sequences):
-        if len(ids) - common[k] <= 1:
+        if len(ids) - common[k] <= 1 and _EMPTY not in ledger.keeping:
             ledger.refuse(_EMPTY, _empty(group, k, "has no tokens"))
             return None
     boundary = min(common)

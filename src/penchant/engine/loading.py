@@ -29,15 +29,22 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
     """
     from transformers import AutoModelForCausalLM
 
-    _check_folder(source)
+    check_folder(source)
     adapter = adapter_base(source)
     if adapter is not None:
         return _load_merged(source, adapter, dtype)
-    with _explained(source):
+    with explained(source):
         # Without `ignore_mismatched_sizes` the library names the weights in a log only; they are refused below.
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    refuse_missing(source, report)
+    remove_dropout(model)
+    return model
+
+
+def refuse_missing(source: str, report: dict[str, Any]) -> None:
+    """Raise ModelError where weights were not in the files: they would be random numbers."""
     missing = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
     if missing:
         raise ModelError(
@@ -46,8 +53,6 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
             where=source,
             fix="get the whole model again, or check that config.json belongs to these weights",
         )
-    remove_dropout(model)
-    return model
 
 
 def adapter_base(source: str) -> str | None:
@@ -66,7 +71,7 @@ def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
     from peft import PeftModel
 
     model = load_model(base, dtype=dtype)
-    with _explained(source):
+    with explained(source):
         merged: PreTrainedModel = PeftModel.from_pretrained(model, source).merge_and_unload()
     remove_dropout(merged)
     return merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
@@ -109,7 +114,7 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
             fix="copy the model's tokenizer.json and tokenizer_config.json into it, "
             "or save one there with tokenizer.save_pretrained(folder)",
         )
-    with _explained(source):
+    with explained(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -147,8 +152,8 @@ def load_config(source: str) -> PretrainedConfig:
     """The model's configuration, without its weights; errors as in `load_model`."""
     from transformers import AutoConfig
 
-    _check_folder(source)
-    with _explained(source):
+    check_folder(source)
+    with explained(source):
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
     return config
 
@@ -193,7 +198,8 @@ def _check_there(source: str) -> None:
         raise ModelError("this is a file; a model is a folder", where=source, fix="name the folder that holds it")
 
 
-def _check_folder(source: str) -> None:
+def check_folder(source: str) -> None:
+    """Raise ModelError where a local folder is no model: missing, a file, without configuration or weights."""
     _check_there(source)
     folder = Path(source)
     if not folder.exists() or (folder / "adapter_config.json").is_file():
@@ -212,7 +218,7 @@ def _check_folder(source: str) -> None:
         )
 
 
-class _explained:
+class explained:
     """Turns a library's exception while loading into one sentence that names the source."""
 
     def __init__(self, source: str) -> None:

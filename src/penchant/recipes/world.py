@@ -70,7 +70,7 @@ def _negated(tokens: Sequence[str], place: int) -> bool:
 
 
 def true_rewards(prompt: str, responses: Sequence[str]) -> list[float]:
-    """`true_reward` of each response, as a reward function: ``reward: {function: penchant.recipes.world:true_rewards}``."""
+    """`true_reward` of each response, as ``reward: {function: penchant.recipes.world:true_rewards}`` calls it."""
     return [true_reward(response) for response in responses]
 
 

@@ -1,0 +1,230 @@
+"""The cells of a comparison: each an ordinary run, in a folder of its own, that `penchant train` reproduces alone."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penchant.comparison.config import Bench, Method, Range, Search, log_uniform
+from penchant.config import RunConfig, parse_config, put
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.writing import write_groups
+from penchant.errors import ConfigError
+from penchant.training.inputs import read_inputs
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its hyper-parameters.
+
+    Attributes:
+        settings: those that vary within the method.
+    """
+
+    method: Method
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A folder's name: the label and the settings, in letters, digits, dots and dashes."""
+        settings = [f"{key.rsplit('.', 1)[-1]}-{value}" for key, value in self.settings.items()]
+        return re.sub(r"[^A-Za-z0-9.]+", "-", " ".join([self.method.label, *settings])).strip("-").lower()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell to train and measure.
+
+    Attributes:
+        size: training groups.
+        config: the run.
+    """
+
+    variant: Variant
+    size: int
+    seed: int
+    config: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The data all cells share, on files.
+
+    Attributes:
+        train: (groups, file) of each size; the smaller is contained in the larger.
+        held_out: groups every model is measured on.
+        base: the base of all cells, as a run of SFT; for what is not the method's.
+    """
+
+    train: list[tuple[int, Path]]
+    held_out_file: Path
+    held_out: list[PreferenceGroup]
+    base: RunConfig
+    notes: list[str]
+
+
+def variants(bench: Bench) -> list[Variant]:
+    """Every method with each combination of its grid, and of the sweep's parameters."""
+    found = []
+    for method in bench.methods:
+        for settings in _grid(method.grid):
+            found += [Variant(method, {**settings, **searched}) for searched in _searched(bench.search)]
+    return found
+
+
+def _grid(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for combination in itertools.product(*values.values()):
+        yield dict(zip(values, combination, strict=True))
+
+
+def _searched(search: Search | None) -> list[dict[str, Any]]:
+    if search is None:
+        return [{}]
+    if search.method == "grid":
+        return list(_grid({key: list(values) for key, values in search.parameters.items() if isinstance(values, list)}))
+    draw = random.Random(search.seed)
+    return [{key: _drawn(values, draw) for key, values in search.parameters.items()} for _ in range(search.trials)]
+
+
+def _drawn(values: list[Any] | Range, draw: random.Random) -> Any:
+    if isinstance(values, list):
+        return draw.choice(values)
+    share = draw.random()
+    if values.scale == "log":
+        return float(f"{log_uniform(values.low, values.high, share):.4g}")
+    return float(f"{values.low + share * (values.high - values.low):.4g}")
+
+
+def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
+    """Check every cell's run, then write the data they share.
+
+    Raises:
+        ConfigError: all that is wrong with any method, each named by its label; nothing has been written then.
+    """
+    folder = Path(bench.output)
+    base = _run(bench, {"objective": {"name": "sft"}}, folder, where)
+    every = variants(bench)
+    names = [variant.name for variant in every]
+    problems = [f"{name}: two variants have this name" for name in sorted(set(names)) if names.count(name) > 1]
+    for variant in every:
+        try:
+            config = _run(bench, _values(variant, bench.seeds[0]), folder, where)
+        except ConfigError as error:
+            problems.append(f"{variant.name}: {error.what}")
+            continue
+        if config.method.needs.trains == "rewards":
+            problems.append(
+                f"{variant.name}: {config.method.name} trains a reward model, which is no policy to compare"
+            )
+    if problems:
+        raise ConfigError(
+            "\n  - ".join([f"{len(problems)} problem(s) in the methods", *problems]),
+            where=where,
+            fix="correct these methods",
+        )
+    shared = _share(bench, base, folder / "data")
+    cells = []
+    for size, file in shared.train:
+        for seed in bench.seeds:
+            for variant in every:
+                name = "-".join([variant.name, *([f"n{size}"] if len(shared.train) > 1 else []), f"seed{seed}"])
+                values = _values(variant, seed)
+                values.setdefault("data", {}).update(train=str(file), held_out=str(shared.held_out_file))
+                cells.append(Planned(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))
+    return shared, cells
+
+
+def _values(variant: Variant, seed: int) -> dict[str, Any]:
+    values: dict[str, Any] = {"objective": dict(variant.method.objective)}
+    for key, value in {**variant.method.set, **variant.settings, "training.seed": seed}.items():
+        put(values, key, value)
+    return values
+
+
+def _run(bench: Bench, values: dict[str, Any], output: Path, where: str) -> RunConfig:
+    """A run of the base's keys with these in their place; data that is named anew is read as our own format."""
+    merged = copy.deepcopy(bench.base)
+    data = merged.get("data", {})
+    if isinstance(data, str):
+        merged["data"] = {"train": data}
+    if "train" in values.get("data", {}):
+        kept = ("chat_template", "max_length", "truncation", "empty", "identical")
+        merged["data"] = {key: value for key, value in merged["data"].items() if key in kept}
+    _merge(merged, values)
+    merged.setdefault("evaluation", {}).setdefault("samples", 0)
+    return parse_config({**merged, "output": str(output)}, where)
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and key != "objective":
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _share(bench: Bench, base: RunConfig, folder: Path) -> Shared:
+    groups, held_out, notes = read_inputs(base)
+    if not held_out:
+        raise ConfigError(
+            "base.data has no held-out part, so nothing could be measured",
+            fix="name a file, or a share of the prompts: base.data.held_out=0.2",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out_file = folder / "held_out.jsonl"
+    _write(held_out, held_out_file)
+    train = []
+    for size in sorted(bench.sizes, key=lambda size: size if isinstance(size, int) else size * len(groups)):
+        part = subset(groups, size, base.training.seed)
+        file = folder / f"train-{len(part)}.jsonl"
+        _write(part, file)
+        train.append((len(part), file))
+    return Shared(train, held_out_file, held_out, base, notes)
+
+
+def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:
+    """Write groups to a file, or see that it holds them."""
+    aside = file.with_name(f"new-{file.name}")
+    aside.unlink(missing_ok=True)
+    write_groups(groups, aside)
+    if file.exists() and file.read_bytes() != aside.read_bytes():
+        aside.unlink()
+        raise ConfigError(
+            "the comparison's folder was begun with other data", where=str(file), fix="name a new folder: output=DIR"
+        )
+    aside.replace(file)
+
+
+def subset(groups: Sequence[PreferenceGroup], size: int | float, seed: int) -> list[PreferenceGroup]:
+    """Whole prompts up to a count of groups or a share of them, in the order of the data.
+
+    The prompts come in an order drawn from the seed, and a larger subset only takes more of them: it contains every
+    smaller one.
+
+    Raises:
+        ConfigError: there are fewer groups than that.
+    """
+    wanted = size if isinstance(size, int) else max(1, round(size * len(groups)))
+    if wanted > len(groups):
+        raise ConfigError(
+            f"sizes: {size} groups are asked for, and the data has {len(groups)}", fix="use fewer, or 1.0"
+        )
+    prompts = list(dict.fromkeys(as_text(group.prompt) for group in groups))
+    place = {prompts[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(prompts)))}
+    by_turn = sorted(range(len(groups)), key=lambda i: (place[as_text(groups[i].prompt)], i))
+    taken, last = set(by_turn[:wanted]), as_text(groups[by_turn[wanted - 1]].prompt)
+    # A prompt is never cut in two.
+    taken |= {i for i in by_turn[wanted:] if as_text(groups[i].prompt) == last}
+    return [group for i, group in enumerate(groups) if i in taken]

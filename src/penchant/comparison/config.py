@@ -1,0 +1,173 @@
+"""A comparison's configuration: methods x seeds x hyper-parameters x data sizes, from one starting model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from penchant.config import override, read_yaml
+from penchant.config_errors import explain, nearest
+from penchant.config_reward import RewardConfig
+from penchant.errors import ConfigError
+
+START = "start"
+"""The starting model's own row, which may be the baseline."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Method(_Section):
+    """One method; with a grid, one variant for each combination."""
+
+    label: str = Field(description="its name in tables", min_length=1)
+    objective: dict[str, Any] = Field(description="as in a run")
+    set: dict[str, Any] = Field({}, description="other keys of the run, dotted, for this method alone")
+    grid: dict[str, list[Any]] = Field({}, description="dotted key: the values to try")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"label": value, "objective": {"name": value}}
+        if isinstance(value, dict) and "label" not in value and isinstance(value.get("objective"), dict):
+            return {"label": str(value["objective"].get("name")), **value}
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _some(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in value.items():
+            if not values:
+                raise ValueError(f"{key} has no values")
+        return value
+
+
+class Measure(_Section):
+    """What is measured of every trained model, besides its held-out preferences."""
+
+    samples: int = Field(64, ge=0, description="held-out prompts answered by a fresh sample each; 0 samples nothing")
+    max_new_tokens: int = Field(128, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    reward: RewardConfig | None = Field(None, description="what a sample is worth")
+    judge: RewardConfig | None = Field(None, description="compares a sample with the other model's, in both orders")
+    against: Literal["start", "baseline"] = Field("start", description="whose samples the judge compares with")
+    primary: str = Field("accuracy", description="the metric of the verdict")
+
+
+class Range(_Section):
+    """Numbers to draw from."""
+
+    low: float
+    high: float
+    scale: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high or (self.scale == "log" and self.low <= 0):
+            raise ValueError("expected low < high, and low above 0 on a log scale")
+        return self
+
+
+class Budget(_Section):
+    """When no new cell is begun; what is begun is finished."""
+
+    trials: int | None = Field(None, ge=1, description="variants")
+    tokens: float | None = Field(None, gt=0, description="trained on, over all cells")
+    hours: float | None = Field(None, gt=0)
+
+
+class Search(_Section):
+    """Of a sweep: how each method's variants are found."""
+
+    method: Literal["grid", "random"] = "grid"
+    parameters: dict[str, list[Any] | Range] = Field(description="dotted key: values, or a range to draw from")
+    trials: int = Field(20, ge=1, description="variants drawn for each method, where it is random")
+    seed: int = Field(0, ge=0)
+    budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def _listed(self) -> Search:
+        ranged = [key for key, values in self.parameters.items() if isinstance(values, Range)]
+        if self.method == "grid" and ranged:
+            raise ValueError(f"a grid takes lists of values, and {ranged[0]} is a range; or use method: random")
+        if not self.parameters or any(values == [] for values in self.parameters.values()):
+            raise ValueError("parameters names nothing to vary")
+        return self
+
+
+class Bench(_Section):
+    """One comparison."""
+
+    output: str = Field(description="the comparison's folder")
+    base: dict[str, Any] = Field(description="keys of a run, as every cell starts from them")
+    methods: list[Method] = Field(min_length=1)
+    baseline: str = Field(description="a method's label (its first variant), or start: the starting model")
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    sizes: list[int | float] = Field([1.0], min_length=1, description="shares (up to 1.0) or counts of training groups")
+    measure: Measure = Measure()
+    search: Search | None = None
+    keep_weights: bool = Field(True, description="false deletes each model once it is measured")
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes(cls, value: list[int | float]) -> list[int | float]:
+        for size in value:
+            if size <= 0 or (isinstance(size, float) and size > 1):
+                raise ValueError(f"{size} is neither a share in (0, 1] nor a count")
+        return value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Bench:
+        labels = [method.label for method in self.methods]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two methods have the label {label!r}; give each its own")
+        if START in labels:
+            raise ValueError(f"{START!r} is the starting model's row; give the method another label")
+        if self.baseline not in [START, *labels]:
+            raise ValueError(f"baseline {self.baseline!r} is no label{nearest(self.baseline, [START, *labels])}")
+        for name in ("seeds", "sizes"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice")
+        for key in ("output", "objective"):
+            if key in self.base:
+                raise ValueError(f"base.{key} is set by the comparison itself")
+        return self
+
+
+def load_bench(file: Path, overrides: Sequence[str] = ()) -> Bench:
+    """Read a comparison's YAML, apply ``key=value`` overrides, and check all of it but the runs themselves.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+    values = read_yaml(file)
+    for each in overrides:
+        override(values, each)
+    try:
+        return Bench.model_validate(values)
+    except ValidationError as error:
+        problems = [explain(dict(problem), Bench) for problem in error.errors()]
+        raise ConfigError(
+            "\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]),
+            where=str(file),
+            fix="correct these keys in the file, or give them on the command line: key=value",
+        ) from error
+
+
+def dump_bench(bench: Bench) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(bench.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def log_uniform(low: float, high: float, share: float) -> float:
+    """The number a share of the way from low to high, in logarithms."""
+    return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))

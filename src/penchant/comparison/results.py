@@ -1,0 +1,40 @@
+"""What a comparison comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained and measured model."""
+
+    method: str
+    settings: dict[str, Any]
+    size: int
+    seed: int
+    folder: str
+    metrics: dict[str, float]
+    values: dict[str, dict[str, float]]
+    sources: dict[str, str]
+    curves: dict[str, list[tuple[int, float]]]
+    cost: dict[str, float]
+    failed: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells, and how to read them."""
+
+    title: str
+    baseline: str
+    model: str
+    data: str
+    cells: Sequence[Cell]
+    definitions: dict[str, str]
+    primary: str
+    notices: list[str]
+    config_yaml: str
+    judge: dict[str, Any] | None

@@ -1,0 +1,92 @@
+"""Reward models: sequence-classification models in Hugging Face format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from penchant.engine.loading import adapter_base, check_folder, explained, refuse_missing, remove_dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A sequence-classification model, its dropout off; an adapter folder is merged into its base.
+
+    Args:
+        source: a folder in Hugging Face or PEFT format, or a hub id.
+
+    Raises:
+        ModelError: nothing there, damaged, or weights missing: the head's too, so a language model is refused.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    check_folder(source)
+    base = adapter_base(source)
+    with explained(source):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            base or source,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **({"num_labels": 1} if base else {}),
+        )
+    if base is not None:
+        from peft import PeftModel
+
+        with explained(source):
+            # The adapter brings the head.
+            model = PeftModel.from_pretrained(model, source).merge_and_unload()
+        model.requires_grad_(True)
+    else:
+        refuse_missing(source, report)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
+    remove_dropout(model)
+    return model
+
+
+def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A reward model to train: a language model's backbone with a fresh head of one output, or a reward model as it is.
+
+    The head's numbers come from torch's generator: seed it first.
+
+    Raises:
+        ModelError: as `load_reward_model`; or a classifier of several outputs.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    check_folder(source)
+    with explained(source):
+        config = AutoConfig.from_pretrained(adapter_base(source) or source)
+    if any("SequenceClassification" in name for name in config.architectures or ()):
+        return load_reward_model(source, dtype=dtype)
+    with explained(source):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith("score.")}
+    refuse_missing(source, report)
+    torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
+    remove_dropout(model)
+    return model
+
+
+def is_reward_model(source: str) -> bool:
+    """Whether a local folder holds a sequence-classification model."""
+    import json
+
+    for name in ("config.json", "adapter_config.json"):
+        file = Path(source) / name
+        if file.is_file():
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values.get("task_type") == "SEQ_CLS" or any(
+                "SequenceClassification" in kind for kind in values.get("architectures") or ()
+            ):
+                return True
+    return False

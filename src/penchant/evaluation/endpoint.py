@@ -1,0 +1,89 @@
+"""A language model behind an OpenAI-compatible endpoint: asked over HTTP, and again where it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from penchant.config_reward import JudgeConfig
+from penchant.errors import ConfigError
+
+T = TypeVar("T")
+
+RETRIED = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+FIRST_PAUSE = 0.5
+"""Seconds before the second attempt; doubled before each further one."""
+
+
+class Unanswered(Exception):
+    """Every attempt failed; the message says how the last did."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One model to ask."""
+
+    config: JudgeConfig
+
+    def ask(self, question: str, read: Callable[[str], T | None]) -> T:
+        """Ask until an answer can be read.
+
+        Args:
+            read: what an answer says, or None where it says nothing that was asked for.
+
+        Raises:
+            Unanswered: time-outs, failures of the server or unreadable answers to the last attempt.
+            ConfigError: the endpoint refuses the key, the model or the address: no attempt would help.
+        """
+        failure = ""
+        for attempt in range(self.config.retries + 1):
+            if attempt:
+                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+            try:
+                answer = self._post(question)
+            except (TimeoutError, ConnectionError, urllib.error.URLError, ValueError) as error:
+                failure = self._explain(error)
+                continue
+            found = read(answer)
+            if found is not None:
+                return found
+            failure = f"an answer without what was asked for: {answer[:80]!r}"
+        raise Unanswered(failure)
+
+    def _post(self, question: str) -> str:
+        body = {
+            "model": self.config.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+        }
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.config.api_key_env):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(
+            self.config.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
+        )
+        with urllib.request.urlopen(request, timeout=self.config.timeout_s) as reply:
+            document: Any = json.loads(reply.read())
+        try:
+            return str(document["choices"][0]["message"]["content"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError("a reply that is no chat completion") from error
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, urllib.error.HTTPError):
+            if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in RETRIED:
+                raise ConfigError(
+                    f"the judge's endpoint refuses: {error.code} {error.reason}",
+                    where=self.config.url,
+                    fix=f"check url and model ({self.config.model}), and the key in ${self.config.api_key_env}",
+                ) from error
+            return f"{error.code} {error.reason}"
+        return str(error) or type(error).__name__

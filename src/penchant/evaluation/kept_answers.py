@@ -1,0 +1,46 @@
+"""Answers that took long to get, kept on disk: rewards and verdicts, by who gave them and to what."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class KeptAnswers:
+    """One SQLite file, safe against several processes; what was kept before an interruption is there after it.
+
+    Args:
+        by: who answers; another name, other answers.
+        folder: holds the file; made if missing.
+    """
+
+    def __init__(self, by: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._by = by
+        # Judges answer from several threads; SQLite itself takes turns.
+        self._connection = sqlite3.connect(
+            folder / "answers.sqlite", timeout=60, isolation_level=None, check_same_thread=False
+        )
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+
+    def get(self, asked: Any) -> Any:
+        """The answer, or None where it is not kept."""
+        row = self._connection.execute("SELECT value FROM answers WHERE key = ?", (self._key(asked),)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def keep(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """Keep (asked, answer) pairs, all JSON values."""
+        rows = [(self._key(asked), json.dumps(answer)) for asked, answer in pairs]
+        self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _key(self, asked: Any) -> bytes:
+        text = json.dumps([self._by, asked], ensure_ascii=False, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=20).digest()

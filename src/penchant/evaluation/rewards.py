@@ -1,0 +1,247 @@
+"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from penchant.config_reward import RewardConfig
+from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.tokenization import tokenize_groups
+from penchant.errors import ConfigError, DataError, PenchantError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Reward(Protocol):
+    """Scores responses; the same arguments give the same numbers."""
+
+    @property
+    def name(self) -> str:
+        """What it is, and a hash of it: numbers are kept under this name."""
+        ...
+
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
+        """A finite number for each response to each prompt; higher is better."""
+        ...
+
+
+def open_reward(
+    config: RewardConfig,
+    *,
+    device: torch.device,
+    chat_template: str | None = None,
+    token_budget: int = 8192,
+    dtype: str = "float32",
+) -> Reward:
+    """The reward a configuration names.
+
+    Args:
+        chat_template, token_budget, dtype: of a reward model; see a run's configuration.
+
+    Raises:
+        PenchantError: it cannot be loaded or imported.
+    """
+    if config.function is not None:
+        return FunctionReward.load(config.function)
+    if config.model is not None:
+        return ModelReward.load(config.model, config.label, device, chat_template, token_budget, dtype)
+    from penchant.evaluation.judges import EndpointReward
+
+    assert config.judge is not None
+    return EndpointReward(config.judge)
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A user's function ``f(prompt, responses) -> numbers``.
+
+    Attributes:
+        where: as the configuration names it.
+        name: that, and a hash of the function's source.
+    """
+
+    function: Callable[[Any, Any], Any]
+    where: str
+    name: str
+
+    @classmethod
+    def load(cls, where: str) -> FunctionReward:
+        """Import ``package.module:name`` or ``file.py:name``."""
+        module_name, colon, attribute = where.rpartition(":")
+        example = "as in my_rewards.py:score or package.module:score"
+        if not colon or not module_name or not attribute:
+            raise ConfigError(f"reward.function is {where!r}, expected a module and a name", fix=example)
+        try:
+            module = _import(module_name)
+        except PenchantError:
+            raise
+        except Exception as error:
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ConfigError(f"reward.function {where} cannot be imported: {found}", fix="correct it") from error
+        function = getattr(module, attribute, None)
+        if not callable(function):
+            kind = "has no such name" if function is None else "is no function"
+            raise ConfigError(f"reward.function {where}: {attribute} {kind}", fix=example)
+        try:
+            source = inspect.getsource(function)
+        except (OSError, TypeError):
+            source = where
+        digest = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+        return cls(function, where, f"function {where} {digest}")
+
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
+        return [self._one(i, prompt, given) for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))]
+
+    def _one(self, number: int, prompt: Text, responses: Sequence[Text]) -> list[float]:
+        place = f"{self.where}, prompt {number}"
+        try:
+            found = self.function(prompt, list(responses))
+        except Exception as error:
+            what = f"the reward function raised {type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(what, where=place, fix="correct the function, or leave such prompts out") from error
+        try:
+            numbers = [float(value) for value in found]
+        except (TypeError, ValueError) as error:
+            what = f"the reward function returned {_shown(found)}, expected {len(responses)} numbers"
+            raise DataError(what, where=place, fix="return a list with a number for each response") from error
+        if len(numbers) != len(responses):
+            raise DataError(
+                f"the reward function returned {len(numbers)} numbers for {len(responses)} responses",
+                where=place,
+                fix="return a list with a number for each response",
+            )
+        for k, value in enumerate(numbers):
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the reward function returned {value} for response {k}, expected a finite number",
+                    where=place,
+                    fix="return a finite number for every response, also for an empty one",
+                )
+        return numbers
+
+
+def _import(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError("reward.function: there is no such file", where=name, fix="name the .py file that holds it")
+    spec = importlib.util.spec_from_file_location(f"penchant_reward_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A sequence-classification model's logit at the last token, which ends the response.
+
+    Attributes:
+        label: which of the model's outputs.
+        token_budget: tokens in a padded batch.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    label: int
+    token_budget: int
+    dtype: str
+    name: str
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        label: int | None,
+        device: torch.device,
+        chat_template: str | None,
+        token_budget: int,
+        dtype: str,
+    ) -> ModelReward:
+        """Load the model; errors as in `engine.loading`."""
+        import torch
+
+        from penchant.engine.loading import load_tokenizer
+        from penchant.engine.reference_cache import model_fingerprint
+        from penchant.engine.reward_model import load_reward_model
+
+        tokenizer = load_tokenizer(source, chat_template=chat_template)
+        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        model = load_reward_model(source, dtype=weights).to(device).eval()
+        outputs = int(model.config.num_labels)
+        if label is None and outputs > 1:
+            raise ConfigError(
+                f"the reward model has {outputs} outputs: {model.config.id2label}",
+                where=source,
+                fix="say which is the reward: reward.label=1",
+            )
+        if (label or 0) >= outputs:
+            raise ConfigError(f"reward.label is {label}, the model has {outputs} outputs", where=source)
+        name = f"model {source} {model_fingerprint(model)} {label} {dtype}"
+        return cls(model, tokenizer, label or 0, token_budget, dtype, name)
+
+    def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
+        from penchant.engine.frozen import NO_LIMIT
+        from penchant.engine.loading import context_length
+
+        groups = [
+            PreferenceGroup(prompt, tuple(given), id=str(i))
+            for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))
+        ]
+        limit = context_length(self.model.config) or NO_LIMIT
+        tokenized, _ = tokenize_groups(groups, self.tokenizer, max_length=limit, truncation="error", empty="keep")
+        rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
+        scores = iter(self._score(rows))
+        return [[next(scores) for _ in given] for given in responses]
+
+    def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Longest first, so that a batch holds rows of about one length."""
+        import torch
+
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        found: dict[int, float] = {}
+        while order:
+            fits = max(1, self.token_budget // len(rows[order[0]]))
+            part, order = order[:fits], order[fits:]
+            width = len(rows[part[0]])
+            ids = torch.zeros(len(part), width, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(part):
+                ids[row, : len(rows[i])] = torch.tensor([int(token) for token in rows[i]])
+                mask[row, : len(rows[i])] = 1
+            with torch.no_grad():
+                logits = self._last(ids.to(self.model.device), mask.to(self.model.device))
+            found.update(zip(part, logits[:, self.label].double().tolist(), strict=True))
+        return [found[i] for i in range(len(rows))]
+
+    def _last(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[N, labels] logits at each row's last token.
+
+        The library looks for it by the pad token's id, which may be the end token's own; the mask is right.
+        """
+        backbone = getattr(self.model, self.model.base_model_prefix)
+        head = getattr(self.model, "score", None)
+        if head is None:  # a bidirectional classifier, whose head reads the first token
+            return self.model(input_ids=ids, attention_mask=mask).logits
+        hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        last = mask.sum(1) - 1
+        return head(hidden[range(len(ids)), last])

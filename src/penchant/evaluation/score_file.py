@@ -1,0 +1,133 @@
+"""Scores written beside the data: every candidate of every group by one reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.writing import write_groups
+from penchant.engine.progress import Progress
+from penchant.engine.reference_cache import cache_folder
+from penchant.errors import DataError
+from penchant.evaluation.kept_answers import KeptAnswers
+from penchant.evaluation.rewards import Reward
+from penchant.evaluation.statistics import Estimate, bootstrap_mean
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+AT_ONCE = 64
+"""Groups scored before their scores are kept."""
+
+
+def with_scores(
+    groups: Sequence[PreferenceGroup], reward: Reward, advance: Callable[[int], None] = lambda groups: None
+) -> list[PreferenceGroup]:
+    """The groups with a reward's numbers as their scores.
+
+    Preferences that were known stay, as explicit comparisons; where none were, the scores make them. Numbers are kept
+    on disk as they come, so that an interrupted pass goes on.
+
+    Args:
+        advance: called with the number of groups done since the last call.
+    """
+    scored: list[PreferenceGroup] = []
+    with closing(KeptAnswers(reward.name, cache_folder())) as kept:
+        for start in range(0, len(groups), AT_ONCE):
+            part = groups[start : start + AT_ONCE]
+            asked = [[group.prompt, list(group.candidates)] for group in part]
+            found = [kept.get(each) for each in asked]
+            missing = [i for i, numbers in enumerate(found) if numbers is None]
+            if missing:
+                fresh = reward([part[i].prompt for i in missing], [part[i].candidates for i in missing])
+                kept.keep((asked[i], numbers) for i, numbers in zip(missing, fresh, strict=True))
+                found = [fresh.pop(0) if numbers is None else numbers for numbers in found]
+            scored += [_scored(group, numbers) for group, numbers in zip(part, found, strict=True)]
+            advance(len(part))
+    return scored
+
+
+def _scored(group: PreferenceGroup, numbers: Sequence[float]) -> PreferenceGroup:
+    # An explicit empty list would say that all are tied: only what is known is kept.
+    comparisons = group.pairs or group.comparisons
+    return replace(
+        group, scores=tuple(numbers), comparisons=comparisons or None, ranks=None, preferred=None, labels=group.labels
+    )
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """What scoring a file came to.
+
+    Attributes:
+        accuracy: share of the data's own pairs that the scores order as people did (a tie is wrong); mean over a
+            group's pairs, then over groups; None where the data has no pairs.
+    """
+
+    output: Path
+    reward: str
+    groups: int
+    candidates: int
+    mean: float
+    accuracy: Estimate | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "reward": self.reward,
+            "groups": self.groups,
+            "candidates": self.candidates,
+            "mean_score": self.mean,
+            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+        }
+
+    @property
+    def table(self) -> Table:
+        from rich.table import Table
+
+        table = Table("scores", "", title=str(self.output))
+        table.add_row("groups", str(self.groups))
+        table.add_row("candidates", str(self.candidates))
+        table.add_row("mean score", f"{self.mean:.4f}")
+        if self.accuracy is not None:
+            of = self.accuracy
+            shown = f"{of.value:.4f} [{of.low:.4f}, {of.high:.4f}] of {of.n} groups"
+            table.add_row("orders the data's pairs as they are", shown)
+        return table
+
+
+def score_file(groups: Sequence[PreferenceGroup], reward: Reward, output: Path) -> ScoredFile:
+    """Score all groups and write them to a new .jsonl file, whole or not at all.
+
+    Raises:
+        DataError: the output exists; or the reward's errors.
+    """
+    if output.exists():
+        raise DataError("it is there already", where=str(output), fix="name a new file: --output FILE.jsonl")
+    with Progress("scoring", len(groups), "groups") as progress:
+        scored = with_scores(groups, reward, progress.advance)
+    write_groups(scored, output)
+    numbers = [score for group in scored for score in group.scores or ()]
+    return ScoredFile(
+        output, reward.name, len(scored), len(numbers), float(np.mean(numbers)), accuracy_of_scores(groups, scored)
+    )
+
+
+def accuracy_of_scores(groups: Sequence[PreferenceGroup], scored: Sequence[PreferenceGroup]) -> Estimate | None:
+    """How the scores order the pairs the data had; an interval over prompts."""
+    values, prompts = [], []
+    for group, with_numbers in zip(groups, scored, strict=True):
+        if group.pairs and with_numbers.scores is not None:
+            scores = with_numbers.scores
+            values.append(sum(scores[i] > scores[j] for i, j in group.pairs) / len(group.pairs))
+            prompts.append(as_text(group.prompt))
+    if not values:
+        return None
+    number = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
+    return bootstrap_mean(values, [number[prompt] for prompt in prompts])

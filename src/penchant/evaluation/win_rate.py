@@ -1,0 +1,65 @@
+"""How often a judge prefers one model's responses to another's, asked in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penchant.data.groups import Text
+from penchant.evaluation.judges import Judge, Verdict
+from penchant.evaluation.statistics import Estimate, bootstrap_mean
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """What the judge said of N prompts.
+
+    Attributes:
+        rate: share of prompts won, a tie counting half; the interval is over prompts.
+        wins, losses, ties: prompts; a tie is also where the two orders disagree.
+        agreement: share of prompts where both orders say the same.
+        failed: verdicts (two a prompt) that the judge did not give; they count as ties.
+        values: 1, 1/2 or 0 for each prompt.
+    """
+
+    judge: str
+    rate: Estimate
+    wins: int
+    losses: int
+    ties: int
+    agreement: float
+    failed: int
+    values: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in ("judge", "wins", "losses", "ties", "agreement", "failed")}
+        return {**numbers, "rate": self.rate.to_json(), "n": len(self.values)}
+
+
+def win_rate(judge: Judge, prompts: Sequence[Text], ours: Sequence[Text], theirs: Sequence[Text]) -> WinRate:
+    """Judge each pair of responses twice, the second time in the other order."""
+    one = judge.compare(prompts, ours, theirs)
+    two = judge.compare(prompts, theirs, ours)
+    values = tuple(_value(first, second) for first, second in zip(one, two, strict=True))
+    agreeing = sum(first.side == _TURNED[second.side] for first, second in zip(one, two, strict=True))
+    return WinRate(
+        judge=judge.name,
+        rate=bootstrap_mean(values, range(len(values))),
+        wins=values.count(1.0),
+        losses=values.count(0.0),
+        ties=values.count(0.5),
+        agreement=agreeing / len(values) if values else float("nan"),
+        failed=sum(verdict.failed for verdict in (*one, *two)),
+        values=values,
+    )
+
+
+_TURNED = {"first": "second", "second": "first", "tie": "tie"}
+
+
+def _value(first: Verdict, second: Verdict) -> float:
+    """A side wins if one order names it and the other does not name its rival."""
+    if first.side != _TURNED[second.side]:
+        return 0.5
+    return {"first": 1.0, "tie": 0.5, "second": 0.0}[first.side]
