@@ -137,7 +137,7 @@ def _checked(method: Any, name: str, where: str) -> type[Objective]:
     if not isinstance(method, type) or not dataclasses.is_dataclass(method) or lacks:
         what = f"lacks {', '.join(lacks)}" if lacks else "is no frozen dataclass"
         raise ConfigError(f"objective {name} {what}", where=where, fix="see docs/new-method.md for the whole of one")
-    found: type[Objective] = method
+    found: Any = method
     return found
 
 

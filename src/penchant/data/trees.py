@@ -41,6 +41,7 @@ class TreeBatch:
         source: [N] int64, the row's index whose hidden state predicts each target.
         targets: [N] int64, the candidates' token ids, in order.
         lengths: [C] int64, tokens of each candidate.
+        ends: [C] int64, the row's index of each candidate's last token.
         slots: [C] int64, each candidate's place in the flattened [G, K].
         shape: (G, K).
     """
@@ -51,6 +52,7 @@ class TreeBatch:
     source: Tensor
     targets: Tensor
     lengths: Tensor
+    ends: Tensor
     slots: Tensor
     shape: tuple[int, int]
 
@@ -68,7 +70,7 @@ class TreeBatch:
 def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
     """Lay groups out as one row. Groups of fewer candidates than the widest leave empty slots in [G, K]."""
     k = max(len(group.responses) for group in groups)
-    ids, positions, source, targets, lengths, slots = [], [], [], [], [], []
+    ids, positions, source, targets, lengths, ends, slots = [], [], [], [], [], [], []
     start = 0
     for g, group in enumerate(groups):
         p = len(group.prompt)
@@ -85,6 +87,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
             lengths.append(n)
             slots.append(g * k + c)
             start += n
+            ends.append(start - 1)
     return TreeBatch(
         input_ids=_tensor(np.concatenate(ids)),
         positions=_tensor(np.concatenate(positions)),
@@ -92,6 +95,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
         source=_tensor(np.concatenate(source)),
         targets=_tensor(np.concatenate(targets)),
         lengths=torch.tensor(lengths),
+        ends=torch.tensor(ends),
         slots=torch.tensor(slots),
         shape=(len(groups), k),
     )

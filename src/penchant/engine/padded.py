@@ -28,19 +28,35 @@ class PaddedScorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] summed log-probs, nats, in float64; 0 in empty slots."""
         sequences, prompts = unpack(batch)
-        longest = max(map(len, sequences))
-        ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=batch.input_ids.device)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = sequence
-            mask[row, : len(sequence)] = 1
-        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        logits = self.model(**pad_right(sequences), use_cache=False).logits
+        return self._log_probs(batch, logits, sequences, prompts)
+
+    def read(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+        """Summed log-probs [G, K], and the last hidden state of each candidate's last token [C, D]."""
+        sequences, prompts = unpack(batch)
+        out = self.model(**pad_right(sequences), use_cache=False, output_hidden_states=True)
+        ends = torch.tensor([len(sequence) - 1 for sequence in sequences])
+        last = out.hidden_states[-1][torch.arange(len(ends)), ends]
+        return self._log_probs(batch, out.logits, sequences, prompts), last
+
+    def _log_probs(self, batch: TreeBatch, logits: Tensor, sequences: list[Tensor], prompts: list[int]) -> Tensor:
         sums = []
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
             used = logits[row, prompt - 1 : len(sequence) - 1]
             log_probs = used.to(torch.promote_types(used.dtype, torch.float32)).log_softmax(-1)
             sums.append(log_probs.gather(-1, sequence[prompt:, None]).double().sum())
         return batch.table(torch.stack(sums))
+
+
+def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:
+    """Sequences as a model takes them: ids and mask, each as wide as the longest."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=sequences[0].device)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def unpack(batch: TreeBatch) -> tuple[list[Tensor], list[int]]:

@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,19 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     adapters: PeftModel | None = None
 
-    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: str | list[str]) -> None:
+    def add_lora(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        targets: str | list[str],
+        task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM",
+    ) -> None:
         """Freeze the weights and train low-rank adapters beside them; they start as the identity.
+
+        Args:
+            task: PEFT's name for the model's; of a reward model the head is trained whole.
 
         Raises:
             ConfigError: no module has the name of a target.
@@ -42,9 +53,7 @@ class Policy:
         from peft import LoraConfig, get_peft_model
 
         remove_dropout(self.model)
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
-        )
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=task)
         try:
             self.adapters = get_peft_model(self.model, config)
         except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,37 +14,52 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, cut, pack
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.distribution import World, reshard
+from penchant.engine.heads import HeadedScorer
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
+from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
 from penchant.engine.tree import TreeScorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Scorer = TreeScorer | PaddedScorer
+LanguageScorer = TreeScorer | PaddedScorer
+RewardScorer = TreeRewardScorer | PaddedRewardScorer
+Scorer = LanguageScorer | RewardScorer | HeadedScorer
+
+Chosen = TypeVar("Chosen", LanguageScorer, RewardScorer)
 
 WINDOW = 256
 """Groups looked at together when many are packed for a forward-only pass."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[Chosen]):
     """The scorer for a model, and why, when it is not the tree."""
 
-    scorer: Scorer
+    scorer: Chosen
     notice: str | None
 
 
-def choose_scorer(model: PreTrainedModel, sample: Sequence[TokenizedGroup]) -> Choice:
+def choose_scorer(model: PreTrainedModel, sample: Sequence[TokenizedGroup]) -> Choice[LanguageScorer]:
     """The tree where it is exact for this model on a real sample, the padded forward where it is not.
 
     Args:
         model: any causal language model.
         sample: a few real groups; at least one with a prompt of some length and two candidates tells the most.
     """
+    return _choose(model, TreeScorer(model), PaddedScorer(model), sample)
+
+
+def choose_reward_scorer(model: PreTrainedModel, sample: Sequence[TokenizedGroup]) -> Choice[RewardScorer]:
+    """`choose_scorer` for a sequence-classification model, whose one output is the reward."""
+    return _choose(model, TreeRewardScorer(model), PaddedRewardScorer(model), sample)
+
+
+def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequence[TokenizedGroup]) -> Choice[Chosen]:
     from transformers import AttentionInterface
 
-    padded, family = PaddedScorer(model), type(model).__name__
+    family = type(model).__name__
     if not model._can_set_attn_implementation():
         return Choice(padded, _notice(family, "its attention is not open to other implementations"))
     AttentionInterface.register(TREE, tree_attention)
@@ -57,15 +72,15 @@ def choose_scorer(model: PreTrainedModel, sample: Sequence[TokenizedGroup]) -> C
             model.set_attn_implementation("eager")
             expected = padded(batch)
             model.set_attn_implementation(TREE)
-            actual = TreeScorer(model)(batch)
+            actual = tree(batch)
         difference = _largest_difference(actual, expected, model.dtype)
-        reason = None if difference <= 1 else f"its log-probs differ by {difference:.1f} times the tolerance"
+        reason = None if difference <= 1 else f"its numbers differ by {difference:.1f} times the tolerance"
     except (UnsupportedAttention, TypeError, AttributeError) as error:
         reason = str(error)
     finally:
         model.train(training)
     if reason is None:
-        return Choice(TreeScorer(model), None)
+        return Choice(tree, None)
     model.set_attn_implementation(own)
     return Choice(padded, _notice(family, reason))
 

@@ -33,7 +33,11 @@ class TreeScorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] summed log-probs, nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
-        hidden = self._backbone(
+        return self.read(batch)[0]
+
+    def read(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+        """Summed log-probs [G, K], and the last hidden state of each candidate's last token [C, D]."""
+        hidden = backbone(self.model)(
             input_ids=batch.input_ids[None],
             position_ids=batch.positions[None],
             use_cache=False,
@@ -50,12 +54,13 @@ class TreeScorer(nn.Module):
         )
         # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
         sums = torch.segment_reduce(token_log_probs.double(), "sum", lengths=batch.lengths)
-        return batch.table(sums)
+        return batch.table(sums), hidden.index_select(0, batch.ends)
 
-    @property
-    def _backbone(self) -> nn.Module:
-        backbone: nn.Module = getattr(self.model, self.model.base_model_prefix)
-        return backbone
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The model without its head."""
+    inner: nn.Module = getattr(model, model.base_model_prefix)
+    return inner
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

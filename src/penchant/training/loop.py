@@ -82,7 +82,7 @@ class Loop:
         self.held_out, self.save_best = held_out, save_best
         self.objective: Objective = config.method
         self.total = settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
-        self.optimizer = build_optimizer(scorer, settings)
+        self.optimizer = build_optimizer(scorer, settings, config.head.weight_decay)
         self.at = LoopState()
         self.checkpoints = Checkpoints(folder / "checkpoints", world, config.checkpoints.keep)
         self.metrics = JsonLines(folder / "metrics.jsonl")

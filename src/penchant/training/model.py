@@ -12,10 +12,15 @@ import torch
 from penchant.config import RunConfig
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, shard
+from penchant.engine.heads import HeadedScorer, PreferenceHead, require_endings, save_head
 from penchant.engine.loading import check_vocabulary, load_model
+from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reference_cache import model_fingerprint
-from penchant.engine.scoring import Scorer, choose_scorer, sample_groups
+from penchant.engine.reward_model import start_reward_model
+from penchant.engine.scoring import Scorer, choose_reward_scorer, choose_scorer, sample_groups
+from penchant.engine.tree import TreeScorer
+from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,8 +42,10 @@ class Trained:
     dtype: torch.dtype
 
     def save(self, folder: Path, world: World) -> None:
-        """Write it, in Hugging Face's or PEFT's format."""
+        """Write it in Hugging Face's or PEFT's format, and a head beside it."""
         self.policy.save(folder, self.scorer, world, self.dtype)
+        if isinstance(self.scorer, HeadedScorer) and world.is_main:
+            save_head(folder, self.scorer.head)
 
 
 def load_trained(
@@ -52,29 +59,53 @@ def load_trained(
 
     Args:
         groups: of the run; a few of them show whether the tree is exact for this model.
+
+    Raises:
+        PenchantError: the model is at fault, or cannot be trained so.
     """
     saved = torch.bfloat16 if config.training.dtype == "bfloat16" else torch.float32
     # Trained weights are float32 masters; under LoRA the frozen ones are held in the run's dtype.
     loaded = saved if config.lora is not None else torch.float32
-    policy = Policy(load_model(config.model, dtype=loaded), tokenizer)
+    # A fresh head and adapters start from random numbers, the same on every process and in every start.
+    torch.manual_seed(config.training.seed)
+    rewards = config.method.needs.trains == "rewards"
+    load = start_reward_model if rewards else load_model
+    policy = Policy(load(config.model, dtype=loaded), tokenizer)
     policy.model.to(world.device)
     check_vocabulary(policy.model, tokenizer, config.model)
     fingerprint = model_fingerprint(policy.model)
-    choice = choose_scorer(policy.model, sample_groups(groups))
+    sample = sample_groups(groups)
+    choice = choose_reward_scorer(policy.model, sample) if rewards else choose_scorer(policy.model, sample)
     if choice.notice:
         tell(choice.notice)
-    scorer = choice.scorer
+    torch.manual_seed(config.training.seed)
     if config.lora is not None:
-        # Adapters start from random numbers, which must be the same on every process and in every start.
-        torch.manual_seed(config.training.seed)
         policy.add_lora(
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             dropout=config.lora.dropout,
             targets=config.lora.targets,
+            task="SEQ_CLS" if rewards else "CAUSAL_LM",
         )
     if config.training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    scorer: Scorer = choice.scorer
+    if config.method.needs.head:
+        scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
     return Trained(policy, scorer, fingerprint, saved)
+
+
+def _headed(
+    config: RunConfig, policy: Policy, scorer: Scorer, groups: Sequence[TokenizedGroup], world: World
+) -> HeadedScorer:
+    if world.size > 1:
+        raise ConfigError("a preference head is trained in one process", fix="start it without torchrun")
+    assert isinstance(scorer, (TreeScorer, PaddedScorer))
+    ends = {policy.tokenizer.eos_token_id, *(int(group.responses[0][-1]) for group in groups[:1])}
+    require_endings(groups, sorted(ends))
+    head = PreferenceHead(policy.model.config.hidden_size, config.head.pooling, config.head.dropout)
+    if config.head.freeze_backbone:
+        policy.model.requires_grad_(False)
+    return HeadedScorer(scorer, head.to(world.device))

@@ -10,12 +10,20 @@ from torch import nn
 from penchant.config import TrainingConfig
 
 
-def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trained parameters; biases and norms (below two dimensions) are not decayed."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+def build_optimizer(module: nn.Module, config: TrainingConfig, head_decay: float = 0.0) -> torch.optim.AdamW:
+    """Fused AdamW over the trained parameters; biases and norms (below two dimensions) are not decayed.
+
+    Args:
+        head_decay: weight decay of a preference head's weights; the other weights' is the configuration's.
+    """
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trained if p.ndim >= 2 and not name.startswith("head.")],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for name, p in trained if p.ndim >= 2 and name.startswith("head.")], "weight_decay": head_decay},
+        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

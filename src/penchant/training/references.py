@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
+from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
+from penchant.training.model import Trained
 
 Table = list[list[float]]
 """[groups][candidates] summed log-probs, nats."""
@@ -33,6 +36,39 @@ def reference_tables(
     for source in reference_sources(config):
         tables.append(None if source is None else _table(config, source, groups, world, tell))
     return tables
+
+
+class LiveReference:
+    """The reference of candidates that are drawn while training: it stays in memory.
+
+    Where adapters are trained on the starting model, that model without them is the reference; else it is a second one.
+    """
+
+    def __init__(self, config: RunConfig, model: Trained, world: World) -> None:
+        self._settings, self._world = config.training, world
+        self._adapters = model.policy.adapters if config.reference is None else None
+        self._policy = model.scorer
+        self._frozen: FrozenModel | None = None
+        if self._adapters is None:
+            source = config.reference or config.model
+            self._frozen = FrozenModel.load(source, world, config.training.dtype, config.data.chat_template)
+        self._chosen: Scorer | None = None
+
+    def __call__(self, groups: Sequence[TokenizedGroup]) -> list[Table]:
+        """[1][groups][candidates] log-probs of the groups' own tokens."""
+        if self._chosen is None:
+            frozen = self._frozen
+            self._chosen = self._policy if frozen is None else choose_scorer(frozen.model, sample_groups(groups)).scorer
+        with self._adapters.disable_adapter() if self._adapters is not None else nullcontext():
+            return [
+                score_groups(
+                    self._chosen,
+                    groups,
+                    world=self._world,
+                    budget=self._settings.token_budget,
+                    dtype=self._settings.dtype,
+                )
+            ]
 
 
 def _table(

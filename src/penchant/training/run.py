@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,20 +10,25 @@ import torch
 
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
+from penchant.data.tokenization import tokenize_prompts
+from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, enter_world, leave_world
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
+from penchant.evaluation.answering import distinct_prompts
+from penchant.evaluation.rewards import open_reward
 from penchant.objectives import Fitted
 from penchant.training.backward import arguments
-from penchant.training.batches import Given, Order, Split
+from penchant.training.batches import Given, Order, References, Source, Split
 from penchant.training.checkpoints import disk_errors
 from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained
 from penchant.training.needs import check_references, check_sampled
-from penchant.training.references import reference_tables
+from penchant.training.references import LiveReference, reference_tables
+from penchant.training.sampled import SampledBatches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,31 +100,69 @@ def _prepare(
     config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int, tell: Tell
 ) -> tuple[Loop, Trained]:
     settings, needs = config.training, config.method.needs
-    every = [*inputs.train, *inputs.held_out]
+    # Of prompts that candidates will be drawn for, a reference has nothing to say yet.
+    given = [] if config.candidates == "sampled" else inputs.train
+    every = [*given, *inputs.held_out]
     # References that are other models come first: they are gone before the policy is loaded.
     tables = reference_tables(config, every, world, tell)
     if needs.mismatched:
         every = add_mismatched(every, settings.seed, config.data.max_length or limit)
-    model = load_trained(config, tokenizer, every, world, tell)
+    model = load_trained(config, tokenizer, every or inputs.train, world, tell)
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
         tables = [own if table is None else table for table in tables]
-    first = len(inputs.train)
+    first = len(given)
     train = Split(every[:first], [table[:first] for table in tables if table is not None])
     held_out = Split(every[first:], [table[first:] for table in tables if table is not None])
-    order = Order(first, settings.batch_size, settings.seed, settings.shuffle)
     state = config.method.initial_state(settings.seed)
     if isinstance(config.method, Fitted):
         _, reference, facts = arguments(torch.zeros(first, _widest(train)), train.groups, train.references)
         state = config.method.fit(reference, facts, state)
     folder = Path(config.output)
+    source: Source
+    if config.candidates == "sampled":
+        source = _sampled(config, inputs, tokenizer, model, world, tell)
+        order = source.order
+    else:
+        order = Order(first, settings.batch_size, settings.seed, settings.shuffle)
+        source = Given(train, order)
 
     def save_best() -> None:
         (folder / "best").mkdir(exist_ok=True)
         model.save(folder / "best", world)
 
-    loop = Loop(config, model.scorer, Given(train, order), order, state, held_out, world, folder, save_best)
+    loop = Loop(config, model.scorer, source, order, state, held_out, world, folder, save_best)
     return loop, model
+
+
+def _sampled(
+    config: RunConfig,
+    inputs: Inputs,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Trained,
+    world: World,
+    tell: Tell,
+) -> SampledBatches:
+    assert config.reward is not None
+    settings = config.training
+    prompts = distinct_prompts([group.group for group in inputs.train])
+    reward = open_reward(config.reward, device=world.device, dtype=settings.dtype)
+    tell(f"{config.sampling.samples} candidates drawn for each of {len(prompts)} prompts, scored by {reward.name}")
+    return SampledBatches(
+        model=model.policy.model,
+        tokenizer=tokenizer,
+        prompts=list(zip(prompts, tokenize_prompts(prompts, tokenizer), strict=True)),
+        order=Order(len(prompts), settings.batch_size, settings.seed, settings.shuffle),
+        settings=config.sampling,
+        reward=reward,
+        references=LiveReference(config, model, world) if config.method.needs.references else _no_references,
+        folder=Path(config.output) / "samples",
+        seed=settings.seed,
+    )
+
+
+def _no_references(groups: Sequence[TokenizedGroup]) -> References:
+    return []
 
 
 def _widest(split: Split) -> int:

@@ -1,0 +1,136 @@
+"""Preference heads: a reward read off the language model's last hidden state (arXiv 2405.20053, section 3.1).
+
+Shapes: N candidates, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import TreeBatch
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.tree import TreeScorer
+from penchant.errors import DataError, ModelError
+
+Pooling = Literal["identity", "tanh", "dropout_tanh", "swiglu"]
+NAME = "preference_head"
+
+
+class PreferenceHead(nn.Module):
+    """``r = w . pool(h)``, w without bias and drawn from N(0, 0.02); in float32 whatever the model's dtype.
+
+    Args:
+        size: D.
+        pooling: ``identity`` (with dropout), ``tanh`` (linear, tanh, dropout), ``dropout_tanh`` (dropout before and
+            after), ``swiglu`` (a gated block, tanh, dropout).
+        dropout: of the pooling, while it trains.
+    """
+
+    def __init__(self, size: int, pooling: Pooling, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.settings = {"size": size, "pooling": pooling, "dropout": dropout}
+        self.before = nn.Dropout(dropout if pooling == "dropout_tanh" else 0.0)
+        self.gate = nn.Linear(size, size) if pooling == "swiglu" else None
+        self.dense = nn.Identity() if pooling == "identity" else nn.Linear(size, size)
+        self.bend = nn.Identity() if pooling == "identity" else nn.Tanh()
+        self.after = nn.Dropout(dropout)
+        self.weight = nn.Linear(size, 1, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[N] rewards of [N, D] hidden states."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            given = self.before(hidden.float())
+            pooled = self.dense(given)
+            if self.gate is not None:
+                pooled = pooled * silu(self.gate(given))
+            rewards: Tensor = self.weight(self.after(self.bend(pooled)))[:, 0]
+        return rewards
+
+
+class HeadedScorer(nn.Module):
+    """Log-probs and the head's rewards, of one pass of the language model, whose log-probs the head does not change."""
+
+    def __init__(self, scorer: TreeScorer | PaddedScorer, head: PreferenceHead) -> None:
+        super().__init__()
+        self.model = scorer.model
+        self.head = head
+        # Not a submodule: its weights are the model's, and each is to have one name.
+        self._inner = (scorer,)
+
+    def cost(self, group: TokenizedGroup) -> int:
+        """Tokens the group takes in a micro-batch."""
+        return self._inner[0].cost(group)
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """[2, G, K]: log-probs, and rewards; 0 in empty slots."""
+        log_probs, last = self._inner[0].read(batch)
+        return torch.stack([log_probs, batch.table(self.head(last).to(log_probs.dtype))])
+
+
+def require_endings(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
+    """Refuse a response without its end-of-turn token: the head would score the turn before.
+
+    Raises:
+        DataError: names the group and candidate.
+    """
+    for group in groups:
+        for k, response in enumerate(group.responses):
+            if int(response[-1]) not in ends:
+                raise DataError(
+                    f"candidate {k} ends with token {int(response[-1])}, which ends no turn; a head reads the end",
+                    where=f"group {group.group.id}",
+                    fix="raise data.max_length, so that no response is cut",
+                )
+
+
+def save_head(folder: Path, head: PreferenceHead, name: str = NAME) -> None:
+    """Write a head beside its model: NAME.safetensors and NAME.json. Several may share a model."""
+    from safetensors.torch import save_file
+
+    weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    aside = folder / f".writing-{name}.safetensors"
+    save_file(weights, aside)
+    aside.replace(folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(head.settings), encoding="utf-8")
+
+
+def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:
+    """Read a head, ready to score.
+
+    Raises:
+        ModelError: the folder has none, or it is damaged.
+    """
+    from safetensors.torch import load_file
+
+    file = Path(folder) / f"{name}.safetensors"
+    if not file.is_file():
+        raise ModelError(
+            f"the folder has no preference head ({file.name})",
+            where=str(folder),
+            fix="train one with objective.name=preference_head, or name a run's folder that did",
+        )
+    try:
+        settings = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        if settings["pooling"] not in get_args(Pooling):
+            raise ValueError(f"unknown pooling {settings['pooling']!r}")
+        head = PreferenceHead(**settings)
+        head.load_state_dict(load_file(file))
+    except Exception as error:
+        found = str(error).splitlines()[0]
+        raise ModelError(
+            f"the preference head cannot be read: {found}", where=str(file), fix="train it again"
+        ) from error
+    return head.eval()

@@ -1,0 +1,235 @@
+"""Sampling K responses to each prompt: the prompt is read once, and its keys and values serve all K.
+
+Shapes: P prompts at a time, K samples of each, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penchant.data.tokenized import Ids
+from penchant.engine.attention import TREE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How responses are drawn.
+
+    Attributes:
+        samples: responses for each prompt.
+        max_new_tokens: tokens of the longest response.
+        temperature: of the softmax; 0 takes the likeliest token each time.
+        top_p: the smallest set of tokens with this much probability is drawn from; 1 draws from all.
+        seed: with a prompt's number it decides the draws, whatever else is in the batch.
+        batch_size: prompts at a time.
+    """
+
+    samples: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One response.
+
+    Attributes:
+        ids: its tokens, the end token included where it came.
+        ended: whether it came within `max_new_tokens`.
+    """
+
+    ids: Ids
+    ended: bool
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    draw: Draw,
+    *,
+    ends: Sequence[int],
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> list[list[Sampled]]:
+    """`draw.samples` responses to each prompt.
+
+    Args:
+        model: any causal language model, also one a scorer has taken over; its mode is put back after.
+        prompts: ids as training sees them.
+        ends: ids that end a response.
+        advance: called with the number of prompts done since the last call.
+    """
+    training = model.training
+    model.eval()
+    found: list[list[Sampled]] = []
+    with _own_attention(model):
+        for start in range(0, len(prompts), draw.batch_size):
+            part = prompts[start : start + draw.batch_size]
+            # Each prompt's numbers are its own: what else is in the batch does not change them.
+            size = (draw.samples, draw.max_new_tokens)
+            chances = [np.random.default_rng((draw.seed, start + i)).random(size) for i in range(len(part))]
+            rows = _respond(model, part, draw, torch.from_numpy(np.concatenate(chances)), frozenset(ends))
+            found += [rows[i * draw.samples : (i + 1) * draw.samples] for i in range(len(part))]
+            advance(len(part))
+    model.train(training)
+    return found
+
+
+@contextmanager
+def _own_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The tree is for whole rows; a step at a time goes through the library's own attention."""
+    before = model.config._attn_implementation
+    if before == TREE:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        if before == TREE:
+            model.set_attn_implementation(before)
+
+
+def _respond(
+    model: PreTrainedModel, prompts: Sequence[Ids], draw: Draw, chances: Tensor, ends: frozenset[int]
+) -> list[Sampled]:
+    """P x K responses; rows that have ended are taken out once half of all have.
+
+    Args:
+        chances: [P K, max_new_tokens] uniform numbers, one for each token.
+    """
+    state = _read(model, prompts, draw.samples)
+    responses: list[list[int]] = [[] for _ in range(len(chances))]
+    ended = [False] * len(chances)
+    alive = list(range(len(chances)))
+    for step in range(draw.max_new_tokens):
+        tokens = choose(state.logits, draw.temperature, draw.top_p, chances[alive, step]).tolist()
+        for row, token in zip(alive, tokens, strict=True):
+            if not ended[row]:
+                responses[row].append(token)
+                ended[row] = token in ends
+        left = [place for place, row in enumerate(alive) if not ended[row]]
+        if not left or step + 1 == draw.max_new_tokens:
+            break
+        if 2 * len(left) <= len(alive):
+            state.keep(left)
+            alive, tokens = [alive[place] for place in left], [tokens[place] for place in left]
+        state.read(tokens)
+    return [Sampled(np.array(ids, dtype=np.int64), done) for ids, done in zip(responses, ended, strict=True)]
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, chances: Tensor) -> Tensor:
+    """[N] tokens from [N, V] logits by [N] uniform numbers: the token whose share of the probability they fall in.
+
+    The tokens are laid out from the likeliest down; with `top_p` below 1 the layout ends where it is reached.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, tokens = (logits.double() / temperature).softmax(-1).sort(-1, descending=True)
+    cumulated = probabilities.cumsum(-1)
+    if top_p < 1:
+        kept = (cumulated - probabilities) < top_p
+        cumulated = torch.where(kept, cumulated, torch.inf)
+        whole = torch.where(kept, probabilities, 0.0).sum(-1)
+    else:
+        whole = cumulated[:, -1]
+    places = torch.searchsorted(cumulated, (chances.to(whole) * whole)[:, None], right=True)[:, 0]
+    last = torch.isfinite(cumulated).sum(-1) - 1
+    return tokens.gather(-1, torch.minimum(places, last)[:, None])[:, 0]
+
+
+@dataclass
+class _Reading:
+    """Where P x K rows stand: the cache, what is masked in it, and the logits of the next token."""
+
+    model: PreTrainedModel
+    cache: Any
+    mask: Tensor
+    positions: Tensor
+    logits: Tensor
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """One token more for each row."""
+        device = self.mask.device
+        self.mask = torch.cat([self.mask, torch.ones(len(tokens), 1, dtype=self.mask.dtype, device=device)], 1)
+        self.positions = self.positions + 1
+        out = self.model(
+            input_ids=torch.tensor(tokens, device=device)[:, None],
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            **_known(self.model, position_ids=self.positions[:, None]),
+        )
+        self.cache, self.logits = out.past_key_values, out.logits[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        index = torch.tensor(rows, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.mask, self.positions, self.logits = self.mask[index], self.positions[index], self.logits[index]
+
+
+@dataclass
+class _Rereading:
+    """The same for a model whose cache cannot be shared (Mamba): every row is read anew for each token, unpadded."""
+
+    model: PreTrainedModel
+    rows: list[list[int]]
+    logits: Tensor
+
+    def read(self, tokens: Sequence[int]) -> None:
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(token)
+        self.logits = torch.stack([self._next(row) for row in self.rows])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.rows, self.logits = [self.rows[i] for i in rows], self.logits[list(rows)]
+
+    def _next(self, row: list[int]) -> Tensor:
+        ids = torch.tensor([row], device=self.model.device)
+        last: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+        return last
+
+
+def _read(model: PreTrainedModel, prompts: Sequence[Ids], samples: int) -> _Reading | _Rereading:
+    """Read P prompts once, and stand K rows on each."""
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        use_cache=True,
+        **_known(model, position_ids=positions, logits_to_keep=1),
+    )
+    cache = getattr(out, "past_key_values", None)
+    if cache is None or not hasattr(cache, "batch_repeat_interleave"):
+        alone = _Rereading(model, [], out.logits)
+        first = [alone._next(prompt.tolist()) for prompt in prompts for _ in range(samples)]
+        return _Rereading(model, [p.tolist() for p in prompts for _ in range(samples)], torch.stack(first))
+    cache.batch_repeat_interleave(samples)
+    repeated = (t.repeat_interleave(samples, 0) for t in (mask, positions[:, -1], out.logits[:, -1]))
+    return _Reading(model, cache, *repeated)
+
+
+def _known(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that this model's forward has; some count positions from the mask themselves."""
+    names = signature(model.forward).parameters
+    return {name: value for name, value in arguments.items() if name in names}
