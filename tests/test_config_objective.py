@@ -41,7 +41,9 @@ class TestFromAFile:
 
     def test_it_trains_and_is_saved_with_its_file(self, method_file, tiny_model, tiny_pairs, write_config, tmp_path):
         config = load_config(
-            write_config(objective={"name": "r_dpo", "file": str(method_file)}, training={"max_steps": 3, "batch_size": 8})
+            write_config(
+                objective={"name": "r_dpo", "file": str(method_file)}, training={"max_steps": 3, "batch_size": 8}
+            )
         )
         folder = train(config)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -98,7 +100,9 @@ class TestFromAPackage:
 
     def test_one_that_fails_to_import(self, installed):
         installed("no_such_package.module:Method")
-        with pytest.raises(ConfigError, match=r"the plug-in theirs \(no_such_package.module:Method\) cannot be imported"):
+        with pytest.raises(
+            ConfigError, match=r"the plug-in theirs \(no_such_package.module:Method\) cannot be imported"
+        ):
             build_objective({"name": "theirs"})
 
     def test_the_nearest_name_may_be_theirs(self, installed):

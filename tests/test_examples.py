@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,23 +18,95 @@ from penchant.training.run import train
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-@pytest.mark.parametrize("name", sorted(file.name for file in EXAMPLES.glob("*.yaml")))
-def test_example_runs(name, tmp_path, tiny_model, tiny_pairs):
-    overrides = [
-        f"model={tiny_model}",
-        f"data.train={tiny_pairs}",
-        "data.split=null",
-        "data.held_out_split=null",
-        "data.held_out=0.25",
-        "data.max_length=100",
-        f"output={tmp_path / 'run'}",
-        "training.max_steps=2",
-        "evaluation.every=1",
+TINY = [
+    "data.split=null",
+    "data.held_out_split=null",
+    "data.held_out=0.25",
+    "data.max_length=100",
+    "training.max_steps=2",
+    "training.batch_size=8",
+    "training.dtype=float32",
+    "evaluation.every=1",
+]
+"""What makes a published run a tiny one."""
+
+
+@pytest.fixture(scope="module")
+def scored_pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> Path:
+    """The pairs with scores, which every method can learn from."""
+    from penchant.data.reading import read_groups
+    from penchant.data.writing import write_groups
+
+    groups = [
+        replace(group, comparisons=group.pairs, scores=(1.0, -1.0), preferred=None)
+        for group in read_groups(tiny_pairs).groups
     ]
-    folder = train(load_config(EXAMPLES / name, overrides))
+    file = tmp_path_factory.mktemp("scored") / "groups.jsonl"
+    write_groups(groups, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A reward model folder with random weights."""
+    from penchant.engine.loading import load_tokenizer
+    from penchant.engine.reward_model import start_reward_model
+
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    start_reward_model(str(tiny_model)).save_pretrained(folder)
+    load_tokenizer(str(tiny_model)).save_pretrained(folder)
+    return folder
+
+
+def names(folder: str) -> list[str]:
+    return sorted(str(file.relative_to(EXAMPLES)) for file in (EXAMPLES / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [*names("."), *names("methods"), *names("protocols")])
+def test_example_runs(name, tmp_path, tiny_model, scored_pairs, reward_model):
+    """Each on a tiny model, shortened, with everything else as it stands in the file."""
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    file = tmp_path / "example.yaml"
+    file.write_text(_local(text, tmp_path, tiny_model, reward_model), encoding="utf-8")
+    if "methods:" in text:
+        _compare(file, tmp_path, tiny_model, scored_pairs)
+        return
+    sampled = ["sampling.max_new_tokens=6"] if "candidates: sampled" in text else []
+    overrides = [f"model={tiny_model}", f"data.train={scored_pairs}", f"output={tmp_path / 'run'}", *TINY, *sampled]
+    folder = train(load_config(file, overrides))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2
-    assert lines[-1]["eval_loss"] > 0
+    assert math.isfinite(lines[-1]["eval_loss"])
+
+
+def _local(text: str, folder: Path, model: Path, reward: Path) -> str:
+    """The example with its hub ids, and the functions it imagines, in place."""
+    function = folder / "my_reward.py"
+    function.write_text("def score(prompt, responses):\n    return [float(len(text) % 7) for text in responses]\n")
+    for name in ("runs/bradley_terry", "runs/ddo-rm/reward", "siebert/sentiment-roberta-large-english, label: 1"):
+        text = text.replace(name, str(reward))
+    text = text.replace("my_reward.py", str(function))
+    return re.sub(r"(?<=[\[ ])[A-Za-z-]+/(Qwen|Llama|Mistral)[\w.-]+", str(model), text)
+
+
+def _compare(file: Path, folder: Path, model: Path, data: Path) -> None:
+    from penchant.comparison.config import load_bench
+    from penchant.comparison.run import compare
+
+    tiny = [f"base.{each}" for each in TINY if "evaluation" not in each]
+    overrides = [
+        f"output={folder / 'bench'}",
+        f"base.model={model}",
+        f"base.data.train={data}",
+        *tiny,
+        "seeds=[42]",
+        "measure.samples=3",
+        "measure.max_new_tokens=5",
+    ]
+    comparison = compare(load_bench(file, overrides), str(file))
+    assert len(comparison.cells) > 3
+    assert [cell.failed for cell in comparison.cells] == [None] * len(comparison.cells)
+    assert all(math.isfinite(cell.metrics[comparison.primary]) for cell in comparison.cells if cell.method != "start")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from penchant.cli_compare import compare, sweep
 from penchant.cli_data import data
 from penchant.cli_output import (
     Count,
@@ -30,6 +31,7 @@ from penchant.cli_output import (
     tell_all,
     teller,
 )
+from penchant.cli_rank import rank, score
 from penchant.cli_tasks import tasks
 from penchant.errors import ConfigError, PenchantError, located
 
@@ -40,6 +42,10 @@ app = App(
     result_action="return_none",
 )
 app.command(data)
+app.command(compare)
+app.command(rank)
+app.command(score)
+app.command(sweep)
 app.command(tasks)
 
 
@@ -174,6 +180,8 @@ def generate(
     seed: Seed = 0,
     batch_size: Count = 32,
     limit: Count | None = None,
+    best_of: Count | None = None,
+    head: str = "preference_head",
     chat_template: Template = None,
     as_json: Json = False,
 ) -> None:
@@ -199,12 +207,24 @@ def generate(
         Prompts at a time.
     limit
         Only the first so many prompts.
+    best_of
+        Draw so many responses to each prompt, and let the model's preference head choose one.
+    head
+        The head's name, where the folder holds several.
     """
     from penchant.evaluation.answering import answer, read_prompts
     from penchant.evaluation.generation import Sampling
 
-    sampling = Sampling(samples, max_new_tokens, temperature, top_p, seed, batch_size)
+    if best_of is not None and samples > 1:
+        raise ConfigError("--samples and --best-of are both given", fix="give one of them")
+    sampling = Sampling(best_of or samples, max_new_tokens, temperature, top_p, seed, batch_size)
     asked = read_prompts(prompts)[:limit]
+    if best_of is not None:
+        from penchant.evaluation.ranking import answer_best_of
+
+        best = answer_best_of(model, asked, sampling, head=head, chat_template=chat_template)
+        deliver(best.to_json(), as_json, best.table)
+        return
     answers = answer(model, asked, sampling, chat_template=chat_template)
     deliver(answers.to_json(), as_json, answers.table)
 

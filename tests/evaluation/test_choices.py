@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World
-from penchant.engine.padded import PaddedScorer
+from penchant.engine.scoring import score_with_head
 from penchant.errors import ConfigError, DataError, ModelError
 from penchant.evaluation.choices import (
     Question,
@@ -25,7 +25,6 @@ from penchant.evaluation.choices import (
 )
 from penchant.evaluation.choices_scoring import (
     OptionScorer,
-    head_rewards,
     score_options,
     score_tasks,
     without_end,
@@ -228,12 +227,11 @@ class TestScoreOptions:
         assert score_options([], OptionScorer(minus_sum)) == []
 
 
-class LastTokenHead(torch.nn.Module):
+class FirstTokenHead(torch.nn.Module):
     """A stub in the place of a headed scorer: the reward is the candidate's first token."""
 
-    def __init__(self, scorer: PaddedScorer) -> None:
-        super().__init__()
-        self.scorer = scorer
+    def cost(self, group):
+        return group.length
 
     def forward(self, batch):
         starts = torch.cumsum(batch.lengths, 0) - batch.lengths
@@ -243,11 +241,10 @@ class LastTokenHead(torch.nn.Module):
 
 def test_head_rewards_keep_the_order_whatever_the_budget():
     groups = [group([1, 5], [7, 2], [8, 9, 2]), group([1], [6, 6, 6, 2], [5, 2], [4, 2]), group([1, 1, 1], [3, 2])]
-    scorer = PaddedScorer(torch.nn.Linear(1, 1))
     expected = [[7.0, 8.0], [6.0, 5.0, 4.0], [3.0]]
     for budget in (1, 12, 1000):
-        reading = Reading(token_budget=budget)
-        assert head_rewards(LastTokenHead(scorer), scorer, groups, ALONE, reading) == expected
+        found = score_with_head(FirstTokenHead(), groups, world=ALONE, budget=budget, dtype="float32")
+        assert found == expected
 
 
 ASKED = [

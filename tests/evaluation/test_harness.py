@@ -255,6 +255,9 @@ class LengthHead(torch.nn.Module):
         super().__init__()
         self.scorer = scorer
 
+    def cost(self, group):
+        return group.length
+
     def forward(self, batch):
         rewards = batch.table(batch.lengths.double())
         return torch.stack([-rewards, rewards])

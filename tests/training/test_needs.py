@@ -42,7 +42,11 @@ class TestSampled:
 
     @pytest.mark.parametrize(
         ("objective", "found"),
-        [("multi_reference", "table made before training"), ("kto", "other prompts"), ("bradley_terry", "sampled from")],
+        [
+            ("multi_reference", "table made before training"),
+            ("kto", "other prompts"),
+            ("bradley_terry", "sampled from"),
+        ],
     )
     def test_methods_that_cannot(self, objective, found):
         with pytest.raises(ConfigError, match=found):

@@ -174,6 +174,23 @@ def score_groups(
 
 
 @torch.no_grad()
+def score_with_head(
+    scorer: HeadedScorer, groups: Sequence[TokenizedGroup], *, world: World, budget: int, dtype: str
+) -> list[list[float]]:
+    """The preference head's reward of every candidate of every group."""
+    scorer.eval()
+    mine: dict[int, list[float]] = {}
+    for members, _ in world.share(micro_batches(scorer, groups, budget)):
+        batch = pack([groups[i] for i in members]).to(world.device)
+        with precision(world.device, dtype):
+            rewards = scorer(batch)[1]
+        values = iter(rewards.flatten()[batch.slots].tolist())
+        mine.update({i: [next(values) for _ in groups[i].responses] for i in members})
+    found = {i: row for part in world.gather(mine) for i, row in part.items()}
+    return [found[i] for i in range(len(groups))]
+
+
+@torch.no_grad()
 def _forward(scorer: Scorer, batch: TreeBatch, device: torch.device, dtype: str) -> Tensor:
     with precision(device, dtype):
         log_probs: Tensor = scorer(batch.to(device))

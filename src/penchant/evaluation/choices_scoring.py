@@ -6,21 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import pack
 from penchant.engine.distribution import World, shard
 from penchant.engine.frozen import FrozenModel, cached_log_probs
 from penchant.engine.reference_cache import model_fingerprint
-from penchant.engine.scoring import Scorer, choose_scorer, micro_batches, precision, sample_groups
+from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
 from penchant.errors import ConfigError, located
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import Reading
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 AS_IS = Reading()
 """Nothing dropped or cut."""
@@ -165,32 +162,9 @@ def load_scorer(
     headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
 
     def rewards(asked: Sequence[TokenizedGroup]) -> list[list[float]]:
-        return head_rewards(headed, choice.scorer, asked, world, reading)
+        return score_with_head(headed, asked, world=world, budget=reading.token_budget, dtype=reading.dtype)
 
     return OptionScorer(log_probs, rewards)
-
-
-@torch.no_grad()
-def head_rewards(
-    headed: nn.Module, scorer: Scorer, groups: Sequence[TokenizedGroup], world: World, reading: Reading
-) -> list[list[float]]:
-    """Rewards of every response of every group by a preference head.
-
-    Args:
-        headed: gives [2, G, K] for a batch: log-probs, then rewards.
-        scorer: the one inside it, which knows what a group costs.
-    """
-    cuts = micro_batches(scorer, groups, reading.token_budget)
-    headed.eval()
-    mine: dict[int, list[float]] = {}
-    for members, _ in world.share(cuts):
-        batch = pack([groups[i] for i in members]).to(world.device)
-        with precision(world.device, reading.dtype):
-            rewards = headed(batch)[1]
-        values = iter(rewards.flatten()[batch.slots].tolist())
-        mine.update({i: [next(values) for _ in groups[i].responses] for i in members})
-    found = {i: row for part in world.gather(mine) for i, row in part.items()}
-    return [found[i] for i in range(len(groups))]
 
 
 def _length_limit(model: str, frozen: FrozenModel, reading: Reading) -> int:

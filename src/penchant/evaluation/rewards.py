@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penchant.config_reward import RewardConfig
+from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.tokenization import tokenize_groups
 from penchant.errors import ConfigError, DataError, PenchantError
@@ -60,6 +60,32 @@ def open_reward(
 
     assert config.judge is not None
     return EndpointReward(config.judge)
+
+
+def reward_from(
+    *,
+    model: str | None = None,
+    label: int | None = None,
+    function: str | None = None,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+) -> RewardConfig:
+    """A reward's configuration from flags.
+
+    Raises:
+        ConfigError: none is given, or several are.
+    """
+    from pydantic import ValidationError
+
+    try:
+        judge = None
+        if judge_url is not None or judge_model is not None:
+            judge = JudgeConfig.model_validate({"url": judge_url, "model": judge_model})
+        return RewardConfig(model=model, label=label, function=function, judge=judge)
+    except ValidationError as error:
+        found = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        fix = "give one of: --model FOLDER; --function FILE.py:NAME; --judge-url URL --judge-model NAME"
+        raise ConfigError(found, fix=fix) from error
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.config import RunConfig, load_config
+from penchant.config_reward import RewardConfig
 from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distribution import World, local_device
+from penchant.engine.frozen import NO_LIMIT
+from penchant.engine.loading import context_length
 from penchant.evaluation.answering import answer, distinct_prompts
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences
+from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
+from penchant.evaluation.rewards import ModelReward, open_reward
+from penchant.evaluation.statistics import Estimate
 from penchant.training.inputs import read_inputs
+from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -31,7 +39,8 @@ class RunResult:
 
     Attributes:
         before, after: held-out metrics of the model training started from, and of the trained one; None without
-            held-out data.
+            held-out data, or where a reward model was trained.
+        choosing: how a reward model, or a preference head, orders the held-out pairs; None where neither was trained.
     """
 
     folder: Path
@@ -39,12 +48,15 @@ class RunResult:
     loss: float | None
     before: PreferenceReport | None
     after: PreferenceReport | None
+    choosing: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {"output": str(self.folder), "steps": self.steps, "loss": self.loss}
         for name, report in (("before", self.before), ("after", self.after)):
             if report is not None:
                 document[name] = report.to_json()
+        if self.choosing is not None:
+            document["reward_accuracy"] = self.choosing.to_json()
         return document
 
     @property
@@ -55,6 +67,8 @@ class RunResult:
         if self.before is not None and self.after is not None:
             for name, before, after in held_out_rows(self.before, self.after):
                 table.add_row(name, before, after)
+        if self.choosing is not None:
+            table.add_row("reward accuracy", "", _cell(self.choosing.to_json()) or "")
         return table
 
 
@@ -65,18 +79,25 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
     trained = [line for line in lines if "loss" in line]
     notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
     _, held_out, _ = read_inputs(config)
-    before, after, samples = None, None, []
-    if held_out:
+    before, after, choosing, samples = None, None, None, []
+    needs = config.method.needs
+    document: dict[str, Any] = {}
+    if held_out and needs.trains == "log_probs":
         before, after = _held_out(config, held_out, tell)
         document = {"before": before.to_json(), "after": after.to_json()}
-        write_atomically(folder / "evaluation.json", json.dumps(document, indent=2, ensure_ascii=False))
         samples = _samples(config, held_out)
+    if held_out and (needs.head or needs.trains == "rewards"):
+        choosing = _choosing(config, held_out)
+        document["reward_accuracy"] = None if choosing is None else choosing.to_json()
+    if document:
+        write_atomically(folder / "evaluation.json", json.dumps(document, indent=2, ensure_ascii=False))
     result = RunResult(
         folder,
         steps=trained[-1]["step"] if trained else 0,
         loss=trained[-1]["loss"] if trained else None,
         before=before,
         after=after,
+        choosing=choosing,
     )
     write_report(folder / "report.html", _run_report(config, result, lines, samples, notes))
     tell(f"report: {folder / 'report.html'}")
@@ -115,7 +136,8 @@ def _held_out(
         config.training.token_budget,
         config.training.dtype,
     )
-    reference = (config.reference or config.model) if config.method.needs.references else None
+    sources = reference_sources(config)
+    reference = (sources[0] or config.model) if sources else None
     beta = float(getattr(config.method, "beta", 0.1))
     reports = []
     for model in (config.model, config.output):
@@ -123,6 +145,25 @@ def _held_out(
         reports.append(evaluate_preferences(scored, beta=beta))
     tell(f"held-out: {reports[1].groups} groups of {reports[1].prompts} prompts")
     return reports[0], reports[1]
+
+
+def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> Estimate | None:
+    """How the trained reward model, or head, orders the held-out pairs that fit the model."""
+    world, data = World(0, 1, local_device()), config.data
+    if config.method.needs.head:
+        reading = Reading(data.max_length, data.truncation, data.empty, "drop", data.chat_template)
+        return rank(config.output, held_out, world, by="head", reading=reading).accuracy
+    reward = open_reward(RewardConfig(model=config.output), device=world.device, chat_template=data.chat_template)
+    assert isinstance(reward, ModelReward)
+    fitting, _ = tokenize_groups(
+        held_out,
+        reward.tokenizer,
+        max_length=data.max_length or context_length(reward.model.config) or NO_LIMIT,
+        truncation="drop",
+        empty="drop",
+        identical="drop",
+    )
+    return rank_by_reward([group.group for group in fitting], reward).accuracy
 
 
 def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> list[Sample]:
@@ -146,6 +187,11 @@ def _run_report(
     notes: Sequence[str],
 ) -> RunReport:
     tables = []
+    if result.choosing is not None:
+        row = ("reward accuracy", _cell(result.choosing.to_json()) or "", str(result.choosing.n))
+        note = "Share of held-out pairs whose preferred response has the higher reward (a tie is wrong): mean over a "
+        note += "group's pairs, then over groups, with the 95 % interval of a bootstrap over prompts."
+        tables.append(Table("What was trained to choose", ("metric", "value", "groups"), [row], note))
     if result.before is not None and result.after is not None:
         definitions = result.after.to_json()["definitions"]
         rows = [(*row, definitions[row[0]]) for row in held_out_rows(result.before, result.after)]
@@ -178,7 +224,9 @@ def _curves(lines: Sequence[dict[str, Any]]) -> list[Curve]:
     """Each metric over the steps, training and held-out together; pairs that belong together in one picture."""
     pictures = {
         "Loss": ("nats", ("loss",)),
-        "Reward accuracy": ("share of pairs", ("rewards/accuracies",)),
+        "Reward accuracy": ("share of pairs", ("rewards/accuracies", "head/accuracies")),
+        "Reward of fresh samples": ("", ("sampled/reward", "sampled/reward_best")),
+        "Length of fresh samples": ("tokens", ("sampled/length",)),
         "Reward margin": ("nats", ("rewards/margins",)),
         "Rewards": ("nats", ("rewards/chosen", "rewards/rejected")),
         "Log-probs": ("nats", ("logps/chosen", "logps/rejected")),

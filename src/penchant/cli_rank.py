@@ -1,0 +1,146 @@
+"""The verbs that give numbers to candidates: score and rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from penchant.cli_output import (
+    Count,
+    Dtype,
+    Format,
+    Json,
+    Rows,
+    Source,
+    Split,
+    Template,
+    Truncation,
+    deliver,
+    tell_all,
+    teller,
+)
+
+
+def score(
+    data: Source,
+    *,
+    output: Path,
+    model: str | None = None,
+    label: int | None = None,
+    function: str | None = None,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+    format: Format = None,
+    split: Split = None,
+    chat_template: Template = None,
+    token_budget: Count = 8192,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Write scores beside the data: every candidate by a reward model, a function of yours, or a judge.
+
+    Interrupted, it goes on where it stopped. Preferences in the data stay what they are.
+
+    Parameters
+    ----------
+    output
+        A new .jsonl file.
+    model
+        Reward model: folder or hub id of a sequence-classification model.
+    label
+        Which of the model's outputs is the reward, where it has several.
+    function
+        As in my_rewards.py:score or package.module:score; called with a prompt and its responses.
+    judge_url
+        OpenAI-compatible endpoint of a judge that rates from 1 to 10, as in http://localhost:8000/v1.
+    judge_model
+        The judge's name there.
+    token_budget
+        Tokens in a padded batch.
+    dtype
+        Of a reward model's weights.
+    """
+    from penchant.data.reading import read_groups
+    from penchant.engine.distribution import local_device
+    from penchant.evaluation.rewards import open_reward, reward_from
+    from penchant.evaluation.score_file import score_file
+
+    tell = teller(as_json)
+    config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
+    read = read_groups(data, format=format, split=split)
+    tell_all(tell, read.notes)
+    reward = open_reward(
+        config, device=local_device(), chat_template=chat_template, token_budget=token_budget, dtype=dtype
+    )
+    result = score_file(read.groups, reward, output)
+    deliver(result.to_json(), as_json, result.table)
+
+
+def rank(
+    model: str,
+    *,
+    data: Source,
+    by: Annotated[Literal["head", "log_prob", "mean_log_prob", "reward"], Parameter()] = "mean_log_prob",
+    head: str = "preference_head",
+    output: Path | None = None,
+    format: Format = None,
+    split: Split = None,
+    truncation: Truncation = "error",
+    empty: Rows = "error",
+    chat_template: Template = None,
+    token_budget: Count = 8192,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Put each group's candidates in order by a model, and say how often people agree.
+
+    Parameters
+    ----------
+    model
+        Folder or hub id: a language model, or with --by reward a reward model.
+    by
+        The preference head's reward, the candidate's log-prob (summed or per token), or a reward model's output.
+    head
+        The head's name, where the folder holds several.
+    output
+        Write a JSON line for each group to this file: order (the best first) and scores.
+    truncation
+        What to do with longer rows.
+    empty
+        What to do with empty candidates.
+    token_budget
+        Tokens in a micro-batch.
+    dtype
+        Of the matrix products.
+    """
+    from penchant.data.reading import read_groups
+    from penchant.engine.distribution import World, local_device
+    from penchant.errors import located
+    from penchant.evaluation.held_out import Reading
+    from penchant.evaluation.ranking import rank as rank_groups
+    from penchant.evaluation.ranking import rank_by_reward
+    from penchant.evaluation.rewards import open_reward, reward_from
+
+    tell = teller(as_json)
+    read = read_groups(data, format=format, split=split)
+    tell_all(tell, read.notes)
+    with located(data):
+        if by == "reward":
+            reward = open_reward(
+                reward_from(model=model),
+                device=local_device(),
+                chat_template=chat_template,
+                token_budget=token_budget,
+                dtype=dtype,
+            )
+            ranking = rank_by_reward(read.groups, reward)
+        else:
+            reading = Reading(None, truncation, empty, "drop", chat_template, token_budget, dtype)
+            ranking = rank_groups(
+                model, read.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
+            )
+    if output is not None:
+        ranking.write(output)
+    deliver(ranking.to_json(), as_json, ranking.table)

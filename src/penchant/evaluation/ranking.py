@@ -1,0 +1,215 @@
+"""Candidates in the order a model would choose them, and the best of several samples: nothing is trained, and the
+language model's own distribution is what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.tokenization import tokenize_groups, tokenize_prompts
+from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.distribution import World, local_device
+from penchant.engine.frozen import FrozenModel
+from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.progress import Progress
+from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
+from penchant.evaluation.answering import Answers
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.generation import Sampling, ends_of, generate
+from penchant.evaluation.held_out import Reading, score
+from penchant.evaluation.rewards import Reward
+from penchant.evaluation.score_file import accuracy_of_scores
+from penchant.evaluation.statistics import Estimate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+By = Literal["head", "log_prob", "mean_log_prob"]
+AS_IS = Reading()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Groups with the numbers their candidates are ranked by.
+
+    Attributes:
+        by: what the numbers are.
+        groups: with `scores`, higher is better.
+        accuracy: share of the data's own pairs that are ordered as people did (a tie is wrong); None without pairs.
+    """
+
+    by: str
+    groups: tuple[PreferenceGroup, ...]
+    accuracy: Estimate | None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """For each group its id, the candidates' indices from the best down, and their scores in the data's order."""
+        rows = []
+        for group in self.groups:
+            scores = list(group.scores or ())
+            # Of equals the earlier stands first.
+            order = sorted(range(len(scores)), key=lambda k: (-scores[k], k))
+            rows.append({"id": group.id, "order": order, "scores": scores})
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        accuracy = None if self.accuracy is None else self.accuracy.to_json()
+        return {"by": self.by, "groups": self.lines(), "accuracy": accuracy}
+
+    def write(self, path: Path) -> None:
+        """A JSON line for each group."""
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines()))
+
+    @property
+    def table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text as Plain
+
+        table = Table("prompt", "best candidate", "score", title=f"by {self.by}", show_lines=True)
+        for group, line in list(zip(self.groups, self.lines(), strict=True))[:20]:
+            best = line["order"][0]
+            shown = as_text(group.candidates[best])
+            table.add_row(Plain(as_text(group.prompt)[-200:]), Plain(shown[:400]), f"{line['scores'][best]:.4f}")
+        if len(self.groups) > 20:
+            table.caption = f"the first 20 of {len(self.groups)} groups"
+        if self.accuracy is not None:
+            of = self.accuracy
+            accuracy = f"orders the data's pairs: {of.value:.4f} [{of.low:.4f}, {of.high:.4f}] of {of.n} groups"
+            table.caption = f"{table.caption}; {accuracy}" if table.caption else accuracy
+        return table
+
+
+def rank(
+    model: str,
+    groups: Sequence[PreferenceGroup],
+    world: World,
+    *,
+    by: By,
+    reading: Reading = AS_IS,
+    head: str = NAME,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Ranking:
+    """Rank every group's candidates by a model.
+
+    Args:
+        model: folder or hub id.
+        by: its preference head's reward, or the summed or mean log-prob of the candidate (end included).
+        head: the head's name, where the folder holds several.
+
+    Raises:
+        PenchantError: the model has no such head, or rows do not fit.
+    """
+    if by == "head":
+        numbered = _by_head(model, groups, world, head, reading, tell)
+    else:
+        scored = score(model, groups, world, reading=reading, tell=tell)
+        numbered = [
+            (
+                each.group,
+                [p / (n if by == "mean_log_prob" else 1) for p, n in zip(each.log_probs, each.tokens, strict=True)],
+            )
+            for each in scored
+        ]
+    return _ranking(by, numbered)
+
+
+def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking:
+    """Rank every group's candidates by a reward."""
+    numbers = reward([group.prompt for group in groups], [group.candidates for group in groups])
+    return _ranking(reward.name, list(zip(groups, numbers, strict=True)))
+
+
+def _ranking(by: str, numbered: Sequence[tuple[PreferenceGroup, Sequence[float]]]) -> Ranking:
+    groups = [group for group, _ in numbered]
+    scored = tuple(replace(group, scores=tuple(numbers)) for group, numbers in numbered)
+    return Ranking(by, scored, accuracy_of_scores(groups, scored))
+
+
+def _by_head(
+    model: str,
+    groups: Sequence[PreferenceGroup],
+    world: World,
+    name: str,
+    reading: Reading,
+    tell: Callable[[str], None],
+) -> list[tuple[PreferenceGroup, list[float]]]:
+    head = load_head(model, name)  # before the model: a folder without one is told at once
+    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    tokenized, report = tokenize_groups(
+        groups,
+        frozen.tokenizer,
+        max_length=reading.max_length or frozen.context,
+        truncation=reading.truncation,
+        empty=reading.empty,
+        identical="drop",
+    )
+    for event, count in sorted(report.counts.items()):
+        tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
+    require_endings(tokenized, ends_of(frozen.model, frozen.tokenizer) + _turn_ends(tokenized))
+    choice = choose_scorer(frozen.model, sample_groups(tokenized))
+    scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
+    rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
+    return list(zip([each.group for each in tokenized], rewards, strict=True))
+
+
+def _turn_ends(groups: Sequence[TokenizedGroup]) -> list[int]:
+    """What a chat template ends a turn with: where all responses agree, that is it."""
+    last = {int(response[-1]) for group in groups for response in group.responses}
+    return list(last) if len(last) == 1 else []
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """The chosen of n samples for each prompt.
+
+    Attributes:
+        answers: one response a prompt.
+        rewards: the head's reward of it, and of all n.
+    """
+
+    answers: Answers
+    rewards: tuple[float, ...]
+    every: tuple[tuple[float, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = self.answers.to_json()["answers"]
+        for row, reward, every in zip(rows, self.rewards, self.every, strict=True):
+            row.update(reward=reward, rewards_of_all=list(every))
+        return {"answers": rows}
+
+    @property
+    def table(self) -> Table:
+        return self.answers.table
+
+
+def answer_best_of(
+    model: str, prompts: Sequence[Text], sampling: Sampling, *, head: str = NAME, chat_template: str | None = None
+) -> BestOf:
+    """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
+
+    Raises:
+        ModelError: the folder has no such head.
+    """
+    chooser = load_head(model, head)
+    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    world = World(0, 1, local_device())
+    loaded = load_model(model).to(world.device)
+    with Progress("generating", len(prompts), "prompts") as progress:
+        ids = tokenize_prompts(prompts, tokenizer)
+        drawn = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
+    groups = [PreferenceGroup(p, tuple(of), id=str(i)) for i, (p, of) in enumerate(zip(prompts, drawn, strict=True))]
+    tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, empty="keep")
+    scorer = HeadedScorer(choose_scorer(loaded, sample_groups(tokenized)).scorer, chooser.to(world.device)).eval()
+    rewards = score_with_head(scorer, tokenized, world=world, budget=AS_IS.token_budget, dtype=AS_IS.dtype)
+    best = [max(range(len(row)), key=row.__getitem__) for row in rewards]
+    chosen = tuple((of[k],) for of, k in zip(drawn, best, strict=True))
+    return BestOf(
+        Answers(tuple(prompts), chosen),
+        tuple(row[k] for row, k in zip(rewards, best, strict=True)),
+        tuple(tuple(row) for row in rewards),
+    )
