@@ -27,6 +27,8 @@ _STYLES = ("-", "--", ":")
 # Matplotlib cannot draw in the page's colour: these stand for it and are replaced in the markup.
 _INK = "#010203"
 _MARKED_UP_TO = 40
+_BESIDE = 6
+"""More series than these have their names beside the picture."""
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Series) -> str:
@@ -107,7 +109,15 @@ def _looks() -> Iterator[tuple[str, str]]:
 
 
 def _legend(axes: Axes, series: int) -> None:
-    if series:
+    from matplotlib.figure import Figure as Figure_
+
+    if series > _BESIDE:
+        # Beside the picture, and the picture tall enough for it.
+        figure = axes.figure
+        assert isinstance(figure, Figure_)
+        figure.set_size_inches(7.6, max(3.2, 0.19 * series))
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif series:
         axes.legend(frameon=False, fontsize=8)
 
 

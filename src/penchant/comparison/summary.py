@@ -1,0 +1,206 @@
+"""From cells to what may be said: each variant's metrics across seeds, and its difference from the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penchant.comparison.config import START
+from penchant.comparison.results import Cell, Comparison
+from penchant.evaluation.comparisons import Difference, Verdict, across_seeds, holm, paired_difference, paired_seeds
+from penchant.evaluation.statistics import Estimate
+
+MAIN = (
+    "accuracy",
+    "auc",
+    "margin",
+    "log_prob_accuracy",
+    "mean_log_prob_accuracy",
+    "mean_log_prob_auc",
+    "mean_log_prob_margin",
+    "reward",
+    "kl",
+    "words",
+    "win_rate",
+)
+"""What tables show, in this order, where it was measured."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant at one size.
+
+    Attributes:
+        variant: label and varying hyper-parameters, as people read them.
+        cells: those that were measured, by seed.
+        failed: seed -> why.
+        metrics: mean across seeds with a 95 % interval; n is the seeds.
+        verdict: on the primary metric against the baseline; None for the baseline itself.
+    """
+
+    variant: str
+    method: str
+    settings: dict[str, Any]
+    size: int
+    cells: dict[int, Cell]
+    failed: dict[int, str]
+    metrics: dict[str, Estimate]
+    verdict: Verdict | None
+
+    @property
+    def said(self) -> str:
+        """The verdict in words."""
+        if self.verdict is None:
+            return "baseline"
+        return self.verdict.text
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "variant": self.variant,
+            "method": self.method,
+            "settings": self.settings,
+            "size": self.size,
+            "seeds": sorted(self.cells),
+            "failed": {str(seed): why for seed, why in self.failed.items()},
+            "metrics": {name: estimate.to_json() for name, estimate in self.metrics.items()},
+            "cost": cost(self.cells.values()),
+            "verdict": self.said,
+        }
+        if self.verdict is not None:
+            of = self.verdict.difference
+            document["difference"] = {
+                "value": _plain(of.value),
+                "low": _plain(of.low),
+                "high": _plain(of.high),
+                "p": _plain(of.p),
+                "n": of.n_prompts,
+                "seeds": of.n_seeds,
+                "prompts_left_out": of.left_out,
+            }
+            document["corrected"] = {
+                "low": _plain(self.verdict.low),
+                "high": _plain(self.verdict.high),
+                "level": self.verdict.level,
+                "p": _plain(self.verdict.p),
+                "outcome": self.verdict.outcome,
+            }
+        return document
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows, and the comparison they are of."""
+
+    comparison: Comparison
+    rows: tuple[Row, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted({row.size for row in self.rows})
+
+    @property
+    def shown(self) -> list[str]:
+        """The metrics tables show: the primary one first, and those that were measured."""
+        measured = [name for name in MAIN if any(name in row.metrics for row in self.rows)]
+        primary = self.comparison.primary
+        return [primary, *(name for name in measured if name != primary)]
+
+    def to_json(self) -> dict[str, Any]:
+        """One document: metrics as ``{"value", "low", "high", "n"}``, n counting seeds."""
+        of = self.comparison
+        return {
+            "title": of.title,
+            "model": of.model,
+            "data": of.data,
+            "baseline": of.baseline,
+            "primary": of.primary,
+            "variants": [row.to_json() for row in self.rows],
+            "definitions": of.definitions,
+            "notices": list(of.notices),
+            "judge": of.judge,
+            "cells": [
+                {
+                    "method": cell.method,
+                    "settings": cell.settings,
+                    "size": cell.size,
+                    "seed": cell.seed,
+                    "folder": cell.folder,
+                    "metrics": {name: _plain(value) for name, value in cell.metrics.items()},
+                    "failed": cell.failed,
+                }
+                for cell in of.cells
+            ],
+        }
+
+
+def summarise(comparison: Comparison) -> Summary:
+    """Rows in the comparison's order, each size's with its own baseline and its own Holm correction."""
+    sizes = sorted({cell.size for cell in comparison.cells})
+    return Summary(comparison, tuple(row for size in sizes for row in _rows(comparison, size)))
+
+
+def _rows(comparison: Comparison, size: int) -> list[Row]:
+    cells: dict[str, list[Cell]] = {}
+    for cell in comparison.cells:
+        if cell.size == size:
+            cells.setdefault(name_of(cell), []).append(cell)
+    baseline = next((name for name, of in cells.items() if of[0].method == comparison.baseline), None)
+    others = [name for name in cells if name != baseline and (name != START or comparison.baseline == START)]
+    verdicts: dict[str, Verdict] = {}
+    if baseline is not None:
+        # The starting model's own row is no method: it does not count in the correction.
+        compared = [name for name in others if name != START]
+        differences = [difference(cells[name], cells[baseline], comparison.primary) for name in compared]
+        verdicts = dict(zip(compared, holm(differences), strict=True))
+        if baseline != START and START in cells:
+            alone = difference(cells[START], cells[baseline], comparison.primary)
+            verdicts[START] = holm([alone])[0]
+    return [_row(name, of, verdicts.get(name)) for name, of in cells.items()]
+
+
+def _row(name: str, cells: Sequence[Cell], verdict: Verdict | None) -> Row:
+    measured = {cell.seed: cell for cell in cells if cell.failed is None}
+    names = dict.fromkeys(metric for cell in measured.values() for metric in cell.metrics)
+    metrics = {
+        metric: across_seeds([cell.metrics[metric] for cell in measured.values() if metric in cell.metrics])
+        for metric in names
+    }
+    first = cells[0]
+    failed = {cell.seed: cell.failed for cell in cells if cell.failed is not None}
+    return Row(name, first.method, first.settings, first.size, measured, failed, metrics, verdict)
+
+
+def name_of(cell: Cell) -> str:
+    """A variant as people read it, as in ``dpo, beta 0.1``."""
+    return ", ".join([cell.method, *(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in cell.settings.items())])
+
+
+def difference(ours: Sequence[Cell], baseline: Sequence[Cell], metric: str) -> Difference:
+    """Ours minus the baseline over the seeds both have, paired by prompt where the metric is a mean over prompts."""
+    left = {cell.seed: cell for cell in ours if metric in cell.metrics}
+    right = {cell.seed: cell for cell in baseline if metric in cell.metrics}
+    seeds = sorted(left.keys() & right.keys())
+    if not all(metric in cells[seed].values for cells in (left, right) for seed in seeds):
+        tables = [[cells[seed].metrics[metric] for seed in seeds] for cells in (left, right)]
+        return paired_seeds(*tables)
+    prompts = sorted({prompt for cells in (left, right) for seed in seeds for prompt in cells[seed].values[metric]})
+    shape = (len(seeds), len(prompts))
+    pair = [
+        np.array([[cells[s].values[metric].get(p, math.nan) for p in prompts] for s in seeds]).reshape(shape)
+        for cells in (left, right)
+    ]
+    return paired_difference(*pair)
+
+
+def cost(cells: Iterable[Cell]) -> dict[str, float]:
+    """Means over a variant's cells."""
+    found = [cell.cost for cell in cells if cell.cost]
+    return {name: sum(each[name] for each in found) / len(found) for name in (found[0] if found else {})}
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,212 @@
+"""A comparison's files: compare.json, compare.md, compare.tex, compare.html; and the table people see."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penchant.comparison.config import START
+from penchant.comparison.pictures import figures
+from penchant.comparison.results import Comparison
+from penchant.comparison.summary import Row, Summary, cost, summarise
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.report import RunReport, Table, write_report
+from penchant.evaluation.statistics import Estimate
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+HOW = (
+    "Means across seeds with a 95 % Student t interval. The verdict is on {primary} against {baseline}: the difference "
+    "over the same seeds and held-out prompts, its interval from the variance of seeds, of prompts and of their "
+    "combination, corrected for the number of methods (Holm). A method is better or worse only where the corrected "
+    "interval excludes zero."
+)
+
+
+def write_comparison(
+    comparison: Comparison, folder: Path, tell: Callable[[str], None] = lambda line: None
+) -> tuple[dict[str, Any], RichTable]:
+    """Write all of a comparison's files; returns the JSON document and the terminal's table."""
+    summary = summarise(comparison)
+    document = summary.to_json()
+    write_atomically(folder / "compare.json", json.dumps(document, indent=1, ensure_ascii=False))
+    write_atomically(folder / "compare.md", to_markdown(summary))
+    write_atomically(folder / "compare.tex", to_latex(summary))
+    write_page(folder / "compare.html", summary)
+    tell(f"report: {folder / 'compare.html'}")
+    return document, render(summary)
+
+
+def render(summary: Summary) -> RichTable:
+    """Variants as rows: the main metrics, and the verdict."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    names = summary.shown[:4]
+    table = RichTable("variant", "groups", "seeds", *names, "verdict", title=summary.comparison.title, show_lines=False)
+    for row in summary.rows:
+        cells = [shown(row.metrics.get(name)) for name in names]
+        table.add_row(Text(row.variant), str(row.size), str(len(row.cells)), *cells, Text(row.said))
+    table.caption = how(summary)
+    return table
+
+
+def how(summary: Summary) -> str:
+    """How to read the table."""
+    of = summary.comparison
+    return HOW.format(primary=of.primary, baseline="the starting model" if of.baseline == START else of.baseline)
+
+
+def shown(estimate: Estimate | None) -> str:
+    """Value and interval, for people."""
+    if estimate is None or math.isnan(estimate.value):
+        return ""
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def change(row: Row) -> str:
+    """The difference from the baseline with its corrected interval."""
+    if row.verdict is None or math.isnan(row.verdict.difference.value):
+        return ""
+    of = row.verdict
+    if math.isnan(of.low):
+        return f"{of.difference.value:+.3f}"
+    return f"{of.difference.value:+.3f} [{of.low:+.3f}, {of.high:+.3f}]"
+
+
+def _cells(summary: Summary, names: Sequence[str]) -> list[list[str]]:
+    return [
+        [
+            row.variant,
+            str(row.size),
+            str(len(row.cells)),
+            *(shown(row.metrics.get(name)) for name in names),
+            change(row),
+            row.said,
+        ]
+        for row in summary.rows
+    ]
+
+
+def to_markdown(summary: Summary) -> str:
+    """A pipe table, how to read it, and every metric's definition."""
+    of = summary.comparison
+    columns = ["variant", "groups", "seeds", *summary.shown, f"{of.primary} against {of.baseline}", "verdict"]
+    lines = [f"# {of.title}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for cells in _cells(summary, summary.shown):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", how(summary), ""]
+    lines += [f"- **{name}**: {definition}" for name, definition in of.definitions.items()]
+    lines += ["", *(f"- {notice}" for notice in of.notices)] if of.notices else []
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(summary: Summary) -> str:
+    """A booktabs table."""
+    names = summary.shown[:5]
+    columns = ["variant", "groups", "seeds", *names, "difference", "verdict"]
+    lines = [
+        r"\begin{tabular}{l" + "r" * (len(columns) - 2) + "l}",
+        r"\toprule",
+        " & ".join(map(escape, columns)) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(escape, cells)) + r" \\" for cells in _cells(summary, names)),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join([f"% {line}" for line in (summary.comparison.title, how(summary))] + lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX takes it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def write_page(path: Path, summary: Summary) -> None:
+    """One HTML file that needs nothing else."""
+    of = summary.comparison
+    columns = ("variant", "groups", "seeds", *summary.shown, "difference", "verdict")
+    tables = [Table("What the methods came to", columns, _cells(summary, summary.shown), how(summary))]
+    tables += _sources(summary)
+    tables.append(_costs(summary))
+    rows = [(name, definition) for name, definition in of.definitions.items()]
+    tables.append(Table("What each metric is", ("metric", "definition"), rows, ""))
+    if of.judge:
+        tables.append(_judged(of.judge))
+    write_report(
+        path,
+        RunReport(
+            title=of.title,
+            summary=[
+                ("starting model, and the reference of all metrics", of.model),
+                ("data", of.data),
+                ("baseline", of.baseline),
+                ("primary metric", of.primary),
+                ("cells", str(len([cell for cell in of.cells if cell.method != START]))),
+            ],
+            tables=tables,
+            figures=figures(summary),
+            notices=list(of.notices),
+            config_yaml=of.config_yaml,
+        ),
+    )
+
+
+def _sources(summary: Summary) -> list[Table]:
+    """The primary metric for each source, where the data names several."""
+    primary = summary.comparison.primary
+    sources = {group: source for cell in summary.comparison.cells for group, source in cell.sources.items()}
+    names = sorted(set(sources.values()))
+    if len(names) < 2:
+        return []
+    rows = []
+    for row in summary.rows:
+        cells = []
+        for name in names:
+            values = [
+                value
+                for cell in row.cells.values()
+                for group, value in cell.values.get(primary, {}).items()
+                if sources.get(group) == name
+            ]
+            cells.append(f"{sum(values) / len(values):.3f} (n {len(values)})" if values else "")
+        rows.append([row.variant, str(row.size), *cells])
+    note = "Means over the source's groups and all seeds; n counts both."
+    return [Table(f"{primary} by source", ("variant", "groups", *names), rows, note)]
+
+
+def _costs(summary: Summary) -> Table:
+    rows = []
+    for row in summary.rows:
+        of = cost(row.cells.values())
+        if of:
+            rows.append(
+                [
+                    row.variant,
+                    str(row.size),
+                    f"{of['tokens']:,.0f}",
+                    f"{of['seconds']:.1f}",
+                    f"{of['peak_memory_mb']:,.0f}",
+                ]
+            )
+    note = (
+        "Means over seeds. Seconds are those of training steps alone. On a CPU the peak memory is the whole process's "
+    )
+    note += "so far, which never falls: compare only a lower row with a higher one."
+    return Table("What it cost", ("variant", "groups", "tokens trained on", "seconds", "peak memory, MB"), rows, note)
+
+
+def _judged(judge: dict[str, Any]) -> Table:
+    columns = ("cell", "wins", "losses", "ties", "agreement of the two orders", "no verdict")
+    rows = [
+        [name, str(of["wins"]), str(of["losses"]), str(of["ties"]), f"{of['agreement']:.3f}", str(of["failed"])]
+        for name, of in judge.items()
+    ]
+    return Table("What the judge said", columns, rows, "Each pair was judged in both orders; a disagreement is a tie.")
