@@ -132,14 +132,19 @@ def escape(text: str) -> str:
 def write_page(path: Path, summary: Summary) -> None:
     """One HTML file that needs nothing else."""
     of = summary.comparison
-    columns = ("variant", "groups", "seeds", *summary.shown, "difference", "verdict")
-    tables = [Table("What the methods came to", columns, _cells(summary, summary.shown), how(summary))]
-    tables += _sources(summary)
-    tables.append(_costs(summary))
-    rows = [(name, definition) for name, definition in of.definitions.items()]
-    tables.append(Table("What each metric is", ("metric", "definition"), rows, ""))
-    if of.judge:
-        tables.append(_judged(of.judge))
+    verdicts = ("variant", "groups", "seeds", of.primary, f"against {of.baseline}", "verdict")
+    every = ("variant", "groups", *summary.shown)
+    metrics = [
+        [row.variant, str(row.size), *(shown(row.metrics.get(n)) for n in summary.shown)] for row in summary.rows
+    ]
+    definitions = [(name, definition) for name, definition in of.definitions.items()]
+    details = [
+        Table("Every metric", every, metrics, "Means across seeds with a 95 % Student t interval."),
+        *_sources(summary),
+        _costs(summary),
+        *([_judged(of.judge)] if of.judge else []),
+        Table("What each metric is", ("metric", "definition"), definitions, ""),
+    ]
     write_report(
         path,
         RunReport(
@@ -151,8 +156,9 @@ def write_page(path: Path, summary: Summary) -> None:
                 ("primary metric", of.primary),
                 ("cells", str(len([cell for cell in of.cells if cell.method != START]))),
             ],
-            tables=tables,
+            tables=[Table("What the methods came to", verdicts, _cells(summary, [of.primary]), how(summary))],
             figures=figures(summary),
+            details=details,
             notices=list(of.notices),
             config_yaml=of.config_yaml,
         ),

@@ -82,6 +82,7 @@ class RunReport:
 
     Attributes:
         summary: (label, value) pairs.
+        details: tables that come after the pictures.
         notices: what a reader must know before trusting the numbers.
         config_yaml: the whole configuration of the run.
     """
@@ -92,6 +93,7 @@ class RunReport:
     tables: Sequence[Table] = ()
     samples: Sequence[Sample] = ()
     figures: Sequence[Figure] = ()
+    details: Sequence[Table] = ()
     notices: Sequence[str] = ()
     config_yaml: str = ""
 
