@@ -50,7 +50,7 @@ class KTO(Stateless):
         labels = torch.where(groups.mask, groups.labels, 0)
         weight = torch.where(labels > 0, self.desirable_weight, self.undesirable_weight)
         # 1 - sigma(x) = sigma(-x)
-        values = weight * torch.sigmoid(-labels * self.beta * (ratios - z))
+        values = weight * torch.sigmoid(-self.beta * (ratios - z) * labels)
         count = (labels != 0).sum(1)
         losses = torch.where(labels != 0, values, 0.0).sum(1) / count.clamp(min=1)
         return Output(losses, groups.weights * count, self._metrics(ratios, policy, labels, z))
