@@ -117,7 +117,10 @@ def _prepare(
     state = config.method.initial_state(settings.seed)
     if isinstance(config.method, Fitted):
         _, reference, facts = arguments(torch.zeros(first, _widest(train)), train.groups, train.references)
-        state = config.method.fit(reference, facts, state)
+        try:
+            state = config.method.fit(reference, facts, state)
+        except ValueError as error:
+            raise ConfigError(f"objective: {error}", fix="give one for each of `references`, in their order") from error
     folder = Path(config.output)
     source: Source
     if config.candidates == "sampled":

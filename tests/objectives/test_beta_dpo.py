@@ -1,0 +1,170 @@
+"""beta-DPO: its moving state by hand, its draws, and every trap of its reference implementation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from penchant.objectives import DPO, BetaDPO, Groups
+
+PAIR = torch.tensor([[False, True], [False, False]])
+
+
+def batch(gaps: list[float], weights: list[float] | None = None):
+    """One pair a group, whose h is the gap."""
+    n = len(gaps)
+    groups = Groups(
+        mask=torch.ones(n, 2, dtype=torch.bool),
+        tokens=torch.ones(n, 2, dtype=torch.int64),
+        better=PAIR.expand(n, 2, 2).clone(),
+        scores=torch.zeros(n, 2),
+        scored=torch.zeros(n, 2, dtype=torch.bool),
+        labels=torch.zeros(n, 2, dtype=torch.int64),
+        weights=torch.tensor(weights or [1.0] * n, dtype=torch.float64),
+    )
+    policy = torch.tensor([[gap, 0.0] for gap in gaps], dtype=torch.float64)
+    return policy, torch.zeros(1, n, 2, dtype=torch.float64), groups
+
+
+def mean(output, name):
+    return float(output.metrics[name].total / output.metrics[name].count)
+
+
+BATCHES = [[1.0, 3.0, 5.0, 7.0], [-2.0, 2.0, 0.0, 4.0], [10.0, 10.0, 10.0, 10.0]]
+
+
+@pytest.mark.parametrize(
+    ("start", "means", "deviations"),
+    [
+        # m = 0.9: mean 4, 1, 10 and sample deviation 2.58199, 2.58199, 0 of the three batches.
+        ("first_batch", [4.0, 3.7, 4.33], [2.5819889, 2.5819889, 2.32379]),
+        ("zero", [0.4, 0.46, 1.414], [0.25819889, 0.49057789, 0.4415201]),
+    ],
+)
+def test_the_moving_values_by_hand(start, means, deviations):
+    """They follow the whole batch, not what the filter kept of it."""
+    objective = BetaDPO(start=start, keep=0.5)
+    state = objective.initial_state(0)
+    for gaps, level, spread in zip(BATCHES, means, deviations, strict=True):
+        _, state = objective(*batch(gaps), state)
+        assert float(state["mean"]) == pytest.approx(level, rel=1e-6)
+        assert float(state["deviation"]) == pytest.approx(spread, rel=1e-6)
+    assert int(state["step"]) == 3
+
+
+def test_beta_follows_the_gap():
+    """beta_0 (1 + alpha (mean of kept M - M0)); with nothing filtered and the first batch as start it is beta_0."""
+    objective = BetaDPO(beta=0.2, alpha=0.5, keep=1.0)
+    output, state = objective(*batch([1.0, 3.0]), objective.initial_state(0))
+    assert mean(output, "beta_dpo/beta") == pytest.approx(0.2)
+    output, _ = objective(*batch([6.0, 8.0]), state)
+    level = 0.9 * 2.0 + 0.1 * 7.0
+    beta = 0.2 * (1 + 0.5 * (7.0 - level))
+    assert mean(output, "beta_dpo/beta") == pytest.approx(beta)
+    expected = [math.log1p(math.exp(-beta * gap)) for gap in (6.0, 8.0)]
+    assert output.losses.tolist() == pytest.approx(expected)
+
+
+def test_beta_of_each_instance():
+    objective = BetaDPO(beta=0.2, alpha=0.5, keep=1.0, level="instance")
+    output, _ = objective(*batch([1.0, 3.0]), objective.initial_state(0))
+    betas = [0.2 * (1 + 0.5 * (gap - 2.0)) for gap in (1.0, 3.0)]
+    expected = [math.log1p(math.exp(-beta * gap)) for beta, gap in zip(betas, (1.0, 3.0), strict=True)]
+    assert output.losses.tolist() == pytest.approx(expected)
+
+
+def test_beta_never_falls_below_its_floor():
+    objective = BetaDPO(alpha=5.0, keep=1.0)
+    _, state = objective(*batch([50.0, 50.0]), objective.initial_state(0))
+    output, _ = objective(*batch([-50.0, -50.0]), state)
+    assert mean(output, "beta_dpo/beta") == pytest.approx(1e-3)
+
+
+def test_beta_is_a_constant_to_the_gradient():
+    objective = BetaDPO(beta=0.2, alpha=0.5, keep=1.0)
+    policy, reference, groups = batch([1.0, 4.0])
+    policy.requires_grad_()
+    state = {**objective.initial_state(0), "mean": torch.tensor(2.0).double(), "step": torch.tensor(1)}
+    output, _ = objective(policy, reference, groups, state)
+    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    beta = mean(output, "beta_dpo/beta")
+    pull = [beta / (1 + math.exp(beta * gap)) for gap in (1.0, 4.0)]
+    assert gradient.flatten().tolist() == pytest.approx([-pull[0], pull[0], -pull[1], pull[1]])
+
+
+class TestTheDraw:
+    def test_keeps_the_share_and_averages_over_it(self):
+        output, _ = BetaDPO(keep=0.8)(*batch([float(i) for i in range(10)]), BetaDPO().initial_state(3))
+        assert float(output.metrics["beta_dpo/kept"].total) == 8
+        assert float(output.metrics["beta_dpo/kept"].count) == 10
+        assert (output.weights > 0).sum() == 8
+        assert float(output.loss.count) == 8
+
+    def test_is_a_function_of_seed_and_step(self):
+        case = batch([float(i) for i in range(10)])
+        kept = []
+        for seed, step in ((0, 0), (0, 0), (1, 0), (0, 1)):
+            state = {**BetaDPO().initial_state(seed), "step": torch.tensor(step)}
+            kept.append(BetaDPO(keep=0.5)(*case, state)[0].weights.tolist())
+        assert kept[0] == kept[1]
+        assert kept[0] != kept[2]
+        assert kept[0] != kept[3]
+
+    def test_equal_gaps_are_kept_uniformly(self):
+        """At the first step all gaps are 0 and s is 0: no 0/0, and every pair has the same chance."""
+        counts = torch.zeros(5)
+        for seed in range(400):
+            output, _ = BetaDPO(keep=0.6)(*batch([0.0] * 5), BetaDPO().initial_state(seed))
+            assert torch.isfinite(output.losses).all()
+            counts += output.weights > 0
+        assert counts.sum() == 400 * 3
+        assert (counts - 240).abs().max() < 5 * math.sqrt(400 * 0.6 * 0.4)
+
+    def test_outliers_go_first(self):
+        """Weights exp(-(M - M0)^2 / (2 s^2)): pairs far out are never kept, and their weights do not underflow."""
+        state = {
+            **BetaDPO().initial_state(0),
+            "mean": torch.tensor(0.0).double(),
+            "deviation": torch.tensor(1.0).double(),
+            "step": torch.tensor(1),
+        }
+        kept = torch.zeros(6)
+        for seed in range(200):
+            case = batch([0.0, 0.1, -0.1, 0.2, 30.0, -1000.0])
+            given = {**state, "seed": torch.tensor(seed)}
+            # The moving values follow this batch too: with momentum near 1 they stay put.
+            output, _ = BetaDPO(keep=0.5, momentum=0.9999999)(*case, given)
+            kept += output.weights > 0
+        assert kept[4:].tolist() == [0.0, 0.0]
+        assert kept[:4].min() > 100
+
+
+def test_evaluation_is_dpo_at_beta_0():
+    case = batch([1.0, -3.0, 2.0], [1.0, 2.0, 3.0])
+    state = {**BetaDPO().initial_state(0), "mean": torch.tensor(9.0), "deviation": torch.tensor(1.0)}
+    output = BetaDPO(beta=0.3, keep=0.3).evaluate(*case, state)
+    expected = DPO(0.3, "pairs").output(*case)
+    torch.testing.assert_close(output.losses, expected.losses)
+    torch.testing.assert_close(output.weights, expected.weights)
+
+
+def test_a_batch_without_a_pair_leaves_the_moving_values():
+    policy, reference, groups = batch([1.0, 2.0])
+    none = replace(groups, better=torch.zeros_like(groups.better))
+    state = {**BetaDPO().initial_state(0), "mean": torch.tensor(3.0).double(), "deviation": torch.tensor(1.0).double()}
+    output, after = BetaDPO()(policy, reference, none, state)
+    assert float(after["mean"]) == 3.0
+    assert float(output.loss.total) == 0
+    assert float(output.loss.count) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"beta": 0}, {"alpha": -1}, {"keep": 0}, {"keep": 1.1}, {"momentum": 1}, {"level": "pair"}, {"start": "last"}],
+)
+def test_refuses_values_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        BetaDPO(**wrong)

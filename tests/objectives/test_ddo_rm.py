@@ -1,0 +1,140 @@
+"""DDO-RM: its target distribution, its gradient, and what the authors' code does instead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from penchant.objectives import DDORM, Groups
+
+
+def case(scores, rewards, tokens=None):
+    """Groups whose log-probs per token are `scores`."""
+    s = torch.tensor(scores, dtype=torch.float64)
+    g, k = s.shape
+    n = torch.ones(g, k, dtype=torch.int64) if tokens is None else torch.tensor(tokens)
+    groups = Groups(
+        mask=torch.ones(g, k, dtype=torch.bool),
+        tokens=n,
+        better=torch.zeros(g, k, k, dtype=torch.bool),
+        scores=torch.tensor(rewards, dtype=torch.float64),
+        scored=torch.ones(g, k, dtype=torch.bool),
+        labels=torch.zeros(g, k, dtype=torch.int64),
+        weights=torch.ones(g, dtype=torch.float64),
+    )
+    return (s * n).requires_grad_(), torch.zeros(0, g, k, dtype=torch.float64), groups
+
+
+def mean(output, name):
+    value = output.metrics[f"ddo_rm/{name}"]
+    return float(value.total / value.count)
+
+
+def test_equal_rewards_teach_nothing():
+    policy, reference, groups = case([[-1.0, -2.0, -0.5]], [[3.0, 3.0, 3.0]], [[2, 5, 7]])
+    output = DDORM().output(policy, reference, groups)
+    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    assert gradient.abs().max() < 1e-15
+    assert mean(output, "kl") == pytest.approx(0.0, abs=1e-15)
+    assert mean(output, "entropy") == pytest.approx(float(output.losses[0]))
+
+
+@pytest.mark.parametrize(("eta", "tau"), [(1.0, 1.0), (2.0, 0.5)])
+def test_the_gradient_is_p_minus_q_over_tau(eta, tau):
+    policy, reference, groups = case([[-1.0, -2.0, -0.5, -3.0]], [[0.3, 1.0, -2.0, 0.5]])
+    output = DDORM(eta=eta, tau=tau).output(policy, reference, groups)
+    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    p = (policy.detach() / tau).softmax(1)
+    tilted = p * torch.exp(eta * groups.scores / tau)
+    q = tilted / tilted.sum(1, keepdim=True)
+    torch.testing.assert_close(gradient, (p - q) / tau)
+    assert mean(output, "target_reward") == pytest.approx(float((q * groups.scores).sum()))
+    assert mean(output, "expected_reward") == pytest.approx(float((p * groups.scores).sum()))
+    assert mean(output, "target_reward") > mean(output, "expected_reward")
+    assert mean(output, "kl") == pytest.approx(float((q * (q / p).log()).sum()))
+
+
+@pytest.mark.parametrize(("detach", "expected"), [(True, -0.0108), (False, 0.2153)])
+def test_the_authors_gradient_can_oppose_the_reward(detach, expected):
+    """d = -2 and a reward gap of +0.1: theirs is sigma(d) - q - q (1 - q) d, which pushes the better one down."""
+    policy, reference, groups = case([[-2.0, 0.0]], [[0.1, 0.0]])
+    output = DDORM(detach_target=detach).output(policy, reference, groups)
+    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    d = torch.tensor(-2.0, dtype=torch.float64)
+    q = torch.sigmoid(d + 0.1)
+    formula = torch.sigmoid(d) - q - (0.0 if detach else q * (1 - q) * d)
+    assert float(gradient[0, 0]) == pytest.approx(float(formula), rel=1e-10)
+    assert float(gradient[0, 0]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_gradient_with_the_target_in_it_by_finite_differences():
+    policy, reference, groups = case([[-1.0, -2.0, -0.5], [-0.1, -4.0, -2.0]], [[0.3, 1.0, -2.0], [1.0, 0.0, 2.0]])
+    objective = DDORM(detach_target=False, tau=0.7, kl=0.0)
+    assert torch.autograd.gradcheck(lambda p: objective.output(p, reference, groups).loss.total, (policy,))
+
+
+def test_wins_stand_for_scores():
+    """Of four ranked candidates the best wins three of three: (wins - losses) / (K - 1) = 1, 1/3, -1/3, -1."""
+    policy, reference, groups = case([[-1.0, -2.0, -0.5, -3.0]], [[9.0, 9.0, 9.0, 9.0]])
+    ranked = replace(
+        groups, better=torch.ones(4, 4, dtype=torch.bool).triu(1)[None], scored=torch.zeros(1, 4, dtype=torch.bool)
+    )
+    by_wins = DDORM(rewards="wins").output(policy, reference, ranked)
+    scored = replace(groups, scores=torch.tensor([[1.0, 1 / 3, -1 / 3, -1.0]], dtype=torch.float64))
+    torch.testing.assert_close(by_wins.losses, DDORM().output(policy, reference, scored).losses)
+    assert DDORM(rewards="wins").needs.pairs
+    assert not DDORM(rewards="wins").needs.scores
+
+
+def test_standardised_rewards_have_mean_0_and_deviation_1():
+    policy, reference, groups = case([[-1.0, -2.0, -0.5]], [[10.0, 20.0, 60.0]])
+    centred = torch.tensor([[10.0, 20.0, 60.0]], dtype=torch.float64) - 30
+    same = replace(groups, scores=centred / (centred**2).mean().sqrt())
+    one = DDORM(standardize="prompt").output(policy, reference, groups)
+    torch.testing.assert_close(one.losses, DDORM().output(policy, reference, same).losses)
+
+
+@pytest.mark.parametrize("score", ["log_prob", "log_ratio"])
+def test_other_scores(score):
+    policy, _, groups = case([[-1.0, -2.0, -0.5]], [[0.0, 1.0, 2.0]], [[3, 4, 5]])
+    reference = torch.tensor([[[-2.0, -9.0, -4.0]]], dtype=torch.float64)
+    output = DDORM(score=score, beta=0.2).output(policy, reference, groups)
+    s = policy.detach() if score == "log_prob" else 0.2 * (policy.detach() - reference[0])
+    q = (s + groups.scores).softmax(1)
+    torch.testing.assert_close(output.losses, -(q * s.log_softmax(1)).sum(1))
+    assert DDORM(score=score).needs.references == int(score == "log_ratio")
+
+
+def test_an_anchor_to_the_reference():
+    policy, _, groups = case([[-1.0, -2.0, -0.5]], [[0.0, 1.0, 2.0]])
+    reference = torch.tensor([[[-2.0, -3.0, -4.0]]], dtype=torch.float64)
+    plain = DDORM().output(policy, reference, groups)
+    output = DDORM(kl=0.5).output(policy, reference, groups)
+    p, log_ref = policy.detach().softmax(1), reference[0].log_softmax(1)
+    torch.testing.assert_close(output.losses - plain.losses, 0.5 * (p * (p.log() - log_ref)).sum(1))
+    assert DDORM(kl=0.5).needs.references == 1
+
+
+def test_what_has_no_score_is_outside_the_choice():
+    policy, reference, groups = case([[-1.0, -2.0, -0.5]], [[0.0, 1.0, 7.0]])
+    partly = replace(groups, scored=torch.tensor([[True, True, False]]))
+    alone, _, two = case([[-1.0, -2.0]], [[0.0, 1.0]])
+    torch.testing.assert_close(
+        DDORM().output(policy, reference, partly).losses, DDORM().output(alone, reference, two).losses
+    )
+
+
+def test_top_1_is_whether_the_policys_choice_is_the_rewards():
+    policy, reference, groups = case([[-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0]], [[2.0, 1.0], [1.0, 2.0], [1.0, 1.0]])
+    assert mean(DDORM().output(policy, reference, groups), "top1") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"eta": 0}, {"tau": 0}, {"beta": 0}, {"kl": -1}, {"score": "sum"}, {"rewards": "ranks"}, {"standardize": "all"}],
+)
+def test_refuses_values_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DDORM(**wrong)

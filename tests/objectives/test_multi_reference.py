@@ -1,0 +1,319 @@
+"""Several references: mixtures, the trust region, and every weighting, by hand and as bandits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from penchant.objectives import DPO, Groups, MultiReference
+from penchant.objectives import reference_weights as weighting
+from penchant.objectives.reference_mixtures import clip
+
+PAIR = torch.tensor([[False, True], [False, False]])
+
+
+def pairs(n: int, tokens: tuple[int, int] = (4, 5)) -> Groups:
+    return Groups(
+        mask=torch.ones(n, 2, dtype=torch.bool),
+        tokens=torch.tensor([tokens]).expand(n, 2).clone(),
+        better=PAIR.expand(n, 2, 2).clone(),
+        scores=torch.zeros(n, 2),
+        scored=torch.zeros(n, 2, dtype=torch.bool),
+        labels=torch.zeros(n, 2, dtype=torch.int64),
+        weights=torch.ones(n, dtype=torch.float64),
+    )
+
+
+def case(n: int = 4, r: int = 3, seed: int = 0):
+    torch.manual_seed(seed)
+    return -torch.rand(n, 2).double() * 30 - 5, -torch.rand(r, n, 2).double() * 30 - 5, pairs(n)
+
+
+def plain_loss(objective: MultiReference, policy, reference, weights) -> list[float]:
+    """The formula with a pair's weights in plain numbers; no trust region."""
+    losses = []
+    for g in range(policy.shape[0]):
+        a = [float(x) for x in (weights[g] if isinstance(weights[0], list) else weights)]
+        logs = [[float(x) for x in table[g]] for table in reference]
+
+        def mixed(y, a=a, logs=logs):
+            if objective.mixture == "geometric":
+                return sum(w * table[y] for w, table in zip(a, logs, strict=True))
+            return -math.log(sum(w * math.exp(-table[y]) for w, table in zip(a, logs, strict=True)))
+
+        def of(chosen, rejected, g=g):
+            h = (float(policy[g, 0]) - chosen) - (float(policy[g, 1]) - rejected)
+            return math.log1p(math.exp(-objective.beta * h))
+
+        if objective.mixture == "multi_loss":
+            losses.append(sum(w * of(*table) for w, table in zip(a, logs, strict=True)))
+        else:
+            losses.append(of(mixed(0), mixed(1)))
+    return losses
+
+
+@pytest.mark.parametrize("mixture", ["harmonic", "geometric", "multi_loss"])
+@pytest.mark.parametrize("r", [1, 3])
+def test_the_mixtures_by_their_formulas(mixture, r):
+    weights = (1.0,) if r == 1 else (0.5, 0.3, 0.2)
+    objective = MultiReference(0.2, mixture, "fixed", weights, trust_region=None)
+    policy, reference, groups = case(r=r)
+    output = objective.evaluate(policy, reference, groups, {})
+    assert output.losses.tolist() == pytest.approx(plain_loss(objective, policy, reference, weights), rel=1e-10)
+
+
+@pytest.mark.parametrize("mixture", ["harmonic", "geometric", "multi_loss"])
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_all_weight_on_one_is_dpo_against_it(mixture, k):
+    """The right way round: the authors' code for two references has the weights swapped."""
+    weights = tuple(float(i == k) for i in range(3))
+    policy, reference, groups = case()
+    policy.requires_grad_()
+    mixed = MultiReference(0.2, mixture, "fixed", weights, trust_region=None).evaluate(policy, reference, groups, {})
+    alone = DPO(0.2).output(policy, reference[k : k + 1], groups)
+    torch.testing.assert_close(mixed.losses, alone.losses)
+    gradients = [torch.autograd.grad(output.loss.total, policy)[0] for output in (mixed, alone)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_adaptive_weights_are_each_pairs_own():
+    policy, reference, groups = case()
+    gaps = (reference[:, :, 0] - reference[:, :, 1]).abs()
+    weights = (gaps / (gaps.sum(0) + 1e-6)).T.tolist()
+    objective = MultiReference(0.2, "geometric", "adaptive", trust_region=None)
+    output = objective.evaluate(policy, reference, groups, {})
+    assert output.losses.tolist() == pytest.approx(plain_loss(objective, policy, reference, weights), rel=1e-10)
+    told = [float(output.metrics[f"multi_reference/weight_{k}"].total / 4) for k in range(3)]
+    assert told == pytest.approx([sum(row[k] for row in weights) / 4 for k in range(3)])
+
+
+def test_per_token_mixing_divides_all_by_the_policys_tokens():
+    policy, reference, groups = case(r=2)
+    objective = MultiReference(2.0, "geometric", "uniform", trust_region=None, normalize="mean")
+    output = objective.evaluate(policy, reference, groups, {})
+    n = torch.tensor([4.0, 5.0]).double()
+    shorter = MultiReference(2.0, "geometric", "uniform", trust_region=None)
+    expected = shorter.evaluate(policy / n, reference / n, groups, {})
+    torch.testing.assert_close(output.losses, expected.losses)
+
+
+class TestTrustRegion:
+    def test_by_hand(self):
+        """l_1 = (-10, -20), l_2 = (-30, -21): b = (-20, -20.5), shares .1 * 20 / 40.5 and .1 * 20.5 / 40.5."""
+        tables = torch.tensor([[-10.0, -20.0], [-30.0, -21.0]]).double()
+        chosen, rejected = (tables[:, y].view(2, 1, 1, 1) for y in (0, 1))
+        (kept, other), clipped = clip(chosen, rejected, 0.1, "adaptive")
+        assert kept.flatten().tolist() == pytest.approx([-10.0, -10.0 * (1 + 0.1 * 20 / 40.5)])
+        assert other.flatten().tolist() == pytest.approx([-20.0, -21.0])  # within 20 (1 + .0506) = 21.01
+        assert clipped.flatten().tolist() == [False, True]
+
+    def test_a_fixed_radius_and_the_near_side(self):
+        tables = torch.tensor([[-10.0, -20.0], [-5.0, -40.0]]).double()
+        chosen, rejected = (tables[:, y].view(2, 1, 1, 1) for y in (0, 1))
+        (kept, other), clipped = clip(chosen, rejected, 0.1, "fixed")
+        assert kept.flatten().tolist() == pytest.approx([-10.0, -9.0])
+        assert other.flatten().tolist() == pytest.approx([-20.0, -22.0])
+        assert clipped.flatten().tolist() == [False, True]
+
+    def test_a_radius_of_nothing_is_dpo_on_the_primary(self):
+        policy, reference, groups = case()
+        tight = MultiReference(0.2, "geometric", "uniform", trust_region=0.0).evaluate(policy, reference, groups, {})
+        torch.testing.assert_close(tight.losses, DPO(0.2).output(policy, reference[:1], groups).losses)
+        share = tight.metrics["multi_reference/clipped"]
+        assert float(share.total / share.count) == pytest.approx(2 / 3)  # all but the primary, of three
+
+    def test_adaptive_weights_are_of_what_was_before_clipping(self):
+        policy, reference, groups = case()
+        free = MultiReference(weighting="adaptive", trust_region=None).evaluate(policy, reference, groups, {})
+        bound = MultiReference(weighting="adaptive", trust_region=0.01).evaluate(policy, reference, groups, {})
+        for k in range(3):
+            name = f"multi_reference/weight_{k}"
+            torch.testing.assert_close(free.metrics[name].total, bound.metrics[name].total)
+        assert not torch.allclose(free.losses, bound.losses)
+
+
+class TestOfflineWeights:
+    """Margins of three references over four pairs, nats per token."""
+
+    MARGINS = torch.tensor([[1.0, 1.0, 1.0, -1.0], [0.5, -0.5, 0.5, -0.1], [-1.0, -1.0, 0.2, 0.2]]).double()
+
+    def test_margins_are_length_normalised(self):
+        reference = torch.tensor([[[-8.0, -20.0]]]).double()
+        assert weighting.pair_margins(reference, pairs(1)).tolist() == [[pytest.approx(-8 / 4 + 20 / 5)]]
+
+    def test_validation_margin(self):
+        assert weighting.validation_margin(self.MARGINS).tolist() == pytest.approx([0.5 / 0.6, 0.1 / 0.6, 0.0])
+
+    def test_validation_margin_is_uniform_where_all_are_wrong(self):
+        assert weighting.validation_margin(-self.MARGINS.abs()).tolist() == pytest.approx([1 / 3] * 3)
+
+    def test_validation_accuracy(self):
+        assert weighting.validation_accuracy(self.MARGINS, False).tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])
+        assert weighting.validation_accuracy(self.MARGINS, True).tolist() == pytest.approx([1.0, 0.0, 0.0])
+
+    def test_best_single(self):
+        assert weighting.best_single(self.MARGINS).tolist() == [1.0, 0.0, 0.0]
+
+    @pytest.mark.parametrize("name", ["validation_margin", "validation_accuracy", "best_single"])
+    def test_they_are_set_once_and_used(self, name):
+        policy, reference, groups = case()
+        objective = MultiReference(0.2, "geometric", name, trust_region=None)
+        state = objective.fit(reference, groups, objective.initial_state(0))
+        assert float(state["weights"].sum()) == pytest.approx(1.0)
+        output, after = objective(policy, reference, groups, state)
+        assert torch.equal(after["weights"], state["weights"])
+        expected = plain_loss(objective, policy, reference, state["weights"].tolist())
+        assert output.losses.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def margins_like(right: float, n: int, draw: torch.Generator) -> torch.Tensor:
+    """[1, n] margins of a reference that orders a pair right with this probability."""
+    correct = torch.rand(n, generator=draw) < right
+    return torch.where(correct, 1.0, -1.0).double()[None]
+
+
+class TestSlidingWindow:
+    def test_weights_exclude_the_batch_itself(self):
+        objective = MultiReference(0.2, "geometric", "sliding_window", trust_region=None, window=2)
+        policy, reference, groups = case()
+        state = objective.fit(reference, groups, objective.initial_state(0))
+        output, after = objective(policy, reference, groups, state)
+        expected = plain_loss(objective, policy, reference, [1 / 3] * 3)
+        assert output.losses.tolist() == pytest.approx(expected, rel=1e-9)
+        assert int(after["filled"]) == 1
+        means = weighting.pair_margins(reference, groups).mean(1)
+        torch.testing.assert_close(after["window"][0], means)
+        torch.testing.assert_close(
+            weighting.window_weights(after), means.clamp(min=0) / means.clamp(min=0).sum().clamp(min=1e-30)
+        )
+
+    def test_it_tracks_a_switch(self):
+        draw = torch.Generator().manual_seed(0)
+        state = {"window": torch.zeros(20, 2).double(), "filled": torch.tensor(0)}
+        for step in range(200):
+            good = 0 if step < 100 else 1
+            margins = torch.cat([margins_like(0.9 if k == good else 0.5, 8, draw) for k in range(2)])
+            state = weighting.window_after(state, margins)
+            if step in (99, 199):
+                assert float(weighting.window_weights(state)[good]) > 0.75
+
+    def test_a_batch_without_a_pair_leaves_it(self):
+        state = {"window": torch.ones(3, 2).double(), "filled": torch.tensor(3)}
+        assert weighting.window_after(state, torch.zeros(2, 0)) == state
+
+
+class TestThompson:
+    def test_the_better_reference_gets_the_pulls(self):
+        """One of three is right 90 % of the time, the others half: >= 80 % of 500 pulls are its, for >= 95 of 100 seeds."""
+        good = 0
+        for seed in range(100):
+            draw = torch.Generator().manual_seed(seed)
+            counts = torch.zeros(3).double()
+            zero = torch.tensor(0)
+            state = {"successes": counts, "failures": counts.clone(), "step": zero, "seed": torch.tensor(seed)}
+            pulls = 0
+            for _ in range(500):
+                pulled = weighting.thompson_draw(state)
+                pulls += pulled == 1
+                margins = torch.zeros(3, 1).double()
+                margins[pulled] = margins_like(0.9 if pulled == 1 else 0.5, 1, draw)
+                state = weighting.thompson_after(state, pulled, margins, 1.0)
+            good += pulls >= 400
+        assert good >= 95
+
+    def test_the_draw_is_before_the_batch_and_the_same_everywhere(self):
+        policy, reference, groups = case()
+        objective = MultiReference(weighting="thompson", trust_region=None)
+        state = objective.fit(reference, groups, objective.initial_state(7))
+        first, after = objective(policy, reference, groups, state)
+        other, _ = objective(policy - 3, reference.flip(0), groups, state)
+        name = [n for n in first.metrics if "weight" in n and float(first.metrics[n].total) > 0]
+        assert name == [n for n in other.metrics if "weight" in n and float(other.metrics[n].total) > 0]
+        pulled = int(name[0][-1])
+        margins = weighting.pair_margins(reference, groups)[pulled]
+        assert float(after["successes"][pulled]) == float((margins > 0).sum())
+        assert float(after["successes"].sum() + after["failures"].sum()) == 4
+        assert int(after["step"]) == 1
+
+    def test_draws_follow_the_posterior(self):
+        """Beta(3, 1) against Beta(1, 1): the first is drawn larger with probability 3/4."""
+        wins = 0
+        for step in range(4000):
+            state = {
+                "successes": torch.tensor([2.0, 0.0]),
+                "failures": torch.zeros(2),
+                "step": torch.tensor(step),
+                "seed": torch.tensor(0),
+            }
+            wins += weighting.thompson_draw(state) == 0
+        assert abs(wins / 4000 - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 4000)
+
+    def test_evaluation_uses_the_best_posterior_mean(self):
+        policy, reference, groups = case()
+        state = {
+            "successes": torch.tensor([5.0, 9.0, 0.0]).double(),
+            "failures": torch.tensor([5.0, 1.0, 0.0]).double(),
+            "step": torch.tensor(20),
+            "seed": torch.tensor(0),
+        }
+        output = MultiReference(0.2, weighting="thompson", trust_region=None).evaluate(policy, reference, groups, state)
+        torch.testing.assert_close(output.losses, DPO(0.2).output(policy, reference[1:2], groups).losses)
+
+    def test_old_counts_fade(self):
+        state = {
+            "successes": torch.tensor([8.0, 0.0]).double(),
+            "failures": torch.tensor([2.0, 4.0]).double(),
+            "step": torch.tensor(0),
+            "seed": torch.tensor(0),
+        }
+        after = weighting.thompson_after(state, 1, torch.tensor([[0.0, 0.0], [1.0, -1.0]]).double(), 0.5)
+        assert after["successes"].tolist() == [4.0, 1.0]
+        assert after["failures"].tolist() == [1.0, 3.0]
+
+
+class TestRefuses:
+    @pytest.mark.parametrize(
+        ("fields", "found"),
+        [
+            ({"weighting": "fixed", "weights": (0.5, 0.4)}, "a sum of 1"),
+            ({"weighting": "fixed", "weights": (0.0, 0.0)}, "at least one above 0"),
+            ({"weighting": "fixed", "weights": (1.5, -0.5)}, "numbers of at least 0"),
+            ({"weighting": "fixed"}, "weights is None"),
+            ({"weights": (0.5, 0.5)}, "weights is"),
+            ({"weighting": "best"}, "one of uniform, adaptive"),
+            ({"mixture": "mean"}, "one of harmonic"),
+            ({"window": 0}, "window"),
+            ({"discount": 0.0}, "discount"),
+            ({"trust_region": -0.1}, "trust_region"),
+            ({"beta": 0.0}, "beta"),
+        ],
+    )
+    def test_hyper_parameters(self, fields, found):
+        with pytest.raises(ValueError, match=found):
+            MultiReference(**fields)
+
+    def test_weights_for_another_number_of_references(self):
+        policy, reference, groups = case(r=3)
+        objective = MultiReference(weighting="fixed", weights=(0.5, 0.5))
+        with pytest.raises(ValueError, match="2 numbers, the run has 3 references"):
+            objective.fit(reference, groups, {})
+
+
+def test_groups_with_more_candidates_average_their_pairs():
+    torch.manual_seed(0)
+    policy, reference = -torch.rand(3, 4).double() * 20, -torch.rand(2, 3, 4).double() * 20
+    better = torch.ones(4, 4, dtype=torch.bool).triu(1).expand(3, 4, 4)
+    groups = replace(
+        pairs(3),
+        mask=torch.ones(3, 4, dtype=torch.bool),
+        tokens=torch.full((3, 4), 5),
+        better=better,
+        scored=torch.zeros(3, 4, dtype=torch.bool),
+    )
+    objective = MultiReference(0.2, "geometric", "uniform", trust_region=None)
+    mixed = reference.mean(0)
+    expected = DPO(0.2).output(policy, mixed[None], groups)
+    torch.testing.assert_close(objective.evaluate(policy, reference, groups, {}).losses, expected.losses)
