@@ -327,18 +327,18 @@ class TestDPO:
 class TestPairMetrics:
     def test_by_hand_with_a_tie(self):
         """A tie is not correct, and is counted as a tie: at policy == reference accuracy is 0 and ties are 1."""
-        rewards = torch.tensor([[1.0, 0.0], [2.0, 2.0], [0.0, 3.0]])
-        metrics = pair_metrics(rewards, rewards - 1, facts(ranked(3, 2)))
+        rewards = torch.tensor([[1.0, 0.0], [2.0, 2.0], [0.0, 3.0], [4.0, 1.0]])
+        metrics = pair_metrics(rewards, rewards - 1, facts(ranked(4, 2)))
         means = {name: float(value.total / value.count) for name, value in metrics.items()}
         assert means == pytest.approx(
             {
-                "rewards/chosen": 1.0,
-                "rewards/rejected": 5 / 3,
-                "rewards/margins": -2 / 3,
-                "rewards/accuracies": 1 / 3,
-                "rewards/ties": 1 / 3,
-                "logps/chosen": 0.0,
-                "logps/rejected": 2 / 3,
+                "rewards/chosen": 7 / 4,
+                "rewards/rejected": 6 / 4,
+                "rewards/margins": 1 / 4,
+                "rewards/accuracies": 2 / 4,
+                "rewards/ties": 1 / 4,
+                "logps/chosen": 3 / 4,
+                "logps/rejected": 2 / 4,
             }
         )
 

@@ -71,8 +71,11 @@ def test_beaten_logsumexp(groups):
 
 
 def test_ranking_losses(groups):
-    values = torch.tensor([[5.0, 3.0, -1.0], [2.0, 9.0, NAN]])
+    values = torch.tensor([[5.0, 3.0, -1.0], [2.0, 9.0, 0.0]], requires_grad=True)
     losses, ranked = ranking_losses(values, groups.better)
+    (gradient,) = torch.autograd.grad(losses.sum(), values)
+    assert gradient.isfinite().all()
+    assert float(gradient[1, 2]) == 0
     first = math.log(math.exp(5) + math.exp(3) + math.exp(-1)) - 5 + math.log(math.exp(3) + math.exp(-1)) - 3
     assert losses.tolist() == pytest.approx([first, math.log(1 + math.exp(-7))], rel=1e-5)
     assert ranked.tolist() == [True, True]

@@ -47,7 +47,7 @@ class KTO(Stateless):
         apart = torch.where(mismatched, (policy - reference[0]).detach(), 0.0)
         z = (apart.sum() / mismatched.sum().clamp(min=1)).clamp(min=0)
         ratios = log_ratios(policy, reference[0], groups)
-        labels = torch.where(groups.mask, groups.labels, 0)
+        labels = groups.labels
         weight = torch.where(labels > 0, self.desirable_weight, self.undesirable_weight)
         # 1 - sigma(x) = sigma(-x)
         values = weight * torch.sigmoid(-self.beta * (ratios - z) * labels)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 def beaten_logsumexp(values: Tensor, better: Tensor) -> Tensor:
     """[G, K] logsumexp of [G, K] values over those each candidate is preferred to; -inf where there is none."""
-    beaten = torch.where(better, values[:, None, :], -torch.inf)
-    some = better.any(2, keepdim=True)
-    # An empty row's logsumexp has a NaN gradient: it is given a finite row, and put back after.
-    finite = torch.where(some, beaten, 0.0).logsumexp(2)
-    return torch.where(some[:, :, 0], finite, -torch.inf)
+    return torch.where(better, values[:, None, :], -torch.inf).logsumexp(2)
 
 
 def ranking_losses(values: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +22,5 @@ def ranking_losses(values: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         losses [G], and [G] bool, whether the group has a comparison at all.
     """
-    ahead = better.any(2)
-    beaten = torch.where(ahead, beaten_logsumexp(values, better), values)
-    terms = torch.nn.functional.softplus(beaten - values)
-    return torch.where(ahead, terms, 0.0).sum(1), ahead.any(1)
+    # A candidate that beats none has a term of softplus(-inf) = 0, and no gradient.
+    return softplus(beaten_logsumexp(values, better) - values).sum(1), better.any(2).any(1)

@@ -1,0 +1,215 @@
+"""What each method logs, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from penchant.objectives import (
+    CDPO,
+    DDORM,
+    IPO,
+    KTO,
+    ORPO,
+    RLOO,
+    SDPO,
+    BetaDPO,
+    BradleyTerry,
+    Groups,
+    Hinge,
+    LengthNormalizedDPO,
+    MultiReference,
+    PlackettLuce,
+    PlackettLuceReward,
+    PreferenceHead,
+    RewardRegression,
+    RobustDPO,
+    SimPO,
+)
+
+POLICY = torch.tensor([[-4.0, -9.0, -6.0], [-2.0, -1.0, -8.0]], dtype=torch.float64)
+REFERENCE = torch.tensor([[[-5.0, -8.0, -6.5], [-3.0, -4.0, -2.0]]], dtype=torch.float64)
+DELTA = POLICY - REFERENCE[0]  # [[1, -1, .5], [1, 3, -6]]
+
+
+@pytest.fixture
+def groups() -> Groups:
+    """Candidate 0 is preferred to both others in the first group, and to the last one in the second."""
+    better = torch.zeros(2, 3, 3, dtype=torch.bool)
+    better[0, 0, 1] = better[0, 0, 2] = better[1, 0, 2] = True
+    return Groups(
+        mask=torch.ones(2, 3, dtype=torch.bool),
+        tokens=torch.tensor([[2, 3, 4], [1, 1, 4]]),
+        better=better,
+        scores=torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]]),
+        scored=torch.ones(2, 3, dtype=torch.bool),
+        labels=torch.tensor([[1, -1, 0], [1, 1, -1]]),
+        weights=torch.ones(2),
+        mismatched=torch.zeros(2, 3, dtype=torch.bool),
+        rewards=torch.tensor([[2.0, 1.0, 3.0], [0.0, 7.0, -1.0]], dtype=torch.float64),
+    )
+
+
+def means(output) -> dict[str, float]:
+    return {name: float(value.total / value.count) for name, value in output.metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "scale", "per_token"),
+    [
+        (CDPO(0.2), 0.2, False),
+        (RobustDPO(0.2), 0.2, False),
+        (Hinge(0.2), 0.2, False),
+        (PlackettLuce(0.2), 0.2, False),
+        (SDPO(0.2), 0.2, False),
+        (IPO(0.2, "sum"), 0.2, False),
+        (IPO(0.2), 0.2, True),
+        (LengthNormalizedDPO(3.0), 3.0, True),
+        (MultiReference(0.2, weighting="uniform"), 0.2, False),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_rewards_are_beta_times_log_ratios(groups, objective, scale, per_token):
+    found = means(objective.evaluate(POLICY, REFERENCE, groups, {}))
+    r = scale * (DELTA / groups.tokens if per_token else DELTA)
+    chosen = float((r[0, 0] + r[1, 0]) / 2)
+    rejected = float(((r[0, 1] + r[0, 2]) / 2 + r[1, 2]) / 2)
+    assert found["rewards/chosen"] == pytest.approx(chosen)
+    assert found["rewards/rejected"] == pytest.approx(rejected)
+    assert found["rewards/margins"] == pytest.approx(chosen - rejected)
+    assert found["logps/chosen"] == pytest.approx(-3.0)
+    assert found["logps/rejected"] == pytest.approx((-7.5 - 8) / 2)
+
+
+@pytest.mark.parametrize(("objective", "scale"), [(SimPO(2.0), 2.0), (ORPO(0.3), 0.3)], ids=["simpo", "orpo"])
+def test_without_a_reference_rewards_are_of_log_probs_per_token(groups, objective, scale):
+    found = means(objective.evaluate(POLICY, REFERENCE[:0], groups, {}))
+    means_ = POLICY / groups.tokens
+    chosen, rejected = (means_[0, 0] + means_[1, 0]) / 2, ((means_[0, 1] + means_[0, 2]) / 2 + means_[1, 2]) / 2
+    assert found["rewards/chosen"] == pytest.approx(float(scale * chosen))
+    assert found["rewards/rejected"] == pytest.approx(float(scale * rejected))
+
+
+def test_s_dpo_is_right_above_all_negatives(groups):
+    """By pairs it would be right in 3 of 4; the positive of the second group is not above its hardest negative."""
+    second = groups.better.clone()
+    second[1] = torch.tensor([[False, True, True], [False, False, False], [False, False, False]])
+    found = means(SDPO().evaluate(POLICY, REFERENCE, replace(groups, better=second), {}))
+    assert found["rewards/accuracies"] == pytest.approx(0.5)
+
+
+def test_kto(groups):
+    """Desirable: 0 of the first, 0 and 1 of the second; undesirable: 1 of the first, 2 of the second."""
+    own = groups.mask.clone()
+    own[0, 2] = False
+    given = replace(groups, mask=own, mismatched=~own)
+    found = means(KTO(0.2).evaluate(POLICY, REFERENCE, given, {}))
+    assert found == pytest.approx(
+        {
+            "rewards/chosen": 0.2 * (1 + 1 + 3) / 3,
+            "rewards/rejected": 0.2 * (-1 - 6) / 2,
+            "logps/chosen": (-4 - 2 - 1) / 3,
+            "logps/rejected": (-9 - 8) / 2,
+            "kl": 0.5,
+        }
+    )
+
+
+@pytest.mark.parametrize("objective", [BradleyTerry(), PlackettLuceReward(), RewardRegression()], ids=lambda o: o.name)
+def test_reward_models_log_their_own_rewards(groups, objective):
+    found = means(objective.evaluate(groups.rewards, REFERENCE[:0], groups, {}))
+    assert found["rewards/chosen"] == pytest.approx((2 + 0) / 2)
+    assert found["rewards/rejected"] == pytest.approx(((1 + 3) / 2 - 1) / 2)
+    assert found["rewards/accuracies"] == pytest.approx((0.5 + 1) / 2)
+    assert not any(name.startswith("logps") for name in found)
+    if objective.name == "reward_regression":
+        assert found["score/error"] == pytest.approx((1 + 0 + 1 + 0 + 2 + 2) / 6)
+
+
+def test_a_head_logs_rewards_not_losses(groups):
+    found = means(PreferenceHead().evaluate(POLICY, REFERENCE[:0], groups, {}))
+    assert found["head/chosen"] == pytest.approx(1.0)
+    assert found["head/margins"] == pytest.approx(((1 - 1) / 2 + 1) / 2)
+    assert found["logps/chosen"] == pytest.approx(-3.0)
+    assert not any(name.startswith("rewards/") for name in found)
+
+
+def test_a_model_without_a_head_is_refused(groups):
+    with pytest.raises(ValueError, match="no preference head"):
+        PreferenceHead().evaluate(POLICY, REFERENCE[:0], replace(groups, rewards=None), {})
+
+
+def test_rloo(groups):
+    found = means(RLOO(0.5).evaluate(POLICY, REFERENCE, groups, {}))
+    returns = groups.scores - 0.5 * DELTA
+    advantages = (returns - returns.mean(1, keepdim=True)) * 1.5
+    assert found["reward"] == pytest.approx(2.0)
+    assert found["kl"] == pytest.approx(float(DELTA.mean()))
+    assert found["advantage/squared"] == pytest.approx(float((advantages**2).mean()))
+
+
+def test_rloo_gradient_is_minus_the_advantage(groups):
+    policy = POLICY.clone().requires_grad_()
+    output = RLOO(0.5).evaluate(policy, REFERENCE, groups, {})
+    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    returns = groups.scores - 0.5 * DELTA
+    torch.testing.assert_close(gradient, -(returns - returns.mean(1, keepdim=True)) * 1.5 / 3)
+
+
+def test_ddo_rm_accuracy_is_of_its_scores(groups):
+    """Per token: -2, -3, -1.5 and -2, -1, -2: right once in two pairs, and a tie, which is not right."""
+    found = means(DDORM().evaluate(POLICY, REFERENCE[:0], groups, {}))
+    assert found["rewards/accuracies"] == pytest.approx((0.5 + 0) / 2)
+
+
+def test_beta_dpo(groups):
+    output, _ = BetaDPO(0.2, keep=1.0)(POLICY, REFERENCE, groups, BetaDPO().initial_state(0))
+    found = means(output)
+    gaps = torch.tensor([2.0, 0.5, 7.0])
+    assert found["beta_dpo/mean"] == pytest.approx(float(gaps.mean()))
+    assert found["beta_dpo/deviation"] == pytest.approx(float(gaps.std()))
+    assert found["beta_dpo/kept"] == 1.0
+    assert found["rewards/margins"] == pytest.approx(0.2 * (1.25 + 7) / 2)
+
+
+def test_multi_reference_weights_and_clipping(groups):
+    """The second reference is far above the first: all its log-probs of the pairs are clipped."""
+    both = torch.cat([REFERENCE, REFERENCE / 100])
+    found = means(MultiReference(weighting="fixed", weights=(0.25, 0.75)).evaluate(POLICY, both, groups, {}))
+    assert found["multi_reference/weight_0"] == 0.25
+    assert found["multi_reference/weight_1"] == 0.75
+    assert found["multi_reference/clipped"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        (CDPO, {"label_smoothing": 0.5}),
+        (CDPO, {"label_smoothing": -0.1}),
+        (RobustDPO, {"label_smoothing": 0.5}),
+        (CDPO, {"beta": 0}),
+        (RobustDPO, {"beta": 0}),
+        (IPO, {"beta": 0}),
+        (IPO, {"log_ratio": "total"}),
+        (Hinge, {"beta": 0}),
+        (SimPO, {"beta": 0}),
+        (SimPO, {"gamma": -0.1}),
+        (ORPO, {"weight": -1}),
+        (KTO, {"beta": 0}),
+        (KTO, {"desirable_weight": -1}),
+        (KTO, {"undesirable_weight": -1}),
+        (LengthNormalizedDPO, {"beta": 0}),
+        (PlackettLuce, {"beta": 0}),
+        (SDPO, {"beta": 0}),
+        (BradleyTerry, {"centering": -1}),
+        (PreferenceHead, {"form": "both"}),
+        (PreferenceHead, {"label_smoothing": 0.5}),
+        (RLOO, {"beta": -1}),
+        *((method, {"average": "rows"}) for method in (CDPO, RobustDPO, IPO, Hinge, SimPO, ORPO, BradleyTerry)),
+    ],
+)
+def test_refuses_values_out_of_range(method, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        method(**wrong)
