@@ -1,0 +1,95 @@
+"""A comparison's configuration: short forms, and every mistake named at once."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from penchant.comparison.cells import subset, variants
+from penchant.comparison.config import Bench, load_bench
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import ConfigError
+
+LEAST = {"output": "o", "base": {"model": "m", "data": "d"}, "methods": ["dpo", "ipo"], "baseline": "dpo"}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write(*overrides: str, **keys: object) -> Bench:
+        file = tmp_path / "bench.yaml"
+        file.write_text(yaml.safe_dump({**LEAST, **keys}))
+        return load_bench(file, overrides)
+
+    return write
+
+
+def test_a_name_is_a_method(load):
+    methods = load(methods=["dpo", {"objective": {"name": "ipo", "beta": 0.3}}]).methods
+    assert [(m.label, m.objective) for m in methods] == [
+        ("dpo", {"name": "dpo"}),
+        ("ipo", {"name": "ipo", "beta": 0.3}),
+    ]
+
+
+def test_variants_have_names_that_are_folders(load):
+    bench = load(
+        methods=[{"label": "DPO, the usual!", "objective": {"name": "dpo"}, "grid": {"objective.beta": [0.1, 1]}}],
+        baseline="DPO, the usual!",
+    )
+    assert [v.name for v in variants(bench)] == ["dpo-the-usual-beta-0.1", "dpo-the-usual-beta-1"]
+
+
+def test_overrides_reach_the_base(load):
+    assert load("base.data.held_out=0.1", "seeds=[7]").base["data"] == {"train": "d", "held_out": 0.1}
+    assert load("seeds=[7]").seeds == [7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"baseline": "dpp"}, "baseline 'dpp' is no label (did you mean dpo?)"),
+        ({"methods": ["dpo", "dpo"]}, "two methods have the label 'dpo'"),
+        ({"methods": ["start", "dpo"]}, "'start' is the starting model's row"),
+        ({"methods": []}, "methods"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds names a value twice"),
+        ({"sizes": [1.5]}, "1.5 is neither a share in (0, 1] nor a count"),
+        ({"sizes": [0]}, "0 is neither a share"),
+        ({"base": {"model": "m", "output": "x"}}, "base.output is set by the comparison itself"),
+        ({"meassure": {}}, "meassure: there is no such key (did you mean measure?)"),
+        ({"measure": {"sampels": 3}}, "measure.sampels: there is no such key (did you mean samples?)"),
+        ({"measure": {"reward": {}}}, "expected one of model, function and judge, found none"),
+        ({"measure": {"reward": {"model": "a", "function": "b"}}}, "found model and function"),
+        (
+            {
+                "methods": [{"label": "a", "objective": {"name": "dpo"}, "grid": {"objective.beta": []}}],
+                "baseline": "a",
+            },
+            "has no values",
+        ),
+        ({"search": {"parameters": {}}}, "names nothing to vary"),
+        ({"search": {"parameters": {"objective.beta": {"low": 1, "high": 0}}}}, "expected low < high"),
+        ({"search": {"parameters": {"objective.beta": {"low": 0.1, "high": 1}}}}, "a grid takes lists of values"),
+    ],
+)
+def test_mistakes(load, keys, found):
+    with pytest.raises(ConfigError) as error:
+        load(**keys)
+    assert found in str(error.value)
+    assert "bench.yaml" in str(error.value)
+
+
+class TestSubsets:
+    GROUPS = tuple(PreferenceGroup(f"p{i // 2}", ("a", "b"), id=str(i)) for i in range(20))
+
+    @pytest.mark.parametrize(("size", "expected"), [(1.0, 20), (0.5, 10), (0.05, 2), (7, 8), (1, 2)])
+    def test_whole_prompts_up_to_a_share_or_a_count(self, size, expected):
+        part = subset(self.GROUPS, size, seed=0)
+        assert len(part) == expected
+        prompts = {group.prompt for group in part}
+        assert [g for g in self.GROUPS if g.prompt in prompts] == part
+
+    def test_each_contains_the_smaller(self):
+        parts = [{g.id for g in subset(self.GROUPS, n, seed=3)} for n in (2, 6, 12, 20)]
+        assert parts[0] < parts[1] < parts[2] < parts[3]
+        assert {g.id for g in subset(self.GROUPS, 6, seed=4)} != parts[1]

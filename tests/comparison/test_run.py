@@ -1,0 +1,320 @@
+"""A comparison from its YAML to its page, on a tiny model: resumable cell by cell, each cell reproducible alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penchant.comparison import run as running
+from penchant.comparison.config import load_bench
+from penchant.comparison.run import compare
+from penchant.comparison.write import write_comparison
+from penchant.config import load_config
+from penchant.data.reading import read_groups
+from penchant.engine.distribution import World, local_device
+from penchant.errors import ConfigError, TrainingError
+from penchant.evaluation.held_out import score
+from penchant.evaluation.preferences import evaluate_preferences
+from penchant.training.run import train
+
+
+@pytest.fixture
+def bench(tmp_path, tiny_model, tiny_pairs):
+    """Writes a small comparison's YAML; keys given replace its own."""
+    (tmp_path / "rewards.py").write_text(
+        "def score(prompt, responses):\n    return [r.count('cat') + 0.0 for r in responses]\n"
+    )
+
+    def write(**keys: object) -> Path:
+        values: dict[str, object] = {
+            "output": str(tmp_path / "bench"),
+            "base": {
+                "model": str(tiny_model),
+                "data": {"train": str(tiny_pairs), "held_out": 0.25},
+                "training": {"max_steps": 3, "batch_size": 8, "learning_rate": 1e-3},
+                "logging": {"every": 1},
+            },
+            "methods": ["dpo", {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}],
+            "baseline": "dpo",
+            "seeds": [0, 1],
+            "measure": {"samples": 4, "max_new_tokens": 6, "reward": {"function": f"{tmp_path / 'rewards.py'}:score"}},
+            **keys,
+        }
+        file = tmp_path / "bench.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return file
+
+    return write
+
+
+def run(file: Path, *overrides: str):
+    return compare(load_bench(file, overrides), str(file))
+
+
+def numbers(comparison) -> list[tuple]:
+    return [(c.method, c.settings, c.size, c.seed, c.metrics, c.values, c.failed) for c in comparison.cells]
+
+
+class TestACampaign:
+    @pytest.fixture(scope="class")
+    def finished(self, tmp_path_factory, tiny_model, tiny_pairs):
+        """Two methods (one at two betas), two sizes, two seeds, with a reward as judge."""
+        folder = tmp_path_factory.mktemp("campaign")
+        (folder / "rewards.py").write_text(
+            "def score(prompt, responses):\n    return [len(r) + 0.0 for r in responses]\n"
+        )
+        reward = {"function": f"{folder / 'rewards.py'}:score"}
+        file = folder / "bench.yaml"
+        values = {
+            "output": str(folder / "bench"),
+            "base": {
+                "model": str(tiny_model),
+                "data": {"train": str(tiny_pairs), "held_out": 0.25},
+                "training": {"max_steps": 3, "batch_size": 8, "learning_rate": 1e-3},
+                "logging": {"every": 1},
+            },
+            "methods": ["kto", {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}],
+            "baseline": "kto",
+            "seeds": [0, 1],
+            "sizes": [0.5, 1.0],
+            "measure": {"samples": 4, "max_new_tokens": 6, "reward": reward, "judge": reward, "against": "baseline"},
+        }
+        file.write_text(yaml.safe_dump(values))
+        comparison = run(file)
+        document, _ = write_comparison(comparison, folder / "bench")
+        return folder, file, comparison, document
+
+    def test_every_cell_is_there(self, finished):
+        _, _, comparison, _ = finished
+        found = {(c.method, tuple(c.settings.values()), c.size, c.seed) for c in comparison.cells}
+        sizes = sorted({c.size for c in comparison.cells})
+        variants = [("start", ()), ("kto", ()), ("ipo", (0.1,)), ("ipo", (1.0,))]
+        assert found == {(*v, n, s) for v in variants for n in sizes for s in (0, 1)}
+        assert sizes == [18, 36]
+
+    def test_the_smaller_data_is_in_the_larger_and_the_held_out_in_neither(self, finished):
+        folder = finished[0] / "bench" / "data"
+        small, large, held_out = (
+            {g.id for g in read_groups(str(folder / f"{name}.jsonl")).groups}
+            for name in ("train-18", "train-36", "held_out")
+        )
+        assert small < large
+        assert not large & held_out
+        prompts = [
+            {str(g.prompt) for g in read_groups(str(folder / f"{n}.jsonl")).groups} for n in ("train-36", "held_out")
+        ]
+        assert not prompts[0] & prompts[1]
+
+    def test_metrics_are_those_of_a_direct_evaluation(self, finished):
+        folder, _, comparison, _ = finished
+        cell = next(c for c in comparison.cells if c.method == "ipo")
+        groups = read_groups(str(folder / "bench" / "data" / "held_out.jsonl")).groups
+        scored = score(cell.folder, groups, World(0, 1, local_device()), reference=comparison.model)
+        report = evaluate_preferences(scored)
+        for name in ("accuracy", "margin", "auc", "log_prob_accuracy", "mean_log_prob_auc", "mean_log_prob_margin"):
+            assert cell.metrics[name] == pytest.approx(report.metrics[name].value, rel=1e-9), name
+        assert cell.metrics["length_accuracy"] == pytest.approx(report.metrics["length_accuracy"].value)
+
+    def test_samples_reward_and_kl(self, finished):
+        _, _, comparison, _ = finished
+        for cell in comparison.cells:
+            assert set(cell.values["words"]) == {f"sample {i}" for i in range(4)}
+            assert cell.metrics["reward"] == pytest.approx(sum(cell.values["reward"].values()) / 4)
+            if cell.method == "start":
+                assert cell.metrics["kl"] == 0
+                assert "accuracy" not in cell.metrics
+            else:
+                assert cell.metrics["kl_error"] >= 0
+
+    def test_the_judge_compares_with_the_baseline_of_the_same_seed_and_size(self, finished):
+        _, _, comparison, _ = finished
+        by = {(c.method, tuple(c.settings.values()), c.size, c.seed): c for c in comparison.cells}
+        for key, cell in by.items():
+            if key[0] in ("start", "kto"):
+                assert "win_rate" not in cell.metrics
+                continue
+            rival = by["kto", (), *key[2:]]
+            pairs = [(cell.values["reward"][k], rival.values["reward"][k]) for k in cell.values["reward"]]
+            expected = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+            assert cell.metrics["win_rate"] == pytest.approx(expected)
+
+    def test_a_cell_alone_is_the_same_run(self, finished, tmp_path):
+        _, _, comparison, _ = finished
+        cell = next(c for c in comparison.cells if c.method == "ipo")
+        alone = train(load_config(Path(cell.folder) / "config.yaml", [f"output={tmp_path / 'alone'}"]))
+        assert (alone / "metrics.jsonl").read_bytes() == (Path(cell.folder) / "metrics.jsonl").read_bytes()
+
+    def test_again_it_trains_and_measures_nothing(self, finished, monkeypatch):
+        _, file, comparison, _ = finished
+        monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
+        again = run(file)
+        assert numbers(again) == numbers(comparison)
+
+    def test_its_files(self, finished):
+        folder, _, _, document = finished
+        written = json.loads((folder / "bench" / "compare.json").read_text())
+        assert written == json.loads(json.dumps(document))
+        row = next(v for v in written["variants"] if v["variant"] == "ipo, beta 1.0")
+        assert row["metrics"]["accuracy"].keys() == {"value", "low", "high", "n"}
+        assert row["metrics"]["accuracy"]["n"] == 2
+        assert row["difference"]["low"] <= row["difference"]["value"] <= row["difference"]["high"]
+        assert row["corrected"]["low"] <= row["difference"]["low"]
+        page = (folder / "bench" / "compare.html").read_text()
+        assert page.count("<svg") >= 3
+        assert not re.search(r"(src|href)=\"http", page)
+        for text in (
+            "Reward against KL",
+            "accuracy by data size",
+            "What the judge said",
+            "What it cost",
+            "ipo, beta 1.0",
+        ):
+            assert text in page
+        assert (folder / "bench" / "compare.md").read_text().count("| ipo, beta 0.1 |") == 2
+        assert r"\toprule" in (folder / "bench" / "compare.tex").read_text()
+
+
+def test_interrupted_between_cells_it_goes_on_to_the_same(bench, tmp_path, monkeypatch):
+    file = bench()
+    whole = run(file, f"output={tmp_path / 'whole'}")
+    calls = []
+
+    def failing(config, **named):
+        calls.append(config.output)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train(config, **named)
+
+    monkeypatch.setattr(running, "train", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(file)
+    resumed = run(file)
+    assert len(calls) == len(set(calls)) + 1
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, monkeypatch):
+    def failing(config, **named):
+        if "ipo-beta-1.0-seed1" in config.output:
+            raise TrainingError("the loss is not a finite number at step 2")
+        return train(config, **named)
+
+    monkeypatch.setattr(running, "train", failing)
+    comparison = run(bench())
+    failed = [cell for cell in comparison.cells if cell.failed]
+    assert [(cell.method, cell.settings, cell.seed) for cell in failed] == [("ipo", {"objective.beta": 1.0}, 1)]
+    assert "ipo, seed 1: the loss is not a finite number at step 2" in comparison.notices
+    document, _ = write_comparison(comparison, Path(comparison.cells[0].folder).parent)
+    row = next(v for v in document["variants"] if v["variant"] == "ipo, beta 1.0")
+    assert row["seeds"] == [0]
+    assert row["failed"] == {"1": "the loss is not a finite number at step 2"}
+
+
+def test_weights_may_be_thrown_away(bench):
+    comparison = run(bench(keep_weights=False, seeds=[0]))
+    cells = [Path(cell.folder) for cell in comparison.cells if cell.method != "start"]
+    assert not [file for folder in cells for file in folder.rglob("*.safetensors")]
+    assert all((folder / "measured.json").exists() for folder in cells)
+    assert numbers(run(bench(keep_weights=False, seeds=[0]))) == numbers(comparison)
+
+
+class TestRefuses:
+    @pytest.mark.parametrize(
+        ("keys", "found"),
+        [
+            ({"methods": ["dpo", "dpoo"]}, "dpoo: 1 problem(s) in the configuration"),
+            ({"methods": ["dpo", "bradley_terry"]}, "bradley_terry trains a reward model"),
+            ({"measure": {"samples": 0, "primary": "reward"}}, "measure.primary is 'reward', which is not measured"),
+            ({"measure": {"samples": 0, "primary": "acuracy"}}, "measure.primary is 'acuracy'"),
+            ({"sizes": [100]}, "100 groups are asked for, and the data has 36"),
+            ({"baseline": "start"}, "baseline is start, which has no accuracy"),
+        ],
+    )
+    def test_before_anything_is_trained(self, bench, keys, found, monkeypatch):
+        monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained"))
+        with pytest.raises(ConfigError) as error:
+            run(bench(**keys))
+        assert found in str(error.value)
+
+    def test_a_folder_of_another_comparison(self, bench, tiny_model):
+        run(bench(seeds=[0], methods=["dpo"]))
+        file = bench(seeds=[0], methods=["dpo"])
+        with pytest.raises(ConfigError, match="another base"):
+            run(file, "base.training.max_steps=4")
+
+    def test_methods_and_seeds_may_be_added(self, bench):
+        first = run(bench(seeds=[0], methods=["dpo"]))
+        second = run(bench(seeds=[0, 1], methods=["dpo", "simpo"]))
+        assert len(second.cells) == 6
+        kept = next(c for c in first.cells if c.method == "dpo")
+        assert kept in second.cells
+
+
+class TestSweep:
+    def test_a_grid(self, bench):
+        search = {
+            "method": "grid",
+            "parameters": {"objective.beta": [0.1, 0.5], "training.learning_rate": [1e-4, 1e-3]},
+        }
+        comparison = run(bench(methods=["dpo"], seeds=[0], search=search))
+        settings = [tuple(c.settings.values()) for c in comparison.cells if c.method == "dpo"]
+        assert sorted(settings) == [(0.1, 1e-4), (0.1, 1e-3), (0.5, 1e-4), (0.5, 1e-3)]
+
+    def test_random_draws_within_their_ranges_and_budget(self, bench):
+        search = {
+            "method": "random",
+            "trials": 6,
+            "parameters": {"objective.beta": {"low": 0.01, "high": 1.0, "scale": "log"}, "training.batch_size": [4, 8]},
+            "budget": {"trials": 2},
+        }
+        comparison = run(bench(methods=["dpo"], seeds=[0], search=search))
+        drawn = [c.settings for c in comparison.cells if c.method == "dpo"]
+        assert len(drawn) == 2
+        assert all(0.01 <= s["objective.beta"] <= 1.0 and s["training.batch_size"] in (4, 8) for s in drawn)
+        assert any("the budget of 2 trials is spent: 4 of 6 cells" in notice for notice in comparison.notices)
+        assert drawn == [c.settings for c in run(bench(methods=["dpo"], seeds=[0], search=search)).cells][1:]
+
+    def test_a_budget_of_tokens(self, bench):
+        search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"tokens": 1}}
+        comparison = run(bench(methods=["dpo"], seeds=[0], search=search))
+        assert len([c for c in comparison.cells if c.method == "dpo"]) == 1
+
+
+def test_the_verb_prints_one_json_document(bench):
+    done = subprocess.run(
+        [sys.executable, "-m", "penchant", "compare", str(bench(seeds=[0], methods=["dpo"])), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [v["variant"] for v in document["variants"]] == ["start", "dpo"]
+    assert math.isfinite(document["variants"][1]["metrics"]["accuracy"]["value"])
+
+
+def test_a_sweep_without_a_search_is_refused(bench):
+    done = subprocess.run(
+        [sys.executable, "-m", "penchant", "sweep", str(bench())], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no search section" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_folders_are_copied_without_meaning(tmp_path, bench):
+    """A comparison's folder may be moved: what is measured is in it."""
+    file = bench(seeds=[0], methods=["dpo"])
+    first = run(file)
+    moved = tmp_path / "moved"
+    shutil.move(tmp_path / "bench", moved)
+    again = run(file, f"output={moved}")
+    assert [c.metrics for c in again.cells] == [c.metrics for c in first.cells]
