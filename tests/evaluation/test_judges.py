@@ -1,0 +1,223 @@
+"""Judges: endpoints that answer, stumble or talk nonsense, and win rates in both orders."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from penchant.config_reward import JudgeConfig
+from penchant.engine.reference_cache import cache_folder
+from penchant.errors import ConfigError
+from penchant.evaluation import endpoint
+from penchant.evaluation.judges import (
+    EndpointJudge,
+    EndpointReward,
+    RewardJudge,
+    Verdict,
+    fill,
+    read_rating,
+    read_verdict,
+)
+from penchant.evaluation.win_rate import win_rate
+
+
+class Server:
+    """Answers by a script, over and over its last line; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.script: list[object] = ["[[A]]"]
+        self.asked: list[dict] = []
+        self.keys: list[str | None] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(body)
+                outer.keys.append(self.headers["Authorization"])
+                step = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
+                if callable(step):
+                    step = step(body["messages"][0]["content"])
+                if isinstance(step, float):
+                    time.sleep(step)
+                    step = "[[A]]"
+                code = step if isinstance(step, int) else 200
+                reply = {"choices": [{"message": {"content": step}}]} if step != "empty" else {}
+                data = json.dumps(reply).encode()
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.001)
+    running = Server()
+    yield running
+    running.server.shutdown()
+
+
+def judge(server: Server, **settings) -> EndpointJudge:
+    return EndpointJudge(JudgeConfig(url=server.url, model="m", **settings))
+
+
+def compare(server: Server, **settings) -> list[Verdict]:
+    return judge(server, **settings).compare(["p"], ["ours"], ["theirs"])
+
+
+class TestEndpoint:
+    @pytest.mark.parametrize(
+        ("answer", "side"), [("So: [[A]]", "first"), ("[[A]]? No: [[B]]", "second"), ("Equal.\n[[C]]", "tie")]
+    )
+    def test_a_verdict(self, server, answer, side):
+        server.script = [answer]
+        assert compare(server) == [Verdict(side)]
+        (asked,) = server.asked
+        assert asked["model"] == "m"
+        assert asked["temperature"] == 0
+        assert "ours" in asked["messages"][0]["content"].split("[Response B]")[0]
+
+    @pytest.mark.parametrize("stumble", ["I like both.", 500, 429, 503, "empty"])
+    def test_asked_again_where_it_stumbles(self, server, stumble):
+        server.script = [stumble, stumble, "[[B]]"]
+        assert compare(server) == [Verdict("second")]
+        assert len(server.asked) == 3
+
+    @pytest.mark.parametrize("stumble", ["Hm.", 500, "empty"])
+    def test_a_tie_and_counted_where_it_never_answers(self, server, stumble):
+        server.script = [stumble]
+        assert compare(server, retries=2) == [Verdict("tie", failed=True)]
+        assert len(server.asked) == 3
+
+    def test_a_time_out(self, server):
+        server.script = [0.5]
+        assert compare(server, retries=1, timeout_s=0.1) == [Verdict("tie", failed=True)]
+
+    def test_nobody_there(self):
+        config = JudgeConfig(url="http://127.0.0.1:9/v1", model="m", retries=0)
+        assert EndpointJudge(config).compare(["p"], ["a"], ["b"]) == [Verdict("tie", failed=True)]
+
+    @pytest.mark.parametrize("code", [401, 403, 404])
+    def test_a_refusal_is_an_error_at_once(self, server, code, monkeypatch):
+        monkeypatch.setenv("MY_KEY", "secret-key")
+        server.script = [code]
+        with pytest.raises(ConfigError, match=f"refuses: {code}") as error:
+            compare(server, api_key_env="MY_KEY")
+        assert server.url in str(error.value)
+        assert "$MY_KEY" in str(error.value)
+        assert "secret-key" not in str(error.value)
+        assert len(server.asked) == 1
+
+    def test_the_key_is_sent_and_kept_nowhere(self, server, monkeypatch):
+        monkeypatch.setenv("MY_KEY", "secret-key")
+        compare(server, api_key_env="MY_KEY")
+        assert server.keys == ["Bearer secret-key"]
+        assert not any(b"secret-key" in file.read_bytes() for file in cache_folder().iterdir())
+
+    def test_verdicts_are_kept_and_failures_are_not(self, server):
+        server.script = ["[[B]]"]
+        assert compare(server) == compare(server) == [Verdict("second")]
+        assert len(server.asked) == 1
+        server.script = ["Hm.", "[[A]]"]
+        other = judge(server, retries=0)
+        assert other.compare(["q"], ["a"], ["b"])[0].failed
+        assert not other.compare(["q"], ["a"], ["b"])[0].failed
+
+    def test_a_template_of_the_users(self, server, tmp_path):
+        file = tmp_path / "judge.txt"
+        file.write_text("Say [[A]] or [[B]]: {prompt} | {first} | {second}")
+        judge(server, prompt=str(file)).compare(["p {first}"], ["x"], ["y"])
+        assert server.asked[0]["messages"][0]["content"] == "Say [[A]] or [[B]]: p {first} | x | y"
+        file.write_text("no places")
+        with pytest.raises(ConfigError, match=r"has no \{prompt\}"):
+            judge(server, prompt=str(file)).compare(["p"], ["x"], ["y"])
+
+    def test_ratings(self, server):
+        server.script = [lambda question: f"[[{7 if 'good' in question else 2}]]"]
+        reward = EndpointReward(JudgeConfig(url=server.url, model="m"))
+        assert reward(["p", "q"], [["good", "bad"], ["good"]]) == [[7.0, 2.0], [7.0]]
+
+    def test_no_rating_is_an_error(self, server):
+        server.script = ["[[99]]"]
+        with pytest.raises(ConfigError, match="gave no rating after 2 attempts"):
+            EndpointReward(JudgeConfig(url=server.url, model="m", retries=1))(["p"], [["a"]])
+
+
+def test_reading_answers():
+    assert read_verdict("A is better") is None
+    assert read_rating("[[11]] or [[8.5]]") == 8.5
+    assert read_rating("[[0]]") is None
+    assert fill("{a}{b}{c}", a="{b}", b="2") == "{b}2{c}"
+
+
+class Scripted:
+    """A judge that says what a function of the two texts says."""
+
+    name = "scripted"
+
+    def __init__(self, says) -> None:
+        self.says = says
+
+    def compare(self, prompts, first, second):
+        return [self.says(a, b) for a, b in zip(first, second, strict=True)]
+
+
+def longer(a: str, b: str) -> Verdict:
+    return Verdict("first" if len(a) > len(b) else "second" if len(b) > len(a) else "tie")
+
+
+class TestWinRate:
+    OURS, THEIRS = ["aaa", "b", "cc", "dddd"], ["a", "bb", "cc", "d"]
+
+    def test_by_hand(self):
+        result = win_rate(Scripted(longer), ["p"] * 4, self.OURS, self.THEIRS)
+        assert result.values == (1.0, 0.0, 0.5, 1.0)
+        assert (result.wins, result.losses, result.ties) == (2, 1, 1)
+        assert result.rate.value == pytest.approx(2.5 / 4)
+        assert result.agreement == 1.0
+        assert result.failed == 0
+
+    def test_the_other_way_round(self):
+        there = win_rate(Scripted(longer), ["p"] * 4, self.OURS, self.THEIRS)
+        back = win_rate(Scripted(longer), ["p"] * 4, self.THEIRS, self.OURS)
+        assert back.rate.value == pytest.approx(1 - there.rate.value)
+
+    def test_a_judge_that_likes_the_first(self):
+        result = win_rate(Scripted(lambda a, b: Verdict("first")), ["p"] * 4, self.OURS, self.THEIRS)
+        assert result.rate.value == 0.5
+        assert result.agreement == 0.0
+        assert result.ties == 4
+
+    def test_one_order_for_us_and_one_a_tie_is_a_disagreement(self):
+        said = iter(["first", "tie"])
+        result = win_rate(Scripted(lambda a, b: Verdict(next(said))), ["p"], ["x"], ["y"])
+        assert result.values == (0.5,)
+        assert result.agreement == 0.0
+
+    def test_failures_are_counted(self):
+        result = win_rate(Scripted(lambda a, b: Verdict("tie", failed=a == "cc")), ["p"] * 4, self.OURS, self.THEIRS)
+        assert result.failed == 2
+        assert result.to_json()["failed"] == 2
+
+    def test_a_reward_as_judge(self):
+        class Lengths:
+            name = "lengths"
+
+            def __call__(self, prompts, responses):
+                return [[float(len(r)) for r in of] for of in responses]
+
+        result = win_rate(RewardJudge(Lengths()), ["p"] * 4, self.OURS, self.THEIRS)
+        assert result.values == (1.0, 0.0, 0.5, 1.0)

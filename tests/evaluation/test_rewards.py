@@ -1,0 +1,168 @@
+"""Rewards: a user's function with all that can be wrong with it, and reward models against a plain forward."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import transformers as hf
+
+from penchant.config_reward import RewardConfig
+from penchant.engine.loading import load_tokenizer
+from penchant.engine.reward_model import start_reward_model
+from penchant.errors import ConfigError, DataError, ModelError, PenchantError
+from penchant.evaluation.rewards import FunctionReward, open_reward, reward_from
+
+CPU = torch.device("cpu")
+FUNCTIONS = """
+def lengths(prompt, responses):
+    return [len(prompt) + len(text) for text in responses]
+
+def raises(prompt, responses):
+    raise KeyError("colour")
+
+def short(prompt, responses):
+    return [1.0]
+
+def nothing(prompt, responses):
+    return None
+
+def words(prompt, responses):
+    return ["good" for _ in responses]
+
+def nan(prompt, responses):
+    return [0.0, float("nan")]
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+def opened(where: str):
+    return open_reward(RewardConfig(function=where), device=CPU)
+
+
+class TestFunctions:
+    def test_from_a_file(self, file):
+        assert opened(f"{file}:lengths")(["ab", "c"], [["x", "yz"], [""]]) == [[3.0, 4.0], [1.0]]
+
+    def test_from_a_package(self):
+        [scores] = opened("penchant.recipes.world:true_rewards")(
+            ["x"], [["the film was superb .", "the film was awful ."]]
+        )
+        assert scores[0] > scores[1]
+
+    def test_its_name_changes_with_its_source(self, file):
+        before = opened(f"{file}:lengths").name
+        assert opened(f"{file}:lengths").name == before
+        file.write_text(FUNCTIONS.replace("len(prompt) + ", ""))
+        assert opened(f"{file}:lengths").name != before
+
+    @pytest.mark.parametrize(
+        ("name", "found"),
+        [
+            ("raises", "raised KeyError: 'colour'"),
+            ("short", "returned 1 numbers for 2 responses"),
+            ("nothing", "returned None, expected 2 numbers"),
+            ("words", "returned ['good', 'good'], expected 2 numbers"),
+            ("nan", "returned nan for response 1, expected a finite number"),
+        ],
+    )
+    def test_what_it_returns(self, file, name, found):
+        with pytest.raises(DataError) as error:
+            opened(f"{file}:{name}")(["p", "q"], [["a", "b"], ["c", "d"]])
+        assert found in str(error.value)
+        assert f"{file}:{name}, prompt 0" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("where", "found"),
+        [
+            ("{file}:absent", "absent has no such name"),
+            ("{file}:constant", "constant is no function"),
+            ("nowhere.py:f", "there is no such file"),
+            ("no_such_package:f", "cannot be imported: ModuleNotFoundError"),
+            ("just_a_name", "expected a module and a name"),
+        ],
+    )
+    def test_where_it_is(self, file, where, found):
+        with pytest.raises(ConfigError) as error:
+            opened(where.format(file=file))
+        assert found in str(error.value)
+
+    def test_a_file_that_fails(self, tmp_path):
+        (tmp_path / "bad.py").write_text("import nothing_of_that_name")
+        with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError"):
+            opened(f"{tmp_path / 'bad.py'}:f")
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory, tiny_model):
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    torch.manual_seed(3)
+    start_reward_model(str(tiny_model)).save_pretrained(folder)
+    load_tokenizer(str(tiny_model)).save_pretrained(folder)
+    return folder
+
+
+class TestModels:
+    PROMPTS = ("the old cat", "dog")
+    RESPONSES = ((" sees a big dog", " runs", ""), (" likes the small house by the river tree",))
+
+    @pytest.mark.parametrize("budget", [1, 25, 10000])
+    def test_equals_a_plain_forward_whatever_the_batch(self, reward_folder, budget):
+        reward = open_reward(RewardConfig(model=str(reward_folder)), device=CPU, token_budget=budget)
+        found = reward(self.PROMPTS, self.RESPONSES)
+        tokenizer = hf.AutoTokenizer.from_pretrained(reward_folder)
+        model = hf.AutoModelForSequenceClassification.from_pretrained(reward_folder).eval()
+        for prompt, responses, scores in zip(self.PROMPTS, self.RESPONSES, found, strict=True):
+            for response, score in zip(responses, scores, strict=True):
+                ids = [*tokenizer(prompt + response).input_ids, tokenizer.eos_token_id]
+                with torch.no_grad():
+                    expected = float(model(torch.tensor([ids])).logits[0, 0])
+                assert score == pytest.approx(expected, rel=1e-5)
+
+    def test_several_outputs_need_a_label(self, tmp_path, tiny_model, reward_folder):
+        config = hf.AutoConfig.from_pretrained(tiny_model, num_labels=3)
+        torch.manual_seed(0)
+        model = hf.AutoModelForSequenceClassification.from_config(config)
+        model.save_pretrained(tmp_path)
+        load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match="the reward model has 3 outputs"):
+            open_reward(RewardConfig(model=str(tmp_path)), device=CPU)
+        with pytest.raises(ConfigError, match=r"reward\.label is 5"):
+            open_reward(RewardConfig(model=str(tmp_path), label=5), device=CPU)
+        one, two = (open_reward(RewardConfig(model=str(tmp_path), label=k), device=CPU) for k in (1, 2))
+        assert one(["a cat"], [[" runs"]]) != two(["a cat"], [[" runs"]])
+
+    def test_a_language_model_is_none(self, tiny_model):
+        with pytest.raises(ModelError, match=r"1 weights are not in the model's files.*score\.weight"):
+            open_reward(RewardConfig(model=str(tiny_model)), device=CPU)
+
+    def test_too_long(self, reward_folder):
+        with pytest.raises(PenchantError, match="tokens"):
+            open_reward(RewardConfig(model=str(reward_folder)), device=CPU)(["cat " * 200], [[" dog"]])
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({}, "expected one of model, function and judge, found none"),
+        ({"model": "a", "function": "b:c"}, "found model and function"),
+        ({"function": "b:c", "label": 1}, "label goes with model"),
+        ({"judge_url": "http://x"}, "valid string"),
+    ],
+)
+def test_flags(flags, found):
+    with pytest.raises(ConfigError, match=re.escape(found)):
+        reward_from(**flags)
+
+
+def test_a_function_is_not_asked_for_what_is_not_there():
+    assert FunctionReward(lambda p, r: 1 / 0, "x", "x")([], []) == []

@@ -1,0 +1,139 @@
+"""Candidates drawn while training: exact tokens, kept on disk, and the same run after any interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from penchant.config import load_config
+from penchant.errors import PenchantError
+from penchant.training.run import train
+
+REWARD = """
+def score(prompt, responses):
+    return [text.split().count("cat") - 0.1 * len(text.split()) for text in responses]
+
+def broken(prompt, responses):
+    raise RuntimeError("no paper")
+
+def short(prompt, responses):
+    return [1.0]
+"""
+
+
+@pytest.fixture
+def online(write_config, tmp_path):
+    """Writes a run that draws its candidates."""
+    (tmp_path / "rewards.py").write_text(REWARD)
+
+    def write(objective: dict, function: str = "score", **sections: object) -> Path:
+        return write_config(
+            **{
+                "objective": objective,
+                "candidates": "sampled",
+                "sampling": {"samples": 3, "every": 2, "max_new_tokens": 8},
+                "reward": {"function": f"{tmp_path / 'rewards.py'}:{function}"},
+                "checkpoints": {"every": 1, "keep": 20},
+                **sections,
+            }
+        )
+
+    return write
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(file: Path, *overrides: str, resume: bool = False) -> Path:
+    return train(load_config(file, overrides), resume=resume)
+
+
+def test_rloo_raises_the_reward(online):
+    file = online(
+        {"name": "rloo", "beta": 0.0},
+        training={"max_steps": 60, "batch_size": 12, "learning_rate": 1e-2, "schedule": "constant"},
+        sampling={"samples": 6, "max_new_tokens": 8},
+        data={"held_out": None},
+        checkpoints={"every": 100},
+    )
+    rewards = [line["sampled/reward"] for line in lines(run(file)) if "loss" in line]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+
+
+@pytest.mark.parametrize("objective", [{"name": "rloo"}, {"name": "dpo"}, {"name": "ddo_rm"}], ids=lambda o: o["name"])
+def test_a_resumed_run_uses_the_draws_it_began_with(online, tmp_path, objective):
+    """Stopped in the middle of a window of two steps, whose weights have moved since it was drawn."""
+    file = online(objective)
+    whole = run(file, f"output={tmp_path / 'whole'}")
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    for checkpoint in sorted((part / "checkpoints").iterdir())[3:]:
+        shutil.rmtree(checkpoint)
+    (part / "samples" / "step-00000004.json").unlink()
+    (part / "model.safetensors").unlink()
+    run(file, f"output={part}", resume=True)
+    assert (whole / "metrics.jsonl").read_bytes() == (part / "metrics.jsonl").read_bytes()
+    first, second = load_file(whole / "model.safetensors"), load_file(part / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    name = "samples/step-00000004.json"
+    assert (whole / name).read_bytes() == (part / name).read_bytes()
+
+
+def test_draws_are_on_disk_with_their_scores(online):
+    folder = run(online({"name": "rloo"}))
+    files = sorted(file.name for file in (folder / "samples").iterdir())
+    assert files == ["step-00000000.json", "step-00000002.json", "step-00000004.json"]
+    document = json.loads((folder / "samples" / files[0]).read_text())
+    assert list(document) == ["0", "1"]
+    for row in document["0"]:
+        assert len(row["ids"]) == len(row["texts"]) == len(row["scores"]) == 3
+        for text, score in zip(row["texts"], row["scores"], strict=True):
+            assert score == pytest.approx(text.split().count("cat") - 0.1 * len(text.split()))
+
+
+def test_metrics_are_of_the_draws(online):
+    folder = run(online({"name": "rloo"}))
+    rows = json.loads((folder / "samples" / "step-00000000.json").read_text())["0"]
+    line = next(line for line in lines(folder) if line["step"] == 1)
+    scores = [row["scores"] for row in rows]
+    tokens = [ids for row in rows for ids in row["ids"]]
+    assert line["sampled/reward"] == pytest.approx(sum(map(sum, scores)) / (3 * len(rows)))
+    assert line["sampled/reward_best"] == pytest.approx(sum(map(max, scores)) / len(rows))
+    assert line["sampled/length"] == pytest.approx(sum(map(len, tokens)) / len(tokens))
+    assert line["sampled/cut"] == pytest.approx(sum(ids[-1] != 2 for ids in tokens) / len(tokens))
+    assert line["sampled/tied"] == pytest.approx(sum(len(set(of)) == 1 for of in scores) / len(rows))
+    assert line["reward"] == pytest.approx(line["sampled/reward"], rel=1e-5)
+    assert line["kl"] == pytest.approx(0.0, abs=1e-4)  # the policy is still the reference
+
+
+def test_with_adapters_the_model_without_them_is_the_reference(online, monkeypatch):
+    """No second model is loaded, and the KL is to where training started."""
+    from penchant.training import references
+
+    monkeypatch.setattr(references.FrozenModel, "load", lambda *a: pytest.fail("a second model was loaded"))
+    file = online(
+        {"name": "rloo"},
+        lora={"rank": 4},
+        training={"max_steps": 6, "batch_size": 8, "learning_rate": 1e-2},
+        data={"held_out": None},
+    )
+    kl = [line["kl"] for line in lines(run(file)) if "loss" in line]
+    assert kl[0] == pytest.approx(0.0, abs=1e-4)
+    assert abs(kl[-1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [("broken", "raised RuntimeError: no paper"), ("short", "returned 1 numbers for 3 responses")],
+)
+def test_a_reward_at_fault_is_one_clear_error(online, function, found):
+    with pytest.raises(PenchantError) as error:
+        run(online({"name": "rloo"}, function, data={"held_out": None}))
+    assert found in str(error.value)
+    assert f"rewards.py:{function}, prompt 0" in str(error.value)
