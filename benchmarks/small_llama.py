@@ -105,7 +105,9 @@ def main() -> None:
     random.Random(options.seed).shuffle(corpus)
     print(f"{len(corpus)} texts, {sum(map(len, corpus)):,} characters")
     build(options.out / "start", corpus, options.seed)
-    write_groups([PreferenceGroup("", (text,), id=str(i)) for i, text in enumerate(corpus)], options.out / "texts.jsonl")
+    write_groups(
+        [PreferenceGroup("", (text,), id=str(i)) for i, text in enumerate(corpus)], options.out / "texts.jsonl"
+    )
     values = {
         "model": str(options.out / "start"),
         "data": {"train": str(options.out / "texts.jsonl")},

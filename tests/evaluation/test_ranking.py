@@ -75,13 +75,11 @@ def test_the_best_of_several_is_the_heads_choice(headed):
     assert len(set(best.every[0])) > 1
 
 
-@pytest.mark.parametrize("verb", ["rank", "best"])
-def test_a_folder_without_a_head(tiny_model, verb):
+def test_a_folder_without_a_head(tiny_model):
     with pytest.raises(ModelError, match="no preference head"):
-        if verb == "rank":
-            rank(str(tiny_model), GROUPS, ALONE, by="head")
-        else:
-            answer_best_of(str(tiny_model), ["x"], Sampling(samples=2))
+        rank(str(tiny_model), GROUPS, ALONE, by="head")
+    with pytest.raises(ModelError, match="no preference head"):
+        answer_best_of(str(tiny_model), ["x"], Sampling(samples=2))
 
 
 class TestVerbs:

@@ -207,7 +207,7 @@ class TestSlidingWindow:
 
 class TestThompson:
     def test_the_better_reference_gets_the_pulls(self):
-        """One of three is right 90 % of the time, the others half: >= 80 % of 500 pulls are its, for >= 95 of 100 seeds."""
+        """One of three is right 90 % of the time, the others half: it has 80 % of 500 pulls for 95 of 100 seeds."""
         good = 0
         for seed in range(100):
             draw = torch.Generator().manual_seed(seed)
