@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from trl_agreement import HERE, TRL, trl_python  # noqa: E402
+from trl_agreement import HERE, TRL, trl_python
 
-from penchant.objectives import (  # noqa: E402
+from penchant.objectives import (
     CDPO,
     DPO,
     IPO,
@@ -111,7 +111,8 @@ def main() -> int:
             note = " (odds-ratio term)" if name == "orpo" else ""
             print(f"{name}: {'agree' if agree else 'DIFFER'}, largest relative difference {worst:.1e}{note}")
     print(
-        "ORPO's likelihood term: TRL takes the mean over prompt and response tokens of the batch, we over the response's."
+        "ORPO's likelihood term: TRL takes the mean over prompt and response tokens of the batch, "
+        "we over the response's."
     )
     print(
         "KTO: same z from the same mismatched log-probs; TRL borrows the next response of the micro-batch, we a random"

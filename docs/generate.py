@@ -24,8 +24,8 @@ docs/generate.py`). On the command line a key is a dotted path: `penchant train 
 METHODS_HEAD = """# Methods
 
 Each is one file of `src/penchant/objectives/`; this page is made of their docstrings (`python docs/generate.py`). In
-the formulas `Delta(y) = log pi(y|x) - log ref(y|x)`, summed over the response's tokens, in nats; y_w is preferred to y_l;
-`h = Delta(y_w) - Delta(y_l)`. Which one does best on *your* data is a question for `penchant compare`."""
+the formulas `Delta(y) = log pi(y|x) - log ref(y|x)`, summed over the response's tokens, in nats; y_w is preferred to
+y_l; `h = Delta(y_w) - Delta(y_l)`. Which one does best on *your* data is a question for `penchant compare`."""
 
 
 def page() -> str:

@@ -296,7 +296,7 @@ class TestRefuses:
             MultiReference(**fields)
 
     def test_weights_for_another_number_of_references(self):
-        policy, reference, groups = case(r=3)
+        _policy, reference, groups = case(r=3)
         objective = MultiReference(weighting="fixed", weights=(0.5, 0.5))
         with pytest.raises(ValueError, match="2 numbers, the run has 3 references"):
             objective.fit(reference, groups, {})
