@@ -79,14 +79,16 @@ def test_variance_components_by_hand() -> None:
     assert found.variances.seed == pytest.approx(4 / 3)
     assert found.variances.prompt == pytest.approx(3.0)
     assert found.variances.residual == pytest.approx(2.0)
-    # Seeds' square 3 x 4/3 + 2 = 6, variance 6 + 2 x 3 = 12, over 6 cells; the seeds' share is (6 - 1) / 12.
+    # Seeds' square 3 x 4/3 + 2 = 6, variance 6 + 2 x 3 = 12, over 6 cells; the seeds' share is
+    # (6 - 0.6 x 4 / 6) / 12 = 7/15, to the power of 8/15.
     error, distribution = found.variances.error(2, 3)
     assert error == pytest.approx(math.sqrt(2))
-    assert distribution.share == pytest.approx(5 / 12)
+    share = (7 / 15) ** (8 / 15)
+    assert distribution.share == pytest.approx(share)
     assert (distribution.few, distribution.many) == (1, 2)
     # P(|T| > t) is 1 - 2 atan(t) / pi with one degree of freedom and 1 - t / sqrt(2 + t²) with two.
     t = 3 / math.sqrt(2)
-    by_hand = 5 / 12 * (1 - 2 * math.atan(t) / math.pi) + 7 / 12 * (1 - t / math.sqrt(2 + t * t))
+    by_hand = share * (1 - 2 * math.atan(t) / math.pi) + (1 - share) * (1 - t / math.sqrt(2 + t * t))
     assert found.p == pytest.approx(by_hand, rel=1e-9)
     half = found.high - found.value
     assert distribution.two_sided_p(half / math.sqrt(2)) == pytest.approx(0.05, rel=1e-9)
@@ -97,7 +99,7 @@ def test_components_below_zero_do_not_narrow_the_interval() -> None:
     # Seeds agree more than chance: the seeds' square is 100 x -0.002 + 1 = 0.8, and the residual's 1 stands for it.
     error, distribution = Variances(-0.002, -0.1, 1.0).error(3, 100)
     assert error == pytest.approx(math.sqrt(1 / 300))
-    assert distribution.share == pytest.approx(0.8 - 1 / 2)
+    assert distribution.share == pytest.approx(0.2**0.8)
 
 
 def test_prompts_that_one_did_not_measure_are_left_out_and_counted() -> None:
