@@ -250,6 +250,21 @@ class TestRefuses:
         with pytest.raises(ConfigError, match="another base"):
             run(file, "base.training.max_steps=4")
 
+    def test_numbers_of_another_configuration(self, bench):
+        run(bench(seeds=[0], methods=["dpo"]))
+        changed = [{"label": "dpo", "objective": {"name": "dpo", "beta": 0.7}}]
+        with pytest.raises(ConfigError, match="dpo-seed0 was trained with another objective"):
+            run(bench(seeds=[0], methods=changed))
+
+    def test_two_sizes_that_are_one(self, bench):
+        with pytest.raises(ConfigError, match="two of them come to 36 groups"):
+            run(bench(sizes=[36, 1.0]))
+
+    def test_several_processes(self, bench, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match="without torchrun"):
+            run(bench())
+
     def test_methods_and_seeds_may_be_added(self, bench):
         first = run(bench(seeds=[0], methods=["dpo"]))
         second = run(bench(seeds=[0, 1], methods=["dpo", "simpo"]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from penchant.objectives import DPO, Groups, MultiReference
+from penchant.objectives import reference_bandits as bandits
 from penchant.objectives import reference_weights as weighting
 from penchant.objectives.reference_mixtures import clip
 
@@ -187,7 +188,7 @@ class TestSlidingWindow:
         means = weighting.pair_margins(reference, groups).mean(1)
         torch.testing.assert_close(after["window"][0], means)
         torch.testing.assert_close(
-            weighting.window_weights(after), means.clamp(min=0) / means.clamp(min=0).sum().clamp(min=1e-30)
+            bandits.window_weights(after), means.clamp(min=0) / means.clamp(min=0).sum().clamp(min=1e-30)
         )
 
     def test_it_tracks_a_switch(self):
@@ -196,13 +197,13 @@ class TestSlidingWindow:
         for step in range(200):
             good = 0 if step < 100 else 1
             margins = torch.cat([margins_like(0.9 if k == good else 0.5, 8, draw) for k in range(2)])
-            state = weighting.window_after(state, margins)
+            state = bandits.window_after(state, margins)
             if step in (99, 199):
-                assert float(weighting.window_weights(state)[good]) > 0.75
+                assert float(bandits.window_weights(state)[good]) > 0.75
 
     def test_a_batch_without_a_pair_leaves_it(self):
         state = {"window": torch.ones(3, 2).double(), "filled": torch.tensor(3)}
-        assert weighting.window_after(state, torch.zeros(2, 0)) == state
+        assert bandits.window_after(state, torch.zeros(2, 0)) == state
 
 
 class TestThompson:
@@ -216,11 +217,11 @@ class TestThompson:
             state = {"successes": counts, "failures": counts.clone(), "step": zero, "seed": torch.tensor(seed)}
             pulls = 0
             for _ in range(500):
-                pulled = weighting.thompson_draw(state)
+                pulled = bandits.thompson_draw(state)
                 pulls += pulled == 1
                 margins = torch.zeros(3, 1).double()
                 margins[pulled] = margins_like(0.9 if pulled == 1 else 0.5, 1, draw)
-                state = weighting.thompson_after(state, pulled, margins, 1.0)
+                state = bandits.thompson_after(state, pulled, margins, 1.0)
             good += pulls >= 400
         assert good >= 95
 
@@ -248,7 +249,7 @@ class TestThompson:
                 "step": torch.tensor(step),
                 "seed": torch.tensor(0),
             }
-            wins += weighting.thompson_draw(state) == 0
+            wins += bandits.thompson_draw(state) == 0
         assert abs(wins / 4000 - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 4000)
 
     def test_evaluation_uses_the_best_posterior_mean(self):
@@ -269,7 +270,7 @@ class TestThompson:
             "step": torch.tensor(0),
             "seed": torch.tensor(0),
         }
-        after = weighting.thompson_after(state, 1, torch.tensor([[0.0, 0.0], [1.0, -1.0]]).double(), 0.5)
+        after = bandits.thompson_after(state, 1, torch.tensor([[0.0, 0.0], [1.0, -1.0]]).double(), 0.5)
         assert after["successes"].tolist() == [4.0, 1.0]
         assert after["failures"].tolist() == [1.0, 3.0]
 

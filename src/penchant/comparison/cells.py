@@ -185,11 +185,13 @@ def _share(bench: Bench, base: RunConfig, folder: Path) -> Shared:
     folder.mkdir(parents=True, exist_ok=True)
     held_out_file = folder / "held_out.jsonl"
     _write(held_out, held_out_file)
-    train = []
+    train: list[tuple[int, Path]] = []
     for size in sorted(bench.sizes, key=lambda size: size if isinstance(size, int) else size * len(groups)):
         part = subset(groups, size, base.training.seed)
         file = folder / f"train-{len(part)}.jsonl"
         _write(part, file)
+        if any(len(part) == groups for groups, _ in train):
+            raise ConfigError(f"sizes: two of them come to {len(part)} groups", fix="name each size once")
         train.append((len(part), file))
     return Shared(train, held_out_file, held_out, base, notes)
 

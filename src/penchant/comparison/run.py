@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from penchant.comparison.cells import Planned, prepare, variants
 from penchant.comparison.config import START, Bench, dump_bench
 from penchant.comparison.measure import DEFINITIONS, Measured, Yardstick, weights_of
 from penchant.comparison.results import Cell, Comparison
+from penchant.config import dump_config
+from penchant.engine.distribution import is_alone
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.files import write_atomically
@@ -36,6 +39,10 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         PenchantError: the configuration, data or model is at fault; every cell is checked before the first is trained.
         Interrupted: on Ctrl-C, after saving.
     """
+    if not is_alone():
+        raise ConfigError(
+            "a comparison runs its cells one after another in one process", fix="start it without torchrun"
+        )
     folder = Path(bench.output)
     shared, cells = prepare(bench, where)
     _take(folder, bench, where)
@@ -90,8 +97,6 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
     """The folder is this comparison's; more methods, seeds or sizes may be asked for later."""
     file = folder / "compare.yaml"
     if file.exists():
-        import yaml
-
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
         changed = [key for key in ("base", "measure") if before[key] != bench.model_dump()[key]]
         if changed:
@@ -107,8 +112,9 @@ def _cell(
     planned: Planned, yardstick: Yardstick, rival: Measured | None, keep_weights: bool, tell: Tell
 ) -> tuple[Cell, Measured | None]:
     folder, failed, result = planned.folder, None, None
-    finished = folder / "measured.json"
-    if not finished.exists():
+    if (folder / "measured.json").exists():
+        _same_run(planned)
+    else:
         try:
             _reset_peak()
             train(planned.config, resume=(folder / "run.json").exists())
@@ -137,6 +143,25 @@ def _cell(
         failed=failed,
     )
     return cell, result
+
+
+def _same_run(planned: Planned) -> None:
+    """Refuse numbers that another configuration was measured with; the comparison's folder may have been moved."""
+
+    def content(values: dict[str, Any]) -> dict[str, Any]:
+        moved = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
+        return {**values, "output": None, "data": moved}
+
+    file = planned.folder / "config.yaml"
+    before = content(yaml.safe_load(file.read_text(encoding="utf-8")))
+    now = content(yaml.safe_load(dump_config(planned.config)))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise ConfigError(
+            f"{planned.folder.name} was trained with another {', '.join(changed)}",
+            where=str(file),
+            fix="give the method another label, or name a new folder: output=DIR",
+        )
 
 
 def _measured(folder: Path, yardstick: Yardstick, model: str, seed: int, rival: Measured | None) -> Measured:

@@ -81,6 +81,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_alone() -> bool:
+    """Whether this process was started without others beside it."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def enter_world() -> World:
     """Join the processes ``torchrun`` started, or be alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))

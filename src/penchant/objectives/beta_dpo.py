@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from penchant.objectives.base import Groups, Needs, Output, State, Sum, require
 from penchant.objectives.dpo import DPO
+from penchant.objectives.draws import draw_pairs
 from penchant.objectives.pairs import average_pairs, differences, log_ratios, pair_metrics
 
 
@@ -64,13 +65,15 @@ class BetaDPO:
         margins = differences(ratios, groups.better)
         gaps = margins.detach()[groups.better].double()
         after = self._follow(gaps, state)
-        kept = self._draw(gaps, after, groups.better)
+        distance = (gaps - after["mean"].to(gaps)) / after["deviation"].to(gaps).clamp(min=1e-8)
+        weights = -(distance**2) / 2 if float(after["deviation"]) > 1e-8 else torch.zeros_like(distance)
+        kept = draw_pairs(groups.better, weights, self.keep, int(state["seed"]), int(after["step"]))
         gap = margins.detach()
         if self.level == "batch":
             gap = gap[kept].mean() if kept.any() else gap.new_zeros(())
         beta = (self.beta * (1 + self.alpha * (gap - after["mean"].to(gap)))).clamp(min=1e-3)
         of_kept = Groups(**{**vars(groups), "better": kept})
-        losses, weights = average_pairs(-logsigmoid(beta * margins), of_kept, "pairs")
+        losses, group_weights = average_pairs(-logsigmoid(beta * margins), of_kept, "pairs")
         metrics = pair_metrics(self.beta * ratios, policy, groups)
         one, some = gaps.new_ones(()), gaps.new_tensor(float(len(gaps)))
         used = beta.expand_as(margins)[kept].double()
@@ -78,7 +81,7 @@ class BetaDPO:
         metrics["beta_dpo/kept"] = Sum(kept.sum().double(), some)
         metrics["beta_dpo/mean"] = Sum(after["mean"], one)
         metrics["beta_dpo/deviation"] = Sum(after["deviation"], one)
-        return Output(losses, weights, metrics), after
+        return Output(losses, group_weights, metrics), after
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
         return DPO(self.beta, "pairs").output(policy, reference, groups)
@@ -92,19 +95,3 @@ class BetaDPO:
         m = 0.0 if first else self.momentum
         moved = {name: m * state[name] + (1 - m) * value.to(state[name]) for name, value in found.items()}
         return {**state, **moved, "step": state["step"] + 1}
-
-    def _draw(self, gaps: Tensor, state: State, better: Tensor) -> Tensor:
-        """[G, K, K] the pairs kept; the same on every process, being drawn from (seed, step) on the CPU."""
-        count = max(1, int(self.keep * len(gaps)))
-        if not len(gaps) or count == len(gaps):
-            return better
-        generator = torch.Generator().manual_seed(int(state["seed"]) * 1_000_003 + int(state["step"]))
-        distance = (gaps.cpu() - state["mean"].cpu()) / state["deviation"].cpu().clamp(min=1e-8)
-        # The largest log-weight + Gumbel noise is a draw without replacement, and far outliers do not underflow.
-        log_weights = -(distance**2) / 2 if float(state["deviation"]) > 1e-8 else torch.zeros_like(distance)
-        noise = -torch.log(-torch.log(torch.rand(len(gaps), generator=generator, dtype=torch.float64)))
-        chosen = torch.zeros(len(gaps), dtype=torch.bool)
-        chosen[(log_weights + noise).topk(count).indices] = True
-        kept = torch.zeros_like(better)
-        kept[better] = chosen.to(better.device)
-        return kept

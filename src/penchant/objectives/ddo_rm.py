@@ -8,11 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from penchant.objectives.base import Groups, Needs, Output, Stateless, Sum, require
-from penchant.objectives.pairs import differences, log_ratios, mean_log_probs
-
-NEVER = -1e30
-"""A logit of no probability whose gradient is 0, not NaN."""
+from penchant.objectives.base import Groups, Needs, Output, Stateless, require
+from penchant.objectives.decisions import NEVER, decision_metrics
+from penchant.objectives.pairs import log_ratios, mean_log_probs
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class DDORM(Stateless):
     @property
     def needs(self) -> Needs:  # type: ignore[override]
         referenced = int(self.score == "log_ratio" or self.kl > 0)
-        by_score = self.rewards == "scores"
-        return Needs(references=referenced, pairs=not by_score, scores=by_score)
+        return Needs(references=referenced, pairs=self.rewards == "wins", scores=self.rewards == "scores")
 
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
         used = groups.mask & (groups.scored if self.rewards == "scores" else groups.mask)
@@ -73,12 +70,13 @@ class DDORM(Stateless):
         q = log_q.detach().exp() if self.detach_target else log_q.exp()
         losses = -torch.where(used, q * log_p, 0.0).sum(1)
         if self.kl:
-            own = mean_log_probs(reference[0], groups) if self.score == "mean_log_prob" else reference[0]
-            anchor = torch.zeros_like(own) if self.score == "log_ratio" else own
+            anchor = self._scores(reference[0], reference, groups)
             log_ref = torch.where(used, anchor / self.tau, NEVER).log_softmax(1)
             losses = losses + self.kl * torch.where(used, log_p.exp() * (log_p - log_ref), 0.0).sum(1)
         several = used.sum(1) > 1
-        metrics = _metrics(log_p.detach(), log_q.detach(), rewards, scores.detach(), groups, used & several[:, None])
+        metrics = decision_metrics(
+            log_p.detach(), log_q.detach(), rewards, scores.detach(), groups, used & several[:, None]
+        )
         return Output(torch.where(several, losses, 0.0), torch.where(several, groups.weights, 0.0), metrics)
 
     def _scores(self, policy: Tensor, reference: Tensor, groups: Groups) -> Tensor:
@@ -100,28 +98,3 @@ class DDORM(Stateless):
         centred = torch.where(used, rewards - rewards.sum(1, keepdim=True) / count.clamp(min=1), 0.0)
         deviation = ((centred**2).sum(1, keepdim=True) / count.clamp(min=1)).sqrt()
         return centred / deviation.clamp(min=1e-6)
-
-
-def _metrics(
-    log_p: Tensor, log_q: Tensor, rewards: Tensor, scores: Tensor, groups: Groups, used: Tensor
-) -> dict[str, Sum]:
-    p, q = log_p.exp(), log_q.exp()
-    some = used.any(1)
-
-    def over_groups(values: Tensor) -> Sum:
-        return Sum(torch.where(used, values, 0.0).sum(), some.sum().to(values.dtype))
-
-    best = torch.where(used, rewards, -torch.inf)
-    top = best.gather(1, torch.where(used, scores, NEVER).argmax(1, keepdim=True))[:, 0] == best.amax(1)
-    margins = differences(scores, groups.better)
-    pairs = groups.better.sum((1, 2))
-    right = (torch.where(groups.better, margins > 0, False).sum((1, 2)) / pairs.clamp(min=1)).to(scores.dtype)
-    return {
-        "ddo_rm/expected_reward": over_groups(p * rewards),
-        "ddo_rm/target_reward": over_groups(q * rewards),
-        "ddo_rm/entropy": over_groups(-p * log_p),
-        "ddo_rm/target_entropy": over_groups(-q * log_q),
-        "ddo_rm/kl": over_groups(q * (log_q - log_p)),
-        "ddo_rm/top1": Sum((top & some).sum().to(scores.dtype), some.sum().to(scores.dtype)),
-        "rewards/accuracies": Sum(right.sum(), (pairs > 0).sum().to(scores.dtype)),
-    }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from penchant.objectives import reference_bandits as bandits
 from penchant.objectives import reference_weights as weighting
 from penchant.objectives.base import Groups, Needs, Output, State, Sum, require
 from penchant.objectives.pairs import average_pairs, side_metrics
@@ -119,10 +120,10 @@ class MultiReference:
         margins = weighting.pair_margins(reference.detach().double(), groups)
         if self.weighting == "sliding_window":
             # The weights are those of the batches before this one.
-            return self.evaluate(policy, reference, groups, state), weighting.window_after(state, margins)
-        pulled = weighting.thompson_draw(state)
+            return self.evaluate(policy, reference, groups, state), bandits.window_after(state, margins)
+        pulled = bandits.thompson_draw(state)
         output = self._output(policy, reference, groups, weighting.one_hot(pulled, reference))
-        return output, weighting.thompson_after(state, pulled, margins, self.discount)
+        return output, bandits.thompson_after(state, pulled, margins, self.discount)
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
         r = reference.shape[0]
@@ -134,9 +135,9 @@ class MultiReference:
             case "fixed":
                 weights = reference.new_tensor(self.weights)
             case "sliding_window":
-                weights = weighting.window_weights(state)
+                weights = bandits.window_weights(state)
             case "thompson":
-                weights = weighting.one_hot(weighting.thompson_best(state), reference)
+                weights = weighting.one_hot(bandits.thompson_best(state), reference)
             case _:
                 weights = state["weights"]
         return self._output(policy, reference, groups, weights.to(reference))

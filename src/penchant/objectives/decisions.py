@@ -1,0 +1,44 @@
+"""What is logged of two distributions over a prompt's candidates: the policy's p and its target q."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from penchant.objectives.base import Groups, Sum
+from penchant.objectives.pairs import differences
+
+NEVER = -1e30
+"""A logit of no probability whose gradient is 0, not NaN."""
+
+
+def decision_metrics(
+    log_p: Tensor, log_q: Tensor, rewards: Tensor, scores: Tensor, groups: Groups, used: Tensor
+) -> dict[str, Sum]:
+    """Expected rewards, entropies, KL(q || p), top-1 and pair accuracy; means over groups of several candidates.
+
+    Args:
+        log_p, log_q: [G, K].
+        rewards, scores: [G, K]; 0 where there is no candidate.
+        used: [G, K] bool, the candidates chosen among.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    some = used.any(1)
+
+    def over_groups(values: Tensor) -> Sum:
+        return Sum(torch.where(used, values, 0.0).sum(), some.sum().to(values.dtype))
+
+    best = torch.where(used, rewards, -torch.inf)
+    top = best.gather(1, torch.where(used, scores, NEVER).argmax(1, keepdim=True))[:, 0] == best.amax(1)
+    margins = differences(scores, groups.better)
+    pairs = groups.better.sum((1, 2))
+    right = (torch.where(groups.better, margins > 0, False).sum((1, 2)) / pairs.clamp(min=1)).to(scores.dtype)
+    return {
+        "ddo_rm/expected_reward": over_groups(p * rewards),
+        "ddo_rm/target_reward": over_groups(q * rewards),
+        "ddo_rm/entropy": over_groups(-p * log_p),
+        "ddo_rm/target_entropy": over_groups(-q * log_q),
+        "ddo_rm/kl": over_groups(q * (log_q - log_p)),
+        "ddo_rm/top1": Sum((top & some).sum().to(scores.dtype), some.sum().to(scores.dtype)),
+        "rewards/accuracies": Sum(right.sum(), (pairs > 0).sum().to(scores.dtype)),
+    }
