@@ -49,6 +49,8 @@ def group(prompt: Any, *candidates: Any, **facts: Any) -> PreferenceGroup:
 PREFERRED: dict[str, Any] = {"preferred": 0}
 UNDER = {"instruction": "add", "input": "1 2", "output": "3"}
 CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
+    ("prompts", "prompts", {"prompt": "p"}, group("p", "")),
+    ("prompts of messages", "prompts", {"prompt": [user("p")]}, group([user("p")], "")),
     ("pairs of text", "pairs", {"prompt": "p ", "chosen": " a\n", "rejected": ""},
      group("p ", " a\n", "", **PREFERRED)),
     (
@@ -179,7 +181,9 @@ class TestEveryFormat:
     def test_null_columns_change_nothing(
         self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
     ) -> None:
-        nulls = dict.fromkeys(["id", "weight", "source", "tools", "chosen", "label", "text", "ranks", "rejected_9"])
+        # Null responses are a mistake of their own, not prompts without any.
+        responses = [] if format == "prompts" else ["chosen", "label", "text", "rejected_9"]
+        nulls = dict.fromkeys(["id", "weight", "source", "tools", "ranks", *responses])
         found = read(nulls | row)
         assert found.format == format
         assert found.groups == (expected,)

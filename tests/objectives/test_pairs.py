@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from penchant.objectives import ORPO, SFT, Groups, Part, RobustDPO, SimPO, WeightedSum
+from penchant.objectives import ORPO, SFT, Groups, MultiReference, Part, RobustDPO, SimPO, WeightedSum
 from penchant.objectives.dpo import DPO
 from penchant.objectives.pairs import average_pairs, differences, log_ratios, mean_log_probs
 from penchant.objectives.rankings import beaten_logsumexp, ranking_losses
@@ -124,6 +124,18 @@ class TestWeightedSum:
         output = WeightedSum((Part(1.0, DPO()), Part(1.0, SFT()))).evaluate(POLICY, REFERENCE[None], none, {})
         alone = SFT().output(POLICY, REFERENCE[:0], none).loss
         assert float(output.loss.total / output.loss.count) == pytest.approx(float(alone.total / alone.count))
+
+    def test_a_part_that_is_fitted_to_its_references(self, groups):
+        part = MultiReference(weighting="best_single", trust_region=None)
+        objective = WeightedSum((Part(1.0, DPO()), Part(1.0, part)))
+        reference = torch.stack([REFERENCE, 2 * REFERENCE])
+        state = objective.fit(reference, groups, objective.initial_state(0))
+        assert state.keys() == {"1/weights"}
+        alone = part.fit(reference, groups, {})
+        assert torch.equal(state["1/weights"], alone["weights"])
+        output, after = objective(POLICY, reference, groups, state)
+        assert after.keys() == state.keys()
+        assert torch.isfinite(output.loss.total)
 
     def test_one_part_is_that_part(self, groups):
         output, _ = WeightedSum((Part(1.0, DPO(0.5)),))(POLICY, REFERENCE[None], groups, {})

@@ -137,3 +137,10 @@ def test_a_reward_at_fault_is_one_clear_error(online, function, found):
         run(online({"name": "rloo"}, function, data={"held_out": None}))
     assert found in str(error.value)
     assert f"rewards.py:{function}, prompt 0" in str(error.value)
+
+
+def test_prompts_alone_are_enough(online, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("the old cat", "it runs", "dog sees")))
+    folder = run(online({"name": "rloo"}, data={"train": str(file), "held_out": None}))
+    assert lines(folder)[-1]["step"] == 6

@@ -85,7 +85,8 @@ _ALL = (
     ),
     Format("text", ("text",), formats_pairs.is_text, formats_pairs.text),
 )
-FORMATS: dict[str, Format] = {format.name: format for format in _ALL}
+_PROMPTS = Format("prompts", ("prompt",), formats_lists.is_prompts, formats_lists.prompts)
+FORMATS: dict[str, Format] = {format.name: format for format in (*_ALL, _PROMPTS)}
 
 
 def format_named(name: str) -> Format:
@@ -137,7 +138,8 @@ def _format_of(values: Mapping[str, Any]) -> Format | None:
         for format in _ALL:
             if format.matches(row):
                 return format
-    return None
+    # Last of all: responses that are null are a mistake in pairs, not prompts.
+    return _PROMPTS if _PROMPTS.matches(present) else None
 
 
 def _counted(format: Format, numbers: Sequence[int], rows: Sequence[Located]) -> str:

@@ -47,6 +47,15 @@ def _comparison(cell: Cell, k: int) -> tuple[int, int]:
     return items[0].index(k), items[1].index(k)
 
 
+def is_prompts(row: Values) -> bool:
+    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source"}
+
+
+def prompts(row: Row) -> Converted:
+    """Prompts to answer: the one candidate is empty, which no method of given responses takes."""
+    yield row.group(text_or_messages(row.need("prompt")), [""])
+
+
 def is_ranked(row: Values) -> bool:
     return (
         "prompt" in row

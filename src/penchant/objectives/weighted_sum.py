@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from penchant.objectives.base import Groups, Needs, Objective, Output, State, Sum, require
+from penchant.objectives.base import Fitted, Groups, Needs, Objective, Output, State, Sum, require
 from penchant.objectives.dpo import DPO
 from penchant.objectives.sft import SFT
 
@@ -52,6 +52,14 @@ class WeightedSum:
     def initial_state(self, seed: int) -> State:
         states = [part.objective.initial_state(seed) for part in self.parts]
         return {f"{i}/{key}": value for i, state in enumerate(states) for key, value in state.items()}
+
+    def fit(self, reference: Tensor, groups: Groups, state: State) -> State:
+        after = dict(state)
+        for i, part in enumerate(self.parts):
+            if isinstance(part.objective, Fitted):
+                fitted = part.objective.fit(reference, groups, _own(state, i))
+                after.update({f"{i}/{key}": value for key, value in fitted.items()})
+        return after
 
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
         outputs, after = [], {}

@@ -96,7 +96,8 @@ def tokenize_inputs(
                 tokenizer,
                 max_length=limit,
                 truncation=data.truncation,
-                empty=data.empty,
+                # Of prompts that will be answered while training, there is no response yet.
+                empty="keep" if name == "training" and config.candidates == "sampled" else data.empty,
                 identical=data.identical,
             )
         notes += report_notes(name, report)
