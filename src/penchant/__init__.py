@@ -27,9 +27,13 @@ _WHERE = {
     "answer": "penchant.evaluation.answering",
     "bootstrap_mean": "penchant.evaluation.statistics",
     "check_groups": "penchant.data.checks",
+    "compare": "penchant.comparison.run",
     "evaluate_preferences": "penchant.evaluation.preferences",
+    "load_bench": "penchant.comparison.config",
     "load_config": "penchant.config",
+    "open_reward": "penchant.evaluation.rewards",
     "parse_config": "penchant.config",
+    "rank": "penchant.evaluation.ranking",
     "read_groups": "penchant.data.reading",
     "score": "penchant.evaluation.held_out",
     "split_by_prompt": "penchant.data.splitting",
@@ -39,6 +43,8 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from penchant.comparison.config import load_bench
+    from penchant.comparison.run import compare
     from penchant.config import RunConfig, load_config, parse_config
     from penchant.data.checks import check_groups
     from penchant.data.groups import PreferenceGroup
@@ -51,6 +57,8 @@ if TYPE_CHECKING:
     from penchant.evaluation.generation import Sampling
     from penchant.evaluation.held_out import score
     from penchant.evaluation.preferences import evaluate_preferences
+    from penchant.evaluation.ranking import rank
+    from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.statistics import Estimate, bootstrap_mean
     from penchant.objectives import OBJECTIVES, Groups, Objective, Output, Sum
     from penchant.training.run import train
@@ -72,9 +80,13 @@ __all__ = [
     "answer",
     "bootstrap_mean",
     "check_groups",
+    "compare",
     "evaluate_preferences",
+    "load_bench",
     "load_config",
+    "open_reward",
     "parse_config",
+    "rank",
     "read_groups",
     "score",
     "split_by_prompt",

@@ -12,7 +12,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
-from penchant.engine.sampling import Draw, choose, sample
+from penchant.engine.sampling import Sampling, choose, sample
 from penchant.engine.scoring import choose_scorer
 
 PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9, 3, 5])]
@@ -29,7 +29,7 @@ def test_greedy_equals_the_library(build, some_family):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)  # so that the likeliest token is clearly so
-    drawn = sample(model, PROMPTS, Draw(samples=2, max_new_tokens=10, temperature=0, batch_size=2), ends=[2])
+    drawn = sample(model, PROMPTS, Sampling(samples=2, max_new_tokens=10, temperature=0, batch_size=2), ends=[2])
     for prompt, responses in zip(PROMPTS, drawn, strict=True):
         ids = torch.from_numpy(prompt)[None]
         out = model.generate(
@@ -49,12 +49,12 @@ def test_greedy_equals_the_library(build, some_family):
 def test_a_model_that_a_scorer_took_over(build):
     """It is sampled from with its own attention, and goes back to the tree after."""
     model = build("llama")
-    plain = sample(model, PROMPTS, Draw(samples=3, max_new_tokens=6, seed=1), ends=[2])
+    plain = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=6, seed=1), ends=[2])
     group = PreferenceGroup("", ("a", "b"))
     choose_scorer(model, [TokenizedGroup(PROMPTS[0], (np.array([4, 2]), np.array([5, 2])), group)])
     assert model.config._attn_implementation == TREE
     model.train()
-    taken = sample(model, PROMPTS, Draw(samples=3, max_new_tokens=6, seed=1), ends=[2])
+    taken = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=6, seed=1), ends=[2])
     assert model.config._attn_implementation == TREE
     assert model.training
     ids = [[[r.ids.tolist() for r in responses] for responses in drawn] for drawn in (plain, taken)]
@@ -67,21 +67,21 @@ def test_each_prompt_is_read_once(build):
     model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    sample(model, PROMPTS, Draw(samples=5, max_new_tokens=4), ends=[])
+    sample(model, PROMPTS, Sampling(samples=5, max_new_tokens=4), ends=[])
     assert read == [(3, 9), (15, 1), (15, 1), (15, 1)]
 
 
 def test_draws_depend_on_the_seed_and_the_prompts_number_alone(build):
     model = build("llama")
-    whole = sample(model, PROMPTS, Draw(samples=3, max_new_tokens=8, seed=4), ends=[2])
-    alone = sample(model, PROMPTS, Draw(samples=3, max_new_tokens=8, seed=4, batch_size=1), ends=[2])
-    other = sample(model, PROMPTS, Draw(samples=3, max_new_tokens=8, seed=5), ends=[2])
+    whole = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=8, seed=4), ends=[2])
+    alone = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=8, seed=4, batch_size=1), ends=[2])
+    other = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=8, seed=5), ends=[2])
     ids = [[[r.ids.tolist() for r in responses] for responses in drawn] for drawn in (whole, alone, other)]
     assert ids[0] == ids[1]
     assert ids[0] != ids[2]
     assert len({tuple(r) for r in ids[0][0]}) == 3
     state = torch.get_rng_state()
-    sample(model, PROMPTS, Draw(samples=1, max_new_tokens=2), ends=[2])
+    sample(model, PROMPTS, Sampling(samples=1, max_new_tokens=2), ends=[2])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -91,7 +91,7 @@ def test_the_first_token_follows_the_softmax(build):
     with torch.no_grad():
         model.lm_head.weight.mul_(4)
         expected = (model(torch.from_numpy(PROMPTS[0])[None]).logits[0, -1] / 1.3).softmax(-1)
-    drawn = sample(model, PROMPTS[:1], Draw(samples=4000, max_new_tokens=1, temperature=1.3, seed=0), ends=[])
+    drawn = sample(model, PROMPTS[:1], Sampling(samples=4000, max_new_tokens=1, temperature=1.3, seed=0), ends=[])
     counts = torch.bincount(torch.tensor([int(r.ids[0]) for r in drawn[0]]), minlength=len(expected)).double()
     top = expected.argsort(descending=True)[:8]
     rest = torch.ones(len(expected), dtype=torch.bool)
@@ -104,7 +104,7 @@ def test_the_first_token_follows_the_softmax(build):
 
 def test_an_end_token_ends_and_is_kept(build):
     model = build("llama")
-    drawn = sample(model, PROMPTS, Draw(samples=40, max_new_tokens=30, seed=2), ends=list(range(30)))
+    drawn = sample(model, PROMPTS, Sampling(samples=40, max_new_tokens=30, seed=2), ends=list(range(30)))
     for responses in drawn:
         for response in responses:
             assert response.ended == (int(response.ids[-1]) < 30)
@@ -116,7 +116,7 @@ def test_an_end_token_ends_and_is_kept(build):
 def test_what_was_drawn_is_what_the_scorer_reads(build):
     """The tree's log-prob of a greedy response is that of always the likeliest token."""
     model = build("llama")
-    drawn = sample(model, PROMPTS[:1], Draw(samples=1, max_new_tokens=5, temperature=0), ends=[])
+    drawn = sample(model, PROMPTS[:1], Sampling(samples=1, max_new_tokens=5, temperature=0), ends=[])
     ids = drawn[0][0].ids
     group = TokenizedGroup(PROMPTS[0], (ids, ids[:1]), PreferenceGroup("", ("a", "b")))
     scorer = choose_scorer(model, [group]).scorer

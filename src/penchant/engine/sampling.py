@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Sampling:
     """How responses are drawn.
 
     Attributes:
@@ -60,7 +60,7 @@ class Sampled:
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[Ids],
-    draw: Draw,
+    draw: Sampling,
     *,
     ends: Sequence[int],
     advance: Callable[[int], None] = lambda prompts: None,
@@ -103,7 +103,7 @@ def _own_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _respond(
-    model: PreTrainedModel, prompts: Sequence[Ids], draw: Draw, chances: Tensor, ends: frozenset[int]
+    model: PreTrainedModel, prompts: Sequence[Ids], draw: Sampling, chances: Tensor, ends: frozenset[int]
 ) -> list[Sampled]:
     """P x K responses; rows that have ended are taken out once half of all have.
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from penchant.data.tokenized import Ids
-from penchant.engine.sampling import Draw as Sampling
-from penchant.engine.sampling import sample
+from penchant.engine.sampling import Sampling, sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

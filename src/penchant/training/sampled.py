@@ -17,7 +17,7 @@ import numpy as np
 from penchant.config import SamplingConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.engine.sampling import Draw, Sampled, sample
+from penchant.engine.sampling import Sampled, Sampling, sample
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import ends_of, text_after
 from penchant.evaluation.rewards import Reward
@@ -74,7 +74,7 @@ class SampledBatches:
         settings = self.settings
         steps = {step: self.order.batch(step) for step in range(window, window + settings.every)}
         numbers = [number for members in steps.values() for number in members]
-        draw = Draw(
+        draw = Sampling(
             settings.samples,
             settings.max_new_tokens,
             settings.temperature,
