@@ -60,6 +60,18 @@ def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_
             torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["beta_dpo", "kto", "bradley_terry"])
+def test_two_processes_give_the_losses_of_one_whatever_the_method(write_config, tmp_path, objective):
+    """Statistics and draws are of the whole batch, over all processes; a reward model is sharded like any other."""
+    file = write_config(objective={"name": objective})
+    one, two = tmp_path / "one", tmp_path / "two"
+    penchant(1, file, f"output={one}")
+    penchant(2, file, f"output={two}")
+    assert losses(two) == pytest.approx(losses(one), abs=1e-6)
+    assert len(set(losses(one))) > 3
+
+
 class TestSharing:
     @pytest.mark.parametrize(("items", "size"), [(0, 2), (1, 2), (4, 2), (5, 2), (5, 3), (2, 4)])
     def test_every_item_is_counted_once_and_all_ranks_take_the_same_turns(self, items, size):

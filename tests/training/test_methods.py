@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +78,37 @@ def test_a_resumed_run_remembers(write_config, tmp_path, other_model, tiny_model
     assert all(torch.equal(before[name], after[name]) for name in before)
     if objective["name"] != "kto":  # it is coupled, and remembers nothing
         assert any(not torch.equal(halfway[name], after[name]) for name in after)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_model, tiny_model):
+    """kill -9, eight times, of a loss with beta-DPO's moving values, a bandit's counts and KTO's batch in it."""
+    parts = [{"name": "beta_dpo"}, THOMPSON, {"name": "kto"}]
+    file = write_config(
+        objective={"name": "weighted_sum", "parts": parts},
+        references=[str(tiny_model), str(other_model)],
+        training={"max_steps": 150, "batch_size": 8, "token_budget": 128},
+        checkpoints={"every": 5},
+    )
+    undisturbed = run(file, f"output={tmp_path / 'undisturbed'}")
+    folder = tmp_path / "killed"
+    draw = random.Random(1)
+    reached = set()
+    for _ in range(8):
+        arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
+        process = subprocess.Popen([sys.executable, "-m", "penchant", "train", *map(str, arguments)])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(2.0, 6.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        reached.add(lines(folder)[-1]["step"] if (folder / "metrics.jsonl").exists() else -1)
+    assert len(reached) > 2, "the kills all fell on start-up"
+    run(file, f"output={folder}", resume=True)
+    assert (undisturbed / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    before, after = remembered(undisturbed), remembered(folder)
+    assert before.keys() == after.keys()
+    assert len(before) == 8  # four of beta-DPO, four of the bandit
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("objective", [{"name": "beta_dpo"}, {"name": "kto"}, SUM])
