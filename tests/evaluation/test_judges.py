@@ -150,6 +150,14 @@ class TestEndpoint:
         reward = EndpointReward(JudgeConfig(url=server.url, model="m"))
         assert reward(["p", "q"], [["good", "bad"], ["good"]]) == [[7.0, 2.0], [7.0]]
 
+    def test_another_template_is_another_reward(self, server, tmp_path):
+        file = tmp_path / "rate.txt"
+        names = set()
+        for text in ("Rate {prompt} {first}", "Score {prompt} {first}"):
+            file.write_text(text)
+            names.add(EndpointReward(JudgeConfig(url=server.url, model="m", prompt=str(file))).name)
+        assert len(names) == 2
+
     def test_no_rating_is_an_error(self, server):
         server.script = ["[[99]]"]
         with pytest.raises(ConfigError, match="gave no rating after 2 attempts"):

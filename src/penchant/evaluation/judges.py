@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +136,8 @@ class EndpointReward:
 
     @property
     def name(self) -> str:
-        return f"rating {self.config.url} {self.config.model}"
+        template = hashlib.blake2b(_template(self.config, POINTWISE).encode(), digest_size=8).hexdigest()
+        return f"rating {self.config.url} {self.config.model} {template}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         template = _template(self.config, POINTWISE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -94,7 +93,7 @@ class FunctionReward:
 
     Attributes:
         where: as the configuration names it.
-        name: that, and a hash of the function's source.
+        name: that, and a hash of the file it stands in.
     """
 
     function: Callable[[Any, Any], Any]
@@ -119,11 +118,10 @@ class FunctionReward:
         if not callable(function):
             kind = "has no such name" if function is None else "is no function"
             raise ConfigError(f"reward.function {where}: {attribute} {kind}", fix=example)
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError):
-            source = where
-        digest = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+        # The whole file: what the function calls may stand beside it.
+        file = getattr(module, "__file__", None)
+        source = Path(file).read_bytes() if file else where.encode()
+        digest = hashlib.blake2b(source, digest_size=8).hexdigest()
         return cls(function, where, f"function {where} {digest}")
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
