@@ -334,3 +334,21 @@ def test_a_story_model_is_near_chance_at_science(shared_data):
     assert (report.questions, report.chance, report.left_out) == (40, 0.25, {"beyond the limit": 460})
     for estimate in report.accuracy.values():
         assert estimate.low - 0.05 <= 0.25 <= estimate.high + 0.05
+
+
+def test_a_head_chooses_as_it_ranks(tmp_path, tiny_model):
+    """The real head: options are scored as `rank` scores candidates, and log-probs are those without it."""
+    import shutil
+
+    from penchant.engine.heads import PreferenceHead, save_head
+    from penchant.evaluation.ranking import rank
+
+    folder = shutil.copytree(tiny_model, tmp_path / "headed")
+    torch.manual_seed(0)
+    save_head(folder, PreferenceHead(32, "tanh"))
+    scored = score_tasks(str(folder), {"t": ASKED}, ALONE, head=str(folder))["t"].questions
+    plain = score_tasks(str(folder), {"t": ASKED}, ALONE)["t"].questions
+    ranked = rank(str(folder), [plain_group(question) for question in ASKED], ALONE, by="head").groups
+    for with_head, without, group in zip(scored, plain, ranked, strict=True):
+        assert with_head.scores["head"] == pytest.approx(group.scores, rel=1e-5)
+        assert {name: with_head.scores[name] for name in ("log", "log_sum")} == without.scores
