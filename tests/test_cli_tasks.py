@@ -125,6 +125,9 @@ class FirstTokenHead(torch.nn.Module):
         super().__init__()
         self.scorer = scorer
 
+    def cost(self, group):
+        return group.length
+
     def forward(self, batch):
         rewards = batch.table(batch.targets[torch.cumsum(batch.lengths, 0) - batch.lengths].double())
         return torch.stack([-rewards, rewards])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,8 +97,13 @@ def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_mod
     for _ in range(8):
         arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
         process = subprocess.Popen([sys.executable, "-m", "penchant", "train", *map(str, arguments)])
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(2.0, 6.0))
+        log = folder / "metrics.jsonl"
+        size, deadline = log.stat().st_size if log.exists() else 0, time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.stat().st_size != size:
+                break
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
         reached.add(lines(folder)[-1]["step"] if (folder / "metrics.jsonl").exists() else -1)
