@@ -115,8 +115,8 @@ def survives(mutant: Mutant) -> bool:
         (Path(scratch) / FOLDER / mutant.file).write_text(mutant.source, encoding="utf-8")
         tests = ROOT / "tests" / "objectives"
         own = tests / f"test_{mutant.file}"
-        # A file's own tests first: most mutants end there.
-        order = [[str(own)] if own.exists() else [], [str(tests)]]
+        # A file's own tests first, then the formulas: most mutants end there.
+        order = [[str(own)] if own.exists() else [], [str(tests / "test_formulas.py")], [str(tests)]]
         return all(_passes(scratch, files) for files in order if files)
 
 
