@@ -7,12 +7,12 @@ import torch
 
 from penchant.data.trees import pack
 from penchant.engine import scoring
-from penchant.engine.attention import TreePlan
 from penchant.engine.distribution import World
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.scoring import choose_scorer, precision, score_groups
 from penchant.engine.tree import TreeScorer
+from penchant.engine.tree_plan import Tiling
 
 ALONE = World(0, 1, torch.device("cpu"))
 SHAPES = [(9, (4, 7)), (1, (3,)), (30, (1, 2, 9, 5, 2)), (12, (6, 6)), (5, (8, 1, 3))]
@@ -48,10 +48,12 @@ def test_refused_families_run_padded_with_a_notice(refused_family, build, make_g
 
 
 def test_a_tree_that_is_wrong_is_caught_at_load(build, make_groups, monkeypatch):
-    def everything_before(self, window):
-        return [torch.ones(n, n, dtype=torch.bool).tril() for n in self.lengths]
+    def everything(self, tile, dtype):
+        sides = self.tiles[tile].queries, self.tiles[tile].keys
+        queries, keys = (sum(self.lengths[i] for i in pieces) for pieces in sides)
+        return torch.zeros(queries, keys, dtype=dtype)
 
-    monkeypatch.setattr(TreePlan, "masks", everything_before)
+    monkeypatch.setattr(Tiling, "bias", everything)
     model = build("llama")
     before = model.config._attn_implementation
     choice = choose_scorer(model, make_groups(SHAPES[:2], 0))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from transformers import AttentionInterface
 
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE, TreePlan, UnsupportedAttention, tree_attention
+from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
+from penchant.engine.tree_plan import TreePlan
 
 AttentionInterface.register(TREE, tree_attention)
 
@@ -138,21 +139,6 @@ def test_first_response_token_counts(build, make_groups):
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
 
 
-def test_window_counts_positions_not_row_indices(make_groups):
-    """A candidate far along the row sees its prompt's end, however many candidates lie between."""
-    batch = pack(make_groups([(4, (3, 3, 2))], 0))
-    (mask,) = TreePlan(batch).masks(3)
-    first_of_last_candidate = 4 + 3 + 3
-    assert mask[first_of_last_candidate].nonzero()[:, 0].tolist() == [2, 3, first_of_last_candidate]
-
-
-def test_mask_by_hand(make_groups):
-    batch = pack(make_groups([(2, (2, 1))], 0))
-    (mask,) = TreePlan(batch).masks(None)
-    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
-    assert mask.int().tolist() == expected
-
-
 @pytest.mark.parametrize(
     ("passed", "says"),
     [({"position_bias": torch.zeros(1)}, "position_bias"), ({"is_causal": False}, "not causal")],
@@ -171,7 +157,18 @@ def test_sinks_and_soft_caps_equal_attention_written_out(make_groups):
     q, k, v = (torch.randn(1, 2, 7, 4, dtype=torch.float64) for _ in range(3))
     sinks = torch.randn(2, dtype=torch.float64)
     actual, _ = tree_attention(torch.nn.Module(), q, k, v, None, tree=plan, softcap=2.0, s_aux=sinks)
-    (mask,) = plan.masks(None)
+    mask = torch.tensor(
+        [
+            [1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 0, 0, 1, 0],
+            [1, 1, 1, 0, 0, 1, 1],
+        ],
+        dtype=torch.bool,
+    )
     scores = 2.0 * torch.tanh(q @ k.transpose(2, 3) / 2.0 / 2.0)
     weights = scores.masked_fill(~mask, float("-inf")).exp()
     weights = weights / (weights.sum(-1, keepdim=True) + sinks.exp().view(1, 2, 1, 1))

@@ -4,13 +4,13 @@ Registered through transformers' attention interface, so no model's code is touc
 layer as the keyword argument `tree` of the model's forward, never through a global: gradient checkpointing runs layers
 again later, and two models may be alive at once.
 
-Shapes: H heads, D head size, T tokens of the row, n tokens of one group.
+Shapes: H heads, D head size, T tokens of the row, n tokens of one tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from penchant.data.trees import TreeBatch
+from penchant.engine.tree_plan import Tiling, TreePlan
 
 TREE = "penchant_tree"
 
@@ -26,66 +26,12 @@ TREE = "penchant_tree"
 _HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict", "cache_position"}
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Attention of one tile: queries, keys, values [1, H, n, D], and the tile's number."""
+
+
 class UnsupportedAttention(Exception):
     """A layer asks attention for something the tree does not know; the model is then run padded."""
-
-
-class TreePlan:
-    """Which keys each query of a packed row sees; made once per micro-batch, read by every layer."""
-
-    def __init__(self, batch: TreeBatch) -> None:
-        self.device = batch.input_ids.device
-        self.branches = batch.branches
-        self.lengths = [branch.length for branch in batch.branches]
-        self._positions = batch.positions.split(self.lengths)
-        self._masks: dict[int | None, list[Tensor | None]] = {}
-
-    def masks(self, window: int | None) -> list[Tensor | None]:
-        """For each group, [n, n] bool (query, key), or None where plain causal attention is the same.
-
-        Args:
-            window: how many positions a query sees, itself included; counted in positions of the candidate's own
-                sequence, not in indices of the row.
-        """
-        if window not in self._masks:
-            self._masks[window] = [self._mask(g, window) for g in range(len(self.branches))]
-        return self._masks[window]
-
-    def _mask(self, group: int, window: int | None) -> Tensor | None:
-        branch, position = self.branches[group], self._positions[group]
-        if len(branch.responses) == 1 and (window is None or window >= branch.length):
-            return None
-        sizes = torch.tensor([branch.prompt, *branch.responses], device=self.device)
-        segment = torch.repeat_interleave(
-            torch.arange(len(sizes), device=self.device), sizes, output_size=len(position)
-        )
-        gap = position[:, None] - position[None, :]
-        seen = ((segment[:, None] == segment[None, :]) | (segment[None, :] == 0)) & (gap >= 0)
-        return seen if window is None else seen & (gap < window)
-
-    @cached_property
-    def segments(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """For variable-length kernels, with the prompt's keys and values gathered per candidate.
-
-        Returns:
-            gathered [S] int64: the row's index of each key; cumulative query and key lengths [1 + segments] int32;
-            longest query and key segment.
-        """
-        gathered, queries, keys = [], [0], [0]
-        start = 0
-        for branch in self.branches:
-            prompt = torch.arange(start, start + branch.prompt)
-            start += branch.prompt
-            gathered.append(prompt)
-            queries.append(branch.prompt)
-            keys.append(branch.prompt)
-            for n in branch.responses:
-                gathered += [prompt, torch.arange(start, start + n)]
-                queries.append(n)
-                keys.append(branch.prompt + n)
-                start += n
-        cumulative = [torch.tensor(x, device=self.device).cumsum(0).to(torch.int32) for x in (queries, keys)]
-        return torch.cat(gathered).to(self.device), cumulative[0], cumulative[1], max(queries), max(keys)
 
 
 def tree_attention(
@@ -135,19 +81,16 @@ def tree_attention(
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float) -> Tensor:
-    """One masked attention per group. `split` and not slices: its backward is one concatenation."""
+    """Fused attention, tile by tile."""
     gqa = query.shape[1] != key.shape[1]
-    parts = [
-        scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
-        for q, k, v, mask in zip(
-            query.split(tree.lengths, 2),
-            key.split(tree.lengths, 2),
-            value.split(tree.lengths, 2),
-            tree.masks(window),
-            strict=True,
-        )
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2)
+    tiling = tree.tiling(window)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
+        causal = tiling.tiles[number].causal
+        bias = None if causal else tiling.bias(number, q.dtype)
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=gqa)
+
+    return _over_tiles(query, key, value, tiling, attend)
 
 
 def _explicit(
@@ -162,25 +105,35 @@ def _explicit(
 ) -> Tensor:
     """Attention written out, for what the fused kernels lack: a soft-cap on the logits (Gemma 2), sinks (gpt-oss)."""
     repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    parts = []
-    for q, k, v, mask in zip(
-        query.split(tree.lengths, 2),
-        key.split(tree.lengths, 2),
-        value.split(tree.lengths, 2),
-        tree.masks(window),
-        strict=True,
-    ):
-        n = q.shape[2]
-        seen = torch.ones(n, n, dtype=torch.bool, device=q.device).tril() if mask is None else mask
+    tiling = tree.tiling(window)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
         scores = q @ k.transpose(2, 3) * scale
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~seen, float("-inf"))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = scores + tiling.bias(number, scores.dtype)
         if sinks is not None:
-            scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(1, -1, n, 1).to(scores.dtype)], dim=-1)
-        parts.append(scores.softmax(-1)[..., :n].to(v.dtype) @ v)
+            column = sinks.view(1, -1, 1, 1).expand(1, -1, q.shape[2], 1)
+            scores = torch.cat([scores, column.to(scores.dtype)], dim=-1)
+        return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
+
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    return _over_tiles(query, key, value, tiling, attend)
+
+
+def _over_tiles(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, attend: Attend) -> Tensor:
+    """[1, T, H, D] from each tile's attention. `split` and not slices: its backward is one concatenation."""
+    q, k, v = (x.split(tiling.lengths, 2) for x in (query, key, value))
+    parts = []
+    for number, tile in enumerate(tiling.tiles):
+        out = attend(_join(q, tile.queries), _join(k, tile.keys), _join(v, tile.keys), number)
+        parts.append(out if out.shape[2] == tile.wanted else out[:, :, -tile.wanted :])
     return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def _join(pieces: Sequence[Tensor], numbers: tuple[int, ...]) -> Tensor:
+    return pieces[numbers[0]] if len(numbers) == 1 else torch.cat([pieces[i] for i in numbers], dim=2)
 
 
 @lru_cache(maxsize=1)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.attention import TreePlan
 from penchant.engine.padded import pad_right, unpack
 from penchant.engine.tree import backbone
+from penchant.engine.tree_plan import TreePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.attention import TreePlan
 from penchant.engine.linear import linear_log_probs
+from penchant.engine.tree_plan import TreePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from penchant.data.trees import pack
+from penchant.engine import attention, tree_plan
+from penchant.engine.tree_plan import TreePlan
+
+
+def seen_by_hand(shapes, window):
+    """[T, T] bool, query and key, from the words: one's own branch up to oneself, the prompt, no farther back than the
+    window in positions."""
+    owner, position = [], []
+    for g, (prompt, responses) in enumerate(shapes):
+        owner += [(g, 0)] * prompt
+        position += range(prompt)
+        for k, n in enumerate(responses):
+            owner += [(g, k + 1)] * n
+            position += range(prompt, prompt + n)
+    table = torch.zeros(len(owner), len(owner), dtype=torch.bool)
+    for q, (group, branch) in enumerate(owner):
+        for k, (other, theirs) in enumerate(owner):
+            gap = position[q] - position[k]
+            table[q, k] = group == other and theirs in (0, branch) and gap >= 0 and (window is None or gap < window)
+    return table
+
+
+def seen_by_tiles(tiling):
+    """The same from the tiles, which must give every query once and in order."""
+    starts = torch.tensor([0, *tiling.lengths]).cumsum(0).tolist()
+
+    def tokens(pieces):
+        return torch.cat([torch.arange(starts[i], starts[i + 1]) for i in pieces])
+
+    table = torch.zeros(starts[-1], starts[-1], dtype=torch.bool)
+    order = []
+    for number, tile in enumerate(tiling.tiles):
+        queries, keys = tokens(tile.queries), tokens(tile.keys)
+        bias = tiling.bias(number, torch.float64)
+        assert bias.shape == (len(queries), len(keys))
+        if tile.causal:
+            assert torch.equal(bias == 0, torch.ones(len(queries), len(keys)).tril().bool())
+        for row, query in zip(bias[-tile.wanted :], queries[-tile.wanted :].tolist(), strict=True):
+            order.append(query)
+            table[query, keys[row == 0]] = True
+    assert order == list(range(starts[-1]))
+    return table
+
+
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 12), st.lists(st.integers(1, 14), min_size=1, max_size=5).map(tuple)),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("limit", [1 << 24, 60], ids=["thin masks", "masks too large"])
+@settings(max_examples=100, deadline=None)
+@example(shapes=[(1, (1, 1, 1, 1, 1, 4, 12, 12, 12, 12, 9))], window=8, block=64)
+@given(shapes=SHAPES, window=st.sampled_from([None, 1, 3, 8, 40]), block=st.sampled_from([1, 4, 16, 64]))
+def test_tiles_see_what_the_tree_says(make_groups, limit, shapes, window, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_plan, "BLOCK", block)
+        patch.setattr(tree_plan, "MASK_ELEMENTS", limit)
+        tiling = TreePlan(pack(make_groups(shapes, 0))).tiling(window)
+        assert torch.equal(seen_by_tiles(tiling), seen_by_hand(shapes, window))
+
+
+@pytest.mark.parametrize("limit", [1 << 24, 60], ids=["thin masks", "masks too large"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_and_its_gradients_equal_attention_written_out(make_groups, monkeypatch, window, limit):
+    monkeypatch.setattr(tree_plan, "BLOCK", 4)
+    monkeypatch.setattr(tree_plan, "MASK_ELEMENTS", limit)
+    shapes = [(5, (3, 9)), (1, (2,)), (9, (4, 1, 1, 12))]
+    seen = seen_by_hand(shapes, window)
+    torch.manual_seed(0)
+    q = torch.randn(1, 4, len(seen), 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 2, len(seen), 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    plan = TreePlan(pack(make_groups(shapes, 0)))
+    actual = attention._masked(q, k, v, plan, window, 0.3)
+    scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.3
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    upstream = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad((out * upstream).sum(), (q, k, v)) for out in (actual, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_scores_computed_grow_with_what_is_seen(make_groups):
+    """64 candidates of 100 tokens: their pairs cost nothing; nor do the masks of 8 short ones to a prompt of 3,000."""
+    for shape, most in (((50, (100,) * 64), 50**2 + 64 * 100 * 150), ((3000, (10,) * 8), 3000**2 + 80 * 3070)):
+        tiling = TreePlan(pack(make_groups([shape], 0))).tiling(None)
+        sizes = [[sum(tiling.lengths[i] for i in side) for side in (t.queries, t.keys)] for t in tiling.tiles]
+        assert sum(queries * keys for queries, keys in sizes) <= most
+
+
+def test_a_window_keeps_keys_near(make_groups):
+    """Of a prompt of 2,000 tokens with a window of 100, no query's tile holds more than 200 keys."""
+    tiling = TreePlan(pack(make_groups([(2000, (300, 20))], 0))).tiling(100)
+    assert max(sum(tiling.lengths[i] for i in tile.keys) for tile in tiling.tiles) <= 200
+
+
+def test_a_window_no_sequence_reaches_is_none(make_groups):
+    plan = TreePlan(pack(make_groups([(5, (3, 4))], 0)))
+    assert plan.tiling(9) is plan.tiling(None)
+    assert plan.tiling(8) is not plan.tiling(None)
+
+
+def test_biases_are_made_once(make_groups):
+    """Each layer reads the same numbers: none are kept twice for the backward."""
+    tiling = TreePlan(pack(make_groups([(5, (3, 4))], 0))).tiling(None)
+    assert tiling.bias(1, torch.float32) is tiling.bias(1, torch.float32)
