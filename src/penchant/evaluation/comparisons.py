@@ -10,6 +10,10 @@ percentile interval covers 75-79 % instead of 95 % with 3 seeds that differ, 85-
 variance components covers 95-97 % with 3, 5 and 10 seeds; where the residual is several times the prompts'
 variance and there are 3 seeds it covers 93.4-97.6 %.
 
+A verdict among many methods is another matter: it stands at levels of 0.05 / m, where an estimate from 3 seeds that
+came out small by chance is what makes a false "better". There the seeds' part of the error gets the quantile of its own
+few degrees of freedom (`Variances.careful_half_width`).
+
 Legend: S seeds, N prompts.
 """
 
@@ -18,49 +22,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from penchant.evaluation.statistics import Estimate, Floats
-from penchant.evaluation.student_t import Mixture, critical_value
+from penchant.evaluation.student_t import critical_value
+from penchant.evaluation.variance_components import Variances, components
 
 Outcome = Literal["better", "worse", "not distinguishable"]
 
 _MOST = 1 << 20
 """Where a search for more seeds or prompts ends: what is not seen with as many is not seen with any number."""
-
-
-@dataclass(frozen=True)
-class Variances:
-    """Components of the variance of a difference.
-
-    Attributes:
-        seed, prompt: of the effects; an estimate may be below zero.
-        residual: of a single difference given its seed and prompt.
-    """
-
-    seed: float
-    prompt: float
-    residual: float
-
-    def error(self, seeds: int, prompts: int) -> tuple[float, Mixture]:
-        """Standard error of the mean over S x N differences, and the distribution of the mean in units of it.
-
-        The mean squares of the two-way random-effects model (Searle, Casella and McCulloch 1992, section 4.3), with
-        components below zero taken as zero. The distribution mixes Student t with S - 1 and with N - 1 degrees of
-        freedom by the seeds' and the prompts' share of the variance. One t with Satterthwaite's degrees of freedom
-        would cover 91.5-93 % with 3 seeds that differ, where the seeds' share itself is badly known.
-        """
-        seed_square = prompts * self.seed + self.residual
-        variance = max(seed_square, self.residual) + seeds * max(self.prompt, 0.0)
-        # How much of the residual counts as the seeds', and the power, were set by simulation: without them intervals
-        # are too wide where seeds agree, and at Holm's small levels too narrow where few seeds dominate.
-        noise = 0.6 * self.residual**2 / max(seed_square, self.residual) if self.residual else 0.0
-        share = max(seed_square - noise, 0.0) / variance if variance else 1.0
-        share = share ** (1 - share) if share > 0 else 0.0
-        return math.sqrt(variance / (seeds * prompts)), Mixture(share, seeds - 1, max(prompts - 1, 1))
 
 
 @dataclass(frozen=True)
@@ -70,7 +45,6 @@ class Difference:
     Attributes:
         value: NaN where nothing was measured by both.
         low, high: 95 % interval, for this difference alone; NaN with a single seed or prompt.
-        p: two-sided, of the value under no difference; NaN where the interval is.
         n_seeds: seeds of both.
         n_prompts: prompts both measured with every seed; 0 where the metric is not a mean over prompts.
         left_out: prompts that one of them did not measure with some seed.
@@ -80,23 +54,31 @@ class Difference:
     value: float
     low: float
     high: float
-    p: float
     n_seeds: int
     n_prompts: int
     left_out: int
     variances: Variances | None
 
+    @cached_property
+    def p(self) -> float:
+        """Two-sided, for verdicts: the level at which `interval` ends at zero; NaN where there is none.
+
+        It may be above 0.05 where `low` and `high`, for this difference alone, leave zero out.
+        """
+        return self.p_with()
+
     def interval(self, level: float) -> tuple[float, float]:
-        """The interval that misses the true difference with probability `level`."""
+        """The interval that misses the true difference with probability `level` at most."""
         if self.variances is None:
             return math.nan, math.nan
-        return _interval(self.value, self.variances, self.n_seeds, max(self.n_prompts, 1), level)
+        half = self.variances.careful_half_width(self.n_seeds, max(self.n_prompts, 1), level)
+        return self.value - half, self.value + half
 
     def p_with(self, *, seeds: int = 0, prompts: int = 0) -> float:
         """The p-value with so many more seeds and prompts, value and variances staying as they are."""
         if self.variances is None:
             return math.nan
-        return _p(self.value, self.variances, self.n_seeds + seeds, max(self.n_prompts, 1) + prompts)
+        return self.variances.careful_p(self.value, self.n_seeds + seeds, max(self.n_prompts, 1) + prompts)
 
 
 @dataclass(frozen=True)
@@ -152,7 +134,7 @@ def paired_difference(ours: ArrayLike, baseline: ArrayLike) -> Difference:
     complete = values[:, ~np.isnan(values).any(axis=0)]
     seeds, prompts = complete.shape
     value = float(complete.mean()) if complete.size else math.nan
-    variances = _components(complete) if seeds > 1 and prompts > 1 else None
+    variances = components(complete) if seeds > 1 and prompts > 1 else None
     return _difference(value, seeds, prompts, values.shape[1] - prompts, variances)
 
 
@@ -220,35 +202,12 @@ def _pair(ours: ArrayLike, baseline: ArrayLike) -> Floats:
     return left - right
 
 
-def _components(values: Floats) -> Variances:
-    """Variance components of [S, N] values by the mean squares of a two-way table."""
-    seeds, prompts = values.shape
-    rows, columns = values.mean(axis=1), values.mean(axis=0)
-    rest = values - rows[:, None] - columns + values.mean()
-    residual = float((rest**2).sum() / ((seeds - 1) * (prompts - 1)))
-    seed = float(rows.var(ddof=1)) - residual / prompts
-    return Variances(seed, float(columns.var(ddof=1)) - residual / seeds, residual)
-
-
 def _difference(value: float, seeds: int, prompts: int, left_out: int, variances: Variances | None) -> Difference:
     if variances is None:
-        return Difference(value, math.nan, math.nan, math.nan, seeds, prompts, left_out, None)
-    low, high = _interval(value, variances, seeds, max(prompts, 1), 0.05)
-    p = _p(value, variances, seeds, max(prompts, 1))
-    return Difference(value, low, high, p, seeds, prompts, left_out, variances)
-
-
-def _interval(value: float, variances: Variances, seeds: int, prompts: int, level: float) -> tuple[float, float]:
-    error, distribution = variances.error(seeds, prompts)
-    half = distribution.critical_value(level) * error
-    return value - half, value + half
-
-
-def _p(value: float, variances: Variances, seeds: int, prompts: int) -> float:
-    error, distribution = variances.error(seeds, prompts)
-    if error == 0:
-        return float(value == 0)
-    return distribution.two_sided_p(abs(value) / error)
+        return Difference(value, math.nan, math.nan, seeds, prompts, left_out, None)
+    error, distribution = variances.error(seeds, max(prompts, 1))
+    half = distribution.critical_value(0.05) * error
+    return Difference(value, value - half, value + half, seeds, prompts, left_out, variances)
 
 
 def _outcome(value: float, decided: bool) -> Outcome:
