@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import math
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -48,10 +49,14 @@ def build_objective(values: dict[str, Any]) -> Objective:
                 fix=f"it has: {', '.join(sorted(known)) or 'none'}",
             )
     try:
-        return TypeAdapter(method).validate_python(given)
+        objective = TypeAdapter(method).validate_python(given)
     except ValidationError as error:
         found = "; ".join(explain({**p, "loc": ("objective", *p["loc"])}) for p in error.errors())
         raise ConfigError(found) from error
+    for field, value in vars(objective).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"objective.{field} is {value}, expected a finite number")
+    return objective
 
 
 def describe_objective(objective: Objective) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def _from_entry_point(name: object) -> type[Objective]:
         raise ConfigError(f"{found}{nearest(str(name), every)}", fix=f"one of: {', '.join(every)}")
     try:
         loaded = installed[name].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(f"the plug-in {name} ({installed[name].value})", error) from error
     return _checked(loaded, name, installed[name].value)
 
@@ -111,7 +116,7 @@ def _from_file(file: str, name: object) -> type[Objective]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise _broken(f"objective.file {file}", error) from error
     classes = [
@@ -141,6 +146,6 @@ def _checked(method: Any, name: str, where: str) -> type[Objective]:
     return found
 
 
-def _broken(what: str, error: Exception) -> ConfigError:
+def _broken(what: str, error: BaseException) -> ConfigError:
     cause = " ".join(str(error).split())
     return ConfigError(f"{what} cannot be imported: {type(error).__name__}: {cause}", fix="correct it, and try again")

@@ -69,6 +69,16 @@ CASES = [
         "the reward function raised ValueError: no such colour",
     ),
     ({"name": "ddo_rm"}, {}, ["reward.function={folder}/rewards.py:short"], "returned 1 numbers for 2 responses"),
+    ({"name": "multi_reference"}, {"preferred": 0}, [], "mixes references, and none is named"),
+    ({"name": "dpo", "beta": float("inf")}, {"preferred": 0}, [], "objective.beta is inf, expected a finite number"),
+    ({"name": "ddo_rm"}, {"scores": [1.0, 1e39]}, [], "a number of at most 3.4e+38"),
+    (
+        {"name": "weighted_sum", "parts": [{"name": "dpo", "weight": float("nan")}]},
+        {"preferred": 0},
+        [],
+        "parts.0.weight is nan, expected a finite number",
+    ),
+    ({"name": "mine", "file": "{folder}/leaves.py"}, {}, [], "cannot be imported: SystemExit: 3"),
     ({"name": "rloo"}, {}, ["candidates=sampled"], "candidates: sampled needs a reward"),
     ({"name": "mine", "file": "{folder}/broken.py"}, {}, [], "cannot be imported: ImportError: half a wheel"),
     ({"name": "mine", "file": "{folder}/absent.py"}, {}, [], "no such file"),
@@ -79,6 +89,7 @@ CASES = [
 @pytest.mark.parametrize(("objective", "columns", "overrides", "found"), CASES)
 def test_one_clear_error(objective, columns, overrides, found, rows, write_config, tmp_path, tiny_model, capsys):
     (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit(3)")
     (tmp_path / "broken.py").write_text("raise ImportError('half a wheel')")
     places = {"model": tiny_model, "folder": tmp_path}
     if "file" in objective:

@@ -57,6 +57,16 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_fixed_weights_with_evaluation(write_config, tiny_model):
+    """The metric that decides is asked for with as many references as the run has."""
+    file = write_config(
+        objective={"name": "multi_reference", "weighting": "fixed", "weights": [0.5, 0.5]},
+        references=[str(tiny_model), str(tiny_model)],
+        evaluation={"every": 3},
+    )
+    assert (run(file) / "best" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("objective", [{"name": "beta_dpo"}, {"name": "kto"}, THOMPSON, WINDOW, SUM])
 def test_a_resumed_run_remembers(write_config, tmp_path, other_model, tiny_model, objective):
     """From the middle to the end, bit for bit, with all that the method had learnt of the batches before."""

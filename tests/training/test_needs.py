@@ -27,6 +27,10 @@ class TestReferences:
     def test_several_where_the_method_takes_them(self):
         assert check_references(config("multi_reference", references=["a", "b", "c"])) is None
 
+    def test_none_where_the_method_mixes_them(self):
+        with pytest.raises(ConfigError, match="multi_reference mixes references, and none is named"):
+            check_references(config("multi_reference"))
+
     def test_one_that_is_not_used_is_told(self):
         assert "not used" in check_references(config("sft", reference="a"))
 

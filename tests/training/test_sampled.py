@@ -128,6 +128,41 @@ def test_with_adapters_the_model_without_them_is_the_reference(online, monkeypat
     assert abs(kl[-1]) > 1e-3
 
 
+@pytest.fixture(scope="session")
+def other_model(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model with other weights."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("other") / "model"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("held_out", [None, 0.25])
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_a_named_reference_is_the_one_that_is_asked(online, tmp_path, other_model, held_out, lora):
+    """By either key, with adapters or without, with held-out groups or none: not the model training starts from."""
+    file = online({"name": "rloo"}, data={"held_out": held_out}, lora=lora)
+    short = "training.max_steps=1"
+    first = run(file, short, f"reference={other_model}", f"output={tmp_path / 'one'}")
+    second = run(file, short, f"references=[{other_model}]", f"output={tmp_path / 'several'}")
+    one, two = (next(line for line in lines(folder) if "loss" in line)["kl"] for folder in (first, second))
+    assert one == two
+    assert abs(one) > 0.1
+
+
+def test_a_weighted_sum_of_sampled_candidates(online):
+    """It sets no state from references it has not got yet."""
+    parts = [{"name": "dpo", "weight": 1.0}, {"name": "sft", "weight": 0.2}]
+    folder = run(online({"name": "weighted_sum", "parts": parts}, data={"held_out": None}))
+    assert lines(folder)[-1]["step"] == 6
+
+
 @pytest.mark.parametrize(
     ("function", "found"),
     [("broken", "raised RuntimeError: no paper"), ("short", "returned 1 numbers for 3 responses")],

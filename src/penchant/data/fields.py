@@ -15,6 +15,10 @@ from penchant.errors import DataError
 KINDS: dict[type, str] = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list"}
 
 
+LARGEST = 3.4e38
+"""Scores and weights are float32 where methods read them."""
+
+
 @dataclass
 class Ledger:
     """What reading did: the columns it used, and events with how often and where first each was met."""
@@ -127,6 +131,8 @@ class Cell:
             number = math.inf
         if not math.isfinite(number):
             raise self.refusal("a finite number")
+        if abs(number) > LARGEST:
+            raise self.refusal(f"a number of at most {LARGEST:g} (float32 holds no larger)")
         return number
 
     def positive(self) -> float:

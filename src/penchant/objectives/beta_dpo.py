@@ -25,7 +25,8 @@ class BetaDPO:
 
     Differs from the paper, which may have beta_0 inside M: as in the authors' code it is not, so alpha is per nat.
     Differs from that code: M0 and s begin with the first batch's instead of 0 (``start: zero`` is theirs), and s has a
-    floor, so that equal gaps are drawn uniformly instead of giving 0/0.
+    floor, so that equal gaps are drawn uniformly instead of giving 0/0. Which pairs are drawn follows their place in
+    the batch, not the order of their gaps, which rounding could turn: a batch in another order is another draw.
 
     Attributes:
         beta: beta_0, > 0.

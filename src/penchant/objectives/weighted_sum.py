@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -43,6 +44,8 @@ class WeightedSum:
 
     def __post_init__(self) -> None:
         require(len(self.parts) > 0, "parts", self.parts, "at least one objective")
+        for i, part in enumerate(self.parts):
+            require(math.isfinite(part.weight), f"parts.{i}.weight", part.weight, "a finite number")
         reduce(or_, (part.objective.needs for part in self.parts))
 
     @property

@@ -21,7 +21,8 @@ from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, located
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
-from penchant.training.needs import usable
+from penchant.training.needs import fitted, usable
+from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +81,7 @@ def tokenize_inputs(
     train, held_out, notes = read_inputs(config)
     other = data.held_out if isinstance(data.held_out, str) else data.train
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.method)
+        _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
     if config.candidates == "given":
         train = usable(config, _scored(config, train, tell), "training", data.train, notes)
     if held_out:
@@ -131,15 +132,15 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
     return with_scores(groups, reward)
 
 
-def _check_metric(metric: str, objective: Objective) -> None:
+def _check_metric(metric: str, objective: Objective, references: int) -> None:
     """Refuse a metric the objective does not have, by asking it for those of one pair."""
     ids = np.zeros(1, np.int64)
     pair = group_facts([TokenizedGroup(ids, (ids, ids), PreferenceGroup("", ("a", "b"), preferred=0))])
     pair = replace(pair, rewards=torch.zeros(1, 2))
-    nothing = torch.zeros(objective.needs.references, 1, 2)
+    nothing = torch.zeros(references, 1, 2)
     state = objective.initial_state(seed=0)
     if isinstance(objective, Fitted):
-        state = objective.fit(nothing, pair, state)
+        state = fitted(objective, nothing, pair, state)
     output = objective.evaluate(torch.zeros(1, 2), nothing, pair, state)
     if metric not in ("loss", *output.metrics):
         raise ConfigError(

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
-from penchant.objectives import Objective
+from penchant.objectives import Fitted, Groups, Objective, State
 
 
 def check_references(config: RunConfig) -> str | None:
     """Refuse more references than the objective takes; returns a notice where one is named and none is used.
 
     Raises:
-        ConfigError: too many, or several for an objective that samples its candidates.
+        ConfigError: too many, or none for an objective that mixes them.
     """
     objective, named = config.method, len(config.references) or int(config.reference is not None)
     needs = objective.needs
+    if needs.many_references and not named:
+        raise ConfigError(
+            f"{objective.name} mixes references, and none is named",
+            fix="references=[MODEL, MODEL, ...], the first is the primary; of the starting model alone it is "
+            "objective.name=dpo",
+        )
     if named and not needs.references:
         return f"{objective.name} has no reference: the one that is named is not used"
     if named > needs.references and not needs.many_references:
@@ -26,6 +34,18 @@ def check_references(config: RunConfig) -> str | None:
             fix="name one with reference=MODEL, or use objective.name=multi_reference",
         )
     return None
+
+
+def fitted(objective: Fitted, reference: Tensor, groups: Groups, state: State) -> State:
+    """The state a method begins with, once it has seen its references' log-probs.
+
+    Raises:
+        ConfigError: its hyper-parameters do not fit the number of references.
+    """
+    try:
+        return objective.fit(reference, groups, state)
+    except ValueError as error:
+        raise ConfigError(f"objective: {error}", fix="give one for each of `references`, in their order") from error
 
 
 def check_sampled(config: RunConfig, processes: int) -> None:

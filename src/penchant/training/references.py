@@ -34,7 +34,10 @@ def reference_tables(
     """
     tables: list[Table | None] = []
     for source in reference_sources(config):
-        tables.append(None if source is None else _table(config, source, groups, world, tell))
+        if source is not None and groups:
+            tables.append(_table(config, source, groups, world, tell))
+        else:
+            tables.append(None if source is None else [])
     return tables
 
 
@@ -46,12 +49,14 @@ class LiveReference:
 
     def __init__(self, config: RunConfig, model: Trained, world: World) -> None:
         self._settings, self._world = config.training, world
-        self._adapters = model.policy.adapters if config.reference is None else None
+        (source,) = reference_sources(config)
+        self._adapters = model.policy.adapters if source is None else None
         self._policy = model.scorer
         self._frozen: FrozenModel | None = None
         if self._adapters is None:
-            source = config.reference or config.model
-            self._frozen = FrozenModel.load(source, world, config.training.dtype, config.data.chat_template)
+            self._frozen = FrozenModel.load(
+                source or config.model, world, config.training.dtype, config.data.chat_template
+            )
         self._chosen: Scorer | None = None
 
     def __call__(self, groups: Sequence[TokenizedGroup]) -> list[Table]:

@@ -26,7 +26,7 @@ from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained
-from penchant.training.needs import check_references, check_sampled
+from penchant.training.needs import check_references, check_sampled, fitted
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
 
@@ -115,12 +115,9 @@ def _prepare(
     train = Split(every[:first], [table[:first] for table in tables if table is not None])
     held_out = Split(every[first:], [table[first:] for table in tables if table is not None])
     state = config.method.initial_state(settings.seed)
-    if isinstance(config.method, Fitted):
+    if isinstance(config.method, Fitted) and first:
         _, reference, facts = arguments(torch.zeros(first, _widest(train)), train.groups, train.references)
-        try:
-            state = config.method.fit(reference, facts, state)
-        except ValueError as error:
-            raise ConfigError(f"objective: {error}", fix="give one for each of `references`, in their order") from error
+        state = fitted(config.method, reference, facts, state)
     folder = Path(config.output)
     source: Source
     if config.candidates == "sampled":
