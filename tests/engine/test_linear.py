@@ -23,6 +23,7 @@ def _case(bias: bool, seed: int = 0):
 def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, chunk, kept):
     monkeypatch.setattr(linear, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
+    monkeypatch.setattr(linear, "_PASS_ELEMENTS", 17 * 3)
     hidden, weight, offset, targets = _case(bias)
     inputs = [x for x in (hidden, weight, offset) if x is not None]
     upstream = torch.randn(11, dtype=torch.float64)
@@ -35,6 +36,21 @@ def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, chunk,
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     for mine, theirs in zip(torch.autograd.grad(actual, inputs, upstream), expected_gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [1 << 26, 0])
+def test_a_second_backward_is_the_first(monkeypatch, kept):
+    """The kept exponentials are used up by the first."""
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
+    hidden, weight, _, targets = _case(bias=False)
+    total = linear_log_probs(hidden, weight, None, targets).sum()
+    first, second = (torch.autograd.grad(total, (hidden, weight), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(second, first, rtol=1e-12, atol=1e-14)
+
+
+def test_chunks_hold_what_they_say():
+    assert linear.chunk_rows(32_000) == 524
+    assert linear.chunk_rows(1 << 30) == 1
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
