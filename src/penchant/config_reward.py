@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Section(BaseModel):
@@ -19,6 +21,18 @@ class JudgeConfig(_Section):
     timeout_s: float = Field(60, gt=0, description="seconds to wait for one answer")
     retries: int = Field(4, ge=0, description="after time-outs, 429, 5xx and answers without a verdict")
     parallel: int = Field(4, ge=1, description="requests at a time")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, half an IPv6 address
+            complete = False
+        if not complete or any(character.isspace() or not character.isprintable() for character in value):
+            raise ValueError("expected an address without spaces, as in http://localhost:8000/v1")
+        return value
 
 
 class RewardConfig(_Section):

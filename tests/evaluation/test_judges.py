@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
@@ -23,7 +24,10 @@ from penchant.evaluation.judges import (
     read_rating,
     read_verdict,
 )
+from penchant.evaluation.rewards import reward_from
 from penchant.evaluation.win_rate import win_rate
+
+CUT_SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
 
 
 class Server:
@@ -46,6 +50,9 @@ class Server:
                 if isinstance(step, float):
                     time.sleep(step)
                     step = "[[A]]"
+                if step in ("no status", "cut short"):
+                    self.wfile.write(b"nonsense\r\n\r\n" if step == "no status" else CUT_SHORT)
+                    return
                 code = step if isinstance(step, int) else 200
                 reply = {"choices": [{"message": {"content": step}}]} if step != "empty" else {}
                 data = json.dumps(reply).encode()
@@ -90,13 +97,13 @@ class TestEndpoint:
         assert asked["temperature"] == 0
         assert "ours" in asked["messages"][0]["content"].split("[Response B]")[0]
 
-    @pytest.mark.parametrize("stumble", ["I like both.", 500, 429, 503, "empty"])
+    @pytest.mark.parametrize("stumble", ["I like both.", 500, 429, 503, "empty", "no status", "cut short"])
     def test_asked_again_where_it_stumbles(self, server, stumble):
         server.script = [stumble, stumble, "[[B]]"]
         assert compare(server) == [Verdict("second")]
         assert len(server.asked) == 3
 
-    @pytest.mark.parametrize("stumble", ["Hm.", 500, "empty"])
+    @pytest.mark.parametrize("stumble", ["Hm.", 500, "empty", "no status", "cut short"])
     def test_a_tie_and_counted_where_it_never_answers(self, server, stumble):
         server.script = [stumble]
         assert compare(server, retries=2) == [Verdict("tie", failed=True)]
@@ -105,6 +112,22 @@ class TestEndpoint:
     def test_a_time_out(self, server):
         server.script = [0.5]
         assert compare(server, retries=1, timeout_s=0.1) == [Verdict("tie", failed=True)]
+
+    def test_what_http_itself_finds_wrong_is_a_failure_like_others(self, server, monkeypatch):
+        def broken(self, question):
+            raise http.client.InvalidURL("nonnumeric port")
+
+        monkeypatch.setattr(endpoint.Endpoint, "_post", broken)
+        assert compare(server, retries=1) == [Verdict("tie", failed=True)]
+
+    @pytest.mark.parametrize(
+        "url",
+        ["localhost:8000/v1", "", "http://", "http://local host/v1", "ftp://x/v1", "http://x:port/v1", "http://[::1"],
+    )
+    def test_an_address_that_is_none(self, url):
+        with pytest.raises(ConfigError, match=r"expected an address .*http://localhost:8000/v1"):
+            reward_from(judge_url=url, judge_model="m")
+        assert JudgeConfig(url="https://api.example.com/v1", model="m").url == "https://api.example.com/v1"
 
     def test_nobody_there(self):
         config = JudgeConfig(url="http://127.0.0.1:9/v1", model="m", retries=0)
@@ -157,6 +180,20 @@ class TestEndpoint:
             file.write_text(text)
             names.add(EndpointReward(JudgeConfig(url=server.url, model="m", prompt=str(file))).name)
         assert len(names) == 2
+
+    def test_another_template_is_another_judge_and_keeps_what_was_answered(self, server, tmp_path):
+        file = tmp_path / "judge.txt"
+        file.write_text("{prompt} {first} {second}")
+        own = judge(server, prompt=str(file))
+        own.compare(["p"], ["x"], ["y"])
+        before = own.name
+        file.write_text("{prompt}: {first} {second}")
+        assert own.name != before
+        own.compare(["p"], ["x"], ["y"])
+        assert len(server.asked) == 2
+        file.write_text("{prompt} {first} {second}")
+        own.compare(["p"], ["x"], ["y"])
+        assert (own.name, len(server.asked)) == (before, 2)
 
     def test_no_rating_is_an_error(self, server):
         server.script = ["[[99]]"]
@@ -219,6 +256,17 @@ class TestWinRate:
         result = win_rate(Scripted(lambda a, b: Verdict("tie", failed=a == "cc")), ["p"] * 4, self.OURS, self.THEIRS)
         assert result.failed == 2
         assert result.to_json()["failed"] == 2
+        assert result.agreement == 1.0
+
+    def test_agreement_is_of_what_was_judged(self):
+        said = iter([Verdict("first"), Verdict("tie", failed=True), Verdict("first"), Verdict("tie")])
+        result = win_rate(Scripted(lambda a, b: next(said)), ["p"] * 2, ["x"] * 2, ["y"] * 2)
+        assert (result.agreement, result.failed, result.values) == (0.0, 1, (0.5, 0.5))
+
+    def test_nothing_was_ever_answered(self):
+        result = win_rate(Scripted(lambda a, b: Verdict("tie", failed=True)), ["p"] * 4, self.OURS, self.THEIRS)
+        assert (result.agreement, result.failed, result.rate.value) == (None, 8, 0.5)
+        assert win_rate(Scripted(longer), [], [], []).agreement is None
 
     def test_a_reward_as_judge(self):
         class Lengths:

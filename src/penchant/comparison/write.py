@@ -211,8 +211,8 @@ def _costs(summary: Summary) -> Table:
 
 def _judged(judge: dict[str, Any]) -> Table:
     columns = ("cell", "wins", "losses", "ties", "agreement of the two orders", "no verdict")
-    rows = [
-        [name, str(of["wins"]), str(of["losses"]), str(of["ties"]), f"{of['agreement']:.3f}", str(of["failed"])]
-        for name, of in judge.items()
-    ]
+    rows = []
+    for name, of in judge.items():
+        agreement = "none judged" if of["agreement"] is None else f"{of['agreement']:.3f}"
+        rows.append([name, str(of["wins"]), str(of["losses"]), str(of["ties"]), agreement, str(of["failed"])])
     return Table("What the judge said", columns, rows, "Each pair was judged in both orders; a disagreement is a tie.")

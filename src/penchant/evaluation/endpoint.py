@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -49,7 +50,8 @@ class Endpoint:
                 time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
                 answer = self._post(question)
-            except (TimeoutError, ConnectionError, urllib.error.URLError, ValueError) as error:
+            # Time-outs, refused connections and urllib's own errors are all OSErrors; a reply cut short is none.
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 failure = self._explain(error)
                 continue
             found = read(answer)

@@ -103,6 +103,10 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
+        return f"{self._model} {_hash(_template(self.config, PAIRWISE))}"
+
+    @property
+    def _model(self) -> str:
         return f"judge {self.config.url} {self.config.model}"
 
     def compare(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[Verdict]:
@@ -111,7 +115,8 @@ class EndpointJudge:
             fill(template, prompt=as_text(p), first=as_text(a), second=as_text(b))
             for p, a, b in zip(prompts, first, second, strict=True)
         ]
-        with closing(KeptAnswers(self.name, cache_folder())) as kept:
+        # A question holds its template: another template's questions are others.
+        with closing(KeptAnswers(self._model, cache_folder())) as kept:
 
             def judge(question: str) -> Verdict:
                 known = kept.get(question)
@@ -136,8 +141,7 @@ class EndpointReward:
 
     @property
     def name(self) -> str:
-        template = hashlib.blake2b(_template(self.config, POINTWISE).encode(), digest_size=8).hexdigest()
-        return f"rating {self.config.url} {self.config.model} {template}"
+        return f"rating {self.config.url} {self.config.model} {_hash(_template(self.config, POINTWISE))}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         template = _template(self.config, POINTWISE)
@@ -178,6 +182,10 @@ def read_rating(answer: str) -> float | None:
     """The last number in double brackets of an answer, from 1 to 10."""
     found = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", answer)
     return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
+
+
+def _hash(template: str) -> str:
+    return hashlib.blake2b(template.encode(), digest_size=8).hexdigest()
 
 
 def _template(config: JudgeConfig, ours: str) -> str:

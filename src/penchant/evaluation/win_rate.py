@@ -18,8 +18,8 @@ class WinRate:
     Attributes:
         rate: share of prompts won, a tie counting half; the interval is over prompts.
         wins, losses, ties: prompts; a tie is also where the two orders disagree.
-        agreement: share of prompts where both orders say the same.
-        failed: verdicts (two a prompt) that the judge did not give; they count as ties.
+        agreement: share of the prompts judged in both orders where the two say the same; None where none was.
+        failed: verdicts (two a prompt) that the judge did not give; their prompts count as ties.
         values: 1, 1/2 or 0 for each prompt.
     """
 
@@ -28,7 +28,7 @@ class WinRate:
     wins: int
     losses: int
     ties: int
-    agreement: float
+    agreement: float | None
     failed: int
     values: tuple[float, ...]
 
@@ -42,14 +42,16 @@ def win_rate(judge: Judge, prompts: Sequence[Text], ours: Sequence[Text], theirs
     one = judge.compare(prompts, ours, theirs)
     two = judge.compare(prompts, theirs, ours)
     values = tuple(_value(first, second) for first, second in zip(one, two, strict=True))
-    agreeing = sum(first.side == _TURNED[second.side] for first, second in zip(one, two, strict=True))
+    # A tie of ours, for want of an answer, says nothing of whether the judge agrees with itself.
+    judged = [pair for pair in zip(one, two, strict=True) if not any(verdict.failed for verdict in pair)]
+    agreeing = sum(first.side == _TURNED[second.side] for first, second in judged)
     return WinRate(
         judge=judge.name,
         rate=bootstrap_mean(values, range(len(values))),
         wins=values.count(1.0),
         losses=values.count(0.0),
         ties=values.count(0.5),
-        agreement=agreeing / len(values) if values else float("nan"),
+        agreement=agreeing / len(judged) if judged else None,
         failed=sum(verdict.failed for verdict in (*one, *two)),
         values=values,
     )
@@ -59,7 +61,7 @@ _TURNED = {"first": "second", "second": "first", "tie": "tie"}
 
 
 def _value(first: Verdict, second: Verdict) -> float:
-    """A side wins if one order names it and the other does not name its rival."""
+    """A side wins only where both orders name it: named in one and a tie in the other is a tie."""
     if first.side != _TURNED[second.side]:
         return 0.5
     return {"first": 1.0, "tie": 0.5, "second": 0.0}[first.side]
