@@ -50,6 +50,10 @@ class TrainingError(PenchantError):
     """A run that had to stop: a loss that is not a number, a full disk."""
 
 
+class DiskFullError(TrainingError):
+    """A run that had to stop for want of space: no other run could go on either."""
+
+
 @contextmanager
 def located(source: str) -> Iterator[None]:
     """Puts the file's name in front of a `DataError` that knows only its group."""

@@ -20,9 +20,10 @@ from penchant.comparison.write import write_comparison
 from penchant.config import load_config
 from penchant.data.reading import read_groups
 from penchant.engine.distribution import World, local_device
-from penchant.errors import ConfigError, TrainingError
+from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import evaluate_preferences
+from penchant.training import checkpoints
 from penchant.training.run import train
 
 
@@ -218,12 +219,38 @@ def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, monkeypatch):
     assert row["failed"] == {"1": "the loss is not a finite number at step 2"}
 
 
-def test_weights_may_be_thrown_away(bench):
-    comparison = run(bench(keep_weights=False, seeds=[0]))
+def test_a_full_disk_stops_the_comparison_and_it_goes_on_after(bench, monkeypatch):
+    file = bench(seeds=[0])
+    save, calls = checkpoints.save, []
+
+    def full(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    with pytest.raises(DiskFullError, match="the disk is full") as error:
+        run(file)
+    assert "give the same command again" in str(error.value)
+    assert "--resume" not in str(error.value)
+    assert len(calls) == 2
+    monkeypatch.undo()
+    assert [cell.failed for cell in run(file).cells] == [None] * 4
+
+
+def test_weights_may_be_thrown_away(bench, tmp_path):
+    """All of them: the last, the best and the checkpoints'."""
+    base = yaml.safe_load(bench().read_text())["base"] | {"evaluation": {"every": 1}}
+    kept = run(bench(seeds=[0], base=base), f"output={tmp_path / 'kept'}")
+    assert (Path(kept.cells[-1].folder) / "best" / "model.safetensors").exists()
+    comparison = run(bench(keep_weights=False, seeds=[0], base=base))
     cells = [Path(cell.folder) for cell in comparison.cells if cell.method != "start"]
-    assert not [file for folder in cells for file in folder.rglob("*.safetensors")]
+    large = [file for folder in cells for file in folder.rglob("*") if file.is_file() and file.stat().st_size > 16_000]
+    assert {file.name for file in large} <= {"tokenizer.json", "report.html"}
+    assert not [folder for folder in cells if list((folder / "checkpoints").glob("*"))]
     assert all((folder / "measured.json").exists() for folder in cells)
-    assert numbers(run(bench(keep_weights=False, seeds=[0]))) == numbers(comparison)
+    assert numbers(run(bench(keep_weights=False, seeds=[0], base=base))) == numbers(comparison)
 
 
 class TestRefuses:

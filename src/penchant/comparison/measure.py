@@ -7,6 +7,7 @@ measured by the same yardstick.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -225,6 +226,9 @@ def _mean(values: dict[str, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def weights_of(folder: Path) -> list[Path]:
-    """The files that hold a run's weights."""
-    return [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*/*.distcp")]
+def throw_away_weights(folder: Path) -> None:
+    """Delete all of a run's weights: the last, the best, and the checkpoints'."""
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    # A checkpoint without its weights would be a damaged one.
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -16,12 +16,12 @@ import yaml
 
 from penchant.comparison.cells import Planned, prepare, variants
 from penchant.comparison.config import START, Bench, dump_bench
-from penchant.comparison.measure import DEFINITIONS, Measured, Yardstick, weights_of
+from penchant.comparison.measure import DEFINITIONS, Measured, Yardstick, throw_away_weights
 from penchant.comparison.results import Cell, Comparison
 from penchant.config import dump_config
 from penchant.engine.distribution import is_alone
 from penchant.engine.progress import Progress
-from penchant.errors import ConfigError, TrainingError
+from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.files import write_atomically
 from penchant.training.run import train
 
@@ -119,6 +119,13 @@ def _cell(
             _reset_peak()
             train(planned.config, resume=(folder / "run.json").exists())
             write_atomically(folder / "cost.json", json.dumps(_cost(folder)))
+        except DiskFullError as error:
+            # Every further cell would fail of it, and none of them for a reason of its method's.
+            raise DiskFullError(
+                error.what,
+                where=error.where,
+                fix="free some space, then give the same command again: it goes on where it stopped",
+            ) from error
         except TrainingError as error:
             failed = error.what
             tell(f"{folder.name} failed: {failed}")
@@ -126,8 +133,7 @@ def _cell(
     if failed is None:
         result = _measured(folder, yardstick, str(folder), planned.seed, rival)
         if not keep_weights:
-            for file in weights_of(folder):
-                file.unlink()
+            throw_away_weights(folder)
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8")) if failed is None else {}
     cell = Cell(
         method=planned.variant.method.label,

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from penchant.engine.distribution import World
-from penchant.errors import CheckpointError, TrainingError
+from penchant.errors import CheckpointError, DiskFullError
 from penchant.objectives import State
 
 
@@ -46,7 +46,7 @@ class Checkpoints:
         """Write a checkpoint aside, sync it to disk, then give it its name; drop those beyond the kept number.
 
         Raises:
-            TrainingError: the disk is full; earlier checkpoints are untouched.
+            DiskFullError: the disk is full; earlier checkpoints are untouched.
         """
         final = self._folder / f"step-{step:08d}"
         aside = self._folder / f".writing-step-{step:08d}"
@@ -156,7 +156,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise TrainingError(
+                raise DiskFullError(
                     "the disk is full; what was saved before is untouched",
                     where=str(folder),
                     fix="free some space, then go on with: penchant train --resume " + str(folder.parent),
