@@ -67,6 +67,22 @@ def test_overrides_reach_the_base(load):
             },
             "has no values",
         ),
+        *(
+            ({"methods": [{"label": "a", "objective": {"name": "dpo"}, **own}], "baseline": "a"}, found)
+            for own, found in [
+                ({"set": {"model": "m"}}, "model is the same for all methods; set it once: base.model"),
+                ({"set": {"output": "o"}}, "output is the same for all methods; set it once: output"),
+                ({"set": {"training.seed": 1}}, "training.seed is the same for all methods; set it once: seeds"),
+                ({"set": {"training": {"seed": 1}}}, "training.seed is the same"),
+                ({"set": {"data.train": "t"}}, "data.train is the same for all methods; set it once: base.data"),
+                ({"set": {"data": {"held_out": 0.1}}}, "data.held_out is the same"),
+                ({"set": {"data": "t"}}, "data is the same for all methods"),
+                ({"set": {"data.format": "f"}}, "data.format is the same"),
+                ({"grid": {"data.train": ["t"]}}, "data.train is the same"),
+                ({"grid": {"data": [{"split": "t"}]}}, "data.split is the same"),
+            ]
+        ),
+        ({"search": {"parameters": {"model": ["a", "b"]}}}, "model is the same for all methods"),
         ({"search": {"parameters": {}}}, "names nothing to vary"),
         ({"search": {"parameters": {"objective.beta": {"low": 1, "high": 0}}}}, "expected low < high"),
         ({"search": {"parameters": {"objective.beta": {"low": 0.1, "high": 1}}}}, "a grid takes lists of values"),
@@ -77,6 +93,12 @@ def test_mistakes(load, keys, found):
         load(**keys)
     assert found in str(error.value)
     assert "bench.yaml" in str(error.value)
+
+
+def test_a_method_may_read_the_same_data_in_its_own_way(load):
+    own = {"data.max_length": 64, "reference": "r", "reward": {"model": "rm"}, "data": {"truncation": "drop"}}
+    methods = [{"label": "a", "objective": {"name": "dpo"}, "set": own}]
+    assert load(methods=methods, baseline="a").methods[0].set == own
 
 
 class TestSubsets:

@@ -19,6 +19,15 @@ START = "start"
 """The starting model's own row, which may be the baseline."""
 
 
+SHARED = {
+    "model": "base.model",
+    "output": "output",
+    "training.seed": "seeds",
+    **{f"data.{key}": "base.data" for key in ("train", "held_out", "split", "held_out_split", "format", "columns")},
+}
+"""Keys of a run that are the same for all methods (data a file of our own by then): where each is set."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -40,12 +49,20 @@ class Method(_Section):
             return {"label": str(value["objective"].get("name")), **value}
         return value
 
+    @field_validator("set")
+    @classmethod
+    def _own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _refuse_shared(value)
+        return value
+
     @field_validator("grid")
     @classmethod
     def _some(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for key, values in value.items():
             if not values:
                 raise ValueError(f"{key} has no values")
+            for each in values:
+                _refuse_shared({key: each})
         return value
 
 
@@ -99,6 +116,8 @@ class Search(_Section):
             raise ValueError(f"a grid takes lists of values, and {ranged[0]} is a range; or use method: random")
         if not self.parameters or any(values == [] for values in self.parameters.values()):
             raise ValueError("parameters names nothing to vary")
+        for key in self.parameters:
+            _refuse_shared({key: None})
         return self
 
 
@@ -166,6 +185,16 @@ def load_bench(file: Path, overrides: Sequence[str] = ()) -> Bench:
 def dump_bench(bench: Bench) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(bench.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _refuse_shared(values: dict[str, Any], above: str = "") -> None:
+    """Refuse keys, dotted or nested, that would give a method another start or other data than its rivals."""
+    for key, value in values.items():
+        path = f"{above}{key}"
+        if path in SHARED or (path == "data" and not isinstance(value, dict)):
+            raise ValueError(f"{path} is the same for all methods; set it once: {SHARED.get(path, 'base.data')}")
+        if isinstance(value, dict):
+            _refuse_shared(value, f"{path}.")
 
 
 def log_uniform(low: float, high: float, share: float) -> float:
