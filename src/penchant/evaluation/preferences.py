@@ -19,6 +19,7 @@ from penchant.data.groups import PreferenceGroup, as_text
 from penchant.errors import ModelError
 from penchant.evaluation.calibration import Calibration, calibrate
 from penchant.evaluation.files import write_atomically
+from penchant.evaluation.orders import ORDER_METRICS, ORDERED, Orders
 from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_auc, bootstrap_mean
 
 PairValues = Floats | NDArray[np.bool_]
@@ -118,6 +119,8 @@ def evaluate_preferences(
 ) -> PreferenceReport:
     """Accuracy, AUC and margin of the model's preferences, each with a 95 % interval over prompts.
 
+    Where groups of more than two candidates have a known order, also top-1, NDCG and Kendall's tau of it.
+
     A group's value is the mean over its pairs, and a metric is the mean over groups whatever their K; the groups'
     `weight` is the loss's and counts nothing here. Without a reference the main metrics are those of the log-probs.
 
@@ -157,7 +160,7 @@ def evaluate_preferences(
         metrics=metrics,
         by_source=_by_source(measured, pairs, pairs.margins(rewards)),
         calibration=calibration,
-        definitions=_definitions(calibration),
+        definitions=_definitions(calibration, ordered=bool(pairs.orders.worth)),
     )
 
 
@@ -197,6 +200,7 @@ class _Pairs:
     rejected: Ints
     group: Ints
     prompt: Ints
+    orders: Orders
     resamples: int
     seed: int
 
@@ -210,7 +214,8 @@ class _Pairs:
         prompts = [as_text(each.group.prompt) for each in scored]
         number = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
         prompt = np.array([number[prompt] for prompt in prompts], dtype=np.int64)
-        return cls(chosen, rejected, group, prompt, resamples, seed)
+        orders = Orders.of([each.group for each in scored], prompt, resamples, seed)
+        return cls(chosen, rejected, group, prompt, orders, resamples, seed)
 
     def margins(self, scores: Floats) -> Floats:
         """[P] chosen minus rejected of [C] scores."""
@@ -225,11 +230,12 @@ class _Pairs:
         return bootstrap_mean(self.group_means(values), self.prompt, resamples=self.resamples, seed=self.seed)
 
     def compare(self, scores: Floats) -> dict[str, Estimate]:
-        """How [C] scores order the pairs."""
+        """How [C] scores order the pairs, and whole groups where their order is known."""
         margins = self.margins(scores)
         pools = scores[self.chosen], scores[self.rejected]
         auc = bootstrap_auc(*pools, self.prompt[self.group], resamples=self.resamples, seed=self.seed)
-        return {"accuracy": self.mean(margins > 0), "auc": auc, "margin": self.mean(margins)}
+        of_pairs = {"accuracy": self.mean(margins > 0), "auc": auc, "margin": self.mean(margins)}
+        return {**of_pairs, **self.orders.compare(scores)}
 
     def calibrate(self, rewards: Floats, beta: float) -> Calibration:
         """Whether [C] log-ratios times beta are calibrated."""
@@ -257,7 +263,7 @@ def _by_source(scored: Sequence[ScoredGroup], pairs: _Pairs, margins: Floats) ->
     return metrics
 
 
-def _definitions(calibration: Calibration | None) -> dict[str, str]:
+def _definitions(calibration: Calibration | None, *, ordered: bool) -> dict[str, str]:
     """One line for each metric; a calibration comes with a reference, and then the main metrics are of rewards."""
     reward = ("log-ratio log pi(y|x) - log ref(y|x)", "nats, not multiplied by beta")
     summed = ("summed log-prob", "nats")
@@ -271,9 +277,11 @@ def _definitions(calibration: Calibration | None) -> dict[str, str]:
         if not prefix:
             lines["ties"] = f"share of pairs with exactly equal {score}"
             lines["length_accuracy"] = "share of pairs whose preferred response has more tokens (a tie is wrong)"
+        if ordered:
+            lines |= {f"{prefix}{name}": line.format(score=score) for name, line in ORDER_METRICS.items()}
     for name, line in lines.items():
-        pooled = name.endswith("auc")
-        lines[name] = f"{line}; {'pooled over pairs' if pooled else 'mean over a group’s pairs, then over groups'}"
+        averaged = "pooled over pairs" if name.endswith("auc") else "mean over a group’s pairs, then over groups"
+        lines[name] = f"{line}; {f'mean {ORDERED}' if name.endswith(tuple(ORDER_METRICS)) else averaged}"
     return lines if calibration is None else {**lines, "calibration": calibration.definition}
 
 

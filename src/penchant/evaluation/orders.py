@@ -1,0 +1,102 @@
+"""How well scores order the candidates of a group whose whole order is known, where there are more than two.
+
+Legend: O such groups, K candidates of one of them, C candidates of all groups in one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from penchant.data.groups import PreferenceGroup
+from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_mean
+
+ORDER_METRICS = {
+    "top1": "share of groups where the candidate with the highest {score} is a best one (a tie with a worse is wrong)",
+    "ndcg": "NDCG of the order by {score}: a candidate's gain is how many are worse, equal scores share their gains",
+    "kendall_tau": "Kendall's tau-b of {score} and the known order, -1 to 1; 0 where all score the same",
+}
+"""Name -> definition of each; a mean over groups."""
+
+ORDERED = "over groups of more than 2 candidates with scores or ranks that are not all equal"
+
+
+def known_worth(group: PreferenceGroup) -> Floats | None:
+    """[K] numbers, higher is better; None for up to two candidates, and where only pairs, ties or nothing is known.
+
+    Scores beside explicit comparisons are a reward's, not what is known.
+    """
+    if len(group.candidates) < 3 or group.comparisons is not None:
+        return None
+    if group.scores is not None:
+        worth = np.array(group.scores, dtype=np.float64)
+    elif group.ranks is not None:
+        worth = -np.array(group.ranks, dtype=np.float64)
+    else:
+        return None
+    return worth if worth.min() < worth.max() else None
+
+
+def order_metrics(worth: Floats, scores: Floats) -> tuple[float, float, float]:
+    """Top-1, NDCG and Kendall's tau-b of [K] scores against [K] worths that are not all equal.
+
+    NDCG (Järvelin and Kekäläinen 2002) with discount 1 / log2(1 + place). The gain is the number of candidates that
+    are worse, so that it depends on the order alone, and ranks and scores of any range are the same to it; equal
+    scores each get the mean gain of the places they fill (McSherry and Najork 2008). Tau-b is Kendall's (1945).
+    """
+    best = worth == worth.max()
+    top = float(scores[best].max() > scores[~best].max())
+    gains = (worth[:, None] > worth).sum(1).astype(np.float64)
+    discounts = 1 / np.log2(np.arange(2, len(worth) + 2))
+    _, block, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    shared = np.repeat(np.bincount(block, weights=gains) / sizes, sizes)
+    ndcg = float(shared @ discounts / (np.sort(gains)[::-1] @ discounts))
+    truth, found = (np.sign(of[:, None] - of) for of in (worth, scores))
+    untied = np.abs(found).sum()
+    tau = float((truth * found).sum() / np.sqrt(np.abs(truth).sum() * untied)) if untied else 0.0
+    return top, ndcg, tau
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The groups of known order among others.
+
+    Attributes:
+        worth: [O] arrays of [K].
+        first: [O] place of the group's first candidate in the row of candidates.
+        prompt: [O] numbers.
+    """
+
+    worth: list[Floats]
+    first: list[int]
+    prompt: list[int]
+    resamples: int
+    seed: int
+
+    @classmethod
+    def of(cls, groups: Sequence[PreferenceGroup], prompts: Ints, resamples: int, seed: int) -> Orders:
+        """Those of known order; `prompts` numbers every group's prompt."""
+        ordered = cls([], [], [], resamples, seed)
+        first = 0
+        for group, prompt in zip(groups, prompts.tolist(), strict=True):
+            worth = known_worth(group)
+            if worth is not None:
+                ordered.worth.append(worth)
+                ordered.first.append(first)
+                ordered.prompt.append(prompt)
+            first += len(group.candidates)
+        return ordered
+
+    def compare(self, scores: Floats) -> dict[str, Estimate]:
+        """Each metric of [C] scores with its interval over prompts; nothing where there is no such group."""
+        found = [
+            order_metrics(worth, scores[first : first + len(worth)])
+            for worth, first in zip(self.worth, self.first, strict=True)
+        ]
+        columns = zip(ORDER_METRICS, zip(*found, strict=True), strict=True) if found else ()
+        return {
+            name: bootstrap_mean(values, self.prompt, resamples=self.resamples, seed=self.seed)
+            for name, values in columns
+        }
