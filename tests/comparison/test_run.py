@@ -27,35 +27,6 @@ from penchant.training import checkpoints
 from penchant.training.run import train
 
 
-@pytest.fixture
-def bench(tmp_path, tiny_model, tiny_pairs):
-    """Writes a small comparison's YAML; keys given replace its own."""
-    (tmp_path / "rewards.py").write_text(
-        "def score(prompt, responses):\n    return [r.count('cat') + 0.0 for r in responses]\n"
-    )
-
-    def write(**keys: object) -> Path:
-        values: dict[str, object] = {
-            "output": str(tmp_path / "bench"),
-            "base": {
-                "model": str(tiny_model),
-                "data": {"train": str(tiny_pairs), "held_out": 0.25},
-                "training": {"max_steps": 3, "batch_size": 8, "learning_rate": 1e-3},
-                "logging": {"every": 1},
-            },
-            "methods": ["dpo", {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}],
-            "baseline": "dpo",
-            "seeds": [0, 1],
-            "measure": {"samples": 4, "max_new_tokens": 6, "reward": {"function": f"{tmp_path / 'rewards.py'}:score"}},
-            **keys,
-        }
-        file = tmp_path / "bench.yaml"
-        file.write_text(yaml.safe_dump(values))
-        return file
-
-    return write
-
-
 def run(file: Path, *overrides: str):
     return compare(load_bench(file, overrides), str(file))
 
@@ -263,6 +234,18 @@ class TestRefuses:
             ({"measure": {"samples": 0, "primary": "acuracy"}}, "measure.primary is 'acuracy'"),
             ({"sizes": [100]}, "100 groups are asked for, and the data has 36"),
             ({"baseline": "start"}, "baseline is start, which has no accuracy"),
+            (
+                {"methods": ["dpo", "ddo_rm", {"label": "mine", "objective": {"name": "rloo"}}]},
+                "ddo-rm: ddo_rm learns from scores, and no group has any; write them with `penchant score`",
+            ),
+            (
+                {"methods": ["dpo", "ddo_rm", {"label": "mine", "objective": {"name": "rloo"}}]},
+                "2 problem(s) in the methods",
+            ),
+            (
+                {"methods": ["dpo", {"label": "b", "objective": {"name": "dpo"}, "set": {"references": ["x", "y"]}}]},
+                "b: references names 2 models, dpo takes 1",
+            ),
         ],
     )
     def test_before_anything_is_trained(self, bench, keys, found, monkeypatch):
@@ -270,6 +253,22 @@ class TestRefuses:
         with pytest.raises(ConfigError) as error:
             run(bench(**keys))
         assert found in str(error.value)
+
+    def test_nothing_is_written_then(self, bench, tmp_path):
+        with pytest.raises(ConfigError, match="learns from scores"):
+            run(bench(methods=["dpo", "ddo_rm"]))
+        assert not (tmp_path / "bench").exists()
+
+    def test_a_method_with_a_reward_of_its_own_has_scores(self, bench, tmp_path):
+        reward = {"function": f"{tmp_path / 'rewards.py'}:score"}
+        given = {"label": "ddo_rm", "objective": {"name": "ddo_rm"}, "set": {"reward": reward}}
+        drawn = {
+            "label": "online",
+            "objective": {"name": "rloo"},
+            "set": {"reward": reward, "candidates": "sampled", "sampling": {"samples": 2, "max_new_tokens": 4}},
+        }
+        comparison = run(bench(methods=["dpo", given, drawn], seeds=[0]))
+        assert [cell.failed for cell in comparison.cells] == [None] * 4
 
     def test_a_folder_of_another_comparison(self, bench, tiny_model):
         run(bench(seeds=[0], methods=["dpo"]))

@@ -17,8 +17,8 @@ from penchant.comparison.config import Bench, Method, Range, Search, log_uniform
 from penchant.config import RunConfig, parse_config, put
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.writing import write_groups
-from penchant.errors import ConfigError
-from penchant.training.inputs import read_inputs
+from penchant.errors import ConfigError, PenchantError
+from penchant.training.inputs import check_inputs, read_inputs
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _drawn(values: list[Any] | Range, draw: random.Random) -> Any:
 
 
 def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
-    """Check every cell's run, then write the data they share.
+    """Check every cell's run, also against the data, then write the data they share.
 
     Raises:
         ConfigError: all that is wrong with any method, each named by its label; nothing has been written then.
@@ -116,25 +116,11 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     folder = Path(bench.output)
     base = _run(bench, {"objective": {"name": "sft"}}, folder, where)
     every = variants(bench)
-    names = [variant.name for variant in every]
-    problems = [f"{name}: two variants have this name" for name in sorted(set(names)) if names.count(name) > 1]
-    for variant in every:
-        try:
-            config = _run(bench, _values(variant, bench.seeds[0]), folder, where)
-        except ConfigError as error:
-            problems.append(f"{variant.name}: {error.what}")
-            continue
-        if config.method.needs.trains == "rewards":
-            problems.append(
-                f"{variant.name}: {config.method.name} trains a reward model, which is no policy to compare"
-            )
-    if problems:
-        raise ConfigError(
-            "\n  - ".join([f"{len(problems)} problem(s) in the methods", *problems]),
-            where=where,
-            fix="correct these methods",
-        )
-    shared = _share(bench, base, folder / "data")
+    configs = _configs(bench, every, where)
+    groups, held_out, notes = _read(base)
+    parts = _parts(bench, groups, base.training.seed)
+    _refuse(_unfit(configs, parts, held_out), where)
+    shared = _share(base, parts, held_out, notes, folder / "data")
     cells = []
     for size, file in shared.train:
         for seed in bench.seeds:
@@ -144,6 +130,48 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
                 values.setdefault("data", {}).update(train=str(file), held_out=str(shared.held_out_file))
                 cells.append(Planned(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))
     return shared, cells
+
+
+def _configs(bench: Bench, every: Sequence[Variant], where: str) -> dict[str, RunConfig]:
+    """Each variant's run on the base's own data, by the variant's name."""
+    names = [variant.name for variant in every]
+    problems = [f"{name}: two variants have this name" for name in sorted(set(names)) if names.count(name) > 1]
+    configs = {}
+    for variant in every:
+        try:
+            config = _run(bench, _values(variant, bench.seeds[0]), Path(bench.output), where)
+        except ConfigError as error:
+            problems.append(f"{variant.name}: {error.what}")
+            continue
+        if config.method.needs.trains == "rewards":
+            what = f"{config.method.name} trains a reward model, which is no policy to compare"
+            problems.append(f"{variant.name}: {what}")
+        configs[variant.name] = config
+    _refuse(problems, where)
+    return configs
+
+
+def _unfit(
+    configs: dict[str, RunConfig], parts: Sequence[list[PreferenceGroup]], held_out: list[PreferenceGroup]
+) -> list[str]:
+    """What each variant lacks in any size of the data, or in the held-out part."""
+    problems = []
+    for name, config in configs.items():
+        try:
+            for part in parts:
+                check_inputs(config, part, held_out)
+        except PenchantError as error:
+            problems.append(f"{name}: {error.what}" + (f"; {error.fix}" if error.fix else ""))
+    return problems
+
+
+def _refuse(problems: Sequence[str], where: str) -> None:
+    if problems:
+        raise ConfigError(
+            "\n  - ".join([f"{len(problems)} problem(s) in the methods", *problems]),
+            where=where,
+            fix="correct these methods",
+        )
 
 
 def _values(variant: Variant, seed: int) -> dict[str, Any]:
@@ -175,24 +203,39 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             into[key] = value
 
 
-def _share(bench: Bench, base: RunConfig, folder: Path) -> Shared:
+def _read(base: RunConfig) -> tuple[list[PreferenceGroup], list[PreferenceGroup], list[str]]:
     groups, held_out, notes = read_inputs(base)
     if not held_out:
         raise ConfigError(
             "base.data has no held-out part, so nothing could be measured",
             fix="name a file, or a share of the prompts: base.data.held_out=0.2",
         )
+    return groups, held_out, notes
+
+
+def _parts(bench: Bench, groups: Sequence[PreferenceGroup], seed: int) -> list[list[PreferenceGroup]]:
+    """The training groups of each size, the smallest first."""
+    sizes = sorted(bench.sizes, key=lambda size: size if isinstance(size, int) else size * len(groups))
+    parts = [subset(groups, size, seed) for size in sizes]
+    for smaller, larger in itertools.pairwise(parts):
+        if len(smaller) == len(larger):
+            raise ConfigError(f"sizes: two of them come to {len(larger)} groups", fix="name each size once")
+    return parts
+
+
+def _share(
+    base: RunConfig,
+    parts: Sequence[list[PreferenceGroup]],
+    held_out: list[PreferenceGroup],
+    notes: list[str],
+    folder: Path,
+) -> Shared:
     folder.mkdir(parents=True, exist_ok=True)
     held_out_file = folder / "held_out.jsonl"
     _write(held_out, held_out_file)
-    train: list[tuple[int, Path]] = []
-    for size in sorted(bench.sizes, key=lambda size: size if isinstance(size, int) else size * len(groups)):
-        part = subset(groups, size, base.training.seed)
-        file = folder / f"train-{len(part)}.jsonl"
+    train = [(len(part), folder / f"train-{len(part)}.jsonl") for part in parts]
+    for part, (_, file) in zip(parts, train, strict=True):
         _write(part, file)
-        if any(len(part) == groups for groups, _ in train):
-            raise ConfigError(f"sizes: two of them come to {len(part)} groups", fix="name each size once")
-        train.append((len(part), file))
     return Shared(train, held_out_file, held_out, base, notes)
 
 

@@ -21,7 +21,7 @@ from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, located
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
-from penchant.training.needs import fitted, usable
+from penchant.training.needs import check_references, check_sampled, fitted, usable
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -104,6 +104,31 @@ def tokenize_inputs(
         notes += report_notes(name, report)
         kept.append(tokenized)
     return Inputs(kept[0], kept[1], notes, _fingerprint([*kept[0], *kept[1]]))
+
+
+def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list[PreferenceGroup]) -> None:
+    """Refuse a run its groups have not enough for, as training would, without scoring or tokenizing them.
+
+    A reward is taken to tell candidates apart that the data does not.
+
+    Raises:
+        PenchantError: as training would.
+    """
+    check_sampled(config, 1)
+    check_references(config)
+    if held_out and config.evaluation.every:
+        _check_metric(config.evaluation.metric, config.method)
+    given = train if config.candidates == "given" else []
+    for name, groups in (("training", given), ("held-out", held_out)):
+        if groups:
+            scored = groups if config.reward is None else [_foreseen(group) for group in groups]
+            usable(config, scored, name, config.data.train, [])
+
+
+def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
+    if group.pairs:
+        return group
+    return replace(group, comparisons=None, scores=tuple(float(k) for k in range(len(group.candidates))))
 
 
 def report_notes(name: str, report: TokenizationReport) -> list[str]:
