@@ -83,6 +83,16 @@ def test_overrides_reach_the_base(load):
             ]
         ),
         ({"search": {"parameters": {"model": ["a", "b"]}}}, "model is the same for all methods"),
+        ({"measure": {"primary": "win_rate"}}, "needs measure.judge and measure.samples above 0"),
+        ({"measure": {"primary": "win_rate", "judge": {"function": "f.py:g"}, "samples": 0}}, "needs measure.judge"),
+        (
+            {"measure": {"primary": "win_rate", "judge": {"function": "f.py:g"}, "against": "baseline"}},
+            "the judge compares with the baseline, which has no win rate against itself",
+        ),
+        (
+            {"measure": {"primary": "win_rate", "judge": {"function": "f.py:g"}}, "baseline": "start"},
+            "the judge compares with the start, which has no win rate against itself",
+        ),
         ({"search": {"parameters": {}}}, "names nothing to vary"),
         ({"search": {"parameters": {"objective.beta": {"low": 1, "high": 0}}}}, "expected low < high"),
         ({"search": {"parameters": {"objective.beta": {"low": 0.1, "high": 1}}}}, "a grid takes lists of values"),
@@ -93,6 +103,11 @@ def test_mistakes(load, keys, found):
         load(**keys)
     assert found in str(error.value)
     assert "bench.yaml" in str(error.value)
+
+
+def test_a_verdict_on_win_rates_against_the_start(load):
+    measure = {"primary": "win_rate", "judge": {"function": "f.py:g"}}
+    assert load(measure=measure).measure.primary == "win_rate"
 
 
 def test_a_method_may_read_the_same_data_in_its_own_way(load):

@@ -152,6 +152,8 @@ class Bench(_Section):
             raise ValueError(f"{START!r} is the starting model's row; give the method another label")
         if self.baseline not in [START, *labels]:
             raise ValueError(f"baseline {self.baseline!r} is no label{nearest(self.baseline, [START, *labels])}")
+        if self.measure.primary == "win_rate":
+            _check_win_rate(self)
         for name in ("seeds", "sizes"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -160,6 +162,18 @@ class Bench(_Section):
             if key in self.base:
                 raise ValueError(f"base.{key} is set by the comparison itself")
         return self
+
+
+def _check_win_rate(bench: Bench) -> None:
+    """Refuse a verdict on win rates where the baseline could have none."""
+    if bench.measure.judge is None or not bench.measure.samples:
+        raise ValueError("measure.primary is win_rate, which needs measure.judge and measure.samples above 0")
+    if bench.baseline == START or bench.measure.against == "baseline":
+        whom = "the start" if bench.baseline == START else "the baseline"
+        raise ValueError(
+            f"measure.primary is win_rate, and the judge compares with {whom}, which has no win rate against itself "
+            "to differ from; use measure.against: start and a method as baseline"
+        )
 
 
 def load_bench(file: Path, overrides: Sequence[str] = ()) -> Bench:

@@ -6,28 +6,39 @@ measured by the same yardstick.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from penchant.comparison.config import Measure
+from penchant.comparison.pair_values import Values, names, pair_values
 from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.tokenization import tokenize_prompts
+from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, local_device
-from penchant.evaluation.answering import answer, distinct_prompts
-from penchant.evaluation.generation import Sampling
-from penchant.evaluation.held_out import Reading, score
-from penchant.evaluation.preferences import ScoredGroup
-from penchant.evaluation.statistics import roc_auc
+from penchant.engine.frozen import FrozenModel
+from penchant.engine.progress import Progress
+from penchant.engine.sampling import sample
+from penchant.evaluation.answering import distinct_prompts
+from penchant.evaluation.generation import Sampling, ends_of, text_after
+from penchant.evaluation.held_out import Reading, ScoredGroup, read_held_out, scored_groups
+from penchant.evaluation.orders import ORDER_METRICS, ORDERED
 
 if TYPE_CHECKING:
+    from penchant.evaluation.judges import Judge
     from penchant.evaluation.rewards import Reward
+
+RATIO_METRICS = ("accuracy", "margin", "auc", *ORDER_METRICS)
+"""Of log pi - log start, which the start has none of."""
+
+_SCORE_NAMES = {"": "log pi - log start", "log_prob_": "summed log-prob", "mean_log_prob_": "log-prob per token"}
 
 DEFINITIONS = {
     "accuracy": "share of pairs whose preferred response has the higher log pi - log start (a tie is wrong)",
@@ -40,8 +51,14 @@ DEFINITIONS = {
     "mean_log_prob_margin": "log-prob per token: preferred minus other response, nats per token",
     "mean_log_prob_auc": "ROC-AUC of log-probs per token, pooled over the pairs of all prompts (a tie is half)",
     "length_accuracy": "share of pairs whose preferred response has more tokens: what length alone reaches",
+    **{
+        f"{prefix}{name}": f"{line.format(score=score)}; mean {ORDERED}"
+        for prefix, score in _SCORE_NAMES.items()
+        for name, line in ORDER_METRICS.items()
+    },
     "reward": "mean reward of one fresh sample for each prompt",
-    "kl": "mean of log pi(y|x) - log start(y|x) over the fresh samples, nats: the sequence-level KL to the start",
+    "kl": "mean of log pi(y|x) - log start(y|x) over the fresh samples' own tokens, nats: the sequence-level KL to the "
+    "start, up to max_new_tokens",
     "kl_error": "standard error of kl over prompts, nats",
     "words": "mean words of a fresh sample",
     "win_rate": "share of prompts where the judge prefers this model's sample (a tie is half), asked in both orders",
@@ -55,15 +72,32 @@ class Measured:
 
     Attributes:
         metrics: name -> value over all prompts.
-        values: name -> group id (or prompt number, for samples) -> value.
+        values: name -> "group 7" or "sample 7" -> value; numbers are places in the held-out data and among its prompts.
         samples: prompt number -> the model's fresh response.
         judge: what the judge said, counted; empty without one.
+        by: what the numbers were measured by, as `Yardstick.by`.
+        asked: who judged against which samples; empty where nobody did.
     """
 
     metrics: dict[str, float]
-    values: dict[str, dict[str, float]]
+    values: Values
     samples: dict[str, str] = field(default_factory=dict)
     judge: dict[str, Any] = field(default_factory=dict)
+    by: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Whose samples the judge compares with: `name` is the start's or a cell's folder's."""
+
+    name: str
+    samples: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        text = json.dumps(self.samples, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -81,78 +115,119 @@ class Yardstick:
     tell: Callable[[str], None]
 
     @cached_property
+    def by(self) -> dict[str, Any]:
+        """What a model's numbers come from besides the model and the data: under another, they are others."""
+        settings = self.settings
+        numbers = {name: getattr(settings, name) for name in ("samples", "max_new_tokens", "temperature")}
+        return {**numbers, "reward": None if self._reward is None else self._reward.name}
+
+    def open(self) -> None:
+        """Load the reward and read the judge's template; what is wrong with them is told before anything is trained."""
+        _ = self.by, self.judge_name
+
+    @cached_property
+    def judge_name(self) -> str | None:
+        return None if self._judge is None else self._judge.name
+
+    @cached_property
     def prompts(self) -> list[Text]:
         """What fresh samples answer."""
         return distinct_prompts(self.held_out)[: self.settings.samples]
 
-    def measure(self, model: str, seed: int, rival: Measured | None) -> Measured:
-        """Measure a model.
+    def measure(self, model: str, seed: int) -> Measured:
+        """Measure a model but for its win rate.
 
         Args:
             model: its folder.
             seed: of the samples: the same for all models of a seed.
-            rival: whose samples the judge compares with; None compares with none.
         """
-        samples = self._sample(model, seed)
-        groups = [
-            *self.held_out,
-            *(
-                PreferenceGroup(self.prompts[i], (text,), id=f"sample {i}")
-                for i, text in samples.items()
-                if text.strip()
-            ),
-        ]
-        scored = score(model, groups, World(0, 1, local_device()), reference=self.base.model, reading=self._reading)
-        own = [each for each in scored if not each.group.id.startswith("sample ")]
-        fresh = [each for each in scored if each.group.id.startswith("sample ")]
-        metrics, values = pair_values(own)
+        own, fresh = self._score(model, seed)
+        metrics, values = pair_values(names(self.held_out, [each.group for each in own]), own)
         if model == self.base.model:
             # The reference has no log-ratio to itself.
-            for name in ("accuracy", "margin", "auc"):
+            for name in RATIO_METRICS:
                 metrics.pop(name, None)
                 values.pop(name, None)
-        values.update(self._of_samples(samples, fresh))
+        values.update(self._of_samples(fresh))
         metrics.update({name: _mean(of) for name, of in values.items() if of})
         if values.get("kl"):
             kl = np.array(list(values["kl"].values()))
             metrics["kl_error"] = float(kl.std(ddof=1) / math.sqrt(len(kl))) if len(kl) > 1 else math.nan
-        judged: dict[str, Any] = {}
-        if self._judge is not None and rival is not None:
-            win_values, judged = self._compare(samples, rival)
-            values["win_rate"], metrics["win_rate"] = win_values, _mean(win_values)
-        return Measured(metrics, values, {str(i): text for i, text in samples.items()}, judged)
+        samples = {str(i): _text(each) for i, each in enumerate(fresh)}
+        return Measured(metrics, values, samples, by=self.by)
 
-    def _sample(self, model: str, seed: int) -> dict[int, str]:
+    def judged(self, measured: Measured, rival: Rival | None) -> Measured:
+        """The same with its win rate against the rival's samples, or with none where nobody is to be compared with.
+
+        What was asked before is not asked again: the very same object is returned.
+        """
+        asked: dict[str, str] = {}
+        if self._judge is not None and rival is not None and measured.samples:
+            asked = {"judge": str(self.judge_name), "rival": rival.name, "samples": rival.fingerprint}
+        if measured.asked == asked:
+            return measured
+        metrics = {name: value for name, value in measured.metrics.items() if name != "win_rate"}
+        values = {name: of for name, of in measured.values.items() if name != "win_rate"}
+        judge: dict[str, Any] = {}
+        if rival is not None and asked:
+            values["win_rate"], judge = self._compare(measured.samples, rival.samples)
+            metrics["win_rate"] = _mean(values["win_rate"])
+        return replace(measured, metrics=metrics, values=values, judge=judge, asked=asked)
+
+    def _score(self, model: str, seed: int) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+        """The held-out groups and fresh samples, under the model and under the start; one in memory at a time."""
+        reading, world = self._reading, World(0, 1, local_device())
+        policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+        fresh = self._draw(policy, seed)
+        own = read_held_out(policy, model, self.held_out, reading, self.tell)
+        budget = (world, reading.token_budget, reading.dtype, self.tell)
+        log_probs = policy.log_probs([*own, *fresh], *budget)
+        del policy
+        start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template)
+        # The very tokens that were drawn: a text tokenized again may be others, and one that was cut has no end.
+        theirs = start.log_probs([*start.retokenize(own), *fresh], *budget)
+        scored = scored_groups([*own, *fresh], log_probs, theirs)
+        return scored[: len(own)], scored[len(own) :]
+
+    def _draw(self, policy: FrozenModel, seed: int) -> list[TokenizedGroup]:
+        """A fresh response to each prompt, as a group of its own."""
+        settings, tokenizer = self.settings, policy.tokenizer
         if not self.prompts:
-            return {}
-        settings = self.settings
-        sampling = Sampling(
+            return []
+        draw = Sampling(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=seed, batch_size=64
         )
-        answers = answer(model, self.prompts, sampling, chat_template=self.base.data.chat_template)
-        return {i: responses[0] for i, responses in enumerate(answers.responses)}
+        asked = tokenize_prompts(self.prompts, tokenizer)
+        with Progress("generating", len(asked), "prompts") as progress:
+            ends = ends_of(policy.model, tokenizer)
+            drawn = sample(policy.model, asked, draw, ends=ends, advance=progress.advance)
+        groups = []
+        for prompt, ids, (found,) in zip(self.prompts, asked, drawn, strict=True):
+            text = text_after(tokenizer, ids, found.ids.tolist())
+            groups.append(TokenizedGroup(ids, (found.ids,), PreferenceGroup(prompt, (text,))))
+        return groups
 
-    def _of_samples(self, samples: dict[int, str], fresh: Sequence[ScoredGroup]) -> dict[str, dict[str, float]]:
-        if not samples:
+    def _of_samples(self, fresh: Sequence[ScoredGroup]) -> Values:
+        if not fresh:
             return {}
-        values = {
-            "words": {f"sample {i}": float(len(text.split())) for i, text in samples.items()},
-            "kl": {each.group.id: each.log_probs[0] - (each.reference_log_probs or (0.0,))[0] for each in fresh},
-        }
+        numbers = {"words": [float(len(_text(each).split())) for each in fresh]}
+        if self.settings.temperature == 1:  # Else the samples are of another distribution than pi.
+            numbers["kl"] = [each.log_probs[0] - (each.reference_log_probs or (0.0,))[0] for each in fresh]
         if self._reward is not None:
-            rewards = self._reward([self.prompts[i] for i in samples], [[text] for text in samples.values()])
-            values["reward"] = {f"sample {i}": given[0] for i, given in zip(samples, rewards, strict=True)}
-        return values
+            rewards = self._reward(self.prompts, [[_text(each)] for each in fresh])
+            numbers["reward"] = [given for (given,) in rewards]
+        return {name: {f"sample {i}": number for i, number in enumerate(of)} for name, of in numbers.items()}
 
-    def _compare(self, samples: dict[int, str], rival: Measured) -> tuple[dict[str, float], dict[str, Any]]:
+    def _compare(self, samples: dict[str, str], others: dict[str, str]) -> tuple[dict[str, float], dict[str, Any]]:
         from penchant.evaluation.win_rate import win_rate
 
-        both = [i for i in samples if str(i) in rival.samples]
+        assert self._judge is not None
+        both = [i for i in samples if i in others]
         result = win_rate(
             self._judge,
-            [self.prompts[i] for i in both],
+            [self.prompts[int(i)] for i in both],
             [samples[i] for i in both],
-            [rival.samples[str(i)] for i in both],
+            [others[i] for i in both],
         )
         return {f"sample {i}": value for i, value in zip(both, result.values, strict=True)}, result.to_json()
 
@@ -165,7 +240,7 @@ class Yardstick:
         return open_reward(self.settings.reward, device=local_device())
 
     @cached_property
-    def _judge(self) -> Any:
+    def _judge(self) -> Judge | None:
         if self.settings.judge is None:
             return None
         from penchant.evaluation.judges import open_judge
@@ -186,49 +261,11 @@ class Yardstick:
         )
 
 
-def pair_values(scored: Sequence[ScoredGroup]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Pooled AUCs, and each group's accuracy and margin by every score; groups without a pair are left out."""
-    metrics: dict[str, float] = {}
-    values: dict[str, dict[str, float]] = {}
-    measured = [each for each in scored if each.group.pairs]
-    for prefix, of in _SCORES.items():
-        positive, negative = [], []
-        right: dict[str, float] = {}
-        margin: dict[str, float] = {}
-        for each in measured:
-            numbers = of(each)
-            pairs = [(numbers[i], numbers[j]) for i, j in each.group.pairs]
-            positive += [i for i, _ in pairs]
-            negative += [j for _, j in pairs]
-            right[each.group.id] = sum(i > j for i, j in pairs) / len(pairs)
-            margin[each.group.id] = sum(i - j for i, j in pairs) / len(pairs)
-        values[f"{prefix}accuracy"] = right
-        if prefix != "length_":
-            values[f"{prefix}margin"] = margin
-            metrics[f"{prefix}auc"] = roc_auc(positive, negative)
-    return metrics, values
-
-
-def _ratio(each: ScoredGroup) -> list[float]:
-    references = each.reference_log_probs or ()
-    return [own - other for own, other in zip(each.log_probs, references, strict=True)]
-
-
-_SCORES: dict[str, Callable[[ScoredGroup], Sequence[float]]] = {
-    "": _ratio,
-    "log_prob_": lambda each: each.log_probs,
-    "mean_log_prob_": lambda each: [own / n for own, n in zip(each.log_probs, each.tokens, strict=True)],
-    "length_": lambda each: each.tokens,
-}
+def _text(sampled: ScoredGroup) -> str:
+    (text,) = sampled.group.candidates
+    assert isinstance(text, str)
+    return text
 
 
 def _mean(values: dict[str, float]) -> float:
     return sum(values.values()) / len(values)
-
-
-def throw_away_weights(folder: Path) -> None:
-    """Delete all of a run's weights: the last, the best, and the checkpoints'."""
-    for file in folder.rglob("*.safetensors"):
-        file.unlink()
-    # A checkpoint without its weights would be a damaged one.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained and measured model."""
+    """One trained and measured model.
+
+    Attributes:
+        values: metric -> held-out group or fresh sample -> value.
+        sources: held-out group -> where the data says it comes from.
+        samples: prompt number -> the model's fresh response.
+        judge: what the judge said of them, counted.
+    """
 
     method: str
     settings: dict[str, Any]
@@ -22,6 +29,8 @@ class Cell:
     curves: dict[str, list[tuple[int, float]]]
     cost: dict[str, float]
     failed: str | None
+    samples: dict[str, str] = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from penchant.comparison.cells import Planned, prepare, variants
+from penchant.comparison.cells import Planned, Shared, prepare, variants
 from penchant.comparison.config import START, Bench, dump_bench
-from penchant.comparison.measure import DEFINITIONS, Measured, Yardstick, throw_away_weights
+from penchant.comparison.costs import cost_of, curves_of, reset_peak
+from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
+from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
+from penchant.comparison.pair_values import name_of_group
 from penchant.comparison.results import Cell, Comparison
+from penchant.comparison.summary import name_of
 from penchant.config import dump_config
 from penchant.engine.distribution import is_alone
 from penchant.engine.progress import Progress
@@ -50,35 +52,74 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         tell(note)
     tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
     yardstick = Yardstick(shared.base, shared.held_out, bench.measure, tell)
-    done: dict[Path, Cell] = {}
-    measured: dict[tuple[str, int, int], Measured] = {}
-    notices: list[str] = []
+    check_kept([planned.folder for planned in cells], yardstick)
     starts = {
-        seed: _measured(folder / "start" / f"seed{seed}", yardstick, shared.base.model, seed, None)
+        seed: measured(folder / "start" / f"seed{seed}", yardstick, shared.base.model, seed, None)
         for seed in bench.seeds
     }
     _check_primary(bench, next(iter(starts.values())))
-    ordered = sorted(cells, key=lambda cell: cell.variant.method.label != bench.baseline)
-    began, tokens = time.monotonic(), 0.0
-    with Progress("cells", len(ordered), "cells") as progress:
-        for number, planned in enumerate(ordered):
-            if reason := _spent(bench, planned, ordered[:number], tokens, began):
-                notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
-                break
-            rival: Measured | None = starts[planned.seed]
-            if bench.measure.against == "baseline" and bench.baseline != START:
-                own = planned.variant.method.label == bench.baseline
-                rival = None if own else measured.get((bench.baseline, planned.size, planned.seed), rival)
-            tell(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
-            cell, result = _cell(planned, yardstick, rival, bench.keep_weights, tell)
-            done[planned.folder] = cell
-            tokens += cell.cost.get("tokens", 0.0)
-            if result is not None:
-                measured.setdefault((planned.variant.method.label, planned.size, planned.seed), result)
-            progress.advance(1, planned.folder.name)
-    rows = [_start_cell(result, seed, size, folder) for size, _ in shared.train for seed, result in starts.items()]
-    rows += [done[planned.folder] for planned in cells if planned.folder in done]
-    notices += [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in rows if cell.failed]
+    ran = _Ran(bench, yardstick, starts, tell)
+    ran.all(cells)
+    return _put_together(bench, shared, cells, ran)
+
+
+@dataclass
+class _Ran:
+    """The cells that were trained and measured so far.
+
+    Attributes:
+        starts: the starting model's numbers by seed.
+        done: cells by their folder.
+        baselines: whom the judge compares with, by size and seed, once it is known.
+    """
+
+    bench: Bench
+    yardstick: Yardstick
+    starts: dict[int, Measured]
+    tell: Tell
+    done: dict[Path, Cell] = field(default_factory=dict)
+    baselines: dict[tuple[int, int], Rival] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def all(self, cells: Sequence[Planned]) -> None:
+        """The baseline's first, for the judge compares the others with them."""
+        label = self.bench.baseline
+        ordered = sorted(cells, key=lambda cell: cell.variant.method.label != label)
+        # The baseline is the first variant of its method.
+        baseline = next((cell.variant.name for cell in ordered if cell.variant.method.label == label), None)
+        began, tokens = time.monotonic(), 0.0
+        with Progress("cells", len(ordered), "cells") as progress:
+            for number, planned in enumerate(ordered):
+                if reason := _spent(self.bench, planned, ordered[:number], tokens, began):
+                    self.notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
+                    break
+                self.tell(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
+                own = planned.variant.name == baseline
+                cell = _cell(planned, self.yardstick, self._rival(planned, own), self.bench.keep_weights, self.tell)
+                self.done[planned.folder] = cell
+                if own:
+                    self._remember(planned, cell)
+                tokens += cell.cost.get("tokens", 0.0)
+                progress.advance(1, planned.folder.name)
+
+    def _remember(self, planned: Planned, baseline: Cell) -> None:
+        if baseline.failed is None:
+            self.baselines[planned.size, planned.seed] = Rival(planned.folder.name, baseline.samples)
+        elif self.yardstick.judge_name is not None and self.bench.measure.against == "baseline":
+            place = f"at {planned.size} groups, seed {planned.seed}"
+            self.notices.append(f"no win rates {place}: the baseline's cell failed")
+
+    def _rival(self, planned: Planned, own: bool) -> Rival | None:
+        """Whose samples the judge compares this cell's with; None for the baseline's own, and where that has failed."""
+        if self.bench.measure.against == START or self.bench.baseline == START:
+            return Rival(START, self.starts[planned.seed].samples)
+        return None if own else self.baselines.get((planned.size, planned.seed))
+
+
+def _put_together(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _Ran) -> Comparison:
+    folder, sizes = Path(bench.output), [size for size, _ in shared.train]
+    rows = [_start_cell(result, seed, size, folder) for size in sizes for seed, result in ran.starts.items()]
+    rows += [ran.done[planned.folder] for planned in cells if planned.folder in ran.done]
     return Comparison(
         title=folder.name,
         baseline=bench.baseline,
@@ -87,38 +128,35 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         cells=rows,
         definitions={name: line for name, line in DEFINITIONS.items() if any(name in cell.metrics for cell in rows)},
         primary=bench.measure.primary,
-        notices=notices,
+        notices=[*ran.notices, *_notices(bench, rows)],
         config_yaml=dump_bench(bench),
-        judge=_judged(measured),
+        judge=_judged(rows),
     )
 
 
 def _take(folder: Path, bench: Bench, where: str) -> None:
-    """The folder is this comparison's; more methods, seeds or sizes may be asked for later."""
+    """The folder is this comparison's; more methods, seeds or sizes, or other measures, may be asked for later."""
     file = folder / "compare.yaml"
     if file.exists():
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        changed = [key for key in ("base", "measure") if before[key] != bench.model_dump()[key]]
-        if changed:
+        if before["base"] != bench.model_dump()["base"]:
             raise ConfigError(
-                f"the folder {folder} holds a comparison with another {' and '.join(changed)}",
+                f"the folder {folder} holds a comparison with another base",
                 where=where,
                 fix="name a new folder: output=DIR; methods, seeds and sizes may be added to this one",
             )
     write_atomically(file, dump_bench(bench))
 
 
-def _cell(
-    planned: Planned, yardstick: Yardstick, rival: Measured | None, keep_weights: bool, tell: Tell
-) -> tuple[Cell, Measured | None]:
+def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weights: bool, tell: Tell) -> Cell:
     folder, failed, result = planned.folder, None, None
-    if (folder / "measured.json").exists():
+    if (folder / FILE).exists():
         _same_run(planned)
     else:
         try:
-            _reset_peak()
+            reset_peak()
             train(planned.config, resume=(folder / "run.json").exists())
-            write_atomically(folder / "cost.json", json.dumps(_cost(folder)))
+            write_atomically(folder / "cost.json", json.dumps(cost_of(folder)))
         except DiskFullError as error:
             # Every further cell would fail of it, and none of them for a reason of its method's.
             raise DiskFullError(
@@ -131,11 +169,11 @@ def _cell(
             tell(f"{folder.name} failed: {failed}")
         gc.collect()
     if failed is None:
-        result = _measured(folder, yardstick, str(folder), planned.seed, rival)
+        result = measured(folder, yardstick, str(folder), planned.seed, rival)
         if not keep_weights:
             throw_away_weights(folder)
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8")) if failed is None else {}
-    cell = Cell(
+    return Cell(
         method=planned.variant.method.label,
         settings=dict(planned.variant.settings),
         size=planned.size,
@@ -144,11 +182,12 @@ def _cell(
         metrics={} if result is None else result.metrics,
         values={} if result is None else result.values,
         sources=_sources(yardstick),
-        curves=_curves(folder),
+        curves=curves_of(folder),
         cost=cost,
         failed=failed,
+        samples={} if result is None else result.samples,
+        judge={} if result is None else result.judge,
     )
-    return cell, result
 
 
 def _same_run(planned: Planned) -> None:
@@ -170,18 +209,6 @@ def _same_run(planned: Planned) -> None:
         )
 
 
-def _measured(folder: Path, yardstick: Yardstick, model: str, seed: int, rival: Measured | None) -> Measured:
-    """From its file, or measured now and written there."""
-    file = folder / "measured.json"
-    if file.exists():
-        return Measured(**json.loads(file.read_text(encoding="utf-8")))
-    result = yardstick.measure(model, seed, rival)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(vars(result), ensure_ascii=False))
-    gc.collect()
-    return result
-
-
 def _start_cell(result: Measured, seed: int, size: int, folder: Path) -> Cell:
     return Cell(
         method=START,
@@ -195,11 +222,14 @@ def _start_cell(result: Measured, seed: int, size: int, folder: Path) -> Cell:
         curves={},
         cost={},
         failed=None,
+        samples=result.samples,
     )
 
 
 def _check_primary(bench: Bench, start: Measured) -> None:
-    known = {*start.metrics, "accuracy", "margin", "auc", *(["win_rate"] if bench.measure.judge else [])}
+    # Of orders, what the start has of its log-probs the others have of their log-ratios.
+    ratios = {name for name in RATIO_METRICS if f"log_prob_{name}" in start.metrics}
+    known = {*start.metrics, *ratios, *(["win_rate"] if bench.measure.judge and bench.measure.samples else [])}
     if bench.measure.primary not in known:
         raise ConfigError(
             f"measure.primary is {bench.measure.primary!r}, which is not measured",
@@ -227,46 +257,27 @@ def _spent(bench: Bench, planned: Planned, before: Sequence[Planned], tokens: fl
     return None
 
 
-def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    file = folder / name
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
-
-
-def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in _lines(folder, "metrics.jsonl"):
-        for name in ("loss", "rewards/margins", "rewards/accuracies", "eval_loss", "eval_rewards/accuracies"):
-            if name in line:
-                curves.setdefault(name, []).append((line["step"], line[name]))
-    return curves
-
-
-def _cost(folder: Path) -> dict[str, float]:
-    """Tokens trained on, seconds of training steps, and the most memory (on a CPU, of the process: it never falls)."""
-    trained = [line for line in _lines(folder, "metrics.jsonl") if "num_tokens" in line]
-    steps = _lines(folder, "timing.jsonl")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    each = steps[-1]["seconds"] if steps else 0.0
-    mean = sum(line["seconds"] for line in steps) / len(steps) if steps else each
-    done = trained[-1]["step"] if trained else 0
-    return {
-        "tokens": float(trained[-1]["num_tokens"]) if trained else 0.0,
-        "seconds": mean * done,
-        "peak_memory_mb": peak,
-    }
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
 def _sources(yardstick: Yardstick) -> dict[str, str]:
-    return {group.id: group.source for group in yardstick.held_out if group.source is not None}
+    groups = enumerate(yardstick.held_out)
+    return {name_of_group(place): group.source for place, group in groups if group.source is not None}
 
 
-def _judged(measured: dict[tuple[str, int, int], Measured]) -> dict[str, Any] | None:
-    found = {f"{label}, n {size}, seed {seed}": of.judge for (label, size, seed), of in measured.items() if of.judge}
+def _judged(cells: Sequence[Cell]) -> dict[str, Any] | None:
+    found = {f"{name_of(cell)}, n {cell.size}, seed {cell.seed}": cell.judge for cell in cells if cell.judge}
     return found or None
+
+
+def _notices(bench: Bench, cells: Sequence[Cell]) -> list[str]:
+    """What went wrong or was left out, a line each."""
+    measure = bench.measure
+    lines = [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed]
+    if measure.samples and measure.temperature != 1:
+        what = (
+            f"measure.temperature is {measure.temperature:g}, so the samples are not drawn from the models themselves"
+        )
+        lines.append(f"kl is not measured: {what}")
+    asked = sum(2 * cell.judge["n"] for cell in cells if cell.judge)
+    unanswered = sum(cell.judge["failed"] for cell in cells if cell.judge)
+    if unanswered:
+        lines.append(f"judge: {unanswered} of {asked} questions were never answered and count as ties")
+    return lines

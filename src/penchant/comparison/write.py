@@ -51,7 +51,7 @@ def render(summary: Summary) -> RichTable:
     for row in summary.rows:
         cells = [shown(row.metrics.get(name)) for name in names]
         table.add_row(Text(row.variant), str(row.size), str(len(row.cells)), *cells, Text(row.said))
-    table.caption = how(summary)
+    table.caption = Text("\n".join([how(summary), *summary.comparison.notices]))
     return table
 
 

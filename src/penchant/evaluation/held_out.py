@@ -52,6 +52,25 @@ def score(
         tell: called with what happened to rows.
     """
     policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    tokenized = read_held_out(policy, model, groups, reading, tell)
+    log_probs = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype, tell)
+    del policy
+    reference_log_probs: list[list[float]] | None = None
+    if reference is not None:
+        frozen = FrozenModel.load(reference, world, reading.dtype, reading.chat_template)
+        theirs = frozen.retokenize(tokenized)
+        reference_log_probs = frozen.log_probs(theirs, world, reading.token_budget, reading.dtype, tell)
+    return scored_groups(tokenized, log_probs, reference_log_probs)
+
+
+def read_held_out(
+    policy: FrozenModel,
+    model: str,
+    groups: Sequence[PreferenceGroup],
+    reading: Reading,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[TokenizedGroup]:
+    """The groups as the model reads them, in their order; those that do not fit are told or an error."""
     if (reading.max_length or 0) > policy.context:
         raise ConfigError(
             f"the length limit is {reading.max_length}, the model's context is {policy.context} tokens",
@@ -68,14 +87,7 @@ def score(
     )
     for event, count in sorted(report.counts.items()):
         tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
-    log_probs = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype, tell)
-    del policy
-    reference_log_probs: list[list[float]] | None = None
-    if reference is not None:
-        frozen = FrozenModel.load(reference, world, reading.dtype, reading.chat_template)
-        theirs = frozen.retokenize(tokenized)
-        reference_log_probs = frozen.log_probs(theirs, world, reading.token_budget, reading.dtype, tell)
-    return scored_groups(tokenized, log_probs, reference_log_probs)
+    return tokenized
 
 
 def scored_groups(
@@ -96,4 +108,12 @@ def scored_groups(
     ]
 
 
-__all__ = ["PreferenceReport", "Reading", "ScoredGroup", "evaluate_preferences", "score", "scored_groups"]
+__all__ = [
+    "PreferenceReport",
+    "Reading",
+    "ScoredGroup",
+    "evaluate_preferences",
+    "read_held_out",
+    "score",
+    "scored_groups",
+]

@@ -1,0 +1,180 @@
+"""A comparison taken up again after something it was measured by has changed; and whom the judge compares with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from penchant.comparison import run as running
+from penchant.comparison.config import load_bench
+from penchant.comparison.measure import Yardstick
+from penchant.comparison.run import compare
+from penchant.comparison.write import write_comparison
+from penchant.errors import ConfigError, TrainingError
+from penchant.evaluation.judges import EndpointJudge, Verdict
+from penchant.training.run import train
+
+CATS = "def score(prompt, responses):\n    return [r.count('cat') + 0.0 for r in responses]\n"
+LENGTHS = "def score(prompt, responses):\n    return [len(r) + 0.0 for r in responses]\n"
+
+
+def run(file: Path, *overrides: str, tell=lambda line: None):
+    return compare(load_bench(file, overrides), str(file), tell=tell)
+
+
+def cell_of(comparison, method: str, seed: int = 0):
+    return next(c for c in comparison.cells if c.method == method and c.seed == seed)
+
+
+@pytest.fixture
+def judged(bench, tmp_path):
+    """Two methods, judged by length against the baseline."""
+    (tmp_path / "judge.py").write_text(LENGTHS)
+
+    def write(**keys: object) -> Path:
+        measure = {
+            "samples": 8,
+            "max_new_tokens": 8,
+            "judge": {"function": f"{tmp_path / 'judge.py'}:score"},
+            "against": "baseline",
+        }
+        values = {"methods": ["dpo", "ipo", "simpo"], "seeds": [0], "measure": measure, **keys}
+        return bench(**values)
+
+    return write
+
+
+def by_length(ours, theirs) -> dict[str, float]:
+    mine, others = ours.samples, theirs.samples
+    lengths = {i: (len(mine[i]), len(others[i])) for i in mine}
+    return {f"sample {i}": 1.0 if a > b else 0.5 if a == b else 0.0 for i, (a, b) in lengths.items()}
+
+
+@pytest.fixture
+def diverse(monkeypatch):
+    """Samples that differ from method to method, as a few steps on a tiny model do not make them."""
+    draw = Yardstick._draw
+
+    def drawn(self, policy, seed):
+        groups = draw(self, policy, seed)
+        name = Path(policy.model.config._name_or_path).name
+        shift = len(name) if "seed" in name else 0
+        from dataclasses import replace
+
+        return [
+            replace(each, group=replace(each.group, candidates=("x" * ((i * 7 + shift * 3) % 11 + 1),)))
+            for i, each in enumerate(groups)
+        ]
+
+    monkeypatch.setattr(Yardstick, "_draw", drawn)
+
+
+class TestRivals:
+    def test_no_win_rate_where_the_baselines_cell_failed(self, judged, monkeypatch):
+        def failing(config, **named):
+            if "dpo-seed0" in config.output:
+                raise TrainingError("the loss is not a finite number at step 2")
+            return train(config, **named)
+
+        monkeypatch.setattr(running, "train", failing)
+        comparison = run(judged())
+        assert not any("win_rate" in cell.metrics for cell in comparison.cells)
+        assert "no win rates at 36 groups, seed 0: the baseline's cell failed" in comparison.notices
+        monkeypatch.undo()
+        mended = run(judged())
+        for method in ("ipo", "simpo"):
+            expected = by_length(cell_of(mended, method), cell_of(mended, "dpo"))
+            assert cell_of(mended, method).values["win_rate"] == expected
+        assert not any("no win rates" in notice for notice in mended.notices)
+
+    def test_another_baseline_is_another_rival(self, judged, monkeypatch, diverse):
+        first = run(judged())
+        assert cell_of(first, "simpo").values["win_rate"] == by_length(cell_of(first, "simpo"), cell_of(first, "dpo"))
+        monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
+        monkeypatch.setattr(Yardstick, "measure", lambda *a, **k: pytest.fail("measured again"))
+        second = run(judged(baseline="ipo"))
+        assert "win_rate" not in cell_of(second, "ipo").metrics
+        for method in ("dpo", "simpo"):
+            expected = by_length(cell_of(second, method), cell_of(second, "ipo"))
+            assert cell_of(second, method).values["win_rate"] == expected
+        kept = json.loads((Path(cell_of(second, "dpo").folder) / "measured.json").read_text())
+        assert kept["asked"]["rival"] == "ipo-seed0"
+        asked = []
+        monkeypatch.setattr(Yardstick, "_compare", lambda *a: asked.append(1))
+        run(judged(baseline="ipo"))
+        assert not asked
+
+    def test_other_variants_of_the_baseline_meet_its_first(self, judged):
+        grid = {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}
+        comparison = run(judged(methods=[grid], baseline="ipo"))
+        first, second = (cell for cell in comparison.cells if cell.method == "ipo")
+        assert "win_rate" not in first.metrics
+        assert second.values["win_rate"] == by_length(second, first)
+        assert list(comparison.judge) == ["ipo, beta 1.0, n 36, seed 0"]
+
+
+class TestAnotherReward:
+    def test_is_measured_again_from_the_weights_that_were_kept(self, bench, tmp_path, monkeypatch):
+        first = run(bench(seeds=[0]))
+        (tmp_path / "rewards.py").write_text(LENGTHS)
+        monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
+        told: list[str] = []
+        second = run(tmp_path / "bench.yaml", tell=told.append)
+        for cell in second.cells:
+            assert cell.values["reward"] == {f"sample {i}": float(len(text)) for i, text in cell.samples.items()}
+        assert [cell.values["words"] for cell in second.cells] == [cell.values["words"] for cell in first.cells]
+        again = [line for line in told if "is measured again: it was with another reward" in line]
+        assert len(again) == len(second.cells)
+
+    def test_is_refused_where_they_were_not(self, bench, tmp_path, monkeypatch):
+        run(bench(seeds=[0], keep_weights=False))
+        (tmp_path / "rewards.py").write_text(LENGTHS)
+        monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
+        with pytest.raises(ConfigError, match=r"3 cell\(s\) were measured with another reward .* were not kept"):
+            run(tmp_path / "bench.yaml")
+        (tmp_path / "rewards.py").write_text(CATS)
+        assert len(run(tmp_path / "bench.yaml").cells) == 4
+
+    def test_another_number_of_samples_too(self, bench, tmp_path):
+        run(bench(seeds=[0], methods=["dpo"]))
+        second = run(tmp_path / "bench.yaml", "measure.samples=6")
+        assert all(len(cell.samples) == 6 for cell in second.cells)
+
+
+class TestAnotherJudge:
+    def test_asks_anew_about_the_same_samples_without_weights(self, judged, tmp_path, diverse, monkeypatch):
+        first = run(judged(keep_weights=False))
+        (tmp_path / "judge.py").write_text(LENGTHS.replace("len(r)", "-len(r)"))
+        monkeypatch.setattr(Yardstick, "measure", lambda *a, **k: pytest.fail("measured again"))
+        second = run(tmp_path / "bench.yaml")
+        before, after = (cell_of(of, "simpo") for of in (first, second))
+        assert after.samples == before.samples
+        assert after.values["win_rate"] == {name: 1 - value for name, value in before.values["win_rate"].items()}
+        assert set(before.values["win_rate"].values()) != {0.5}
+
+
+def test_a_judge_that_never_answers_is_told_everywhere(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(EndpointJudge, "compare", lambda self, p, a, b: [Verdict("tie", failed=True) for _ in p])
+    measure = {"samples": 4, "max_new_tokens": 6, "judge": {"judge": {"url": "http://localhost:1/v1", "model": "m"}}}
+    comparison = run(bench(seeds=[0], methods=["dpo"], measure=measure))
+    said = "judge: 8 of 8 questions were never answered and count as ties"
+    assert said in comparison.notices
+    _, table = write_comparison(comparison, tmp_path / "bench")
+    with (console := Console(width=200)).capture() as shown:
+        console.print(table)
+    assert said in shown.get()
+    assert said in (tmp_path / "bench" / "compare.md").read_text()
+    page = (tmp_path / "bench" / "compare.html").read_text()
+    assert said in page
+    assert "none judged" in page
+
+
+def test_kl_left_out_is_told(bench):
+    measure = {"samples": 4, "max_new_tokens": 4, "temperature": 0.5}
+    comparison = run(bench(seeds=[0], methods=["dpo"], measure=measure))
+    assert any(notice.startswith("kl is not measured: measure.temperature is 0.5") for notice in comparison.notices)
+    with pytest.raises(ConfigError, match=r"measure\.primary is 'kl', which is not measured"):
+        run(bench(seeds=[0], methods=["dpo"], measure={**measure, "primary": "kl"}))
