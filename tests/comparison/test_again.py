@@ -170,6 +170,10 @@ def test_a_judge_that_never_answers_is_told_everywhere(bench, tmp_path, monkeypa
     page = (tmp_path / "bench" / "compare.html").read_text()
     assert said in page
     assert "none judged" in page
+    monkeypatch.setattr(EndpointJudge, "compare", lambda self, p, a, b: [Verdict("tie") for _ in p])
+    again = run(bench(seeds=[0], methods=["dpo"], measure=measure))
+    assert not again.notices
+    assert cell_of(again, "dpo").judge["agreement"] == 1.0
 
 
 def test_kl_left_out_is_told(bench):

@@ -236,7 +236,7 @@ class TestRefuses:
             ({"baseline": "start"}, "baseline is start, which has no accuracy"),
             (
                 {"methods": ["dpo", "ddo_rm", {"label": "mine", "objective": {"name": "rloo"}}]},
-                "ddo-rm: ddo_rm learns from scores, and no group has any; write them with `penchant score`",
+                "ddo-rm: ddo_rm learns from scores, and no group has any (training groups); write them",
             ),
             (
                 {"methods": ["dpo", "ddo_rm", {"label": "mine", "objective": {"name": "rloo"}}]},

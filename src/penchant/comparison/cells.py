@@ -161,7 +161,8 @@ def _unfit(
             for part in parts:
                 check_inputs(config, part, held_out)
         except PenchantError as error:
-            problems.append(f"{name}: {error.what}" + (f"; {error.fix}" if error.fix else ""))
+            place = f" ({error.where})" if error.where else ""
+            problems.append(f"{name}: {error.what}{place}" + (f"; {error.fix}" if error.fix else ""))
     return problems
 
 

@@ -159,12 +159,12 @@ class Yardstick:
     def judged(self, measured: Measured, rival: Rival | None) -> Measured:
         """The same with its win rate against the rival's samples, or with none where nobody is to be compared with.
 
-        What was asked before is not asked again: the very same object is returned.
+        What was answered before is not asked again: where all was, the very same object is returned.
         """
         asked: dict[str, str] = {}
         if self._judge is not None and rival is not None and measured.samples:
             asked = {"judge": str(self.judge_name), "rival": rival.name, "samples": rival.fingerprint}
-        if measured.asked == asked:
+        if measured.asked == asked and not measured.judge.get("failed"):
             return measured
         metrics = {name: value for name, value in measured.metrics.items() if name != "win_rate"}
         values = {name: of for name, of in measured.values.items() if name != "win_rate"}

@@ -122,7 +122,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     for name, groups in (("training", given), ("held-out", held_out)):
         if groups:
             scored = groups if config.reward is None else [_foreseen(group) for group in groups]
-            usable(config, scored, name, config.data.train, [])
+            usable(config, scored, name, f"{name} groups", [])
 
 
 def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
