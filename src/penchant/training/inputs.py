@@ -117,7 +117,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     check_sampled(config, 1)
     check_references(config)
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.method)
+        _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
     given = train if config.candidates == "given" else []
     for name, groups in (("training", given), ("held-out", held_out)):
         if groups:
