@@ -1,0 +1,46 @@
+"""This machine's matrix rate, for the bound: python matmul_side.py TASK.json OUT.json
+
+The best of several products of large square matrices, in the dtype, on the device and with the threads of the sides.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from measuring import Task, machine
+
+SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
+TINY_SIZES = (256, 512)
+REPEATS = 5
+
+
+def best_rate(sizes: tuple[int, ...], dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations a second."""
+    best = 0.0
+    for n in sizes:
+        a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
+        out = torch.empty(n, n, device=device, dtype=dtype)
+        for _ in range(1 + REPEATS):
+            started = time.perf_counter()
+            torch.mm(a, b, out=out)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * n**3 / (time.perf_counter() - started))
+    return best
+
+
+def main() -> None:
+    task, out = Task.read(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(task.threads)
+    # On a GPU, float32 products are left at full precision, as torch's default is.
+    sizes = TINY_SIZES if task.steps == 0 else SIZES[task.device]
+    rate = best_rate(sizes, getattr(torch, task.dtype), task.device)
+    Path(out).write_text(json.dumps({"flops_per_second": rate, **machine(task.device)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Penchant's speed and memory beside others', on the same work.
+
+    python benchmarks/speed/run.py pairs --sides penchant trl_best padded
+    python benchmarks/speed/run.py pairs long_prompts negatives vocabulary pairs_bf16 lora --out benchmarks/results
+    python benchmarks/speed/run.py qwen_0.5b_pairs qwen_0.5b_k8 llama_8b_pairs llama_8b_k8   # on one GPU
+    python benchmarks/speed/run.py qwen_0.5b_k8 --device cpu --tiny                          # the same code, anywhere
+
+Each side runs in a fresh process, in turn: A B C, A B C, ... TRL's sides run in an environment of their own, made the
+first time (benchmarks/.envs/). Losses of sides that do the same work must agree step by step, before anything is said
+of their times; where they do not, nothing is reported and the exit status is 1. What is recorded is said in
+measuring.py, what the bound counts in bound.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from bound import step_flops  # noqa: E402
+from measuring import Task  # noqa: E402
+from report import Measured, Result, text, write  # noqa: E402
+from workloads import WORKLOADS, Group, Workload, build, tokens_by_candidate, tokens_by_pair  # noqa: E402
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+"""Largest difference of two sides' losses at any step."""
+
+RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Side:
+    """A contestant.
+
+    Attributes:
+        script: run with a task and a file for what it finds.
+        work: sides of the same work have the same losses.
+        by_pair: each (positive, negative) is a pair of its own; else each candidate is read once.
+        same_order: takes the data's order; else its losses are compared in the mean only.
+    """
+
+    script: str
+    work: str = "dpo"
+    by_pair: bool = True
+    same_order: bool = True
+    environment: str | None = None
+
+
+def _trl(work: str = "dpo", same_order: bool = True) -> Side:
+    return Side("trl_side.py", work, same_order=same_order, environment="trl")
+
+
+SIDES = {
+    "penchant": Side("penchant_side.py", by_pair=False),
+    "penchant_s_dpo": Side("penchant_side.py", "s_dpo", by_pair=False),
+    "penchant_lora": Side("penchant_side.py", "dpo, lora", by_pair=False),
+    "padded": Side("padded_side.py"),
+    "padded_groups": Side("padded_side.py", "s_dpo", by_pair=False),
+    "trl_default": _trl(),
+    "trl_best": _trl(),
+    "trl_compact": _trl(),
+    "trl_group_by_length": _trl(same_order=False),
+    "trl_lora": _trl("dpo, lora"),
+    "trl_liger": _trl(),
+    "trl_flash_pref": _trl(),
+}
+BETA = {"dpo": 0.1, "dpo, lora": 0.1, "s_dpo": 1.0}
+OURS = {side.work: name for name, side in SIDES.items() if name.startswith("penchant")}
+
+
+class Disagreement(Exception):
+    """Two sides that should do the same work do not, or did not see the same data."""
+
+
+def with_ours(names: Sequence[str]) -> list[str]:
+    """The sides, with Penchant's own of each work put in where it is missing, before the first that needs it."""
+    complete: list[str] = []
+    for name in names:
+        ours = OURS[SIDES[name].work]
+        complete += [each for each in dict.fromkeys((ours, name)) if each not in complete]
+    return complete
+
+
+def check_tokens(side: str, found: dict[str, Any], drawn: Sequence[Sequence[Group]]) -> None:
+    """Every side saw the tokens that were drawn, no more and no fewer."""
+    count = tokens_by_pair if SIDES[side].by_pair else tokens_by_candidate
+    expected, seen = [count(step) for step in drawn], [step["tokens"] for step in found["steps"]]
+    if not SIDES[side].same_order:
+        expected, seen = [sum(expected)], [sum(seen)]
+    if seen != expected:
+        raise Disagreement(f"{side} saw {seen} tokens in its steps, {expected} were drawn")
+
+
+def check_losses(found: dict[str, dict[str, Any]], tolerance: float) -> dict[str, float]:
+    """The largest difference of each side's losses from those of Penchant's side of the same work.
+
+    Raises:
+        Disagreement: above the tolerance.
+    """
+    differences = {}
+    for name, side in found.items():
+        ours = [step["loss"] for step in found[OURS[SIDES[name].work]]["steps"]]
+        theirs = [step["loss"] for step in side["steps"]]
+        if not SIDES[name].same_order:
+            ours, theirs = [sum(ours) / len(ours)], [sum(theirs) / len(theirs)]
+        difference, step = max((abs(a - b), i) for i, (a, b) in enumerate(zip(ours, theirs, strict=True)))
+        allowed = tolerance if SIDES[name].same_order else 3e-2
+        # `not <=`: a loss that is not a number is no agreement.
+        if not difference <= allowed:
+            raise Disagreement(
+                f"{name}'s loss differs from {OURS[SIDES[name].work]}'s by {difference:.2e} at step {step + 1}: "
+                f"{theirs[step]:.6f} and {ours[step]:.6f}; the tolerance is {allowed:.0e}"
+            )
+        differences[name] = difference
+    return differences
+
+
+def check_moved(found: dict[str, dict[str, Any]], tolerance: float) -> None:
+    """Losses moved by three tolerances at least, so that their agreement says something."""
+    for name, side in found.items():
+        losses = [step["loss"] for step in side["steps"]]
+        if max(losses) - min(losses) < 3 * tolerance:
+            raise Disagreement(f"{name}'s losses hardly move ({min(losses):.5f} to {max(losses):.5f})")
+
+
+def interpreter(side: Side) -> str:
+    """The Python a side runs in."""
+    if side.environment is None:
+        return sys.executable
+    from trl_agreement import trl_python
+
+    return str(trl_python())
+
+
+def run_side(script: str, python: str, task: Task, timeout: float | None = None) -> dict[str, Any]:
+    """One side in a fresh process; what it found."""
+    work = Path(task.work)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    given, out = work / "task.json", work / "found.json"
+    given.write_text(json.dumps(asdict(task)))
+    threads = {name: str(task.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    # Nothing is taken from caches of earlier runs, nothing is looked up.
+    fresh = {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if task.device == "cpu" else {}
+    environment = {**os.environ, **threads, **fresh, **hidden}
+    command = [python, str(HERE / script), str(given), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise SystemExit(f"{task.side} failed:\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(out.read_text())
+    shutil.rmtree(work)
+    return found
+
+
+def compare(workload: Workload, names: Sequence[str], options: argparse.Namespace, folder: Path) -> Result:
+    """Run every side in turn, check that they do the same work, and put what they took side by side."""
+    names = with_ours(names)
+    total = options.warmup + options.steps
+    shutil.rmtree(folder, ignore_errors=True)
+    drawn = build(workload, folder / "data", total, options.seed)
+    tolerance = TOLERANCE[workload.dtype]
+
+    def task(name: str, work: str) -> Task:
+        return Task(
+            side=name,
+            folder=str(folder / "data"),
+            work=str(folder / "sides" / name),
+            steps=0 if options.tiny and not work else options.steps,
+            warmup=options.warmup,
+            batch=workload.batch,
+            pairs=workload.pairs_per_step,
+            rate=options.rate,
+            beta=BETA.get(work, 0.0),
+            dtype=workload.dtype,
+            device=workload.device,
+            threads=options.threads,
+            rank=workload.rank,
+        )
+
+    rounds: list[dict[str, dict[str, Any]]] = []
+    matmul: list[dict[str, Any]] = []
+    differences: dict[str, float] = {}
+    for alternation in range(options.alternations):
+        matmul.append(run_side("matmul_side.py", sys.executable, task("matmul", "")))
+        found = {}
+        for name in names:
+            side = SIDES[name]
+            print(f"{workload.name}, {alternation + 1} of {options.alternations}: {name}", file=sys.stderr, flush=True)
+            found[name] = run_side(side.script, interpreter(side), task(name, side.work))
+            check_tokens(name, found[name], drawn)
+        new = check_losses(found, tolerance)
+        if not options.tiny:
+            check_moved(found, tolerance)
+        differences = {name: max(value, differences.get(name, 0.0)) for name, value in new.items()}
+        rounds.append(found)
+    counted = drawn[options.warmup :]
+    measured = []
+    for name in names:
+        # LoRA's own step is compared with that of all weights, where both are there.
+        ours = "penchant" if name.startswith("penchant") and "penchant" in names else OURS[SIDES[name].work]
+        flops = [step_flops(workload.shape, step, workload.rank if "lora" in name else None) for step in drawn]
+        measured.append(
+            Measured(
+                side=name,
+                compared_with=ours,
+                rounds=[each[name] for each in rounds],
+                ours=[each[ours] for each in rounds],
+                warmup=options.warmup,
+                flops=sum(flops[options.warmup :]),
+                tokens=sum(map(tokens_by_candidate, counted)),
+                own_order=not SIDES[name].same_order,
+                loss_difference=differences[name],
+            )
+        )
+    best = max(matmul, key=lambda each: each["flops_per_second"])
+    return Result(workload, options.steps, options.threads, best, tolerance, measured)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="+", choices=[*WORKLOADS, "cpu", "gpu"], metavar="WORKLOAD")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), help="default: those of the workload")
+    parser.add_argument("--alternations", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="counted")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the workload's")
+    parser.add_argument("--tiny", action="store_true", help="sizes for tests; times mean nothing")
+    parser.add_argument("--work", type=Path, default=HERE.parent / ".work" / "speed", help="folder for data and sides")
+    parser.add_argument("--out", type=Path, default=HERE.parent / ".work", help="folder for the results")
+    options = parser.parse_args(arguments)
+    groups = {"cpu": "cpu", "gpu": "cuda"}
+    options.workloads = [
+        name
+        for given in options.workloads
+        for name in ([w for w in WORKLOADS if WORKLOADS[w].device == groups[given]] if given in groups else [given])
+    ]
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    results: list[Result] = []
+    failed = False
+    today = datetime.date.today().isoformat()
+    for name in options.workloads:
+        workload = WORKLOADS[name].tiny() if options.tiny else WORKLOADS[name]
+        workload = replace(workload, device=options.device or workload.device)
+        try:
+            results.append(compare(workload, options.sides or workload.sides, options, options.work / name))
+        except Disagreement as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        print(text(results[-1:]), flush=True)
+        # After each workload: a run of hours that is cut short has told what it found.
+        write(results, options.out, f"{today}-{workload.device}-speed", today)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
