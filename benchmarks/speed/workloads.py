@@ -32,14 +32,14 @@ Group = tuple[list[int], list[list[int]]]
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes.
+    """The sizes of a Llama.
 
     Attributes:
-        family: of the architecture; ``qwen2`` has biases in its attention.
         tied: whether the head is the embedding.
+        biased: whether attention has biases, as Qwen2's has. (The architecture stays Llama's: to a Qwen2 transformers
+            gives Qwen2's tokenizer, whatever tokenizer lies in its folder.)
     """
 
-    family: Literal["llama", "qwen2"]
     hidden: int
     layers: int
     heads: int
@@ -47,6 +47,7 @@ class Shape:
     intermediate: int
     vocabulary: int
     tied: bool = True
+    biased: bool = False
 
     @property
     def head_size(self) -> int:
@@ -111,12 +112,10 @@ def _eighth(lengths: Range) -> Range:
     return max(3, lengths[0] // 8), max(5, lengths[1] // 8)
 
 
-SMALL = Shape("llama", hidden=384, layers=6, heads=6, kv_heads=6, intermediate=1024, vocabulary=32_000)
-WIDE = Shape("llama", hidden=256, layers=4, heads=4, kv_heads=4, intermediate=688, vocabulary=151_936)
-QWEN = Shape("qwen2", hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864, vocabulary=151_936)
-LLAMA = Shape(
-    "llama", hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14_336, vocabulary=128_256, tied=False
-)
+SMALL = Shape(hidden=384, layers=6, heads=6, kv_heads=6, intermediate=1024, vocabulary=32_000)
+WIDE = Shape(hidden=256, layers=4, heads=4, kv_heads=4, intermediate=688, vocabulary=151_936)
+QWEN = Shape(hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864, vocabulary=151_936, biased=True)
+LLAMA = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14_336, vocabulary=128_256, tied=False)
 
 EVERY_PEER = ("penchant", "trl_default", "trl_best", "trl_compact", "trl_group_by_length", "padded")
 MAIN_PEERS = ("penchant", "trl_best", "trl_compact", "padded")
@@ -280,11 +279,11 @@ def _save_tokenizer(vocabulary: int, folder: Path) -> None:
 
 def _save_model(workload: Workload, folder: Path, seed: int) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     shape = workload.shape
-    config = AutoConfig.for_model(
-        shape.family,
+    config = LlamaConfig(
+        attention_bias=shape.biased,
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -304,3 +303,7 @@ def _save_model(workload: Workload, folder: Path, seed: int) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, workload.dtype))
     # pairs_bf16 trains float32 masters, which need not start from bfloat16 numbers; large shapes save half the disk.
     model.save_pretrained(folder)
+    del model
+    if where == "cuda":
+        # The sides need the card's memory.
+        torch.cuda.empty_cache()
