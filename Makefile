@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set where a CUDA build of torch is wanted: make CONSTRAINTS= demo
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/penchant demo --output demo
@@ -23,6 +23,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
 	touch $@
+
+# Hours: speed and memory beside peers, on this machine's CPU. Installs TRL in an environment of its own the first time.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/speed/run.py cpu --out benchmarks/results
 
 clean:
 	rm -rf $(VENV) demo

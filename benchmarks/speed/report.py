@@ -67,6 +67,12 @@ class Measured:
         return Spread.of([ours / theirs for ours, theirs in pairs])
 
     @property
+    def moved(self) -> float:
+        """Between the least and the greatest loss of the steps: what agreement is to be held against."""
+        losses = [step["loss"] for step in self.rounds[0]["steps"]]
+        return max(losses) - min(losses)
+
+    @property
     def peak_mb(self) -> Spread:
         return Spread.of([found["peak_mb"] for found in self.rounds])
 
@@ -119,6 +125,7 @@ class Result:
                 "times_as_fast_by_cpu": asdict(side.ratios("cpu_seconds")),
                 "memory_ratio": side.memory_ratio,
                 "largest_loss_difference": side.loss_difference,
+                "losses_move_by": side.moved,
                 "versions": side.rounds[0]["versions"],
                 "threads": side.rounds[0]["threads"],
                 "losses": [round(step["loss"], 6) for step in side.rounds[0]["steps"]],
@@ -188,8 +195,9 @@ def _table(result: Result) -> str:
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     bound = next(side for side in result.sides if not side.own_order)
     said = (
-        f"losses agree within {result.tolerance:.0e} at every step; matrix products reach {rate / 1e9:.0f} GFLOP/s "
-        f"in {result.workload.dtype}, which bounds {bound.side} at {result.bound(bound):.0f} tokens/s"
+        f"losses agree within {result.tolerance:.0e} at every step, and move by {bound.moved:.0e}; matrix products "
+        f"reach {rate / 1e9:.0f} GFLOP/s in {result.workload.dtype}, which bounds {bound.side} at "
+        f"{result.bound(bound):.0f} tokens/s"
     )
     return "\n".join([f"{result.workload.name}: {result.workload.asks}", said, *lines])
 

@@ -26,7 +26,6 @@ Of TRL 1.16.0. Every side has the comparison's weights, data, order, AdamW, cons
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import sys
 from pathlib import Path
@@ -37,8 +36,6 @@ from datasets import Dataset
 from measuring import Recorder, Task
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
-
-NEEDS = {"trl_lora": "peft", "trl_liger": "liger_kernel", "trl_flash_pref": "flash_pref"}
 
 
 def settings(task: Task) -> DPOConfig:
@@ -148,9 +145,6 @@ def seed_adapters() -> None:
 
 def main() -> None:
     task, out = Task.read(sys.argv[1]), sys.argv[2]
-    needed = NEEDS.get(task.side)
-    if needed and importlib.util.find_spec(needed) is None:
-        raise SystemExit(f"{task.side} needs {needed}, which is not installed in {sys.prefix}")
     recorder = Recorder(task)
     more: dict[str, Any] = {}
     weights = torch.float32

@@ -284,6 +284,9 @@ def _save_model(workload: Workload, folder: Path, seed: int) -> None:
     shape = workload.shape
     config = LlamaConfig(
         attention_bias=shape.biased,
+        # Three times the usual spread at this size: losses then move enough in a few steps for their agreement to say
+        # something.
+        initializer_range=1.2 / shape.hidden**0.5,
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,

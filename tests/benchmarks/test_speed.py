@@ -1,0 +1,157 @@
+"""benchmarks/speed: same data and losses on every side, or nothing is reported; and what the bound counts."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SPEED = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
+MODULES = ("bound", "measuring", "report", "run", "workloads")
+TINY = ["--tiny", "--threads", "1", "--steps", "2", "--warmup", "1", "--alternations", "1", "--rate", "1e-3"]
+
+
+@pytest.fixture(scope="module")
+def speed() -> Iterator[dict[str, ModuleType]]:
+    """The scripts, imported as one runs them: from their own folder."""
+    before = list(sys.path)
+    sys.path.insert(0, str(SPEED))
+    yield {name: importlib.import_module(name) for name in MODULES}
+    sys.path[:] = before
+    for name in MODULES:
+        del sys.modules[name]
+
+
+def side(*losses: float, tokens: int = 10) -> dict[str, Any]:
+    return {"steps": [{"loss": loss, "tokens": tokens} for loss in losses]}
+
+
+@pytest.fixture(scope="module")
+def once(speed: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The driver's folder of results, and what each side's process found."""
+    run, found = speed["run"], {}
+    folder = tmp_path_factory.mktemp("speed")
+    with pytest.MonkeyPatch.context() as patch:
+        whole = run.run_side
+
+        def kept(script: str, python: str, task: Any) -> dict[str, Any]:
+            found[task.side] = whole(script, python, task)
+            return found[task.side]
+
+        patch.setattr(run, "run_side", kept)
+        assert run.main(arguments(folder)) == 0
+    return folder / "out", found
+
+
+def arguments(folder: Path) -> list[str]:
+    sides = ["--sides", "penchant", "padded", "padded_groups"]
+    return ["negatives", *sides, *TINY, "--work", str(folder / "work"), "--out", str(folder / "out")]
+
+
+def test_all_sides_do_the_same_work(once: tuple[Path, dict[str, Any]]) -> None:
+    (file,) = once[0].glob("*-cpu-speed.json")
+    sides = json.loads(file.read_text())["results"][0]["sides"]
+    # S-DPO's layout brings Penchant's own S-DPO with it.
+    assert list(sides) == ["penchant", "padded", "penchant_s_dpo", "padded_groups"]
+    for name, found in sides.items():
+        assert len(found["losses"]) == 3
+        # At the reference, DPO is ln 2; S-DPO's ln(1 + negatives) tells that whole groups were seen.
+        at_start = found["losses"][0]
+        assert at_start == pytest.approx(0.693147, abs=1e-5) if "_" not in name else at_start > 1
+        assert found["losses_move_by"] > 1e-3
+        assert found["largest_loss_difference"] < 1e-4
+        assert found["peak_mb"]["least"] > 50
+        assert 0 < found["share_of_bound"] < 1
+        assert found["threads"] == 1
+    # Its own row, and the one it is compared with.
+    assert file.with_suffix(".txt").read_text().count("| penchant_s_dpo ") == 2
+    assert file.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_another_loss_is_refused(
+    speed: dict[str, ModuleType],
+    once: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same run with one loss of one side wrong: the driver says which, exits with 1, and writes no result."""
+
+    def perturbed(script: str, python: str, task: Any) -> dict[str, Any]:
+        found = copy.deepcopy(once[1][task.side])
+        if task.side == "padded":
+            found["steps"][1]["loss"] += 2e-4
+        return found
+
+    monkeypatch.setattr(speed["run"], "run_side", perturbed)
+    assert speed["run"].main(arguments(tmp_path)) == 1
+    assert "padded's loss differs from penchant's by 2.0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("loss", [0.7 + 1.1e-4, float("nan")])
+def test_losses_must_agree(speed: dict[str, ModuleType], loss: float) -> None:
+    check = speed["run"].check_losses
+    assert check({"penchant": side(0.7), "padded": side(0.7 + 0.9e-4)}, 1e-4)["padded"] == pytest.approx(0.9e-4)
+    with pytest.raises(speed["run"].Disagreement, match="padded's loss differs"):
+        check({"penchant": side(0.7), "padded": side(loss)}, 1e-4)
+
+
+def test_losses_that_stand_still_prove_nothing(speed: dict[str, ModuleType]) -> None:
+    speed["run"].check_moved({"penchant": side(0.7, 0.7004)}, 1e-4)
+    with pytest.raises(speed["run"].Disagreement, match="hardly move"):
+        speed["run"].check_moved({"penchant": side(0.7, 0.7002)}, 1e-4)
+
+
+def test_tokens_must_be_those_drawn(speed: dict[str, ModuleType]) -> None:
+    """A prompt of 5 and responses of 2, 3 and 4: 7 + 8 + 9 as candidates, 7 + 8 + 7 + 9 as pairs."""
+    step = [([9] * 5, [[9, 2], [9, 9, 2], [9, 9, 9, 2]])]
+    workloads, run = speed["workloads"], speed["run"]
+    assert workloads.tokens_by_candidate(step) == 24
+    assert workloads.tokens_by_pair(step) == 31
+    run.check_tokens("penchant", side(0.7, tokens=24), [step])
+    run.check_tokens("padded", side(0.7, tokens=31), [step])
+    with pytest.raises(run.Disagreement, match="saw"):
+        run.check_tokens("padded", side(0.7, tokens=30), [step])
+
+
+def test_flops_by_hand(speed: dict[str, ModuleType]) -> None:
+    """One group: a prompt of 3, responses of 2 and 1; a Llama of one layer, hidden 4, two heads of 2, one for keys."""
+    shape = speed["workloads"].Shape(hidden=4, layers=1, heads=2, kv_heads=1, intermediate=5, vocabulary=7)
+    step = [([9, 9, 9], [[9, 2], [2]])]
+    # q and o 4x4, k and v 4x2; gate, up and down 4x5 each.
+    weights = 2 * 16 + 2 * 8 + 3 * 20
+    # The prompt's queries see 1 + 2 + 3 keys; the first response's 4 + 5; the second's 4.
+    attention = 2 * 2 * 2 * 2 * (6 + 9 + 4)
+    forward = 2 * weights * 6 + 2 * 28 * 3 + attention
+    assert speed["bound"].step_flops(shape, step) == 3 * forward
+    # Rank 1: q 4+4, k 4+2, v 4+2, o 4+4, gate and up 4+5, down 5+4, on 6 tokens, each 2 operations three times.
+    adapters = 8 + 6 + 6 + 8 + 9 + 9 + 9
+    assert speed["bound"].step_flops(shape, step, rank=1) == 2 * forward + attention + 3 * 2 * adapters * 6
+
+
+def test_the_bound_counts_the_models_own_weights(speed: dict[str, ModuleType], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    workload = speed["workloads"].WORKLOADS["qwen_0.5b_pairs"].tiny()
+    speed["workloads"].build(workload, tmp_path / "built", steps=1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "built" / "model")
+    matrices = [p.numel() for name, p in model.model.layers.named_parameters() if p.ndim == 2]
+    assert workload.shape.backbone_weights == sum(matrices)
+    assert workload.shape.head_weights == model.lm_head.weight.numel()
+
+
+def test_every_step_has_as_many_pairs_of_groups_of_many_sizes(speed: dict[str, ModuleType]) -> None:
+    workload = speed["workloads"].WORKLOADS["negatives"]
+    drawn = speed["workloads"].draw(workload, 8)
+    assert {sum(len(responses) - 1 for _, responses in step) for step in drawn} == {workload.pairs_per_step}
+    sizes = {len(responses) - 1 for step in drawn for _, responses in step}
+    assert len(sizes) > 4
+    assert sizes <= set(range(7, 16))
