@@ -12,12 +12,13 @@ Of TRL 1.16.0. Every side has the comparison's weights, data, order, AdamW, cons
                          through it, prompts and padding too. That one name in trl.trainer.utils is made to say yes.
                          The kernel's module has its own `_use_triton`, which still says no, so each tile is folded
                          by TRL's torch code, as on any CPU.
-    trl_group_by_length  as trl_best, with batches of like length. TRL's own setting for it fails here: the sampler
-                         wants a column `input_ids` or `length`; the data has neither, and a `length` column is
-                         removed as unused before the sampler sees it. So transformers' `get_length_grouped_indices`
-                         is called with the longer sequence of each pair, one mega-batch of the whole run (the best it
-                         can do), and the batches shuffled. The order is another one: losses can be compared in the
-                         mean only.
+    trl_group_by_length  as trl_best, with batches of like length. TRL's own setting for it (train_sampling_strategy)
+                         fails as it comes: the sampler wants a column `input_ids`, or a `length` that a user adds and
+                         that is kept only with remove_unused_columns off; and in a run this short it would sort no
+                         more than a few batches at a time. So transformers' `get_length_grouped_indices` is called
+                         with the longer sequence of each pair and one mega-batch of the whole run (the best it can
+                         do), and the batches are shuffled. The order is another one: losses can be compared in the
+                         mean only, and tokens are those of its own steps.
     trl_lora             as trl_best, adapters alone trained (needs peft); on the CPU compact as well
     trl_liger            as trl_best, use_liger_kernel (needs liger-kernel; CUDA)
     trl_flash_pref       as trl_best, each step under flash-pref's prefix sharing, FlashAttention 2 (needs flash-pref
