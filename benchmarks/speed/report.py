@@ -82,11 +82,9 @@ class Measured:
         pairs = zip(self.ours, self.rounds, strict=True)
         return median(ours["peak_mb"] / theirs["peak_mb"] for ours, theirs in pairs)
 
-    def share(self, flops_per_second: float) -> float | None:
-        """Of the rate the bound allows; None where the counted steps are not those the operations were counted for."""
-        if self.own_order:
-            return None
-        return median(self.rates("seconds")) * self.flops / flops_per_second / self.tokens
+    def share(self, bound: float, clock: str = "seconds") -> float | None:
+        """Of the tokens a second the bound allows; None where the counted steps are not those it was counted for."""
+        return None if self.own_order else median(self.rates(clock)) / bound
 
 
 @dataclass(frozen=True)
@@ -108,18 +106,21 @@ class Result:
         """Tokens a second at the machine's full matrix rate."""
         return side.tokens * self.matmul["flops_per_second"] / side.flops
 
+    def cpu_bound(self, side: Measured) -> float:
+        """Tokens a second of CPU: the machine's rate was had with all threads."""
+        return self.bound(side) / (self.threads if self.workload.device == "cpu" else 1)
+
     def summary(self) -> dict[str, Any]:
         """Everything the table says and the losses, small enough to keep."""
         sides = {}
         for side in self.sides:
-            cores = self.threads if self.workload.device == "cpu" else 1
             sides[side.side] = {
                 "tokens_per_second": asdict(Spread.of(side.rates("seconds"))),
                 "tokens_per_cpu_second": asdict(Spread.of(side.rates("cpu_seconds"))),
                 "peak_mb": asdict(side.peak_mb),
-                "share_of_bound": side.share(self.matmul["flops_per_second"]),
                 "bound_tokens_per_second": self.bound(side),
-                "bound_tokens_per_cpu_second": self.bound(side) / cores,
+                "share_of_bound": side.share(self.bound(side)),
+                "share_of_bound_by_cpu": side.share(self.cpu_bound(side), "cpu_seconds"),
                 "compared_with": side.compared_with,
                 "times_as_fast": asdict(side.ratios("seconds")),
                 "times_as_fast_by_cpu": asdict(side.ratios("cpu_seconds")),
@@ -168,19 +169,19 @@ def _table(result: Result) -> str:
     rate = result.matmul["flops_per_second"]
     rows = [
         (
-            *("side", "tokens/s", "tokens/CPU-s", "peak MB", "of bound", "x, by the clock", "x, by CPU time"),
+            *("side", "tokens/s", "tokens/CPU-s", "peak MB", "of bound", "by CPU", "x, by the clock", "x, by CPU time"),
             *("compared with", "memory, Penchant's/its", "loss differs by"),
         )
     ]
     for side in result.sides:
-        share = side.share(rate)
+        shares = [side.share(result.bound(side)), side.share(result.cpu_bound(side), "cpu_seconds")]
         rows.append(
             (
                 side.side,
                 _spread(Spread.of(side.rates("seconds")), ".0f"),
                 f"{median(side.rates('cpu_seconds')):.0f}",
                 f"{side.peak_mb.median:.0f}",
-                "-" if share is None else f"{share:.0%}",
+                *("-" if share is None else f"{share:.0%}" for share in shares),
                 _spread(side.ratios("seconds"), ".2f"),
                 _spread(side.ratios("cpu_seconds"), ".2f"),
                 side.compared_with,

@@ -55,6 +55,7 @@ def arguments(folder: Path) -> list[str]:
     return ["negatives", *sides, *TINY, "--work", str(folder / "work"), "--out", str(folder / "out")]
 
 
+@pytest.mark.slow
 def test_all_sides_do_the_same_work(once: tuple[Path, dict[str, Any]]) -> None:
     (file,) = once[0].glob("*-cpu-speed.json")
     sides = json.loads(file.read_text())["results"][0]["sides"]
@@ -75,6 +76,7 @@ def test_all_sides_do_the_same_work(once: tuple[Path, dict[str, Any]]) -> None:
     assert file.with_suffix(".svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_another_loss_is_refused(
     speed: dict[str, ModuleType],
     once: tuple[Path, dict[str, Any]],
