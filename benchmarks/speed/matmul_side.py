@@ -15,16 +15,18 @@ from measuring import Task, machine
 
 SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 TINY_SIZES = (256, 512)
-REPEATS = 5
+SECONDS = 3.0
+"""For each size: long enough that some products are not disturbed by what else the machine does."""
 
 
-def best_rate(sizes: tuple[int, ...], dtype: torch.dtype, device: str) -> float:
-    """Floating-point operations a second."""
+def best_rate(sizes: tuple[int, ...], dtype: torch.dtype, device: str, seconds: float) -> float:
+    """Floating-point operations a second of the fastest product of any size."""
     best = 0.0
     for n in sizes:
         a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
         out = torch.empty(n, n, device=device, dtype=dtype)
-        for _ in range(1 + REPEATS):
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < seconds:
             started = time.perf_counter()
             torch.mm(a, b, out=out)
             if device == "cuda":
@@ -37,8 +39,8 @@ def main() -> None:
     task, out = Task.read(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(task.threads)
     # On a GPU, float32 products are left at full precision, as torch's default is.
-    sizes = TINY_SIZES if task.steps == 0 else SIZES[task.device]
-    rate = best_rate(sizes, getattr(torch, task.dtype), task.device)
+    sizes, seconds = (TINY_SIZES, 0.1) if task.steps == 0 else (SIZES[task.device], SECONDS)
+    rate = best_rate(sizes, getattr(torch, task.dtype), task.device, seconds)
     Path(out).write_text(json.dumps({"flops_per_second": rate, **machine(task.device)}))
 
 
