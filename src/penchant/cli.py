@@ -31,6 +31,7 @@ from penchant.cli_output import (
     tell_all,
     teller,
 )
+from penchant.cli_plan import plan
 from penchant.cli_rank import rank, score
 from penchant.cli_tasks import tasks
 from penchant.errors import ConfigError, PenchantError, located
@@ -43,6 +44,7 @@ app = App(
 )
 app.command(data)
 app.command(compare)
+app.command(plan)
 app.command(rank)
 app.command(score)
 app.command(sweep)

@@ -148,11 +148,15 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
-def load_config(source: str) -> PretrainedConfig:
-    """The model's configuration, without its weights; errors as in `load_model`."""
+def load_config(source: str, *, weights: bool = True) -> PretrainedConfig:
+    """The model's configuration, without its weights; errors as in `load_model`.
+
+    Args:
+        weights: whether a folder without weights is refused.
+    """
     from transformers import AutoConfig
 
-    check_folder(source)
+    check_folder(source, weights=weights)
     with explained(source):
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
     return config
@@ -198,7 +202,7 @@ def _check_there(source: str) -> None:
         raise ModelError("this is a file; a model is a folder", where=source, fix="name the folder that holds it")
 
 
-def check_folder(source: str) -> None:
+def check_folder(source: str, *, weights: bool = True) -> None:
     """Raise ModelError where a local folder is no model: missing, a file, without configuration or weights."""
     _check_there(source)
     folder = Path(source)
@@ -210,7 +214,7 @@ def check_folder(source: str) -> None:
             where=source,
             fix="name the folder that save_pretrained wrote, or a run's output folder",
         )
-    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+    if weights and not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
         raise ModelError(
             "the folder has a config.json but no weights (*.safetensors)",
             where=source,

@@ -18,7 +18,7 @@ from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reference_cache import model_fingerprint
 from penchant.engine.reward_model import start_reward_model
-from penchant.engine.scoring import Scorer, choose_reward_scorer, choose_scorer, sample_groups
+from penchant.engine.scoring import LanguageScorer, Scorer, choose_reward_scorer, choose_scorer, sample_groups
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ConfigError
 
@@ -64,8 +64,7 @@ def load_trained(
         PenchantError: the model is at fault, or cannot be trained so.
     """
     saved = torch.bfloat16 if config.training.dtype == "bfloat16" else torch.float32
-    # Trained weights are float32 masters; under LoRA the frozen ones are held in the run's dtype.
-    loaded = saved if config.lora is not None else torch.float32
+    loaded = weights_dtype(config)
     # A fresh head and adapters start from random numbers, the same on every process and in every start.
     torch.manual_seed(config.training.seed)
     rewards = config.method.needs.trains == "rewards"
@@ -79,22 +78,41 @@ def load_trained(
     if choice.notice:
         tell(choice.notice)
     torch.manual_seed(config.training.seed)
-    if config.lora is not None:
-        policy.add_lora(
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-            targets=config.lora.targets,
-            task="SEQ_CLS" if rewards else "CAUSAL_LM",
-        )
-    if config.training.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    adapt(config, policy)
     scorer: Scorer = choice.scorer
     if config.method.needs.head:
         scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
     return Trained(policy, scorer, fingerprint, saved)
+
+
+def weights_dtype(config: RunConfig) -> torch.dtype:
+    """Trained weights are float32 masters; under LoRA the frozen ones are held in the run's dtype."""
+    bfloat16 = config.lora is not None and config.training.dtype == "bfloat16"
+    return torch.bfloat16 if bfloat16 else torch.float32
+
+
+def adapt(config: RunConfig, policy: Policy) -> None:
+    """Put on the adapters and the checkpointing the configuration asks for."""
+    if config.lora is not None:
+        policy.add_lora(
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            targets=config.lora.targets,
+            task="SEQ_CLS" if config.method.needs.trains == "rewards" else "CAUSAL_LM",
+        )
+    if config.training.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def add_head(config: RunConfig, policy: Policy, scorer: LanguageScorer) -> HeadedScorer:
+    """The scorer with a fresh preference head, on the default device."""
+    head = PreferenceHead(policy.model.config.hidden_size, config.head.pooling, config.head.dropout)
+    if config.head.freeze_backbone:
+        policy.model.requires_grad_(False)
+    return HeadedScorer(scorer, head)
 
 
 def _headed(
@@ -105,7 +123,6 @@ def _headed(
     assert isinstance(scorer, (TreeScorer, PaddedScorer))
     ends = {policy.tokenizer.eos_token_id, *(int(group.responses[0][-1]) for group in groups[:1])}
     require_endings(groups, sorted(ends))
-    head = PreferenceHead(policy.model.config.hidden_size, config.head.pooling, config.head.dropout)
-    if config.head.freeze_backbone:
-        policy.model.requires_grad_(False)
-    return HeadedScorer(scorer, head.to(world.device))
+    headed = add_head(config, policy, scorer)
+    headed.head.to(world.device)
+    return headed

@@ -64,7 +64,32 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
-    check_sampled(config, world.size)
+    inputs, tokenizer, limit = read_run(config, world.size, tell)
+    begun = check(config, inputs.fingerprint, resume=resume)
+    loop, model = _prepare(config, world, inputs, tokenizer, limit, tell)
+    world.barrier()  # Everyone has looked at the folder before it is taken.
+    if world.is_main and not begun:
+        take(config, inputs.fingerprint, inputs.notes)
+    world.barrier()
+    if begun:
+        loop.resume()
+        tell(f"going on after step {loop.at.step} of {loop.total}")
+    loop.run()
+    model.save(Path(config.output), world)
+
+
+def read_run(
+    config: RunConfig, processes: int, tell: Tell, *, weights: bool = True
+) -> tuple[Inputs, PreTrainedTokenizerBase, int]:
+    """A run's data, its tokenizer and the tokens its model can read: all that is checked before a model is loaded.
+
+    Args:
+        weights: whether a model's folder without weights is refused.
+
+    Raises:
+        PenchantError: the configuration, the data or the model's folder is at fault.
+    """
+    check_sampled(config, processes)
     if notice := check_references(config):
         tell(notice)
     base = adapter_base(config.model)
@@ -76,24 +101,14 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
             fix=f"merge it first: penchant merge {config.model} MERGED, then model=MERGED",
         )
     tokenizer = load_tokenizer(config.model, chat_template=config.data.chat_template)
-    model_config = load_config(base or config.model)
+    model_config = load_config(base or config.model, weights=weights)
     if dropout := dropout_settings(model_config):
         tell(f"dropout is off, so that log-ratios compare like with like: {dropout}")
     limit = context_length(model_config)
     inputs = tokenize_inputs(config, tokenizer, limit, tell)
     for note in inputs.notes:
         tell(note)
-    begun = check(config, inputs.fingerprint, resume=resume)
-    loop, model = _prepare(config, world, inputs, tokenizer, limit or NO_LIMIT, tell)
-    world.barrier()  # Everyone has looked at the folder before it is taken.
-    if world.is_main and not begun:
-        take(config, inputs.fingerprint, inputs.notes)
-    world.barrier()
-    if begun:
-        loop.resume()
-        tell(f"going on after step {loop.at.step} of {loop.total}")
-    loop.run()
-    model.save(Path(config.output), world)
+    return inputs, tokenizer, limit or NO_LIMIT
 
 
 def _prepare(

@@ -1,0 +1,136 @@
+"""How much memory a computation takes, found by doing it on tensors without data; and how much there is.
+
+A fake tensor has a shape, a dtype and a device, and no numbers: the real model code runs on it, forward, backward and
+optimizer step, and nothing is allocated but the count.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from penchant.engine.heap import Block, Heap
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is active: those alive now, and the most at any moment.
+
+    A storage counts once, however many tensors share it, from the operation that makes it until nothing holds it any
+    more: also tensors a custom autograd function keeps outside of `save_for_backward`, and temporary ones.
+
+    Attributes:
+        live: bytes alive.
+        peak: the most since the start, or since `reset`.
+        held: the most the allocator ever held, where one is modelled.
+    """
+
+    def __init__(self, heap: Heap | None = None) -> None:
+        super().__init__()
+        self.live = self.peak = self.held = 0
+        self._heap = heap
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def reset(self) -> None:
+        """Start a new phase: the peak is what is alive."""
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return made
+
+    def _note(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        block = None
+        if self._heap is not None:
+            block = self._heap.take(size)
+            self.held = max(self.held, self._heap.resident)
+        weakref.finalize(storage, self._forget, size, block)
+
+    def _forget(self, size: int, block: Block | None) -> None:
+        self.live -= size
+        if self._heap is not None and block is not None:
+            self._heap.give(block)
+
+
+@contextmanager
+def counted(heap: Heap | None = None) -> Iterator[Ledger]:
+    """Every tensor made inside is a fake one, and its bytes are counted."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    ledger = Ledger(heap)
+    with FakeTensorMode(), ledger:
+        yield ledger
+
+
+def without_data(module: nn.Module, device: torch.device) -> None:
+    """Put new tensors of the same shapes on the device in place of a module's own; ties between them are kept.
+
+    Of a module built on the ``meta`` device, inside `counted`: its weights then count. `Module.to` cannot do this, nor
+    can a library that moves modules be handed fake ones.
+    """
+    made: dict[int, Any] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(_like(parameter, device), parameter.requires_grad)
+                part._parameters[name] = made[id(parameter)]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                if id(buffer) not in made:
+                    made[id(buffer)] = _like(buffer, device)
+                part._buffers[name] = made[id(buffer)]
+
+
+def _like(tensor: Tensor, device: torch.device) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def process_bytes(device: torch.device) -> int:
+    """What this process holds of the device's memory: resident on the CPU, reserved on a GPU; 0 where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes(device: torch.device) -> int:
+    """What this process could hold of the device's memory, what it holds already included.
+
+    On the CPU the least of what the kernel calls available and of the container's limit.
+    """
+    held = process_bytes(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + held
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024 + held)
+    except (OSError, KeyError, ValueError):
+        pass
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(int(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found)

@@ -1,0 +1,199 @@
+"""The memory of a run, phase by phase: the code that will run is run, on tensors without data, and they are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import pack
+from penchant.engine.heap import Heap, has_holes
+from penchant.engine.linear import linear_log_probs
+from penchant.engine.memory import Ledger, counted, without_data
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.scoring import Scorer, precision
+from penchant.engine.tree import TreeScorer
+from penchant.training.optimizer import build_optimizer
+from penchant.training.plan_model import Blueprint, meta_reference
+
+MicroBatch = Sequence[TokenizedGroup]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device, by part and by phase.
+
+    Parts need not add up to a phase: not all of them are alive at once.
+
+    Attributes:
+        weights: of the model, adapters and a head included; of two models where a reference stays in memory.
+        gradients: of the trained weights.
+        optimizer: AdamW's moments.
+        activations: what the forward keeps for the backward of the heaviest micro-batch.
+        head: the most the output head works with, its weight's gradient left out.
+        reference_pass, training, step, held_out: the most alive in each phase; 0 where a run has no such phase.
+        allocator: what the allocator holds beyond the tensors alive at the highest moment.
+        baseline: what the process holds besides: libraries, data, work space of kernels.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    reference_pass: int
+    training: int
+    step: int
+    held_out: int
+    allocator: int
+    baseline: int
+
+    @property
+    def alive(self) -> int:
+        """The most of tensors at any moment of the run."""
+        return max(self.reference_pass, self.training, self.step, self.held_out)
+
+    @property
+    def peak(self) -> int:
+        """The most the process holds at any moment of the run."""
+        return self.baseline + self.alive + self.allocator
+
+
+@dataclass(frozen=True)
+class Load:
+    """The micro-batches that decide the peak.
+
+    Attributes:
+        steps: some optimizer steps, among them those with the heaviest micro-batches.
+        reference, held_out: the heaviest of the passes without gradients; empty where there is none.
+    """
+
+    steps: Sequence[Sequence[MicroBatch]]
+    reference: Sequence[MicroBatch]
+    held_out: Sequence[MicroBatch]
+
+
+def count_memory(
+    blueprint: Blueprint,
+    load: Load,
+    references: Sequence[str | None],
+    *,
+    live: str | None,
+    device: torch.device,
+    baseline: int,
+) -> Memory:
+    """What a run will hold.
+
+    Args:
+        references: the models asked before training; None is the one training starts from.
+        live: a reference that stays in memory while candidates are drawn.
+        baseline: bytes of the process without any tensor.
+    """
+    dtype = blueprint.config.training.dtype
+    heap = Heap() if device.type == "cpu" and has_holes() else None
+    beside = _weights(live, blueprint, device) if live else 0
+    asked = [0]
+    for source in dict.fromkeys(references):
+        if source is not None:
+            other = meta_reference(source, blueprint.padded, getattr(torch, dtype))
+            with counted(heap) as ledger:
+                without_data(other, device)
+                asked.append(_forward(other, load.reference, ledger, device, dtype))
+            del other
+    scorer = blueprint.meta_scorer()
+    with counted(heap) as ledger:
+        without_data(scorer, device)
+        weights = ledger.live
+        if None in references:
+            asked.append(_forward(scorer, load.reference, ledger, device, dtype))
+        found = _count_steps(blueprint, scorer.train(), load.steps, ledger, device)
+        held_out = _forward(scorer, load.held_out, ledger, device, dtype) if load.held_out else 0
+        held = ledger.held
+    phases = {"training": found["training"], "step": found["step"], "held_out": held_out}
+    phases = {name: size + beside if size else 0 for name, size in phases.items()}
+    alive = max(*asked, *phases.values())
+    return Memory(
+        **{**found, **phases},
+        weights=weights + beside,
+        head=max((head_memory(blueprint, groups, device) for step in load.steps for groups in step), default=0),
+        reference_pass=max(asked),
+        allocator=max(0, held + beside - alive) if heap else 0,
+        baseline=baseline,
+    )
+
+
+def _count_steps(
+    blueprint: Blueprint, scorer: Scorer, steps: Sequence[Sequence[MicroBatch]], ledger: Ledger, device: torch.device
+) -> dict[str, int]:
+    """Optimizer steps as the loop takes them. The first one's moments appear at its end, so one more follows."""
+    settings = blueprint.config.training
+    optimizer = build_optimizer(scorer, settings, blueprint.config.head.weight_decay)
+    weights = ledger.live
+    found = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
+    for micro_batches in [steps[0], *steps]:
+        for groups in micro_batches:
+            ledger.reset()
+            kept = _backward(scorer, groups, ledger, device, settings.dtype)
+            found["activations"] = max(found["activations"], kept)
+            found["training"] = max(found["training"], ledger.peak)
+        found["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
+        ledger.reset()
+        trained = [p for p in scorer.parameters() if p.grad is not None]
+        nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        found["step"] = max(found["step"], ledger.peak)
+        found["optimizer"] = ledger.live - weights
+    return found
+
+
+def head_memory(blueprint: Blueprint, groups: MicroBatch, device: torch.device) -> int:
+    """The most the output head works with for a micro-batch; its inputs and its weight's gradient are left out."""
+    scorer = blueprint.meta_scorer()
+    model = scorer.model
+    inner = getattr(scorer, "_inner", (scorer,))[0]
+    if not isinstance(inner, TreeScorer) or isinstance(inner, PaddedScorer):
+        return 0
+    weight = model.get_output_embeddings().weight
+    bfloat16 = blueprint.config.training.dtype == "bfloat16"
+    dtype = torch.bfloat16 if bfloat16 else weight.dtype
+    with counted() as ledger:
+        rows = torch.empty(weight.shape, dtype=weight.dtype, device=device, requires_grad=weight.requires_grad)
+        targets = pack(groups).targets.to(device)
+        hidden = torch.empty(len(targets), weight.shape[1], dtype=dtype, device=device, requires_grad=True)
+        ledger.reset()
+        before = ledger.live
+        linear_log_probs(hidden, rows.to(dtype), None, targets).sum().backward()
+        own = rows.grad.nbytes if rows.grad is not None else 0
+        return max(0, ledger.peak - before - own)
+
+
+def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
+    other = meta_reference(source, blueprint.padded, getattr(torch, blueprint.config.training.dtype))
+    with counted() as ledger:
+        without_data(other, device)
+        return ledger.live
+
+
+def _forward(scorer: Scorer, batches: Sequence[MicroBatch], ledger: Ledger, device: torch.device, dtype: str) -> int:
+    """The most alive in passes without gradients."""
+    scorer.eval()
+    ledger.reset()
+    with torch.no_grad():
+        for groups in batches:
+            with precision(device, dtype):
+                scorer(pack(groups).to(device))
+    return ledger.peak
+
+
+def _backward(scorer: Scorer, groups: MicroBatch, ledger: Ledger, device: torch.device, dtype: str) -> int:
+    """One micro-batch there and back; returns the bytes its forward kept."""
+    before = ledger.live
+    with precision(device, dtype):
+        said = scorer(pack(groups).to(device))
+    kept = ledger.live - before
+    said.sum().backward()
+    return kept

@@ -1,0 +1,119 @@
+"""A run's model without its weights: built from its configuration, whole but without data, or shallow and real.
+
+It is dressed as `training.model` dresses the real one, so that what is counted and timed is what will be run.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from penchant.config import RunConfig
+from penchant.engine.attention import TREE, tree_attention
+from penchant.engine.loading import adapter_base, explained, load_config, remove_dropout
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.policy import Policy
+from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
+from penchant.engine.scoring import Scorer
+from penchant.engine.tree import TreeScorer
+from penchant.training.model import adapt, add_head, weights_dtype
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a run's model is built from.
+
+    Attributes:
+        shape: the model's own configuration.
+        padded: whether the packed tree is not exact for it.
+        notes: what is not predicted, and why.
+    """
+
+    config: RunConfig
+    shape: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    padded: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def rewards(self) -> bool:
+        """Whether a reward model is trained."""
+        return self.config.method.needs.trains == "rewards"
+
+    @property
+    def layers(self) -> int:
+        return int(self.shape.num_hidden_layers)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.shape.get_text_config().vocab_size)
+
+    def scorer(self, model: PreTrainedModel) -> Scorer:
+        """The model dressed for training: adapters, checkpointing, a head, as the configuration asks."""
+        policy = Policy(model, self.tokenizer)
+        scorer = _scorer(model, self.padded, self.rewards)
+        adapt(self.config, policy)
+        if self.config.method.needs.head:
+            assert isinstance(scorer, (TreeScorer, PaddedScorer))
+            scorer = add_head(self.config, policy, scorer)
+        return scorer.train()
+
+    def meta_scorer(self) -> Scorer:
+        """The whole model on the ``meta`` device."""
+        with torch.device("meta"):
+            return self.scorer(blank_model(self.shape, self.rewards, weights_dtype(self.config)))
+
+
+def read_shape(source: str) -> PretrainedConfig:
+    """The configuration of a model whose weights need not be there."""
+    return load_config(adapter_base(source) or source, weights=False)
+
+
+def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of this configuration with random weights, on the default device; its dropout off."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    shape = copy.deepcopy(shape)
+    if rewards:
+        shape.num_labels = 1
+        if shape.pad_token_id is None:
+            shape.pad_token_id = shape.eos_token_id if isinstance(shape.eos_token_id, int) else 0
+    family: Any = AutoModelForSequenceClassification if rewards else AutoModelForCausalLM
+    with explained(str(shape.name_or_path or shape.model_type)):
+        model: PreTrainedModel = family.from_config(shape, dtype=dtype)
+    remove_dropout(model)
+    return model
+
+
+def meta_reference(source: str, padded: bool, dtype: torch.dtype) -> Scorer:
+    """A named reference on the ``meta`` device."""
+    with torch.device("meta"):
+        return _scorer(blank_model(read_shape(source), False, dtype), padded, False).eval()
+
+
+def shallow(shape: PretrainedConfig, layers: int, vocabulary: int) -> PretrainedConfig:
+    """The configuration with fewer layers and rows of the embedding; lists with an entry for each layer are cut too."""
+    smaller = copy.deepcopy(shape)
+    whole = int(shape.num_hidden_layers)
+    for name, value in vars(smaller).items():
+        if isinstance(value, list) and len(value) == whole:
+            setattr(smaller, name, value[:layers])
+    smaller.num_hidden_layers = layers
+    smaller.vocab_size = vocabulary
+    return smaller
+
+
+def _scorer(model: PreTrainedModel, padded: bool, rewards: bool) -> Any:
+    from transformers import AttentionInterface
+
+    if padded:
+        return PaddedRewardScorer(model) if rewards else PaddedScorer(model)
+    AttentionInterface.register(TREE, tree_attention)
+    model.set_attn_implementation(TREE)
+    return TreeRewardScorer(model) if rewards else TreeScorer(model)

@@ -1,0 +1,228 @@
+"""The pace of a run on this machine, from a few seconds of its own model made shallow: one layer, and two.
+
+Two layers less one is a layer; one layer less a layer is everything else. The numbers of the weights do not matter,
+their shapes do, and micro-batches are the run's own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import pack
+from penchant.engine.memory import available_bytes
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.reward_scorer import PaddedRewardScorer
+from penchant.engine.scoring import Choice, Scorer, choose_reward_scorer, choose_scorer, precision
+from penchant.errors import PenchantError
+from penchant.training.model import weights_dtype
+from penchant.training.optimizer import build_optimizer
+from penchant.training.plan_model import Blueprint, blank_model, shallow
+
+EMBEDDING_ELEMENTS = 1 << 26
+"""The largest embedding that is made for a measurement; of a larger one, a part stands for the whole."""
+
+
+class NoRoom(PenchantError):
+    """Not even the shallow model fits."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of each piece of work, on this machine.
+
+    Attributes:
+        layer, layer_forward: a token in a layer, there and back; and without gradients.
+        rest, rest_forward: a token in everything else, the output head above all.
+        fixed: a micro-batch, however short.
+        update: an optimizer step, for each trained number.
+        rate: floating-point operations in a second of the model's own matrix products.
+    """
+
+    layer: float
+    layer_forward: float
+    rest: float
+    rest_forward: float
+    fixed: float
+    update: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    tokens: int
+    few: int
+
+
+def check_tree(blueprint: Blueprint, sample: Sequence[TokenizedGroup], device: torch.device) -> Blueprint:
+    """The blueprint, knowing whether the packed tree is exact for its model: found on two layers of random weights."""
+    vocabulary = _vocabulary(blueprint)
+    _check_room(blueprint, vocabulary, device)
+    with torch.device(device):
+        model = blank_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32)
+    choose: Callable[..., Choice[Any]] = choose_reward_scorer if blueprint.rewards else choose_scorer
+    choice = choose(model, _within(sample, vocabulary))
+    padded = isinstance(choice.scorer, (PaddedScorer, PaddedRewardScorer))
+    notes = (*blueprint.notes, choice.notice) if choice.notice else blueprint.notes
+    return replace(blueprint, padded=padded, notes=notes)
+
+
+def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device: torch.device, seconds: float) -> Pace:
+    """Time the pieces of a run.
+
+    Args:
+        typical: a micro-batch of the run; the first of its groups, where all take too long.
+        seconds: about how long this may take.
+
+    Raises:
+        NoRoom: two layers do not fit into half of what is available.
+    """
+    vocabulary = _vocabulary(blueprint)
+    _check_room(blueprint, vocabulary, device)
+    dtype = blueprint.config.training.dtype
+    rate = _matrix_rate(int(blueprint.shape.hidden_size), dtype, device)
+    thin, deep = (_real(blueprint, layers, vocabulary, device) for layers in (1, 2))
+    groups = _within(typical, vocabulary)
+    shortest = min(groups, key=lambda group: group.length)
+    # About five passes of one and two layers, forward and backward, must fit.
+    elements = sum(p.numel() for p in deep.parameters()) + vocabulary * int(blueprint.shape.hidden_size)
+    affordable = seconds * rate / (6 * 10 * elements)
+    while len(groups) > 1 and sum(group.length for group in groups) > affordable:
+        groups = groups[: (len(groups) + 1) // 2]
+    runs = {
+        "deep": lambda: _train(deep, groups, device, dtype),
+        "thin": lambda: _train(thin, groups, device, dtype),
+        "short": lambda: _train(thin, [shortest], device, dtype),
+        "deep forward": lambda: _read(deep, groups, device, dtype),
+        "thin forward": lambda: _read(thin, groups, device, dtype),
+    }
+    took = _timed(runs, seconds)
+    sizes = _Sizes(sum(group.length for group in groups), shortest.length)
+    scale = blueprint.vocabulary / vocabulary
+    return _pace(took, sizes, scale, _update_seconds(blueprint, thin), rate)
+
+
+def _pace(took: dict[str, float], sizes: _Sizes, scale: float, update: float, rate: float) -> Pace:
+    tokens = sizes.tokens
+    layer = max(0.0, took["deep"] - took["thin"]) / tokens
+    layer_forward = max(0.0, took["deep forward"] - took["thin forward"]) / tokens
+    rest = max(0.0, took["thin"] - layer * tokens)
+    short = max(0.0, took["short"] - layer * sizes.few)
+    slope = (rest - short) / (tokens - sizes.few) if tokens > sizes.few else rest / tokens
+    slope = min(max(0.0, slope), rest / tokens)
+    return Pace(
+        layer=layer,
+        layer_forward=layer_forward,
+        rest=slope * scale,
+        rest_forward=max(0.0, took["thin forward"] / tokens - layer_forward) * scale,
+        fixed=(rest - slope * tokens) * scale,
+        update=update,
+        rate=rate,
+    )
+
+
+def _timed(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
+    """The median of each, taken in turns; the first turn warms up and does not count."""
+    end = time.perf_counter() + seconds
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(6):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            found[name].append(time.perf_counter() - started)
+        if turn and time.perf_counter() > end:
+            break
+    return {name: median(values[1:]) for name, values in found.items()}
+
+
+def _train(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
+    scorer.train()
+    with precision(device, dtype):
+        said = scorer(pack(groups).to(device))
+    said.sum().backward()
+    _wait(device)
+
+
+def _read(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
+    scorer.eval()
+    with torch.no_grad(), precision(device, dtype):
+        scorer(pack(groups).to(device))
+    _wait(device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _update_seconds(blueprint: Blueprint, scorer: Scorer) -> float:
+    """Seconds of an optimizer step for each trained number: gradients scaled, clipped and applied."""
+    trained = [p for p in scorer.parameters() if p.grad is not None]
+    optimizer = build_optimizer(scorer, blueprint.config.training)
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for parameter in trained:
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5)
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        _wait(trained[0].device)
+        took.append(time.perf_counter() - started)
+    return median(took[1:]) / sum(p.numel() for p in trained)
+
+
+def _real(blueprint: Blueprint, layers: int, vocabulary: int, device: torch.device) -> Scorer:
+    with torch.device(device):
+        smaller = shallow(blueprint.shape, layers, vocabulary)
+        return blueprint.scorer(blank_model(smaller, blueprint.rewards, weights_dtype(blueprint.config)))
+
+
+def _vocabulary(blueprint: Blueprint) -> int:
+    return min(blueprint.vocabulary, EMBEDDING_ELEMENTS // int(blueprint.shape.hidden_size))
+
+
+def _within(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[TokenizedGroup]:
+    """The groups with no token beyond a smaller vocabulary."""
+
+    return [
+        replace(
+            group,
+            prompt=np.minimum(group.prompt, vocabulary - 1),
+            responses=tuple(np.minimum(response, vocabulary - 1) for response in group.responses),
+        )
+        for group in groups
+    ]
+
+
+def _check_room(blueprint: Blueprint, vocabulary: int, device: torch.device) -> None:
+    with torch.device("meta"):
+        model = blank_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32)
+    # Two models at once, their gradients, and moments of the smaller one.
+    needed = 16 * sum(p.numel() for p in model.parameters())
+    room = available_bytes(device) // 2
+    if needed > room:
+        raise NoRoom(
+            f"two layers of the model take {needed >> 20} MB to time, {room >> 20} MB is half of what there is"
+        )
+
+
+def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
+    """Floating-point operations in a second, of products as the model's layers have them."""
+    left = torch.rand(512, size, dtype=getattr(torch, dtype), device=device)
+    right = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)
+    took = []
+    for _ in range(4):
+        started = time.perf_counter()
+        left @ right
+        _wait(device)
+        took.append(time.perf_counter() - started)
+    return 2 * 512 * size * 4 * size / median(took[1:])
