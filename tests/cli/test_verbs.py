@@ -101,6 +101,30 @@ class TestTrain:
         assert {name: (folder / name).read_bytes() for name in kept} == kept
 
 
+class TestPlan:
+    @pytest.fixture(autouse=True)
+    def _quickly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("penchant.training.plan.SECONDS", 0.02)
+
+    def test_json(self, answered, write_config):
+        document = answered("plan", write_config(), "training.max_steps=3")
+        assert document["steps"] == 3
+        assert document["fits"] is True
+        assert document["proposals"] == []
+        memory = document["memory_mb"]
+        assert memory["peak"] >= memory["baseline"] + memory["weights"]
+        assert document["seconds"] == pytest.approx(sum(document["seconds_by_phase"].values()), abs=0.01)
+
+    def test_people_get_tables(self, typed, write_config):
+        out, _ = typed("plan", write_config())
+        for words in ("gradients", "optimizer's moments", "peak", "available", "6 steps", "it fits"):
+            assert words in out
+
+    def test_a_mistake_is_the_users(self, write_config, capsys):
+        assert run(["plan", str(write_config()), "model=/no/such/folder"]) == 2
+        assert "there is no such folder" in capsys.readouterr().err
+
+
 class TestEvaluate:
     def test_without_reference(self, answered, tiny_model, tiny_pairs):
         document = answered("evaluate", tiny_model, "--data", tiny_pairs)

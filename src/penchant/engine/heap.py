@@ -69,7 +69,10 @@ class Heap:
             self.give(block)
             block = rest
         if block.size > need + LEAST:
-            self._split(block, need)  # Taken by small objects, and never free again.
+            rest = self._split(block, need)
+            if rest.after is None:
+                self.give(rest)
+            # Else small objects take it, and it is never free again.
         return block
 
     def give(self, block: Block) -> None:

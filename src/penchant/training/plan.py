@@ -25,7 +25,7 @@ from penchant.training.run import read_run
 Tell = Callable[[str], None]
 
 SECONDS = 4.0
-"""About how long the run's pace is measured, and half of it for each proposal."""
+"""About how long the run's pace is measured, and a quarter of it for each proposal."""
 
 KERNELS = 70 << 20
 """What a process holds more once matrix products have run on the CPU: their code, and their work space."""
@@ -124,15 +124,15 @@ class Planner:
 
         return lay_out(config, self.inputs, self.limit, padded if self.blueprint.padded else packed)
 
-    def memory(self, config: RunConfig) -> Memory:
-        """What a configuration will hold."""
+    def memory(self, config: RunConfig, roughly: bool = False) -> Memory:
+        """What a configuration will hold; roughly, from fewer micro-batches."""
         work = self.work(config)
         sampled = config.candidates == "sampled" and bool(config.method.needs.references)
         own = config.lora is not None and config.reference is None
         live = (config.reference or config.model) if sampled and not own else None
         return count_memory(
             replace(self.blueprint, config=config),
-            work.load(),
+            work.load().lightened if roughly else work.load(),
             work.references,
             live=live,
             device=self.device,
@@ -196,9 +196,9 @@ class Planner:
     def _that_fit(self, candidates: Sequence[tuple[str, ...]]) -> list[Forecast]:
         found = []
         for changes in dict.fromkeys(candidates):
-            memory = self.memory(changed(self.config, changes))
+            memory = self.memory(changed(self.config, changes), roughly=True)
             if memory.peak <= self.available:
-                found.append(self.forecast(changes, SECONDS / 2, memory)[0])
+                found.append(self.forecast(changes, SECONDS / 4, memory)[0])
         return found
 
     def _smaller_budget(self, changes: tuple[str, ...]) -> tuple[str, ...]:
@@ -207,10 +207,12 @@ class Planner:
         work = self.work(config)
         longest = max(map(work.cost, work.train))
         budget = min(config.training.token_budget, max(sum(map(work.cost, groups)) for s in work.seen for groups in s))
-        while budget > longest:
+        for _ in range(4):
+            if budget <= longest:
+                break
             budget = max(budget // 2, longest)
             cut = (*changes, f"training.token_budget={budget}")
-            if self.memory(changed(self.config, cut)).peak <= self.available:
+            if self.memory(changed(self.config, cut), roughly=True).peak <= self.available:
                 return cut
         return ()
 

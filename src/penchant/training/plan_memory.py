@@ -13,7 +13,6 @@ from penchant.data.trees import pack
 from penchant.engine.heap import Heap, has_holes
 from penchant.engine.linear import linear_log_probs
 from penchant.engine.memory import Ledger, counted, without_data
-from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.training.optimizer import build_optimizer
@@ -75,6 +74,11 @@ class Load:
     reference: Sequence[MicroBatch]
     held_out: Sequence[MicroBatch]
 
+    @property
+    def lightened(self) -> Load:
+        """The least that shows the peak: the step with the heaviest micro-batch."""
+        return Load(self.steps[:1], self.reference[:1], self.held_out[:1])
+
 
 def count_memory(
     blueprint: Blueprint,
@@ -118,7 +122,7 @@ def count_memory(
     return Memory(
         **{**found, **phases},
         weights=weights + beside,
-        head=max((head_memory(blueprint, groups, device) for step in load.steps for groups in step), default=0),
+        head=head_memory(scorer, max(_targets(groups) for step in load.steps for groups in step), device, dtype),
         reference_pass=max(asked),
         allocator=max(0, held + beside - alive) if heap else 0,
         baseline=baseline,
@@ -133,7 +137,7 @@ def _count_steps(
     optimizer = build_optimizer(scorer, settings, blueprint.config.head.weight_decay)
     weights = ledger.live
     found = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
-    for micro_batches in [steps[0], *steps]:
+    for micro_batches in [steps[0][:1], *steps]:
         for groups in micro_batches:
             ledger.reset()
             kept = _backward(scorer, groups, ledger, device, settings.dtype)
@@ -150,25 +154,30 @@ def _count_steps(
     return found
 
 
-def head_memory(blueprint: Blueprint, groups: MicroBatch, device: torch.device) -> int:
-    """The most the output head works with for a micro-batch; its inputs and its weight's gradient are left out."""
-    scorer = blueprint.meta_scorer()
-    model = scorer.model
+def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) -> int:
+    """The most the output head works with for so many targets; its inputs and its weight's gradient are left out.
+
+    Args:
+        scorer: on any device; only the shape of its head is looked at. 0 where it has none, or is run padded.
+    """
     inner = getattr(scorer, "_inner", (scorer,))[0]
-    if not isinstance(inner, TreeScorer) or isinstance(inner, PaddedScorer):
+    if not isinstance(inner, TreeScorer):
         return 0
-    weight = model.get_output_embeddings().weight
-    bfloat16 = blueprint.config.training.dtype == "bfloat16"
-    dtype = torch.bfloat16 if bfloat16 else weight.dtype
+    like = inner.model.get_output_embeddings().weight
+    compute = torch.bfloat16 if dtype == "bfloat16" else like.dtype
     with counted() as ledger:
-        rows = torch.empty(weight.shape, dtype=weight.dtype, device=device, requires_grad=weight.requires_grad)
-        targets = pack(groups).targets.to(device)
-        hidden = torch.empty(len(targets), weight.shape[1], dtype=dtype, device=device, requires_grad=True)
+        weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
+        ids = torch.empty(targets, dtype=torch.int64, device=device)
+        hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
         ledger.reset()
         before = ledger.live
-        linear_log_probs(hidden, rows.to(dtype), None, targets).sum().backward()
-        own = rows.grad.nbytes if rows.grad is not None else 0
+        linear_log_probs(hidden, weight.to(compute), None, ids).sum().backward()
+        own = weight.grad.nbytes if weight.grad is not None else 0
         return max(0, ledger.peak - before - own)
+
+
+def _targets(groups: MicroBatch) -> int:
+    return sum(len(response) for group in groups for response in group.responses)
 
 
 def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:

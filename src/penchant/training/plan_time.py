@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -92,11 +91,7 @@ def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device
     thin, deep = (_real(blueprint, layers, vocabulary, device) for layers in (1, 2))
     groups = _within(typical, vocabulary)
     shortest = min(groups, key=lambda group: group.length)
-    # About five passes of one and two layers, forward and backward, must fit.
-    elements = sum(p.numel() for p in deep.parameters()) + vocabulary * int(blueprint.shape.hidden_size)
-    affordable = seconds * rate / (6 * 10 * elements)
-    while len(groups) > 1 and sum(group.length for group in groups) > affordable:
-        groups = groups[: (len(groups) + 1) // 2]
+    groups = _affordable(groups, shortest, deep, seconds, device, dtype)
     runs = {
         "deep": lambda: _train(deep, groups, device, dtype),
         "thin": lambda: _train(thin, groups, device, dtype),
@@ -108,6 +103,25 @@ def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device
     sizes = _Sizes(sum(group.length for group in groups), shortest.length)
     scale = blueprint.vocabulary / vocabulary
     return _pace(took, sizes, scale, _update_seconds(blueprint, thin), rate)
+
+
+def _affordable(
+    groups: list[TokenizedGroup],
+    shortest: TokenizedGroup,
+    deep: Scorer,
+    seconds: float,
+    device: torch.device,
+    dtype: str,
+) -> list[TokenizedGroup]:
+    """The first of the groups, so many that all runs over them, three times, take about the seconds."""
+    _train(deep, [shortest], device, dtype)
+    started = time.perf_counter()
+    _train(deep, [shortest], device, dtype)
+    a_token = (time.perf_counter() - started) / shortest.length
+    runs = 3 * 3  # Two kinds of training and two kinds of reading come to three of training two layers.
+    while len(groups) > 1 and sum(group.length for group in groups) * a_token * runs > seconds:
+        groups = groups[: (len(groups) + 1) // 2]
+    return groups
 
 
 def _pace(took: dict[str, float], sizes: _Sizes, scale: float, update: float, rate: float) -> Pace:
@@ -130,17 +144,17 @@ def _pace(took: dict[str, float], sizes: _Sizes, scale: float, update: float, ra
 
 
 def _timed(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
-    """The median of each, taken in turns; the first turn warms up and does not count."""
+    """The fastest of each, taken in turns: what others do on the machine only ever adds, and differences are taken."""
     end = time.perf_counter() + seconds
     found: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(6):
+    for _ in range(6):
         for name, run in runs.items():
             started = time.perf_counter()
             run()
             found[name].append(time.perf_counter() - started)
-        if turn and time.perf_counter() > end:
+        if time.perf_counter() > end:
             break
-    return {name: median(values[1:]) for name, values in found.items()}
+    return {name: min(values) for name, values in found.items()}
 
 
 def _train(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
@@ -177,7 +191,7 @@ def _update_seconds(blueprint: Blueprint, scorer: Scorer) -> float:
         optimizer.step()
         _wait(trained[0].device)
         took.append(time.perf_counter() - started)
-    return median(took[1:]) / sum(p.numel() for p in trained)
+    return min(took) / sum(p.numel() for p in trained)
 
 
 def _real(blueprint: Blueprint, layers: int, vocabulary: int, device: torch.device) -> Scorer:
@@ -225,4 +239,4 @@ def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
         left @ right
         _wait(device)
         took.append(time.perf_counter() - started)
-    return 2 * 512 * size * 4 * size / median(took[1:])
+    return 2 * 512 * size * 4 * size / min(took)

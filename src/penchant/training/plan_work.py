@@ -140,7 +140,5 @@ def _predicted(groups: MicroBatch) -> int:
 
 
 def _few(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """The heaviest few, and the lightest: enough for the peak, in the order they come."""
-    ranked = sorted(range(len(micro_batches)), key=lambda i: -_kept(micro_batches[i]))
-    chosen = sorted({*ranked[:3], *ranked[-1:]})
-    return [micro_batches[i] for i in chosen]
+    """The two heaviest: one while the gradients of another are there is enough for the peak."""
+    return sorted(micro_batches, key=_kept, reverse=True)[:2]

@@ -1,0 +1,255 @@
+"""Plans of tiny runs against what their real models, tensors and steps come to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from penchant.config import RunConfig, load_config
+from penchant.data.trees import pack
+from penchant.engine.distribution import World
+from penchant.engine.memory import Ledger
+from penchant.errors import ModelError
+from penchant.training import plan as planning
+from penchant.training.model import load_trained
+from penchant.training.plan import Plan, changed
+from penchant.training.plan_memory import Load, Memory, count_memory
+from penchant.training.plan_model import Blueprint, read_shape, shallow
+from penchant.training.plan_time import Pace, _pace, _Sizes
+from penchant.training.plan_work import lay_out
+from penchant.training.run import read_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(write_config: Callable[..., Path]) -> RunConfig:
+    return load_config(write_config())
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """Plans quickly."""
+    monkeypatch.setattr(planning, "SECONDS", 0.02)
+    return lambda config, *changes, **options: planning.plan(changed(config, changes), **options)
+
+
+def counted_memory(config: RunConfig, *changes: str) -> tuple[Memory, Load, Any]:
+    config = changed(config, changes)
+    inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+    load = lay_out(config, inputs, limit, lambda group: group.length).load()
+    blueprint = Blueprint(config, read_shape(config.model), tokenizer)
+    memory = count_memory(blueprint, load, [None], live=None, device=CPU, baseline=0)
+    return memory, load, (config, tokenizer, inputs)
+
+
+class TestParts:
+    def test_tied_weights_count_once(self, config):
+        memory, _, _ = counted_memory(config)
+        model = AutoModelForCausalLM.from_pretrained(config.model)
+        trained = sum(p.numel() for p in model.parameters())
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        buffers = {b.data_ptr(): b.nbytes for b in model.buffers()}
+        assert memory.weights in (4 * trained + n * sum(buffers.values()) // max(1, len(buffers)) for n in (1, 2))
+        assert memory.gradients == 4 * trained
+        # Two moments, and a step count of four bytes for each tensor.
+        assert memory.optimizer == 8 * trained + 4 * len(list(model.parameters()))
+
+    def test_lora(self, config):
+        whole, _, _ = counted_memory(config)
+        memory, _, _ = counted_memory(config, "lora.rank=4")
+        model = AutoModelForCausalLM.from_pretrained(config.model)
+        get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert memory.weights == whole.weights + 4 * adapters
+        assert memory.gradients == 4 * adapters
+        assert memory.optimizer == 8 * adapters + 4 * sum(p.requires_grad for p in model.parameters())
+
+    def test_bfloat16_lora_halves_the_frozen_weights(self, config):
+        whole, _, _ = counted_memory(config, "lora.rank=4")
+        half, _, _ = counted_memory(config, "lora.rank=4", "training.dtype=bfloat16")
+        assert whole.weights / 2 < half.weights < whole.weights * 0.75
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            (),
+            ("lora.rank=4",),
+            ("training.gradient_checkpointing=true",),
+            ("training.dtype=bfloat16",),
+            ("objective.name=bradley_terry",),
+            ("objective.name=preference_head",),
+        ],
+        ids=lambda changes: changes[0] if changes else "plain",
+    )
+    def test_activations_are_what_the_real_model_keeps(self, config, changes):
+        memory, load, (config, tokenizer, inputs) = counted_memory(config, *changes)
+        world = World(0, 1, CPU)
+        trained = load_trained(config, tokenizer, inputs.train, world, lambda line: None)
+        kept = 0
+        for groups in load.steps[0]:
+            with Ledger() as ledger:
+                before = ledger.live
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.training.dtype == "bfloat16"):
+                    said = trained.scorer(pack(groups))
+                kept = max(kept, ledger.live - before)
+                said.sum().backward()
+        if len(load.steps) == 1:
+            assert memory.activations == kept
+        assert memory.activations >= kept > 0
+
+    def test_saved_tensors_are_among_them(self, config):
+        memory, load, (config, tokenizer, inputs) = counted_memory(config)
+        trained = load_trained(config, tokenizer, inputs.train, World(0, 1, CPU), lambda line: None)
+        parameters = {p.untyped_storage().data_ptr() for p in trained.scorer.parameters()}
+        most = 0
+        for groups in load.steps[0]:
+            saved: dict[int, int] = {}
+
+            def note(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in parameters:
+                    saved[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                said = trained.scorer(pack(groups))
+            most = max(most, sum(saved.values()))
+            del said
+        assert 0.6 * memory.activations < most <= memory.activations
+
+
+class TestSettings:
+    def test_checkpointing_keeps_less(self, config):
+        plain, _, _ = counted_memory(config)
+        checkpointed, _, _ = counted_memory(config, "training.gradient_checkpointing=true")
+        assert checkpointed.activations < 0.6 * plain.activations
+        assert checkpointed.weights == plain.weights
+
+    def test_a_larger_budget_keeps_more(self, config):
+        small, _, _ = counted_memory(config, "training.token_budget=64")
+        large, _, _ = counted_memory(config, "training.token_budget=256")
+        assert large.activations > 1.3 * small.activations
+        assert large.training > small.training
+
+    def test_shallow_cuts_lists_of_layers(self, config):
+        shape = read_shape(config.model)
+        shape.layer_types = ["full_attention", "sliding_attention"]
+        smaller = shallow(shape, 1, 10)
+        assert (smaller.num_hidden_layers, smaller.vocab_size) == (1, 10)
+        assert smaller.layer_types == ["full_attention"]
+        assert shape.num_hidden_layers == 2
+
+
+class TestTime:
+    def test_pace_by_hand(self):
+        # 100 tokens: a layer takes 2 s, the rest 1 s + 0.03 s a token; read without gradients 0.5 s and 1 s.
+        took = {"deep": 8.0, "thin": 6.0, "short": 1.5, "deep forward": 2.0, "thin forward": 1.5}
+        pace = _pace(took, _Sizes(100, 10), 1.0, 1e-9, 1e9)
+        expected = Pace(0.02, 0.005, 0.03, 0.01, 1.0, 1e-9, 1e9)
+        for name, value in vars(expected).items():
+            assert getattr(pace, name) == pytest.approx(value), name
+
+    def test_counts_of_work(self, config):
+        inputs, _, limit = read_run(config, 1, lambda line: None)
+        work = lay_out(config, inputs, limit, lambda group: group.length)
+        assert work.steps == 6
+        assert len(work.seen) == 6
+        each = [sum(group.length for groups in step for group in groups) for step in work.seen]
+        assert work.tokens == pytest.approx(sum(each) / 6)
+        every = sum(group.length for group in [*inputs.train, *inputs.held_out])
+        held_out = sum(group.length for group in inputs.held_out)
+        assert work.reading() == {"reference_pass": every, "held_out": 2 * held_out, "training": 0}
+
+    def test_seconds_add_up(self, planned, config):
+        plan = planned(config)
+        forecast = plan.forecast
+        assert forecast.total_seconds == pytest.approx(sum(forecast.seconds.values()))
+        assert forecast.seconds["training"] == pytest.approx(6 * forecast.step_seconds)
+        assert plan.steps == 6
+        assert forecast.total_seconds > 0
+
+
+class TestFit:
+    def test_fits_here(self, planned, config):
+        plan = planned(config)
+        assert plan.forecast.fits
+        assert plan.proposals == []
+        memory = plan.forecast.memory
+        assert memory.peak == memory.baseline + memory.allocator + max(
+            memory.reference_pass, memory.training, memory.step, memory.held_out
+        )
+
+    def test_proposals_fit_and_can_be_pasted(self, planned, config):
+        now = planned(config, "training.token_budget=512").forecast.memory
+        room = now.peak - (now.training - now.step) // 4
+        plan = planned(config, "training.token_budget=512", available=room)
+        assert not plan.forecast.fits
+        assert plan.proposals
+        for proposal in plan.proposals:
+            assert proposal.memory.peak <= room
+            assert proposal.total_seconds is not None
+            assert changed(config, proposal.changes) != config
+
+    def test_nothing_helps(self, planned, config, monkeypatch):
+        memory = counted_memory(config)[0]
+        monkeypatch.setattr(planning.Planner, "memory", lambda planner, config, roughly=False: memory)
+        plan = planned(config, available=1 << 20)
+        assert not plan.forecast.fits
+        assert plan.proposals == []
+
+    def test_no_room_to_measure(self, planned, config, monkeypatch):
+        monkeypatch.setattr("penchant.training.plan_time.available_bytes", lambda device: 1000)
+        plan = planned(config)
+        assert plan.forecast.total_seconds is None
+        assert any("time is not predicted" in note for note in plan.notes)
+        assert plan.forecast.memory.weights > 0
+
+
+class TestOtherRuns:
+    def test_weights_are_not_read(self, planned, config, tmp_path):
+        whole = planned(config).forecast.memory
+        folder = tmp_path / "bare"
+        shutil.copytree(config.model, folder)
+        weights = folder / "model.safetensors"
+        weights.write_bytes(b"damaged")
+        assert planned(config, f"model={folder}").forecast.memory.weights == whole.weights
+        weights.unlink()
+        assert planned(config, f"model={folder}").forecast.memory.weights == whole.weights
+        (folder / "config.json").unlink()
+        with pytest.raises(ModelError, match=r"config\.json"):
+            planned(config, f"model={folder}")
+
+    def test_named_reference(self, planned, config):
+        plan = planned(config, f"reference={config.model}")
+        assert plan.forecast.memory.reference_pass > plan.forecast.memory.weights
+        assert any("named reference" in note for note in plan.notes)
+
+    def test_sampled_candidates(self, planned, config, tmp_path):
+        (tmp_path / "reward.py").write_text("def score(prompt, responses):\n    return [0.0 for _ in responses]\n")
+        changes = (
+            "candidates=sampled",
+            f"reward.function={tmp_path}/reward.py:score",
+            "objective.name=rloo",
+            "sampling.max_new_tokens=16",
+        )
+        own = planned(config)
+        plan = planned(config, *changes)
+        assert any("drawing candidates" in note for note in plan.notes)
+        # The reference stays in memory beside the policy.
+        assert plan.forecast.memory.weights == pytest.approx(2 * own.forecast.memory.weights, rel=0.01)
+        with_adapters = planned(config, *changes, "lora.rank=4")
+        assert with_adapters.forecast.memory.weights < 1.5 * own.forecast.memory.weights
+
+    @pytest.mark.parametrize("name", ["bradley_terry", "preference_head", "kto", "beta_dpo", "sft"])
+    def test_objectives(self, planned, config, name):
+        plan = planned(config, f"objective={{name: {name}}}")
+        assert plan.forecast.memory.activations > 0
+        assert plan.forecast.total_seconds > 0
