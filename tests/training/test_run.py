@@ -425,3 +425,12 @@ class TestSavedFolder:
         assert "penchant merge" in error.value.fix
         full = run(write_config(lora=None), f"model={first}", f"output={tmp_path / 'full'}")
         assert (full / "model.safetensors").exists()
+
+
+def test_saturated_gradients_are_not_slow(write_config):
+    """Numbers below 1e-38 are zero once a run has begun: products of them are many times slower."""
+    try:
+        train(load_config(write_config(training={"max_steps": 1}), []))
+        assert (torch.full((8,), 1e-30) * 1e-12 == 0).all()
+    finally:
+        torch.set_flush_denormal(False)

@@ -14,8 +14,8 @@ from torch.nn.functional import linear
 CHUNK_ELEMENTS = 1 << 24
 """Logits computed at a time (64 MiB in float32): enough rows for fast products with a large vocabulary's weights."""
 
-KEPT_ELEMENTS = 1 << 26
-"""Logits kept for the backward where there are no more than these (256 MiB in float32); else they are recomputed."""
+KEPT_ELEMENTS = 1 << 27
+"""Logits kept for the backward where there are no more than these (512 MiB in float32); else they are recomputed."""
 
 _PASS_ELEMENTS = 1 << 18
 """Of a chunk, what passes from the product to its exponentials at a time: as much as a core's own cache holds."""
@@ -121,7 +121,7 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden, weight, bias, totals = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
-        weight_gradient = torch.zeros_like(weight) if needs_weight else None
+        weight_gradient = torch.empty_like(weight) if needs_weight else None
         bias_gradient = torch.zeros_like(bias) if needs_bias else None
         # The exponentials become the gradient in place: a second backward computes them anew.
         exponentials, ctx.exponentials = ctx.exponentials, None
@@ -133,7 +133,8 @@ class _LinearLogProbs(torch.autograd.Function):
             if hidden_gradient is not None:
                 hidden_gradient[part] = gradient @ weight
             if weight_gradient is not None:
-                weight_gradient.addmm_(gradient.T, hidden[part])
+                # The first product writes, the others add to it: no pass over [V, D] to fill it with zeros.
+                weight_gradient.addmm_(gradient.T, hidden[part], beta=float(start > 0))
             if bias_gradient is not None:
                 bias_gradient += gradient.sum(0)
         return hidden_gradient, weight_gradient, bias_gradient, None, None
