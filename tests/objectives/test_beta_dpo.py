@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from penchant.objectives import DPO, BetaDPO, Groups
+from penchant.objectives.draws import draw_pairs
 
 PAIR = torch.tensor([[False, True], [False, False]])
 
@@ -113,6 +114,45 @@ class TestTheDraw:
         assert kept[0] != kept[2]
         assert kept[0] != kept[3]
 
+    @pytest.mark.parametrize(
+        ("seed", "step", "drawn"),
+        [
+            (0, 0, [0, 1, 3, 5]),
+            (0, 1, [1, 4, 6, 7]),
+            (1, 0, [0, 1, 2, 7]),
+            (3, 2, [0, 1, 3, 7]),
+            (7, 41, [0, 2, 3, 5]),
+        ],
+    )
+    def test_the_pairs_of_a_seed_and_a_step_stay_the_same(self, seed, step, drawn):
+        """A promise: a run's seed gives the same draws in every release."""
+        better = PAIR.expand(8, 2, 2).clone()
+        kept = draw_pairs(better, torch.arange(8).double() / -8, 0.5, seed, step)
+        assert kept.any((1, 2)).nonzero().flatten().tolist() == drawn
+        assert int(kept.sum()) == 4
+
+    def test_begins_with_the_runs_seed_and_no_step(self):
+        state = BetaDPO().initial_state(7)
+        assert {name: float(value) for name, value in state.items()} == {
+            "seed": 7.0,
+            "step": 0.0,
+            "mean": 0.0,
+            "deviation": 0.0,
+        }
+
+    def test_one_pair_is_drawn_with_its_share_of_the_weights(self):
+        """Gaps 0, 0 and 2 about M0 = 0 with s = 1: the last has exp(-2) / (2 + exp(-2)) = 0.0634 of the weight."""
+        case = batch([0.0, 0.0, 2.0])
+        state = {**BetaDPO().initial_state(0), "deviation": torch.tensor(1.0).double(), "step": torch.tensor(1)}
+        objective = BetaDPO(keep=0.4, momentum=0.9999999)
+        drawn = torch.zeros(3)
+        for seed in range(1500):
+            output, _ = objective(*case, {**state, "seed": torch.tensor(seed)})
+            drawn += output.weights > 0
+        share = math.exp(-2) / (2 + math.exp(-2))
+        assert float(drawn.sum()) == 1500
+        assert abs(float(drawn[2]) - 1500 * share) < 4 * math.sqrt(1500 * share * (1 - share))
+
     def test_equal_gaps_are_kept_uniformly(self):
         """At the first step all gaps are 0 and s is 0: no 0/0, and every pair has the same chance."""
         counts = torch.zeros(5)
@@ -157,6 +197,7 @@ def test_a_batch_without_a_pair_leaves_the_moving_values():
     state = {**BetaDPO().initial_state(0), "mean": torch.tensor(3.0).double(), "deviation": torch.tensor(1.0).double()}
     output, after = BetaDPO()(policy, reference, none, state)
     assert float(after["mean"]) == 3.0
+    assert int(after["step"]) == 1
     assert float(output.loss.total) == 0
     assert float(output.loss.count) == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -107,23 +108,60 @@ def test_other_scores(score):
     assert DDORM(score=score).needs.references == int(score == "log_ratio")
 
 
-def test_an_anchor_to_the_reference():
+@pytest.mark.parametrize("tau", [1.0, 0.4])
+def test_an_anchor_to_the_reference(tau):
     policy, _, groups = case([[-1.0, -2.0, -0.5]], [[0.0, 1.0, 2.0]])
     reference = torch.tensor([[[-2.0, -3.0, -4.0]]], dtype=torch.float64)
-    plain = DDORM().output(policy, reference, groups)
-    output = DDORM(kl=0.5).output(policy, reference, groups)
-    p, log_ref = policy.detach().softmax(1), reference[0].log_softmax(1)
+    plain = DDORM(tau=tau).output(policy, reference, groups)
+    output = DDORM(tau=tau, kl=0.5).output(policy, reference, groups)
+    p, log_ref = (policy.detach() / tau).softmax(1), (reference[0] / tau).log_softmax(1)
     torch.testing.assert_close(output.losses - plain.losses, 0.5 * (p * (p.log() - log_ref)).sum(1))
     assert DDORM(kl=0.5).needs.references == 1
 
 
-def test_what_has_no_score_is_outside_the_choice():
-    policy, reference, groups = case([[-1.0, -2.0, -0.5]], [[0.0, 1.0, 7.0]])
+@pytest.mark.parametrize("unscored", [7.0, math.nan])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        DDORM(),
+        DDORM(standardize="prompt"),
+        DDORM(score="log_prob", tau=0.7),
+        DDORM(score="log_ratio", detach_target=False, standardize="prompt"),
+        DDORM(kl=0.5, tau=0.7),
+    ],
+    ids=repr,
+)
+def test_what_has_no_score_is_outside_the_choice(objective, unscored):
+    """The loss, its gradient and all metrics are those of the two that have one."""
+    policy, _, groups = case([[-1.0, -2.0, -0.5]], [[-4.0, -1.0, unscored]])
+    reference = torch.tensor([[[-2.0, -2.5, -0.3]]], dtype=torch.float64)
     partly = replace(groups, scored=torch.tensor([[True, True, False]]))
-    alone, _, two = case([[-1.0, -2.0]], [[0.0, 1.0]])
-    torch.testing.assert_close(
-        DDORM().output(policy, reference, partly).losses, DDORM().output(alone, reference, two).losses
+    alone, _, two = case([[-1.0, -2.0]], [[-4.0, -1.0]])
+    output, expected = (
+        objective.output(policy, reference, partly),
+        objective.output(alone, reference[..., :2], two),
     )
+    torch.testing.assert_close(output.losses, expected.losses)
+    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    (of_two,) = torch.autograd.grad(expected.loss.total, alone)
+    torch.testing.assert_close(gradient[:, :2], of_two)
+    assert float(gradient[0, 2]) == 0
+    for name, value in expected.metrics.items():
+        torch.testing.assert_close(output.metrics[name].total, value.total)
+        torch.testing.assert_close(output.metrics[name].count, value.count)
+
+
+@pytest.mark.parametrize("objective", [DDORM(), DDORM(kl=0.5, tau=0.7, detach_target=False)], ids=repr)
+def test_a_choice_of_one_or_of_none_teaches_nothing(objective):
+    policy, _, groups = case([[-1.0, -2.0, -0.5]] * 2, [[1.0, 5.0, 2.0]] * 2)
+    few = replace(groups, scored=torch.tensor([[False, True, False], [False, False, False]]))
+    reference = torch.tensor([[[-2.0, -2.5, -0.3]] * 2], dtype=torch.float64)
+    output = objective.output(policy, reference, few)
+    (gradient,) = torch.autograd.grad(output.losses.sum(), policy)
+    assert output.losses.tolist() == [0.0, 0.0]
+    assert output.weights.tolist() == [0.0, 0.0]
+    assert gradient.tolist() == [[0.0] * 3] * 2
+    assert all(float(value.total) == float(value.count) == 0 for value in output.metrics.values())
 
 
 def test_top_1_is_whether_the_policys_choice_is_the_rewards():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,27 @@ def test_s_dpo_is_right_above_all_negatives(groups):
     assert found["rewards/accuracies"] == pytest.approx(0.5)
 
 
+def test_s_dpo_accuracy_is_a_mean_over_a_groups_positives():
+    """Of two positives one is above all it beats, then the only one is, then it ties with one: (1/2 + 1 + 0) / 3."""
+    better = torch.zeros(4, 4, 4, dtype=torch.bool)
+    better[0, 0, 2] = better[0, 0, 3] = better[0, 1, 3] = True
+    better[1, 0, 1] = better[1, 0, 2] = better[1, 1, 2] = True
+    better[2, 0, 1] = better[2, 0, 2] = True
+    rewards = torch.tensor([[1.0, -1.0, 0.5, 0.0], [3.0, 2.0, 1.0, 9.0], [1.0, 1.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    given = Groups(
+        mask=torch.ones(4, 4, dtype=torch.bool),
+        tokens=torch.ones(4, 4, dtype=torch.int64),
+        better=better,
+        scores=torch.zeros(4, 4),
+        scored=torch.zeros(4, 4, dtype=torch.bool),
+        labels=torch.zeros(4, 4, dtype=torch.int64),
+        weights=torch.ones(4),
+    )
+    found = SDPO(1.0).output(rewards, torch.zeros(1, 4, 4), given).metrics["rewards/accuracies"]
+    assert float(found.total) == 1.5
+    assert float(found.count) == 3
+
+
 def test_kto(groups):
     """Desirable: 0 of the first, 0 and 1 of the second; undesirable: 1 of the first, 2 of the second."""
     own = groups.mask.clone()
@@ -162,6 +184,68 @@ def test_ddo_rm_accuracy_is_of_its_scores(groups):
     """Per token: -2, -3, -1.5 and -2, -1, -2: right once in two pairs, and a tie, which is not right."""
     found = means(DDORM().evaluate(POLICY, REFERENCE[:0], groups, {}))
     assert found["rewards/accuracies"] == pytest.approx((0.5 + 0) / 2)
+
+
+def ddo_rm_metrics(policy, groups, eta: float, tau: float) -> dict[str, float]:
+    """All of them in plain numbers, of the scored candidates; pairs are those of the data."""
+    totals: dict[str, list[float]] = {}
+    for g in range(len(policy)):
+        s = {i: float(policy[g, i]) / int(groups.tokens[g, i]) for i in range(3) if groups.mask[g, i]}
+        pairs = [(i, j) for i in s for j in s if groups.better[g, i, j]]
+        if pairs:
+            right = sum(s[i] > s[j] for i, j in pairs) / len(pairs)
+            totals.setdefault("rewards/accuracies", []).append(right)
+        r = {i: float(groups.scores[g, i]) for i in s if groups.scored[g, i]}
+        if len(r) < 2:
+            continue
+        p = {i: math.exp(s[i] / tau) for i in r}
+        q = {i: p[i] * math.exp(eta * r[i] / tau) for i in r}
+        p, q = ({i: x / sum(d.values()) for i, x in d.items()} for d in (p, q))
+        found = {
+            "expected_reward": sum(p[i] * r[i] for i in r),
+            "target_reward": sum(q[i] * r[i] for i in r),
+            "entropy": -sum(p[i] * math.log(p[i]) for i in r),
+            "target_entropy": -sum(q[i] * math.log(q[i]) for i in r),
+            "kl": sum(q[i] * math.log(q[i] / p[i]) for i in r),
+            "top1": float(r[max(r, key=lambda i: s[i])] == max(r.values())),
+        }
+        for name, value in found.items():
+            totals.setdefault(f"ddo_rm/{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in totals.items()}
+
+
+def test_ddo_rm_metrics_of_partly_scored_groups():
+    """All scored; one not there; one without a score, above and below the others; one score; none; ties of both."""
+    better = torch.zeros(7, 3, 3, dtype=torch.bool)
+    for g, i, j in [(0, 0, 1), (0, 0, 2), (0, 2, 1), (1, 1, 0), (2, 0, 1), (2, 0, 2), (3, 1, 2), (6, 0, 2), (6, 0, 1)]:
+        better[g, i, j] = True
+    yes, no, nan = True, False, math.nan
+    rows = [
+        ([-4.0, -9.0, -5.0], [1.0, 0.3, -0.5], [yes, yes, yes]),
+        ([-3.0, -8.0, nan], [-1.0, -2.0, nan], [yes, yes, no]),
+        ([-0.5, -6.0, -2.0], [nan, -2.0, -1.0], [no, yes, yes]),
+        ([-20.0, -6.0, -2.0], [9.0, -1.0, -2.0], [no, yes, yes]),
+        ([-1.0, -2.0, -3.0], [nan, 4.0, nan], [no, yes, no]),
+        ([-1.0, -2.0, -3.0], [nan, nan, nan], [no, no, no]),
+        ([-2.0, -3.0, -4.0], [0.5, 0.5, -1.0], [yes, yes, yes]),
+    ]
+    policy = torch.tensor([row[0] for row in rows], dtype=torch.float64)
+    mask = ~policy.isnan()
+    given = Groups(
+        mask=mask,
+        tokens=torch.tensor([[2, 3, 4], [2, 2, 0], [1, 2, 3], [4, 1, 1], [1, 1, 1], [1, 1, 1], [2, 2, 4]]),
+        better=better,
+        scores=torch.tensor([row[1] for row in rows], dtype=torch.float64),
+        scored=torch.tensor([row[2] for row in rows]),
+        labels=torch.zeros(7, 3, dtype=torch.int64),
+        weights=torch.ones(7),
+    )
+    expected = ddo_rm_metrics(policy, given, eta=1.5, tau=0.5)
+    assert len(expected) == 7
+    assert expected["ddo_rm/top1"] == pytest.approx(3 / 5)
+    assert expected["rewards/accuracies"] == pytest.approx((2 / 3 + 0 + 1 + 0 + 1 / 2) / 5)
+    found = means(DDORM(eta=1.5, tau=0.5).evaluate(policy, REFERENCE[:0], given, {}))
+    assert found == pytest.approx(expected, rel=1e-7)
 
 
 def test_beta_dpo(groups):

@@ -11,7 +11,7 @@ import torch
 from penchant.objectives import DPO, Groups, MultiReference
 from penchant.objectives import reference_bandits as bandits
 from penchant.objectives import reference_weights as weighting
-from penchant.objectives.reference_mixtures import clip
+from penchant.objectives.reference_mixtures import clip, harmonic
 
 PAIR = torch.tensor([[False, True], [False, False]])
 
@@ -78,6 +78,40 @@ def test_all_weight_on_one_is_dpo_against_it(mixture, k):
     torch.testing.assert_close(mixed.losses, alone.losses)
     gradients = [torch.autograd.grad(output.loss.total, policy)[0] for output in (mixed, alone)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("mixture", ["harmonic", "geometric", "multi_loss"])
+def test_rewards_are_beta_times_what_the_policy_adds_to_the_mixture(mixture):
+    weights = (0.5, 0.3, 0.2)
+    policy, reference, groups = case()
+    output = MultiReference(0.2, mixture, "fixed", weights, trust_region=None).evaluate(policy, reference, groups, {})
+    for side, y in (("chosen", 0), ("rejected", 1)):
+        rewards = []
+        for g in range(4):
+            logs = [float(table[g, y]) for table in reference]
+            if mixture == "harmonic":
+                mixed = -math.log(sum(a * math.exp(-log) for a, log in zip(weights, logs, strict=True)))
+            else:
+                mixed = sum(a * log for a, log in zip(weights, logs, strict=True))
+            rewards.append(0.2 * (float(policy[g, y]) - mixed))
+        told = output.metrics[f"rewards/{side}"]
+        assert float(told.total / told.count) == pytest.approx(sum(rewards) / 4, rel=1e-10)
+
+
+def test_a_reference_of_no_weight_is_not_there():
+    """However unlikely it holds the response: 0 is no small weight, of which exp(500) would make a large one."""
+    tables = torch.tensor([-20.0, -500.0, -21.0]).view(3, 1, 1, 1)
+    weights = torch.tensor([0.25, 0.0, 0.75]).view(3, 1, 1, 1)
+    expected = -math.log(0.25 * math.exp(20) + 0.75 * math.exp(21))
+    assert float(harmonic(tables, weights)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_adaptive_weights_by_hand():
+    """Gaps 1 and 3 give a quarter and three; no gap at all gives each the same."""
+    chosen, rejected = torch.tensor([[-4.0, -7.0], [-9.0, -7.0]]), torch.tensor([[-5.0, -7.0], [-6.0, -7.0]])
+    found = weighting.adaptive(chosen, rejected)
+    assert found[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-5)
+    assert found[:, 1].tolist() == [0.5, 0.5]
 
 
 def test_adaptive_weights_are_each_pairs_own():
@@ -252,11 +286,27 @@ class TestThompson:
             wins += bandits.thompson_draw(state) == 0
         assert abs(wins / 4000 - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 4000)
 
+    @pytest.mark.parametrize(
+        ("seed", "pulled"), [(0, [0, 0, 2, 0, 2, 2, 1, 0, 0, 0, 0, 0]), (5, [2, 0, 1, 2, 0, 0, 2, 1, 2, 1, 0, 0])]
+    )
+    def test_the_pulls_of_a_seed_stay_the_same(self, seed, pulled):
+        """A promise: a run's seed gives the same draws in every release."""
+        counts = {
+            "successes": torch.tensor([3.0, 1.0, 0.0]).double(),
+            "failures": torch.tensor([1.0, 2.0, 0.0]).double(),
+        }
+        found = [
+            bandits.thompson_draw({**counts, "seed": torch.tensor(seed), "step": torch.tensor(step)})
+            for step in range(12)
+        ]
+        assert found == pulled
+
     def test_evaluation_uses_the_best_posterior_mean(self):
+        """Means 13/26, 10/12 and 1/2: the second, though the first was right more often."""
         policy, reference, groups = case()
         state = {
-            "successes": torch.tensor([5.0, 9.0, 0.0]).double(),
-            "failures": torch.tensor([5.0, 1.0, 0.0]).double(),
+            "successes": torch.tensor([12.0, 9.0, 0.0]).double(),
+            "failures": torch.tensor([12.0, 1.0, 0.0]).double(),
             "step": torch.tensor(20),
             "seed": torch.tensor(0),
         }
@@ -270,9 +320,10 @@ class TestThompson:
             "step": torch.tensor(0),
             "seed": torch.tensor(0),
         }
-        after = bandits.thompson_after(state, 1, torch.tensor([[0.0, 0.0], [1.0, -1.0]]).double(), 0.5)
-        assert after["successes"].tolist() == [4.0, 1.0]
-        assert after["failures"].tolist() == [1.0, 3.0]
+        margins = torch.tensor([[0.0] * 5, [1.0, -1.0, -2.0, 3.0, 0.0]]).double()
+        after = bandits.thompson_after(state, 1, margins, 0.5)
+        assert after["successes"].tolist() == [4.0, 2.0]
+        assert after["failures"].tolist() == [1.0, 5.0]
 
 
 class TestRefuses:

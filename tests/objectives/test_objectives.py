@@ -15,12 +15,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.objectives import DPO, OBJECTIVES, SFT, Fitted, Groups, Needs, Objective
+from penchant.objectives import (
+    DDORM,
+    DPO,
+    IPO,
+    OBJECTIVES,
+    SFT,
+    BradleyTerry,
+    Fitted,
+    Groups,
+    MultiReference,
+    Needs,
+    Objective,
+    PreferenceHead,
+)
 from penchant.objectives.pairs import pair_metrics
 
 LN2 = math.log(2)
 DETACHING = {"rloo", "ddo_rm"}
 """Losses with a part that is detached by definition."""
+VARIANTS = (
+    DDORM(score="log_prob", standardize="prompt"),
+    DDORM(score="log_ratio", rewards="wins", kl=0.5, detach_target=False),
+    MultiReference(mixture="multi_loss"),
+    MultiReference(mixture="multi_loss", weighting="validation_margin", trust_region=None),
+    MultiReference(mixture="geometric", weighting="uniform", normalize="mean"),
+    MultiReference(weighting="sliding_window"),
+    MultiReference(weighting="thompson"),
+    IPO(log_ratio="sum"),
+    PreferenceHead("contrastive"),
+    BradleyTerry(0.1),
+)
+"""Methods whose options take another way through their tables than the defaults do."""
 
 
 def facts(better: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None) -> Groups:
@@ -136,39 +162,27 @@ class TestEveryObjective:
         assert torch.autograd.gradcheck(loss, (said,))
 
     def test_masked_slots_change_nothing(self, objective):
-        case = full_case(objective, 4, 3, 1)
-        policy, reference, groups = case
-        plain = evaluate(objective, case)
+        check_masked_slots(objective)
 
-        def widen(value, filled):
-            wide = torch.full((*value.shape[:-1], 5), filled, dtype=value.dtype)
-            wide[..., :3] = value
-            return wide
-
-        better = torch.zeros(4, 5, 5, dtype=torch.bool)
-        better[:, :3, :3] = groups.better
-        names = ("mask", "tokens", "scored", "labels")
-        padded = dataclasses.replace(
-            groups,
-            better=better,
-            scores=widen(groups.scores, math.nan),
-            mismatched=None if groups.mismatched is None else widen(groups.mismatched, False),
-            rewards=None if groups.rewards is None else widen(groups.rewards, math.nan).requires_grad_(),
-            **{name: widen(getattr(groups, name), 0) for name in names},
-        )
-        wide = widen(policy, math.nan).requires_grad_()
-        wide_reference = widen(reference, math.nan)
-        # What is remembered is of the true table: a fit may not see padding either, and is held to that here.
-        state = state_of(objective, wide_reference, padded)
-        output = objective.evaluate(wide, wide_reference, padded, state)
-        torch.testing.assert_close(output.losses.detach(), plain.losses)
-        for name, value in plain.metrics.items():
-            torch.testing.assert_close(output.metrics[name].total.detach(), value.total.detach())
+    def test_what_has_no_score_teaches_nothing(self, objective):
+        """A candidate without a score, in no pair: the rest learns as if it were not there, whatever it holds."""
+        if not objective.needs.scores:
+            pytest.skip("it learns from no scores")
+        policy, reference, groups = full_case(objective, 4, 3, 8)
+        groups.better[:, 2] = groups.better[:, :, 2] = groups.scored[:, 2] = False
+        groups.scores[:, 2] = policy[:, 2] = reference[..., 2] = math.nan
+        policy.requires_grad_()
+        two = reordered(groups, torch.arange(4), torch.arange(2))
+        output = evaluate(objective, (policy, reference, groups))
+        expected = evaluate(objective, (policy[:, :2], reference[..., :2], two))
+        torch.testing.assert_close(output.losses, expected.losses)
+        torch.testing.assert_close(output.weights, expected.weights)
+        for name, value in expected.metrics.items():
+            torch.testing.assert_close(output.metrics[name].total, value.total)
             torch.testing.assert_close(output.metrics[name].count, value.count)
-        (gradient,) = torch.autograd.grad(output.loss.total, differentiated(objective, (wide, None, padded)))
-        assert torch.isfinite(gradient).all()
-        assert (gradient[:, 3:] == 0).all()
-        assert (gradient[:, :2] != 0).any()
+        gradient, of_two = (torch.autograd.grad(o.loss.total, policy, retain_graph=True)[0] for o in (output, expected))
+        torch.testing.assert_close(gradient, of_two)
+        assert (gradient[:, 2] == 0).all()
 
     @given(seed=st.integers(0, 1000), k=st.sampled_from([2, 4]))
     @settings(max_examples=20, deadline=None)
@@ -234,6 +248,7 @@ class TestEveryObjective:
         reference = torch.zeros(references(objective), 2, 3)
         output, _ = objective(policy, reference, groups, state_of(objective, reference, groups))
         assert torch.isfinite(output.loss.total)
+        assert (output.losses[output.weights == 0] == 0).all()
         assert all(torch.isfinite(value.total) for value in output.metrics.values())
         learns_of_worth = objective.needs.pairs or objective.needs.scores or objective.needs.labels
         if learns_of_worth and objective.name != "weighted_sum":
@@ -271,9 +286,72 @@ class TestEveryObjective:
         assert all(after[name].dtype == state[name].dtype for name in state)
 
     def test_metrics_carry_no_graph(self, objective):
+        """Nor does what a training step remembers: it would keep every batch's graph alive."""
         policy, reference, groups = full_case(objective, 3, 3, 7)
-        output = evaluate(objective, (policy.requires_grad_(), reference, groups))
-        assert not any(value.total.requires_grad for value in output.metrics.values())
+        if objective.needs.head:
+            groups.rewards.requires_grad_()
+        policy.requires_grad_()
+        state = state_of(objective, reference, groups)
+        trained, after = objective(policy, reference, groups, state)
+        for output in (trained, objective.evaluate(policy, reference, groups, state)):
+            assert not any(v.total.requires_grad or v.count.requires_grad for v in output.metrics.values())
+            assert not output.weights.requires_grad
+            assert output.losses.requires_grad
+        assert not any(value.requires_grad for value in after.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=repr)
+def test_masked_slots_change_nothing_in_a_variant(variant):
+    check_masked_slots(variant)
+
+
+def check_masked_slots(objective: Objective) -> None:
+    """NaN in slots without a candidate changes no loss, no metric and no state, and has a gradient of 0."""
+    policy, reference, groups = full_case(objective, 4, 3, 1)
+
+    def widen(value, filled):
+        wide = torch.full((*value.shape[:-1], 5), filled, dtype=value.dtype)
+        wide[..., :3] = value
+        return wide
+
+    better = torch.zeros(4, 5, 5, dtype=torch.bool)
+    better[:, :3, :3] = groups.better
+    names = ("mask", "tokens", "scored", "labels")
+    padded = dataclasses.replace(
+        groups,
+        better=better,
+        scores=widen(groups.scores, math.nan),
+        mismatched=None if groups.mismatched is None else widen(groups.mismatched, False),
+        rewards=None if groups.rewards is None else widen(groups.rewards, math.nan).requires_grad_(),
+        **{name: widen(getattr(groups, name), 0) for name in names},
+    )
+    wide = widen(policy, math.nan).requires_grad_()
+    wide_reference = widen(reference, math.nan)
+    # What is remembered is of the true table: a fit may not see padding either, and is held to that here.
+    state, plain_state = state_of(objective, wide_reference, padded), state_of(objective, reference, groups)
+    trained, after = objective(wide, wide_reference, padded, state)
+    plainly, plain_after = objective(policy, reference, groups, plain_state)
+    for remembered, plain_one in ((state, plain_state), (after, plain_after)):
+        assert remembered.keys() == plain_one.keys()
+        assert all(torch.allclose(remembered[name], plain_one[name]) for name in plain_one)
+    outputs = (
+        (trained, plainly),
+        (
+            objective.evaluate(wide, wide_reference, padded, state),
+            objective.evaluate(policy, reference, groups, plain_state),
+        ),
+    )
+    for output, plain in outputs:
+        torch.testing.assert_close(output.losses.detach(), plain.losses)
+        torch.testing.assert_close(output.weights, plain.weights)
+        assert output.metrics.keys() == plain.metrics.keys()
+        for name, value in plain.metrics.items():
+            torch.testing.assert_close(output.metrics[name].total, value.total)
+            torch.testing.assert_close(output.metrics[name].count, value.count)
+        (gradient,) = torch.autograd.grad(output.loss.total, differentiated(objective, (wide, None, padded)))
+        assert torch.isfinite(gradient).all()
+        assert (gradient[:, 3:] == 0).all()
+        assert (gradient[:, :2] != 0).any()
 
 
 def dpo_oracle(policy, reference, groups, beta, average):

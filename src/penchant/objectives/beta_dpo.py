@@ -58,8 +58,8 @@ class BetaDPO:
 
     def initial_state(self, seed: int) -> State:
         zero = torch.zeros((), dtype=torch.float64)
-        count = torch.zeros((), dtype=torch.int64)
-        return {"seed": count + seed, "step": count.clone(), "mean": zero, "deviation": zero.clone()}
+        start = {"seed": torch.tensor(seed, dtype=torch.int64), "step": torch.zeros((), dtype=torch.int64)}
+        return {**start, "mean": zero, "deviation": zero.clone()}
 
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
         ratios = log_ratios(policy, reference[0], groups)
@@ -89,10 +89,11 @@ class BetaDPO:
 
     def _follow(self, gaps: Tensor, state: State) -> State:
         """The moving values after this batch, all of it."""
+        after = {**state, "step": state["step"] + 1}
         if not len(gaps):
-            return {**state, "step": state["step"] + 1}
+            return after
         found = {"mean": gaps.mean(), "deviation": gaps.std() if len(gaps) > 1 else gaps.new_zeros(())}
         first = self.start == "first_batch" and int(state["step"]) == 0
         m = 0.0 if first else self.momentum
         moved = {name: m * state[name] + (1 - m) * value.to(state[name]) for name, value in found.items()}
-        return {**state, **moved, "step": state["step"] + 1}
+        return {**after, **moved}

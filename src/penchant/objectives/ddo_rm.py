@@ -68,23 +68,23 @@ class DDORM(Stateless):
         # Centring the reward would shift every logit alike: q is the same without it.
         log_q = torch.where(used, (scores + self.eta * rewards) / self.tau, NEVER).log_softmax(1)
         q = log_q.detach().exp() if self.detach_target else log_q.exp()
-        losses = -torch.where(used, q * log_p, 0.0).sum(1)
+        terms = -q * log_p
         if self.kl:
             anchor = self._scores(reference[0], reference, groups)
             log_ref = torch.where(used, anchor / self.tau, NEVER).log_softmax(1)
-            losses = losses + self.kl * torch.where(used, log_p.exp() * (log_p - log_ref), 0.0).sum(1)
+            terms = terms + self.kl * log_p.exp() * (log_p - log_ref)
+        # Where one candidate is used p and q are 1, and its term 0.
+        losses = torch.where(used, terms, 0.0).sum(1)
         several = used.sum(1) > 1
-        metrics = decision_metrics(
-            log_p.detach(), log_q.detach(), rewards, scores.detach(), groups, used & several[:, None]
-        )
-        return Output(torch.where(several, losses, 0.0), torch.where(several, groups.weights, 0.0), metrics)
+        metrics = decision_metrics(log_p, log_q, rewards, scores, groups, used & several[:, None])
+        return Output(losses, torch.where(several, groups.weights, 0.0), metrics)
 
     def _scores(self, policy: Tensor, reference: Tensor, groups: Groups) -> Tensor:
         if self.score == "mean_log_prob":
             return mean_log_probs(policy, groups)
         if self.score == "log_ratio":
             return self.beta * log_ratios(policy, reference[0], groups)
-        return torch.where(groups.mask, policy, 0.0)
+        return policy
 
     def _rewards(self, groups: Groups, used: Tensor) -> Tensor:
         count = used.sum(1, keepdim=True)

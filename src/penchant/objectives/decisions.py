@@ -12,6 +12,7 @@ NEVER = -1e30
 """A logit of no probability whose gradient is 0, not NaN."""
 
 
+@torch.no_grad()
 def decision_metrics(
     log_p: Tensor, log_q: Tensor, rewards: Tensor, scores: Tensor, groups: Groups, used: Tensor
 ) -> dict[str, Sum]:
@@ -19,7 +20,8 @@ def decision_metrics(
 
     Args:
         log_p, log_q: [G, K].
-        rewards, scores: [G, K]; 0 where there is no candidate.
+        rewards: [G, K]; read where `used`.
+        scores: [G, K]; read where `used`, and where `groups.better` compares.
         used: [G, K] bool, the candidates chosen among.
     """
     p, q = log_p.exp(), log_q.exp()
@@ -32,7 +34,7 @@ def decision_metrics(
     top = best.gather(1, torch.where(used, scores, NEVER).argmax(1, keepdim=True))[:, 0] == best.amax(1)
     margins = differences(scores, groups.better)
     pairs = groups.better.sum((1, 2))
-    right = (torch.where(groups.better, margins > 0, False).sum((1, 2)) / pairs.clamp(min=1)).to(scores.dtype)
+    right = ((margins > 0).sum((1, 2)) / pairs.clamp(min=1)).to(scores.dtype)
     return {
         "ddo_rm/expected_reward": over_groups(p * rewards),
         "ddo_rm/target_reward": over_groups(q * rewards),

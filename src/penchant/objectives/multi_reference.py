@@ -117,7 +117,7 @@ class MultiReference:
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
         if self.weighting not in ONLINE:
             return self.evaluate(policy, reference, groups, state), state
-        margins = weighting.pair_margins(reference.detach().double(), groups)
+        margins = weighting.pair_margins(reference.double(), groups)
         if self.weighting == "sliding_window":
             # The weights are those of the batches before this one.
             return self.evaluate(policy, reference, groups, state), bandits.window_after(state, margins)
@@ -154,9 +154,9 @@ class MultiReference:
         sides = own[:, :, None] - mixed[0], own[:, None, :] - mixed[1]
         if self.mixture == "multi_loss":
             each = (own[:, :, None] - chosen) - (own[:, None, :] - rejected)
-            terms = -(a * logsigmoid(self.beta * torch.where(groups.better, each, 0.0))).sum(0)
+            terms = -(a * logsigmoid(self.beta * each)).sum(0)
         else:
-            terms = -logsigmoid(self.beta * torch.where(groups.better, sides[0] - sides[1], 0.0))
+            terms = -logsigmoid(self.beta * (sides[0] - sides[1]))
         losses, group_weights = average_pairs(terms, groups, "groups")
         metrics = side_metrics(self.beta * sides[0], self.beta * sides[1], policy, groups)
         count = groups.better.sum().to(losses.dtype)

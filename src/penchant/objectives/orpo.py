@@ -40,7 +40,7 @@ class ORPO(Stateless):
         means = mean_log_probs(policy, groups)
         # A probability of 1 has no odds: they end where float32 cannot tell it from 1.
         below = means.clamp(max=-1e-6)
-        log_odds = torch.where(groups.mask, below - torch.log(-torch.expm1(below)), 0.0)
+        log_odds = below - torch.log(-torch.expm1(below))
         odds_terms = -logsigmoid(differences(log_odds, groups.better))
         terms = self.weight * odds_terms - means[:, :, None]
         losses, weights = average_pairs(terms, groups, self.average)

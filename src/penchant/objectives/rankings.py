@@ -23,4 +23,4 @@ def ranking_losses(values: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
         losses [G], and [G] bool, whether the group has a comparison at all.
     """
     # A candidate that beats none has a term of softplus(-inf) = 0, and no gradient.
-    return softplus(beaten_logsumexp(values, better) - values).sum(1), better.any(2).any(1)
+    return softplus(beaten_logsumexp(values, better) - values).sum(1), better.any((1, 2))

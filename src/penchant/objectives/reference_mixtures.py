@@ -20,6 +20,8 @@ def pair_sides(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The policy's log-probs [G, K], and the references' of each pair's first and second candidate.
 
+    They are 0 (with no gradient) where there is no candidate, so that no pair of candidates is NaN.
+
     Args:
         normalize: summed log-probs, or those per token (of the policy's tokens).
     """
@@ -33,8 +35,7 @@ def pair_sides(
 
 def harmonic(tables: Tensor, weights: Tensor) -> Tensor:
     """[G, K, K] ``-logsumexp_k(log a_k - l_k)``; a reference of weight 0 is not there."""
-    log_weights = torch.where(weights > 0, weights.clamp(min=1e-30).log(), -torch.inf)
-    return -torch.logsumexp(log_weights - tables, 0)
+    return -torch.logsumexp(weights.log() - tables, 0)
 
 
 def geometric(tables: Tensor, weights: Tensor) -> Tensor:

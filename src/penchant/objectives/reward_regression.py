@@ -24,9 +24,8 @@ class RewardRegression(Stateless):
 
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
         scored = groups.mask & groups.scored
-        rewards = torch.where(groups.mask, policy, 0.0)
-        errors = torch.where(scored, rewards - torch.where(scored, groups.scores, 0.0), 0.0)
+        errors = torch.where(scored, policy - groups.scores, 0.0)
         count = scored.sum(1)
         losses = (errors**2).sum(1) / count.clamp(min=1)
-        metrics = {**reward_metrics(rewards, groups), "score/error": Sum(errors.abs().sum().detach(), count.sum())}
+        metrics = {**reward_metrics(policy, groups), "score/error": Sum(errors.abs().sum().detach(), count.sum())}
         return Output(losses, torch.where(count > 0, groups.weights, 0.0), metrics)

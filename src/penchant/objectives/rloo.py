@@ -38,13 +38,13 @@ class RLOO(Stateless):
         ratios = log_ratios(policy, reference[0], groups).detach()
         returns = torch.where(scored, groups.scores - self.beta * ratios, 0.0)
         # R_i - mean of the others = (R_i - mean of all) k / (k - 1)
-        centred = torch.where(scored, returns - returns.sum(1, keepdim=True) / k.clamp(min=1), 0.0)
+        centred = returns - returns.sum(1, keepdim=True) / k.clamp(min=1)
         advantages = centred * k / (k - 1).clamp(min=1)
-        losses = -torch.where(scored, advantages * torch.where(scored, policy, 0.0), 0.0).sum(1) / k[:, 0].clamp(min=1)
+        losses = -torch.where(scored, advantages * policy, 0.0).sum(1) / k[:, 0].clamp(min=1)
         weights = torch.where(k[:, 0] > 1, groups.weights, 0.0)
 
         def mean(values: Tensor) -> Sum:
-            return Sum(torch.where(scored, values, 0.0).sum().detach(), scored.sum().to(values.dtype))
+            return Sum(torch.where(scored, values, 0.0).sum(), scored.sum().to(values.dtype))
 
         metrics = {"reward": mean(groups.scores), "kl": mean(ratios), "advantage/squared": mean(advantages**2)}
         return Output(losses, weights, metrics)

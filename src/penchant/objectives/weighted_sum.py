@@ -85,7 +85,7 @@ class WeightedSum:
             loss = output.loss
             # Each group's share of the part's mean; times G, so that the mean over G groups is the sum of means.
             share = output.losses * output.weights / loss.count.clamp(min=1e-30) * len(losses)
-            losses = losses + part.weight * torch.where(output.weights > 0, share, 0.0)
+            losses = losses + part.weight * share
             detached = Sum(loss.total.detach(), loss.count)
             metrics = {**output.metrics, **metrics}
             metrics.setdefault(f"{part.objective.name}/loss", detached)
