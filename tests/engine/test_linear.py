@@ -48,6 +48,21 @@ def test_a_second_backward_is_the_first(monkeypatch, kept):
     torch.testing.assert_close(second, first, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradients_in_bfloat16_are_rounded_once(softcap):
+    """Logits are kept as the product left them: their gradient is that of float32 arithmetic on them, rounded."""
+    hidden, weight, _, targets = _case(bias=False)
+    hidden, weight = (x.detach().bfloat16().requires_grad_() for x in (hidden, weight))
+    log_probs = linear_log_probs(hidden, weight, None, targets, softcap=softcap)
+    (found,) = torch.autograd.grad(log_probs.sum(), hidden)
+    logits = (hidden @ weight.T).detach().float().requires_grad_()
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = capped.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(log_probs, expected.detach(), rtol=1e-5, atol=1e-6)
+    (of_logits,) = torch.autograd.grad(expected.sum(), logits)
+    torch.testing.assert_close(found, of_logits.bfloat16() @ weight.detach(), rtol=1e-2, atol=1e-3)
+
+
 def test_chunks_hold_what_they_say():
     assert linear.chunk_rows(32_000) == 524
     assert linear.chunk_rows(1 << 30) == 1

@@ -90,6 +90,18 @@ def test_attention_and_its_gradients_equal_attention_written_out(make_groups, mo
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
+def test_half_precision_attends_in_float32_on_the_cpu(make_groups):
+    """Its backward in half precision is several times slower there; under autocast queries come in float32."""
+    shapes = [(5, (3, 9)), (9, (4, 1))]
+    plan = TreePlan(pack(make_groups(shapes, 0)))
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, len(seen_by_hand(shapes, None)), 8).bfloat16() for _ in range(3))
+    expected = attention._masked(q.float(), k.float(), v.float(), plan, None, 0.3).bfloat16()
+    assert torch.equal(attention._masked(q, k, v, plan, None, 0.3), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attention._masked(q.float(), k.float(), v, plan, None, 0.3), expected)
+
+
 def test_scores_computed_grow_with_what_is_seen(make_groups):
     """64 candidates of 100 tokens: their pairs cost nothing; nor do the masks of 8 short ones to a prompt of 3,000."""
     for shape, most in (((50, (100,) * 64), 50**2 + 64 * 100 * 150), ((3000, (10,) * 8), 3000**2 + 80 * 3070)):

@@ -5,20 +5,20 @@ Shapes: N target tokens, D hidden size, V vocabulary; n rows of one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits computed at a time (64 MiB in float32): enough rows for fast products with a large vocabulary's weights."""
+"""Logits computed at a time (64 MiB in float32): rows enough for fast products with a large vocabulary's weights."""
 
 KEPT_ELEMENTS = 1 << 27
 """Logits kept for the backward where there are no more than these (512 MiB in float32); else they are recomputed."""
 
 _PASS_ELEMENTS = 1 << 18
-"""Of a chunk, what passes from the product to its exponentials at a time: as much as a core's own cache holds."""
+"""Of these, exponentials are taken at a time: as many as a core's own cache holds."""
 
 
 def linear_log_probs(
@@ -44,71 +44,38 @@ def chunk_rows(vocabulary: int) -> int:
     return max(1, CHUNK_ELEMENTS // vocabulary)
 
 
-def keeps_logits(tokens: int, vocabulary: int, trained: bool, softcap: float | None) -> bool:
+def keeps_logits(tokens: int, vocabulary: int, trained: bool) -> bool:
     """Whether the backward finds the logits of these tokens where the forward left them."""
-    return trained and softcap is None and tokens * vocabulary <= KEPT_ELEMENTS
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, out: Tensor) -> Tensor:
-    """[n, V] in the dtype of `out`, written there."""
-    if bias is None and out.dtype == hidden.dtype:
-        torch.mm(hidden, weight.T, out=out)
-    else:
-        out.copy_(linear(hidden, weight, bias))
-    return out if softcap is None else out.div_(softcap).tanh_().mul_(softcap)
-
-
-def _exponentials(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of the targets [n], and the sum of each row's exponentials [n]; `logits` becomes the exponentials.
-
-    Each row's are of its logits less their maximum.
-    """
-    log_probs, totals = torch.empty_like(logits[:, 0]), torch.empty_like(logits[:, 0])
-    rows = max(1, _PASS_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    for start in range(0, len(logits), rows):
-        part = slice(start, start + rows)
-        values = logits[part]
-        values.sub_(values.amax(1, keepdim=True))
-        log_probs[part] = values.gather(1, targets[part, None])[:, 0]
-        torch.sum(values.exp_(), 1, out=totals[part])
-    return log_probs.sub_(totals.log()), totals
-
-
-def _logits_gradient(exponentials: Tensor, totals: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
-    """d(upstream . log_probs) / d(logits) = upstream (onehot - softmax); [n, V], in place of the exponentials."""
-    exponentials.mul_((-upstream / totals)[:, None])
-    exponentials[torch.arange(len(targets), device=targets.device), targets] += upstream
-    return exponentials
+    return trained and tokens * vocabulary <= KEPT_ELEMENTS
 
 
 class _LinearLogProbs(torch.autograd.Function):
+    """Logits stay in the dtype of the product; everything after it is in float32, a few rows at a time."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         n, vocabulary = len(targets), weight.shape[0]
-        trained = needs_weight or needs_bias
-        ctx.softcap, ctx.targets, ctx.trained = softcap, targets, trained
-        kept = keeps_logits(n, vocabulary, trained, softcap)
+        ctx.softcap, ctx.trained = softcap, needs_weight or needs_bias
+        kept = keeps_logits(n, vocabulary, ctx.trained)
         rows = chunk_rows(vocabulary)
+        table = hidden.new_empty(n if kept else min(n, rows), vocabulary)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        table = torch.empty(n if kept else min(n, rows), vocabulary, dtype=dtype, device=hidden.device)
-        log_probs, totals = (torch.empty(n, dtype=dtype, device=hidden.device) for _ in range(2))
+        log_probs, normalisers = (hidden.new_empty(n, dtype=dtype) for _ in range(2))
         # With a frozen head each row's gradient can be had now, for an upstream of 1, and scaled later.
-        unit = torch.empty_like(hidden) if needs_hidden and not trained else None
+        unit = torch.empty_like(hidden) if needs_hidden and not ctx.trained else None
         for start in range(0, n, rows):
             part = slice(start, min(start + rows, n))
-            chunk = table[part] if kept else table[: part.stop - part.start]
-            _logits(hidden[part], weight, bias, softcap, chunk)
-            slope = None if unit is None or softcap is None else 1 - (chunk / softcap) ** 2
-            log_probs[part], totals[part] = _exponentials(chunk, targets[part])
+            logits = _product(hidden[part], weight, bias, table[part] if kept else table[: part.stop - start])
+            _normalise(logits, targets[part], softcap, log_probs[part], normalisers[part])
             if unit is not None:
-                gradient = _logits_gradient(chunk, totals[part], targets[part], torch.ones_like(totals[part]))
-                unit[part] = (gradient if slope is None else gradient.mul_(slope)).to(weight.dtype) @ weight
-        ctx.exponentials = table if kept else None
-        if trained:
-            ctx.save_for_backward(hidden, weight, bias, totals)
+                ones = torch.ones_like(normalisers[part])
+                torch.mm(_gradient(logits, normalisers[part], targets[part], ones, softcap), weight, out=unit[part])
+        ctx.logits = table if kept else None
+        if ctx.trained:
+            ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         elif unit is not None:
             ctx.save_for_backward(unit)
         return log_probs
@@ -118,20 +85,22 @@ class _LinearLogProbs(torch.autograd.Function):
         if not ctx.trained:
             (unit,) = ctx.saved_tensors
             return unit * upstream[:, None].to(unit.dtype), None, None, None, None
-        hidden, weight, bias, totals = ctx.saved_tensors
+        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
         weight_gradient = torch.empty_like(weight) if needs_weight else None
         bias_gradient = torch.zeros_like(bias) if needs_bias else None
-        # The exponentials become the gradient in place: a second backward computes them anew.
-        exponentials, ctx.exponentials = ctx.exponentials, None
-        n = len(totals)
-        rows = n if exponentials is not None else chunk_rows(weight.shape[0])
+        # The logits become their gradient in place: a second backward computes them anew.
+        kept, ctx.logits = ctx.logits, None
+        n = len(targets)
+        rows = n if kept is not None else min(n, chunk_rows(weight.shape[0]))
+        table = kept if kept is not None else hidden.new_empty(rows, weight.shape[0])
         for start in range(0, n, rows):
             part = slice(start, min(start + rows, n))
-            gradient = _chunk_gradient(ctx, part, upstream[part], exponentials).to(weight.dtype)
+            logits = kept if kept is not None else _product(hidden[part], weight, bias, table[: part.stop - start])
+            gradient = _gradient(logits, normalisers[part], targets[part], upstream[part], ctx.softcap)
             if hidden_gradient is not None:
-                hidden_gradient[part] = gradient @ weight
+                torch.mm(gradient, weight, out=hidden_gradient[part])
             if weight_gradient is not None:
                 # The first product writes, the others add to it: no pass over [V, D] to fill it with zeros.
                 weight_gradient.addmm_(gradient.T, hidden[part], beta=float(start > 0))
@@ -140,15 +109,41 @@ class _LinearLogProbs(torch.autograd.Function):
         return hidden_gradient, weight_gradient, bias_gradient, None, None
 
 
-def _chunk_gradient(ctx: Any, part: slice, upstream: Tensor, exponentials: Tensor | None) -> Tensor:
-    """[n, V] the gradient of a chunk's raw logits, from its kept exponentials or computed again."""
-    hidden, weight, bias, totals = ctx.saved_tensors
-    targets, softcap = ctx.targets[part], ctx.softcap
-    if exponentials is not None:
-        return _logits_gradient(exponentials[part], totals[part], targets, upstream)
-    chunk = torch.empty(len(targets), weight.shape[0], dtype=totals.dtype, device=totals.device)
-    _logits(hidden[part], weight, bias, softcap, chunk)
-    slope = None if softcap is None else 1 - (chunk / softcap) ** 2
-    _exponentials(chunk, targets)
-    gradient = _logits_gradient(chunk, totals[part], targets, upstream)
-    return gradient if slope is None else gradient.mul_(slope)
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """[n, V] raw logits, in `out`."""
+    torch.mm(hidden, weight.T, out=out)
+    return out if bias is None else out.add_(bias)
+
+
+def _passes(logits: Tensor) -> Iterator[slice]:
+    """Rows to be worked on together; on a GPU all of them."""
+    rows = max(1, _PASS_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), rows):
+        yield slice(start, start + rows)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """In float32 or better; the very tensor where there is nothing to do."""
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return values if softcap is None else torch.tanh(values / softcap) * softcap
+
+
+def _normalise(logits: Tensor, targets: Tensor, softcap: float | None, log_probs: Tensor, normalisers: Tensor) -> None:
+    """Write the targets' log-probs [n] and each row's log-sum-exp [n]."""
+    for part in _passes(logits):
+        values = _capped(logits[part], softcap)
+        top = values.amax(1)
+        normalisers[part] = (values - top[:, None]).exp_().sum(1).log_().add_(top)
+        log_probs[part] = values.gather(1, targets[part, None])[:, 0] - normalisers[part]
+
+
+def _gradient(logits: Tensor, normalisers: Tensor, targets: Tensor, upstream: Tensor, softcap: float | None) -> Tensor:
+    """d(upstream . log_probs) / d(raw logits) = upstream (onehot - softmax), through the soft-cap; in their place."""
+    for part in _passes(logits):
+        values = _capped(logits[part], softcap)
+        gradient = (values - normalisers[part, None]).exp_().mul_(-upstream[part, None])
+        gradient.scatter_add_(1, targets[part, None], upstream[part, None])
+        if softcap is not None:
+            gradient.mul_(1 - (values / softcap) ** 2)
+        logits[part] = gradient
+    return logits
