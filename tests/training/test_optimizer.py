@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penchant.config import TrainingConfig
-from penchant.training.optimizer import build_optimizer, learning_rate
+from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,13 @@ def test_adamw_equals_the_update_written_out():
         optimizer.step()
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("most", "kept"), [(100.0, 1.0), (0.5, 0.1)])
+def test_gradients_are_scaled_and_clipped_at_once(most, kept):
+    """Of gradients 6 and 8, halved: norm 5, and clipped to 0.5 a tenth of that is left."""
+    module = torch.nn.Linear(1, 1)
+    module.weight.grad, module.bias.grad = torch.tensor([[6.0]]), torch.tensor([8.0])
+    assert scale_and_clip(module, 0.5, most) == pytest.approx(5.0)
+    assert float(module.weight.grad) == pytest.approx(3.0 * kept, rel=1e-5)
+    assert float(module.bias.grad) == pytest.approx(4.0 * kept, rel=1e-5)

@@ -29,7 +29,7 @@ from penchant.training.backward import Batch, Result, arguments, backward, say
 from penchant.training.batches import Order, Source, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines
-from penchant.training.optimizer import build_optimizer, learning_rate
+from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
 
 class Interrupted(Exception):
@@ -202,13 +202,7 @@ class Loop:
         """Divide the gradient of the total by the global count, then clip; returns the norm before clipping."""
         # FSDP averages over processes; the loss is a sum over them.
         factor = self.world.size / max(count, 1e-30)
-        gradients = [p.grad for p in self.scorer.parameters() if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients)
-        norm = factor * float(total.full_tensor() if hasattr(total, "full_tensor") else total)
-        # Both at once: a pass over the gradients takes as long as a part of the optimizer's step.
-        clip = min(1.0, self.config.training.max_grad_norm / (norm + 1e-6))
-        torch._foreach_mul_(gradients, factor * clip)
-        return norm
+        return scale_and_clip(self.scorer, factor, self.config.training.max_grad_norm)
 
     def _refuse(self, broken: Sequence[str], groups: Sequence[TokenizedGroup]) -> None:
         ids = sorted({id for part in self.world.gather(list(broken)) for id in part})

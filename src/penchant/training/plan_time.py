@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
@@ -23,7 +22,7 @@ from penchant.engine.reward_scorer import PaddedRewardScorer
 from penchant.engine.scoring import Choice, Scorer, choose_reward_scorer, choose_scorer, precision
 from penchant.errors import PenchantError
 from penchant.training.model import weights_dtype
-from penchant.training.optimizer import build_optimizer
+from penchant.training.optimizer import build_optimizer, scale_and_clip
 from penchant.training.plan_model import Blueprint, blank_model, shallow
 
 EMBEDDING_ELEMENTS = 1 << 26
@@ -184,10 +183,7 @@ def _update_seconds(blueprint: Blueprint, scorer: Scorer) -> float:
     took = []
     for _ in range(3):
         started = time.perf_counter()
-        for parameter in trained:
-            assert parameter.grad is not None
-            parameter.grad.mul_(0.5)
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        scale_and_clip(scorer, 0.5, 1.0)
         optimizer.step()
         _wait(trained[0].device)
         took.append(time.perf_counter() - started)
