@@ -23,7 +23,8 @@ FrontierPoint = tuple[float, float, float, float]
 
 # Readable on white and on near-black alike.
 _COLORS = ("#4c7fc4", "#d9762f", "#3f9b68", "#b5539c", "#8a8530", "#7d6bc4", "#c44e52", "#2f97a3")
-_STYLES = ("-", "--", ":")
+_STYLES = (("-", "o"), ("--", "s"), (":", "^"))
+"""Line and marker: a point alone has no line to be told apart by."""
 # Matplotlib cannot draw in the page's colour: these stand for it and are replaced in the markup.
 _INK = "#010203"
 _MARKED_UP_TO = 40
@@ -34,10 +35,10 @@ _BESIDE = 6
 def line_chart(title: str, x_label: str, y_label: str, series: Series) -> str:
     """Lines over a common x axis, as SVG; the same input gives the same bytes."""
     with _axes(title, x_label, y_label) as (figure, axes):
-        for (name, (xs, ys)), (color, style) in zip(series.items(), _looks(), strict=False):
+        for (name, (xs, ys)), (color, style, shape) in zip(series.items(), _looks(), strict=False):
             values = [math.nan if y is None else y for y in ys]
             # A lone point draws no line.
-            marker = "o" if len(values) <= _MARKED_UP_TO else ""
+            marker = shape if len(values) <= _MARKED_UP_TO else ""
             axes.plot(list(xs), values, label=name, marker=marker, color=color, linestyle=style)
         if all(float(x).is_integer() for xs, _ in series.values() for x in xs):
             axes.locator_params(axis="x", integer=True)
@@ -55,10 +56,10 @@ def frontier_chart(points: Mapping[str, Sequence[FrontierPoint]]) -> str:
     """
     title = "Reward and KL"
     with _axes(title, "KL(policy ‖ reference), nats", "reward") as (figure, axes):
-        for (name, theirs), (color, style) in zip(points.items(), _looks(), strict=False):
+        for (name, theirs), (color, style, shape) in zip(points.items(), _looks(), strict=False):
             ordered = sorted(theirs)
             kls, rewards = [point[0] for point in ordered], [point[1] for point in ordered]
-            axes.plot(kls, rewards, label=name, marker="o", color=color, linestyle=style)
+            axes.plot(kls, rewards, label=name, marker=shape, color=color, linestyle=style)
             bounded = [point for point in ordered if math.isfinite(point[2]) and math.isfinite(point[3])]
             if bounded:
                 at, _, lows, highs = zip(*bounded, strict=True)
@@ -103,9 +104,9 @@ def _axes(title: str, x_label: str, y_label: str) -> Iterator[tuple[Figure, Axes
         yield figure, axes
 
 
-def _looks() -> Iterator[tuple[str, str]]:
-    """(color, line style): all colours solid, then dashed, then dotted, then from the start."""
-    return cycle((color, style) for style in _STYLES for color in _COLORS)
+def _looks() -> Iterator[tuple[str, str, str]]:
+    """(color, line, marker): all colours solid with discs, then dashed with squares, dotted with triangles, and again."""
+    return cycle((color, *style) for style in _STYLES for color in _COLORS)
 
 
 def _legend(axes: Axes, series: int) -> None:
