@@ -105,7 +105,7 @@ def _axes(title: str, x_label: str, y_label: str) -> Iterator[tuple[Figure, Axes
 
 
 def _looks() -> Iterator[tuple[str, str, str]]:
-    """(color, line, marker): all colours solid with discs, then dashed with squares, dotted with triangles, and again."""
+    """(color, line, marker): all colours solid with discs, then dashed with squares, then dotted with triangles."""
     return cycle((color, *style) for style in _STYLES for color in _COLORS)
 
 
