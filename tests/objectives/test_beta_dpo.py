@@ -209,3 +209,45 @@ def test_a_batch_without_a_pair_leaves_the_moving_values():
 def test_refuses_values_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         BetaDPO(**wrong)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.6])
+def test_gradient_of_a_training_step_by_finite_differences(keep):
+    """With alpha = 0 beta is fixed, and what is drawn follows gaps that the smallest steps do not change."""
+    objective = BetaDPO(beta=0.2, alpha=0.0, keep=keep)
+    policy, reference, groups = batch([1.0, -2.0, 4.0, 0.5, 3.0])
+    policy.requires_grad_()
+    state = objective.initial_state(0)
+    assert torch.autograd.gradcheck(lambda p: objective(p, reference, groups, state)[0].loss.total, (policy,))
+
+
+@pytest.mark.parametrize("k", [4, 16])
+def test_more_candidates_are_more_pairs(k):
+    """Nothing filtered, second step: every preferred pair has its term at the batch's beta, and weighs the same."""
+    torch.manual_seed(k)
+    policy = torch.randn(3, k, dtype=torch.float64) * 5
+    reference = torch.randn(1, 3, k, dtype=torch.float64) * 5
+    better = torch.rand(3, k, k) < 0.3
+    better &= ~torch.eye(k, dtype=torch.bool) & ~better.transpose(1, 2)
+    _, _, groups = batch([0.0] * 3)
+    groups = replace(
+        groups,
+        mask=torch.ones(3, k, dtype=torch.bool),
+        tokens=torch.ones(3, k, dtype=torch.int64),
+        better=better,
+        scores=torch.zeros(3, k),
+        scored=torch.zeros(3, k, dtype=torch.bool),
+        labels=torch.zeros(3, k, dtype=torch.int64),
+    )
+    objective = BetaDPO(beta=0.2, alpha=0.03, keep=1.0, momentum=0.5)
+    _, state = objective(policy * 0, reference, groups, objective.initial_state(0))
+    output, _ = objective(policy, reference, groups, state)
+    gaps = {
+        (g, i, j): float(policy[g, i] - reference[0, g, i] - policy[g, j] + reference[0, g, j])
+        for g, i, j in better.nonzero().tolist()
+    }
+    first = [float(reference[0, g, j] - reference[0, g, i]) for g, i, j in gaps]
+    level = 0.5 * sum(first) / len(first) + 0.5 * sum(gaps.values()) / len(gaps)
+    beta = max(1e-3, 0.2 * (1 + 0.03 * (sum(gaps.values()) / len(gaps) - level)))
+    expected = sum(math.log1p(math.exp(-beta * gap)) for gap in gaps.values()) / len(gaps)
+    assert float(output.loss.total / output.loss.count) == pytest.approx(expected, rel=1e-9)

@@ -369,3 +369,86 @@ def test_groups_with_more_candidates_average_their_pairs():
     mixed = reference.mean(0)
     expected = DPO(0.2).output(policy, mixed[None], groups)
     torch.testing.assert_close(objective.evaluate(policy, reference, groups, {}).losses, expected.losses)
+
+
+def pair_loss(objective: MultiReference, own: tuple[float, float], sides: list[tuple[float, float]]) -> float:
+    """The loss of one pair in plain numbers: (preferred, other) of the policy, and of each reference."""
+    r, beta = len(sides), objective.beta
+    if objective.weighting == "adaptive":
+        gaps = [abs(w - b) for w, b in sides]
+        a = [gap / (sum(gaps) + 1e-6) for gap in gaps]
+    else:
+        a = list(objective.weights or [1 / r] * r)
+    bounded = list(sides)
+    if objective.trust_region is not None:
+        size = [abs(sum(side[i] for side in sides) / r) for i in (0, 1)]
+        share = [objective.trust_region] * 2
+        if objective.radius == "adaptive":
+            share = [objective.trust_region * s / sum(size) for s in size]
+        # Log-probs are negative: 1 + e of one lies below it.
+        for k in range(1, r):
+            ends = [((1 + e) * sides[0][i], (1 - e) * sides[0][i]) for i, e in enumerate(share)]
+            bounded[k] = tuple(min(max(sides[k][i], ends[i][0]), ends[i][1]) for i in (0, 1))
+
+    def nls(x: float) -> float:
+        return max(-x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+    def mixed(i: int) -> float:
+        if objective.mixture == "geometric":
+            return sum(weight * side[i] for weight, side in zip(a, bounded, strict=True))
+        terms = [math.log(weight) - side[i] for weight, side in zip(a, bounded, strict=True)]
+        return -max(terms) - math.log(sum(math.exp(term - max(terms)) for term in terms))
+
+    if objective.mixture == "multi_loss":
+        hs = [(own[0] - w) - (own[1] - b) for w, b in bounded]
+        return sum(weight * nls(beta * h) for weight, h in zip(a, hs, strict=True))
+    return nls(beta * ((own[0] - mixed(0)) - (own[1] - mixed(1))))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 16])
+@pytest.mark.parametrize("r", [1, 3])
+@pytest.mark.parametrize("mixture", ["harmonic", "geometric", "multi_loss"])
+@pytest.mark.parametrize("region", [(None, "adaptive"), (0.1, "adaptive"), (0.1, "fixed")], ids=str)
+@pytest.mark.parametrize("weighting", ["uniform", "adaptive", "fixed"])
+def test_equals_the_formula_whatever_the_sizes(k, r, mixture, region, weighting):
+    """Weights, trust region and mixture together, for any number of candidates and references."""
+    torch.manual_seed(k + 31 * r)
+    weights = {1: (1.0,), 3: (0.5, 0.2, 0.3)}[r] if weighting == "fixed" else None
+    objective = MultiReference(0.2, mixture, weighting, weights, trust_region=region[0], radius=region[1])
+    policy = -torch.rand(3, k, dtype=torch.float64) * 40 - 1
+    # References near the first and far from it: some are clipped and some are not.
+    first = -torch.rand(1, 3, k, dtype=torch.float64) * 40 - 1
+    reference = first * (1 + torch.randn(r, 3, k, dtype=torch.float64) * 0.08 * (torch.arange(r) > 0)[:, None, None])
+    ranked = torch.rand(3, k).argsort(1)
+    better = (ranked[:, :, None] < ranked[:, None, :]) & (torch.rand(3, k, k) < 0.8)
+    groups = replace(
+        pairs(3),
+        mask=torch.ones(3, k, dtype=torch.bool),
+        tokens=torch.randint(1, 30, (3, k)),
+        better=better,
+        scores=torch.zeros(3, k),
+        scored=torch.zeros(3, k, dtype=torch.bool),
+        labels=torch.zeros(3, k, dtype=torch.int64),
+    )
+    output = objective.evaluate(policy, reference, groups, {})
+    for g in range(3):
+        found = [
+            pair_loss(
+                objective,
+                (float(policy[g, i]), float(policy[g, j])),
+                [(float(table[g, i]), float(table[g, j])) for table in reference],
+            )
+            for i, j in better[g].nonzero().tolist()
+        ]
+        expected = sum(found) / len(found) if found else 0.0
+        assert float(output.losses[g]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("weighting", ["sliding_window", "thompson", "validation_margin"])
+def test_gradient_of_a_training_step_by_finite_differences(weighting):
+    """What is remembered moves with the step, and has no part in its gradient."""
+    policy, reference, groups = case()
+    objective = MultiReference(0.2, "geometric", weighting)
+    state = objective.fit(reference, groups, objective.initial_state(3))
+    policy = policy.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: objective(p, reference, groups, state)[0].loss.total, (policy,))
