@@ -71,7 +71,7 @@ CASES = [
     ({"name": "ddo_rm"}, {}, ["reward.function={folder}/rewards.py:short"], "returned 1 numbers for 2 responses"),
     ({"name": "multi_reference"}, {"preferred": 0}, [], "mixes references, and none is named"),
     ({"name": "dpo", "beta": float("inf")}, {"preferred": 0}, [], "objective.beta is inf, expected a finite number"),
-    ({"name": "ddo_rm"}, {"scores": [1.0, 1e39]}, [], "a number of at most 3.4e+38"),
+    ({"name": "ddo_rm"}, {"scores": [1.0, 1e39]}, [], "a number of at most 3.40282e+38"),
     (
         {"name": "weighted_sum", "parts": [{"name": "dpo", "weight": float("nan")}]},
         {"preferred": 0},

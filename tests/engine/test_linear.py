@@ -63,6 +63,17 @@ def test_gradients_in_bfloat16_are_rounded_once(softcap):
     torch.testing.assert_close(found, of_logits.bfloat16() @ weight.detach(), rtol=1e-2, atol=1e-3)
 
 
+def test_without_a_graph_nothing_is_kept(monkeypatch):
+    """A trained head says that it needs a gradient even where no gradients are computed."""
+    asked = []
+    monkeypatch.setattr(linear, "keeps_logits", lambda n, v, trained: asked.append(trained) or trained)
+    hidden, weight, _, targets = _case(bias=False)
+    with torch.no_grad():
+        alone = linear_log_probs(hidden, weight, None, targets)
+    torch.testing.assert_close(linear_log_probs(hidden, weight, None, targets), alone, rtol=0, atol=0)
+    assert asked == [False, True]
+
+
 def test_chunks_hold_what_they_say():
     assert linear.chunk_rows(32_000) == 524
     assert linear.chunk_rows(1 << 30) == 1

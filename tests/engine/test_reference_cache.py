@@ -12,6 +12,7 @@ import torch
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
+from penchant.engine import reference_cache
 from penchant.engine.reference_cache import ReferenceCache, cache_folder, model_fingerprint
 
 
@@ -30,6 +31,14 @@ def test_another_model_or_way_is_another_key(make_groups, tmp_path, model, how):
     batch = pack(make_groups([(3, (2, 4))], 0))
     ReferenceCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
     assert ReferenceCache(model, how, tmp_path).look_up([batch]) == {}
+
+
+def test_another_engine_is_another_key(make_groups, tmp_path, monkeypatch):
+    """A faster way rounds otherwise: what an older Penchant kept is not mixed with what this one computes."""
+    batch = pack(make_groups([(3, (2, 4))], 0))
+    ReferenceCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
+    monkeypatch.setattr(reference_cache, "_engine_code", lambda: "older")
+    assert ReferenceCache("model", "how", tmp_path).look_up([batch]) == {}
 
 
 def test_another_token_or_boundary_is_another_key(make_groups, tmp_path):

@@ -15,7 +15,7 @@ from penchant.errors import DataError
 KINDS: dict[type, str] = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list"}
 
 
-LARGEST = 3.4e38
+LARGEST = 3.4028234e38
 """Scores and weights are float32 where methods read them."""
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,13 +88,7 @@ def is_alone() -> bool:
 
 
 def enter_world() -> World:
-    """Join the processes ``torchrun`` started, or be alone.
-
-    From here on this process's CPU takes numbers below 1e-38 as zero. Where a loss is saturated its gradients are such
-    numbers, and matrix products of them are 15 to 100 times slower. It reaches threads that start later only, so it is
-    done before the first product.
-    """
-    torch.set_flush_denormal(True)
+    """Join the processes ``torchrun`` started, or be alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = local_device()
@@ -102,6 +97,21 @@ def enter_world() -> World:
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(rank, size, device)
+
+
+@contextmanager
+def tiny_as_zero() -> Iterator[None]:
+    """Let this process's CPU take numbers below 1e-38 as zero for a while.
+
+    Where a loss is saturated its gradients are such numbers, and matrix products of them are 15 to 100 times slower. It
+    reaches threads that start later only, so it is done before the first product.
+    """
+    before = not bool((torch.full((1,), 1e-39) * 1.0).item())
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def leave_world(world: World) -> None:

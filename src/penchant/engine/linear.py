@@ -36,7 +36,7 @@ def linear_log_probs(
     Returns:
         [N] log-probs, nats, in float32 or better.
     """
-    return _LinearLogProbs.apply(hidden, weight, bias, targets, softcap)
+    return _LinearLogProbs.apply(hidden, weight, bias, targets, softcap, torch.is_grad_enabled())
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -54,9 +54,16 @@ class _LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        graded: bool,
     ) -> Tensor:
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        # Without a graph a trained weight says that it needs a gradient all the same.
+        needs_hidden, needs_weight, needs_bias = (graded and needed for needed in ctx.needs_input_grad[:3])
         n, vocabulary = len(targets), weight.shape[0]
         ctx.softcap, ctx.trained = softcap, needs_weight or needs_bias
         kept = keeps_logits(n, vocabulary, ctx.trained)
@@ -81,10 +88,10 @@ class _LinearLogProbs(torch.autograd.Function):
         return log_probs
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.trained:
             (unit,) = ctx.saved_tensors
-            return unit * upstream[:, None].to(unit.dtype), None, None, None, None
+            return unit * upstream[:, None].to(unit.dtype), None, None, None, None, None
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
@@ -106,7 +113,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 weight_gradient.addmm_(gradient.T, hidden[part], beta=float(start > 0))
             if bias_gradient is not None:
                 bias_gradient += gradient.sum(0)
-        return hidden_gradient, weight_gradient, bias_gradient, None, None
+        return hidden_gradient, weight_gradient, bias_gradient, None, None, None
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:

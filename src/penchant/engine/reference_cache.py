@@ -1,8 +1,8 @@
 """Log-probs of frozen models on disk, under a hash of all that determines them.
 
-The key covers the weights, the model's configuration, the way they are computed and the exact packed row; change any
-and it is another key, so nothing stale can be read. The tokenizer is covered by the token ids it made. One SQLite
-file, safe against several processes.
+The key covers the weights, the model's configuration, the way they are computed (the engine's own source too) and the
+exact packed row; change any and it is another key, so nothing stale can be read. The tokenizer is covered by the token
+ids it made. One SQLite file, safe against several processes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,15 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=1)
+def _engine_code() -> str:
+    """A hash of the source of all that computes log-probs: a faster way rounds otherwise."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ("attention", "linear", "padded", "reward_scorer", "tree", "tree_plan"):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
 class ReferenceCache:
     """One model's log-probs, by packed row.
 
@@ -55,7 +65,8 @@ class ReferenceCache:
     def __init__(self, model: str, computed: str, folder: Path) -> None:
         import transformers
 
-        self._prefix = f"{model} {computed} {torch.__version__} {transformers.__version__}".encode()
+        versions = f"{torch.__version__} {transformers.__version__} {_engine_code()}"
+        self._prefix = f"{model} {computed} {versions}".encode()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "log_probs.sqlite"
         self._connection = sqlite3.connect(self._file, timeout=60, isolation_level=None)

@@ -12,7 +12,7 @@ from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenization import tokenize_prompts
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World, enter_world, leave_world
+from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
@@ -53,7 +53,7 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
     """
     world = enter_world()
     try:
-        with disk_errors(Path(config.output)):
+        with disk_errors(Path(config.output)), tiny_as_zero():
             _train(config, world, resume, tell if world.is_main else lambda line: None)
     except Interrupted:
         leave_world(world)
