@@ -5,6 +5,7 @@ Shapes: G groups, K candidates (the most any group has; masked where a group has
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -162,15 +163,15 @@ class Fitted(Protocol):
         ...
 
 
-class Stateless:
+class Stateless(ABC):
     """The protocol for a method that remembers nothing: it writes `output`, for training and held-out groups alike."""
 
     needs: ClassVar[Needs] = Needs()
     coupled: ClassVar[bool] = False
 
+    @abstractmethod
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
         """Losses and metrics; see `Objective.__call__`."""
-        raise NotImplementedError
 
     def initial_state(self, seed: int) -> State:
         return {}
