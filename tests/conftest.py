@@ -123,3 +123,21 @@ def write_config(tmp_path: Path, tiny_model: Path, tiny_pairs: Path) -> WriteCon
         return file
 
     return write
+
+
+@pytest.fixture
+def full_at_the_second_save(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """The second checkpoint finds the disk full; `monkeypatch.undo` makes room again. Returns a mark for each save."""
+    from penchant.training import checkpoints
+
+    marks: list[None] = []
+    save = checkpoints.save
+
+    def full(*args: object, **kwargs: object) -> object:
+        marks.append(None)
+        if len(marks) == 2:
+            raise OSError(28, "No space left on device")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    return marks

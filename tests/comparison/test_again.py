@@ -13,9 +13,8 @@ from penchant.comparison.config import load_bench
 from penchant.comparison.measure import Yardstick
 from penchant.comparison.run import compare
 from penchant.comparison.write import write_comparison
-from penchant.errors import ConfigError, TrainingError
+from penchant.errors import ConfigError
 from penchant.evaluation.judges import EndpointJudge, Verdict
-from penchant.training.run import train
 
 CATS = "def score(prompt, responses):\n    return [r.count('cat') + 0.0 for r in responses]\n"
 LENGTHS = "def score(prompt, responses):\n    return [len(r) + 0.0 for r in responses]\n"
@@ -73,13 +72,8 @@ def diverse(monkeypatch):
 
 
 class TestRivals:
-    def test_no_win_rate_where_the_baselines_cell_failed(self, judged, monkeypatch):
-        def failing(config, **named):
-            if "dpo-seed0" in config.output:
-                raise TrainingError("the loss is not a finite number at step 2")
-            return train(config, **named)
-
-        monkeypatch.setattr(running, "train", failing)
+    def test_no_win_rate_where_the_baselines_cell_failed(self, judged, monkeypatch, failing_cell):
+        failing_cell("dpo-seed0")
         comparison = run(judged())
         assert not any("win_rate" in cell.metrics for cell in comparison.cells)
         assert "no win rates at 36 groups, seed 0: the baseline's cell failed" in comparison.notices

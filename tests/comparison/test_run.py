@@ -20,10 +20,9 @@ from penchant.comparison.write import write_comparison
 from penchant.config import load_config
 from penchant.data.reading import read_groups
 from penchant.engine.distribution import World, local_device
-from penchant.errors import ConfigError, DiskFullError, TrainingError
+from penchant.errors import ConfigError, DiskFullError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import evaluate_preferences
-from penchant.training import checkpoints
 from penchant.training.run import train
 
 
@@ -37,29 +36,20 @@ def numbers(comparison) -> list[tuple]:
 
 class TestACampaign:
     @pytest.fixture(scope="class")
-    def finished(self, tmp_path_factory, tiny_model, tiny_pairs):
+    def finished(self, tmp_path_factory, write_bench):
         """Two methods (one at two betas), two sizes, two seeds, with a reward as judge."""
         folder = tmp_path_factory.mktemp("campaign")
         (folder / "rewards.py").write_text(
             "def score(prompt, responses):\n    return [len(r) + 0.0 for r in responses]\n"
         )
         reward = {"function": f"{folder / 'rewards.py'}:score"}
-        file = folder / "bench.yaml"
-        values = {
-            "output": str(folder / "bench"),
-            "base": {
-                "model": str(tiny_model),
-                "data": {"train": str(tiny_pairs), "held_out": 0.25},
-                "training": {"max_steps": 3, "batch_size": 8, "learning_rate": 1e-3},
-                "logging": {"every": 1},
-            },
-            "methods": ["kto", {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}],
-            "baseline": "kto",
-            "seeds": [0, 1],
-            "sizes": [0.5, 1.0],
-            "measure": {"samples": 4, "max_new_tokens": 6, "reward": reward, "judge": reward, "against": "baseline"},
-        }
-        file.write_text(yaml.safe_dump(values))
+        file = write_bench(
+            folder,
+            methods=["kto", {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}],
+            baseline="kto",
+            sizes=[0.5, 1.0],
+            measure={"samples": 4, "max_new_tokens": 6, "reward": reward, "judge": reward, "against": "baseline"},
+        )
         comparison = run(file)
         document, _ = write_comparison(comparison, folder / "bench")
         return folder, file, comparison, document
@@ -173,13 +163,8 @@ def test_interrupted_between_cells_it_goes_on_to_the_same(bench, tmp_path, monke
     assert numbers(resumed) == numbers(whole)
 
 
-def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, monkeypatch):
-    def failing(config, **named):
-        if "ipo-beta-1.0-seed1" in config.output:
-            raise TrainingError("the loss is not a finite number at step 2")
-        return train(config, **named)
-
-    monkeypatch.setattr(running, "train", failing)
+def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, failing_cell):
+    failing_cell("ipo-beta-1.0-seed1")
     comparison = run(bench())
     failed = [cell for cell in comparison.cells if cell.failed]
     assert [(cell.method, cell.settings, cell.seed) for cell in failed] == [("ipo", {"objective.beta": 1.0}, 1)]
@@ -190,22 +175,13 @@ def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, monkeypatch):
     assert row["failed"] == {"1": "the loss is not a finite number at step 2"}
 
 
-def test_a_full_disk_stops_the_comparison_and_it_goes_on_after(bench, monkeypatch):
+def test_a_full_disk_stops_the_comparison_and_it_goes_on_after(bench, monkeypatch, full_at_the_second_save):
     file = bench(seeds=[0])
-    save, calls = checkpoints.save, []
-
-    def full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return save(*args, **kwargs)
-
-    monkeypatch.setattr(checkpoints, "save", full)
     with pytest.raises(DiskFullError, match="the disk is full") as error:
         run(file)
     assert "give the same command again" in str(error.value)
     assert "--resume" not in str(error.value)
-    assert len(calls) == 2
+    assert len(full_at_the_second_save) == 2
     monkeypatch.undo()
     assert [cell.failed for cell in run(file).cells] == [None] * 4
 
