@@ -245,7 +245,7 @@ def may_be_told(differences: Floats, level: float) -> list[int]:
 def test_no_method_is_better_by_chance(methods, seeds, prompts, shares, residual, yes_or_no, least) -> None:
     """Methods without an effect against one baseline, whose own noise they share: 5 % of comparisons at most.
 
-    In each of these settings the mixture's intervals alone, without the careful part, fail in 5 to 19 %, but the first.
+    By the intervals alone, without the careful part, 8 to 20 % of comparisons have one in six of these settings.
     """
     wrong, level = 0, 0.05 / methods
     for run in range(SIMULATIONS):

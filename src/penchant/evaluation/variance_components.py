@@ -50,7 +50,7 @@ class Variances:
         ``sqrt(t_(S-1)^2 v_seed + t_(N-1)^2 v_prompt)``: each part of the error with the quantile of its own degrees of
         freedom (modified large samples: Graybill and Wang 1980), or `error`'s interval where that is wider. The
         mixture alone is too narrow at the levels of many methods: an estimate from 3 seeds that came out small by
-        chance called one of 12 methods better in up to 19 % of simulated comparisons without an effect.
+        chance called one of 12 methods better in up to 20 % of simulated comparisons without an effect.
         """
         error, distribution = self.error(seeds, prompts)
         return max(self._by_parts(seeds, prompts, level), distribution.critical_value(level) * error)
