@@ -1,4 +1,6 @@
-"""Log-probs of target tokens straight from hidden states: the [N, V] logits never exist as a whole.
+"""Log-probs of target tokens straight from hidden states, their [N, V] logits in chunks.
+
+The logits exist as a whole only where they are few enough to be kept for the backward.
 
 Shapes: N target tokens, D hidden size, V vocabulary; n rows of one chunk.
 """
