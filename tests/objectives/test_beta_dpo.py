@@ -222,23 +222,14 @@ def test_gradient_of_a_training_step_by_finite_differences(keep):
 
 
 @pytest.mark.parametrize("k", [4, 16])
-def test_more_candidates_are_more_pairs(k):
+def test_more_candidates_are_more_pairs(compared, k):
     """Nothing filtered, second step: every preferred pair has its term at the batch's beta, and weighs the same."""
     torch.manual_seed(k)
     policy = torch.randn(3, k, dtype=torch.float64) * 5
     reference = torch.randn(1, 3, k, dtype=torch.float64) * 5
     better = torch.rand(3, k, k) < 0.3
     better &= ~torch.eye(k, dtype=torch.bool) & ~better.transpose(1, 2)
-    _, _, groups = batch([0.0] * 3)
-    groups = replace(
-        groups,
-        mask=torch.ones(3, k, dtype=torch.bool),
-        tokens=torch.ones(3, k, dtype=torch.int64),
-        better=better,
-        scores=torch.zeros(3, k),
-        scored=torch.zeros(3, k, dtype=torch.bool),
-        labels=torch.zeros(3, k, dtype=torch.int64),
-    )
+    groups = compared(better)
     objective = BetaDPO(beta=0.2, alpha=0.03, keep=1.0, momentum=0.5)
     _, state = objective(policy * 0, reference, groups, objective.initial_state(0))
     output, _ = objective(policy, reference, groups, state)

@@ -101,23 +101,14 @@ def test_s_dpo_is_right_above_all_negatives(groups):
     assert found["rewards/accuracies"] == pytest.approx(0.5)
 
 
-def test_s_dpo_accuracy_is_a_mean_over_a_groups_positives():
+def test_s_dpo_accuracy_is_a_mean_over_a_groups_positives(compared):
     """Of two positives one is above all it beats, then the only one is, then it ties with one: (1/2 + 1 + 0) / 3."""
     better = torch.zeros(4, 4, 4, dtype=torch.bool)
     better[0, 0, 2] = better[0, 0, 3] = better[0, 1, 3] = True
     better[1, 0, 1] = better[1, 0, 2] = better[1, 1, 2] = True
     better[2, 0, 1] = better[2, 0, 2] = True
     rewards = torch.tensor([[1.0, -1.0, 0.5, 0.0], [3.0, 2.0, 1.0, 9.0], [1.0, 1.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
-    given = Groups(
-        mask=torch.ones(4, 4, dtype=torch.bool),
-        tokens=torch.ones(4, 4, dtype=torch.int64),
-        better=better,
-        scores=torch.zeros(4, 4),
-        scored=torch.zeros(4, 4, dtype=torch.bool),
-        labels=torch.zeros(4, 4, dtype=torch.int64),
-        weights=torch.ones(4),
-    )
-    found = SDPO(1.0).output(rewards, torch.zeros(1, 4, 4), given).metrics["rewards/accuracies"]
+    found = SDPO(1.0).output(rewards, torch.zeros(1, 4, 4), compared(better)).metrics["rewards/accuracies"]
     assert float(found.total) == 1.5
     assert float(found.count) == 3
 

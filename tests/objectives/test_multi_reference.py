@@ -410,7 +410,7 @@ def pair_loss(objective: MultiReference, own: tuple[float, float], sides: list[t
 @pytest.mark.parametrize("mixture", ["harmonic", "geometric", "multi_loss"])
 @pytest.mark.parametrize("region", [(None, "adaptive"), (0.1, "adaptive"), (0.1, "fixed")], ids=str)
 @pytest.mark.parametrize("weighting", ["uniform", "adaptive", "fixed"])
-def test_equals_the_formula_whatever_the_sizes(k, r, mixture, region, weighting):
+def test_equals_the_formula_whatever_the_sizes(compared, k, r, mixture, region, weighting):
     """Weights, trust region and mixture together, for any number of candidates and references."""
     torch.manual_seed(k + 31 * r)
     weights = {1: (1.0,), 3: (0.5, 0.2, 0.3)}[r] if weighting == "fixed" else None
@@ -421,15 +421,7 @@ def test_equals_the_formula_whatever_the_sizes(k, r, mixture, region, weighting)
     reference = first * (1 + torch.randn(r, 3, k, dtype=torch.float64) * 0.08 * (torch.arange(r) > 0)[:, None, None])
     ranked = torch.rand(3, k).argsort(1)
     better = (ranked[:, :, None] < ranked[:, None, :]) & (torch.rand(3, k, k) < 0.8)
-    groups = replace(
-        pairs(3),
-        mask=torch.ones(3, k, dtype=torch.bool),
-        tokens=torch.randint(1, 30, (3, k)),
-        better=better,
-        scores=torch.zeros(3, k),
-        scored=torch.zeros(3, k, dtype=torch.bool),
-        labels=torch.zeros(3, k, dtype=torch.int64),
-    )
+    groups = replace(compared(better), tokens=torch.randint(1, 30, (3, k)))
     output = objective.evaluate(policy, reference, groups, {})
     for g in range(3):
         found = [

@@ -161,19 +161,11 @@ def test_orpo_of_a_certain_response_is_finite(groups):
     assert torch.isfinite(gradient).all()
 
 
-def test_robust_dpo_is_unbiased():
+def test_robust_dpo_is_unbiased(compared):
     """With a share e of labels flipped its mean over labels is DPO's loss on the true ones."""
     e, beta = 0.2, 0.3
     better = torch.tensor([[[False, True], [False, False]]])
-    given = Groups(
-        mask=torch.ones(1, 2, dtype=torch.bool),
-        tokens=torch.ones(1, 2, dtype=torch.int64),
-        better=better,
-        scores=torch.zeros(1, 2),
-        scored=torch.zeros(1, 2, dtype=torch.bool),
-        labels=torch.zeros(1, 2, dtype=torch.int64),
-        weights=torch.ones(1),
-    )
+    given = compared(better)
     policy, reference = torch.tensor([[-3.0, -7.0]]), torch.zeros(1, 1, 2)
     true = RobustDPO(beta, e).output(policy, reference, given).losses
     flipped = RobustDPO(beta, e).output(policy, reference, replace(given, better=better.transpose(1, 2))).losses
