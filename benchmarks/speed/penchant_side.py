@@ -1,7 +1,7 @@
-"""Penchant's own `train`, watched from outside: python penchant_side.py TASK.json OUT.json
+"""`penchant train`, watched from outside: python penchant_side.py TASK.json OUT.json
 
-Nothing of the run is changed: the configuration is a user's, references' log-probs are found before the first step,
-metrics are logged as by default. `Loop.step` is wrapped to read the clock between steps.
+Nothing of the run is changed: command line and configuration are a user's, references' log-probs are found before the
+first step, metrics are logged as by default. `Loop.step` is wrapped to read the clock between steps.
 
     penchant         dpo, beta 0.1; each comparison weighs the same, as each pair does for a peer that knows only pairs
     penchant_s_dpo   s_dpo, beta 1: the group at once, as the S-DPO layout has it
@@ -10,6 +10,7 @@ metrics are logged as by default. `Loop.step` is wrapped to read the clock betwe
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -51,10 +52,9 @@ def main() -> None:
     task, out = Task.read(sys.argv[1]), sys.argv[2]
     os.environ["PENCHANT_CACHE"] = str(Path(task.work) / "cache")
 
-    from penchant.config import parse_config
+    from penchant.cli import main as penchant
     from penchant.engine.tree import TreeScorer
     from penchant.training.loop import Loop
-    from penchant.training.run import train
 
     recorder = Recorder(task)
     scorers: set[str] = set()
@@ -70,7 +70,14 @@ def main() -> None:
         return loss, interrupted
 
     Loop.step = step  # type: ignore[method-assign]
-    train(parse_config(configuration(task), "the benchmark's configuration"))
+    run = Path(task.work) / "run.yaml"
+    run.write_text(json.dumps(configuration(task)))  # JSON is YAML.
+    sys.argv = ["penchant", "train", str(run)]
+    try:
+        penchant()
+    except SystemExit as end:
+        if end.code:
+            raise
     if scorers != {TreeScorer.__name__}:
         raise SystemExit(f"the tree was not used for this model: {scorers}")
     recorder.write(out)

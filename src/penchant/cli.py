@@ -34,6 +34,7 @@ from penchant.cli_output import (
 from penchant.cli_plan import plan
 from penchant.cli_rank import rank, score
 from penchant.cli_tasks import tasks
+from penchant.engine.allocator import keep_freed_memory
 from penchant.errors import ConfigError, PenchantError, located
 
 app = App(
@@ -250,8 +251,7 @@ def merge(adapter: Path, output: Path) -> None:
 
 def main() -> None:
     """Run a command line and exit with its code."""
-    # Large tensors in large pages: without, a step of a small model spends a twentieth of its time on page faults.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_freed_memory()
     # Quiet where we say it ourselves; set before the libraries are imported.
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")

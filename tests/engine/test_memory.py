@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from penchant.engine.allocator import Habits
 from penchant.engine.heap import Heap
 from penchant.engine.memory import Ledger, available_bytes, counted, process_bytes, without_data
 
@@ -100,7 +101,7 @@ class TestHeap:
         assert heap.resident == held
 
     def test_a_fixed_threshold_gives_all_back(self):
-        heap = Heap(threshold=1 << 20, moves=False)
+        heap = Heap(Habits(threshold=1 << 20, trim=128 << 10, moves=False))
         blocks = [heap.take(2 * self.MB) for _ in range(5)]
         for block in blocks:
             heap.give(block)

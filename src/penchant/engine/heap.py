@@ -13,6 +13,8 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 from platform import libc_ver
 
+from penchant.engine.allocator import BY_DEFAULT, Habits
+
 PAGE = 4096
 LARGEST_THRESHOLD = 32 << 20
 ALIGNMENT, LEAST, HEADER, TOP_PAD = 64, 32, 8, 128 << 10
@@ -40,15 +42,14 @@ class Heap:
     """A model of glibc's `posix_memalign` and `free` in one arena.
 
     Args:
-        threshold: bytes from which blocks get pages of their own.
-        moves: whether the threshold rises; it does not where it was set by hand.
+        habits: its thresholds at the start.
 
     Attributes:
         resident: bytes held now.
     """
 
-    def __init__(self, threshold: int = 128 << 10, moves: bool = True) -> None:
-        self.threshold, self.moves, self.trim = threshold, moves, 128 << 10
+    def __init__(self, habits: Habits = BY_DEFAULT) -> None:
+        self.threshold, self.moves, self.trim = habits.threshold, habits.moves, habits.trim
         self.resident = 0
         self._top = self._end = 0
         self._last: Block | None = None

@@ -10,6 +10,7 @@ from torch import nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
+from penchant.engine.allocator import habits
 from penchant.engine.heap import Heap, has_holes
 from penchant.engine.linear import linear_log_probs
 from penchant.engine.memory import Ledger, counted, without_data
@@ -97,7 +98,7 @@ def count_memory(
         baseline: bytes of the process without any tensor.
     """
     dtype = blueprint.config.training.dtype
-    heap = Heap() if device.type == "cpu" and has_holes() else None
+    heap = Heap(habits()) if device.type == "cpu" and has_holes() else None
     beside = _weights(live, blueprint, device) if live else 0
     asked = [0]
     for source in dict.fromkeys(references):
