@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from penchant.engine.distribution import World
 from penchant.engine.loading import remove_dropout
+from penchant.engine.lora_linear import fuse_adapters
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Policy:
             raise ConfigError(
                 f"lora.targets: {str(error).splitlines()[0]}", fix="use all-linear, or names as in q_proj, v_proj"
             ) from error
+        fuse_adapters(self.adapters)
 
     def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype) -> None:
         """Write the model in Hugging Face format, or the adapter in PEFT's, with its tokenizer.
