@@ -12,6 +12,9 @@ import transformers as hf
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.attention import TREE, tree_attention
+
+hf.AttentionInterface.register(TREE, tree_attention)
 
 VOCABULARY = 61
 _COMMON = {

@@ -50,7 +50,7 @@ def test_refused_families_run_padded_with_a_notice(refused_family, build, make_g
 def test_a_tree_that_is_wrong_is_caught_at_load(build, make_groups, monkeypatch):
     def everything(self, tile, dtype):
         sides = self.tiles[tile].queries, self.tiles[tile].keys
-        queries, keys = (sum(self.lengths[i] for i in pieces) for pieces in sides)
+        queries, keys = (sum(end - start for start, end in spans) for spans in sides)
         return torch.zeros(queries, keys, dtype=dtype)
 
     monkeypatch.setattr(Tiling, "bias", everything)

@@ -8,15 +8,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AttentionInterface
 
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
+from penchant.engine.lean import lighten
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import TreePlan
-
-AttentionInterface.register(TREE, tree_attention)
 
 SHAPES = {
     "pairs": [(9, (4, 7)), (30, (12, 12))],
@@ -33,6 +31,8 @@ def _both(model, batch, all_float64, weights):
     for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
         model.set_attn_implementation(implementation)
         model.zero_grad()
+        if scorer_class is TreeScorer:
+            lighten(model)
         with all_float64():
             log_probs = scorer_class(model)(batch)
             (log_probs * weights).sum().backward()
@@ -78,6 +78,7 @@ def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, all
 def test_packing_changes_nothing(family, build, make_groups, all_float64):
     model = build(family).double()
     model.set_attn_implementation(TREE)
+    lighten(model)
     groups = make_groups(SHAPES["unequal counts"], 3)
     with torch.no_grad(), all_float64():
         together = TreeScorer(model)(pack(groups))
@@ -101,6 +102,7 @@ def test_gradient_checkpointing_changes_nothing(build, make_groups):
     for checkpointing in (False, True):
         model = build("llama").train()
         model.set_attn_implementation(TREE)
+        lighten(model)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         TreeScorer(model)(pack(make_groups(SHAPES["pairs"], 5))).sum().backward()
@@ -118,6 +120,7 @@ def test_two_models_alive_at_once_do_not_mix(build, make_groups):
     alone = []
     for model, batch in zip((first, second), batches, strict=True):
         model.set_attn_implementation(TREE)
+        lighten(model)
         alone.append(TreeScorer(model)(batch))
     first.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     first.train()

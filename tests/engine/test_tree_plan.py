@@ -28,26 +28,32 @@ def seen_by_hand(shapes, window):
     return table
 
 
+def plan_of(make_groups, shapes):
+    return TreePlan(pack(make_groups(shapes, 0)))
+
+
 def seen_by_tiles(tiling):
     """The same from the tiles, which must give every query once and in order."""
-    starts = torch.tensor([0, *tiling.lengths]).cumsum(0).tolist()
-
-    def tokens(pieces):
-        return torch.cat([torch.arange(starts[i], starts[i + 1]) for i in pieces])
-
-    table = torch.zeros(starts[-1], starts[-1], dtype=torch.bool)
+    total = tiling.tiles[-1].outputs[1]
+    table = torch.zeros(total, total, dtype=torch.bool)
     order = []
     for number, tile in enumerate(tiling.tiles):
-        queries, keys = tokens(tile.queries), tokens(tile.keys)
+        queries, keys = (torch.cat([torch.arange(*span) for span in spans]) for spans in (tile.queries, tile.keys))
         bias = tiling.bias(number, torch.float64)
         assert bias.shape == (len(queries), len(keys))
         if tile.causal:
             assert torch.equal(bias == 0, torch.ones(len(queries), len(keys)).tril().bool())
-        for row, query in zip(bias[-tile.wanted :], queries[-tile.wanted :].tolist(), strict=True):
+        wanted = range(*tile.outputs)
+        assert queries[-len(wanted) :].tolist() == list(wanted)
+        for row, query in zip(bias[-len(wanted) :], wanted, strict=True):
             order.append(query)
             table[query, keys[row == 0]] = True
-    assert order == list(range(starts[-1]))
+    assert order == list(range(total))
     return table
+
+
+def length(spans):
+    return sum(end - start for start, end in spans)
 
 
 SHAPES = st.lists(
@@ -65,13 +71,14 @@ def test_tiles_see_what_the_tree_says(make_groups, limit, shapes, window, block)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree_plan, "BLOCK", block)
         patch.setattr(tree_plan, "MASK_ELEMENTS", limit)
-        tiling = TreePlan(pack(make_groups(shapes, 0))).tiling(window)
+        tiling = plan_of(make_groups, shapes).tiling(window)
         assert torch.equal(seen_by_tiles(tiling), seen_by_hand(shapes, window))
 
 
 @pytest.mark.parametrize("limit", [1 << 24, 60], ids=["thin masks", "masks too large"])
 @pytest.mark.parametrize("window", [None, 3])
-def test_attention_and_its_gradients_equal_attention_written_out(make_groups, monkeypatch, window, limit):
+@pytest.mark.parametrize("attend", [attention._on_cpu, attention._masked])
+def test_attention_and_its_gradients_equal_attention_written_out(make_groups, monkeypatch, attend, window, limit):
     monkeypatch.setattr(tree_plan, "BLOCK", 4)
     monkeypatch.setattr(tree_plan, "MASK_ELEMENTS", limit)
     shapes = [(5, (3, 9)), (1, (2,)), (9, (4, 1, 1, 12))]
@@ -79,8 +86,8 @@ def test_attention_and_its_gradients_equal_attention_written_out(make_groups, mo
     torch.manual_seed(0)
     q = torch.randn(1, 4, len(seen), 8, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(1, 2, len(seen), 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    plan = TreePlan(pack(make_groups(shapes, 0)))
-    actual = attention._masked(q, k, v, plan, window, 0.3)
+    plan = plan_of(make_groups, shapes)
+    actual = attend(q, k, v, plan, window, 0.3)
     scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.3
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2)
@@ -90,39 +97,74 @@ def test_attention_and_its_gradients_equal_attention_written_out(make_groups, mo
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("attend", [attention._on_cpu, attention._masked])
+def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, attend, window):
+    """Of prompts their last token; there and back, as if the others' outputs had been thrown away."""
+    monkeypatch.setattr(tree_plan, "BLOCK", 4)
+    shapes = [(5, (3, 9)), (1, (2,)), (9, (4, 1, 1, 12)), (4, (7,))]
+    plan = plan_of(make_groups, shapes)
+    torch.manual_seed(0)
+    tokens = sum(prompt + sum(responses) for prompt, responses in shapes)
+    q = torch.randn(1, 4, tokens, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 2, tokens, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    read = torch.ones(tokens, dtype=torch.bool)
+    start = 0
+    for prompt, responses in shapes:
+        read[start : start + prompt - 1] = False
+        start += prompt + sum(responses)
+    whole, part = (attend(q, k, v, each, window, 0.3) for each in (plan, plan.of_last_layer))
+    torch.testing.assert_close(part[:, read], whole[:, read], rtol=1e-12, atol=0)
+    assert not part[:, ~read].any()
+    upstream = torch.randn_like(whole) * read[None, :, None, None]
+    ours, theirs = (torch.autograd.grad((out * upstream).sum(), (q, k, v)) for out in (part, whole))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_responses_and_the_last_of_prompts_are_read(make_groups):
+    batch = pack(make_groups([(5, (3, 4)), (6, (2,))], 0))
+    read = [4, 5, 6, 7, 8, 9, 10, 11, 17, 18, 19]
+    assert TreePlan(batch).read.tolist() == read
+    assert TreePlan(batch.filled(8)).read.tolist() == read
+    filled = TreePlan(batch, 4).read.tolist()
+    assert len(filled) == 12
+    assert filled == sorted({*read, *filled})
+    assert TreePlan(batch, 64).read.tolist() == list(range(20))
+
+
 def test_half_precision_attends_in_float32_on_the_cpu(make_groups):
     """Its backward in half precision is several times slower there; under autocast queries come in float32."""
     shapes = [(5, (3, 9)), (9, (4, 1))]
-    plan = TreePlan(pack(make_groups(shapes, 0)))
+    plan = plan_of(make_groups, shapes)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, len(seen_by_hand(shapes, None)), 8).bfloat16() for _ in range(3))
-    expected = attention._masked(q.float(), k.float(), v.float(), plan, None, 0.3).bfloat16()
-    assert torch.equal(attention._masked(q, k, v, plan, None, 0.3), expected)
+    expected = attention._on_cpu(q.float(), k.float(), v.float(), plan, None, 0.3).bfloat16()
+    assert torch.equal(attention._on_cpu(q, k, v, plan, None, 0.3), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(attention._masked(q.float(), k.float(), v, plan, None, 0.3), expected)
+        assert torch.equal(attention._on_cpu(q.float(), k.float(), v, plan, None, 0.3), expected)
 
 
 def test_scores_computed_grow_with_what_is_seen(make_groups):
     """64 candidates of 100 tokens: their pairs cost nothing; nor do the masks of 8 short ones to a prompt of 3,000."""
     for shape, most in (((50, (100,) * 64), 50**2 + 64 * 100 * 150), ((3000, (10,) * 8), 3000**2 + 80 * 3070)):
-        tiling = TreePlan(pack(make_groups([shape], 0))).tiling(None)
-        sizes = [[sum(tiling.lengths[i] for i in side) for side in (t.queries, t.keys)] for t in tiling.tiles]
+        tiling = plan_of(make_groups, [shape]).tiling(None)
+        sizes = [[length(side) for side in (t.queries, t.keys)] for t in tiling.tiles]
         assert sum(queries * keys for queries, keys in sizes) <= most
 
 
 def test_a_window_keeps_keys_near(make_groups):
     """Of a prompt of 2,000 tokens with a window of 100, no query's tile holds more than 200 keys."""
-    tiling = TreePlan(pack(make_groups([(2000, (300, 20))], 0))).tiling(100)
-    assert max(sum(tiling.lengths[i] for i in tile.keys) for tile in tiling.tiles) <= 200
+    tiling = plan_of(make_groups, [(2000, (300, 20))]).tiling(100)
+    assert max(length(tile.keys) for tile in tiling.tiles) <= 200
 
 
 def test_a_window_no_sequence_reaches_is_none(make_groups):
-    plan = TreePlan(pack(make_groups([(5, (3, 4))], 0)))
+    plan = plan_of(make_groups, [(5, (3, 4))])
     assert plan.tiling(9) is plan.tiling(None)
     assert plan.tiling(8) is not plan.tiling(None)
 
 
 def test_biases_are_made_once(make_groups):
     """Each layer reads the same numbers: none are kept twice for the backward."""
-    tiling = TreePlan(pack(make_groups([(5, (3, 4))], 0))).tiling(None)
+    tiling = plan_of(make_groups, [(5, (3, 4))]).tiling(None)
     assert tiling.bias(1, torch.float32) is tiling.bias(1, torch.float32)

@@ -9,11 +9,12 @@ C candidates in all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from penchant.data.tokenized import Ids, TokenizedGroup
 
@@ -59,6 +60,15 @@ class TreeBatch:
     def to(self, device: torch.device) -> TreeBatch:
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return TreeBatch(**moved, branches=self.branches, shape=self.shape)
+
+    def filled(self, multiple: int) -> TreeBatch:
+        """The row followed by tokens nobody reads, a prompt without candidates, to a multiple of so many tokens."""
+        missing = -len(self.input_ids) % multiple
+        if not missing:
+            return self
+        ids = pad(self.input_ids, (0, missing))
+        positions = torch.cat([self.positions, torch.arange(missing, device=self.positions.device)])
+        return replace(self, input_ids=ids, positions=positions, branches=(*self.branches, Branches(missing, ())))
 
     def table(self, values: Tensor) -> Tensor:
         """[G, K] from a value for each candidate [C]; 0 in empty slots."""

@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from penchant.engine.tree_plan import Tiling, TreePlan
+from penchant.engine.tiled import tiled_attention
+from penchant.engine.tree_plan import Span, Tiling, TreePlan
 
 TREE = "penchant_tree"
 
@@ -75,28 +77,38 @@ def tree_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if softcap is not None or s_aux is not None:
         return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux), None
+    if query.device.type == "cpu":
+        return _on_cpu(query, key, value, tree, sliding_window, scale), None
+    query, key, value = (autocast(x) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _variable_length(query, key, value, tree, sliding_window, scale), None
     return _masked(query, key, value, tree, sliding_window, scale), None
 
 
+def autocast(x: Tensor) -> Tensor:
+    """In autocast's dtype where it is on: rotations and norms hand on float32, which fast kernels do not take."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _on_cpu(query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float) -> Tensor:
+    # In half precision the kernel's backward takes seven times as long as in float32.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (x.to(dtype) for x in (query, key, value))
+    return tiled_attention(q, k, v, tree.tiling(window), scale).to(value.dtype)
+
+
 def _masked(query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float) -> Tensor:
     """Fused attention, tile by tile."""
-    gqa = query.shape[1] != key.shape[1]
     tiling = tree.tiling(window)
-
-    dtype, device = value.dtype, value.device.type
-    if device == "cpu" and dtype in (torch.bfloat16, torch.float16):
-        # The kernel's backward in half precision takes seven times as long there as in float32.
-        query, key, value = query.float(), key.float(), value.float()
+    gqa = query.shape[1] != key.shape[1]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
         causal = tiling.tiles[number].causal
         bias = None if causal else tiling.bias(number, q.dtype)
         return scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=gqa)
 
-    with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
-        return _over_tiles(query, key, value, tiling, attend).to(dtype)
+    return _over_tiles(query, key, value, tiling, attend)
 
 
 def _explicit(
@@ -130,16 +142,24 @@ def _explicit(
 
 def _over_tiles(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, attend: Attend) -> Tensor:
     """[1, T, H, D] from each tile's attention. `split` and not slices: its backward is one concatenation."""
-    q, k, v = (x.split(tiling.lengths, 2) for x in (query, key, value))
+    edges = sorted({0, *(edge for t in tiling.tiles for span in (*t.queries, *t.keys, t.outputs) for edge in span)})
+    place = {edge: i for i, edge in enumerate(edges)}
+    pieces = [x.split([end - start for start, end in pairwise(edges)], 2) for x in (query, key, value)]
+
+    def join(of: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
+        found = [piece for start, end in spans for piece in of[place[start] : place[end]]]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+
+    q, k, v = pieces
     parts = []
     for number, tile in enumerate(tiling.tiles):
-        out = attend(_join(q, tile.queries), _join(k, tile.keys), _join(v, tile.keys), number)
-        parts.append(out if out.shape[2] == tile.wanted else out[:, :, -tile.wanted :])
+        wanted = tile.outputs[1] - tile.outputs[0]
+        if not tile.keys:
+            parts.append(query.new_zeros(1, query.shape[1], wanted, value.shape[3]))
+            continue
+        out = attend(join(q, tile.queries), join(k, tile.keys), join(v, tile.keys), number)
+        parts.append(out if out.shape[2] == wanted else out[:, :, -wanted:])
     return torch.cat(parts, dim=2).transpose(1, 2)
-
-
-def _join(pieces: Sequence[Tensor], numbers: tuple[int, ...]) -> Tensor:
-    return pieces[numbers[0]] if len(numbers) == 1 else torch.cat([pieces[i] for i in numbers], dim=2)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from penchant.engine.tied import Shared
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits computed at a time (64 MiB in float32): rows enough for fast products with a large vocabulary's weights."""
@@ -24,21 +27,41 @@ _PASS_ELEMENTS = 1 << 18
 
 
 def linear_log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
+    shared: Shared | None = None,
 ) -> Tensor:
     """Log-softmax of ``hidden @ weight.T + bias`` at the targets.
 
     Args:
-        hidden: [N, D].
-        weight: [V, D], in the dtype of the matrix product.
+        hidden: [N, D], in the dtype of the matrix product.
+        weight: [V, D].
         bias: [V] or None.
         targets: [N] int64.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
+        shared: where the backward leaves the weight's gradient, for an embedding of the same weight to add to.
 
     Returns:
         [N] log-probs, nats, in float32 or better.
     """
-    return _LinearLogProbs.apply(hidden, weight, bias, targets, softcap, torch.is_grad_enabled())
+    n = len(targets)
+    missing = -n % row_multiple(hidden.device, hidden.dtype)
+    if missing:
+        hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
+    log_probs: Tensor = _LinearLogProbs.apply(hidden, weight, bias, targets, softcap, torch.is_grad_enabled(), shared)
+    return log_probs[:n]
+
+
+def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
+    """Products on this device and in this dtype are best of a multiple of so many rows.
+
+    In half precision on the CPU each new shape costs milliseconds, for which a program is compiled, and its memory.
+    """
+    return 128 if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 1
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -63,21 +86,25 @@ class _LinearLogProbs(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         graded: bool,
+        shared: Shared | None,
     ) -> Tensor:
         # Without a graph a trained weight says that it needs a gradient all the same.
         needs_hidden, needs_weight, needs_bias = (graded and needed for needed in ctx.needs_input_grad[:3])
         n, vocabulary = len(targets), weight.shape[0]
+        ctx.shared, ctx.dtype = shared, weight.dtype
+        weight = weight.to(hidden.dtype)
+        bias = None if bias is None else bias.to(hidden.dtype)
         ctx.softcap, ctx.trained = softcap, needs_weight or needs_bias
         kept = keeps_logits(n, vocabulary, ctx.trained)
-        rows = chunk_rows(vocabulary)
-        table = hidden.new_empty(n if kept else min(n, rows), vocabulary)
+        rows = n if kept else min(n, chunk_rows(vocabulary))
+        table = hidden.new_empty(rows, vocabulary)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         log_probs, normalisers = (hidden.new_empty(n, dtype=dtype) for _ in range(2))
         # With a frozen head each row's gradient can be had now, for an upstream of 1, and scaled later.
         unit = torch.empty_like(hidden) if needs_hidden and not ctx.trained else None
         for start in range(0, n, rows):
             part = slice(start, min(start + rows, n))
-            logits = _product(hidden[part], weight, bias, table[part] if kept else table[: part.stop - start])
+            logits = _product(hidden[part], weight, bias, table[: part.stop - start])
             _normalise(logits, targets[part], softcap, log_probs[part], normalisers[part])
             if unit is not None:
                 ones = torch.ones_like(normalisers[part])
@@ -93,7 +120,7 @@ class _LinearLogProbs(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.trained:
             (unit,) = ctx.saved_tensors
-            return unit * upstream[:, None].to(unit.dtype), None, None, None, None, None
+            return unit * upstream[:, None].to(unit.dtype), *(None,) * 6
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
@@ -115,7 +142,11 @@ class _LinearLogProbs(torch.autograd.Function):
                 weight_gradient.addmm_(gradient.T, hidden[part], beta=float(start > 0))
             if bias_gradient is not None:
                 bias_gradient += gradient.sum(0)
-        return hidden_gradient, weight_gradient, bias_gradient, None, None, None
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(ctx.dtype)
+            if ctx.shared is not None:
+                ctx.shared.gradient = weight_gradient
+        return hidden_gradient, weight_gradient, bias_gradient, *(None,) * 4
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -150,9 +181,12 @@ def _gradient(logits: Tensor, normalisers: Tensor, targets: Tensor, upstream: Te
     """d(upstream . log_probs) / d(raw logits) = upstream (onehot - softmax), through the soft-cap; in their place."""
     for part in _passes(logits):
         values = _capped(logits[part], softcap)
-        gradient = (values - normalisers[part, None]).exp_().mul_(-upstream[part, None])
+        in_place = softcap is None and values.dtype == logits.dtype
+        gradient = torch.sub(values, normalisers[part, None], out=values if in_place else None)
+        gradient.exp_().mul_(-upstream[part, None])
         gradient.scatter_add_(1, targets[part, None], upstream[part, None])
         if softcap is not None:
             gradient.mul_(1 - (values / softcap) ** 2)
-        logits[part] = gradient
+        if not in_place:
+            logits[part] = gradient
     return logits

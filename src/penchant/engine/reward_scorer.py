@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.padded import pad_right, unpack
-from penchant.engine.tree import backbone
-from penchant.engine.tree_plan import TreePlan
+from penchant.engine.tree import backbone, last_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,12 +29,7 @@ class TreeRewardScorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
-        hidden = backbone(self.model)(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            tree=TreePlan(batch),
-        ).last_hidden_state[0]
+        hidden = last_hidden(self.model, batch)
         return batch.table(self.model.score(hidden.index_select(0, batch.ends))[:, 0].double())
 
 

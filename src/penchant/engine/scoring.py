@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from penchant.data.trees import TreeBatch, cut, pack
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.distribution import World, reshard
 from penchant.engine.heads import HeadedScorer
+from penchant.engine.lean import lighten
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
@@ -28,6 +29,9 @@ RewardScorer = TreeRewardScorer | PaddedRewardScorer
 Scorer = LanguageScorer | RewardScorer | HeadedScorer
 
 Chosen = TypeVar("Chosen", LanguageScorer, RewardScorer)
+
+_CHECKED = 3
+"""Candidates of a group that are looked at to see whether the tree is exact."""
 
 WINDOW = 256
 """Groups looked at together when many are packed for a forward-only pass."""
@@ -63,6 +67,7 @@ def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequen
     if not model._can_set_attn_implementation():
         return Choice(padded, _notice(family, "its attention is not open to other implementations"))
     AttentionInterface.register(TREE, tree_attention)
+    sample = [replace(group, responses=group.responses[:_CHECKED]) for group in sample]
     batch = pack(sample).to(model.device)
     own = model.config._attn_implementation
     training = model.training
@@ -70,9 +75,10 @@ def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequen
     try:
         with torch.no_grad():
             model.set_attn_implementation("eager")
-            expected = padded(batch)
+            expected = _one_by_one(padded, sample, model.device)
             model.set_attn_implementation(TREE)
-            actual = tree(batch)
+            lighten(model)
+            actual = tree(batch).flatten()[batch.slots]
         difference = _largest_difference(actual, expected, model.dtype)
         reason = None if difference <= 1 else f"its numbers differ by {difference:.1f} times the tolerance"
     except (UnsupportedAttention, TypeError, AttributeError) as error:
@@ -83,6 +89,12 @@ def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequen
         return Choice(tree, None)
     model.set_attn_implementation(own)
     return Choice(padded, _notice(family, reason))
+
+
+def _one_by_one(padded: Scorer, sample: Sequence[TokenizedGroup], device: torch.device) -> Tensor:
+    """[C] what the padded forward says of each candidate; alone, since all logits of many rows are gigabytes."""
+    alone = (pack([replace(group, responses=(r,))]) for group in sample for r in group.responses)
+    return torch.cat([padded(batch.to(device)).flatten() for batch in alone])
 
 
 def sample_groups(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:

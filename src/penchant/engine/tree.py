@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.linear import linear_log_probs
+from penchant.engine.linear import linear_log_probs, row_multiple
+from penchant.engine.tied import Shared, embed, is_tied
 from penchant.engine.tree_plan import TreePlan
 
 if TYPE_CHECKING:
@@ -37,24 +38,42 @@ class TreeScorer(nn.Module):
 
     def read(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
         """Summed log-probs [G, K], and the last hidden state of each candidate's last token [C, D]."""
-        hidden = backbone(self.model)(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            tree=TreePlan(batch),
-        ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
-        used = hidden.index_select(0, batch.source).to(_compute_dtype(head.weight))
+        shared = Shared() if is_tied(self.model.get_input_embeddings(), head) else None
+        hidden = last_hidden(self.model, batch, shared)
+        used = hidden.index_select(0, batch.source).to(compute_dtype(head.weight))
         token_log_probs = linear_log_probs(
             used,
-            head.weight.to(used.dtype),
+            head.weight,
             head.bias,
             batch.targets,
             softcap=getattr(self.model.config, "final_logit_softcapping", None),
+            shared=shared,
         )
         # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
         sums = torch.segment_reduce(token_log_probs.double(), "sum", lengths=batch.lengths)
         return batch.table(sums), hidden.index_select(0, batch.ends)
+
+
+def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: Shared | None = None) -> Tensor:
+    """[T, D] last hidden states of the packed row; of a prompt only the last token's means something.
+
+    Args:
+        shared: what the head of a tied embedding was given.
+    """
+    embedding = model.get_input_embeddings()
+    multiple = row_multiple(batch.input_ids.device, compute_dtype(embedding.weight))
+    filled = batch.filled(multiple)
+    ids: dict[str, Tensor] = {"input_ids": filled.input_ids[None]}
+    if shared is not None:
+        ids = {"inputs_embeds": embed(filled.input_ids, embedding.weight, embedding.padding_idx, shared)[None]}
+    hidden: Tensor = backbone(model)(
+        **ids,
+        position_ids=filled.positions[None],
+        use_cache=False,
+        tree=TreePlan(filled, multiple),
+    ).last_hidden_state[0]
+    return hidden
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -63,7 +82,7 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return inner
 
 
-def _compute_dtype(weight: Tensor) -> torch.dtype:
+def compute_dtype(weight: Tensor) -> torch.dtype:
     """The matrix product's dtype: autocast's where it is on, else the weight's own."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,17 +1,18 @@
 """Which keys each query of a packed row sees, and how the row is cut so that little else is computed.
 
-A row's tokens are cut into *pieces*; a *tile* is some pieces' queries with the pieces whose keys they see. The prompt
-attends to itself, causally. The responses follow in blocks, each with its prompt's keys and its own: neither time nor
-memory is spent on pairs of responses, and masks stay thin.
+A *tile* is some queries of the row with the keys they see. The prompt attends to itself, causally. The responses follow
+in blocks, each with its prompt's keys and its own: neither time nor memory is spent on pairs of responses, and masks
+stay thin.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,40 +25,45 @@ MASK_ELEMENTS = 1 << 24
 """A long response needs no larger mask (64 MiB in float32): its prompt's attention is computed again instead."""
 
 Span = tuple[int, int]
-"""Start and end of tokens of one group."""
+"""Start and end of tokens, of the row or of one group."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries that attend together, and the keys they see; each by the numbers of its pieces.
+    """Queries that attend together, and the keys they see, by their places in the row.
 
     Attributes:
-        causal: queries and keys are one plain causal sequence, whose last `wanted` outputs are the tile's.
+        outputs: the queries whose outputs are the tile's.
+        queries, keys: in spans, each ascending. Without keys the outputs are 0: nothing reads them.
+        causal: queries and keys are one plain causal sequence, which ends with the tile's outputs.
     """
 
-    queries: tuple[int, ...]
-    keys: tuple[int, ...]
+    outputs: Span
+    queries: tuple[Span, ...]
+    keys: tuple[Span, ...]
     causal: bool
-    wanted: int
 
 
 class Tiling:
     """How a packed row is cut for layers of one window.
 
+    Args:
+        last: of a prompt, only the last token's output is read.
+
     Attributes:
-        lengths: tokens of each piece, in the order of the row.
         tiles: their outputs, end to end, are the row's.
     """
 
-    def __init__(self, branches: tuple[Branches, ...], positions: Tensor, window: int | None) -> None:
-        self.lengths: list[int] = []
+    def __init__(self, branches: tuple[Branches, ...], positions: Tensor, window: int | None, last: bool) -> None:
         self.tiles: list[Tile] = []
         self._window = window
         self._seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._biases: dict[tuple[int, torch.dtype], Tensor] = {}
         places = positions.split([branch.length for branch in branches])
+        start = 0
         for branch, place in zip(branches, places, strict=True):
-            self._add(branch, place, window)
+            self._add(branch, place, start, last)
+            start += branch.length
 
     def bias(self, tile: int, dtype: torch.dtype) -> Tensor:
         """[queries, keys] what is added to the tile's scores: 0 where a key is seen, else -inf.
@@ -74,30 +80,42 @@ class Tiling:
             self._biases[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         return self._biases[key]
 
-    def _add(self, branch: Branches, place: Tensor, window: int | None) -> None:
-        spans = list(_spans(branch, window))
-        edges = sorted({edge for queries, keys, _ in spans for span in (queries, *keys) for edge in span})
-        first = len(self.lengths)
-        self.lengths += [end - start for start, end in itertools.pairwise(edges)]
-        number = {edge: first + i for i, edge in enumerate(edges)}
+    def _add(self, branch: Branches, place: Tensor, start: int, last: bool) -> None:
         sizes = torch.tensor([branch.prompt, *branch.responses], device=place.device)
         segment = torch.repeat_interleave(torch.arange(len(sizes), device=place.device), sizes, output_size=len(place))
-        for queries, keys, causal in spans:
-            seen = torch.cat([torch.arange(*span, device=place.device) for span in keys])
-            asked = seen if causal else torch.arange(*queries, device=place.device)
+        for outputs, keys, causal in _spans(branch, self._window, last):
+            queries = keys if causal else [outputs]
+            asked, seen = (
+                torch.cat([torch.arange(0), *(torch.arange(*span) for span in spans)]).to(place.device)
+                for spans in (queries, keys)
+            )
             self._seen.append((segment[asked], place[asked], segment[seen], place[seen]))
-            pieces = tuple(i for start, end in keys for i in range(number[start], number[end]))
-            own = tuple(range(number[queries[0]], number[queries[1]]))
-            self.tiles.append(Tile(pieces if causal else own, pieces, causal, queries[1] - queries[0]))
+            own, of_queries, of_keys = (_joined(start, spans) for spans in ([outputs], queries, keys))
+            self.tiles.append(Tile(own[0], of_queries, of_keys, causal))
 
 
-def _spans(branch: Branches, window: int | None) -> Iterator[tuple[Span, list[Span], bool]]:
-    """Queries, the keys they may see, and whether these are one plain causal sequence; in the order of the group."""
+def _joined(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Spans of a group as those of a row it starts in; those that touch become one."""
+    joined: list[Span] = []
+    for low, high in spans:
+        if joined and joined[-1][1] == start + low:
+            joined[-1] = (joined[-1][0], start + high)
+        elif high > low:
+            joined.append((start + low, start + high))
+    return tuple(joined)
+
+
+def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[Span, list[Span], bool]]:
+    """Outputs, the keys they may see, and whether these are one plain causal sequence; in the order of the group."""
     p = branch.prompt
-    if len(branch.responses) == 1 and window is None:
+    if last:
+        if p > 1:
+            yield (0, p - 1), [], False
+        yield (p - 1, p), [(0 if window is None else max(0, p - window), p)], False
+    elif len(branch.responses) == 1 and window is None:
         yield (0, branch.length), [(0, branch.length)], True
         return
-    if window is None:
+    elif window is None:
         yield (0, p), [(0, p)], True
     else:
         for start, end in _rows((0, p), window):
@@ -138,15 +156,39 @@ def _blocks(branch: Branches) -> Iterator[tuple[int, int, bool]]:
         yield start, end, count == 1
 
 
-class TreePlan:
-    """A packed row as attention needs it; made once per micro-batch, read by every layer."""
+def _read(branches: Sequence[Branches], multiple: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    read = np.concatenate([np.arange(b.length) >= (b.prompt - 1 if b.responses else b.length) for b in branches])
+    missing = -int(read.sum()) % multiple
+    read[np.flatnonzero(~read)[:missing]] = True
+    return np.flatnonzero(read)
 
-    def __init__(self, batch: TreeBatch) -> None:
+
+class TreePlan:
+    """A packed row as its layers need it; made once per micro-batch.
+
+    Args:
+        multiple: of how many tokens `read` is made, with some nobody needs.
+
+    Attributes:
+        read: [R] int64, the row's indices whose last hidden state may be read: responses, and prompts' last tokens;
+            ascending.
+    """
+
+    def __init__(self, batch: TreeBatch, multiple: int = 1) -> None:
         self.device = batch.input_ids.device
         self.branches = batch.branches
         self._positions = batch.positions
-        self._longest = max(branch.prompt + max(branch.responses) for branch in batch.branches)
+        self._longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
+        self.read = torch.from_numpy(_read(batch.branches, multiple)).to(self.device)
         self._tilings: dict[int | None, Tiling] = {}
+        self._last = False
+
+    @cached_property
+    def of_last_layer(self) -> TreePlan:
+        """For the last layer, where of a prompt only its last token is read."""
+        plan = copy(self)
+        plan._tilings, plan._last = {}, True
+        return plan
 
     def tiling(self, window: int | None) -> Tiling:
         """How the row is cut for a layer.
@@ -157,7 +199,7 @@ class TreePlan:
         """
         narrow = window if window is not None and window < self._longest else None
         if narrow not in self._tilings:
-            self._tilings[narrow] = Tiling(self.branches, self._positions, narrow)
+            self._tilings[narrow] = Tiling(self.branches, self._positions, narrow, self._last)
         return self._tilings[narrow]
 
     @cached_property

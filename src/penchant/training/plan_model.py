@@ -13,6 +13,7 @@ import torch
 
 from penchant.config import RunConfig
 from penchant.engine.attention import TREE, tree_attention
+from penchant.engine.lean import lighten
 from penchant.engine.loading import adapter_base, explained, load_config, remove_dropout
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
@@ -116,4 +117,5 @@ def _scorer(model: PreTrainedModel, padded: bool, rewards: bool) -> Any:
         return PaddedRewardScorer(model) if rewards else PaddedScorer(model)
     AttentionInterface.register(TREE, tree_attention)
     model.set_attn_implementation(TREE)
+    lighten(model)
     return TreeRewardScorer(model) if rewards else TreeScorer(model)

@@ -1,0 +1,119 @@
+"""Parts of a decoder layer in fewer passes over memory than their formulas have operations, there and back.
+
+Each keeps its inputs alone for the backward, and computes the rest again. Shapes: T tokens, D the last dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_PASS_ELEMENTS = 1 << 17
+"""A gate's rows are worked on so many numbers at a time: they stay in a core's own cache between operations."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """``weight * x / sqrt(mean(x²) + epsilon)`` over the last dimension (arXiv 1910.07467, equation 4).
+
+    Args:
+        x: [..., D], float32 or float64.
+        weight: [D].
+    """
+    y: Tensor = _RmsNorm.apply(x, weight, epsilon)
+    return y
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up`` (arXiv 2002.05202, section 2), of tensors of one shape."""
+    y: Tensor = _Gated.apply(gate, up)
+    return y
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x * cos + half(x) * sin`` with ``half([a, b]) = [-b, a]``: rotary positions (arXiv 2104.09864, equation 34).
+
+    Args:
+        x: [..., D], D even.
+        cos, sin: the same shape, or of size 1 where every x is turned alike.
+    """
+    y: Tensor = _Rotate.apply(x, cos, sin)
+    return y
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        unit = x * scale
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:
+            weight_gradient = (upstream * unit).flatten(0, -2).sum(0)
+        gradient = upstream * weight
+        along = torch.linalg.vecdot(gradient, unit).unsqueeze(-1).div_(-x.shape[-1])
+        return gradient.addcmul_(unit, along).mul_(scale), weight_gradient, None
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        out = torch.empty_like(gate)
+        for y, g, u in _rows(out, gate, up):
+            torch.ops.aten.silu.out(g, out=y)
+            y.mul_(u)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
+        for dy, g, u, dg, du in _rows(upstream, gate, up, gate_gradient, up_gradient):
+            torch.ops.aten.silu.out(g, out=du)
+            du.mul_(dy)
+            torch.ops.aten.silu_backward.grad_input(dy * u, g, grad_input=dg)
+        return gate_gradient, up_gradient
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        x = x.to(torch.promote_types(x.dtype, cos.dtype))
+        (a, b), (sin_a, sin_b) = x.chunk(2, -1), sin.chunk(2, -1)
+        y = x * cos
+        y_a, y_b = y.chunk(2, -1)
+        y_a.addcmul_(b, sin_a, value=-1)
+        y_b.addcmul_(a, sin_b)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        (a, b), (sin_a, sin_b) = upstream.chunk(2, -1), sin.chunk(2, -1)
+        gradient = upstream * cos
+        gradient_a, gradient_b = gradient.chunk(2, -1)
+        gradient_a.addcmul_(b, sin_b)
+        gradient_b.addcmul_(a, sin_a, value=-1)
+        return gradient.to(ctx.dtype), None, None
+
+
+def _rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of each, some at a time; on a GPU all at once."""
+    flat = [each.reshape(-1, each.shape[-1]) for each in tensors]
+    rows = max(1, _PASS_ELEMENTS // flat[0].shape[1]) if flat[0].device.type == "cpu" else len(flat[0])
+    return zip(*(each.split(rows) for each in flat), strict=True)

@@ -1,0 +1,183 @@
+"""A language model made to do no more than it must: its parts fused, its last layer for the tokens that are read.
+
+No model's code is copied or changed. A module's class is replaced by a subclass of it whose forward computes the same,
+where the class's own forward, tried on small numbers, is found to compute what the fused function does; any other
+module is left alone. Weights, names and what is saved stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import FunctionType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from penchant.engine.fused import gated, rms_norm, rotate
+
+_EPSILONS = ("variance_epsilon", "eps")
+_ROTATION = "apply_rotary_pos_emb"
+_LEAN = "_penchant_lean"
+
+
+class _Norm(nn.Module):
+    """`rms_norm` where the numbers are float32 or float64; a norm of half precision has roundings of its own."""
+
+    weight: Tensor
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.dtype not in (torch.float32, torch.float64):
+            out: Tensor = super().forward(hidden_states)
+            return out
+        epsilon: Any = next(getattr(self, name) for name in _EPSILONS if hasattr(self, name))
+        return rms_norm(hidden_states, self.weight, epsilon)
+
+
+class _Gate(nn.Module):
+    """`gated` between the projections, whatever these are."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        down: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        return down
+
+
+class _SomeRows(nn.Module):
+    """An MLP of some tokens only, where they are told; 0 for the others."""
+
+    rows: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rows is None:
+            whole: Tensor = super().forward(x)
+            return whole
+        part: Tensor = super().forward(x.index_select(1, self.rows))
+        return part.new_zeros(*x.shape[:2], part.shape[-1]).index_copy(1, self.rows, part)
+
+
+class _LastLayer(nn.Module):
+    """With a tree, only for the tokens that are read: nothing looks at the others any more."""
+
+    mlp: _SomeRows
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        tree = kwargs.get("tree")
+        if tree is not None:
+            kwargs["tree"], self.mlp.rows = tree.of_last_layer, tree.read
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self.mlp.rows = None
+
+
+def lighten(model: nn.Module) -> None:
+    """Fuse what can be fused in a model's layers, and spare its last layer what is not read. On any device."""
+    with torch.device("cpu"):
+        _fuse(model)
+    for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        last: Any = layers[-1] if len(layers) else None
+        if isinstance(getattr(last, "mlp", None), nn.Module) and not isinstance(last, _LastLayer):
+            for lean, part in ((_LastLayer, last), (_SomeRows, last.mlp)):
+                part.__class__ = _mixed(lean, part.__class__)
+
+
+def _fuse(model: nn.Module) -> None:
+    for module in model.modules():
+        kind: Any = type(module)
+        if _LEAN in vars(kind):
+            continue
+        if _is_rms_norm(kind) and isinstance(getattr(module, "weight", None), Tensor):
+            module.__class__ = _mixed(_Norm, kind)
+        elif _is_gate(kind) and _is_silu(getattr(module, "act_fn", None)):
+            module.__class__ = _mixed(_Gate, kind)
+        elif _rotates(kind):
+            module.__class__ = _rotating(kind)
+
+
+@lru_cache
+def _mixed(lean: Any, kind: Any) -> type[Any]:
+    return type(kind.__name__, (lean, kind), {"__module__": kind.__module__, _LEAN: True})
+
+
+@lru_cache
+def _is_rms_norm(kind: Any) -> bool:
+    """Whether the class's forward is `rms_norm` of its weight, on small numbers."""
+    x, weight = _numbers((3, 8), (8,))
+    stand_in = SimpleNamespace(weight=weight, **dict.fromkeys(_EPSILONS, 0.1))
+    return _computes(kind.forward, (stand_in, x), rms_norm(x, weight, 0.1))
+
+
+@lru_cache
+def _is_gate(kind: Any) -> bool:
+    """Whether the class's forward is a gated MLP of its projections, on small numbers."""
+    x, gate, up, down = _numbers(*[(8, 8)] * 4)
+    stand_in = SimpleNamespace(
+        gate_proj=lambda t: t @ gate, up_proj=lambda t: t @ up, down_proj=lambda t: t @ down, act_fn=silu
+    )
+    return _computes(kind.forward, (stand_in, x), gated(x @ gate, x @ up) @ down)
+
+
+def _is_silu(activation: object) -> bool:
+    (x,) = _numbers((8,))
+    return callable(activation) and _computes(activation, (x,), silu(x))
+
+
+@lru_cache
+def _rotates(kind: Any) -> bool:
+    """Whether the class's forward calls its module's rotation, and this is `rotate` of queries and keys.
+
+    Of their first half too, where it takes angles for less than whole heads.
+    """
+    code = getattr(kind.forward, "__code__", None)
+    if code is None or _ROTATION not in code.co_names:
+        return False
+    own = kind.forward.__globals__[_ROTATION]
+
+    def agrees(part: int) -> bool:
+        q, k, cos, sin = _numbers((1, 2, 3, 8), (1, 1, 3, 8), (1, 3, part), (1, 3, part))
+        ours = torch.cat(_rotate_both(q, k, cos, sin), 1)
+        return _computes(lambda *given: torch.cat(own(*given), 1), (q, k, cos, sin), ours, refuses=part < 8)
+
+    return agrees(8) and agrees(4)
+
+
+@lru_cache
+def _rotating(kind: Any) -> type[Any]:
+    own = kind.forward
+    around = {**own.__globals__, _ROTATION: _rotate_both}
+    forward = FunctionType(own.__code__, around, own.__name__, own.__defaults__, own.__closure__)
+    forward.__kwdefaults__ = own.__kwdefaults__
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, _LEAN: True, "forward": forward})
+
+
+def _rotate_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """By the contract of transformers' `apply_rotary_pos_emb`: heads [B, H, T, D] by angles [B, T, D or fewer]."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    turned, rest = zip(*(x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], -1) for x in (q, k)), strict=True)
+    q, k = (
+        torch.cat([rotate(x, cos, sin), same], -1) if same.shape[-1] else rotate(x, cos, sin)
+        for x, same in zip(turned, rest, strict=True)
+    )
+    return q, k
+
+
+def _computes(function: Callable[..., Any], given: Sequence[Any], expected: Tensor, refuses: bool = False) -> bool:
+    """Whether a foreign function's result is the expected one; `refuses` is the answer where it raises."""
+    try:
+        found = function(*given)
+    except Exception:  # Whatever foreign code makes of a stand-in.
+        return refuses
+    same = isinstance(found, Tensor) and found.shape == expected.shape
+    return same and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def _numbers(*shapes: tuple[int, ...]) -> list[Tensor]:
+    """Random numbers of these shapes, all of them different."""
+    source = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=source, device="cpu") for shape in shapes]

@@ -1,0 +1,81 @@
+"""Fused attention over the tiles of a packed row on the CPU, there and back, without keeping a tile's gathered keys.
+
+Autograd would keep each tile's copy of its prompt's keys and values, and its output twice. Here the row's own queries,
+keys, values and output are kept, and keys are gathered again in the backward.
+
+Shapes: H heads, D head size, T tokens of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from penchant.engine.tree_plan import Span, Tiling
+
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, scale: float) -> Tensor:
+    """[1, T, H, D] from queries [1, H, T, D] and keys and values [1, H or fewer, T, D], float32 or float64."""
+    out: Tensor = _TiledAttention.apply(query, key, value, tiling, scale)
+    return out
+
+
+class _TiledAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, scale: float) -> Tensor:
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        by_head = out.transpose(1, 2)
+        normalisers = []
+        for number, tile in enumerate(tiling.tiles):
+            start, end = tile.outputs
+            if not tile.keys:
+                out[:, start:end] = 0.0
+                continue
+            bias = None if tile.causal else tiling.bias(number, query.dtype)
+            q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
+            attended, normaliser = _FORWARD(q, k, v, 0.0, tile.causal, attn_mask=bias, scale=scale)
+            by_head[:, :, start:end] = attended[:, :, start - end :]
+            normalisers.append(normaliser)
+        ctx.tiling, ctx.scale = tiling, scale
+        ctx.save_for_backward(query, key, value, out, *normalisers)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, out, *normalisers = ctx.saved_tensors
+        upstream, out = upstream.transpose(1, 2), out.transpose(1, 2)
+        found = tuple(torch.zeros_like(each) for each in (query, key, value))
+        left = iter(normalisers)
+        for number, tile in enumerate(ctx.tiling.tiles):
+            if not tile.keys:
+                continue
+            start, end = tile.outputs
+            bias = None if tile.causal else ctx.tiling.bias(number, query.dtype)
+            q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
+            # Outputs that are not the tile's own have no gradient, and are not kept.
+            dy, y = (_behind(each[:, :, start:end], q.shape[2]) for each in (upstream, out))
+            gradients = _BACKWARD(dy, q, k, v, y, next(left), 0.0, tile.causal, attn_mask=bias, scale=ctx.scale)
+            for total, gradient, spans in zip(found, gradients, (tile.queries, tile.keys, tile.keys), strict=True):
+                parts = gradient.split([b - a for a, b in spans], 2)
+                for (a, b), part in zip(spans, parts, strict=True):
+                    total[:, :, a:b].add_(part)
+        return found[0], found[1], found[2], None, None
+
+
+def _gather(x: Tensor, spans: Sequence[Span]) -> Tensor:
+    """Tokens of the row, in the order of the spans; a view where they lie together."""
+    parts = [x[:, :, start:end] for start, end in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _behind(x: Tensor, n: int) -> Tensor:
+    """The last of n tokens; 0 before."""
+    return x if x.shape[2] == n else torch.nn.functional.pad(x, (0, 0, n - x.shape[2], 0))

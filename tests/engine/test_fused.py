@@ -1,0 +1,74 @@
+"""Fused parts against their formulas written out, in float64: values, and gradients by finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from penchant.engine import fused
+from penchant.engine.fused import gated, rms_norm, rotate
+
+
+def numbers(*shape, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=source).requires_grad_()
+
+
+def turned(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 6), (1, 2, 5, 4), (3, 8)])
+def test_rms_norm(shape):
+    x, weight = numbers(*shape), numbers(shape[-1], seed=1)
+    expected = weight * x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
+    torch.testing.assert_close(rms_norm(x, weight, 0.1), expected, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda *given: rms_norm(*given, 0.1), (x, weight))
+
+
+def test_rms_norm_of_a_frozen_weight():
+    x, weight = numbers(4, 6), numbers(6, seed=1).detach()
+    assert torch.autograd.gradcheck(lambda given: rms_norm(given, weight, 1e-6), (x,))
+
+
+def test_rms_norm_of_zeros_is_zero():
+    x = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+    y = rms_norm(x, numbers(4).detach(), 1e-6)
+    y.sum().backward()
+    assert not y.any()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("elements", [1 << 17, 10], ids=["at once", "a row at a time"])
+def test_gated(monkeypatch, elements):
+    monkeypatch.setattr(fused, "_PASS_ELEMENTS", elements)
+    gate, up = numbers(1, 5, 6), numbers(1, 5, 6, seed=1)
+    torch.testing.assert_close(gated(gate, up), silu(gate) * up, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(gated, (gate, up))
+
+
+def test_gated_of_a_gradient_that_is_a_view():
+    """An upstream that does not lie row by row in memory."""
+    gate, up, upstream = numbers(1, 5, 6), numbers(1, 5, 6, seed=1), numbers(6, 5, seed=2).detach().T[None]
+    ours, theirs = (torch.autograd.grad(f, (gate, up), upstream) for f in (gated(gate, up), silu(gate) * up))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_rotate():
+    """Also where the two halves' angles differ, and of heads that lie side by side in memory."""
+    x, cos, sin = numbers(1, 5, 2, 6), numbers(1, 1, 5, 6, seed=1).detach(), numbers(1, 1, 5, 6, seed=2).detach()
+    torch.testing.assert_close(
+        rotate(x.transpose(1, 2), cos, sin), turned(x.transpose(1, 2), cos, sin), rtol=1e-12, atol=1e-14
+    )
+    assert torch.autograd.gradcheck(lambda given: rotate(given.transpose(1, 2), cos, sin), (x,))
+
+
+def test_rotating_half_precision_by_float32_gives_float32_and_a_gradient_in_half():
+    x = numbers(1, 2, 5, 6).detach().bfloat16().requires_grad_()
+    cos, sin = numbers(1, 1, 5, 6, seed=1).detach().float(), numbers(1, 1, 5, 6, seed=2).detach().float()
+    y = rotate(x, cos, sin)
+    torch.testing.assert_close(y, turned(x.float(), cos, sin))
+    y.sum().backward()
+    assert (y.dtype, x.grad.dtype) == (torch.float32, torch.bfloat16)
