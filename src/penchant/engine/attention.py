@@ -77,7 +77,7 @@ def tree_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if softcap is not None or s_aux is not None:
         return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux), None
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" and query.shape[3] == value.shape[3]:
         return _on_cpu(query, key, value, tree, sliding_window, scale), None
     query, key, value = (autocast(x) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):

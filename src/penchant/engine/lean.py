@@ -53,12 +53,14 @@ class _SomeRows(nn.Module):
 
     rows: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.rows is None:
-            whole: Tensor = super().forward(x)
-            return whole
-        part: Tensor = super().forward(x.index_select(1, self.rows))
-        return part.new_zeros(*x.shape[:2], part.shape[-1]).index_copy(1, self.rows, part)
+            return super().forward(x)
+        found = super().forward(x.index_select(1, self.rows))
+        # Experts may tell their router's scores too.
+        part, *more = found if isinstance(found, tuple) else (found,)
+        whole = part.new_zeros(*x.shape[:2], part.shape[-1]).index_copy(1, self.rows, part)
+        return (whole, *more) if more else whole
 
 
 class _LastLayer(nn.Module):
