@@ -48,6 +48,16 @@ CONFIGS = {
     "opt": lambda: hf.OPTConfig(**_OPT, ffn_dim=48, word_embed_proj_dim=16),
     "smollm3": lambda: hf.SmolLM3Config(**_GROUPED),
 }
+_ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
+EXPERTS = {
+    "mixtral": lambda: hf.MixtralConfig(**_GROUPED, num_local_experts=4),
+    "qwen3-moe": lambda: hf.Qwen3MoeConfig(**_GROUPED, **_ROUTED, num_experts=4, head_dim=8),
+    "gpt-oss": lambda: hf.GptOssConfig(**_GROUPED, num_local_experts=4, head_dim=8, rope_scaling=None),
+    "deepseek-v3": lambda: hf.DeepseekV3Config(
+        **_COMMON, **_ROUTED, **_LATENT, n_routed_experts=4, n_group=1, topk_group=1, num_key_value_heads=4
+    ),
+}
 REFUSED = {
     "bloom": lambda: hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
     "gpt-j": lambda: hf.GPTJConfig(**{**_GPT2, "bos_token_id": 1, "eos_token_id": 2}, rotary_dim=4, n_positions=512),
@@ -64,6 +74,12 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=sorted(EXPERTS))
+def family_of_experts(request: pytest.FixtureRequest) -> str:
+    """Each family with a router."""
+    return request.param
+
+
 @pytest.fixture(params=sorted(REFUSED))
 def refused_family(request: pytest.FixtureRequest) -> str:
     """Each family the tree is not for."""
@@ -76,7 +92,7 @@ def build() -> Build:
 
     def make(name: str) -> hf.PreTrainedModel:
         torch.manual_seed(0)
-        config = {**CONFIGS, **REFUSED}[name]()
+        config = {**CONFIGS, **EXPERTS, **REFUSED}[name]()
         model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         with torch.no_grad():
             for parameter in model.parameters():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers as hf
 
 from penchant.data.trees import pack
 from penchant.engine import scoring
@@ -36,38 +35,9 @@ def test_proven_families_get_the_tree_without_a_word(family, build, make_groups)
     assert choice.notice is None
 
 
-_SMALL = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        hf.MixtralConfig(**_SMALL, num_local_experts=4, num_key_value_heads=2),
-        hf.Qwen3MoeConfig(**_SMALL, **_EXPERTS, num_experts=4, head_dim=8, num_key_value_heads=2),
-        hf.GptOssConfig(**_SMALL, num_local_experts=4, head_dim=8, num_key_value_heads=2, rope_scaling=None),
-        hf.DeepseekV3Config(
-            **_SMALL, **_EXPERTS, **_LATENT, n_routed_experts=4, n_group=1, topk_group=1, num_key_value_heads=4
-        ),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_experts_get_the_tree_without_a_word(config, make_groups):
-    """An MLP that tells its router's scores too (gpt-oss), values narrower than keys (DeepSeek)."""
-    torch.manual_seed(0)
-    model = hf.AutoModelForCausalLM.from_config(config)
-    choice = choose_scorer(model, make_groups(SHAPES[:2], 0))
+def test_experts_get_the_tree_without_a_word(family_of_experts, build, make_groups):
+    """Among them an MLP that tells its router's scores too (gpt-oss), and values narrower than keys (DeepSeek)."""
+    choice = choose_scorer(build(family_of_experts), make_groups(SHAPES[:2], 0))
     assert choice.notice is None
     assert isinstance(choice.scorer, TreeScorer)
 

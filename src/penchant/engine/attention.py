@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from penchant.engine.linear import compute_dtype
 from penchant.engine.tiled import tiled_attention
 from penchant.engine.tree_plan import Span, Tiling, TreePlan
 
@@ -79,16 +80,11 @@ def tree_attention(
         return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux), None
     if query.device.type == "cpu" and query.shape[3] == value.shape[3]:
         return _on_cpu(query, key, value, tree, sliding_window, scale), None
-    query, key, value = (autocast(x) for x in (query, key, value))
+    # Rotations and norms hand on float32 under autocast, which fast kernels do not take.
+    query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _variable_length(query, key, value, tree, sliding_window, scale), None
     return _masked(query, key, value, tree, sliding_window, scale), None
-
-
-def autocast(x: Tensor) -> Tensor:
-    """In autocast's dtype where it is on: rotations and norms hand on float32, which fast kernels do not take."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _on_cpu(query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float) -> Tensor:

@@ -86,7 +86,7 @@ def lighten(model: nn.Module) -> None:
         last: Any = layers[-1] if len(layers) else None
         if isinstance(getattr(last, "mlp", None), nn.Module) and not isinstance(last, _LastLayer):
             for lean, part in ((_LastLayer, last), (_SomeRows, last.mlp)):
-                part.__class__ = _mixed(lean, part.__class__)
+                part.__class__ = leaner(lean, part.__class__)
 
 
 def _fuse(model: nn.Module) -> None:
@@ -95,15 +95,16 @@ def _fuse(model: nn.Module) -> None:
         if _LEAN in vars(kind):
             continue
         if _is_rms_norm(kind) and isinstance(getattr(module, "weight", None), Tensor):
-            module.__class__ = _mixed(_Norm, kind)
+            module.__class__ = leaner(_Norm, kind)
         elif _is_gate(kind) and _is_silu(getattr(module, "act_fn", None)):
-            module.__class__ = _mixed(_Gate, kind)
+            module.__class__ = leaner(_Gate, kind)
         elif _rotates(kind):
             module.__class__ = _rotating(kind)
 
 
 @lru_cache
-def _mixed(lean: Any, kind: Any) -> type[Any]:
+def leaner(lean: Any, kind: Any) -> type[Any]:
+    """A subclass of a module's class with the forward of another; it goes by the class's own name."""
     return type(kind.__name__, (lean, kind), {"__module__": kind.__module__, _LEAN: True})
 
 

@@ -64,6 +64,12 @@ def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
     return 128 if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 1
 
 
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """The matrix product's dtype: autocast's where it is on, else the tensor's own."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
 def chunk_rows(vocabulary: int) -> int:
     """Tokens whose logits are computed at a time."""
     return max(1, CHUNK_ELEMENTS // vocabulary)

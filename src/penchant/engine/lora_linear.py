@@ -6,12 +6,14 @@ and back. Shapes: T tokens, I inputs, O outputs, r the rank.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from penchant.engine.lean import leaner
+from penchant.engine.linear import compute_dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,10 +30,9 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     Returns:
         [..., O] in the dtype of the matrix product: autocast's where it is on, else that of `x`.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = compute_dtype(x)
     given = [None if each is None else each.to(dtype) for each in (x, weight, bias, a, b)]
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _LoraLinear.apply(*given, scaling)
     return y
 
@@ -92,10 +93,4 @@ def fuse_adapters(adapters: PeftModel) -> None:
             continue
         plain = not module.lora_variant and not any(module.lora_bias.values()) and len(module.lora_A) == 1
         if plain and all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values()):
-            kind: Any = Linear
-            module.__class__ = _fused(kind)
-
-
-@lru_cache
-def _fused(kind: Any) -> type[Any]:
-    return type(kind.__name__, (_Fused, kind), {"__module__": kind.__module__})
+            module.__class__ = leaner(_Fused, module.__class__)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.linear import linear_log_probs, row_multiple
+from penchant.engine.linear import compute_dtype, linear_log_probs, row_multiple
 from penchant.engine.tied import Shared, embed, is_tied
 from penchant.engine.tree_plan import TreePlan
 
@@ -80,9 +80,3 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     """The model without its head."""
     inner: nn.Module = getattr(model, model.base_model_prefix)
     return inner
-
-
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The matrix product's dtype: autocast's where it is on, else the weight's own."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
