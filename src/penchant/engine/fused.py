@@ -1,7 +1,8 @@
 """Parts of a decoder layer in fewer passes over memory than their formulas have operations, there and back.
 
-Each keeps its inputs for the backward (a norm also a number a row), and computes the rest again. Shapes: T tokens, D the
-last dimension.
+Each keeps its inputs for the backward (a norm also a number a row), and computes the rest again.
+
+Shapes: D the last dimension.
 """
 
 from __future__ import annotations
