@@ -27,6 +27,13 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def last_step(folder: Path) -> int:
+    """Of the lines written whole; -1 where there is none yet, as a kill may leave it."""
+    log = folder / "metrics.jsonl"
+    whole = log.read_text().split("\n")[:-1] if log.exists() else []
+    return int(json.loads(whole[-1])["step"]) if whole else -1
+
+
 def run(file: Path, *overrides: str, resume: bool = False) -> Path:
     return train(load_config(file, overrides), resume=resume)
 
@@ -116,7 +123,7 @@ def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_mod
         time.sleep(draw.uniform(0.0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        reached.add(lines(folder)[-1]["step"] if (folder / "metrics.jsonl").exists() else -1)
+        reached.add(last_step(folder))
     assert len(reached) > 2, "the kills all fell on start-up"
     run(file, f"output={folder}", resume=True)
     assert (undisturbed / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()

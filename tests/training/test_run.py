@@ -32,6 +32,13 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def last_step(folder: Path) -> int:
+    """Of the lines written whole; -1 where there is none yet, as a kill may leave it."""
+    log = folder / "metrics.jsonl"
+    whole = log.read_text().split("\n")[:-1] if log.exists() else []
+    return int(json.loads(whole[-1])["step"]) if whole else -1
+
+
 def run(file: Path, *overrides: str, resume: bool = False) -> Path:
     return train(load_config(file, overrides), resume=resume)
 
@@ -151,7 +158,7 @@ def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, 
     for _ in range(20):
         arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
         kill_somewhere(penchant("train", *arguments), folder / "metrics.jsonl", draw)
-        steps.add(lines(folder)[-1]["step"] if (folder / "metrics.jsonl").exists() else -1)
+        steps.add(last_step(folder))
     assert len(steps) > 3, "the kills all fell on start-up"
     process = penchant("train", folder, "--resume")
     assert process.wait(120) == 0, process.stderr.read()
