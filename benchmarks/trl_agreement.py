@@ -13,11 +13,13 @@ import random
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TRL = "1.16.0"
+sys.path.insert(0, str(HERE))
+
+from environments import trl_python  # noqa: E402
+
 STEPS, BATCH, RATE, BETA = 10, 4, 1e-4, 0.1
 TOLERANCE = 1e-4
 SENTENCE = "the old cat sees a big dog then it runs to the small house by river tree bird sings likes finds ."
@@ -63,19 +65,6 @@ def build_inputs(folder: Path, seed: int = 0) -> tuple[Path, Path]:
             row = {"prompt": sentence(3, 30), "chosen": " " + sentence(2, 20), "rejected": " " + sentence(2, 20)}
             stream.write(json.dumps(row) + "\n")
     return folder / "model", pairs
-
-
-def trl_python() -> Path:
-    """The interpreter of TRL's environment, made if missing."""
-    folder = HERE / ".envs" / f"trl-{TRL}"
-    python = folder / "bin" / "python"
-    if not (folder / ".installed").exists():
-        venv.create(folder, with_pip=True)
-        constraints = HERE.parent / "constraints.txt"
-        install = [python, "-m", "pip", "install", "-q", "-c", constraints, f"trl=={TRL}", "torch", "transformers"]
-        subprocess.run([str(part) for part in install], check=True)
-        (folder / ".installed").touch()
-    return python
 
 
 def run_penchant(model: Path, pairs: Path, out: Path) -> list[dict[str, float]]:

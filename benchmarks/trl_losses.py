@@ -2,7 +2,7 @@
 
     python benchmarks/trl_losses.py
 
-Uses the environment of benchmarks/trl_agreement.py, made the first time. Exits with 1 where a loss that should agree
+Uses the environment of benchmarks/environments.py, made the first time. Exits with 1 where a loss that should agree
 differs by 1e-5 relative or more.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from trl_agreement import HERE, TRL, trl_python
+from environments import HERE, TRL, trl_python
 
 from penchant.objectives import (
     CDPO,

@@ -3,12 +3,12 @@
     python benchmarks/speed/run.py pairs --sides penchant trl_best padded
     python benchmarks/speed/run.py pairs long_prompts negatives vocabulary pairs_bf16 lora --out benchmarks/results
     python benchmarks/speed/run.py qwen_0.5b_pairs qwen_0.5b_k8 llama_8b_pairs llama_8b_k8   # on one GPU
-    python benchmarks/speed/run.py qwen_0.5b_k8 --device cpu --tiny                          # the same code, anywhere
+    python benchmarks/speed/run.py qwen_0.5b_k8 --device cpu --tiny --here                   # the same code, anywhere
 
-Each side runs in a fresh process, in turn: A B C, A B C, ... TRL's sides run in an environment of their own, made the
-first time (benchmarks/.envs/). Losses of sides that do the same work must agree step by step, before anything is said
-of their times; where they do not, nothing is reported and the exit status is 1. What is recorded is said in
-measuring.py, what the bound counts in bound.py.
+Each side runs in a fresh process, in turn: A B C, A B C, ... TRL's sides run in an environment of their own, Penchant's
+and the padded ones in one with what a user installs; both are made the first time (benchmarks/.envs/). Losses of sides
+that do the same work must agree step by step, before anything is said of their times; where they do not, nothing is
+reported and the exit status is 1. What is recorded is said in measuring.py, what the bound counts in bound.py.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bound import step_flops  # noqa: E402
+from environments import penchant_python, trl_python  # noqa: E402
 from measuring import Task  # noqa: E402
 from report import Measured, Result, text, write  # noqa: E402
 from workloads import WORKLOADS, Group, Workload, build, tokens_by_candidate, tokens_by_pair  # noqa: E402
@@ -48,7 +49,7 @@ class Side:
         work: sides of the same work have the same losses.
         by_pair: each (positive, negative) is a pair of its own; else each candidate is read once.
         same_order: takes the data's order; else its losses are compared in the mean only.
-        environment: its own, made by the benchmark; None is the one this script runs in.
+        environment: whose, of those the benchmark makes.
         needs: a package that environment may lack.
     """
 
@@ -56,7 +57,7 @@ class Side:
     work: str = "dpo"
     by_pair: bool = True
     same_order: bool = True
-    environment: str | None = None
+    environment: Literal["penchant", "trl"] = "penchant"
     needs: str | None = None
 
 
@@ -140,13 +141,11 @@ def check_moved(found: dict[str, dict[str, Any]], tolerance: float) -> None:
             raise Disagreement(f"{name}'s losses hardly move ({min(losses):.5f} to {max(losses):.5f})")
 
 
-def interpreter(side: Side) -> str:
-    """The Python a side runs in."""
-    if side.environment is None:
-        return sys.executable
-    from trl_agreement import trl_python
-
-    return str(trl_python())
+def interpreter(side: Side, here: bool) -> str:
+    """The Python a side runs in; here: Penchant's in that of this script."""
+    if side.environment == "trl":
+        return str(trl_python())
+    return sys.executable if here else str(penchant_python())
 
 
 def missing(name: str) -> str | None:
@@ -154,7 +153,7 @@ def missing(name: str) -> str | None:
     side = SIDES[name]
     if side.needs is None:
         return None
-    python = interpreter(side)
+    python = trl_python()
     asked = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({side.needs!r}) is None)"
     if subprocess.run([python, "-c", asked], check=False).returncode == 0:
         return None
@@ -216,7 +215,7 @@ def compare(workload: Workload, names: Sequence[str], options: argparse.Namespac
         for name in names:
             side = SIDES[name]
             print(f"{workload.name}, {alternation + 1} of {options.alternations}: {name}", file=sys.stderr, flush=True)
-            found[name] = run_side(side.script, interpreter(side), task(name, side.work))
+            found[name] = run_side(side.script, interpreter(side, options.here), task(name, side.work))
             check_tokens(name, found[name], drawn)
         new = check_losses(found, tolerance)
         if workload.dtype == "float32" and not options.tiny:
@@ -258,6 +257,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the workload's")
     parser.add_argument("--tiny", action="store_true", help="sizes for tests; times mean nothing")
+    parser.add_argument(
+        "--here", action="store_true", help="run Penchant's sides in this script's environment, whatever else is in it"
+    )
     parser.add_argument("--work", type=Path, default=HERE.parent / ".work" / "speed", help="folder for data and sides")
     parser.add_argument("--out", type=Path, default=HERE.parent / ".work", help="folder for the results")
     options = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ import pytest
 
 SPEED = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
 MODULES = ("bound", "measuring", "report", "run", "workloads")
-TINY = ["--tiny", "--threads", "1", "--steps", "2", "--warmup", "1", "--alternations", "1", "--rate", "1e-3"]
+TINY = ["--tiny", "--here", "--threads", "1", "--steps", "2", "--warmup", "1", "--alternations", "1", "--rate", "1e-3"]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from penchant.engine import linear
+from penchant.engine import linear, vocabulary
 from penchant.engine.linear import linear_log_probs
 
 
@@ -19,11 +19,13 @@ def _case(bias: bool, seed: int = 0):
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("chunk", "kept"), [(1 << 22, 1 << 26), (17 * 4, 1 << 26), (17 * 4, 0)])
-def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, chunk, kept):
-    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", chunk)
+@pytest.mark.parametrize(("words", "kept"), [(1 << 20, 1 << 26), (4, 1 << 26), (4, 11 * 10), (4, 0)])
+def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words, kept):
+    """In one block and in five; with all logits kept, two blocks' of five, and none."""
+    monkeypatch.setattr(vocabulary, "LEAST_BLOCK", words)
+    monkeypatch.setattr(vocabulary, "BLOCK_ELEMENTS", 11 * words)
     monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
-    monkeypatch.setattr(linear, "_PASS_ELEMENTS", 17 * 3)
+    monkeypatch.setattr(vocabulary, "_PASS_ELEMENTS", 4 * 3)
     hidden, weight, offset, targets = _case(bias)
     inputs = [x for x in (hidden, weight, offset) if x is not None]
     upstream = torch.randn(11, dtype=torch.float64)
@@ -66,17 +68,23 @@ def test_gradients_in_bfloat16_are_rounded_once(softcap):
 def test_without_a_graph_nothing_is_kept(monkeypatch):
     """A trained head says that it needs a gradient even where no gradients are computed."""
     asked = []
-    monkeypatch.setattr(linear, "keeps_logits", lambda n, v, trained: asked.append(trained) or trained)
+    log_probs = vocabulary.OutputLayer.log_probs
+    monkeypatch.setattr(
+        vocabulary.OutputLayer, "log_probs", lambda head, x, y, kept: asked.append(kept) or log_probs(head, x, y, kept)
+    )
     hidden, weight, _, targets = _case(bias=False)
     with torch.no_grad():
         alone = linear_log_probs(hidden, weight, None, targets)
     torch.testing.assert_close(linear_log_probs(hidden, weight, None, targets), alone, rtol=0, atol=0)
-    assert asked == [False, True]
+    assert asked == [0, 17]
 
 
-def test_chunks_hold_what_they_say():
-    assert linear.chunk_rows(32_000) == 524
-    assert linear.chunk_rows(1 << 30) == 1
+def test_blocks_hold_what_they_say():
+    assert vocabulary.block_width(1000, 152_000) == 8192
+    assert vocabulary.block_width(1 << 20, 152_000) == vocabulary.LEAST_BLOCK
+    assert vocabulary.block_width(10, 152_000) == 152_000
+    assert linear.kept_words(500, 152_000) == 152_000
+    assert linear.kept_words(2000, 152_000) == 16 * 4096
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -87,7 +95,9 @@ def test_gradient_by_finite_differences(softcap):
     )
 
 
-def test_frozen_head_gives_the_same_hidden_gradient():
+@pytest.mark.parametrize("rows", [3, 11])
+def test_frozen_head_gives_the_same_hidden_gradient(monkeypatch, rows):
+    monkeypatch.setattr(linear, "FROZEN_ELEMENTS", rows * 17)
     hidden, weight, _, targets = _case(bias=False)
     upstream = torch.randn(11, dtype=torch.float64)
     (trained,) = torch.autograd.grad(linear_log_probs(hidden, weight, None, targets), hidden, upstream)

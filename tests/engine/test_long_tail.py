@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from penchant.data.trees import pack
-from penchant.engine import linear
+from penchant.engine import linear, vocabulary
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.memory import counted, without_data
 from penchant.engine.tree import TreeScorer
@@ -61,9 +61,10 @@ def test_four_times_as_much_takes_four_times_the_memory(make_groups, small, larg
 
 
 def test_a_large_vocabulary_keeps_no_more_logits_than_allowed(make_groups, monkeypatch):
-    """20,000 words, 600 response tokens: 48 MB of logits are kept where they may be, and 4 MB at a time where not."""
-    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 1 << 20)
-    shape, logits = (100, (300, 300)), 600 * 20_000 * 4
-    whole = peak(make_groups, [shape], 20_000)
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", 600 * 20_000 - 1)
-    assert whole - peak(make_groups, [shape], 20_000) == pytest.approx(logits - (1 << 22), rel=0.1)
+    """20,000 words in blocks of 1,536: where half of 600 tokens' logits may be kept, six are and one is made."""
+    monkeypatch.setattr(vocabulary, "BLOCK_ELEMENTS", 1 << 20)
+    shape, words = (100, (300, 300)), 20_000
+    whole = peak(make_groups, [shape], words)
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", 600 * words // 2)
+    spared = (words - 7 * 1536) * 600 * 4
+    assert whole - peak(make_groups, [shape], words) == pytest.approx(spared, rel=0.1)

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from penchant.engine.linear import compute_dtype
 
 _PASS_ELEMENTS = 1 << 17
 """A gate's rows are worked on so many numbers at a time: they stay in a core's own cache between operations."""
@@ -32,6 +35,24 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up`` (arXiv 2002.05202, section 2), of tensors of one shape."""
     y: Tensor = _Gated.apply(gate, up)
+    return y
+
+
+def gated_linear(gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``(silu(gate) * up) @ weight.T + bias``, without keeping the gated tensor.
+
+    Args:
+        gate, up: [..., I].
+        weight: [O, I].
+        bias: [O] or None.
+
+    Returns:
+        [..., O] in the dtype of the matrix product: autocast's where it is on, else that of `gate`.
+    """
+    dtype = compute_dtype(gate)
+    given = [None if each is None else each.to(dtype) for each in (gate, up, weight, bias)]
+    with torch.autocast(gate.device.type, enabled=False):
+        y: Tensor = _GatedLinear.apply(*given)
     return y
 
 
@@ -71,22 +92,54 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        out = torch.empty_like(gate)
-        for y, g, u in _rows(out, gate, up):
-            torch.ops.aten.silu.out(g, out=y)
-            y.mul_(u)
-        return out
+        return _gate(gate, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
-        for dy, g, u, dg, du in _rows(upstream, gate, up, gate_gradient, up_gradient):
-            torch.ops.aten.silu.out(g, out=du)
-            du.mul_(dy)
-            torch.ops.aten.silu_backward.grad_input(dy * u, g, grad_input=dg)
+        for part in _rows(upstream, gate, up, gate_gradient, up_gradient):
+            _gate_backward(*part)
         return gate_gradient, up_gradient
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return linear(_gate(gate, up), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        gate, up, weight = ctx.saved_tensors
+        dy = upstream.reshape(-1, upstream.shape[-1])
+        between = dy @ weight
+        gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
+        for part in _rows(between, gate, up, gate_gradient, up_gradient):
+            # What comes in is not needed any more: the gated rows take its place.
+            part[0].copy_(_gate_backward(*part))
+        weight_gradient = dy.T @ between if ctx.needs_input_grad[2] else None
+        return gate_gradient, up_gradient, weight_gradient, dy.sum(0) if ctx.needs_input_grad[3] else None
+
+
+def _gate(gate: Tensor, up: Tensor) -> Tensor:
+    out = torch.empty_like(gate)
+    for y, g, u in _rows(out, gate, up):
+        torch.ops.aten.silu.out(g, out=y)
+        y.mul_(u)
+    return out
+
+
+def _gate_backward(upstream: Tensor, gate: Tensor, up: Tensor, gate_gradient: Tensor, up_gradient: Tensor) -> Tensor:
+    """Writes both gradients; returns the gated tensor, computed again."""
+    of_silu = upstream * up
+    torch.ops.aten.silu_backward.grad_input(of_silu, gate, grad_input=gate_gradient)
+    torch.ops.aten.silu.out(gate, out=up_gradient)
+    again = torch.mul(up_gradient, up, out=of_silu)
+    up_gradient.mul_(upstream)
+    return again
 
 
 class _Rotate(torch.autograd.Function):

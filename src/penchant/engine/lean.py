@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from penchant.engine.fused import gated, rms_norm, rotate
+from penchant.engine.fused import gated, gated_linear, rms_norm, rotate
 
 _EPSILONS = ("variance_epsilon", "eps")
 _ROTATION = "apply_rotary_pos_emb"
@@ -37,15 +37,18 @@ class _Norm(nn.Module):
 
 
 class _Gate(nn.Module):
-    """`gated` between the projections, whatever these are."""
+    """`gated` between the projections, whatever these are; in one function with the last where it is a plain layer."""
 
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
-        return down
+        gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+        if type(down) is nn.Linear:
+            return gated_linear(gate, up, down.weight, down.bias)
+        found: Tensor = down(gated(gate, up))
+        return found
 
 
 class _SomeRows(nn.Module):

@@ -172,7 +172,7 @@ def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) 
         hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
         ledger.reset()
         before = ledger.live
-        linear_log_probs(hidden, weight.to(compute), None, ids).sum().backward()
+        linear_log_probs(hidden, weight, None, ids).sum().backward()
         own = weight.grad.nbytes if weight.grad is not None else 0
         return max(0, ledger.peak - before - own)
 

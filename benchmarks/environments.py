@@ -1,0 +1,39 @@
+"""Environments of their own for the sides of a comparison, under benchmarks/.envs/, each made the first time.
+
+Penchant's holds what a user installs. Libraries look for what else is there: transformers alone loads 34 MB of SciPy
+where a development tool has brought it along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+TRL = "1.16.0"
+
+
+def penchant_python() -> Path:
+    """The interpreter of an environment with this checkout of Penchant, without its extras."""
+    return _python("penchant", "-e", str(ROOT))
+
+
+def trl_python() -> Path:
+    """The interpreter of an environment with TRL."""
+    return _python(f"trl-{TRL}", f"trl=={TRL}", "torch", "transformers")
+
+
+def _python(name: str, *packages: str) -> Path:
+    folder = HERE / ".envs" / name
+    python, made = folder / "bin" / "python", folder / ".installed"
+    constraints = ROOT / "constraints.txt"
+    asked = [*packages, constraints.read_text(), (ROOT / "pyproject.toml").read_text()]
+    wanted = hashlib.sha256("".join(asked).encode()).hexdigest()
+    if not made.exists() or made.read_text() != wanted:
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, *packages], check=True)
+        made.write_text(wanted)
+    return python

@@ -1,0 +1,153 @@
+"""A language model's output layer, a block of the vocabulary at a time: log-probs there, their gradients back.
+
+Each block's logits are worked on while the caches hold them, and its rows of the weight's gradient are written once.
+
+Shapes: N target tokens, D hidden size, V vocabulary; n rows of a part, B words of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 1 << 23
+"""Logits worked on at a time (32 MiB in float32)."""
+
+LEAST_BLOCK = 512
+"""Words of a block, however many the tokens: a matrix product of fewer columns is slow."""
+
+_PASS_ELEMENTS = 1 << 18
+"""Of these, exponentials are taken at a time: as many as a core's own cache holds."""
+
+
+def block_width(tokens: int, vocabulary: int) -> int:
+    """Words of the vocabulary whose logits are computed at a time."""
+    return min(vocabulary, max(1, BLOCK_ELEMENTS // (LEAST_BLOCK * max(1, tokens))) * LEAST_BLOCK)
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """The output layer: weight [V, D], bias [V] or None, the logits' cap or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+
+    def log_probs(self, hidden: Tensor, targets: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The targets' log-probs [N], each row's log-sum-exp [N], and the raw logits of the first words, flat."""
+        n = len(targets)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
+        table = hidden.new_empty(n * kept)
+        for block, logits in self._blocks(hidden, table, filled=False):
+            inside, place = _places(targets, block)
+            found = _capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
+            chosen = torch.where(inside, found, chosen)
+            of_block = torch.cat([_log_sum_exp(_capped(part, self.softcap)) for (part,) in _passes(logits)])
+            normalisers = torch.logaddexp(normalisers, of_block)
+        return chosen - normalisers, normalisers, table
+
+    def gradients(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        normalisers: Tensor,
+        upstream: Tensor,
+        table: Tensor,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of ``upstream . log_probs`` by hidden states, weight and bias, where needed; uses the kept logits up."""
+        # Of float32 at least: a sum over blocks would be rounded at each.
+        of_hidden = torch.empty_like(hidden, dtype=normalisers.dtype) if needs[0] else None
+        of_weight = torch.empty_like(self.weight) if needs[1] else None
+        of_bias = torch.empty_like(self.bias) if needs[2] and self.bias is not None else None
+        for block, logits in self._blocks(hidden, table, filled=True):
+            inside, place = _places(targets, block)
+            upstream_here = torch.where(inside, upstream, 0.0)
+            for part in _passes(logits, normalisers, place, upstream, upstream_here):
+                _to_gradient(self.softcap, *part)
+            if of_hidden is not None:
+                _add_product(of_hidden, logits, self.weight[block], first=block.start == 0)
+            if of_weight is not None:
+                _add_product(of_weight[block], logits.T, hidden, first=True)
+            if of_bias is not None:
+                of_bias[block] = logits.sum(0)
+        return None if of_hidden is None else of_hidden.to(hidden.dtype), of_weight, of_bias
+
+    def _blocks(self, hidden: Tensor, table: Tensor, *, filled: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Each block and its raw logits [N, B]: the first in the flat table, as far as it goes; the others one by one.
+
+        Args:
+            filled: whether the table's logits are there already.
+        """
+        n, vocabulary = len(hidden), len(self.weight)
+        width = block_width(n, vocabulary)
+        kept = len(table) // max(1, n)
+        spare = hidden.new_empty(n * width if kept < vocabulary else 0)
+        for start in range(0, vocabulary, width):
+            block = slice(start, min(start + width, vocabulary))
+            in_table = block.stop <= kept
+            place = table[n * block.start : n * block.stop] if in_table else spare[: n * (block.stop - block.start)]
+            logits = place.view(n, block.stop - block.start)
+            if not (in_table and filled):
+                torch.mm(hidden, self.weight[block].to(hidden.dtype).T, out=logits)
+                if self.bias is not None:
+                    logits.add_(self.bias[block].to(hidden.dtype))
+            yield block, logits
+
+
+def _places(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Which targets are in the block, and where in it; any place in it for the others."""
+    place = targets - block.start
+    within = place.clamp(0, block.stop - block.start - 1)
+    return place == within, within
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """``out (+)= a @ b``; the first product writes, so that nothing is to be filled with zeros before."""
+    b = b.to(a.dtype)
+    if out.dtype == a.dtype:
+        out.addmm_(a, b, beta=float(not first))
+    elif first:
+        out.copy_(a @ b)
+    else:
+        out.add_(a @ b)
+
+
+def _passes(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of each, to be worked on together; on a GPU all of them."""
+    rows = max(1, _PASS_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    return zip(*(each.split(rows) for each in (logits, *per_row)), strict=True)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """In float32 or better; the very tensor where there is nothing to do."""
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return values if softcap is None else torch.tanh(values / softcap) * softcap
+
+
+def _log_sum_exp(values: Tensor) -> Tensor:
+    top = values.amax(1)
+    return (values - top[:, None]).exp_().sum(1).log_().add_(top)
+
+
+def _to_gradient(
+    softcap: float | None, logits: Tensor, normalisers: Tensor, place: Tensor, upstream: Tensor, at_target: Tensor
+) -> None:
+    """``upstream (onehot - softmax)`` by the raw logits, through the soft-cap, in their place.
+
+    Args:
+        at_target: the upstream of rows whose target is in the block, 0 of the others.
+    """
+    values = _capped(logits, softcap)
+    in_place = softcap is None and values.dtype == logits.dtype
+    gradient = torch.sub(values, normalisers[:, None], out=values if in_place else None)
+    gradient.exp_().mul_(-upstream[:, None])
+    gradient.scatter_add_(1, place[:, None], at_target[:, None])
+    if softcap is not None:
+        gradient.mul_(1 - (values / softcap) ** 2)
+    if not in_place:
+        logits.copy_(gradient)
