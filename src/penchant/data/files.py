@@ -64,7 +64,7 @@ def _rows(source: str | Path, split: str | None, columns: Mapping[str, str]) -> 
             raise no_splits(split, path.name)
         yield from _file_rows(path, path.name, columns)
         return
-    elif HUB_ID.fullmatch(str(source)) and _ending(path) not in READERS:
+    elif HUB_ID.fullmatch(str(source)) and ending_of(path) not in READERS:
         rows = hub_dataset(str(source), split)
     else:
         raise _missing(Path(source))
@@ -72,28 +72,28 @@ def _rows(source: str | Path, split: str | None, columns: Mapping[str, str]) -> 
         yield where, _renamed(row, columns, where)
 
 
-def _ending(path: Path) -> str:
+def ending_of(path: Path) -> str:
     """A file's last ending but .gz, in small letters."""
     endings = [ending.lower() for ending in path.suffixes]
     return next((ending for ending in reversed(endings) if ending != ".gz"), "")
 
 
 def _file_rows(path: Path, name: str, columns: Mapping[str, str]) -> Rows:
-    ending = _ending(path)
+    ending = ending_of(path)
     if ending not in READERS:
         raise DataError(
             f"unknown kind of file '{ending or path.name}'; expected {', '.join(READERS)}, each also with .gz",
             where=name,
             fix="save it as one of these and name it so",
         )
-    with _opened(path, name) as stream:
+    with opened(path, name) as stream:
         for where, row in READERS[ending](stream, name):
             renamed = _renamed(row, columns, where)
             yield where, typed_cells(renamed, where) if ending == ".csv" else renamed
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
+def opened(path: Path, name: str) -> Iterator[BinaryIO]:
     """A file's bytes, decompressed where its name ends in .gz."""
     compressed = path.suffix.lower() == ".gz"
     try:
@@ -128,7 +128,7 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
 def _data_files(folder: Path, split: str | None) -> list[Path]:
     """A folder's data files, of one split."""
     files = sorted(
-        file for file in folder.iterdir() if file.is_file() and _ending(file) in READERS and file.name[0] != "."
+        file for file in folder.iterdir() if file.is_file() and ending_of(file) in READERS and file.name[0] != "."
     )
     if not files:
         raise DataError(

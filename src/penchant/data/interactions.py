@@ -1,0 +1,159 @@
+"""Who took what, when, and how they liked it; and what the things are called.
+
+Files of interactions: CSV, JSON lines or Parquet with named columns, RecBole's atomic files (.inter, .item), and
+MovieLens' .dat (``user::item::rating::time``; titles as ``item::title::...``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penchant.data.files import ending_of, opened, read_rows
+from penchant.data.files_text import text_lines
+from penchant.errors import DataError
+
+NAMES = {
+    "user": ("user", "user_id", "userId", "uid", "reviewerID"),
+    "item": ("item", "item_id", "itemId", "iid", "movie_id", "movieId", "product_id", "asin", "parent_asin"),
+    "time": ("time", "timestamp", "unixReviewTime", "unix_time"),
+    "rating": ("rating", "score", "stars", "overall"),
+    "title": ("title", "item_name", "movie_title", "name"),
+}
+"""Column names that are understood, ours first."""
+
+INTERACTIONS = ("user", "item", "rating", "time")
+TITLES = ("item", "title")
+RECBOLE = (".inter", ".item")
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One user with one item.
+
+    Attributes:
+        time: seconds, or whatever grows with time in the file.
+        rating: None where the data has none.
+    """
+
+    user: str
+    item: str
+    time: float
+    rating: float | None
+
+
+def read_interactions(source: str | Path, *, columns: Mapping[str, str] | None = None) -> list[Interaction]:
+    """Interactions in the file's order.
+
+    Args:
+        columns: user, item, time, rating -> the source's name of the column, where it is not one of `NAMES`.
+
+    Raises:
+        DataError: the file cannot be read; a row lacks its user, item or time, or a number is none.
+    """
+    found = []
+    for where, row in _rows(source, INTERACTIONS, columns):
+        rating = _number(row, "rating", where) if row.get("rating") not in (None, "") else None
+        time = _number(row, "time", where)
+        found.append(Interaction(_text(row, "user", where), _text(row, "item", where), time, rating))
+    return found
+
+
+def read_titles(source: str | Path, *, columns: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Each item's title.
+
+    Args:
+        columns: item, title -> the source's name of the column, where it is not one of `NAMES`.
+
+    Raises:
+        DataError: the file cannot be read, a row lacks its item or title, or an item has two titles.
+    """
+    titles: dict[str, str] = {}
+    for where, row in _rows(source, TITLES, columns):
+        item, title = _text(row, "item", where), _text(row, "title", where)
+        if titles.setdefault(item, title) != title:
+            raise DataError(
+                f"item '{item}' is called '{title}' here and '{titles[item]}' before",
+                where=where,
+                fix="give each item one title",
+            )
+    return titles
+
+
+def _rows(
+    source: str | Path, wanted: tuple[str, ...], columns: Mapping[str, str] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows with our names for the wanted columns."""
+    path = Path(source).absolute()
+    ending = ending_of(path)
+    if ending == ".dat":
+        rows = _double_colons(path, wanted)
+    elif ending in RECBOLE:
+        rows = _recbole(path)
+    else:
+        rows = read_rows(source)
+    names = {ours: (columns or {}).get(ours) for ours in wanted}
+    empty = True
+    for where, row in rows:
+        empty = False
+        theirs = {ours: (name,) if name else NAMES[ours] for ours, name in names.items()}
+        yield where, {ours: next((row[n] for n in known if n in row), None) for ours, known in theirs.items()}
+    if empty:
+        raise DataError("it is empty; expected at least one row", where=path.name, fix="name another file")
+
+
+def _double_colons(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    with opened(path, path.name) as stream:
+        for number, line in text_lines(stream, path.name):
+            where, cells = f"{path.name}, line {number}", line.rstrip("\r\n").split("::")
+            if len(cells) < len(wanted):
+                raise DataError(
+                    f"{len(cells)} fields between '::'; expected {'::'.join(wanted)}",
+                    where=where,
+                    fix="write one row a line, or use CSV with a header",
+                )
+            yield where, dict(zip(wanted, cells, strict=False))
+
+
+def _recbole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Tab-separated, with a header of ``name:type``."""
+    header: list[str] | None = None
+    with opened(path, path.name) as stream:
+        for number, line in text_lines(stream, path.name):
+            where, cells = f"{path.name}, line {number}", line.rstrip("\r\n").split("\t")
+            if header is None:
+                header = [cell.split(":")[0] for cell in cells]
+            elif len(cells) == len(header):
+                yield where, dict(zip(header, cells, strict=True))
+            else:
+                raise DataError(
+                    f"{len(cells)} fields between tabs; the header has {len(header)}",
+                    where=where,
+                    fix="separate the fields by one tab each",
+                )
+
+
+def _text(row: Mapping[str, Any], column: str, where: str) -> str:
+    value = row[column]
+    text = "" if value is None else str(value).strip()
+    if not text:
+        raise DataError(
+            f"no {column}; looked for the columns {', '.join(NAMES[column])}",
+            where=where,
+            fix=f"name the column: columns={{{column}: NAME}}",
+        )
+    return text
+
+
+def _number(row: Mapping[str, Any], column: str, where: str) -> float:
+    text = _text(row, column, where)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"the {column} is '{text}'; expected a number", where=where, fix="write times in seconds")
+    return number

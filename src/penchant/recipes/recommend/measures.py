@@ -1,0 +1,92 @@
+"""How well titles are ranked and named: hit ratio, NDCG, MRR by scores; hit ratio and valid ratio by what is said."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from penchant.evaluation.statistics import Estimate, bootstrap_mean
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the target stands among the candidates, the best first.
+
+    Attributes:
+        above: candidates with a higher score.
+        tied: with the same score, itself among them.
+    """
+
+    above: int
+    tied: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float], target: int) -> Place:
+        own = scores[target]
+        return cls(sum(score > own for score in scores), sum(score == own for score in scores))
+
+    def hit(self, k: int) -> float:
+        """Probability to be among the first k, ties in random order."""
+        return min(1.0, max(0.0, (k - self.above) / self.tied))
+
+    def ndcg(self, k: int) -> float:
+        """Expected ``1 / log2(1 + rank)`` within the first k (one relevant item: the ideal is 1)."""
+        return self._mean(lambda rank: 1 / math.log2(1 + rank) if rank <= k else 0.0)
+
+    def reciprocal(self) -> float:
+        """Expected ``1 / rank``."""
+        return self._mean(lambda rank: 1 / rank)
+
+    def _mean(self, value: Callable[[int], float]) -> float:
+        return sum(value(self.above + i) for i in range(1, self.tied + 1)) / self.tied
+
+
+def ranking_measures(places: Sequence[Place], users: Sequence[str], cutoffs: Sequence[int]) -> dict[str, Estimate]:
+    """Means over questions, with intervals over users.
+
+    Args:
+        places, users: one of each for every question.
+        cutoffs: the k of hit ratio and NDCG.
+    """
+    values = {f"hit_ratio@{k}": [place.hit(k) for place in places] for k in cutoffs}
+    values |= {f"ndcg@{k}": [place.ndcg(k) for place in places] for k in cutoffs if k > 1}
+    values["mrr"] = [place.reciprocal() for place in places]
+    return {name: over_users(each, users) for name, each in values.items()}
+
+
+def over_users(values: Sequence[float], users: Sequence[str]) -> Estimate:
+    """The mean over questions; users are resampled whole."""
+    numbers: Mapping[str, int] = {user: i for i, user in enumerate(dict.fromkeys(users))}
+    return bootstrap_mean(np.array(values, dtype=np.float64), np.array([numbers[user] for user in users]))
+
+
+def named(answer: str, titles: Sequence[str]) -> tuple[int, ...]:
+    """Which titles an answer names, on word boundaries; of titles that contain one another, the longest.
+
+    An answer is valid where it names exactly one.
+    """
+    left, found = answer, []
+    for index in sorted(range(len(titles)), key=lambda i: -len(titles[i])):
+        pattern = rf"(?<!\w){re.escape(titles[index].strip())}(?!\w)"
+        left, times = re.subn(pattern, "\0", left, flags=re.IGNORECASE)
+        if times:
+            found.append(index)
+    return tuple(sorted(found))
+
+
+def said_measures(
+    answers: Sequence[str], offered: Sequence[Sequence[str]], targets: Sequence[int], users: Sequence[str]
+) -> dict[str, Estimate]:
+    """Hit ratio at 1 of greedy answers (valid and right, over all) and the share that is valid, as the authors count.
+
+    Args:
+        answers, offered, targets, users: of each question, what was said, the titles, the target's index, whose it is.
+    """
+    choices = [named(answer, titles) for answer, titles in zip(answers, offered, strict=True)]
+    hits = [float(choice == (target,)) for choice, target in zip(choices, targets, strict=True)]
+    valid = [float(len(choice) == 1) for choice in choices]
+    return {"said_hit_ratio@1": over_users(hits, users), "valid_ratio": over_users(valid, users)}
