@@ -34,8 +34,12 @@ from measuring import Task  # noqa: E402
 from report import Measured, Result, text, write  # noqa: E402
 from workloads import WORKLOADS, Group, Workload, build, tokens_by_candidate, tokens_by_pair  # noqa: E402
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-"""Largest difference of two sides' losses at any step."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
+"""Largest difference of two sides' losses at any step.
+
+In bfloat16 every side's losses, TRL's and the padded layout's included, are up to 0.026 from those of the same work in
+float32 (`pairs_bf16`, rate 1e-4, twelve steps): two sides may be twice that apart.
+"""
 
 RATE = 1e-5
 

@@ -76,15 +76,16 @@ def test_without_a_graph_nothing_is_kept(monkeypatch):
     with torch.no_grad():
         alone = linear_log_probs(hidden, weight, None, targets)
     torch.testing.assert_close(linear_log_probs(hidden, weight, None, targets), alone, rtol=0, atol=0)
-    assert asked == [0, 17]
+    assert asked == [0, 1]
 
 
 def test_blocks_hold_what_they_say():
-    assert vocabulary.block_width(1000, 152_000) == 8192
-    assert vocabulary.block_width(1 << 20, 152_000) == vocabulary.LEAST_BLOCK
-    assert vocabulary.block_width(10, 152_000) == 152_000
-    assert linear.kept_words(500, 152_000) == 152_000
-    assert linear.kept_words(2000, 152_000) == 16 * 4096
+    assert vocabulary.blocks(10, 152_000) == [slice(0, 152_000)]
+    assert [each.stop - each.start for each in vocabulary.blocks(1000, 20_000)] == [8192, 8192, 3616]
+    assert vocabulary.blocks(1 << 20, 1000) == [slice(0, 512), slice(512, 1000)]
+    assert linear.kept_blocks(10, 152_000) == 1
+    assert linear.kept_blocks(500, 152_000) == 10
+    assert linear.kept_blocks(2000, 152_000) == 16
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

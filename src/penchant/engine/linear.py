@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from penchant.engine.tied import Shared
-from penchant.engine.vocabulary import OutputLayer, block_width
+from penchant.engine.vocabulary import OutputLayer, blocks
 
 KEPT_ELEMENTS = 1 << 27
 """Logits kept for the backward (512 MiB in float32)."""
@@ -65,12 +65,10 @@ def compute_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
-def kept_words(tokens: int, vocabulary: int) -> int:
-    """Of how many words the backward finds the logits of these tokens where the forward left them: whole blocks."""
-    if tokens * vocabulary <= KEPT_ELEMENTS:
-        return vocabulary
-    width = block_width(tokens, vocabulary)
-    return KEPT_ELEMENTS // tokens // width * width
+def kept_blocks(tokens: int, vocabulary: int) -> int:
+    """Of how many blocks the backward finds the logits of these tokens where the forward left them."""
+    first, *_ = found = blocks(tokens, vocabulary)
+    return min(len(found), KEPT_ELEMENTS // max(1, tokens * (first.stop - first.start)))
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -92,7 +90,7 @@ class _LinearLogProbs(torch.autograd.Function):
         ctx.softcap, ctx.shared, ctx.trained = softcap, shared, needs_weight or needs_bias
         head, vocabulary = OutputLayer(weight, bias, softcap), len(weight)
         if ctx.trained:
-            log_probs, normalisers, ctx.kept = head.log_probs(hidden, targets, kept_words(len(targets), vocabulary))
+            log_probs, normalisers, ctx.kept = head.log_probs(hidden, targets, kept_blocks(len(targets), vocabulary))
             ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
             return log_probs
         if not needs_hidden:
@@ -101,7 +99,7 @@ class _LinearLogProbs(torch.autograd.Function):
         unit, parts = torch.empty_like(hidden), []
         rows = max(1, FROZEN_ELEMENTS // vocabulary)
         for x, of_x, words in zip(hidden.split(rows), unit.split(rows), targets.split(rows), strict=True):
-            log_probs, normalisers, kept = head.log_probs(x, words, vocabulary)
+            log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary)))
             ones = torch.ones_like(normalisers)
             gradient, *_ = head.gradients(x, words, normalisers, ones, kept, (True, False, False))
             assert gradient is not None
@@ -117,7 +115,7 @@ class _LinearLogProbs(torch.autograd.Function):
             return unit * upstream[:, None].to(unit.dtype), *(None,) * 6
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         # The logits become their gradient in place: a second backward computes them anew.
-        kept, ctx.kept = ctx.kept, hidden.new_empty(0)
+        kept, ctx.kept = ctx.kept, []
         needs = ctx.needs_input_grad[:3]
         head = OutputLayer(weight, bias, ctx.softcap)
         of_hidden, of_weight, of_bias = head.gradients(hidden, targets, normalisers, upstream, kept, needs)

@@ -23,9 +23,10 @@ _PASS_ELEMENTS = 1 << 18
 """Of these, exponentials are taken at a time: as many as a core's own cache holds."""
 
 
-def block_width(tokens: int, vocabulary: int) -> int:
-    """Words of the vocabulary whose logits are computed at a time."""
-    return min(vocabulary, max(1, BLOCK_ELEMENTS // (LEAST_BLOCK * max(1, tokens))) * LEAST_BLOCK)
+def blocks(tokens: int, vocabulary: int) -> list[slice]:
+    """The vocabulary in parts whose logits are computed at a time."""
+    width = max(1, BLOCK_ELEMENTS // (LEAST_BLOCK * max(1, tokens))) * LEAST_BLOCK
+    return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,23 @@ class OutputLayer:
     bias: Tensor | None
     softcap: float | None
 
-    def log_probs(self, hidden: Tensor, targets: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The targets' log-probs [N], each row's log-sum-exp [N], and the raw logits of the first words, flat."""
+    def log_probs(self, hidden: Tensor, targets: Tensor, keep: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The targets' log-probs [N], each row's log-sum-exp [N], and the raw logits [N, B] of so many blocks."""
         n = len(targets)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
-        table = hidden.new_empty(n * kept)
-        for block, logits in self._blocks(hidden, table, filled=False):
+        kept: list[Tensor] = []
+        for block in blocks(n, len(self.weight)):
+            logits = self._logits(hidden, block)
             inside, place = _places(targets, block)
             found = _capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
             chosen = torch.where(inside, found, chosen)
             of_block = torch.cat([_log_sum_exp(_capped(part, self.softcap)) for (part,) in _passes(logits)])
             normalisers = torch.logaddexp(normalisers, of_block)
-        return chosen - normalisers, normalisers, table
+            if len(kept) < keep:
+                kept.append(logits)
+            del logits
+        return chosen - normalisers, normalisers, kept
 
     def gradients(
         self,
@@ -56,15 +61,21 @@ class OutputLayer:
         targets: Tensor,
         normalisers: Tensor,
         upstream: Tensor,
-        table: Tensor,
+        kept: list[Tensor],
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of ``upstream . log_probs`` by hidden states, weight and bias, where needed; uses the kept logits up."""
+        """Of ``upstream . log_probs`` by hidden states, weight and bias, where needed.
+
+        Args:
+            kept: the first blocks' logits; used up, and let go of one by one.
+        """
         # Of float32 at least: a sum over blocks would be rounded at each.
         of_hidden = torch.empty_like(hidden, dtype=normalisers.dtype) if needs[0] else None
         of_weight = torch.empty_like(self.weight) if needs[1] else None
         of_bias = torch.empty_like(self.bias) if needs[2] and self.bias is not None else None
-        for block, logits in self._blocks(hidden, table, filled=True):
+        kept.reverse()
+        for block in blocks(len(hidden), len(self.weight)):
+            logits = kept.pop() if kept else self._logits(hidden, block)
             inside, place = _places(targets, block)
             upstream_here = torch.where(inside, upstream, 0.0)
             for part in _passes(logits, normalisers, place, upstream, upstream_here):
@@ -75,28 +86,18 @@ class OutputLayer:
                 _add_product(of_weight[block], logits.T, hidden, first=True)
             if of_bias is not None:
                 of_bias[block] = logits.sum(0)
+            del logits
         return None if of_hidden is None else of_hidden.to(hidden.dtype), of_weight, of_bias
 
-    def _blocks(self, hidden: Tensor, table: Tensor, *, filled: bool) -> Iterator[tuple[slice, Tensor]]:
-        """Each block and its raw logits [N, B]: the first in the flat table, as far as it goes; the others one by one.
-
-        Args:
-            filled: whether the table's logits are there already.
-        """
-        n, vocabulary = len(hidden), len(self.weight)
-        width = block_width(n, vocabulary)
-        kept = len(table) // max(1, n)
-        spare = hidden.new_empty(n * width if kept < vocabulary else 0)
-        for start in range(0, vocabulary, width):
-            block = slice(start, min(start + width, vocabulary))
-            in_table = block.stop <= kept
-            place = table[n * block.start : n * block.stop] if in_table else spare[: n * (block.stop - block.start)]
-            logits = place.view(n, block.stop - block.start)
-            if not (in_table and filled):
-                torch.mm(hidden, self.weight[block].to(hidden.dtype).T, out=logits)
-                if self.bias is not None:
-                    logits.add_(self.bias[block].to(hidden.dtype))
-            yield block, logits
+    def _logits(self, hidden: Tensor, block: slice) -> Tensor:
+        """[N, B] raw logits. Of several blocks each takes the same room, so that one freed fits the next."""
+        n, words = len(hidden), block.stop - block.start
+        room = n * words if words == len(self.weight) else max(BLOCK_ELEMENTS, n * LEAST_BLOCK)
+        logits = hidden.new_empty(room)[: n * words].view(n, words)
+        torch.mm(hidden, self.weight[block].to(hidden.dtype).T, out=logits)
+        if self.bias is not None:
+            logits.add_(self.bias[block].to(hidden.dtype))
+        return logits
 
 
 def _places(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
