@@ -16,11 +16,11 @@ from pathlib import Path
 from penchant.config import parse_config
 from penchant.data.groups import PreferenceGroup
 from penchant.data.writing import write_groups
+from penchant.recipes.small_llama import Sizes, build_small_llama
 from penchant.training.run import train
 
 CHARACTERS = 1200
 """A training text's length: about 300 tokens."""
-VOCABULARY = 4096
 
 
 def texts(file: Path) -> Iterator[str]:
@@ -60,40 +60,6 @@ def chunks(every: list[str]) -> list[str]:
     return [text for text in cut if text.strip()]
 
 
-def build(folder: Path, corpus: list[str], seed: int) -> None:
-    """A tokenizer of the corpus, and a model of random weights for it."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
-    raw.train_from_iterator(corpus, trainer)
-    raw.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=1024
-    ).save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=raw.get_vocab_size(),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -104,7 +70,7 @@ def main() -> None:
     corpus = chunks([text for file in options.files for text in texts(file)])
     random.Random(options.seed).shuffle(corpus)
     print(f"{len(corpus)} texts, {sum(map(len, corpus)):,} characters")
-    build(options.out / "start", corpus, options.seed)
+    build_small_llama(options.out / "start", corpus, Sizes(), options.seed)
     write_groups(
         [PreferenceGroup("", (text,), id=str(i)) for i, text in enumerate(corpus)], options.out / "texts.jsonl"
     )

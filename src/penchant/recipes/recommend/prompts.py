@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
-from penchant.recipes.recommend.histories import Question
 
 
 @dataclass(frozen=True)
@@ -49,36 +48,20 @@ class Wording:
         return (history, candidates) if first else (candidates, history)
 
 
-def as_group(
-    question: Question, offered: Sequence[str], titles: Mapping[str, str], wording: Wording, negatives: Sequence[str]
-) -> PreferenceGroup:
-    """The question with its target as the preferred candidate, and these items beside it.
+def pick_negatives(group: PreferenceGroup, n: int, scores: Sequence[float] | None, seed: int) -> tuple[int, ...]:
+    """n of the candidates that are not preferred, by index.
 
     Args:
-        offered: items the prompt lists.
-        negatives: items that are not preferred, of those offered; none for supervised training.
-    """
-    prompt = wording.prompt([titles[item] for item in question.history], [titles[item] for item in offered])
-    answers = tuple(f" {titles[item]}" for item in (question.target, *negatives))
-    return PreferenceGroup(prompt, answers, preferred=0 if negatives else None, id=question.id)
-
-
-def pick_negatives(
-    question: Question, offered: Sequence[str], n: int, scores: Mapping[str, float] | None, seed: int
-) -> tuple[str, ...]:
-    """n of the offered items that were not taken.
-
-    Args:
-        scores: of the items, where the highest are to be taken (hard negatives); None draws uniformly.
+        scores: of the candidates, where the highest are to be taken (hard negatives); None draws uniformly.
 
     Raises:
         ConfigError: the question offers fewer.
     """
-    others = [item for item in offered if item != question.target]
+    others = [k for k in range(len(group.candidates)) if k != group.preferred]
     if not 1 <= n <= len(others):
         raise ConfigError(
             f"{n} negatives of {len(others)} titles beside the target", fix=f"between 1 and {len(others)} negatives"
         )
     if scores is not None:
-        return tuple(sorted(others, key=lambda item: (-scores[item], item))[:n])
-    return tuple(random.Random(f"{seed}/{question.id}/negatives").sample(others, n))
+        return tuple(sorted(others, key=lambda k: (-scores[k], k))[:n])
+    return tuple(random.Random(f"{seed}/{group.id}/negatives").sample(others, n))

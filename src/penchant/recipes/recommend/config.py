@@ -1,0 +1,104 @@
+"""The recommendation recipe's configuration."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from penchant.config import LoraConfig, TrainingConfig
+from penchant.recipes.config import Section
+from penchant.recipes.recommend.histories import Rules
+from penchant.recipes.recommend.prompts import Wording
+from penchant.recipes.small_llama import Sizes
+
+RULES, WORDING, SIZES = Rules(), Wording(), Sizes()
+
+
+class QuestionsConfig(Section):
+    """What becomes a question, what it offers, and how it is put."""
+
+    min_rating: float | None = Field(RULES.min_rating, description="ratings below are left out; null takes all")
+    min_count: int = Field(RULES.min_count, ge=0, description="an item's interactions in training")
+    min_history: int = Field(RULES.min_history, ge=1, description="items before a question")
+    max_history: int = Field(RULES.max_history, ge=1, description="the last are kept")
+    shares: tuple[float, float, float] = Field(RULES.shares, description="training, validation, test, by time")
+    candidates: int = Field(20, ge=2, description="titles a question offers")
+    drawn: Literal["uniform", "popularity"] = Field("uniform", description="how titles not taken are drawn")
+    template: str = WORDING.template
+    separator: str = WORDING.separator
+    train: int | None = Field(None, ge=1, description="training questions at most, the last in time; null: all")
+    held_out: int | None = Field(None, ge=1, description="validation and test questions at most, drawn; null: all")
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.min_rating, self.min_count, self.min_history, self.max_history, self.shares)
+
+    @property
+    def wording(self) -> Wording:
+        return Wording(self.template, self.separator)
+
+
+class NewModelConfig(Section):
+    """A model from nothing: trained on histories as text before it is asked."""
+
+    vocabulary: int = Field(SIZES.vocabulary, ge=300)
+    hidden: int = Field(SIZES.hidden, ge=32)
+    layers: int = Field(SIZES.layers, ge=1)
+    heads: int = Field(SIZES.heads, ge=1)
+    context: int = Field(SIZES.context, ge=32)
+    training: TrainingConfig = TrainingConfig(learning_rate=2e-3, schedule="cosine", max_steps=1000)
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.vocabulary, self.hidden, self.layers, self.heads, self.context)
+
+
+class TunedConfig(Section):
+    """A training stage."""
+
+    training: TrainingConfig = TrainingConfig(learning_rate=1e-5)
+    lora: LoraConfig | None = None
+
+
+class MethodConfig(TunedConfig):
+    """A method that starts from the SFT model, which is its reference."""
+
+    name: str = Field(description="its folder and its name in tables", pattern=r"^[\w.-]+$")
+    objective: dict[str, Any] = Field({"name": "s_dpo", "beta": 1.0}, description="as in a run")
+    negatives: int = Field(3, ge=1, description="titles beside the target, of those the question offers")
+    choose: Literal["drawn", "hard"] = Field("drawn", description="hard: those the SFT model finds likeliest")
+
+
+class RecommendConfig(Section):
+    """Sequences, supervised training, then preferences over titles."""
+
+    interactions: str = Field(description="file of user, item, time and perhaps rating")
+    titles: str = Field(description="file of item and title")
+    columns: dict[str, str] = Field({}, description="user, item, time, rating, title: the files' names for them")
+    output: str = Field(description="the recipe's folder")
+    model: str | None = Field(None, description="folder or hub id; null: a small one from nothing")
+    new_model: NewModelConfig = NewModelConfig()
+    questions: QuestionsConfig = QuestionsConfig()
+    sft: TunedConfig = TunedConfig()
+    methods: list[MethodConfig] = Field(
+        [
+            MethodConfig(name="s_dpo"),
+            MethodConfig(name="dpo", objective={"name": "dpo", "beta": 1.0}, negatives=1),
+        ],
+        description="each from the SFT model",
+    )
+    cutoffs: list[int] = Field([1, 5, 10], description="the k of hit ratio and NDCG")
+    answers: int | None = Field(None, ge=0, description="test questions answered in words; null: all")
+    token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of what is only read")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("methods")
+    @classmethod
+    def _named_apart(cls, value: list[MethodConfig]) -> list[MethodConfig]:
+        names = [each.name for each in value]
+        taken = {"questions", "model", "sft", "evaluation"}
+        for name in names:
+            if names.count(name) > 1 or name in taken:
+                raise ValueError(f"{name} names two stages")
+        return value

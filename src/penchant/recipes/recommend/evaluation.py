@@ -1,0 +1,134 @@
+"""Every model on the test questions: ranks of the titles offered, answers in words, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.reading import read_groups
+from penchant.evaluation.answering import answer
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.generation import Sampling
+from penchant.evaluation.report import RunReport, Table, write_report
+from penchant.recipes.recommend.config import RecommendConfig
+from penchant.recipes.recommend.measures import Place, over_users, ranking_measures, said_measures
+from penchant.recipes.recommend.questions import Asked, read_about
+from penchant.recipes.stages import Found
+
+LogProbs = Callable[[str, Sequence[PreferenceGroup], RecommendConfig], list[tuple[float, ...]]]
+
+TITLE_TOKENS = 64
+"""An answer's longest; a title that is longer counts as not said."""
+
+AGAINST = "sft"
+
+
+def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], log_probs: LogProbs) -> Found:
+    """Measures of each model, its differences from the SFT model, and hit ratios by kind of question."""
+    questions = folder.parent / "questions"
+    groups, about = read_groups(questions / "test.jsonl").groups, read_about(questions)
+    users = [each.user for each in about]
+    targets = [group.preferred or 0 for group in groups]
+    found: dict[str, dict[str, Any]] = {}
+    hits: dict[str, list[float]] = {}
+    for name, model in models.items():
+        scores = log_probs(model, groups, config)
+        places = [Place.of(each, target) for each, target in zip(scores, targets, strict=True)]
+        hits[name] = [place.hit(1) for place in places]
+        measures = ranking_measures(places, users, config.cutoffs)
+        said, words = _said(config, model, groups, targets, users)
+        rows = [
+            {"id": group.id, "above": place.above, "tied": place.tied, "answer": text}
+            for group, place, text in zip(groups, places, words, strict=True)
+        ]
+        write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        found[name] = {key: value.to_json() for key, value in {**measures, **said}.items()}
+        found[name]["by"] = _by_kind(about, hits[name])
+    gains = {
+        name: over_users([a - b for a, b in zip(each, hits[AGAINST], strict=True)], users).to_json()
+        for name, each in hits.items()
+        if name != AGAINST
+    }
+    return {"models": found, "hit_ratio@1_over_sft": gains}
+
+
+def _said(
+    config: RecommendConfig, model: str, groups: Sequence[PreferenceGroup], targets: Sequence[int], users: Sequence[str]
+) -> tuple[dict[str, Any], list[str | None]]:
+    n = len(groups) if config.answers is None else min(config.answers, len(groups))
+    if n == 0:
+        return {}, [None] * len(groups)
+    sampling = Sampling(temperature=0.0, max_new_tokens=TITLE_TOKENS)
+    said = [given[0] for given in answer(model, [group.prompt for group in groups[:n]], sampling).responses]
+    titles = [[as_text(text).strip() for text in group.candidates] for group in groups[:n]]
+    return said_measures(said, titles, targets[:n], users[:n]), [*said, *[None] * (len(groups) - n)]
+
+
+def _by_kind(about: Sequence[Asked], hits: Sequence[float]) -> dict[str, Any]:
+    """Hit ratio at 1 in the thirds of questions by length of history, and by popularity of the target."""
+    found = {}
+    for kind in ("history", "popularity"):
+        values = [getattr(each, kind) for each in about]
+        ordered = sorted(values)
+        edges = [ordered[len(ordered) * i // 3] for i in (1, 2)]
+        thirds = [sum(value >= edge for edge in edges) for value in values]
+        for third in sorted(set(thirds)):
+            inside = [i for i, each in enumerate(thirds) if each == third]
+            spoken = f"{kind} {min(values[i] for i in inside)} to {max(values[i] for i in inside)}"
+            found[spoken] = over_users([hits[i] for i in inside], [about[i].user for i in inside]).to_json()
+    return found
+
+
+def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Found]) -> None:
+    """`result.json` and `report.html`."""
+    write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
+    asked, measured = found["questions"], found["evaluation"]
+    rows: dict[str, Mapping[str, Any]] = {**asked["baselines"], **measured["models"]}
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "by"))
+    kinds = list(next(iter(measured["models"].values()))["by"])
+    report = RunReport(
+        title="Recommendation: which title is taken next",
+        summary=[
+            *((f"{part} questions", str(n)) for part, n in asked["questions"].items()),
+            ("users", str(asked["users"])),
+            ("titles in the catalogue", str(asked["items"])),
+            *((what, str(n)) for what, n in asked["dropped"].items()),
+        ],
+        tables=[
+            Table(
+                "On test questions",
+                ("", *columns),
+                [(name, *(_show(row.get(key)) for key in columns)) for name, row in rows.items()],
+                f"Each question offers {config.questions.candidates} titles. Ranks are by a title's log-prob, ties in "
+                "expectation; said_ is of greedy answers, valid where exactly one title is named. 95 % intervals over "
+                "users. The rows 'alone' read no history: above popularity they would show a leak.",
+            ),
+            Table(
+                "Hit ratio at 1 over the SFT model's",
+                ("", "difference"),
+                [(name, _show(value)) for name, value in measured["hit_ratio@1_over_sft"].items()],
+                "Of the same questions; 95 % intervals over users.",
+            ),
+            Table(
+                "Hit ratio at 1 by kind of question",
+                ("", *kinds),
+                [(name, *(_show(row["by"].get(kind)) for kind in kinds)) for name, row in measured["models"].items()],
+                "Thirds of the questions by items in the history, and by how often the target was taken in training.",
+            ),
+        ],
+        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+    write_report(folder / "report.html", report)
+
+
+def _show(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

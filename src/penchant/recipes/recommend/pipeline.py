@@ -1,0 +1,186 @@
+"""`penchant recipe recommend`: questions, a model, supervised training, preferences over titles, evaluation.
+
+OUTPUT/questions/        train, validation and test as groups; texts; facts of the test questions
+OUTPUT/model/            the starting model, where it is made from nothing
+OUTPUT/sft/run/          supervised training on the titles that were taken
+OUTPUT/METHOD/run/       a method's training from the SFT model; METHOD/train.jsonl is its data
+OUTPUT/evaluation/       every model's ranks and answers
+OUTPUT/report.html, OUTPUT/result.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from penchant.config import LoraConfig, TrainingConfig, parse_config
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.reading import read_groups
+from penchant.data.writing import write_groups
+from penchant.engine.distribution import World, local_device
+from penchant.evaluation.held_out import Reading, score
+from penchant.recipes.config import fingerprint
+from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
+from penchant.recipes.recommend.evaluation import evaluate, write_result
+from penchant.recipes.recommend.prompts import pick_negatives
+from penchant.recipes.recommend.questions import TEXTS, ask
+from penchant.recipes.small_llama import build_small_llama
+from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.training.run import train
+
+Tell = Callable[[str], None]
+
+
+def recommend(config: RecommendConfig, *, only: str | None = None, tell: Tell = lambda line: None) -> dict[str, Found]:
+    """Run the recipe, or one stage of it; what is done already is not done again.
+
+    Returns:
+        What each stage found.
+
+    Raises:
+        PenchantError: the data, configuration or models are at fault.
+    """
+    folder = Path(config.output)
+    found = run_stages(folder, stages(config), only=only, tell=tell)
+    if "evaluation" in found:
+        write_result(folder, config, found)
+    return found
+
+
+def stages(config: RecommendConfig) -> list[Stage]:
+    """All stages, in order."""
+    folder = Path(config.output)
+    settings = config.model_dump(mode="json")
+    files = {name: fingerprint(getattr(config, name)) for name in ("interactions", "titles")}
+    start = config.model or str(folder / "model" / "run")
+    asked = {key: settings[key] for key in ("questions", "cutoffs", "columns", "seed")} | files
+    listed = [
+        Stage("questions", "questions from interactions, and what ranks them without language", asked, _asking(config)),
+    ]
+    if config.model is None:
+        listed.append(Stage("model", "a small model from nothing, on histories", settings["new_model"], _new(config)))
+    listed.append(
+        Stage(
+            "sft",
+            "supervised training on titles taken",
+            {"model": config.model, **settings["sft"]},
+            _sft(config, start),
+        )
+    )
+    listed += [
+        Stage(
+            method.name,
+            f"{method.name}: {method.negatives} negatives",
+            method.model_dump(mode="json"),
+            _tune(config, method),
+        )
+        for method in config.methods
+    ]
+    names = [method.name for method in config.methods]
+    wanted = {"answers": config.answers, "cutoffs": config.cutoffs, "methods": names}
+    listed.append(Stage("evaluation", "ranks and answers on test questions", wanted, _evaluating(config, start)))
+    return listed
+
+
+def _asking(config: RecommendConfig) -> Callable[[Path], Found]:
+    return lambda folder: ask(config, folder)
+
+
+def _new(config: RecommendConfig) -> Callable[[Path], Found]:
+    def run(folder: Path) -> Found:
+        texts = folder.parent / "questions" / TEXTS
+        if not (folder / "start" / "config.json").exists():
+            groups = [*read_groups(texts).groups, *read_groups(folder.parent / "questions" / "train.jsonl").groups]
+            corpus = [as_text(part) for group in groups for part in (group.prompt, group.candidates[0])]
+            build_small_llama(folder / "start", corpus, config.new_model.sizes, config.seed)
+        _train(folder, str(folder / "start"), texts, None, {"name": "sft"}, config.new_model.training, None)
+        return {"words": config.new_model.vocabulary}
+
+    return run
+
+
+def _sft(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
+    def run(folder: Path) -> Found:
+        for part in ("train", "validation"):
+            groups = read_groups(folder.parent / "questions" / f"{part}.jsonl").groups
+            _write([_of(group, ()) for group in groups], folder / f"{part}.jsonl")
+        _train(
+            folder, start, folder / "train.jsonl", folder / "validation.jsonl", {"name": "sft"}, config.sft.training,
+            config.sft.lora,
+        )  # fmt: skip
+        return {}
+
+    return run
+
+
+def _tune(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Found]:
+    def run(folder: Path) -> Found:
+        start = str(folder.parent / "sft" / "run")
+        for part in ("train", "validation"):
+            groups = read_groups(folder.parent / "questions" / f"{part}.jsonl").groups
+            likely = _log_probs(start, groups, config) if method.choose == "hard" else [None] * len(groups)
+            chosen = [
+                _of(group, pick_negatives(group, method.negatives, scores, config.seed))
+                for group, scores in zip(groups, likely, strict=True)
+            ]
+            _write(chosen, folder / f"{part}.jsonl")
+        _train(
+            folder, start, folder / "train.jsonl", folder / "validation.jsonl", method.objective, method.training,
+            method.lora,
+        )  # fmt: skip
+        return {}
+
+    return run
+
+
+def _evaluating(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
+    def run(folder: Path) -> Found:
+        models = {"start": start} | {
+            name: str(folder.parent / name / "run") for name in ("sft", *(method.name for method in config.methods))
+        }
+        return evaluate(config, folder, models, _log_probs)
+
+    return run
+
+
+def _of(group: PreferenceGroup, negatives: Sequence[int]) -> PreferenceGroup:
+    """The question with its target and these candidates alone."""
+    assert group.preferred is not None
+    answers = tuple(group.candidates[k] for k in (group.preferred, *negatives))
+    return PreferenceGroup(group.prompt, answers, preferred=0 if negatives else None, id=group.id)
+
+
+def _log_probs(model: str, groups: Sequence[PreferenceGroup], config: RecommendConfig) -> list[tuple[float, ...]]:
+    reading = Reading(token_budget=config.token_budget)
+    scored = score(model, groups, World(0, 1, local_device()), reading=reading)
+    return [each.log_probs for each in scored]
+
+
+def _train(
+    folder: Path,
+    model: str,
+    data: Path,
+    held_out: Path | None,
+    objective: Mapping[str, Any],
+    training: TrainingConfig,
+    lora: LoraConfig | None,
+) -> None:
+    """Into `run`; one that was interrupted goes on."""
+    output = folder / "run"
+    values = {
+        "model": model,
+        "data": {"train": str(data), "held_out": str(held_out) if held_out else None},
+        "output": str(output),
+        "objective": dict(objective),
+        "training": training.model_dump(),
+        "lora": lora.model_dump() if lora else None,
+        "evaluation": {"samples": 0},
+    }
+    train(parse_config(values, str(folder)), resume=(output / "run.json").exists())
+
+
+def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:
+    # A run that is resumed checks that its data is what it was: the same groups give the same bytes.
+    file.unlink(missing_ok=True)
+    write_groups(groups, file)

@@ -1,0 +1,63 @@
+"""A small Llama of random weights and a tokenizer of one's own text: where to start if there is no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model; the defaults are 2.6 million weights.
+
+    Attributes:
+        vocabulary: words of the tokenizer at most; a small text gives fewer.
+        context: tokens.
+    """
+
+    vocabulary: int = 4096
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 4
+    context: int = 1024
+
+
+def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: int) -> None:
+    """Write a model folder: byte-level BPE trained on the texts, and weights that are a function of the seed."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    pad, bos, eos = SPECIAL
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=sizes.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    raw.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, SPECIAL.index(bos))])
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token=pad, bos_token=bos, eos_token=eos, model_max_length=sizes.context
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=raw.get_vocab_size(),
+        hidden_size=sizes.hidden,
+        intermediate_size=round(sizes.hidden * 8 / 3 / 32) * 32,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        max_position_embeddings=sizes.context,
+        tie_word_embeddings=True,
+        pad_token_id=SPECIAL.index(pad),
+        bos_token_id=SPECIAL.index(bos),
+        eos_token_id=SPECIAL.index(eos),
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)

@@ -1,0 +1,132 @@
+"""The whole recipe on a small world: users go around a circle of titles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from penchant.data.reading import read_groups
+from penchant.errors import ConfigError, DataError
+from penchant.recipes.config import parse_recipe
+from penchant.recipes.recommend.config import RecommendConfig
+from penchant.recipes.recommend.pipeline import recommend
+
+STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 6}
+
+
+def configured(folder: Path, **changes: object) -> RecommendConfig:
+    rows = [f"u{u},i{(u + t) % 30},{100 * t + u}" for u in range(40) for t in range(14)]
+    (folder / "interactions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    (folder / "titles.csv").write_text("\n".join(["item,title", *(f"i{n},Film {n}" for n in range(30))]) + "\n")
+    values = {
+        "interactions": str(folder / "interactions.csv"),
+        "titles": str(folder / "titles.csv"),
+        "output": str(folder / "out"),
+        "new_model": {"vocabulary": 320, "hidden": 32, "layers": 2, "heads": 2, "context": 512, "training": STEPS},
+        "questions": {"candidates": 5, "max_history": 4, "held_out": 12, "train": 48},
+        "sft": {"training": STEPS},
+        "methods": [
+            {"name": "s_dpo", "training": STEPS, "choose": "hard"},
+            {"name": "dpo", "objective": {"name": "dpo"}, "negatives": 1, "training": STEPS},
+        ],
+        "cutoffs": [1, 3],
+        "answers": 3,
+        **changes,
+    }
+    return parse_recipe(RecommendConfig, values, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recommend")
+    return folder, recommend(configured(folder))
+
+
+def test_every_stage_leaves_what_it_says(done):
+    folder, found = done
+    out = folder / "out"
+    assert list(found) == ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"]
+    assert found["questions"]["questions"] == {"train": 48, "validation": 12, "test": 12}
+    for name in ("model", "sft", "s_dpo", "dpo"):
+        assert (out / name / "run" / "model.safetensors").exists()
+    assert json.loads((out / "result.json").read_text()) == found
+    page = (out / "report.html").read_text()
+    assert all(word in page for word in ("item-kNN", "s_dpo", "valid_ratio", "hit_ratio@3"))
+
+
+def test_what_is_trained_on(done):
+    folder, _ = done
+    out = folder / "out"
+    whole = {group.id: group for group in read_groups(out / "questions" / "train.jsonl").groups}
+    for stage, candidates in (("sft", 1), ("s_dpo", 4), ("dpo", 2)):
+        groups = read_groups(out / stage / "train.jsonl").groups
+        assert [group.id for group in groups] == list(whole)
+        for group in groups:
+            asked = whole[group.id]
+            assert group.prompt == asked.prompt
+            assert group.candidates[0] == asked.candidates[asked.preferred]
+            assert len(set(group.candidates)) == candidates
+            assert set(group.candidates) <= set(asked.candidates)
+
+
+def test_measures_are_those_of_the_ranks(done):
+    folder, found = done
+    rows = [json.loads(line) for line in (folder / "out" / "evaluation" / "sft.jsonl").read_text().splitlines()]
+    expected = sum(row["above"] == 0 for row in rows) / 12
+    measured = found["evaluation"]["models"]["sft"]
+    assert measured["hit_ratio@1"]["value"] == pytest.approx(expected)
+    assert measured["valid_ratio"]["n"] == 3
+    assert [row["answer"] is None for row in rows] == [False] * 3 + [True] * 9
+    assert found["evaluation"]["hit_ratio@1_over_sft"]["dpo"]["n"] == 12
+    assert sum(value["n"] for key, value in measured["by"].items() if key.startswith("history")) == 12
+
+
+def test_baselines_know_the_circle(done):
+    _, found = done
+    assert found["questions"]["baselines"]["last item"]["hit_ratio@1"]["value"] > 0.9
+    assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(0.2)
+
+
+def test_done_is_not_done_again(done):
+    folder, found = done
+    told: list[str] = []
+    assert recommend(configured(folder), tell=told.append) == found
+    assert all(line.endswith("done before") for line in told)
+
+
+def test_other_data_is_another_recipe(done):
+    folder, _ = done
+    config = configured(folder)
+    with (folder / "interactions.csv").open("a") as stream:
+        stream.write("u0,i29,1\n")
+    with pytest.raises(ConfigError, match="questions's interactions was"):
+        recommend(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": [{"name": "sft"}]}, "sft names two stages"),
+        ({"methods": [{"name": "a"}, {"name": "a"}]}, "a names two stages"),
+        ({"metods": []}, "metods: there is no such key (did you mean methods?)"),
+        ({"questions": {"candidates": 1}}, "questions.candidates: input should be greater than or equal to 2"),
+        (
+            {"sft": {"training": {"max_step": 1}}},
+            "sft.training.max_step: there is no such key (did you mean max_steps?)",
+        ),
+    ],
+)
+def test_a_wrong_configuration(tmp_path, changes, message):
+    with pytest.raises(ConfigError) as error:
+        configured(tmp_path, **changes)
+    assert message in str(error.value)
+
+
+def test_missing_data(tmp_path):
+    config = configured(tmp_path)
+    (tmp_path / "titles.csv").unlink()
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        recommend(config)
+    assert not (tmp_path / "out").exists()
