@@ -55,10 +55,9 @@ def read_interactions(source: str | Path, *, columns: Mapping[str, str] | None =
         DataError: the file cannot be read; a row lacks its user, item or time, or a number is none.
     """
     found = []
-    for where, row in _rows(source, INTERACTIONS, columns):
-        rating = _number(row, "rating", where) if row.get("rating") not in (None, "") else None
-        time = _number(row, "time", where)
-        found.append(Interaction(_text(row, "user", where), _text(row, "item", where), time, rating))
+    for row in _rows(source, INTERACTIONS, columns):
+        rating = row.number("rating") if row.values["rating"] not in (None, "") else None
+        found.append(Interaction(row.text("user"), row.text("item"), row.number("time"), rating))
     return found
 
 
@@ -72,21 +71,56 @@ def read_titles(source: str | Path, *, columns: Mapping[str, str] | None = None)
         DataError: the file cannot be read, a row lacks its item or title, or an item has two titles.
     """
     titles: dict[str, str] = {}
-    for where, row in _rows(source, TITLES, columns):
-        item, title = _text(row, "item", where), _text(row, "title", where)
+    for row in _rows(source, TITLES, columns):
+        item, title = row.text("item"), row.text("title")
         if titles.setdefault(item, title) != title:
             raise DataError(
                 f"item '{item}' is called '{title}' here and '{titles[item]}' before",
-                where=where,
+                where=row.where,
                 fix="give each item one title",
             )
     return titles
 
 
-def _rows(
-    source: str | Path, wanted: tuple[str, ...], columns: Mapping[str, str] | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with our names for the wanted columns."""
+@dataclass(frozen=True)
+class _Row:
+    """The wanted columns of a row by our names; None where it lacks one.
+
+    Attributes:
+        names: of each column, those it was looked for by.
+    """
+
+    values: Mapping[str, Any]
+    where: str
+    names: Mapping[str, tuple[str, ...]]
+
+    def text(self, column: str) -> str:
+        value = self.values[column]
+        text = "" if value is None else str(value).strip()
+        if not text:
+            raise DataError(
+                f"no {column}; looked for the columns {', '.join(self.names[column])}",
+                where=self.where,
+                fix=f"name the column: columns={{{column}: NAME}}",
+            )
+        return text
+
+    def number(self, column: str) -> float:
+        text = self.text(column)
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(
+                f"the {column} is '{text}'; expected a number", where=self.where, fix="write times in seconds"
+            )
+        return number
+
+
+def _rows(source: str | Path, wanted: tuple[str, ...], columns: Mapping[str, str] | None) -> Iterator[_Row]:
+    given = columns or {}
+    names = {ours: (given[ours],) if ours in given else NAMES[ours] for ours in wanted}
     path = Path(source).absolute()
     ending = ending_of(path)
     if ending == ".dat":
@@ -95,12 +129,11 @@ def _rows(
         rows = _recbole(path)
     else:
         rows = read_rows(source)
-    names = {ours: (columns or {}).get(ours) for ours in wanted}
     empty = True
     for where, row in rows:
         empty = False
-        theirs = {ours: (name,) if name else NAMES[ours] for ours, name in names.items()}
-        yield where, {ours: next((row[n] for n in known if n in row), None) for ours, known in theirs.items()}
+        values = {ours: next((row[n] for n in known if n in row), None) for ours, known in names.items()}
+        yield _Row(values, where, names)
     if empty:
         raise DataError("it is empty; expected at least one row", where=path.name, fix="name another file")
 
@@ -134,26 +167,3 @@ def _recbole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     where=where,
                     fix="separate the fields by one tab each",
                 )
-
-
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    value = row[column]
-    text = "" if value is None else str(value).strip()
-    if not text:
-        raise DataError(
-            f"no {column}; looked for the columns {', '.join(NAMES[column])}",
-            where=where,
-            fix=f"name the column: columns={{{column}: NAME}}",
-        )
-    return text
-
-
-def _number(row: Mapping[str, Any], column: str, where: str) -> float:
-    text = _text(row, column, where)
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"the {column} is '{text}'; expected a number", where=where, fix="write times in seconds")
-    return number

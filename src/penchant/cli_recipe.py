@@ -1,0 +1,57 @@
+"""The verb that runs a whole pipeline from the literature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penchant.cli_output import Json, deliver, teller
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Recipe = Literal["recommend"]
+
+
+def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
+    """Run a recipe, stage by stage; run again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    name
+        recommend: which title a user takes next (S-DPO).
+    config
+        The recipe's YAML file.
+    overrides
+        Dotted keys of the configuration, as in sft.training.max_steps=100.
+    stage
+        Run this stage alone; those before it must be done.
+    """
+    from penchant.recipes.config import load_recipe
+    from penchant.recipes.recommend.config import RecommendConfig
+    from penchant.recipes.recommend.pipeline import recommend
+
+    loaded = load_recipe(RecommendConfig, config, overrides)
+    found = recommend(loaded, only=stage, tell=teller(as_json))
+    report = Path(loaded.output) / "report.html"
+    deliver(found, as_json, render(found, report) if "evaluation" in found else f"done: {', '.join(found)}")
+
+
+def render(found: Mapping[str, Mapping[str, Any]], report: Path) -> Table:
+    """Hit ratio at 1 of every ranking, and what each method adds to the SFT model's."""
+    from rich.table import Table
+
+    table = Table("", "hit ratio@1", "over SFT", title=str(report))
+    gains = found["evaluation"]["hit_ratio@1_over_sft"]
+    for name, row in {**found["questions"]["baselines"], **found["evaluation"]["models"]}.items():
+        value = row.get("hit_ratio@1")
+        table.add_row(name, _show(value), _show(gains.get(name)))
+    return table
+
+
+def _show(value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return ""
+    interval = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value['value']:.3f}{interval}"
