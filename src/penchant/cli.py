@@ -33,7 +33,7 @@ from penchant.cli_output import (
 )
 from penchant.cli_plan import plan
 from penchant.cli_rank import rank, score
-from penchant.cli_recipe import recipe
+from penchant.cli_recipe import recipe, recommend
 from penchant.cli_tasks import tasks
 from penchant.engine.allocator import keep_freed_memory
 from penchant.errors import ConfigError, PenchantError, located
@@ -49,6 +49,7 @@ app.command(compare)
 app.command(plan)
 app.command(rank)
 app.command(recipe)
+app.command(recommend)
 app.command(score)
 app.command(sweep)
 app.command(tasks)

@@ -1,8 +1,8 @@
-"""The verb that runs a whole pipeline from the literature."""
+"""The verbs of whole pipelines from the literature: one runs them, one asks what a recommender recommends."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,8 @@ from penchant.cli_output import Json, deliver, teller
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from penchant.recipes.recommend.serving import Suggestion
 
 Recipe = Literal["recommend"]
 
@@ -36,6 +38,48 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     found = recommend(loaded, only=stage, tell=teller(as_json))
     report = Path(loaded.output) / "report.html"
     deliver(found, as_json, render(found, report) if "evaluation" in found else f"done: {', '.join(found)}")
+
+
+def recommend(
+    model: Path,
+    *,
+    history: list[str],
+    candidates: list[str],
+    template: str | None = None,
+    separator: str = "; ",
+    as_json: Json = False,
+) -> None:
+    """Rank titles for a user by a model that the recipe recommend trained.
+
+    Parameters
+    ----------
+    model
+        Folder of the model, as OUTPUT/s_dpo/run.
+    history
+        A title taken before; repeat it, the oldest first.
+    candidates
+        A title to choose from; repeat it.
+    template
+        How the question is put, with {history} and {candidates}; the model's own if not given.
+    separator
+        Between titles, with a template.
+    """
+    from penchant.recipes.recommend.prompts import Wording
+    from penchant.recipes.recommend.serving import suggest
+
+    wording = None if template is None else Wording(template, separator)
+    found = suggest(str(model), history, candidates, wording)
+    deliver({"suggestions": [vars(each) for each in found]}, as_json, _suggestions(found))
+
+
+def _suggestions(found: Sequence[Suggestion]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("title", "share", "log-prob")
+    for each in found:
+        table.add_row(Text(each.title), f"{each.share:.3f}", f"{each.log_prob:.4f}")
+    return table
 
 
 def render(found: Mapping[str, Mapping[str, Any]], report: Path) -> Table:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from penchant.cli import run
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
 from penchant.recipes.config import parse_recipe
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
+from penchant.recipes.recommend.serving import suggest
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 6}
 
@@ -89,11 +98,77 @@ def test_baselines_know_the_circle(done):
     assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(0.2)
 
 
+def test_suggestions_are_the_recipes_own_ranks(done):
+    folder, _ = done
+    out, model = folder / "out", str(folder / "out" / "s_dpo" / "run")
+    rows = [json.loads(line) for line in (out / "evaluation" / "s_dpo.jsonl").read_text().splitlines()]
+    for group, row in list(zip(read_groups(out / "questions" / "test.jsonl").groups, rows, strict=True))[:3]:
+        history = re.match("Liked before, oldest first: (.*)", group.prompt)[1].split("; ")
+        found = suggest(model, history, group.candidates)
+        target = group.candidates[group.preferred].strip()
+        assert [each.title for each in found].index(target) in range(row["above"], row["above"] + row["tied"])
+        assert sum(each.share for each in found) == pytest.approx(1)
+        assert [each.log_prob for each in found] == sorted((each.log_prob for each in found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("history", "candidates", "message"),
+    [
+        ([], ["A", "B"], "the history is empty"),
+        (["A", " "], ["A", "B"], "the history is empty, or a title of it is"),
+        (["A"], ["B"], "1 candidates, 1 different ones"),
+        (["A"], ["B", "B"], "2 candidates, 1 different ones"),
+        (["A"], ["B", ""], "2 candidates, 1 different ones"),
+    ],
+)
+def test_a_question_that_cannot_be_asked(done, history, candidates, message):
+    with pytest.raises(DataError, match=message):
+        suggest(str(done[0] / "out" / "sft" / "run"), history, candidates)
+
+
+def test_a_model_of_another_kind(done):
+    with pytest.raises(ConfigError, match="does not say how its questions are put"):
+        suggest(str(done[0] / "out" / "model" / "run"), ["A"], ["B", "C"])
+
+
+def test_from_the_command_line(done, capsys):
+    arguments = ["recommend", str(done[0] / "out" / "dpo" / "run"), "--history", "Film 1", "--history", "Film 2"]
+    assert run([*arguments, "--candidates", "Film 3", "--candidates", "Film 9", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["suggestions"]
+    assert {each["title"] for each in found} == {"Film 3", "Film 9"}
+    assert run([*arguments, "--candidates", "Film 3"]) == 2
+
+
 def test_done_is_not_done_again(done):
     folder, found = done
     told: list[str] = []
     assert recommend(configured(folder), tell=told.append) == found
     assert all(line.endswith("done before") for line in told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["questions", "model", "sft", "s_dpo", "evaluation"])
+def test_killed_in_the_middle_of_a_stage_it_ends_the_same(done, tmp_path, stage):
+    """kill -9 while the stage is at work, then the same command again."""
+    undisturbed = done[0] / "out"
+    values = configured(tmp_path).model_dump(mode="json")
+    config = tmp_path / "recommend.yaml"
+    config.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "penchant", "recipe", "recommend", str(config)]
+    place, deadline = tmp_path / "out" / stage, time.monotonic() + 120
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not place.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.0 if stage == "questions" else random.Random(stage).uniform(0.0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert place.exists()
+    assert not (tmp_path / "out" / "result.json").exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "out" / "result.json").read_text() == (undisturbed / "result.json").read_text()
+    for name in ("sft", "dpo"):
+        ours, theirs = (out / name / "run" / "model.safetensors" for out in (tmp_path / "out", undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_other_data_is_another_recipe(done):

@@ -25,6 +25,7 @@ from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import pick_negatives
 from penchant.recipes.recommend.questions import TEXTS, ask
+from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.training.run import train
@@ -109,6 +110,7 @@ def _sft(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
             folder, start, folder / "train.jsonl", folder / "validation.jsonl", {"name": "sft"}, config.sft.training,
             config.sft.lora,
         )  # fmt: skip
+        write_wording(folder / "run", config.questions.wording)
         return {}
 
     return run
@@ -129,6 +131,7 @@ def _tune(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Fou
             folder, start, folder / "train.jsonl", folder / "validation.jsonl", method.objective, method.training,
             method.lora,
         )  # fmt: skip
+        write_wording(folder / "run", config.questions.wording)
         return {}
 
     return run
