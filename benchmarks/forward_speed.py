@@ -73,7 +73,8 @@ def main() -> None:
             tokenizer = load_tokenizer(str(folder / "model"))
             groups = read_groups(folder / "groups.jsonl").groups
             found.append(tokenize_groups(groups, tokenizer, max_length=2048)[0])
-        model = load_model(str(Path(made) / "pairs" / "model"))
+        # The tree's model gets other attention; the padded rows keep transformers' own.
+        model, own = (load_model(str(Path(made) / "pairs" / "model")) for _ in range(2))
     pairs, titles = found
     scorer = choose_scorer(model, sample_groups(pairs)).scorer
 
@@ -92,7 +93,7 @@ def main() -> None:
         print(f"{name:10s} {tokens / statistics.median(each):8.0f} tokens/s")
     print(f"evaluate's time over that of training's forward: {ratio(seconds, 'evaluate', 'training')}")
     single = [replace(group, responses=group.responses[:1]) for group in titles]
-    padded = PaddedScorer(model)
+    padded = PaddedScorer(own)
 
     def rows() -> None:
         with torch.no_grad():

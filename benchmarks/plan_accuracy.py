@@ -100,9 +100,11 @@ def measure(file: Path) -> None:
     import time
 
     from penchant.config import load_config
+    from penchant.engine.allocator import keep_freed_memory
     from penchant.training.loop import Loop
     from penchant.training.run import train
 
+    keep_freed_memory()  # as the command line does
     found: dict[str, Any] = {"peak": 0, "seconds": []}
     plain = Loop.step
 
