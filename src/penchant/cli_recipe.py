@@ -86,16 +86,11 @@ def render(found: Mapping[str, Mapping[str, Any]], report: Path) -> Table:
     """Hit ratio at 1 of every ranking, and what each method adds to the SFT model's."""
     from rich.table import Table
 
+    from penchant.recipes.recommend.evaluation import show
+
     table = Table("", "hit ratio@1", "over SFT", title=str(report))
     gains = found["evaluation"]["hit_ratio@1_over_sft"]
     for name, row in {**found["questions"]["baselines"], **found["evaluation"]["models"]}.items():
         value = row.get("hit_ratio@1")
-        table.add_row(name, _show(value), _show(gains.get(name)))
+        table.add_row(name, show(value), show(gains.get(name)))
     return table
-
-
-def _show(value: Mapping[str, float] | None) -> str:
-    if value is None:
-        return ""
-    interval = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
-    return f"{value['value']:.3f}{interval}"

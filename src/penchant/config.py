@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from penchant.config_errors import explain
+from penchant.config_errors import explain, refusal
 from penchant.config_objective import build_objective, describe_objective
 from penchant.config_reward import RewardConfig
 from penchant.data.tokenized import Truncation
@@ -17,11 +17,13 @@ from penchant.errors import ConfigError
 from penchant.objectives import Objective
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys of a configuration's file; unknown ones are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the preferences are and what happens to rows that do not fit."""
 
     train: str = Field(description="file, `datasets` folder or hub id")
@@ -48,7 +50,7 @@ class DataConfig(_Section):
         return value
 
 
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """Low-rank adapters instead of all weights (through PEFT)."""
 
     rank: int = Field(16, ge=1)
@@ -57,7 +59,7 @@ class LoraConfig(_Section):
     targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The loop."""
 
     epochs: float = Field(1, gt=0, description="passes over the training groups; unused where max_steps is set")
@@ -79,7 +81,7 @@ class TrainingConfig(_Section):
     seed: int = Field(0, ge=0)
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Held-out evaluation during training, and what follows from it."""
 
     every: int | None = Field(None, ge=1, description="steps; null: before the first step and after the last")
@@ -89,20 +91,20 @@ class EvaluationConfig(_Section):
     sample_tokens: int = Field(128, ge=1, description="longest sampled answer")
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """When the run's state is saved."""
 
     every: int = Field(100, ge=1, description="steps")
     keep: int = Field(2, ge=1, description="how many of the last are kept")
 
 
-class LoggingConfig(_Section):
+class LoggingConfig(Section):
     """What is written to metrics.jsonl."""
 
     every: int = Field(10, ge=1, description="steps; 1 logs each")
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How candidates are drawn where `candidates` is ``sampled``."""
 
     samples: int = Field(4, ge=1, description="candidates for each prompt")
@@ -112,7 +114,7 @@ class SamplingConfig(_Section):
     top_p: float = Field(1.0, gt=0, le=1)
 
 
-class HeadConfig(_Section):
+class HeadConfig(Section):
     """The preference head, for objectives that train one."""
 
     pooling: Literal["identity", "tanh", "dropout_tanh", "swiglu"] = Field(
@@ -123,7 +125,7 @@ class HeadConfig(_Section):
     weight_decay: float = Field(0.1, ge=0, description="of the head's weights")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run."""
 
     model: str = Field(description="folder or hub id; training starts from it")
@@ -218,11 +220,7 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
         except ConfigError as error:
             problems.append(str(error).replace("\n  what to do: ", "; "))
     if problems or config is None:
-        raise ConfigError(
-            "\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]),
-            where=where,
-            fix="correct these keys in the file, or give them on the command line: key=value",
-        )
+        raise refusal(problems, where)
     return config
 
 

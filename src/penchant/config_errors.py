@@ -4,9 +4,34 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from penchant.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(kind: type[Model], values: dict[str, Any], where: str) -> Model:
+    """A configuration given as a dictionary, checked.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise refusal([explain(dict(problem), kind) for problem in error.errors()], where) from error
+
+
+def refusal(problems: Sequence[str], where: str) -> ConfigError:
+    """All of a configuration's problems as one error."""
+    return ConfigError(
+        "\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]),
+        where=where,
+        fix="correct these keys in the file, or give them on the command line: key=value",
+    )
 
 
 def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str:

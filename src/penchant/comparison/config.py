@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from penchant.config import override, read_yaml
-from penchant.config_errors import explain, nearest
+from penchant.config import Section, override, read_yaml
+from penchant.config_errors import nearest, validated
 from penchant.config_reward import RewardConfig
-from penchant.errors import ConfigError
 
 START = "start"
 """The starting model's own row, which may be the baseline."""
@@ -28,11 +27,7 @@ SHARED = {
 """Keys of a run that are the same for all methods (data a file of our own by then): where each is set."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class Method(_Section):
+class Method(Section):
     """One method; with a grid, one variant for each combination."""
 
     label: str = Field(description="its name in tables", min_length=1)
@@ -66,7 +61,7 @@ class Method(_Section):
         return value
 
 
-class Measure(_Section):
+class Measure(Section):
     """What is measured of every trained model, besides its held-out preferences."""
 
     samples: int = Field(64, ge=0, description="held-out prompts answered by a fresh sample each; 0 samples nothing")
@@ -78,7 +73,7 @@ class Measure(_Section):
     primary: str = Field("accuracy", description="the metric of the verdict")
 
 
-class Range(_Section):
+class Range(Section):
     """Numbers to draw from."""
 
     low: float
@@ -92,7 +87,7 @@ class Range(_Section):
         return self
 
 
-class Budget(_Section):
+class Budget(Section):
     """When no new cell is begun; what is begun is finished."""
 
     trials: int | None = Field(None, ge=1, description="variants")
@@ -100,7 +95,7 @@ class Budget(_Section):
     hours: float | None = Field(None, gt=0)
 
 
-class Search(_Section):
+class Search(Section):
     """Of a sweep: how each method's variants are found."""
 
     method: Literal["grid", "random"] = "grid"
@@ -121,7 +116,7 @@ class Search(_Section):
         return self
 
 
-class Bench(_Section):
+class Bench(Section):
     """One comparison."""
 
     output: str = Field(description="the comparison's folder")
@@ -185,15 +180,7 @@ def load_bench(file: Path, overrides: Sequence[str] = ()) -> Bench:
     values = read_yaml(file)
     for each in overrides:
         override(values, each)
-    try:
-        return Bench.model_validate(values)
-    except ValidationError as error:
-        problems = [explain(dict(problem), Bench) for problem in error.errors()]
-        raise ConfigError(
-            "\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]),
-            where=str(file),
-            fix="correct these keys in the file, or give them on the command line: key=value",
-        ) from error
+    return validated(Bench, values, str(file))
 
 
 def dump_bench(bench: Bench) -> str:

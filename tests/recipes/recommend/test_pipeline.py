@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from penchant.cli import run
+from penchant.config_errors import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
-from penchant.recipes.config import parse_recipe
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 from penchant.recipes.recommend.serving import suggest
@@ -44,7 +44,7 @@ def configured(folder: Path, **changes: object) -> RecommendConfig:
         "answers": 3,
         **changes,
     }
-    return parse_recipe(RecommendConfig, values, "test")
+    return validated(RecommendConfig, values, "test")
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from penchant.config import LoraConfig, TrainingConfig
-from penchant.recipes.config import Section
+from penchant.config import LoraConfig, Section, TrainingConfig
 from penchant.recipes.recommend.histories import Rules
 from penchant.recipes.recommend.prompts import Wording
 from penchant.recipes.small_llama import Sizes

@@ -103,7 +103,7 @@ def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Foun
             Table(
                 "On test questions",
                 ("", *columns),
-                [(name, *(_show(row.get(key)) for key in columns)) for name, row in rows.items()],
+                [(name, *(show(row.get(key)) for key in columns)) for name, row in rows.items()],
                 f"Each question offers {config.questions.candidates} titles. Ranks are by a title's log-prob, ties in "
                 "expectation; said_ is of greedy answers, valid where exactly one title is named. 95 % intervals over "
                 "users. The rows 'alone' read no history: above popularity they would show a leak.",
@@ -111,13 +111,13 @@ def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Foun
             Table(
                 "Hit ratio at 1 over the SFT model's",
                 ("", "difference"),
-                [(name, _show(value)) for name, value in measured["hit_ratio@1_over_sft"].items()],
+                [(name, show(value)) for name, value in measured["hit_ratio@1_over_sft"].items()],
                 "Of the same questions; 95 % intervals over users.",
             ),
             Table(
                 "Hit ratio at 1 by kind of question",
                 ("", *kinds),
-                [(name, *(_show(row["by"].get(kind)) for kind in kinds)) for name, row in measured["models"].items()],
+                [(name, *(show(row["by"].get(kind)) for kind in kinds)) for name, row in measured["models"].items()],
                 "Thirds of the questions by items in the history, and by how often the target was taken in training.",
             ),
         ],
@@ -126,7 +126,8 @@ def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Foun
     write_report(folder / "report.html", report)
 
 
-def _show(estimate: Mapping[str, Any] | None) -> str:
+def show(estimate: Mapping[str, Any] | None) -> str:
+    """Value and 95 % interval, for people; nothing where there is none."""
     if estimate is None:
         return ""
     if estimate["low"] is None:

@@ -17,14 +17,13 @@ from typing import Any
 from penchant.config import LoraConfig, TrainingConfig, parse_config
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
-from penchant.data.writing import write_groups
 from penchant.engine.distribution import World, local_device
 from penchant.evaluation.held_out import Reading, score
 from penchant.recipes.config import fingerprint
-from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
+from penchant.recipes.recommend.config import MethodConfig, RecommendConfig, TunedConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import pick_negatives
-from penchant.recipes.recommend.questions import TEXTS, ask
+from penchant.recipes.recommend.questions import TEXTS, ask, write_anew
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
@@ -96,22 +95,15 @@ def _new(config: RecommendConfig) -> Callable[[Path], Found]:
             corpus = [as_text(part) for group in groups for part in (group.prompt, group.candidates[0])]
             build_small_llama(folder / "start", corpus, config.new_model.sizes, config.seed)
         _train(folder, str(folder / "start"), texts, None, {"name": "sft"}, config.new_model.training, None)
-        return {"words": config.new_model.vocabulary}
+        return {}
 
     return run
 
 
 def _sft(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
-        for part in ("train", "validation"):
-            groups = read_groups(folder.parent / "questions" / f"{part}.jsonl").groups
-            _write([_of(group, ()) for group in groups], folder / f"{part}.jsonl")
-        _train(
-            folder, start, folder / "train.jsonl", folder / "validation.jsonl", {"name": "sft"}, config.sft.training,
-            config.sft.lora,
-        )  # fmt: skip
-        write_wording(folder / "run", config.questions.wording)
-        return {}
+        _select(folder, lambda groups: [()] * len(groups))
+        return _tuned(config, folder, start, {"name": "sft"}, config.sft)
 
     return run
 
@@ -119,22 +111,35 @@ def _sft(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
 def _tune(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
         start = str(folder.parent / "sft" / "run")
-        for part in ("train", "validation"):
-            groups = read_groups(folder.parent / "questions" / f"{part}.jsonl").groups
+
+        def negatives(groups: Sequence[PreferenceGroup]) -> list[tuple[int, ...]]:
             likely = _log_probs(start, groups, config) if method.choose == "hard" else [None] * len(groups)
-            chosen = [
-                _of(group, pick_negatives(group, method.negatives, scores, config.seed))
+            return [
+                pick_negatives(group, method.negatives, scores, config.seed)
                 for group, scores in zip(groups, likely, strict=True)
             ]
-            _write(chosen, folder / f"{part}.jsonl")
-        _train(
-            folder, start, folder / "train.jsonl", folder / "validation.jsonl", method.objective, method.training,
-            method.lora,
-        )  # fmt: skip
-        write_wording(folder / "run", config.questions.wording)
-        return {}
+
+        _select(folder, negatives)
+        return _tuned(config, folder, start, method.objective, method)
 
     return run
+
+
+def _select(folder: Path, negatives: Callable[[Sequence[PreferenceGroup]], Sequence[Sequence[int]]]) -> None:
+    """Write a stage's questions, each with its target and these candidates alone."""
+    for part in ("train", "validation"):
+        groups = read_groups(folder.parent / "questions" / f"{part}.jsonl").groups
+        chosen = [_of(group, others) for group, others in zip(groups, negatives(groups), strict=True)]
+        write_anew(chosen, folder / f"{part}.jsonl")
+
+
+def _tuned(
+    config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TunedConfig
+) -> Found:
+    data, held_out = folder / "train.jsonl", folder / "validation.jsonl"
+    _train(folder, start, data, held_out, objective, tuned.training, tuned.lora)
+    write_wording(folder / "run", config.questions.wording)
+    return {}
 
 
 def _evaluating(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
@@ -181,9 +186,3 @@ def _train(
         "evaluation": {"samples": 0},
     }
     train(parse_config(values, str(folder)), resume=(output / "run.json").exists())
-
-
-def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:
-    # A run that is resumed checks that its data is what it was: the same groups give the same bytes.
-    file.unlink(missing_ok=True)
-    write_groups(groups, file)

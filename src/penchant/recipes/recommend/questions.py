@@ -60,8 +60,8 @@ def ask(config: RecommendConfig, folder: Path) -> Mapping[str, Any]:
     }
     for part in PARTS:
         groups = [_group(question, offers[question.id], titles, config) for question in parts[part]]
-        _write(groups, folder / f"{part}.jsonl")
-    _write(_texts(histories, titles, config), folder / TEXTS)
+        write_anew(groups, folder / f"{part}.jsonl")
+    write_anew(_texts(histories, titles, config), folder / TEXTS)
     about = [Asked(q.id, q.user, len(q.history), histories.counts[q.target]) for q in parts["test"]]
     write_atomically(folder / ABOUT, "".join(json.dumps(vars(each)) + "\n" for each in about))
     return {
@@ -138,6 +138,7 @@ def _baselines(
     }
 
 
-def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:
+def write_anew(groups: Sequence[PreferenceGroup], file: Path) -> None:
+    """Write groups in the place of what a stage cut short has left: the same groups give the same bytes."""
     file.unlink(missing_ok=True)
     write_groups(groups, file)
