@@ -22,7 +22,9 @@ def test_pack_by_hand():
     assert batch.input_ids.tolist() == [10, 11, 20, 21, 22, 12, 23, 24, 25]
     assert batch.positions.tolist() == [0, 1, 2, 2, 3, 0, 1, 2, 3]
     assert batch.branches == (Branches(2, (1, 2)), Branches(1, (3,)))
+    assert batch.reach.tolist() == [5, 5, 3, 5, 5, 9, 9, 9, 9]
     assert batch.source.tolist() == [1, 1, 3, 5, 6, 7]
+    assert batch.paths.tolist() == [0, 1, 2, 3, 4, 5]
     assert batch.targets.tolist() == [20, 21, 22, 23, 24, 25]
     assert batch.lengths.tolist() == [1, 2, 3]
     assert batch.slots.tolist() == [0, 1, 2]

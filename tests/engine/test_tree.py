@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penchant.data.trees import pack
+from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.lean import lighten
 from penchant.engine.padded import PaddedScorer
@@ -235,3 +238,26 @@ def test_lora_gradients_equal_padded_forward(build, make_groups, all_float64):
     found = _both(model, batch, all_float64, torch.ones(batch.shape, dtype=torch.float64))
     assert all("lora" in name for name in found[0][1])
     _assert_equal(copy.copy(found))
+
+
+@pytest.mark.parametrize("prompt", [1, 5, 90])
+def test_a_trie_equals_the_tree(family, prompt, build, make_groups, all_float64):
+    """Candidates that begin alike, in one row that holds what they share once: log-probs and gradients."""
+    model = build(family).double()
+    model.set_attn_implementation(TREE)
+    lighten(model)
+    (group,) = make_groups([(prompt, (60, 9, 9, 4, 2, 30))], 8)
+    first, second, third, *others = group.responses
+    responses = (first, first[:40], np.concatenate([first[:25], second]), np.concatenate([second[:5], third]), *others)
+    group = replace(group, responses=(*responses, second))
+    weights = torch.randn(len(group.responses), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = []
+    for batch in (pack([group]), pack_trie(group)):
+        model.zero_grad()
+        with all_float64():
+            log_probs = TreeScorer(model)(batch)
+            (log_probs * weights).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((log_probs.detach(), gradients))
+    assert len(pack_trie(group).input_ids) < len(pack([group]).input_ids) - 60
+    _assert_equal(found)

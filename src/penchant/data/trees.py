@@ -21,10 +21,16 @@ from penchant.data.tokenized import Ids, TokenizedGroup
 
 @dataclass(frozen=True)
 class Branches:
-    """Where one group lies in the row: its prompt's tokens, then each candidate's."""
+    """Where one group lies in the row: its prompt's tokens, then each candidate's.
+
+    Attributes:
+        forked: candidates that begin alike share those tokens: each entry of `responses` is then of all the candidates
+            that begin with one token.
+    """
 
     prompt: int
     responses: tuple[int, ...]
+    forked: bool = False
 
     @property
     def length(self) -> int:
@@ -38,9 +44,11 @@ class TreeBatch:
     Attributes:
         input_ids: [T] int64.
         positions: [T] int64, restarting after the prompt for each candidate.
+        reach: [T] int64, the row's index after the last token that sees this one.
         branches: one per group, in the order of the row.
         source: [N] int64, the row's index whose hidden state predicts each target.
         targets: [N] int64, the candidates' token ids, in order.
+        paths: [sum of lengths] int64, each candidate's targets, candidate after candidate.
         lengths: [C] int64, tokens of each candidate.
         ends: [C] int64, the row's index of each candidate's last token.
         slots: [C] int64, each candidate's place in the flattened [G, K].
@@ -49,9 +57,11 @@ class TreeBatch:
 
     input_ids: Tensor
     positions: Tensor
+    reach: Tensor
     branches: tuple[Branches, ...]
     source: Tensor
     targets: Tensor
+    paths: Tensor
     lengths: Tensor
     ends: Tensor
     slots: Tensor
@@ -68,7 +78,9 @@ class TreeBatch:
             return self
         ids = pad(self.input_ids, (0, missing))
         positions = torch.cat([self.positions, torch.arange(missing, device=self.positions.device)])
-        return replace(self, input_ids=ids, positions=positions, branches=(*self.branches, Branches(missing, ())))
+        reach = pad(self.reach, (0, missing), value=len(ids))
+        branches = (*self.branches, Branches(missing, ()))
+        return replace(self, input_ids=ids, positions=positions, reach=reach, branches=branches)
 
     def table(self, values: Tensor) -> Tensor:
         """[G, K] from a value for each candidate [C]; 0 in empty slots."""
@@ -80,18 +92,20 @@ class TreeBatch:
 def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
     """Lay groups out as one row. Groups of fewer candidates than the widest leave empty slots in [G, K]."""
     k = max(len(group.responses) for group in groups)
-    ids, positions, source, targets, lengths, ends, slots = [], [], [], [], [], [], []
+    ids, positions, reach, source, targets, lengths, ends, slots = [], [], [], [], [], [], [], []
     start = 0
     for g, group in enumerate(groups):
         p = len(group.prompt)
         ids.append(group.prompt)
         positions.append(np.arange(p))
+        reach.append(np.full(p, start + group.length))
         last_of_prompt = start + p - 1
         start += p
         for c, response in enumerate(group.responses):
             n = len(response)
             ids.append(response)
             positions.append(np.arange(p, p + n))
+            reach.append(np.full(n, start + n))
             source.append(np.concatenate(([last_of_prompt], np.arange(start, start + n - 1))))
             targets.append(response)
             lengths.append(n)
@@ -99,11 +113,13 @@ def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
             start += n
             ends.append(start - 1)
     return TreeBatch(
-        input_ids=_tensor(np.concatenate(ids)),
-        positions=_tensor(np.concatenate(positions)),
+        input_ids=as_tensor(np.concatenate(ids)),
+        positions=as_tensor(np.concatenate(positions)),
+        reach=as_tensor(np.concatenate(reach)),
         branches=tuple(Branches(len(g.prompt), tuple(map(len, g.responses))) for g in groups),
-        source=_tensor(np.concatenate(source)),
-        targets=_tensor(np.concatenate(targets)),
+        source=as_tensor(np.concatenate(source)),
+        targets=as_tensor(np.concatenate(targets)),
+        paths=torch.arange(sum(lengths)),
         lengths=torch.tensor(lengths),
         ends=torch.tensor(ends),
         slots=torch.tensor(slots),
@@ -137,5 +153,6 @@ def cut(costs: Sequence[int], budget: int) -> list[list[int]]:
     return sorted(sorted(members) for members in bins)
 
 
-def _tensor(values: Ids) -> Tensor:
+def as_tensor(values: Ids) -> Tensor:
+    """int64."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

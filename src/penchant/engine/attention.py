@@ -82,7 +82,7 @@ def tree_attention(
         return _on_cpu(query, key, value, tree, sliding_window, scale), None
     # Rotations and norms hand on float32 under autocast, which fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not tree.forked:
         return _variable_length(query, key, value, tree, sliding_window, scale), None
     return _masked(query, key, value, tree, sliding_window, scale), None
 

@@ -51,7 +51,8 @@ class TreeScorer(nn.Module):
             shared=shared,
         )
         # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
-        sums = torch.segment_reduce(token_log_probs.double(), "sum", lengths=batch.lengths)
+        each = token_log_probs.double().index_select(0, batch.paths)
+        sums = torch.segment_reduce(each, "sum", lengths=batch.lengths)
         return batch.table(sums), hidden.index_select(0, batch.ends)
 
 

@@ -54,15 +54,15 @@ class Tiling:
         tiles: their outputs, end to end, are the row's.
     """
 
-    def __init__(self, branches: tuple[Branches, ...], positions: Tensor, window: int | None, last: bool) -> None:
+    def __init__(self, batch: TreeBatch, window: int | None, last: bool) -> None:
         self.tiles: list[Tile] = []
-        self._window = window
-        self._seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._positions, self._reach, self._window = batch.positions, batch.reach, window
         self._biases: dict[tuple[int, torch.dtype], Tensor] = {}
-        places = positions.split([branch.length for branch in branches])
         start = 0
-        for branch, place in zip(branches, places, strict=True):
-            self._add(branch, place, start, last)
+        for branch in batch.branches:
+            for outputs, keys, causal in _spans(branch, window, last):
+                own, of_keys = (_joined(start, spans) for spans in ([outputs], keys))
+                self.tiles.append(Tile(own[0], of_keys if causal else own, of_keys, causal))
             start += branch.length
 
     def bias(self, tile: int, dtype: torch.dtype) -> Tensor:
@@ -72,26 +72,16 @@ class Tiling:
         """
         key = (tile, dtype)
         if key not in self._biases:
-            q_segment, q_position, k_segment, k_position = self._seen[tile]
-            gap = q_position[:, None] - k_position[None, :]
-            seen = ((q_segment[:, None] == k_segment[None, :]) | (k_segment[None, :] == 0)) & (gap >= 0)
+            query, seen = (self._places(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys))
+            visible = (seen <= query[:, None]) & (query[:, None] < self._reach[seen])
             if self._window is not None:
-                seen &= gap < self._window
-            self._biases[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+                visible &= self._positions[query][:, None] - self._positions[seen] < self._window
+            bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            self._biases[key] = bias.masked_fill_(~visible, -torch.inf)
         return self._biases[key]
 
-    def _add(self, branch: Branches, place: Tensor, start: int, last: bool) -> None:
-        sizes = torch.tensor([branch.prompt, *branch.responses], device=place.device)
-        segment = torch.repeat_interleave(torch.arange(len(sizes), device=place.device), sizes, output_size=len(place))
-        for outputs, keys, causal in _spans(branch, self._window, last):
-            queries = keys if causal else [outputs]
-            asked, seen = (
-                torch.cat([torch.arange(0), *(torch.arange(*span) for span in spans)]).to(place.device)
-                for spans in (queries, keys)
-            )
-            self._seen.append((segment[asked], place[asked], segment[seen], place[seen]))
-            own, of_queries, of_keys = (_joined(start, spans) for spans in ([outputs], queries, keys))
-            self.tiles.append(Tile(own[0], of_queries, of_keys, causal))
+    def _places(self, spans: Sequence[Span]) -> Tensor:
+        return torch.cat([torch.arange(*span) for span in spans]).to(self._reach.device)
 
 
 def _joined(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:
@@ -112,7 +102,7 @@ def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[S
         if p > 1:
             yield (0, p - 1), [], False
         yield (p - 1, p), [(0 if window is None else max(0, p - window), p)], False
-    elif len(branch.responses) == 1 and window is None:
+    elif len(branch.responses) == 1 and window is None and not branch.forked:
         yield (0, branch.length), [(0, branch.length)], True
         return
     elif window is None:
@@ -142,18 +132,21 @@ def _rows(span: Span, window: int) -> Iterator[Span]:
 
 
 def _blocks(branch: Branches) -> Iterator[tuple[int, int, bool]]:
-    """Runs of whole responses of at least `BLOCK` tokens, and whether each is one response; a long one always is."""
+    """Runs of whole responses of at least `BLOCK` tokens, and whether each is one response; a long one always is.
+
+    Responses that fork are never one.
+    """
     start, count, end = branch.prompt, 0, branch.prompt
     for n in branch.responses:
         if count and n >= BLOCK:
-            yield start, end, count == 1
+            yield start, end, count == 1 and not branch.forked
             start, count = end, 0
         end, count = end + n, count + 1
         if end - start >= BLOCK:
-            yield start, end, count == 1
+            yield start, end, count == 1 and not branch.forked
             start, count = end, 0
     if count:
-        yield start, end, count == 1
+        yield start, end, count == 1 and not branch.forked
 
 
 def _read(branches: Sequence[Branches], multiple: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -177,7 +170,8 @@ class TreePlan:
     def __init__(self, batch: TreeBatch, multiple: int = 1) -> None:
         self.device = batch.input_ids.device
         self.branches = batch.branches
-        self._positions = batch.positions
+        self.forked = any(branch.forked for branch in batch.branches)
+        self._batch = batch
         self._longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
         self.read = torch.from_numpy(_read(batch.branches, multiple)).to(self.device)
         self._tilings: dict[int | None, Tiling] = {}
@@ -199,12 +193,12 @@ class TreePlan:
         """
         narrow = window if window is not None and window < self._longest else None
         if narrow not in self._tilings:
-            self._tilings[narrow] = Tiling(self.branches, self._positions, narrow, self._last)
+            self._tilings[narrow] = Tiling(self._batch, narrow, self._last)
         return self._tilings[narrow]
 
     @cached_property
     def segments(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """For variable-length kernels, with the prompt's keys and values gathered per candidate.
+        """For variable-length kernels, with the prompt's keys and values gathered per candidate; not of forks.
 
         Returns:
             gathered [S] int64: the row's index of each key; cumulative query and key lengths [1 + segments] int32;

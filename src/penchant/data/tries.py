@@ -1,0 +1,86 @@
+"""Packing of many candidates that begin alike: what they share is computed once, as the prompt is.
+
+A catalogue of titles is a trie: its tokens lie in the row depth first, and a candidate is a path from the prompt down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from penchant.data.tokenized import Ids, TokenizedGroup
+from penchant.data.trees import Branches, TreeBatch, as_tensor
+
+
+@dataclass(frozen=True)
+class Trie:
+    """Candidates' tokens, those they share once; n nodes in depth-first order.
+
+    Attributes:
+        ids: [n] token ids.
+        depths: [n], 0 for first tokens.
+        parents: [n] nodes; -1 for first tokens.
+        reach: [n] the node after the last one below.
+        paths: each candidate's nodes.
+    """
+
+    ids: Ids
+    depths: Ids
+    parents: Ids
+    reach: Ids
+    paths: tuple[Ids, ...]
+
+    @classmethod
+    def of(cls, responses: Sequence[Ids]) -> Trie:
+        """The trie of some responses, each at least one token long."""
+        words = [response.tolist() for response in responses]
+        ids: list[int] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        reach: dict[int, int] = {}
+        paths: dict[int, list[int]] = {}
+        before: list[int] = []
+        path: list[int] = []
+        # In lexicographic order each one shares with the one before whatever it shares with any before.
+        for candidate in sorted(range(len(words)), key=words.__getitem__):
+            own = words[candidate]
+            shared = next((i for i, (a, b) in enumerate(zip(before, own, strict=False)) if a != b), len(before))
+            reach.update((node, len(ids)) for node in path[shared:])
+            new = range(len(ids), len(ids) + len(own) - shared)
+            path = [*path[:shared], *new]
+            ids += own[shared:]
+            depths += range(shared, len(own))
+            parents += [path[depth - 1] if depth else -1 for depth in range(shared, len(own))]
+            paths[candidate], before = path, own
+        reach.update((node, len(ids)) for node in path)
+        return cls(
+            np.array(ids),
+            np.array(depths),
+            np.array(parents),
+            np.array([reach[node] for node in range(len(ids))]),
+            tuple(np.array(paths[candidate]) for candidate in range(len(words))),
+        )
+
+
+def pack_trie(group: TokenizedGroup) -> TreeBatch:
+    """Lay one group out as a row in which its candidates share what they begin with; `trees.pack` for many of them."""
+    trie, p, k = Trie.of(group.responses), len(group.prompt), len(group.responses)
+    roots = np.flatnonzero(trie.depths == 0)
+    sizes = np.diff([*roots, len(trie.ids)])
+    length = p + len(trie.ids)
+    return TreeBatch(
+        input_ids=as_tensor(np.concatenate([group.prompt, trie.ids])),
+        positions=as_tensor(np.concatenate([np.arange(p), p + trie.depths])),
+        reach=as_tensor(np.concatenate([np.full(p, length), p + trie.reach])),
+        branches=(Branches(p, tuple(sizes.tolist()), forked=True),),
+        source=as_tensor(p + trie.parents),
+        targets=as_tensor(trie.ids),
+        paths=as_tensor(np.concatenate(trie.paths)),
+        lengths=torch.tensor([len(path) for path in trie.paths]),
+        ends=as_tensor(p + np.array([path[-1] for path in trie.paths])),
+        slots=torch.arange(k),
+        shape=(1, k),
+    )
