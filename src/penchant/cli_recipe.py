@@ -44,9 +44,9 @@ def recommend(
     model: Path,
     *,
     history: list[str],
-    candidates: list[str],
-    template: str | None = None,
-    separator: str = "; ",
+    candidates: list[str] | None = None,
+    catalogue: Path | None = None,
+    top: int = 10,
     as_json: Json = False,
 ) -> None:
     """Rank titles for a user by a model that the recipe recommend trained.
@@ -59,17 +59,23 @@ def recommend(
         A title taken before; repeat it, the oldest first.
     candidates
         A title to choose from; repeat it.
-    template
-        How the question is put, with {history} and {candidates}; the model's own if not given.
-    separator
-        Between titles, with a template.
+    catalogue
+        Instead of candidates, a file of item and title: the question then lists none.
+    top
+        Titles shown.
     """
-    from penchant.recipes.recommend.prompts import Wording
-    from penchant.recipes.recommend.serving import suggest
+    from penchant.data.interactions import read_titles
+    from penchant.errors import ConfigError
+    from penchant.recipes.recommend.serving import suggest, suggest_from_catalogue
 
-    wording = None if template is None else Wording(template, separator)
-    found = suggest(str(model), history, candidates, wording)
-    deliver({"suggestions": [vars(each) for each in found]}, as_json, _suggestions(found))
+    if catalogue is not None and not candidates:
+        found = suggest_from_catalogue(str(model), history, list(read_titles(catalogue).values()))
+    elif candidates and catalogue is None:
+        found = suggest(str(model), history, candidates)
+    else:
+        raise ConfigError("what is to be chosen from?", fix="give either --candidates or --catalogue")
+    shown = found[:top]
+    deliver({"suggestions": [vars(each) for each in shown]}, as_json, _suggestions(shown))
 
 
 def _suggestions(found: Sequence[Suggestion]) -> Table:

@@ -8,7 +8,7 @@ import pytest
 
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
-from penchant.recipes.recommend.prompts import Wording, pick_negatives
+from penchant.recipes.recommend.prompts import Wording, draw_negatives, hardest_negatives
 
 
 def asked(number: int) -> PreferenceGroup:
@@ -32,22 +32,42 @@ def test_a_template_without_its_fields(template):
         Wording(template)
 
 
+@pytest.mark.parametrize("template", ["", "{history} {candidates}", "{history} {history}"])
+def test_an_open_template_without_its_field(template):
+    with pytest.raises(ConfigError, match="the open_template holds"):
+        Wording(open_template=template)
+
+
+def test_an_open_question():
+    assert Wording(open_template="H {history} N").open_prompt(["Up", "{history}"]) == "H Up; {history} N"
+
+
 def test_negatives_are_of_those_offered():
     drawn = Counter()
     for number in range(600):
-        found = pick_negatives(asked(number), 2, None, 0)
-        assert found == pick_negatives(asked(number), 2, None, 0)
+        found = draw_negatives(asked(number), 2, [1, 1, 1, 1], 0)
+        assert found == draw_negatives(asked(number), 2, [1, 1, 1, 1], 0)
         assert len(set(found)) == 2
         drawn.update(found)
     assert set(drawn) == {0, 1, 3}
     assert all(abs(times - 400) < 50 for times in drawn.values())
 
 
+def test_negatives_in_proportion_to_their_weights():
+    drawn = Counter(draw_negatives(asked(number), 1, [1, 3, 50, 6], 0)[0] for number in range(2000))
+    assert set(drawn) == {0, 1, 3}
+    for k, weight in ((0, 1), (1, 3), (3, 6)):
+        expected = 200 * weight
+        assert abs(drawn[k] - expected) < 4 * expected**0.5
+
+
 def test_hard_negatives_have_the_highest_scores():
-    assert pick_negatives(asked(0), 2, [1.0, 3.0, 9.0, 3.0], 0) == (1, 3)
+    assert hardest_negatives(asked(0), 2, [1.0, 3.0, 9.0, 3.0]) == (1, 3)
 
 
 @pytest.mark.parametrize("n", [0, 4])
 def test_as_many_negatives_as_there_are(n):
     with pytest.raises(ConfigError, match="between 1 and 3 negatives"):
-        pick_negatives(asked(0), n, None, 0)
+        draw_negatives(asked(0), n, [1, 1, 1, 1], 0)
+    with pytest.raises(ConfigError, match="between 1 and 3 negatives"):
+        hardest_negatives(asked(0), n, [1, 1, 1, 1])

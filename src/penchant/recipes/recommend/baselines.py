@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from penchant.recipes.recommend.histories import Histories, Question
 
@@ -48,6 +49,7 @@ def neighbours(histories: Histories) -> Scorer:
             if time < start:
                 users[item].add(user)
 
+    @cache
     def cosine(a: str, b: str) -> float:
         both = len(users[a] & users[b])
         return both / math.sqrt(len(users[a]) * len(users[b])) if both else 0.0

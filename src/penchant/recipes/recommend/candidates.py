@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from penchant.errors import DataError
 from penchant.recipes.recommend.histories import Histories, Question
 
 Drawn = Literal["uniform", "popularity"]
+
+Item = TypeVar("Item")
 
 
 def offer(
@@ -57,11 +59,16 @@ def offer(
 
 
 def _shuffled(histories: Histories, drawn: Drawn, draw: random.Random) -> Sequence[str]:
-    """The catalogue in a random order; by popularity, each next item in proportion to its count among those left."""
+    """The catalogue in a random order."""
     items = list(histories.items)
     if drawn == "uniform":
         draw.shuffle(items)
         return items
+    return in_random_order(items, [histories.counts[item] for item in items], draw)
+
+
+def in_random_order(items: Sequence[Item], weights: Sequence[float], draw: random.Random) -> list[Item]:
+    """Each next item in proportion to its weight, above 0, among those left."""
     # Efraimidis and Spirakis 2006: the largest of u^(1/w) are a weighted sample without replacement.
-    keys = {item: draw.random() ** (1 / histories.counts[item]) for item in items}
-    return sorted(items, key=lambda item: -keys[item])
+    keys = [draw.random() ** (1 / weight) for weight in weights]
+    return [items[i] for i in sorted(range(len(items)), key=lambda i: -keys[i])]

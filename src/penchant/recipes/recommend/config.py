@@ -25,6 +25,8 @@ class QuestionsConfig(Section):
     candidates: int = Field(20, ge=2, description="titles a question offers")
     drawn: Literal["uniform", "popularity"] = Field("uniform", description="how titles not taken are drawn")
     template: str = WORDING.template
+    open_template: str = Field(WORDING.open_template, description="where no list is offered")
+    open: float = Field(0.2, ge=0, le=1, description="share of training questions put without their list")
     separator: str = WORDING.separator
     train: int | None = Field(None, ge=1, description="training questions at most, the last in time; null: all")
     held_out: int | None = Field(None, ge=1, description="validation and test questions at most, drawn; null: all")
@@ -35,7 +37,7 @@ class QuestionsConfig(Section):
 
     @property
     def wording(self) -> Wording:
-        return Wording(self.template, self.separator)
+        return Wording(self.template, self.open_template, self.separator)
 
 
 class NewModelConfig(Section):
@@ -66,7 +68,10 @@ class MethodConfig(TunedConfig):
     name: str = Field(description="its folder and its name in tables", pattern=r"^[\w.-]+$")
     objective: dict[str, Any] = Field({"name": "s_dpo", "beta": 1.0}, description="as in a run")
     negatives: int = Field(3, ge=1, description="titles beside the target, of those the question offers")
-    choose: Literal["drawn", "hard"] = Field("drawn", description="hard: those the SFT model finds likeliest")
+    choose: Literal["uniform", "popularity", "hard"] = Field(
+        "uniform",
+        description="drawn alike or by how often they were taken; hard: those the SFT model finds likeliest",
+    )
 
 
 class RecommendConfig(Section):
@@ -87,10 +92,18 @@ class RecommendConfig(Section):
         ],
         description="each from the SFT model",
     )
-    cutoffs: list[int] = Field([1, 5, 10], description="the k of hit ratio and NDCG")
+    cutoffs: list[int] = Field([1, 5, 10], description="the k of hit ratio and NDCG; 1 is always among them")
     answers: int | None = Field(None, ge=0, description="test questions answered in words; null: all")
+    catalogue: int | None = Field(0, ge=0, description="test questions asked of the whole catalogue; null: all")
     token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of what is only read")
     seed: int = Field(0, ge=0)
+
+    @field_validator("cutoffs")
+    @classmethod
+    def _from_one(cls, value: list[int]) -> list[int]:
+        if min(value, default=1) < 1:
+            raise ValueError(f"{min(value)} is no cutoff; expected 1 or more")
+        return sorted({1, *value})
 
     @field_validator("methods")
     @classmethod

@@ -15,9 +15,11 @@ from penchant.evaluation.answering import answer
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.report import RunReport, Table, write_report
+from penchant.evaluation.statistics import Estimate
+from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.measures import Place, over_users, ranking_measures, said_measures
-from penchant.recipes.recommend.questions import Asked, read_about
+from penchant.recipes.recommend.questions import Asked, read_about, read_catalogue
 from penchant.recipes.stages import Found
 
 LogProbs = Callable[[str, Sequence[PreferenceGroup], RecommendConfig], list[tuple[float, ...]]]
@@ -41,6 +43,7 @@ def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], l
         places = [Place.of(each, target) for each, target in zip(scores, targets, strict=True)]
         hits[name] = [place.hit(1) for place in places]
         measures = ranking_measures(places, users, config.cutoffs)
+        of_catalogue = _of_catalogue(config, model, about, list(read_catalogue(questions)))
         said, words = _said(config, model, groups, targets, users)
         rows = [
             {"id": group.id, "above": place.above, "tied": place.tied, "answer": text}
@@ -48,6 +51,7 @@ def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], l
         ]
         write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         found[name] = {key: value.to_json() for key, value in {**measures, **said}.items()}
+        found[name]["catalogue"] = {key: value.to_json() for key, value in of_catalogue.items()}
         found[name]["by"] = _by_kind(about, hits[name])
     gains = {
         name: over_users([a - b for a, b in zip(each, hits[AGAINST], strict=True)], users).to_json()
@@ -57,9 +61,25 @@ def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], l
     return {"models": found, "hit_ratio@1_over_sft": gains}
 
 
+def _of_catalogue(
+    config: RecommendConfig, model: str, about: Sequence[Asked], titles: Sequence[str]
+) -> dict[str, Estimate]:
+    """Measures among all titles the user had not taken."""
+    asked = about[: config.catalogue]
+    if not asked:
+        return {}
+    places = []
+    ranked = rank_catalogue(model, [q.history for q in asked], titles, config.questions.wording, config.token_budget)
+    for question, log_probs in zip(asked, ranked, strict=True):
+        known = set(question.known) - {question.target}
+        left = {title: value for title, value in zip(titles, log_probs, strict=True) if title not in known}
+        places.append(Place.of(list(left.values()), list(left).index(question.target)))
+    return ranking_measures(places, [question.user for question in asked], config.cutoffs)
+
+
 def _said(
     config: RecommendConfig, model: str, groups: Sequence[PreferenceGroup], targets: Sequence[int], users: Sequence[str]
-) -> tuple[dict[str, Any], list[str | None]]:
+) -> tuple[dict[str, Estimate], list[str | None]]:
     n = len(groups) if config.answers is None else min(config.answers, len(groups))
     if n == 0:
         return {}, [None] * len(groups)
@@ -73,7 +93,7 @@ def _by_kind(about: Sequence[Asked], hits: Sequence[float]) -> dict[str, Any]:
     """Hit ratio at 1 in the thirds of questions by length of history, and by popularity of the target."""
     found = {}
     for kind in ("history", "popularity"):
-        values = [getattr(each, kind) for each in about]
+        values = [len(each.history) if kind == "history" else each.popularity for each in about]
         ordered = sorted(values)
         edges = [ordered[len(ordered) * i // 3] for i in (1, 2)]
         thirds = [sum(value >= edge for edge in edges) for value in values]
@@ -89,7 +109,8 @@ def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Foun
     write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
     asked, measured = found["questions"], found["evaluation"]
     rows: dict[str, Mapping[str, Any]] = {**asked["baselines"], **measured["models"]}
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "by"))
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key not in ("by", "catalogue")))
+    whole = list(measured["models"]["sft"]["catalogue"])
     kinds = list(next(iter(measured["models"].values()))["by"])
     report = RunReport(
         title="Recommendation: which title is taken next",
@@ -113,6 +134,22 @@ def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Foun
                 ("", "difference"),
                 [(name, show(value)) for name, value in measured["hit_ratio@1_over_sft"].items()],
                 "Of the same questions; 95 % intervals over users.",
+            ),
+            *(
+                [
+                    Table(
+                        "Among the whole catalogue",
+                        ("", *whole),
+                        [
+                            (name, *(show(row.get("catalogue", {}).get(key)) for key in whole))
+                            for name, row in rows.items()
+                            if row.get("catalogue")
+                        ],
+                        "Questions without a list: every title the user had not taken is ranked.",
+                    )
+                ]
+                if whole
+                else []
             ),
             Table(
                 "Hit ratio at 1 by kind of question",

@@ -22,8 +22,8 @@ from penchant.evaluation.held_out import Reading, score
 from penchant.recipes.config import fingerprint
 from penchant.recipes.recommend.config import MethodConfig, RecommendConfig, TunedConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
-from penchant.recipes.recommend.prompts import pick_negatives
-from penchant.recipes.recommend.questions import TEXTS, ask, write_anew
+from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
+from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue, write_anew
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
@@ -54,7 +54,7 @@ def stages(config: RecommendConfig) -> list[Stage]:
     settings = config.model_dump(mode="json")
     files = {name: fingerprint(getattr(config, name)) for name in ("interactions", "titles")}
     start = config.model or str(folder / "model" / "run")
-    asked = {key: settings[key] for key in ("questions", "cutoffs", "columns", "seed")} | files
+    asked = {key: settings[key] for key in ("questions", "catalogue", "cutoffs", "columns", "seed")} | files
     listed = [
         Stage("questions", "questions from interactions, and what ranks them without language", asked, _asking(config)),
     ]
@@ -78,7 +78,7 @@ def stages(config: RecommendConfig) -> list[Stage]:
         for method in config.methods
     ]
     names = [method.name for method in config.methods]
-    wanted = {"answers": config.answers, "cutoffs": config.cutoffs, "methods": names}
+    wanted = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
     listed.append(Stage("evaluation", "ranks and answers on test questions", wanted, _evaluating(config, start)))
     return listed
 
@@ -113,11 +113,15 @@ def _tune(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Fou
         start = str(folder.parent / "sft" / "run")
 
         def negatives(groups: Sequence[PreferenceGroup]) -> list[tuple[int, ...]]:
-            likely = _log_probs(start, groups, config) if method.choose == "hard" else [None] * len(groups)
-            return [
-                pick_negatives(group, method.negatives, scores, config.seed)
-                for group, scores in zip(groups, likely, strict=True)
-            ]
+            n = method.negatives
+            if method.choose == "hard":
+                likely = _log_probs(start, groups, config)
+                return [hardest_negatives(group, n, scores) for group, scores in zip(groups, likely, strict=True)]
+            taken = read_catalogue(folder.parent / "questions")
+            if method.choose == "uniform":
+                taken = dict.fromkeys(taken, 1)
+            weights = [[taken[as_text(title).strip()] for title in group.candidates] for group in groups]
+            return [draw_negatives(group, n, each, config.seed) for group, each in zip(groups, weights, strict=True)]
 
         _select(folder, negatives)
         return _tuned(config, folder, start, method.objective, method)

@@ -1,4 +1,4 @@
-"""Questions as text: a history and a list of titles, to be answered with one of them."""
+"""Questions as text: a history, perhaps a list of titles, to be answered with one title."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
+from penchant.recipes.recommend.candidates import in_random_order
 
 
 @dataclass(frozen=True)
@@ -16,52 +17,65 @@ class Wording:
 
     Attributes:
         template: text with ``{history}`` and ``{candidates}``, each replaced by titles.
+        open_template: text with ``{history}`` alone, for a question that offers no list.
         separator: between titles.
     """
 
     template: str = "Liked before, oldest first: {history}\nOne of these is liked next: {candidates}\nIt is"
+    open_template: str = "Liked before, oldest first: {history}\nLiked next:"
     separator: str = "; "
 
     def __post_init__(self) -> None:
-        for field in ("{history}", "{candidates}"):
-            if self.template.count(field) != 1:
+        for name, field, times in (
+            ("template", "{history}", 1),
+            ("template", "{candidates}", 1),
+            ("open_template", "{history}", 1),
+            ("open_template", "{candidates}", 0),
+        ):
+            found = getattr(self, name).count(field)
+            if found != times:
                 raise ConfigError(
-                    f"the template holds {field} {self.template.count(field)} times; expected once",
-                    fix="as in: 'Liked before: {history}. One of these is liked next: {candidates}. It is'",
+                    f"the {name} holds {field} {found} times; expected {'once' if times else 'none'}",
+                    fix="as in: 'Liked before: {history}. One of these is liked next: {candidates}. It is', and open: "
+                    "'Liked before: {history}. Liked next:'",
                 )
 
     def prompt(self, history: Sequence[str], candidates: Sequence[str]) -> str:
         """The question, of titles."""
-        before, between, after = self._around()
-        first, second = (self.separator.join(titles) for titles in self._in_order(history, candidates))
-        return f"{before}{first}{between}{second}{after}"
-
-    def _around(self) -> tuple[str, str, str]:
         # A title may itself hold a brace: nothing is formatted.
         names = sorted(("{history}", "{candidates}"), key=self.template.index)
         before, rest = self.template.split(names[0])
         between, after = rest.split(names[1])
-        return before, between, after
+        of = {"{history}": history, "{candidates}": candidates}
+        first, second = (self.separator.join(of[name]) for name in names)
+        return f"{before}{first}{between}{second}{after}"
 
-    def _in_order(self, history: Sequence[str], candidates: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-        first = self.template.index("{history}") < self.template.index("{candidates}")
-        return (history, candidates) if first else (candidates, history)
+    def open_prompt(self, history: Sequence[str]) -> str:
+        """The question without a list."""
+        before, after = self.open_template.split("{history}")
+        return f"{before}{self.separator.join(history)}{after}"
 
 
-def pick_negatives(group: PreferenceGroup, n: int, scores: Sequence[float] | None, seed: int) -> tuple[int, ...]:
-    """n of the candidates that are not preferred, by index.
-
-    Args:
-        scores: of the candidates, where the highest are to be taken (hard negatives); None draws uniformly.
+def draw_negatives(group: PreferenceGroup, n: int, weights: Sequence[float], seed: int) -> tuple[int, ...]:
+    """n of the candidates that are not preferred, by index; each next one in proportion to its weight among those left.
 
     Raises:
         ConfigError: the question offers fewer.
     """
+    draw = random.Random(f"{seed}/{group.id}/negatives")
+    others = _others(group, n)
+    return tuple(in_random_order(others, [weights[k] for k in others], draw)[:n])
+
+
+def hardest_negatives(group: PreferenceGroup, n: int, scores: Sequence[float]) -> tuple[int, ...]:
+    """The n candidates of the highest scores that are not preferred, by index; errors as in `draw_negatives`."""
+    return tuple(sorted(_others(group, n), key=lambda k: (-scores[k], k))[:n])
+
+
+def _others(group: PreferenceGroup, n: int) -> list[int]:
     others = [k for k in range(len(group.candidates)) if k != group.preferred]
     if not 1 <= n <= len(others):
         raise ConfigError(
             f"{n} negatives of {len(others)} titles beside the target", fix=f"between 1 and {len(others)} negatives"
         )
-    if scores is not None:
-        return tuple(sorted(others, key=lambda k: (-scores[k], k))[:n])
-    return tuple(random.Random(f"{seed}/{group.id}/negatives").sample(others, n))
+    return others

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +25,51 @@ PARTS = ("train", "validation", "test")
 TEXTS = "texts.jsonl"
 """Histories of the training part as plain text."""
 ABOUT = "test_questions.jsonl"
-"""Of each test question its user, the length of its history, and how often its target was taken in training."""
+"""Of each test question what `Asked` holds."""
+CATALOGUE = "catalogue.json"
+"""Every title, with how often it was taken in training."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A test question's facts, for breakdowns and for intervals over users."""
+    """A test question's facts, for breakdowns, for intervals over users, and to ask it of the whole catalogue.
+
+    Attributes:
+        history: titles, the oldest first.
+        known: all titles the user had taken before.
+        target: the title taken.
+        popularity: how often the target was taken in training.
+    """
 
     id: str
     user: str
-    history: int
+    history: list[str]
+    known: list[str]
+    target: str
     popularity: int
 
 
-def ask(config: RecommendConfig, folder: Path) -> Mapping[str, Any]:
-    """Write every part's questions, each as a group of all titles it offers, the one that was taken preferred."""
+@dataclass(frozen=True)
+class Questions:
+    """All that is asked.
+
+    Attributes:
+        parts: training, validation and test.
+        offers: the items that each question offers, by its id.
+    """
+
+    titles: Mapping[str, str]
+    histories: Histories
+    parts: Mapping[str, Sequence[Question]]
+    offers: Mapping[str, Sequence[str]]
+
+
+def draw_questions(config: RecommendConfig) -> Questions:
+    """Questions and what each offers, by the configuration's files and seed.
+
+    Raises:
+        DataError: the files cannot be read, or there is too little in them.
+    """
     titles = read_titles(config.titles, columns=config.columns)
     interactions = read_interactions(config.interactions, columns=config.columns)
     histories = build_histories(interactions, titles, config.questions.rules)
@@ -58,24 +88,54 @@ def ask(config: RecommendConfig, folder: Path) -> Mapping[str, Any]:
         for part, until in zip(PARTS, untils, strict=True)
         for question in parts[part]
     }
+    return Questions(titles, histories, parts, offers)
+
+
+def ask(config: RecommendConfig, folder: Path) -> Mapping[str, Any]:
+    """Write every part's questions, each as a group of all titles it offers, the one that was taken preferred."""
+    drawn = draw_questions(config)
+    titles, histories, parts = drawn.titles, drawn.histories, drawn.parts
     for part in PARTS:
-        groups = [_group(question, offers[question.id], titles, config) for question in parts[part]]
+        open_share = config.questions.open if part == "train" else 0.0
+        groups = [_group(q, drawn.offers[q.id], titles, config, open_share) for q in parts[part]]
         write_anew(groups, folder / f"{part}.jsonl")
     write_anew(_texts(histories, titles, config), folder / TEXTS)
-    about = [Asked(q.id, q.user, len(q.history), histories.counts[q.target]) for q in parts["test"]]
+    about = [_about(question, histories, titles) for question in parts["test"]]
     write_atomically(folder / ABOUT, "".join(json.dumps(vars(each)) + "\n" for each in about))
+    catalogue: Counter[str] = Counter()
+    for item in histories.items:
+        catalogue[titles[item]] += histories.counts[item]
+    write_atomically(folder / CATALOGUE, json.dumps(catalogue, ensure_ascii=False, indent=0) + "\n")
     return {
         "questions": {part: len(parts[part]) for part in PARTS},
         "users": len(histories.taken),
         "items": len(histories.items),
         "dropped": dict(histories.dropped),
-        "baselines": _baselines(config, histories, parts, offers),
+        "baselines": _baselines(config, drawn),
     }
 
 
 def read_about(folder: Path) -> list[Asked]:
     """The facts that `ask` wrote of the test questions, in their order."""
     return [Asked(**json.loads(line)) for line in (folder / ABOUT).read_text(encoding="utf-8").splitlines()]
+
+
+def read_catalogue(folder: Path) -> dict[str, int]:
+    """How often each title of the catalogue was taken in training."""
+    counts: dict[str, int] = json.loads((folder / CATALOGUE).read_text(encoding="utf-8"))
+    return counts
+
+
+def _about(question: Question, histories: Histories, titles: Mapping[str, str]) -> Asked:
+    known = [titles[item] for item, time in histories.taken[question.user].items() if time < question.time]
+    return Asked(
+        id=question.id,
+        user=question.user,
+        history=[titles[item] for item in question.history],
+        known=known,
+        target=titles[question.target],
+        popularity=histories.counts[question.target],
+    )
 
 
 def _parts(config: RecommendConfig, histories: Histories) -> dict[str, tuple[Question, ...]]:
@@ -91,12 +151,15 @@ def _parts(config: RecommendConfig, histories: Histories) -> dict[str, tuple[Que
 
 
 def _group(
-    question: Question, offered: Sequence[str], titles: Mapping[str, str], config: RecommendConfig
+    question: Question, offered: Sequence[str], titles: Mapping[str, str], config: RecommendConfig, open_share: float
 ) -> PreferenceGroup:
     wording = config.questions.wording
-    prompt = wording.prompt([titles[item] for item in question.history], [titles[item] for item in offered])
-    answers = tuple(f" {titles[item]}" for item in offered)
-    return PreferenceGroup(prompt, answers, preferred=offered.index(question.target), id=question.id)
+    history, names = ([titles[item] for item in items] for items in (question.history, offered))
+    is_open = random.Random(f"{config.seed}/{question.id}/open").random() < open_share
+    prompt = wording.open_prompt(history) if is_open else wording.prompt(history, names)
+    return PreferenceGroup(
+        prompt, tuple(f" {name}" for name in names), preferred=offered.index(question.target), id=question.id
+    )
 
 
 def _texts(histories: Histories, titles: Mapping[str, str], config: RecommendConfig) -> list[PreferenceGroup]:
@@ -113,29 +176,40 @@ def _texts(histories: Histories, titles: Mapping[str, str], config: RecommendCon
     return [PreferenceGroup("", (text,), id=str(number)) for number, text in enumerate(texts)]
 
 
-def _baselines(
-    config: RecommendConfig,
-    histories: Histories,
-    parts: Mapping[str, Sequence[Question]],
-    offers: Mapping[str, Sequence[str]],
-) -> dict[str, Any]:
+def _baselines(config: RecommendConfig, drawn: Questions) -> dict[str, Any]:
+    histories, offers, train, test = drawn.histories, drawn.offers, drawn.parts["train"], drawn.parts["test"]
     scorers: dict[str, baselines.Scorer] = {
         "chance": baselines.chance,
         "popularity": baselines.popularity(histories),
         "last item": baselines.last_item(histories),
         "item-kNN": baselines.neighbours(histories),
-        "place in the list alone": baselines.position(offers, parts["train"]),
-        "list alone": baselines.overlap(offers, parts["train"]),
     }
-    users = [question.user for question in parts["test"]]
-
-    def places(scorer: baselines.Scorer) -> list[Place]:
-        return [Place.of(scorer(q, offers[q.id]), offers[q.id].index(q.target)) for q in parts["test"]]
-
-    return {
-        name: {key: value.to_json() for key, value in ranking_measures(places(each), users, config.cutoffs).items()}
-        for name, each in scorers.items()
+    of_lists: dict[str, baselines.Scorer] = {
+        "place in the list alone": baselines.position(offers, train),
+        "list alone": baselines.overlap(offers, train),
     }
+    found = {name: measured(each, test, offers, config.cutoffs) for name, each in {**scorers, **of_lists}.items()}
+    asked = test[: config.catalogue]
+    if asked:
+        everything = {question.id: unknown(question, histories) for question in asked}
+        for name, each in scorers.items():
+            found[name]["catalogue"] = measured(each, asked, everything, config.cutoffs)
+    return found
+
+
+def measured(
+    scorer: baselines.Scorer, questions: Sequence[Question], offers: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
+) -> dict[str, Any]:
+    """How well a ranking of items finds the targets among what the questions offer; as JSON."""
+    places = [Place.of(scorer(q, offers[q.id]), offers[q.id].index(q.target)) for q in questions]
+    measures = ranking_measures(places, [question.user for question in questions], cutoffs)
+    return {key: value.to_json() for key, value in measures.items()}
+
+
+def unknown(question: Question, histories: Histories) -> list[str]:
+    """What of the catalogue the user had not taken."""
+    known = {item for item, time in histories.taken[question.user].items() if time < question.time}
+    return [item for item in histories.items if item not in known]
 
 
 def write_anew(groups: Sequence[PreferenceGroup], file: Path) -> None:

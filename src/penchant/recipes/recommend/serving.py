@@ -13,6 +13,7 @@ from penchant.engine.distribution import World, local_device
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.held_out import score
+from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.prompts import Wording
 
 WORDING = "recommend.json"
@@ -48,6 +49,23 @@ def suggest(
         DataError: no history, or not at least two different candidates.
         ConfigError: the model does not say how its questions were put.
     """
+    before, offered = _checked(history, candidates)
+    prompt = (wording or read_wording(model)).prompt(before, offered)
+    group = PreferenceGroup(prompt, tuple(f" {title}" for title in offered))
+    (scored,) = score(model, [group], World(0, 1, local_device()))
+    return _ordered(offered, scored.log_probs)
+
+
+def suggest_from_catalogue(
+    model: str, history: Sequence[str], titles: Sequence[str], wording: Wording | None = None
+) -> list[Suggestion]:
+    """All titles that the history lacks, from the likeliest down; the question lists none. Otherwise as `suggest`."""
+    before, offered = _checked(history, [title for title in dict.fromkeys(titles) if title not in history])
+    (log_probs,) = rank_catalogue(model, [before], offered, wording or read_wording(model))
+    return _ordered(offered, log_probs)
+
+
+def _checked(history: Sequence[str], candidates: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     before, offered = (tuple(title.strip() for title in titles) for titles in (history, candidates))
     if not before or not all(before):
         raise DataError("the history is empty, or a title of it is", fix="give the titles taken before, oldest first")
@@ -57,14 +75,14 @@ def suggest(
             f"{len(offered)} candidates, {different} different ones; expected two or more, and none twice",
             fix="give each title to choose from once",
         )
-    prompt = (wording or read_wording(model)).prompt(before, offered)
-    group = PreferenceGroup(prompt, tuple(f" {title}" for title in offered))
-    (scored,) = score(model, [group], World(0, 1, local_device()))
-    top = max(scored.log_probs)
-    total = sum(math.exp(each - top) for each in scored.log_probs)
+    return before, offered
+
+
+def _ordered(titles: Sequence[str], log_probs: Sequence[float]) -> list[Suggestion]:
+    top = max(log_probs)
+    total = sum(math.exp(each - top) for each in log_probs)
     found = [
-        Suggestion(title, value, math.exp(value - top) / total)
-        for title, value in zip(offered, scored.log_probs, strict=True)
+        Suggestion(title, value, math.exp(value - top) / total) for title, value in zip(titles, log_probs, strict=True)
     ]
     return sorted(found, key=lambda each: -each.log_prob)
 

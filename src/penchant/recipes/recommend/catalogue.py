@@ -1,0 +1,33 @@
+"""Questions without a list: every title of a catalogue ranked for a user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from penchant.data.groups import PreferenceGroup
+from penchant.engine.catalogue import catalogue_log_probs
+from penchant.engine.distribution import World, local_device
+from penchant.engine.frozen import FrozenModel
+from penchant.evaluation.held_out import Reading, read_held_out
+from penchant.recipes.recommend.prompts import Wording
+
+
+def rank_catalogue(
+    model: str, histories: Sequence[Sequence[str]], titles: Sequence[str], wording: Wording, token_budget: int = 8192
+) -> Iterator[list[float]]:
+    """Each title's log-prob after each history, nats.
+
+    Args:
+        model: folder of a trained model.
+        histories: of each question the titles taken before, the oldest first.
+        titles: the catalogue, each title once; at least two.
+    """
+    world = World(0, 1, local_device())
+    reading = Reading(token_budget=token_budget)
+    frozen = FrozenModel.load(model, world, reading.dtype)
+    answers = tuple(f" {title}" for title in titles)
+    groups = (
+        read_held_out(frozen, model, [PreferenceGroup(wording.open_prompt(history), answers, id=str(n))], reading)[0]
+        for n, history in enumerate(histories)
+    )
+    return catalogue_log_probs(frozen, groups, world, token_budget, reading.dtype)
