@@ -252,6 +252,29 @@ def merge(adapter: Path, output: Path) -> None:
     teller(False)(f"{output}: merged")
 
 
+@app.command
+def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: float = 1.0) -> None:
+    """Add to a model what instruction tuning made of its base: adapted + scale (instruct - base).
+
+    Parameters
+    ----------
+    adapted
+        Folder of a model that was trained further from the base, as on the text of a field.
+    base
+        Folder or hub id of the base.
+    instruct
+        Folder or hub id of the base's instruction-tuned sibling.
+    output
+        A new folder.
+    scale
+        How much of it: 1 is all.
+    """
+    from penchant.engine.residual import add_residual
+
+    add_residual(str(adapted), str(base), str(instruct), output, scale=scale)
+    teller(False)(f"{output}: written")
+
+
 def main() -> None:
     """Run a command line and exit with its code."""
     keep_freed_memory()

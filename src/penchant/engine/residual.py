@@ -1,0 +1,174 @@
+"""The instruction residual: what tuning made of a base model, added to another model that came from the same base.
+
+    theta = theta_adapted + scale (theta_instruct - theta_base)
+
+(MortgageLLM, arXiv 2511.21101; "chat vector", Huang et al., arXiv 2310.04799.) A model that was trained on the text of
+a field and forgot to follow instructions follows them again, without instruction data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
+from penchant.errors import ModelError
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale: float = 1.0) -> None:
+    """Write a model folder; the adapted model's weights are read a file at a time, the others' a tensor at a time.
+
+    Configuration and dtype are the adapted model's, tokenizer and chat template the instruct model's. Rows of the
+    embedding that tuning has added to the base's are taken as they are.
+
+    Args:
+        adapted, base, instruct: model folders or hub ids.
+        scale: 0 is the adapted model itself.
+
+    Raises:
+        ModelError: the models differ in their weights' names or shapes, or their tokenizers number a token differently.
+    """
+    if output.exists():
+        raise ModelError("it is there already", where=str(output), fix="name a new folder")
+    ours, of_base, of_instruct = (_local(name) for name in (adapted, base, instruct))
+    _same_tokens(base, instruct)
+    _same_tokens(base, adapted)
+    rows = _check_shapes([(adapted, _shapes(ours)), (base, _shapes(of_base)), (instruct, _shapes(of_instruct))])
+    aside = output.with_name(f".writing-{output.name}")
+    aside.mkdir(parents=True, exist_ok=True)
+    with _opened(of_base) as theirs, _opened(of_instruct) as tuned:
+        _write(ours, theirs, tuned, aside, scale)
+    config = json.loads((ours / "config.json").read_text(encoding="utf-8"))
+    if rows is not None:
+        config["vocab_size"] = rows
+    (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    load_tokenizer(instruct).save_pretrained(aside)
+    aside.rename(output)
+
+
+def _write(adapted: Path, base: Mapping[str, Any], instruct: Mapping[str, Any], output: Path, scale: float) -> None:
+    """Every file of the adapted model, its tensors changed."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for file in sorted(set(_places(adapted).values())):
+        with safe_open(adapted / file, framework="pt") as tensors:  # has keys, and is no mapping
+            written = {
+                name: _moved(
+                    tensors.get_tensor(name), base[name].get_tensor(name), instruct[name].get_tensor(name), scale
+                )
+                for name in tensors.keys()  # noqa: SIM118
+            }
+            save_file(written, output / file, tensors.metadata())
+    if (adapted / _INDEX).exists():
+        (output / _INDEX).write_bytes((adapted / _INDEX).read_bytes())
+
+
+def _moved(own: Tensor, base: Tensor, instruct: Tensor, scale: float) -> Tensor:
+    """``own + scale (instruct - base)``, computed in float32; of rows only the instruct model has, these rows."""
+    common, further = (instruct[: len(base)], instruct[len(base) :]) if own.ndim else (instruct, None)
+    moved = (own.float() + scale * (common.float() - base.float())).to(own.dtype)
+    return moved if further is None or not len(further) else torch.cat([moved, further.to(own.dtype)])
+
+
+def _local(source: str) -> Path:
+    """The folder of a model with safetensors; a hub id is fetched.
+
+    Raises:
+        ModelError: there is none, it is an adapter, or its weights are in another format.
+    """
+    check_folder(source)
+    if adapter_base(source) is not None:
+        raise ModelError("this is an adapter", where=source, fix=f"merge it first: penchant merge {source} MERGED")
+    folder = Path(source)
+    if not folder.exists():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    if not (folder / _SINGLE).exists() and not (folder / _INDEX).exists():
+        raise ModelError(
+            f"it has neither {_SINGLE} nor {_INDEX}",
+            where=source,
+            fix="save it anew with save_pretrained, which writes safetensors",
+        )
+    return folder
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """The file of each tensor."""
+    from safetensors import safe_open
+
+    if (folder / _INDEX).exists():
+        places: dict[str, str] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return places
+    with safe_open(folder / _SINGLE, framework="pt") as tensors:
+        return dict.fromkeys(tensors.keys(), _SINGLE)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[dict[str, Any]]:
+    """By a tensor's name the open file that holds it."""
+    from safetensors import safe_open
+
+    places = _places(folder)
+    with ExitStack() as stack:
+        files = {file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in set(places.values())}
+        yield {name: files[file] for name, file in places.items()}
+
+
+def _shapes(folder: Path) -> Shapes:
+    with _opened(folder) as tensors:
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in tensors.items()}
+
+
+def _check_shapes(models: Sequence[tuple[str, Shapes]]) -> int | None:
+    """Rows of the instruct model's embedding, where tuning added some; None where not.
+
+    Args:
+        models: name and shapes of the adapted, the base and the instruct model.
+    """
+    (adapted, ours), *others = models
+    for other, theirs in others:
+        for (has, all_of), (lacks, some) in (((adapted, ours), (other, theirs)), ((other, theirs), (adapted, ours))):
+            missing = sorted(all_of.keys() - some.keys())
+            if missing:
+                raise ModelError(
+                    f"it has no {missing[0]}, which {has} has ({len(missing)} such weights)",
+                    where=lacks,
+                    fix="name three models of one architecture: a base, and two that were trained from it",
+                )
+    rows = None
+    for name, own in ours.items():
+        base, instruct = (theirs[name] for _, theirs in others)
+        grown = len(own) == 2 and own == base and own[1:] == instruct[1:] and instruct[0] > own[0]
+        if grown:
+            rows = instruct[0]
+        elif not own == base == instruct:
+            told = ", ".join(f"{list(shapes[name])} in {model}" for model, shapes in models)
+            raise ModelError(
+                f"{name} is {told}; expected is one shape, or more rows of the embedding in the instruct model alone",
+                fix="name three models of one size: a base, and two that were trained from it",
+            )
+    return rows
+
+
+def _same_tokens(base: str, other: str) -> None:
+    known, theirs = (load_tokenizer(source).get_vocab() for source in (base, other))
+    moved = [token for token, number in known.items() if theirs.get(token) != number]
+    if moved:
+        raise ModelError(
+            f"token {moved[0]!r} is number {theirs.get(moved[0])} here and {known[moved[0]]} in {base} "
+            f"({len(moved)} such tokens); rows of the embedding would be mixed up",
+            where=other,
+            fix="name models of one tokenizer; a tuned one may only have added tokens at its end",
+        )
