@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
+from penchant.config import Section
+
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 
@@ -23,6 +27,20 @@ class Sizes:
     layers: int = 4
     heads: int = 4
     context: int = 1024
+
+
+class SizesConfig(Section):
+    """`Sizes`, as a configuration gives them."""
+
+    vocabulary: int = Field(Sizes.vocabulary, ge=300)
+    hidden: int = Field(Sizes.hidden, ge=32)
+    layers: int = Field(Sizes.layers, ge=1)
+    heads: int = Field(Sizes.heads, ge=1)
+    context: int = Field(Sizes.context, ge=32)
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.vocabulary, self.hidden, self.layers, self.heads, self.context)
 
 
 def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: int) -> None:

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from penchant.config import LoraConfig, Section, TrainingConfig
+from penchant.config import Section, TrainingConfig
 from penchant.recipes.recommend.histories import Rules
 from penchant.recipes.recommend.prompts import Wording
-from penchant.recipes.small_llama import Sizes
+from penchant.recipes.small_llama import SizesConfig
+from penchant.recipes.tuning import TunedConfig
 
-RULES, WORDING, SIZES = Rules(), Wording(), Sizes()
+RULES, WORDING = Rules(), Wording()
 
 
 class QuestionsConfig(Section):
@@ -40,26 +41,10 @@ class QuestionsConfig(Section):
         return Wording(self.template, self.open_template, self.separator)
 
 
-class NewModelConfig(Section):
+class NewModelConfig(SizesConfig):
     """A model from nothing: trained on histories as text before it is asked."""
 
-    vocabulary: int = Field(SIZES.vocabulary, ge=300)
-    hidden: int = Field(SIZES.hidden, ge=32)
-    layers: int = Field(SIZES.layers, ge=1)
-    heads: int = Field(SIZES.heads, ge=1)
-    context: int = Field(SIZES.context, ge=32)
     training: TrainingConfig = TrainingConfig(learning_rate=2e-3, schedule="cosine", max_steps=1000)
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes(self.vocabulary, self.hidden, self.layers, self.heads, self.context)
-
-
-class TunedConfig(Section):
-    """A training stage."""
-
-    training: TrainingConfig = TrainingConfig(learning_rate=1e-5)
-    lora: LoraConfig | None = None
 
 
 class MethodConfig(TunedConfig):

@@ -14,20 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.config import LoraConfig, TrainingConfig, parse_config
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.engine.distribution import World, local_device
 from penchant.evaluation.held_out import Reading, score
 from penchant.recipes.config import fingerprint
-from penchant.recipes.recommend.config import MethodConfig, RecommendConfig, TunedConfig
+from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
 from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue, write_anew
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.training.run import train
+from penchant.recipes.tuning import TunedConfig, tune
 
 Tell = Callable[[str], None]
 
@@ -94,7 +93,7 @@ def _new(config: RecommendConfig) -> Callable[[Path], Found]:
             groups = [*read_groups(texts).groups, *read_groups(folder.parent / "questions" / "train.jsonl").groups]
             corpus = [as_text(part) for group in groups for part in (group.prompt, group.candidates[0])]
             build_small_llama(folder / "start", corpus, config.new_model.sizes, config.seed)
-        _train(folder, str(folder / "start"), texts, None, {"name": "sft"}, config.new_model.training, None)
+        tune(folder, str(folder / "start"), texts, None, {"name": "sft"}, TunedConfig(training=config.new_model.training))
         return {}
 
     return run
@@ -141,7 +140,7 @@ def _tuned(
     config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TunedConfig
 ) -> Found:
     data, held_out = folder / "train.jsonl", folder / "validation.jsonl"
-    _train(folder, start, data, held_out, objective, tuned.training, tuned.lora)
+    tune(folder, start, data, held_out, objective, tuned)
     write_wording(folder / "run", config.questions.wording)
     return {}
 
@@ -167,26 +166,3 @@ def _log_probs(model: str, groups: Sequence[PreferenceGroup], config: RecommendC
     reading = Reading(token_budget=config.token_budget)
     scored = score(model, groups, World(0, 1, local_device()), reading=reading)
     return [each.log_probs for each in scored]
-
-
-def _train(
-    folder: Path,
-    model: str,
-    data: Path,
-    held_out: Path | None,
-    objective: Mapping[str, Any],
-    training: TrainingConfig,
-    lora: LoraConfig | None,
-) -> None:
-    """Into `run`; one that was interrupted goes on."""
-    output = folder / "run"
-    values = {
-        "model": model,
-        "data": {"train": str(data), "held_out": str(held_out) if held_out else None},
-        "output": str(output),
-        "objective": dict(objective),
-        "training": training.model_dump(),
-        "lora": lora.model_dump() if lora else None,
-        "evaluation": {"samples": 0},
-    }
-    train(parse_config(values, str(folder)), resume=(output / "run.json").exists())
