@@ -93,7 +93,9 @@ def _new(config: RecommendConfig) -> Callable[[Path], Found]:
             groups = [*read_groups(texts).groups, *read_groups(folder.parent / "questions" / "train.jsonl").groups]
             corpus = [as_text(part) for group in groups for part in (group.prompt, group.candidates[0])]
             build_small_llama(folder / "start", corpus, config.new_model.sizes, config.seed)
-        tune(folder, str(folder / "start"), texts, None, {"name": "sft"}, TunedConfig(training=config.new_model.training))
+        tune(
+            folder, str(folder / "start"), texts, None, {"name": "sft"}, TunedConfig(training=config.new_model.training)
+        )
         return {}
 
     return run
