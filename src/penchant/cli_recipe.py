@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
     from penchant.recipes.recommend.serving import Suggestion
 
-Recipe = Literal["recommend"]
+Recipe = Literal["recommend", "domain-expert"]
+Found = dict[str, Mapping[str, Any]]
+Tell = Callable[[str], None]
+Done = tuple[Path, Found, "Callable[[Found, Path], Table]"]
+"""A recipe's folder, what its stages found, and how to show it."""
 
 
 def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
@@ -22,7 +26,8 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     Parameters
     ----------
     name
-        recommend: which title a user takes next (S-DPO).
+        recommend: which title a user takes next (S-DPO). domain-expert: pretraining on a field's text, the instruction
+        residual, two experts and a router (MortgageLLM).
     config
         The recipe's YAML file.
     overrides
@@ -30,14 +35,29 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     stage
         Run this stage alone; those before it must be done.
     """
+    run = {"recommend": _recommend, "domain-expert": _domain_expert}[name]
+    output, found, table = run(config, overrides, stage, teller(as_json))
+    deliver(
+        found, as_json, table(found, output / "report.html") if "evaluation" in found else f"done: {', '.join(found)}"
+    )
+
+
+def _recommend(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
     from penchant.recipes.config import load_recipe
     from penchant.recipes.recommend.config import RecommendConfig
     from penchant.recipes.recommend.pipeline import recommend
 
     loaded = load_recipe(RecommendConfig, config, overrides)
-    found = recommend(loaded, only=stage, tell=teller(as_json))
-    report = Path(loaded.output) / "report.html"
-    deliver(found, as_json, render(found, report) if "evaluation" in found else f"done: {', '.join(found)}")
+    return Path(loaded.output), recommend(loaded, only=stage, tell=tell), hit_ratios
+
+
+def _domain_expert(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
+    from penchant.recipes.config import load_recipe
+    from penchant.recipes.domain_expert.config import DomainExpertConfig
+    from penchant.recipes.domain_expert.pipeline import domain_expert
+
+    loaded = load_recipe(DomainExpertConfig, config, overrides)
+    return Path(loaded.output), domain_expert(loaded, only=stage, tell=tell), experts
 
 
 def recommend(
@@ -88,15 +108,32 @@ def _suggestions(found: Sequence[Suggestion]) -> Table:
     return table
 
 
-def render(found: Mapping[str, Mapping[str, Any]], report: Path) -> Table:
+def hit_ratios(found: Found, report: Path) -> Table:
     """Hit ratio at 1 of every ranking, and what each method adds to the SFT model's."""
     from rich.table import Table
 
-    from penchant.recipes.recommend.evaluation import show
+    from penchant.evaluation.report import show
 
     table = Table("", "hit ratio@1", "over SFT", title=str(report))
     gains = found["evaluation"]["hit_ratio@1_over_sft"]
     for name, row in {**found["questions"]["baselines"], **found["evaluation"]["models"]}.items():
         value = row.get("hit_ratio@1")
         table.add_row(name, show(value), show(gains.get(name)))
+    return table
+
+
+def experts(found: Found, report: Path) -> Table:
+    """What each model of the domain expert is good at."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+
+    columns = ("perplexity", "instructions_f1", "tasks_exact", "preference_accuracy", "preferences_rouge_l")
+    table = Table("", *columns, title=str(report))
+    for name, row in found["evaluation"]["models"].items():
+        table.add_row(name, *(show(row.get(key)) for key in columns))
+    table.caption = (
+        f"router: {show(found['router']['accuracy'])} right; of the instruct model's score "
+        f"{show(found['evaluation']['recovered'])} came back with {found['residual']['chosen']:g} of the residual"
+    )
     return table

@@ -40,6 +40,12 @@ def write_groups(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def write_anew(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
+    """`write_groups` in the place of a file that is there: the same groups give the same bytes."""
+    Path(path).unlink(missing_ok=True)
+    write_groups(groups, path)
+
+
 def _check(path: Path, groups: Sequence[PreferenceGroup]) -> None:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError("groups are written as .jsonl or .jsonl.gz", where=str(path), fix=f"{path.stem}.jsonl")

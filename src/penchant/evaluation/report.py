@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from penchant.evaluation.figures import Series, line_chart
 from penchant.evaluation.files import write_atomically
@@ -114,6 +115,15 @@ def write_report(path: Path, report: RunReport) -> None:
         lstrip_blocks=True,
     )
     write_atomically(path, environment.get_template("report.html").render(report=report))
+
+
+def show(estimate: Mapping[str, Any] | None) -> str:
+    """Value and 95 % interval, for people; nothing where there is none."""
+    if estimate is None or estimate["value"] is None:
+        return ""
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def _caption(name: str, xs: Sequence[float], ys: Sequence[float | None]) -> str:

@@ -74,6 +74,29 @@ def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2
     return _estimate(float(numbers.mean()), blocks, len(numbers))
 
 
+def bootstrap_ratio(
+    above: ArrayLike, below: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """The ratio of two sums over the same observations, with a percentile interval over clusters drawn together.
+
+    NaN where the lower sum is 0; in a resample too, which then leaves the interval out.
+
+    Args:
+        above, below: [N].
+        clusters: [N] integers; equal ones are drawn together.
+    """
+    upper, lower = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    if not len(upper) or lower.sum() == 0:
+        return Estimate(math.nan, math.nan, math.nan, len(upper))
+    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = [np.bincount(inverse, weights=each) for each in (upper, lower)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        blocks = [
+            (draws @ sums[0]) / (draws @ sums[1]) for draws in _draws(len(sums[0]), len(sums[0]), resamples, seed)
+        ]
+    return _estimate(float(upper.sum() / lower.sum()), blocks, len(upper))
+
+
 def bootstrap_auc(
     positive: ArrayLike, negative: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> Estimate:

@@ -14,7 +14,7 @@ from penchant.data.reading import read_groups
 from penchant.evaluation.answering import answer
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
-from penchant.evaluation.report import RunReport, Table, write_report
+from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.evaluation.statistics import Estimate
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
@@ -161,12 +161,3 @@ def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Foun
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     write_report(folder / "report.html", report)
-
-
-def show(estimate: Mapping[str, Any] | None) -> str:
-    """Value and 95 % interval, for people; nothing where there is none."""
-    if estimate is None:
-        return ""
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -16,13 +16,14 @@ from typing import Any
 
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
+from penchant.data.writing import write_anew
 from penchant.engine.distribution import World, local_device
 from penchant.evaluation.held_out import Reading, score
 from penchant.recipes.config import fingerprint
 from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
-from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue, write_anew
+from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages

@@ -13,7 +13,7 @@ from typing import Any
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.interactions import read_interactions, read_titles
-from penchant.data.writing import write_groups
+from penchant.data.writing import write_anew
 from penchant.evaluation.files import write_atomically
 from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.candidates import offer
@@ -210,9 +210,3 @@ def unknown(question: Question, histories: Histories) -> list[str]:
     """What of the catalogue the user had not taken."""
     known = {item for item, time in histories.taken[question.user].items() if time < question.time}
     return [item for item in histories.items if item not in known]
-
-
-def write_anew(groups: Sequence[PreferenceGroup], file: Path) -> None:
-    """Write groups in the place of what a stage cut short has left: the same groups give the same bytes."""
-    file.unlink(missing_ok=True)
-    write_groups(groups, file)

@@ -1,0 +1,168 @@
+"""The last two stages: who answers which request, and every model on what was held out; then the page."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penchant.data.groups import as_text
+from penchant.data.reading import read_groups
+from penchant.evaluation.figures import line_chart
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
+from penchant.evaluation.statistics import bootstrap_mean, bootstrap_ratio
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.measures import Asked, log_probs, perplexity, preference_accuracy
+from penchant.recipes.domain_expert.router import Router
+from penchant.recipes.stages import Found
+
+EXPERTS = {"conversation": "preferences", "structured": "tasks"}
+"""Each expert, with the set its requests are from."""
+
+
+def route(config: DomainExpertConfig, folder: Path) -> Found:
+    """Write the router and its decisions on test requests; returns its accuracy and whom it took for whom."""
+    data, settings = folder.parent / "data", config.router
+    draw = random.Random(config.seed)
+    examples = []
+    for expert, name in EXPERTS.items():
+        prompts = list(dict.fromkeys(as_text(g.prompt) for g in read_groups(data / f"{name}_train.jsonl").groups))
+        examples += [(text, expert) for text in draw.sample(prompts, min(settings.shots, len(prompts)))]
+    draw.shuffle(examples)
+    model = str(folder.parent / settings.asks / "run")
+    plain = Router(settings.names, tuple(examples), settings.fallback, settings.threshold)
+    router = plain.calibrated(lambda groups: log_probs(model, groups, config))
+    router.save(folder)
+    requests = [
+        (as_text(prompt), expert)
+        for expert, name in EXPERTS.items()
+        for prompt in Asked.of(data / f"{name}_test.jsonl", config.answers).prompts
+    ]
+    scores = log_probs(model, [router.question(text) for text, _ in requests], config)
+    decisions = [router.decide(each) for each in scores]
+    rows = [
+        {"request": text, "is": expert, **vars(decision)}
+        for (text, expert), decision in zip(requests, decisions, strict=True)
+    ]
+    write_atomically(folder / "decisions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    confusion = {expert: dict.fromkeys(EXPERTS, 0) for expert in EXPERTS}
+    for row in rows:
+        confusion[row["is"]][row["likeliest"]] += 1
+    right = {key: [float(row["is"] == row[key]) for row in rows] for key in ("likeliest", "expert")}
+    accuracy = {key: bootstrap_mean(values, range(len(values))).to_json() for key, values in right.items()}
+    below = sum(each.confidence < settings.threshold for each in decisions)
+    return {
+        "accuracy": accuracy["likeliest"],
+        "accuracy_with_fallback": accuracy["expert"],
+        "fell_back": below,
+        "confusion": confusion,
+    }
+
+
+def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> Found:
+    """Every model's measures, those of the experts behind the router, and how much of the instruct model came back."""
+    data, output = folder.parent / "data", folder.parent
+    models = {
+        "base": base,
+        "instruct": instruct,
+        "adapted": adapted,
+        "residual": str(output / "residual" / "model"),
+        **{expert: str(output / expert / "run") for expert in EXPERTS},
+    }
+    asked = {
+        name: Asked.of(data / f"{name}_test.jsonl", config.answers) for name in ("instructions", "tasks", "preferences")
+    }
+    said: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for model, place in models.items():
+        said[model] = {name: each.answered(place, config) for name, each in asked.items()}
+        write_atomically(
+            folder / f"{model}.jsonl",
+            "".join(
+                json.dumps({"set": name, "prompt": prompt, "answer": answer}, ensure_ascii=False) + "\n"
+                for name, each in asked.items()
+                for prompt, answer in zip(each.prompts, said[model][name], strict=True)
+            ),
+        )
+        own = {"perplexity": perplexity(place, data / "texts_held_out.jsonl", config)}
+        own["preference_accuracy"] = preference_accuracy(place, data / "preferences_test.jsonl", config)
+        for name, each in asked.items():
+            own |= each.measures(name, said[model][name])
+        found[model] = {key: value.to_json() for key, value in own.items()}
+    found["routed experts"] = _routed(folder, asked, said)
+    scores = {model: asked["instructions"].f1(said[model]["instructions"]) for model in models}
+    gained, lost = (
+        [a - b for a, b in zip(scores[name], scores["adapted"], strict=True)] for name in ("residual", "instruct")
+    )
+    return {"models": found, "recovered": bootstrap_ratio(gained, lost, range(len(lost))).to_json()}
+
+
+def _routed(
+    folder: Path, asked: Mapping[str, Asked], said: Mapping[str, Mapping[str, Sequence[str]]]
+) -> dict[str, Any]:
+    """Each request answered by the expert that the router chose."""
+    lines = (folder.parent / "router" / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
+    chosen = {row["request"]: row["expert"] for row in map(json.loads, lines)}
+    found: dict[str, Any] = {}
+    for name in EXPERTS.values():
+        answers = [said[chosen[as_text(prompt)]][name][number] for number, prompt in enumerate(asked[name].prompts)]
+        found |= {key: value.to_json() for key, value in asked[name].measures(name, answers).items()}
+    return found
+
+
+def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, Found]) -> None:
+    """`result.json` and `report.html`."""
+    write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
+    measured, residual, router = found["evaluation"], found["residual"], found["router"]
+    columns = list(measured["models"]["base"])
+    scales = [each["scale"] for each in residual["scales"]]
+    curves = [
+        Figure(
+            title,
+            line_chart(
+                title,
+                "scale of the residual",
+                unit,
+                {"validation": (scales, [e[key]["value"] for e in residual["scales"]])},
+            ),
+            note,
+        )
+        for title, unit, key, note in (
+            ("Instructions followed", "token F1", "instructions_f1", "Greedy answers to validation instructions."),
+            ("Perplexity of the field's text", "perplexity", "perplexity", "Of held-out sections."),
+        )
+    ]
+    report = RunReport(
+        title="Domain expert",
+        summary=[
+            *((name.replace("_", " "), str(n)) for name, n in found["data"]["groups"].items()),
+            *((f"left out: {why}", str(n)) for why, n in found["data"]["left_out"].items()),
+            ("scale of the residual", f"{residual['chosen']:g}"),
+            ("of the instruct model's score came back", show(measured["recovered"])),
+            ("router's accuracy", show(router["accuracy"])),
+            ("router's accuracy with fallback", show(router["accuracy_with_fallback"])),
+        ],
+        tables=[
+            Table(
+                "On what was held out",
+                ("", *columns),
+                [(name, *(show(row.get(key)) for key in columns)) for name, row in measured["models"].items()],
+                "95 % intervals over prompts (texts, of perplexity). Answers are greedy; preferences_ compares them "
+                "with the better answer; preference_accuracy is by log-prob per token.",
+            ),
+            Table(
+                "Requests, and whom the router takes them for",
+                ("", *router["confusion"]),
+                [(name, *(str(row[key]) for key in router["confusion"])) for name, row in router["confusion"].items()],
+                f"Rows: whose the request is. {router['fell_back']} fell below the threshold, to the fallback.",
+            ),
+        ],
+        figures=curves,
+        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+    write_report(folder / "report.html", report)

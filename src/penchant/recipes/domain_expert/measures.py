@@ -1,0 +1,91 @@
+"""What a model is measured by: perplexity of the field's text, answers to instructions and tasks, preferences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.reading import read_groups
+from penchant.engine.distribution import World, local_device
+from penchant.evaluation.answering import answer
+from penchant.evaluation.generation import Sampling
+from penchant.evaluation.held_out import Reading, score
+from penchant.evaluation.references import exact_match, rouge_l, token_f1
+from penchant.evaluation.statistics import Estimate, bootstrap_mean
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts, each with the answer that is right."""
+
+    prompts: tuple[Text, ...]
+    references: tuple[str, ...]
+
+    @classmethod
+    def of(cls, file: Path, most: int) -> Asked:
+        """The first prompts of a file of groups, each once; of pairs the better answer is right."""
+        first: dict[str, PreferenceGroup] = {}
+        for group in read_groups(file).groups:
+            first.setdefault(as_text(group.prompt), group)
+        groups = list(first.values())[:most]
+        right = [group.candidates[group.pairs[0][0] if group.pairs else 0] for group in groups]
+        return cls(tuple(group.prompt for group in groups), tuple(as_text(text).strip() for text in right))
+
+    def answered(self, model: str, config: DomainExpertConfig) -> list[str]:
+        """The model's likeliest words."""
+        sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
+        return [given[0].strip() for given in answer(model, self.prompts, sampling).responses]
+
+    def f1(self, answers: Sequence[str]) -> list[float]:
+        """Of each answer, its words' F1."""
+        return [token_f1(said, right) for said, right in zip(answers, self.references, strict=True)]
+
+    def measures(self, name: str, answers: Sequence[str]) -> dict[str, Estimate]:
+        """Exact matches, F1 and ROUGE-L, with intervals over prompts."""
+        pairs = list(zip(answers, self.references, strict=True))
+        found = {
+            f"{name}_exact": [exact_match(*pair) for pair in pairs],
+            f"{name}_f1": self.f1(answers),
+            f"{name}_rouge_l": [rouge_l(*pair) for pair in pairs],
+        }
+        return {key: bootstrap_mean(values, range(len(values))) for key, values in found.items()}
+
+
+def log_probs(model: str, groups: Sequence[PreferenceGroup], config: DomainExpertConfig) -> list[tuple[float, ...]]:
+    """Of every candidate."""
+    reading = Reading(token_budget=config.token_budget)
+    return [each.log_probs for each in score(model, groups, World(0, 1, local_device()), reading=reading)]
+
+
+def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
+    """Of texts, by token, their ends included; the interval is over texts."""
+    reading = Reading(token_budget=config.token_budget)
+    scored = score(model, read_groups(file).groups, World(0, 1, local_device()), reading=reading)
+    tokens = [each.tokens[0] for each in scored]
+    means = [each.log_probs[0] / n for each, n in zip(scored, tokens, strict=True)]
+    # Each token counts once: a text's mean stands for each of its tokens.
+    found = bootstrap_mean(-np.repeat(means, tokens), np.repeat(np.arange(len(tokens)), tokens))
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), len(tokens))
+
+
+def preference_accuracy(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
+    """How often the better answer has the higher log-prob per token; a tie counts half; the interval is over prompts.
+
+    Per token: a model without preferences finds a longer answer less likely, whatever it says.
+    """
+    groups = read_groups(file).groups
+    reading = Reading(token_budget=config.token_budget)
+    values, prompts = [], []
+    for scored in score(model, groups, World(0, 1, local_device()), reading=reading):
+        means = [value / n for value, n in zip(scored.log_probs, scored.tokens, strict=True)]
+        for better, worse in scored.group.pairs:
+            values.append((means[better] > means[worse]) + 0.5 * (means[better] == means[worse]))
+            prompts.append(as_text(scored.group.prompt))
+    numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
+    return bootstrap_mean(values, [numbers[prompt] for prompt in prompts])

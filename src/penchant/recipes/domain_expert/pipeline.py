@@ -1,0 +1,187 @@
+"""`penchant recipe domain-expert`: adapt to a field, follow instructions again, two experts, a router before them.
+
+OUTPUT/data/           the field's text and every set of groups, in parts
+OUTPUT/base/, OUTPUT/instruct/    both trained from nothing, where they are not named
+OUTPUT/adapted/        the base, trained on the field's text
+OUTPUT/residual/model  the adapted model with the instruction residual; the scales tried are in its stage.json
+OUTPUT/conversation/run, OUTPUT/structured/run    the experts
+OUTPUT/router/         router.json, and every test request's decision
+OUTPUT/evaluation/     every model's answers
+OUTPUT/report.html, OUTPUT/result.json
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from penchant.data.groups import as_text
+from penchant.data.reading import read_groups
+from penchant.data.writing import write_anew
+from penchant.engine.loading import merge_adapter
+from penchant.engine.residual import add_residual
+from penchant.recipes.config import fingerprint
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.data import as_groups, prepare
+from penchant.recipes.domain_expert.evaluation import evaluate, route, write_result
+from penchant.recipes.domain_expert.measures import Asked, perplexity
+from penchant.recipes.domain_expert.texts import read_passages
+from penchant.recipes.small_llama import build_small_llama
+from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.recipes.tuning import TunedConfig, tune
+
+Tell = Callable[[str], None]
+Run = Callable[[Path], Found]
+
+
+def domain_expert(
+    config: DomainExpertConfig, *, only: str | None = None, tell: Tell = lambda line: None
+) -> dict[str, Found]:
+    """Run the recipe, or one stage of it; what is done already is not done again.
+
+    Returns:
+        What each stage found.
+
+    Raises:
+        PenchantError: the data, configuration or models are at fault.
+    """
+    folder = Path(config.output)
+    found = run_stages(folder, stages(config), only=only, tell=tell)
+    if "evaluation" in found:
+        write_result(folder, config, found)
+    return found
+
+
+def stages(config: DomainExpertConfig) -> list[Stage]:
+    """All stages, in order."""
+    folder = Path(config.output)
+    settings = config.model_dump(mode="json")
+    data = {key: settings[key] for key in ("texts", "held_out", "seed")}
+    data |= {name: fingerprint(getattr(config, name)) for name in ("instructions", "preferences", "tasks")}
+    data |= {"texts_file": fingerprint(config.texts.file), "base": config.base, "instruct": config.instruct}
+    measured = {key: settings[key] for key in ("answers", "answer_tokens")}
+    base, instruct = config.base or str(folder / "base" / "run"), config.instruct or str(folder / "instruct" / "run")
+    chosen = str(folder / "residual" / "model")
+    listed = [Stage("data", "text and groups in parts", data, lambda place: prepare(config, place))]
+    if config.base is None:
+        texts = {"general_texts": fingerprint(str(config.new_models.texts))}
+        listed += [
+            Stage("base", "a base from nothing", settings["new_models"] | texts, _new_base(config)),
+            Stage("instruct", "its instruct sibling", {}, _new_instruct(config, base)),
+        ]
+    return [
+        *listed,
+        Stage("adapted", "pretraining on the field's text", settings["adaptation"], _adapt(config, base)),
+        Stage(
+            "residual",
+            "the instruction residual, at several scales",
+            settings["residual"] | measured,
+            _residual(config, base, instruct),
+        ),
+        Stage(
+            "conversation",
+            "the expert in conversation",
+            settings["conversation"],
+            _expert("preferences", chosen, config.conversation.objective, config.conversation),
+        ),
+        Stage(
+            "structured",
+            "the expert in structured tasks",
+            settings["structured"],
+            _expert("tasks", chosen, {"name": "sft"}, config.structured),
+        ),
+        Stage("router", "who answers which request", settings["router"], lambda place: route(config, place)),
+        Stage(
+            "evaluation",
+            "every model on what was held out",
+            {},
+            lambda place: evaluate(config, place, base, instruct, str(adapted(config))),
+        ),
+    ]
+
+
+def adapted(config: DomainExpertConfig) -> Path:
+    """The adapted model's folder; an adapter is merged."""
+    return Path(config.output) / "adapted" / ("merged" if config.adaptation.lora else "run")
+
+
+def _new_base(config: DomainExpertConfig) -> Run:
+    def run(place: Path) -> Found:
+        new = config.new_models
+        groups = as_groups(read_passages(str(new.texts)), config.texts.chunk_words)
+        write_anew(groups, place / "train.jsonl")
+        if not (place / "start" / "config.json").exists():
+            sets = (place.parent / "data" / f"{name}_train.jsonl" for name in ("instructions", "tasks"))
+            more = [
+                as_text(part) for file in sets for g in read_groups(file).groups for part in (g.prompt, *g.candidates)
+            ]
+            texts = [as_text(group.candidates[0]) for group in groups]
+            build_small_llama(place / "start", [*texts, *more], new.sizes, config.seed)
+        tuned = TunedConfig(training=new.training)
+        tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, tuned)
+        return {"texts": len(groups)}
+
+    return run
+
+
+def _new_instruct(config: DomainExpertConfig, base: str) -> Run:
+    tuned = TunedConfig(training=config.new_models.instruct)
+    return _expert("instructions", base, {"name": "sft"}, tuned)
+
+
+def _adapt(config: DomainExpertConfig, base: str) -> Run:
+    def run(place: Path) -> Found:
+        data = place.parent / "data"
+        train, held_out = data / "texts_train.jsonl", data / "texts_held_out.jsonl"
+        output = tune(place, base, train, held_out, {"name": "sft"}, config.adaptation)
+        if config.adaptation.lora is not None and not adapted(config).exists():
+            merge_adapter(str(output), adapted(config))
+        return {
+            "perplexity_before": perplexity(base, held_out, config).to_json(),
+            "perplexity": perplexity(str(adapted(config)), held_out, config).to_json(),
+        }
+
+    return run
+
+
+def _residual(config: DomainExpertConfig, base: str, instruct: str) -> Run:
+    def run(place: Path) -> Found:
+        data = place.parent / "data"
+        asked = Asked.of(data / "instructions_validation.jsonl", config.answers)
+        tried, scores = [], []
+        for scale in config.residual.scales:
+            model = place / f"scale-{scale:g}"
+            shutil.rmtree(model, ignore_errors=True)
+            add_residual(str(adapted(config)), base, instruct, model, scale=scale)
+            answers = asked.answered(str(model), config)
+            f1 = asked.measures("instructions", answers)["instructions_f1"]
+            scores.append(f1.value)
+            tried.append(
+                {
+                    "scale": scale,
+                    "instructions_f1": f1.to_json(),
+                    "perplexity": perplexity(str(model), data / "texts_held_out.jsonl", config).to_json(),
+                }
+            )
+        # Of equals the smallest, which is tried first.
+        best = config.residual.scales[max(range(len(tried)), key=lambda n: scores[n])]
+        shutil.rmtree(place / "model", ignore_errors=True)
+        for scale in config.residual.scales:
+            model = place / f"scale-{scale:g}"
+            if scale == best:
+                model.rename(place / "model")
+            else:
+                shutil.rmtree(model)
+        return {"scales": tried, "chosen": best}
+
+    return run
+
+
+def _expert(name: str, start: str, objective: dict[str, object], tuned: TunedConfig) -> Run:
+    def run(place: Path) -> Found:
+        data = place.parent / "data"
+        tune(place, start, data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl", objective, tuned)
+        return {}
+
+    return run

@@ -1,0 +1,220 @@
+"""The whole recipe on a small field of its own."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penchant.cli import run
+from penchant.config_errors import validated
+from penchant.data.reading import read_groups
+from penchant.errors import ConfigError, DataError, ModelError
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.pipeline import domain_expert, stages
+
+STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 4}
+WORDS = ["loan", "rate", "lender", "escrow", "fee", "title", "notice", "borrower", "closing", "servicer"]
+
+
+def sentence(draw: random.Random, n: int) -> str:
+    return " ".join(draw.choices(WORDS, k=n)) + "."
+
+
+def configured(folder: Path, **changes: object) -> DomainExpertConfig:
+    draw = random.Random(0)
+    texts = [{"text": sentence(draw, 20), "part": f"p{n % 12}"} for n in range(60)]
+    definitions = [{"text": sentence(draw, 12)} for _ in range(3)]
+    texts += [{"text": f"Here. {each['text']}", "part": "p0"} for each in definitions]
+    sets = {
+        "texts": texts,
+        "excluded": definitions,
+        "general": [{"text": sentence(draw, 15)} for _ in range(40)],
+        "instructions": [
+            {"prompt": f"Repeat {word} {n}:", "completion": f" {word}"} for n, word in enumerate(WORDS * 3)
+        ],
+        "tasks": [{"prompt": f"Letters of {a} {b}:", "completion": f" {len(a)}"} for a in WORDS for b in WORDS[:3]],
+        "preferences": [
+            {"prompt": f"What is {a} for {b}?", "chosen": f" a {b}", "rejected": f" no {a}"}
+            for a in WORDS
+            for b in WORDS[:3]
+        ],
+    }
+    for name, rows in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "texts": {
+            "file": str(folder / "texts.jsonl"),
+            "section": "part",
+            "excluded": str(folder / "excluded.jsonl"),
+            "held_out": 0.3,
+        },
+        **{name: str(folder / f"{name}.jsonl") for name in ("instructions", "tasks", "preferences")},
+        "output": str(folder / "out"),
+        "new_models": {
+            "texts": str(folder / "general.jsonl"),
+            "vocabulary": 320,
+            "hidden": 32,
+            "layers": 2,
+            "heads": 2,
+            "context": 256,
+            "training": STEPS,
+            "instruct": STEPS,
+        },
+        "adaptation": {"training": STEPS},
+        "residual": {"scales": [0, 1]},
+        "conversation": {"training": STEPS},
+        "structured": {"training": STEPS},
+        "router": {"shots": 2},
+        "answers": 4,
+        "answer_tokens": 5,
+        **changes,
+    }
+    return validated(DomainExpertConfig, values, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("domain")
+    return folder, domain_expert(configured(folder))
+
+
+def test_every_stage_leaves_what_it_says(done):
+    folder, found = done
+    out = folder / "out"
+    names = ["data", "base", "instruct", "adapted", "residual", "conversation", "structured", "router", "evaluation"]
+    assert list(found) == names == [stage.name for stage in stages(configured(folder))]
+    for place in ("base/run", "instruct/run", "adapted/run", "residual/model", "conversation/run", "structured/run"):
+        assert (out / place / "model.safetensors").exists()
+    assert sorted(item.name for item in (out / "residual").iterdir()) == ["model", "stage.json"]
+    assert json.loads((out / "result.json").read_text()) == found
+    page = (out / "report.html").read_text()
+    assert all(word in page for word in ("routed experts", "instructions_f1", "scale of the residual"))
+
+
+def test_the_data(done):
+    folder, found = done
+    out = folder / "out" / "data"
+    assert found["data"]["left_out"] == {"held out for tests": 3, "near repeats": 0}
+    for name in ("instructions", "preferences", "tasks"):
+        parts = [
+            {group.prompt for group in read_groups(out / f"{name}_{part}.jsonl").groups}
+            for part in ("train", "validation", "test")
+        ]
+        assert [len(part) for part in parts] == [18, 6, 6]
+        assert len(set.union(*parts)) == 30
+
+
+def test_a_residual_of_nothing_is_the_adapted_model(done):
+    _, found = done
+    none = found["residual"]["scales"][0]
+    assert none["scale"] == 0
+    assert none["perplexity"]["value"] == pytest.approx(found["adapted"]["perplexity"]["value"])
+    assert found["evaluation"]["models"]["adapted"]["perplexity"] == found["adapted"]["perplexity"]
+    assert found["evaluation"]["models"]["base"]["perplexity"] == found["adapted"]["perplexity_before"]
+
+
+def test_decisions_and_their_counts_agree(done):
+    folder, found = done
+    rows = [json.loads(line) for line in (folder / "out" / "router" / "decisions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    right = sum(row["is"] == row["likeliest"] for row in rows)
+    assert found["router"]["accuracy"]["value"] == pytest.approx(right / 8)
+    confusion = found["router"]["confusion"]
+    assert sum(confusion[name][name] for name in confusion) == right
+    assert sum(sum(row.values()) for row in confusion.values()) == 8
+    assert {row["expert"] for row in rows if row["confidence"] < 0.6} <= {"conversation"}
+
+
+def test_the_routed_experts_say_what_the_chosen_one_says(done):
+    folder, found = done
+    out = folder / "out"
+    rows = [json.loads(line) for line in (out / "router" / "decisions.jsonl").read_text().splitlines()]
+    if {row["expert"] for row in rows} == {"conversation"}:
+        models = found["evaluation"]["models"]
+        assert models["routed experts"]["tasks_f1"] == models["conversation"]["tasks_f1"]
+
+
+def test_done_is_not_done_again(done):
+    folder, found = done
+    told: list[str] = []
+    assert domain_expert(configured(folder), tell=told.append) == found
+    assert all(line.endswith("done before") for line in told)
+
+
+def test_with_models_of_ones_own_and_adapters(done, tmp_path):
+    out = done[0] / "out"
+    lora = {"training": STEPS, "lora": {"rank": 2}}
+    own = {"base": str(out / "base" / "run"), "instruct": str(out / "instruct" / "run")}
+    found = domain_expert(
+        configured(tmp_path, **own, adaptation=lora, conversation=lora, structured=lora, residual={"scales": [1]})
+    )
+    assert "base" not in found
+    assert (tmp_path / "out" / "adapted" / "merged" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "structured" / "run" / "adapter_model.safetensors").exists()
+    assert found["residual"]["chosen"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["data", "base", "adapted", "residual", "structured", "router", "evaluation"])
+def test_killed_in_the_middle_of_a_stage_it_ends_the_same(done, tmp_path, stage):
+    undisturbed = done[0] / "out"
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
+    command = [sys.executable, "-m", "penchant", "recipe", "domain-expert", str(config)]
+    place, deadline = tmp_path / "out" / stage, time.monotonic() + 120
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not place.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.0 if stage in ("data", "router") else random.Random(stage).uniform(0.0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert place.exists()
+    assert not (tmp_path / "out" / "result.json").exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert (tmp_path / "out" / "result.json").read_text() == (undisturbed / "result.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": "here"}, "base and instruct come together"),
+        ({"new_models": {}}, "a base from nothing needs general text"),
+        ({"residual": {"scales": []}}, "expected one scale or more"),
+        ({"router": {"names": {"conversation": "a", "structured": "a"}}}, "expected two different names"),
+        ({"router": {"names": {"conversation": "a"}}}, "expected two different names"),
+    ],
+)
+def test_a_wrong_configuration(tmp_path, changes, message):
+    with pytest.raises(ConfigError) as error:
+        configured(tmp_path, **changes)
+    assert message in str(error.value)
+
+
+def test_preferences_that_prefer_nothing(tmp_path):
+    config = configured(tmp_path, preferences=str(tmp_path / "tasks.jsonl"))
+    with pytest.raises(DataError, match="says of no answer that it is better"):
+        domain_expert(config)
+
+
+def test_siblings_of_different_shapes(done, tmp_path, tiny_model):
+    own = {"base": str(done[0] / "out" / "base" / "run"), "instruct": str(tiny_model)}
+    with pytest.raises(ModelError):
+        domain_expert(configured(tmp_path, **own))
+
+
+def test_from_the_command_line(done, capsys):
+    folder, _ = done
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(configured(folder).model_dump(mode="json")))
+    assert run(["recipe", "domain-expert", str(config)]) == 0
+    assert "came back" in capsys.readouterr().out
+    assert run(["recipe", "domain-expert", str(config), "residual.scales=[0, 2]"]) == 2
+    assert "residual's scales was" in capsys.readouterr().err

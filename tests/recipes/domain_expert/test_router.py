@@ -1,0 +1,77 @@
+"""The router: what it asks, and what it makes of log-probs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from penchant.errors import ConfigError, DataError
+from penchant.recipes.domain_expert.router import Decision, Router, load_router
+
+NAMES = {"conversation": "question", "structured": "task"}
+EXAMPLES = (("What is\nRESPA?", "conversation"), ("Name the section: ...", "structured"))
+
+
+def router(**changes) -> Router:
+    return Router(**{"names": NAMES, "examples": EXAMPLES, "fallback": "conversation", "threshold": 0.7, **changes})
+
+
+def test_the_question():
+    group = router().question("Why  so?")
+    assert group.prompt == (
+        "Request: What is RESPA?\nKind: question\n\n"
+        "Request: Name the section: ...\nKind: task\n\n"
+        "Request: Why so?\nKind:"
+    )
+    assert group.candidates == (" question", " task")
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "prior", "expected"),
+    [
+        ((math.log(0.2), math.log(0.1)), {}, Decision("conversation", "conversation", 2 / 3)),
+        ((math.log(0.1), math.log(0.4)), {}, Decision("structured", "structured", 0.8)),
+        ((math.log(0.1), math.log(0.2)), {}, Decision("conversation", "structured", 2 / 3)),
+        (
+            (math.log(0.1), math.log(0.2)),
+            {"conversation": math.log(0.1), "structured": math.log(0.8)},
+            Decision("conversation", "conversation", 0.8),
+        ),
+    ],
+)
+def test_decisions(log_probs, prior, expected):
+    found = router(prior=prior).decide(log_probs)
+    assert (found.expert, found.likeliest) == (expected.expert, expected.likeliest)
+    assert found.confidence == pytest.approx(expected.confidence)
+
+
+def test_calibration_takes_off_what_the_form_gives():
+    def form_alone(groups):
+        return [(-1.0, -3.0) for _ in groups]
+
+    calibrated = router().calibrated(form_alone)
+    assert calibrated.prior == {"conversation": -1.0, "structured": -3.0}
+    assert calibrated.decide((-1.0, -3.0)).confidence == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"examples": EXAMPLES[:1]}, "no example of 'structured'"),
+        ({"examples": (*EXAMPLES, ("x", "other"))}, "an example is of 'other', which is no expert"),
+        ({"fallback": "nobody"}, "the fallback 'nobody' is no expert"),
+    ],
+)
+def test_a_router_that_cannot_be(changes, message):
+    with pytest.raises((DataError, ConfigError), match=message):
+        router(**changes)
+
+
+def test_saved_and_loaded(tmp_path):
+    one = router(prior={"conversation": -1.0, "structured": -2.0})
+    one.save(tmp_path)
+    assert load_router(tmp_path) == one
+    (tmp_path / "router.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no router"):
+        load_router(tmp_path)
