@@ -89,6 +89,15 @@ def test_near_repeats_are_those_of_all_pairs():
     assert len(found) >= 0.9 * len(expected)
 
 
+@pytest.mark.parametrize("similarity", [0.1, 1.0])
+def test_near_repeats_at_the_ends_of_the_range(similarity):
+    text, half = " ".join(words(40, 0)), " ".join([*words(20, 0), *words(20, 5)])
+    found = near_repeats([text, " ".join(words(40, 1)), half, text.upper()], similarity)
+    assert found[3] == 0
+    assert 1 not in found
+    assert (2 in found) == (similarity < 0.5)
+
+
 def test_what_is_left_out_is_counted():
     long = " ".join(words(40, 0))
     test = " ".join(words(30, 1))

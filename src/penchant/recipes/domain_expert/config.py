@@ -22,7 +22,7 @@ class TextsConfig(Section):
     section: str | None = Field(None, description="the field that names what a passage is part of; null: itself")
     excluded: str | None = Field(None, description="file of texts never to be trained on, as what tests ask about")
     min_words: int = Field(CLEANING.min_words, ge=1)
-    similarity: float = Field(CLEANING.similarity, gt=0, le=1, description="from which two passages are one")
+    similarity: float = Field(CLEANING.similarity, ge=0.1, le=1, description="from which two passages are one")
     contained: float = Field(CLEANING.contained, gt=0, le=1, description="share of an excluded text")
     chunk_words: int = Field(CLEANING.chunk_words, ge=8, description="longer passages are cut")
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the sections perplexity is measured on")

@@ -122,7 +122,8 @@ def near_repeats(texts: Sequence[str], similarity: float) -> dict[int, int]:
             "finding repeated texts needs datasketch", fix="python -m pip install 'penchant[recipes]'"
         ) from error
     shingles = [_shingles(text) for text in texts]
-    index = MinHashLSH(threshold=similarity, num_perm=128)
+    # What the sketches find is compared exactly, so that they may find more; above 0.95 they have too few bands.
+    index = MinHashLSH(threshold=min(similarity, 0.95), num_perm=128)
     found: dict[int, int] = {}
     for number, own in enumerate(shingles):
         sketch = MinHash(num_perm=128, seed=1)

@@ -1,0 +1,72 @@
+"""The committed example and the script that makes its files, on a small field."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from penchant.recipes.config import load_recipe
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.pipeline import domain_expert
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
+
+
+def source(folder: Path) -> Path:
+    """Files as the script reads them, invented."""
+    numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    sets = {
+        "cfpb/paragraphs": [
+            {
+                "text": f"The {a} lender shall give the {b} notice to a borrower within {a} days, part {n}.",
+                "section": f"s{n % 30}",
+                "reg": ("1024", "1003")[n % 2],
+                "kind": ("rule", "interpretation")[n % 3 == 0],
+            }
+            for n in range(1000)
+            for a, b in [(numbers[n % 10], numbers[n // 10 % 10])]
+        ],
+        "cfpb/definitions": [
+            {"reg": "1024", "term": f"term {n}", "text": f"Term {n} means the {word} thing that is so called here."}
+            for n, word in enumerate(numbers)
+        ],
+        "medquad/qa": [
+            {"question": f"What is {word} {n}?", "answer": f"It is {word}.", "focus": word, "qtype": "information"}
+            for n in range(3)
+            for word in numbers
+        ],
+        **{
+            f"{name}/train": [{"instruction": f"Which is {word}?"} for word in numbers]
+            for name in ("openbookqa", "arc_easy")
+        },
+    }
+    for name, rows in sets.items():
+        file = folder / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_it_runs(tmp_path, monkeypatch):
+    script = [sys.executable, str(EXAMPLES / "regulations.py"), str(source(tmp_path / "data")), str(tmp_path / "files")]
+    subprocess.run(script, check=True)
+    monkeypatch.chdir(tmp_path)
+    config = load_recipe(DomainExpertConfig, EXAMPLES / "domain_expert.yaml", ["output=out", "texts.similarity=1"])
+    found = domain_expert(_shortened(config))
+    assert found["data"]["left_out"]["held out for tests"] == 0
+    assert set(found["evaluation"]["models"]) == {
+        "base", "instruct", "adapted", "residual", "conversation", "structured", "routed experts"
+    }  # fmt: skip
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def _shortened(config: DomainExpertConfig) -> DomainExpertConfig:
+    values = config.model_dump()
+    stages = [values["adaptation"], values["conversation"], values["structured"], values["new_models"]]
+    for training in [each["training"] for each in stages] + [values["new_models"]["instruct"]]:
+        training |= {"max_steps": 1, "batch_size": 4}
+    values["new_models"] |= {"hidden": 32, "layers": 1}
+    values["residual"]["scales"] = [1.0]
+    return DomainExpertConfig(**{**values, "answers": 2, "answer_tokens": 2})
