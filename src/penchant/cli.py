@@ -34,6 +34,7 @@ from penchant.cli_output import (
 from penchant.cli_plan import plan
 from penchant.cli_rank import rank, score
 from penchant.cli_recipe import recipe, recommend
+from penchant.cli_serve import serve
 from penchant.cli_tasks import tasks
 from penchant.engine.allocator import keep_freed_memory
 from penchant.errors import ConfigError, PenchantError, located
@@ -50,6 +51,7 @@ app.command(plan)
 app.command(rank)
 app.command(recipe)
 app.command(recommend)
+app.command(serve)
 app.command(score)
 app.command(sweep)
 app.command(tasks)

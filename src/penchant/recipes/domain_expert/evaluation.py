@@ -18,8 +18,8 @@ from penchant.evaluation.report import Figure, RunReport, Table, show, write_rep
 from penchant.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import Asked, log_probs, perplexity, preference_accuracy
-from penchant.recipes.domain_expert.router import Router
 from penchant.recipes.stages import Found
+from penchant.serving.router import Router
 
 EXPERTS = {"conversation": "preferences", "structured": "tasks"}
 """Each expert, with the set its requests are from."""
@@ -35,7 +35,7 @@ def route(config: DomainExpertConfig, folder: Path) -> Found:
         examples += [(text, expert) for text in draw.sample(prompts, min(settings.shots, len(prompts)))]
     draw.shuffle(examples)
     model = str(folder.parent / settings.asks / "run")
-    plain = Router(settings.names, tuple(examples), settings.fallback, settings.threshold)
+    plain = Router(settings.names, settings.asks, tuple(examples), settings.fallback, settings.threshold)
     router = plain.calibrated(lambda groups: log_probs(model, groups, config))
     router.save(folder)
     requests = [

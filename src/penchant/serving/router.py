@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from penchant.data.groups import PreferenceGroup
@@ -44,12 +44,14 @@ class Router:
 
     Attributes:
         names: by expert, what the question calls its requests.
+        asks: the expert the question is put to.
         examples: (request, expert), in the order they are shown.
         threshold: below this confidence the fallback answers.
         prior: by expert the log-prob of its label after an empty request; none before `calibrated`.
     """
 
     names: Mapping[str, str]
+    asks: str
     examples: Sequence[tuple[str, str]]
     fallback: str
     threshold: float
@@ -65,8 +67,9 @@ class Router:
             raise DataError(
                 f"an example is of '{unknown[0]}', which is no expert", fix=f"one of {', '.join(self.names)}"
             )
-        if self.fallback not in self.names:
-            raise ConfigError(f"the fallback '{self.fallback}' is no expert", fix=f"one of {', '.join(self.names)}")
+        for role, expert in (("fallback", self.fallback), ("asked model", self.asks)):
+            if expert not in self.names:
+                raise ConfigError(f"the {role} '{expert}' is no expert", fix=f"one of {', '.join(self.names)}")
 
     def question(self, request: str) -> PreferenceGroup:
         """What is asked: the labels are the candidates, in the order of `names`."""
@@ -78,9 +81,7 @@ class Router:
         """With the labels' log-probs after empty requests, their mean over three."""
         found = log_probs([self.question(request) for request in EMPTY_REQUESTS])
         means = [sum(each) / len(EMPTY_REQUESTS) for each in zip(*found, strict=True)]
-        return Router(
-            self.names, self.examples, self.fallback, self.threshold, dict(zip(self.names, means, strict=True))
-        )
+        return replace(self, prior=dict(zip(self.names, means, strict=True)))
 
     def decide(self, log_probs: Sequence[float]) -> Decision:
         """From the labels' log-probs, in the order of `names`."""

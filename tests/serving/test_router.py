@@ -7,14 +7,23 @@ import math
 import pytest
 
 from penchant.errors import ConfigError, DataError
-from penchant.recipes.domain_expert.router import Decision, Router, load_router
+from penchant.serving.router import Decision, Router, load_router
 
 NAMES = {"conversation": "question", "structured": "task"}
 EXAMPLES = (("What is\nRESPA?", "conversation"), ("Name the section: ...", "structured"))
 
 
 def router(**changes) -> Router:
-    return Router(**{"names": NAMES, "examples": EXAMPLES, "fallback": "conversation", "threshold": 0.7, **changes})
+    return Router(
+        **{
+            "names": NAMES,
+            "asks": "structured",
+            "examples": EXAMPLES,
+            "fallback": "conversation",
+            "threshold": 0.7,
+            **changes,
+        }
+    )
 
 
 def test_the_question():
@@ -61,6 +70,7 @@ def test_calibration_takes_off_what_the_form_gives():
         ({"examples": EXAMPLES[:1]}, "no example of 'structured'"),
         ({"examples": (*EXAMPLES, ("x", "other"))}, "an example is of 'other', which is no expert"),
         ({"fallback": "nobody"}, "the fallback 'nobody' is no expert"),
+        ({"asks": "nobody"}, "the asked model 'nobody' is no expert"),
     ],
 )
 def test_a_router_that_cannot_be(changes, message):

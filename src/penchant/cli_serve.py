@@ -1,0 +1,50 @@
+"""The verb that answers over the network."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from penchant.cli_output import Count, teller
+
+
+def serve(
+    *sources: Annotated[
+        str, Parameter(help="Model folders, each perhaps NAME=FOLDER; or a domain-expert recipe's folder.")
+    ],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    batch: Count = 32,
+    waiting: Count = 256,
+    max_tokens: Count = 512,
+    timeout_s: float = 120.0,
+) -> None:
+    """Answer at /v1/chat/completions as OpenAI's API does, by one model or several, with a router in front.
+
+    Parameters
+    ----------
+    host
+        Address to listen at; 0.0.0.0 is everywhere. There is no password.
+    port
+        Port to listen at.
+    batch
+        Answers generated together.
+    waiting
+        Requests that may wait; further ones are refused with 503.
+    max_tokens
+        Tokens of an answer at most.
+    timeout_s
+        Seconds from a request to the end of its answer.
+    """
+    from penchant.errors import ConfigError
+    from penchant.serving.limits import Limits
+    from penchant.serving.run import find_experts
+    from penchant.serving.run import serve as run
+
+    if not sources:
+        raise ConfigError("no model is named", fix="penchant serve runs/first")
+    folders, router = find_experts(sources)
+    listed = ", ".join([*folders, *(["router"] if router is not None else [])])
+    teller(True)(f"http://{host}:{port}/v1 answers as {listed}")
+    run(folders, router, Limits(batch, waiting, max_tokens, timeout_s), host=host, port=port)

@@ -1,0 +1,1 @@
+"""Trained models behind an OpenAI-compatible address."""

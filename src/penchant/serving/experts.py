@@ -1,0 +1,93 @@
+"""The models that answer: by name, adapters of one base on one copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.tokenization import tokenize_groups, tokenize_prompts
+from penchant.data.tokenized import Ids
+from penchant.data.trees import pack
+from penchant.engine.distribution import local_device
+from penchant.engine.loading import adapter_base, context_length, load_model, load_tokenizer
+from penchant.engine.padded import PaddedScorer
+from penchant.evaluation.generation import ends_of, text_after
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One model, made ready: its adapter is the one at work until another expert is asked for."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    ends: frozenset[int]
+    context: int | None
+
+    def decode(self, prompt: Ids, tokens: Sequence[int]) -> str:
+        return text_after(self.tokenizer, prompt, tokens)
+
+    def prompt(self, messages: Sequence[Message]) -> Ids:
+        """What the model reads: by its chat template; without one, the last message's text."""
+        text: Text = tuple(messages) if self.tokenizer.chat_template is not None else messages[-1]["content"]
+        return tokenize_prompts([text], self.tokenizer)[0]
+
+    @torch.no_grad()
+    def log_probs(self, groups: Sequence[PreferenceGroup]) -> list[list[float]]:
+        """Of every candidate."""
+        context = self.context or 1 << 30
+        tokenized, _ = tokenize_groups(groups, self.tokenizer, max_length=context)
+        scorer = PaddedScorer(self.model)
+        return [scorer(pack([group]).to(self.model.device))[0].tolist() for group in tokenized]
+
+
+class Experts:
+    """Args:
+    folders: each expert's model or adapter folder, by name.
+    """
+
+    def __init__(self, folders: Mapping[str, str]) -> None:
+        self.names = list(folders)
+        self._folders = dict(folders)
+        self._adapters: dict[str, str] = {}
+        self._experts: dict[str, Expert] = {}
+        shared: dict[str, Any] = {}
+        for name, folder in folders.items():
+            base = adapter_base(folder)
+            siblings = [n for n, f in folders.items() if adapter_base(f) == base]
+            if base is None or len(siblings) == 1:
+                model: Any = load_model(folder)
+            else:
+                model = self._with_adapter(name, folder, base, shared)
+            tokenizer = load_tokenizer(folder)
+            model = model.to(local_device()).eval()
+            ends = frozenset(ends_of(model, tokenizer))
+            self._experts[name] = Expert(model, tokenizer, ends, context_length(model.config))
+
+    def get(self, name: str) -> Expert:
+        """The expert, its adapter at work. Not from two threads at a time."""
+        expert = self._experts[name]
+        if name in self._adapters:
+            expert.model.set_adapter(self._adapters[name])
+        return expert
+
+    def peek(self, name: str) -> Expert:
+        """The expert for what needs no weights."""
+        return self._experts[name]
+
+    def _with_adapter(self, name: str, folder: str, base: str, shared: dict[str, Any]) -> Any:
+        from peft import PeftModel
+
+        # A name of a module may hold no dot.
+        self._adapters[name] = f"expert{len(self._adapters)}"
+        if base not in shared:
+            shared[base] = PeftModel.from_pretrained(load_model(base), folder, adapter_name=self._adapters[name])
+        else:
+            shared[base].load_adapter(folder, adapter_name=self._adapters[name])
+        return shared[base]

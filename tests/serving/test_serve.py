@@ -1,0 +1,329 @@
+"""The server as a process, asked by the official client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from httpx2 import HTTPError
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, NotFoundError, OpenAI
+
+from penchant.cli import run
+from penchant.data.groups import PreferenceGroup
+from penchant.evaluation.answering import answer
+from penchant.evaluation.generation import Sampling
+from penchant.serving.experts import Experts
+from penchant.serving.router import Router
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    command = [sys.executable, "-m", "penchant", "serve", *arguments, "--port", str(port)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(f"{address}/health", timeout=5) as reply:
+                    assert json.load(reply) == {"status": "ok"}
+                break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield address, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, tiny_model):
+    """A folder as the domain expert's recipe leaves it: two experts that are one model, and a router."""
+    folder = tmp_path_factory.mktemp("experts")
+    for name in ("conversation", "structured"):
+        (folder / name).mkdir()
+        (folder / name / "run").symlink_to(tiny_model)
+    names = {"conversation": "question", "structured": "task"}
+    Router(names, "structured", (("why", "conversation"), ("sort", "structured")), "conversation", 0.0).save(
+        folder / "router"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(two):
+    with serving(str(two), "--max-tokens", "48") as (found, _):
+        yield found
+
+
+@pytest.fixture
+def client(address):
+    return OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def raw(address: str, body: bytes) -> tuple[int, dict]:
+    request = urllib.request.Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["conversation", "structured", "router"]
+    assert client.models.retrieve("router").id == "router"
+    with pytest.raises(NotFoundError):
+        client.models.retrieve("nobody")
+
+
+def test_greedy_answers_are_the_models_own(client, tiny_model):
+    for text in ("Once upon a time", "A b"):
+        expected = answer(str(tiny_model), [text], Sampling(temperature=0.0, max_new_tokens=12)).responses[0][0]
+        found = client.chat.completions.create(model="conversation", messages=user(text), temperature=0, max_tokens=12)
+        assert found.choices[0].message.content == expected
+        assert found.choices[0].finish_reason in ("length", "stop")
+        assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+        assert found.usage.completion_tokens <= 12
+
+
+def test_a_stream_is_the_whole(client):
+    asked = {"model": "structured", "messages": user("Tell me"), "seed": 5, "max_tokens": 20}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage
+    assert chunks[0].choices[0].delta.role == "assistant"
+
+
+def test_a_seed_decides(client):
+    def said(seed):
+        asked = {"model": "conversation", "messages": user("Go"), "max_tokens": 16, "seed": seed}
+        return client.chat.completions.create(**asked).choices[0].message.content
+
+    assert said(1) == said(1)
+    assert len({said(seed) for seed in range(4)}) > 1
+
+
+def test_a_stop_sequence(client):
+    asked = {"model": "conversation", "messages": user("Go on"), "temperature": 0, "max_tokens": 24}
+    text = client.chat.completions.create(**asked).choices[0].message.content
+    assert len(text) > 4
+    stopped = client.chat.completions.create(**asked, stop=[text[3:5]]).choices[0]
+    assert stopped.message.content == text[: text.index(text[3:5])]
+    assert stopped.finish_reason == "stop"
+
+
+def test_the_router_says_who_answers(client, two):
+    from penchant.serving.router import load_router
+
+    found = client.chat.completions.create(model="router", messages=user("why is it so"), max_tokens=2)
+    router, experts = load_router(two / "router"), Experts({"structured": str(two / "structured" / "run")})
+    expected = router.decide(experts.get("structured").log_probs([router.question("why is it so")])[0])
+    said = found.model_extra["penchant"]
+    assert said["expert"] == found.model == expected.expert
+    assert said["confidence"] == pytest.approx(expected.confidence, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_hundred_streams_at_once(address):
+    """None is lost, and each is what it would be alone."""
+    texts = [f"Number {n}" for n in range(100)]
+
+    async def ask(client: AsyncOpenAI, text: str) -> tuple[str, str | None]:
+        asked = {"model": "conversation", "messages": user(text), "max_tokens": 24, "temperature": 0}
+        words, reason = "", None
+        async for chunk in await client.chat.completions.create(**asked, stream=True):
+            words += chunk.choices[0].delta.content or ""
+            reason = chunk.choices[0].finish_reason or reason
+        return words, reason
+
+    async def everything() -> list[tuple[str, str | None]]:
+        async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            return await asyncio.gather(*(ask(client, text) for text in texts))
+
+    found = asyncio.run(everything())
+    assert len(found) == 100
+    assert all(reason in ("stop", "length") for _, reason in found)
+    client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    for number in (0, 41, 99):
+        asked = {"model": "conversation", "messages": user(texts[number]), "max_tokens": 24, "temperature": 0}
+        assert found[number][0] == client.chat.completions.create(**asked).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (b"{", 400, None),
+        (b"[]", 400, None),
+        (b'{"model": "conversation"}', 400, "messages"),
+        (b'{"model": "conversation", "messages": []}', 400, "messages"),
+        (b'{"model": "nobody", "messages": [{"role": "user", "content": "a"}]}', 404, "model"),
+        (b'{"model": "conversation", "messages": [{"role": "king", "content": "a"}]}', 400, "messages.0.role"),
+        (b'{"model": "conversation", "messages": [{"role": "user", "content": 1}]}', 400, "messages.0.content"),
+        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "n": 2}', 400, "n"),
+        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "tools": []}', 400, "tools"),
+        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "top_p": 7}', 400, "top_p"),
+        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "stop": ""}', 400, "stop"),
+        (
+            b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "max_tokens": 49}',
+            400,
+            "max_tokens",
+        ),
+    ],
+)
+def test_malformed_requests(address, body, status, param):
+    found, answered = raw(address, body)
+    assert found == status
+    assert set(answered) == {"error"}
+    assert set(answered["error"]) == {"message", "type", "param", "code"}
+    assert answered["error"]["type"] == "invalid_request_error"
+    assert answered["error"]["message"]
+    if param is not None:
+        assert answered["error"]["param"] == param
+
+
+def test_too_long_for_the_model(client):
+    with pytest.raises(APIStatusError) as error:
+        client.chat.completions.create(model="conversation", messages=user("word " * 5000), max_tokens=2)
+    assert (error.value.status_code, error.value.code) == (400, "context_length_exceeded")
+
+
+def test_no_such_place(address):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"{address}/v2/other", timeout=10)
+    assert error.value.code == 404
+    assert json.load(error.value)["error"]["type"] == "invalid_request_error"
+
+
+def metrics(address: str) -> dict[str, int]:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as reply:
+        return {name: int(value) for name, value in (line.split() for line in reply.read().decode().splitlines())}
+
+
+def test_a_client_that_leaves_stops_its_answer(address, client):
+    before = metrics(address)
+    stream = client.chat.completions.create(model="conversation", messages=user("Go"), max_tokens=48, stream=True)
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        now = metrics(address)
+        names = ("cancelled", "answered", "failed")
+        ended = [now[f"penchant_{name}_total"] - before[f"penchant_{name}_total"] for name in names]
+        if sum(ended):
+            break
+        time.sleep(0.05)
+    assert (ended[0] + ended[1], ended[2]) == (1, 0)
+    assert now["penchant_waiting"] == 0
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.slow
+def test_killed_while_streaming_it_leaves_nothing(tiny_model):
+    with serving(f"one={tiny_model}") as (address, process):
+        client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        stream = client.chat.completions.create(model="one", messages=user("Go"), max_tokens=400, stream=True)
+        next(iter(stream))
+        assert _children(process.pid) == []
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
+        with pytest.raises((APIConnectionError, HTTPError)):
+            list(stream)
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(f"{address}/health", timeout=5)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_it_gives_its_answers_first(tiny_model):
+    with serving(f"one={tiny_model}") as (address, process):
+        client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        stream = iter(
+            client.chat.completions.create(model="one", messages=user("Go"), max_tokens=60, temperature=0, stream=True)
+        )
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")
+        assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_limits(tiny_model):
+    with serving(f"one={tiny_model}", "--batch", "1", "--waiting", "1", "--timeout-s", "0.05") as (address, _):
+        body = json.dumps({"model": "one", "messages": user("Go"), "max_tokens": 500, "temperature": 0}).encode()
+        found: list[tuple[int, dict]] = []
+        threads = [threading.Thread(target=lambda: found.append(raw(address, body))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        codes = {status: answered["error"]["code"] for status, answered in found}
+        assert codes.keys() <= {503, 504}
+        assert codes[504] == "timeout"
+        assert codes.get(503, "overloaded") == "overloaded"
+
+
+def test_adapters_share_their_base(tiny_model, tmp_path):
+    """Two LoRA experts on one copy of the base answer as each does alone."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from penchant.engine.loading import load_model, load_tokenizer
+
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        model = get_peft_model(load_model(str(tiny_model)), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.5)
+        model.peft_config["default"].base_model_name_or_path = str(tiny_model)
+        model.save_pretrained(tmp_path / name)
+        load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / name)
+    folders = {name: str(tmp_path / name) for name in ("a", "b")}
+    together = Experts(folders)
+    assert together.peek("a").model is together.peek("b").model
+    group = PreferenceGroup("Once", (" upon", " never"))
+    found = {name: together.get(name).log_probs([group])[0] for name in ("a", "b", "a")}
+    for name, folder in folders.items():
+        alone = Experts({name: folder}).get(name).log_probs([group])[0]
+        assert found[name] == pytest.approx(alone, abs=1e-4)
+    assert found["a"] != pytest.approx(found["b"], abs=1e-3)
+
+
+def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
+    assert run(["serve"]) == 2
+    assert run(["serve", f"router={tiny_model}"]) == 2
+    assert run(["serve", f"a={tiny_model}", f"a={tiny_model}"]) == 2
+    assert run(["serve", str(tmp_path / "nowhere")]) == 2
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert run(["serve", f"a={tiny_model}", "--port", str(taken.getsockname()[1])]) == 2
+    error = capsys.readouterr().err
+    assert "cannot listen there" in error
+    assert "Traceback" not in error

@@ -1,0 +1,67 @@
+"""The thread of the models, where a model fails."""
+
+from __future__ import annotations
+
+import queue
+import time
+
+import numpy as np
+import pytest
+
+from penchant.serving.worker import Failure, Job, Overloaded, Worker
+
+
+class Broken:
+    """Experts whose model cannot be had."""
+
+    def get(self, name):
+        raise RuntimeError("no memory")
+
+
+class Slow:
+    def get(self, name):
+        time.sleep(0.3)
+        raise RuntimeError("late")
+
+
+def job(events: queue.Queue, expert: str = "a", seconds: float = 10.0) -> Job:
+    deadline = time.monotonic() + seconds
+    return Job(expert, np.array([1]), 4, 0.0, 1.0, (), 0, deadline, events.put)
+
+
+def test_a_failure_reaches_its_requests_and_no_others():
+    events: queue.Queue = queue.Queue()
+    worker = Worker(Broken(), batch=4, waiting=8)
+    for expert in ("a", "b", "a"):
+        worker.submit(job(events, expert))
+    assert [events.get(timeout=5) for _ in range(3)] == [Failure("RuntimeError: no memory")] * 3
+    assert worker.call(lambda: 7).result(timeout=5) == 7
+    with pytest.raises(ZeroDivisionError):
+        worker.call(lambda: 1 / 0).result(timeout=5)
+    worker.stop()
+    assert worker.counts["failed"] == 3
+
+
+def test_who_waits_too_long_and_who_is_too_many():
+    events: queue.Queue = queue.Queue()
+    worker = Worker(Slow(), batch=1, waiting=2)
+    worker.submit(job(events))
+    time.sleep(0.1)
+    worker.submit(job(events, seconds=0.05))
+    worker.submit(job(events))
+    with pytest.raises(Overloaded):
+        worker.submit(job(events))
+    found = [events.get(timeout=5) for _ in range(3)]
+    assert found[1] == Failure("it waited too long for its turn", timed_out=True)
+    assert found[0] == found[2] == Failure("RuntimeError: late")
+
+
+def test_stopping_fails_what_waits():
+    events: queue.Queue = queue.Queue()
+    worker = Worker(Slow(), batch=1, waiting=9)
+    worker.submit(job(events))
+    time.sleep(0.05)
+    worker.stop()
+    assert events.get(timeout=5) == Failure("RuntimeError: late")
+    with pytest.raises(Overloaded):
+        worker.submit(job(events))
