@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from penchant.cli import run
 from penchant.config_errors import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError, ModelError
+from penchant.evaluation import endpoint
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert, stages
 
@@ -160,6 +165,45 @@ def test_with_models_of_ones_own_and_adapters(done, tmp_path):
     assert (tmp_path / "out" / "adapted" / "merged" / "model.safetensors").exists()
     assert (tmp_path / "out" / "structured" / "run" / "adapter_model.safetensors").exists()
     assert found["residual"]["chosen"] == 1
+
+
+@pytest.fixture
+def nonsense(monkeypatch) -> Iterator[str]:
+    """An endpoint that gives no verdict."""
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.001)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            data = json.dumps({"choices": [{"message": {"content": "Hm."}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+
+
+def test_a_judge_of_nonsense_and_bert_score(done, tmp_path, nonsense):
+    """Verdicts that do not come are ties, and are said to be."""
+    shutil.copytree(done[0] / "out", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "evaluation")
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
+    judge = {"url": nonsense, "model": "m", "retries": 0}
+    alike = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
+    evaluated = domain_expert(configured(tmp_path, judge=judge, bert_score=alike))["evaluation"]
+    found, judged = evaluated["models"], evaluated["judged"]
+    assert set(judged) == {"base", "adapted", "residual", "conversation", "structured"}
+    assert (judged["structured"]["rate"]["value"], judged["structured"]["failed"]) == (0.5, 8)
+    assert "By the judge" in (tmp_path / "out" / "report.html").read_text()
+    assert 0 <= found["routed experts"]["tasks_bert_score"]["value"] <= 1
+    assert found["base"]["tasks_exact"] == done[1]["evaluation"]["models"]["base"]["tasks_exact"]
 
 
 @pytest.mark.slow

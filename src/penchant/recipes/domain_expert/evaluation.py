@@ -14,8 +14,11 @@ from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.evaluation.figures import line_chart
 from penchant.evaluation.files import write_atomically
+from penchant.evaluation.judges import EndpointJudge
 from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
+from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import bootstrap_mean, bootstrap_ratio
+from penchant.evaluation.win_rate import win_rate
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import Asked, log_probs, perplexity, preference_accuracy
 from penchant.recipes.stages import Found
@@ -77,6 +80,7 @@ def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str,
     asked = {
         name: Asked.of(data / f"{name}_test.jsonl", config.answers) for name in ("instructions", "tasks", "preferences")
     }
+    alike = BertScore(config.bert_score.model, config.bert_score.layers) if config.bert_score else None
     said: dict[str, dict[str, list[str]]] = {}
     found: dict[str, dict[str, Any]] = {}
     for model, place in models.items():
@@ -92,18 +96,27 @@ def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str,
         own = {"perplexity": perplexity(place, data / "texts_held_out.jsonl", config)}
         own["preference_accuracy"] = preference_accuracy(place, data / "preferences_test.jsonl", config)
         for name, each in asked.items():
-            own |= each.measures(name, said[model][name])
+            own |= each.measures(name, said[model][name], alike)
         found[model] = {key: value.to_json() for key, value in own.items()}
-    found["routed experts"] = _routed(folder, asked, said)
+    found["routed experts"] = _routed(folder, asked, said, alike)
+    judged = {}
+    if config.judge is not None:
+        prompts, theirs = asked["preferences"].prompts, said["instruct"]["preferences"]
+        for model in [name for name in models if name != "instruct"]:
+            judged[model] = win_rate(EndpointJudge(config.judge), prompts, said[model]["preferences"], theirs).to_json()
     scores = {model: asked["instructions"].f1(said[model]["instructions"]) for model in models}
     gained, lost = (
         [a - b for a, b in zip(scores[name], scores["adapted"], strict=True)] for name in ("residual", "instruct")
     )
-    return {"models": found, "recovered": bootstrap_ratio(gained, lost, range(len(lost))).to_json()}
+    recovered = bootstrap_ratio(gained, lost, range(len(lost))).to_json()
+    return {"models": found, "judged": judged, "recovered": recovered}
 
 
 def _routed(
-    folder: Path, asked: Mapping[str, Asked], said: Mapping[str, Mapping[str, Sequence[str]]]
+    folder: Path,
+    asked: Mapping[str, Asked],
+    said: Mapping[str, Mapping[str, Sequence[str]]],
+    alike: BertScore | None,
 ) -> dict[str, Any]:
     """Each request answered by the expert that the router chose."""
     lines = (folder.parent / "router" / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -111,7 +124,7 @@ def _routed(
     found: dict[str, Any] = {}
     for name in EXPERTS.values():
         answers = [said[chosen[as_text(prompt)]][name][number] for number, prompt in enumerate(asked[name].prompts)]
-        found |= {key: value.to_json() for key, value in asked[name].measures(name, answers).items()}
+        found |= {key: value.to_json() for key, value in asked[name].measures(name, answers, alike).items()}
     return found
 
 
@@ -119,7 +132,7 @@ def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, F
     """`result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
     measured, residual, router = found["evaluation"], found["residual"], found["router"]
-    columns = list(measured["models"]["base"])
+    columns = list(dict.fromkeys(key for row in measured["models"].values() for key in row))
     scales = [each["scale"] for each in residual["scales"]]
     curves = [
         Figure(
@@ -162,7 +175,18 @@ def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, F
                 f"Rows: whose the request is. {router['fell_back']} fell below the threshold, to the fallback.",
             ),
         ],
+        details=_verdicts(measured["judged"]),
         figures=curves,
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     write_report(folder / "report.html", report)
+
+
+def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    counts = ("wins", "losses", "ties", "failed")
+    rows = [(name, show(row["rate"]), *(str(row[key]) for key in counts)) for name, row in judged.items()]
+    note = (
+        "Answers to test prompts of the preferences, each pair shown in both orders; a tie is also where the orders "
+        "disagree or a verdict failed."
+    )
+    return [Table("By the judge, against the instruct model", ("", "win rate", *counts), rows, note)] if rows else []

@@ -16,6 +16,7 @@ from penchant.evaluation.answering import answer
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.references import exact_match, rouge_l, token_f1
+from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 
@@ -46,14 +47,16 @@ class Asked:
         """Of each answer, its words' F1."""
         return [token_f1(said, right) for said, right in zip(answers, self.references, strict=True)]
 
-    def measures(self, name: str, answers: Sequence[str]) -> dict[str, Estimate]:
-        """Exact matches, F1 and ROUGE-L, with intervals over prompts."""
+    def measures(self, name: str, answers: Sequence[str], alike: BertScore | None = None) -> dict[str, Estimate]:
+        """Exact matches, F1, ROUGE-L and perhaps BERTScore, with intervals over prompts."""
         pairs = list(zip(answers, self.references, strict=True))
         found = {
             f"{name}_exact": [exact_match(*pair) for pair in pairs],
             f"{name}_f1": self.f1(answers),
             f"{name}_rouge_l": [rouge_l(*pair) for pair in pairs],
         }
+        if alike is not None:
+            found[f"{name}_bert_score"] = alike(answers, self.references)
         return {key: bootstrap_mean(values, range(len(values))) for key, values in found.items()}
 
 

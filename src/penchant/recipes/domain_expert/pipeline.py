@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
@@ -57,17 +58,19 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     """All stages, in order."""
     folder = Path(config.output)
     settings = config.model_dump(mode="json")
-    data = {key: settings[key] for key in ("texts", "held_out", "seed")}
-    data |= {name: fingerprint(getattr(config, name)) for name in ("instructions", "preferences", "tasks")}
-    data |= {"texts_file": fingerprint(config.texts.file), "base": config.base, "instruct": config.instruct}
+    files = {name: getattr(config, name) for name in ("instructions", "preferences", "tasks")}
+    files |= {"texts": config.texts.file} | ({"excluded": config.texts.excluded} if config.texts.excluded else {})
+    data: dict[str, Any] = {name: fingerprint(file) for name, file in files.items()}
+    data |= {"rules": config.texts.model_dump(exclude={"file", "excluded"})}
+    data |= {key: settings[key] for key in ("held_out", "seed", "base", "instruct")}
     measured = {key: settings[key] for key in ("answers", "answer_tokens")}
     base, instruct = config.base or str(folder / "base" / "run"), config.instruct or str(folder / "instruct" / "run")
     chosen = str(folder / "residual" / "model")
     listed = [Stage("data", "text and groups in parts", data, lambda place: prepare(config, place))]
     if config.base is None:
-        texts = {"general_texts": fingerprint(str(config.new_models.texts))}
+        new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
         listed += [
-            Stage("base", "a base from nothing", settings["new_models"] | texts, _new_base(config)),
+            Stage("base", "a base from nothing", new, _new_base(config)),
             Stage("instruct", "its instruct sibling", {}, _new_instruct(config, base)),
         ]
     return [
@@ -95,7 +98,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage(
             "evaluation",
             "every model on what was held out",
-            {},
+            {key: settings[key] for key in ("bert_score", "judge")},
             lambda place: evaluate(config, place, base, instruct, str(adapted(config))),
         ),
     ]
