@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
@@ -23,7 +24,13 @@ from penchant.cli_output import (
 )
 from penchant.errors import ConfigError, DataError
 
-data = App(name="data", help="Look into a preference file: check, show, split, convert.")
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from penchant.data.review import Review
+    from penchant.evaluation.style import StyleLeak
+
+data = App(name="data", help="Look into a preference file: check, show, split, convert, review, audit.")
 
 
 @data.command
@@ -180,4 +187,98 @@ def convert(
         {"groups": len(read.groups), "format": read.format, "notes": notes},
         as_json,
         "\n".join([*notes, f"{output}: {len(read.groups)} groups"]),
+    )
+
+
+@data.command
+def review(
+    file: Source,
+    *,
+    verdicts: Path,
+    accepted: Path | None = None,
+    format: Format = None,
+    split: Split = None,
+    as_json: Json = False,
+) -> None:
+    """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
+
+    Answers are lines: a accepts, r rejects, s leaves it for later, u takes the latest verdict back, q stops.
+
+    Parameters
+    ----------
+    verdicts
+        JSON lines of verdicts; made if missing.
+    accepted
+        Where the groups accepted so far are written in the end (.jsonl or .jsonl.gz).
+    """
+    from penchant.data.reading import read_groups
+    from penchant.data.review import Review
+    from penchant.data.writing import write_groups
+
+    read = read_groups(file, format=format, split=split)
+    tell = teller(as_json)
+    tell_all(tell, read.notes)
+    found = Review(read.groups, verdicts)
+    if found.stale:
+        tell(f"{found.stale} groups have changed since their verdicts, and are asked about again")
+    _ask(found, console_for(as_json))
+    if accepted is not None:
+        write_groups(found.accepted, accepted)
+    counts = found.counts()
+    deliver(counts, as_json, ", ".join(f"{name} {n}" for name, n in counts.items()))
+
+
+def _ask(found: Review, console: Console) -> None:
+    from penchant.data.show import show_group
+
+    left = found.waiting
+    while left:
+        group = left[0]
+        console.print(show_group(group))
+        console.print(f"{len(left)} to go. a accept, r reject, s skip, u undo, q stop:", markup=False)
+        line = sys.stdin.readline()
+        match line.strip().lower()[:1]:
+            case "a":
+                found.give(left.pop(0), "accept")
+            case "r":
+                found.give(left.pop(0), "reject")
+            case "s":
+                left.pop(0)
+            case "u":
+                before = found.undo()
+                if before is None:
+                    console.print("there is no verdict to take back", markup=False)
+                else:
+                    left = [before, *(group for group in left if group.id != before.id)]
+            case "q":
+                return
+            case _ if not line:
+                return  # The end of the input.
+            case _:
+                console.print(f"{line.strip()!r} is none of a, r, s, u, q", markup=False)
+
+
+@data.command
+def audit(file: Source, *, format: Format = None, split: Split = None, as_json: Json = False) -> None:
+    """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
+    from penchant.data.reading import read_groups
+    from penchant.evaluation.style import style_leak
+
+    read = read_groups(file, format=format, split=split)
+    tell_all(teller(as_json), read.notes)
+    found = style_leak(read.groups)
+    deliver(found.to_json(), as_json, _leak(found))
+
+
+def _leak(found: StyleLeak) -> str:
+    from penchant.evaluation.report import show
+
+    return "\n".join(
+        (
+            f"{found.pairs} pairs of {found.prompts} prompts",
+            f"words alone are right in   {show(found.words.to_json())}",
+            f"the better one is longer in {show(found.longer.to_json())}",
+            f"words of the better answers: {', '.join(found.of_better)}",
+            f"words of the worse answers:  {', '.join(found.of_worse)}",
+        )
     )

@@ -1,0 +1,106 @@
+"""Does style give the preferred answer away? What bare words, and bare length, know of which of two is chosen.
+
+A preference model or a DPO run will learn whatever tells the two sides apart most easily. Where a classifier that sees
+words without their order is nearly always right, that is a style, a phrase or a length, not a judgement of the content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.errors import ConfigError, DataError
+from penchant.evaluation.statistics import Estimate, bootstrap_mean
+
+FOLDS = 5
+SHOWN = 15
+
+
+@dataclass(frozen=True)
+class StyleLeak:
+    """What words alone know.
+
+    Attributes:
+        pairs, prompts: how many.
+        words: share of held-out pairs in which the words' score is higher for the better answer, a tie half; by
+            `FOLDS` folds that share no prompt; the interval is over prompts.
+        longer: share in which the better answer has more words, a tie half.
+        of_better, of_worse: the words and pairs of words that count most for either side, over all data.
+    """
+
+    pairs: int
+    prompts: int
+    words: Estimate
+    longer: Estimate
+    of_better: tuple[str, ...]
+    of_worse: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "words": self.words.to_json(), "longer": self.longer.to_json()}
+
+
+def style_leak(groups: Sequence[PreferenceGroup]) -> StyleLeak:
+    """Fit a Bradley-Terry model on counts of words and pairs of words, on other prompts than it is asked about.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+        DataError: too few prompts, or no pair.
+    """
+    try:
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GroupKFold
+    except ImportError as error:
+        raise ConfigError("an audit needs scikit-learn", fix="python -m pip install 'penchant[recipes]'") from error
+    better, worse, prompts = [], [], []
+    for group in groups:
+        for i, j in group.pairs:
+            better.append(as_text(group.candidates[i]))
+            worse.append(as_text(group.candidates[j]))
+            prompts.append(as_text(group.prompt))
+    numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
+    if len(numbers) < FOLDS:
+        raise DataError(f"{len(numbers)} prompts with pairs; {FOLDS} are needed", fix="take more data")
+    clusters = np.array([numbers[prompt] for prompt in prompts])
+    counter = CountVectorizer(ngram_range=(1, 2), min_df=2, token_pattern=r"(?u)\b\w+\b", max_features=50_000)
+    try:
+        counter.fit([*better, *worse])
+    except ValueError as error:
+        raise DataError("no word occurs twice", fix="take more data") from error
+    # A pair and its mirror: no side is the first, so nothing is fitted but the difference.
+    differences = counter.transform(better) - counter.transform(worse)
+
+    def fitted(rows: Any) -> Any:
+        both = np.concatenate([np.ones(len(rows)), np.zeros(len(rows))])
+        model = LogisticRegression(fit_intercept=False, C=0.1, max_iter=1000)
+        return model.fit(_stacked(differences[rows]), both)
+
+    scores = np.zeros(len(better))
+    for rows, held_out in GroupKFold(FOLDS).split(better, groups=clusters):
+        scores[held_out] = fitted(rows).decision_function(differences[held_out])
+    lengths = np.array([len(a.split()) - len(b.split()) for a, b in zip(better, worse, strict=True)])
+    weights = fitted(np.arange(len(better))).coef_[0]
+    names = counter.get_feature_names_out()
+    order = np.argsort(-weights, kind="stable")
+    return StyleLeak(
+        pairs=len(better),
+        prompts=len(numbers),
+        words=bootstrap_mean(_wins(scores), clusters),
+        longer=bootstrap_mean(_wins(lengths), clusters),
+        of_better=tuple(names[n] for n in order[:SHOWN] if weights[n] > 0),
+        of_worse=tuple(names[n] for n in order[::-1][:SHOWN] if weights[n] < 0),
+    )
+
+
+def _stacked(rows: Any) -> Any:
+    from scipy.sparse import vstack
+
+    return vstack([rows, -rows])
+
+
+def _wins(values: Any) -> Any:
+    return (values > 0) + 0.5 * (values == 0)
