@@ -115,10 +115,10 @@ def hit_ratios(found: Found, report: Path) -> Table:
     from penchant.evaluation.report import show
 
     table = Table("", "hit ratio@1", "over SFT", title=str(report))
-    gains = found["evaluation"]["hit_ratio@1_over_sft"]
+    gains = found["evaluation"]["hit_ratio@1_over"]
     for name, row in {**found["questions"]["baselines"], **found["evaluation"]["models"]}.items():
         value = row.get("hit_ratio@1")
-        table.add_row(name, show(value), show(gains.get(name)))
+        table.add_row(name, show(value), show(gains.get(name, {}).get("sft")))
     return table
 
 

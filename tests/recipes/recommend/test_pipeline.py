@@ -88,7 +88,11 @@ def test_measures_are_those_of_the_ranks(done):
     assert measured["hit_ratio@1"]["value"] == pytest.approx(expected)
     assert measured["valid_ratio"]["n"] == 3
     assert [row["answer"] is None for row in rows] == [False] * 3 + [True] * 9
-    assert found["evaluation"]["hit_ratio@1_over_sft"]["dpo"]["n"] == 12
+    over = found["evaluation"]["hit_ratio@1_over"]
+    assert over["dpo"]["sft"]["n"] == 12
+    assert over["s_dpo"]["dpo"]["value"] == -over["dpo"]["s_dpo"]["value"]
+    of_dpo = found["evaluation"]["models"]["dpo"]["hit_ratio@1"]["value"]
+    assert over["dpo"]["sft"]["value"] == pytest.approx(of_dpo - measured["hit_ratio@1"]["value"])
     assert sum(value["n"] for key, value in measured["by"].items() if key.startswith("history")) == 12
 
 
