@@ -18,20 +18,21 @@ EMPATHY: Mapping[str, Sequence[str]] = {
     ),
     "interpretation": (
         "i understand", "understandable", "i can see", "i hear", "it sounds like", "it seems like", "you're feeling",
-        "you are feeling", "you feel", "makes sense", "i can imagine", "many people feel", "it's normal", "it is normal",
+        "you are feeling", "you feel", "makes sense", "i can imagine", "many people feel",
+        "it's normal", "it is normal",
         "natural to feel",
     ),
     "exploration": (
         "how do you feel", "how are you feeling", "how long have", "what do you think", "can you tell me",
-        "could you tell me", "tell me more", "would you like to", "what would help", "have you talked", "have you tried",
-        "have you thought", "do you have someone", "what happened",
+        "could you tell me", "tell me more", "would you like to", "what would help", "have you talked",
+        "have you tried", "have you thought", "do you have someone", "what happened",
     ),
 }  # fmt: skip
 """Phrases by the three mechanisms of Sharma et al. 2020 (EPITOME): warmth, understanding, asking further. Our lists."""
 
 POLITENESS: Sequence[str] = (
-    "please", "thank you", "thanks", "i appreciate", "you might", "you may", "could you", "would you", "perhaps", "maybe",
-    "if you like", "if you would like", "i suggest", "i'd suggest", "consider", "feel free", "welcome", "excuse me",
+    "please", "thank you", "thanks", "i appreciate", "you might", "you may", "could you", "would you", "perhaps",
+    "maybe", "if you like", "if you would like", "i suggest", "i'd suggest", "consider", "feel free", "welcome", "excuse me",
     "i recommend", "it may help", "it might help",
 )  # fmt: skip
 """Gratitude, please, hedges and indirect requests (after Danescu-Niculescu-Mizil et al. 2013). Our list."""
