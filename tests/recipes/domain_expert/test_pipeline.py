@@ -24,6 +24,7 @@ from penchant.errors import ConfigError, DataError, ModelError
 from penchant.evaluation import endpoint
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert, stages
+from penchant.serving.router import load_router
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 4}
 WORDS = ["loan", "rate", "lender", "escrow", "fee", "title", "notice", "borrower", "closing", "servicer"]
@@ -77,7 +78,7 @@ def configured(folder: Path, **changes: object) -> DomainExpertConfig:
         "residual": {"scales": [0, 1]},
         "conversation": {"training": STEPS},
         "structured": {"training": STEPS},
-        "router": {"shots": 2},
+        "router": {"shots": 2, "taught": 3},
         "answers": 4,
         "answer_tokens": 5,
         **changes,
@@ -115,6 +116,18 @@ def test_the_data(done):
         ]
         assert [len(part) for part in parts] == [18, 6, 6]
         assert len(set.union(*parts)) == 30
+
+
+def test_what_the_structured_expert_learns(done):
+    """Its tasks, and the router's question about requests that are neither its examples nor tests."""
+    out = done[0] / "out"
+    taught = read_groups(out / "structured" / "train.jsonl").groups[18:]
+    assert [group.candidates for group in taught] == [(" question",)] * 3 + [(" task",)] * 3
+    router = load_router(out / "router")
+    shown = {text for text, _ in router.examples}
+    for name, rows in (("preferences", taught[:3]), ("tasks", taught[3:])):
+        prompts = {group.prompt for group in read_groups(out / "data" / f"{name}_train.jsonl").groups} - shown
+        assert {group.prompt for group in rows} <= {router.question(prompt).prompt for prompt in prompts}
 
 
 def test_a_residual_of_nothing_is_the_adapted_model(done):

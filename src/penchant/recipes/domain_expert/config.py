@@ -65,6 +65,9 @@ class RouterConfig(Section):
 
     asks: Literal["structured", "conversation"] = Field("structured", description="the expert that sorts requests")
     shots: int = Field(3, ge=1, description="examples of each kind in the question")
+    taught: int = Field(
+        0, ge=0, description="requests of each kind whose sorting the structured expert learns; 0: examples alone"
+    )
     names: dict[str, str] = Field(
         {"conversation": "question", "structured": "task"}, description="what the question calls each expert's requests"
     )

@@ -1,9 +1,8 @@
-"""The last two stages: who answers which request, and every model on what was held out; then the page."""
+"""The last stage: every model on what was held out; then the page."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,60 +10,17 @@ from typing import Any
 import yaml
 
 from penchant.data.groups import as_text
-from penchant.data.reading import read_groups
 from penchant.evaluation.figures import line_chart
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.judges import EndpointJudge
 from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
 from penchant.evaluation.similarity import BertScore
-from penchant.evaluation.statistics import bootstrap_mean, bootstrap_ratio
+from penchant.evaluation.statistics import bootstrap_ratio
 from penchant.evaluation.win_rate import win_rate
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import Asked, log_probs, perplexity, preference_accuracy
+from penchant.recipes.domain_expert.measures import Asked, perplexity, preference_accuracy
+from penchant.recipes.domain_expert.routing import EXPERTS
 from penchant.recipes.stages import Found
-from penchant.serving.router import Router
-
-EXPERTS = {"conversation": "preferences", "structured": "tasks"}
-"""Each expert, with the set its requests are from."""
-
-
-def route(config: DomainExpertConfig, folder: Path) -> Found:
-    """Write the router and its decisions on test requests; returns its accuracy and whom it took for whom."""
-    data, settings = folder.parent / "data", config.router
-    draw = random.Random(config.seed)
-    examples = []
-    for expert, name in EXPERTS.items():
-        prompts = list(dict.fromkeys(as_text(g.prompt) for g in read_groups(data / f"{name}_train.jsonl").groups))
-        examples += [(text, expert) for text in draw.sample(prompts, min(settings.shots, len(prompts)))]
-    draw.shuffle(examples)
-    model = str(folder.parent / settings.asks / "run")
-    plain = Router(settings.names, settings.asks, tuple(examples), settings.fallback, settings.threshold)
-    router = plain.calibrated(lambda groups: log_probs(model, groups, config))
-    router.save(folder)
-    requests = [
-        (as_text(prompt), expert)
-        for expert, name in EXPERTS.items()
-        for prompt in Asked.of(data / f"{name}_test.jsonl", config.answers).prompts
-    ]
-    scores = log_probs(model, [router.question(text) for text, _ in requests], config)
-    decisions = [router.decide(each) for each in scores]
-    rows = [
-        {"request": text, "is": expert, **vars(decision)}
-        for (text, expert), decision in zip(requests, decisions, strict=True)
-    ]
-    write_atomically(folder / "decisions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    confusion = {expert: dict.fromkeys(EXPERTS, 0) for expert in EXPERTS}
-    for row in rows:
-        confusion[row["is"]][row["likeliest"]] += 1
-    right = {key: [float(row["is"] == row[key]) for row in rows] for key in ("likeliest", "expert")}
-    accuracy = {key: bootstrap_mean(values, range(len(values))).to_json() for key, values in right.items()}
-    below = sum(each.confidence < settings.threshold for each in decisions)
-    return {
-        "accuracy": accuracy["likeliest"],
-        "accuracy_with_fallback": accuracy["expert"],
-        "fell_back": below,
-        "confusion": confusion,
-    }
 
 
 def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> Found:

@@ -25,8 +25,9 @@ from penchant.engine.residual import add_residual
 from penchant.recipes.config import fingerprint
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.data import as_groups, prepare
-from penchant.recipes.domain_expert.evaluation import evaluate, route, write_result
+from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
+from penchant.recipes.domain_expert.routing import lessons, route
 from penchant.recipes.domain_expert.texts import read_passages
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
@@ -91,8 +92,8 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage(
             "structured",
             "the expert in structured tasks",
-            settings["structured"],
-            _expert("tasks", chosen, {"name": "sft"}, config.structured),
+            settings["structured"] | {key: settings["router"][key] for key in ("taught", "shots", "names")},
+            _structured(config, chosen),
         ),
         Stage("router", "who answers which request", settings["router"], lambda place: route(config, place)),
         Stage(
@@ -177,6 +178,18 @@ def _residual(config: DomainExpertConfig, base: str, instruct: str) -> Run:
             else:
                 shutil.rmtree(model)
         return {"scales": tried, "chosen": best}
+
+    return run
+
+
+def _structured(config: DomainExpertConfig, start: str) -> Run:
+    def run(place: Path) -> Found:
+        data = place.parent / "data"
+        taught = lessons(config, data)
+        write_anew([*read_groups(data / "tasks_train.jsonl").groups, *taught], place / "train.jsonl")
+        held_out = data / "tasks_validation.jsonl"
+        tune(place, start, place / "train.jsonl", held_out, {"name": "sft"}, config.structured)
+        return {"routing_rows": len(taught)}
 
     return run
 

@@ -1,0 +1,73 @@
+"""Who answers which request: the router's question, what the structured expert may learn of it, and how right it is."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.reading import read_groups
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.statistics import bootstrap_mean
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.measures import Asked, log_probs
+from penchant.recipes.stages import Found
+from penchant.serving.router import Router
+
+EXPERTS = {"conversation": "preferences", "structured": "tasks"}
+"""Each expert, with the set its requests are from."""
+
+
+def lessons(config: DomainExpertConfig, data: Path) -> list[PreferenceGroup]:
+    """The router's question about training requests, each with the right label as its answer."""
+    router, left = _drawn(config, data)
+    return [
+        PreferenceGroup(router.question(text).prompt, (f" {router.names[expert]}",), id=f"route {expert} {n}")
+        for expert, requests in left.items()
+        for n, text in enumerate(requests[: config.router.taught])
+    ]
+
+
+def route(config: DomainExpertConfig, folder: Path) -> Found:
+    """Write the router and its decisions on test requests; returns its accuracy and whom it took for whom."""
+    data, settings = folder.parent / "data", config.router
+    model = str(folder.parent / settings.asks / "run")
+    router = _drawn(config, data)[0].calibrated(lambda groups: log_probs(model, groups, config))
+    router.save(folder)
+    requests = [
+        (as_text(prompt), expert)
+        for expert, name in EXPERTS.items()
+        for prompt in Asked.of(data / f"{name}_test.jsonl", config.answers).prompts
+    ]
+    scores = log_probs(model, [router.question(text) for text, _ in requests], config)
+    decisions = [router.decide(each) for each in scores]
+    rows = [
+        {"request": text, "is": expert, **vars(decision)}
+        for (text, expert), decision in zip(requests, decisions, strict=True)
+    ]
+    write_atomically(folder / "decisions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    confusion = {expert: dict.fromkeys(EXPERTS, 0) for expert in EXPERTS}
+    for row in rows:
+        confusion[row["is"]][row["likeliest"]] += 1
+    right = {key: [float(row["is"] == row[key]) for row in rows] for key in ("likeliest", "expert")}
+    accuracy = {key: bootstrap_mean(values, range(len(values))).to_json() for key, values in right.items()}
+    return {
+        "accuracy": accuracy["likeliest"],
+        "accuracy_with_fallback": accuracy["expert"],
+        "fell_back": sum(each.confidence < settings.threshold for each in decisions),
+        "confusion": confusion,
+    }
+
+
+def _drawn(config: DomainExpertConfig, data: Path) -> tuple[Router, dict[str, list[str]]]:
+    """The router with its examples, and by expert the training requests that are none, both in random order."""
+    settings, draw = config.router, random.Random(config.seed)
+    examples, left = [], {}
+    for expert, name in EXPERTS.items():
+        prompts = list(dict.fromkeys(as_text(g.prompt) for g in read_groups(data / f"{name}_train.jsonl").groups))
+        draw.shuffle(prompts)
+        examples += [(text, expert) for text in prompts[: settings.shots]]
+        left[expert] = prompts[settings.shots :]
+    draw.shuffle(examples)
+    return Router(settings.names, settings.asks, tuple(examples), settings.fallback, settings.threshold), left
