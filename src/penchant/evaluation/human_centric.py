@@ -32,7 +32,8 @@ EMPATHY: Mapping[str, Sequence[str]] = {
 
 POLITENESS: Sequence[str] = (
     "please", "thank you", "thanks", "i appreciate", "you might", "you may", "could you", "would you", "perhaps",
-    "maybe", "if you like", "if you would like", "i suggest", "i'd suggest", "consider", "feel free", "welcome", "excuse me",
+    "maybe", "if you like", "if you would like", "i suggest", "i'd suggest", "consider", "feel free", "welcome",
+    "excuse me",
     "i recommend", "it may help", "it might help",
 )  # fmt: skip
 """Gratitude, please, hedges and indirect requests (after Danescu-Niculescu-Mizil et al. 2013). Our list."""

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -220,23 +217,15 @@ def test_a_judge_of_nonsense_and_bert_score(done, tmp_path, nonsense):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["data", "base", "adapted", "residual", "structured", "router", "evaluation"])
-def test_killed_in_the_middle_of_a_stage_it_ends_the_same(done, tmp_path, stage):
-    undisturbed = done[0] / "out"
-    config = tmp_path / "config.yaml"
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
+    config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", done[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     command = [sys.executable, "-m", "penchant", "recipe", "domain-expert", str(config)]
-    place, deadline = tmp_path / "out" / stage, time.monotonic() + 120
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not place.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.0 if stage in ("data", "router") else random.Random(stage).uniform(0.0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert place.exists()
-    assert not (tmp_path / "out" / "result.json").exists()
-    subprocess.run(command, check=True, capture_output=True, timeout=200)
-    assert (tmp_path / "out" / "result.json").read_text() == (undisturbed / "result.json").read_text()
+    killed_in_turn(command, out, [stage.name for stage in stages(configured(tmp_path))])
+    assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
+    for place in ("residual/model", "conversation/run", "structured/run"):
+        ours, theirs = (folder / place / "model.safetensors" for folder in (out, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -151,27 +147,14 @@ def test_done_is_not_done_again(done):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["questions", "model", "sft", "s_dpo", "evaluation"])
-def test_killed_in_the_middle_of_a_stage_it_ends_the_same(done, tmp_path, stage):
-    """kill -9 while the stage is at work, then the same command again."""
-    undisturbed = done[0] / "out"
-    values = configured(tmp_path).model_dump(mode="json")
-    config = tmp_path / "recommend.yaml"
-    config.write_text(yaml.safe_dump(values))
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
+    config, out, undisturbed = tmp_path / "recommend.yaml", tmp_path / "out", done[0] / "out"
+    config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     command = [sys.executable, "-m", "penchant", "recipe", "recommend", str(config)]
-    place, deadline = tmp_path / "out" / stage, time.monotonic() + 120
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not place.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.0 if stage == "questions" else random.Random(stage).uniform(0.0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert place.exists()
-    assert not (tmp_path / "out" / "result.json").exists()
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert (tmp_path / "out" / "result.json").read_text() == (undisturbed / "result.json").read_text()
+    killed_in_turn(command, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
+    assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     for name in ("sft", "dpo"):
-        ours, theirs = (out / name / "run" / "model.safetensors" for out in (tmp_path / "out", undisturbed))
+        ours, theirs = (folder / name / "run" / "model.safetensors" for folder in (out, undisturbed))
         assert ours.read_bytes() == theirs.read_bytes()
 
 
