@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from penchant.evaluation import statistics
-from penchant.evaluation.statistics import Estimate, bootstrap_auc, bootstrap_mean, roc_auc
+from penchant.evaluation.statistics import (
+    Estimate,
+    bootstrap_auc,
+    bootstrap_mean,
+    bootstrap_ratio,
+    proportion,
+    roc_auc,
+)
 
 few_levels = st.lists(st.integers(-2, 2), min_size=1, max_size=12)
 
@@ -123,3 +130,27 @@ def test_interval_of_the_auc_covers_the_truth() -> None:
         interval = bootstrap_auc(positive + 0.5, negative, clusters, resamples=300, seed=trial)
         covered += interval.low <= truth <= interval.high
     assert 0.91 <= covered / 400 <= 0.98
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 5), (5, 5), (3, 10), (81, 263)])
+def test_a_proportions_bounds_solve_wilsons_equation(successes, n):
+    """A bound p is where the share is 1.96 standard errors of p away."""
+    found = proportion(successes, n)
+    assert found.value == successes / n
+    for bound in (found.low, found.high):
+        if 0 < bound < 1:
+            assert abs(found.value - bound) == pytest.approx(1.959964 * (bound * (1 - bound) / n) ** 0.5)
+    assert found.low <= found.value <= found.high
+    assert found.high - found.low > 0.05
+    assert math.isnan(proportion(0, 0).value)
+
+
+def test_a_ratio_of_sums():
+    above, below, clusters = [1.0, 2.0, 3.0, 6.0], [2.0, 2.0, 4.0, 4.0], [0, 0, 1, 1]
+    found = bootstrap_ratio(above, below, clusters)
+    assert found.value == 1.0
+    # Two clusters: both of one, or one of each.
+    assert (found.low, found.high) == (3 / 4, 9 / 8)
+    assert math.isnan(bootstrap_ratio([1.0], [0.0], [0]).value)
+    same = bootstrap_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0], [0, 1, 2])
+    assert (same.value, same.low, same.high) == (2.0, 2.0, 2.0)

@@ -55,6 +55,16 @@ def roc_auc(positive: ArrayLike, negative: ArrayLike) -> float:
     return float(wins.sum() / (2 * len(above) * len(below)))
 
 
+def proportion(successes: int, n: int) -> Estimate:
+    """A share of independent trials with Wilson's 95 % interval (1927), which is honest where all or none succeed."""
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    z, share = 1.959964, successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
+
+
 def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
     """The mean of values with a percentile interval over clusters drawn with replacement.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.evaluation.files import write_atomically
-from penchant.evaluation.statistics import bootstrap_mean
+from penchant.evaluation.statistics import proportion
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import Asked, log_probs
 from penchant.recipes.stages import Found
@@ -50,11 +50,10 @@ def route(config: DomainExpertConfig, folder: Path) -> Found:
     confusion = {expert: dict.fromkeys(EXPERTS, 0) for expert in EXPERTS}
     for row in rows:
         confusion[row["is"]][row["likeliest"]] += 1
-    right = {key: [float(row["is"] == row[key]) for row in rows] for key in ("likeliest", "expert")}
-    accuracy = {key: bootstrap_mean(values, range(len(values))).to_json() for key, values in right.items()}
+    right = {key: sum(row["is"] == row[key] for row in rows) for key in ("likeliest", "expert")}
     return {
-        "accuracy": accuracy["likeliest"],
-        "accuracy_with_fallback": accuracy["expert"],
+        "accuracy": proportion(right["likeliest"], len(rows)).to_json(),
+        "accuracy_with_fallback": proportion(right["expert"], len(rows)).to_json(),
         "fell_back": sum(each.confidence < settings.threshold for each in decisions),
         "confusion": confusion,
     }
