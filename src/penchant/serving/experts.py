@@ -48,8 +48,10 @@ class Expert:
 
 
 class Experts:
-    """Args:
-    folders: each expert's model or adapter folder, by name.
+    """All of them, in memory.
+
+    Args:
+        folders: each expert's model or adapter folder, by name.
     """
 
     def __init__(self, folders: Mapping[str, str]) -> None:

@@ -7,8 +7,10 @@ REPLACEMENT = "\ufffd"
 
 
 class Outgoing:
-    """Args:
-    stops: sequences that end the text; they are not sent.
+    """One answer's text.
+
+    Args:
+        stops: sequences that end the text; they are not sent.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:

@@ -86,7 +86,9 @@ class Overloaded(Exception):
 
 
 class Worker:
-    """Args:
+    """The thread, and the queue before it.
+
+    Args:
         experts: the models.
         batch: rows generated together, at most.
         waiting: requests that may wait.
