@@ -1,0 +1,1 @@
+"""Healthcare dialogue: preferences built, audited and trained on (Empathy by Design)."""
