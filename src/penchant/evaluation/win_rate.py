@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penchant.data.groups import Text
+from penchant.data.groups import Text, as_text
 from penchant.evaluation.judges import Judge, Verdict
+from penchant.evaluation.length_control import length_controlled
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 
 
@@ -17,6 +18,7 @@ class WinRate:
 
     Attributes:
         rate: share of prompts won, a tie counting half; the interval is over prompts.
+        length_controlled: the rate where both answers are equally long; see `evaluation.length_control`.
         wins, losses, ties: prompts; a tie is also where the two orders disagree.
         agreement: share of the prompts judged in both orders where the two say the same; None where none was.
         failed: verdicts (two a prompt) that the judge did not give; their prompts count as ties.
@@ -25,6 +27,7 @@ class WinRate:
 
     judge: str
     rate: Estimate
+    length_controlled: Estimate
     wins: int
     losses: int
     ties: int
@@ -34,11 +37,13 @@ class WinRate:
 
     def to_json(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in ("judge", "wins", "losses", "ties", "agreement", "failed")}
-        return {**numbers, "rate": self.rate.to_json(), "n": len(self.values)}
+        rates = {name: getattr(self, name).to_json() for name in ("rate", "length_controlled")}
+        return {**numbers, **rates, "n": len(self.values)}
 
 
 def win_rate(judge: Judge, prompts: Sequence[Text], ours: Sequence[Text], theirs: Sequence[Text]) -> WinRate:
     """Judge each pair of responses twice, the second time in the other order."""
+    sides = (ours, theirs)
     one = judge.compare(prompts, ours, theirs)
     two = judge.compare(prompts, theirs, ours)
     values = tuple(_value(first, second) for first, second in zip(one, two, strict=True))
@@ -48,6 +53,7 @@ def win_rate(judge: Judge, prompts: Sequence[Text], ours: Sequence[Text], theirs
     return WinRate(
         judge=judge.name,
         rate=bootstrap_mean(values, range(len(values))),
+        length_controlled=length_controlled(values, *([len(as_text(text).split()) for text in side] for side in sides)),
         wins=values.count(1.0),
         losses=values.count(0.0),
         ties=values.count(0.5),

@@ -140,9 +140,16 @@ def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, F
 
 def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     counts = ("wins", "losses", "ties", "failed")
-    rows = [(name, show(row["rate"]), *(str(row[key]) for key in counts)) for name, row in judged.items()]
+    rows = [
+        (name, show(row["rate"]), show(row["length_controlled"]), *(str(row[key]) for key in counts))
+        for name, row in judged.items()
+    ]
     note = (
         "Answers to test prompts of the preferences, each pair shown in both orders; a tie is also where the orders "
         "disagree or a verdict failed."
     )
-    return [Table("By the judge, against the instruct model", ("", "win rate", *counts), rows, note)] if rows else []
+    return (
+        [Table("By the judge, against the instruct model", ("", "win rate", "at equal lengths", *counts), rows, note)]
+        if rows
+        else []
+    )
