@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,17 @@ from penchant.serving.worker import Failure, Job, Overloaded, Worker
 class Broken:
     """Experts whose model cannot be had."""
 
+    def context(self, name):
+        return 20
+
     def get(self, name):
         raise RuntimeError("no memory")
 
 
 class Slow:
+    def context(self, name):
+        return 20
+
     def get(self, name):
         time.sleep(0.3)
         raise RuntimeError("late")
@@ -40,6 +47,27 @@ def test_a_failure_reaches_its_requests_and_no_others():
         worker.call(lambda: 1 / 0).result(timeout=5)
     worker.stop()
     assert worker.counts["failed"] == 3
+
+
+def test_a_batch_fits_the_context():
+    """A long prompt and a long answer would together need places that neither needs alone."""
+    events: queue.Queue = queue.Queue()
+    batches = []
+
+    class Watched(Worker):
+        def _answer(self, jobs):
+            batches.append([(len(each.prompt), each.max_tokens) for each in jobs])
+            super()._answer(jobs)
+
+    worker = Watched(Broken(), batch=4, waiting=9)
+    hold = worker.call(lambda: time.sleep(0.2))
+    for prompt, tokens in ((15, 5), (2, 18), (10, 5), (1, 3)):
+        worker.submit(replace(job(events), prompt=np.arange(prompt), max_tokens=tokens))
+    hold.result(timeout=5)
+    for _ in range(4):
+        events.get(timeout=5)
+    assert batches == [[(15, 5), (10, 5), (1, 3)], [(2, 18)]]
+    assert all(max(p for p, _ in each) + max(t for _, t in each) <= 20 for each in batches)
 
 
 def test_who_waits_too_long_and_who_is_too_many():

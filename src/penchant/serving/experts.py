@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,10 @@ class Experts:
         if name in self._adapters:
             expert.model.set_adapter(self._adapters[name])
         return expert
+
+    def context(self, name: str) -> float:
+        """Tokens the expert reads, its answer included."""
+        return self._experts[name].context or math.inf
 
     def peek(self, name: str) -> Expert:
         """The expert for what needs no weights."""

@@ -81,6 +81,11 @@ class Job:
     ended: bool = False
 
 
+def reach(jobs: Sequence[Job]) -> int:
+    """Tokens of the longest row, as a batch runs until its last row ends: places a model may not have."""
+    return max(len(job.prompt) for job in jobs) + max(job.max_tokens for job in jobs)
+
+
 class Overloaded(Exception):
     """More requests wait than may."""
 
@@ -161,12 +166,18 @@ class Worker:
                 self._end(late, Failure("the server is stopping"))
 
     def _gather(self, first: Job) -> list[Job]:
-        """Those that wait for the same expert; the others keep their places."""
+        """Those that wait for the same expert and fit its context together; the others keep their places."""
         until = time.monotonic() + GATHER_SECONDS
         jobs = [first]
         others: list[Job] = []
+        context = self._experts.context(first.expert)
+
+        def place(job: Job) -> None:
+            fits = job.expert == first.expert and len(jobs) < self._batch and reach([*jobs, job]) <= context
+            (jobs if fits else others).append(job)
+
         for job in self._left:
-            (jobs if job.expert == first.expert and len(jobs) < self._batch else others).append(job)
+            place(job)
         while len(jobs) < self._batch:
             try:
                 item = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
@@ -178,7 +189,7 @@ class Worker:
             if not isinstance(item, Job):
                 item()
             else:
-                (jobs if item.expert == first.expert else others).append(item)
+                place(item)
         self._left = others
         return jobs
 
