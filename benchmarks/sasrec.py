@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from penchant.recipes.config import load_recipe
+from penchant.config import load_section
 from penchant.recipes.recommend.baselines import Scorer
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.histories import Question
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    config = load_recipe(RecommendConfig, options.config, options.overrides)
+    config = load_section(RecommendConfig, options.config, options.overrides)
     drawn = draw_questions(config)
     test = drawn.parts["test"]
     asked = test[: config.catalogue]

@@ -43,20 +43,20 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
 
 
 def _recommend(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
-    from penchant.recipes.config import load_recipe
+    from penchant.config import load_section
     from penchant.recipes.recommend.config import RecommendConfig
     from penchant.recipes.recommend.pipeline import recommend
 
-    loaded = load_recipe(RecommendConfig, config, overrides)
+    loaded = load_section(RecommendConfig, config, overrides)
     return Path(loaded.output), recommend(loaded, only=stage, tell=tell), hit_ratios
 
 
 def _domain_expert(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
-    from penchant.recipes.config import load_recipe
+    from penchant.config import load_section
     from penchant.recipes.domain_expert.config import DomainExpertConfig
     from penchant.recipes.domain_expert.pipeline import domain_expert
 
-    loaded = load_recipe(DomainExpertConfig, config, overrides)
+    loaded = load_section(DomainExpertConfig, config, overrides)
     return Path(loaded.output), domain_expert(loaded, only=stage, tell=tell), experts
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from penchant.config_errors import explain, refusal
+from penchant.config_errors import explain, refusal, validated
 from penchant.config_objective import build_objective, describe_objective
 from penchant.config_reward import RewardConfig
 from penchant.data.tokenized import Truncation
@@ -169,16 +169,32 @@ class RunConfig(Section):
         return build_objective(self.objective)
 
 
+Loaded = TypeVar("Loaded", bound=Section)
+
+
 def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML, apply ``key=value`` overrides (dotted keys, YAML values), and check all of it.
 
     Raises:
         ConfigError: everything that is wrong, at once, each with its key and the nearest valid name.
     """
+    return parse_config(_read(file, overrides), str(file))
+
+
+def load_section(kind: type[Loaded], file: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """`load_config` for another kind of file: a comparison, a recipe.
+
+    Raises:
+        ConfigError: everything that is wrong, at once, each with its key and the nearest valid name.
+    """
+    return validated(kind, _read(file, overrides), str(file))
+
+
+def _read(file: Path, overrides: Sequence[str]) -> dict[str, Any]:
     values = read_yaml(file)
     for each in overrides:
         override(values, each)
-    return parse_config(values, str(file))
+    return values
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from penchant.errors import ConfigError
-from penchant.recipes.stages import RECORD, Stage, run_stages
+from penchant.recipes import stages as recipe
+from penchant.recipes.stages import RECORD, Stage
 
 
 class Killed(BaseException):
     pass
+
+
+def run_stages(folder, listed, finish=lambda found: None, **settings):
+    return recipe.run_stages(folder, listed, finish, **settings)
 
 
 def stages(log: list[str], *, size: int = 1, kill: str | None = None) -> list[Stage]:
@@ -88,3 +93,15 @@ def test_the_record_is_readable(tmp_path):
         "settings": {"a": {"size": 1}},
         "found": {"size": 1},
     }
+
+
+def test_it_is_finished_with_the_last_stage_alone(tmp_path):
+    finished = []
+    run_stages(tmp_path, stages([]), finished.append, only="a")
+    run_stages(tmp_path, stages([]), finished.append, only="b")
+    assert finished == []
+    found = run_stages(tmp_path, stages([]), finished.append)
+    assert finished == [found]
+    # Done before, it is finished anew: a page that was lost comes back.
+    run_stages(tmp_path, stages([]), finished.append)
+    assert finished == [found, found]

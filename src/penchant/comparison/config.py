@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from penchant.config import Section, override, read_yaml
-from penchant.config_errors import nearest, validated
+from penchant.config import Section, load_section
+from penchant.config_errors import nearest
 from penchant.config_reward import RewardConfig
 
 START = "start"
@@ -177,10 +177,7 @@ def load_bench(file: Path, overrides: Sequence[str] = ()) -> Bench:
     Raises:
         ConfigError: everything that is wrong, at once.
     """
-    values = read_yaml(file)
-    for each in overrides:
-        override(values, each)
-    return validated(Bench, values, str(file))
+    return load_section(Bench, file, overrides)
 
 
 def dump_bench(bench: Bench) -> str:

@@ -1,29 +1,11 @@
-"""What every recipe's configuration shares."""
+"""Files that a recipe's stages depend on."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from penchant.config import Section, override, read_yaml
-from penchant.config_errors import validated
 from penchant.errors import DataError
-
-Recipe = TypeVar("Recipe", bound=Section)
-
-
-def load_recipe(kind: type[Recipe], file: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe's YAML, apply ``key=value`` overrides, and check all of it.
-
-    Raises:
-        ConfigError: everything that is wrong, at once.
-    """
-    values = read_yaml(file)
-    for each in overrides:
-        override(values, each)
-    return validated(kind, values, str(file))
 
 
 def fingerprint(file: str) -> str:

@@ -41,11 +41,17 @@ class Stage:
 
 
 def run_stages(
-    folder: Path, stages: Sequence[Stage], *, only: str | None = None, tell: Callable[[str], None] = lambda line: None
+    folder: Path,
+    stages: Sequence[Stage],
+    finish: Callable[[dict[str, Found]], None],
+    *,
+    only: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Found]:
     """Run what is not done yet, in order.
 
     Args:
+        finish: called with what was found once the last stage is done.
         only: one stage; those before it must be done.
 
     Returns:
@@ -78,6 +84,8 @@ def run_stages(
         found[stage.name] = done
         if stage.name == only:
             break
+    if len(found) == len(stages):
+        finish(found)
     return found
 
 

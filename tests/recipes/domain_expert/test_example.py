@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from penchant.recipes.config import load_recipe
+from penchant.config import load_section
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert
 
@@ -53,7 +53,7 @@ def test_it_runs(tmp_path, monkeypatch):
     script = [sys.executable, str(EXAMPLES / "regulations.py"), str(source(tmp_path / "data")), str(tmp_path / "files")]
     subprocess.run(script, check=True)
     monkeypatch.chdir(tmp_path)
-    config = load_recipe(DomainExpertConfig, EXAMPLES / "domain_expert.yaml", ["output=out", "texts.similarity=1"])
+    config = load_section(DomainExpertConfig, EXAMPLES / "domain_expert.yaml", ["output=out", "texts.similarity=1"])
     found = domain_expert(_shortened(config))
     assert found["data"]["left_out"]["held out for tests"] == 0
     assert set(found["evaluation"]["models"]) == {

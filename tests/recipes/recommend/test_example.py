@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penchant.recipes.config import load_recipe
+from penchant.config import load_section
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 
@@ -16,7 +16,7 @@ def test_it_runs(tmp_path):
     (tmp_path / "ratings.dat").write_text("\n".join(rows) + "\n")
     (tmp_path / "movies.dat").write_text("".join(f"i{n}::Film {n} (2013)::Drama\n" for n in range(40)))
     files = {"interactions": "ratings.dat", "titles": "movies.dat", "output": "out"}
-    config = load_recipe(RecommendConfig, EXAMPLE, [f"{key}={tmp_path / name}" for key, name in files.items()])
+    config = load_section(RecommendConfig, EXAMPLE, [f"{key}={tmp_path / name}" for key, name in files.items()])
     found = recommend(_shortened(config))
     assert list(found) == ["questions", "model", "sft", *(method.name for method in config.methods), "evaluation"]
     whole = found["evaluation"]["models"]["sft"]["catalogue"]

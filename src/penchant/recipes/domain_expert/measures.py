@@ -11,14 +11,13 @@ import numpy as np
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
-from penchant.engine.distribution import World, local_device
 from penchant.evaluation.answering import answer
 from penchant.evaluation.generation import Sampling
-from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.references import exact_match, rouge_l, token_f1
 from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.reading import read_log_probs
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,9 @@ class Asked:
         return {key: bootstrap_mean(values, range(len(values))) for key, values in found.items()}
 
 
-def log_probs(model: str, groups: Sequence[PreferenceGroup], config: DomainExpertConfig) -> list[tuple[float, ...]]:
-    """Of every candidate."""
-    reading = Reading(token_budget=config.token_budget)
-    return [each.log_probs for each in score(model, groups, World(0, 1, local_device()), reading=reading)]
-
-
 def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
     """Of texts, by token, their ends included; the interval is over texts."""
-    reading = Reading(token_budget=config.token_budget)
-    scored = score(model, read_groups(file).groups, World(0, 1, local_device()), reading=reading)
+    scored = read_log_probs(model, read_groups(file).groups, config.token_budget)
     tokens = [each.tokens[0] for each in scored]
     means = [each.log_probs[0] / n for each, n in zip(scored, tokens, strict=True)]
     # Each token counts once: a text's mean stands for each of its tokens.
@@ -82,10 +74,8 @@ def preference_accuracy(model: str, file: Path, config: DomainExpertConfig) -> E
 
     Per token: a model without preferences finds a longer answer less likely, whatever it says.
     """
-    groups = read_groups(file).groups
-    reading = Reading(token_budget=config.token_budget)
     values, prompts = [], []
-    for scored in score(model, groups, World(0, 1, local_device()), reading=reading):
+    for scored in read_log_probs(model, read_groups(file).groups, config.token_budget):
         means = [value / n for value, n in zip(scored.log_probs, scored.tokens, strict=True)]
         for better, worse in scored.group.pairs:
             values.append((means[better] > means[worse]) + 0.5 * (means[better] == means[worse]))

@@ -22,13 +22,13 @@ from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.engine.loading import merge_adapter
 from penchant.engine.residual import add_residual
-from penchant.recipes.config import fingerprint
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.data import as_groups, prepare
 from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
 from penchant.recipes.domain_expert.texts import read_passages
+from penchant.recipes.fingerprints import fingerprint
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.recipes.tuning import TunedConfig, tune
@@ -49,10 +49,7 @@ def domain_expert(
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
-    found = run_stages(folder, stages(config), only=only, tell=tell)
-    if "evaluation" in found:
-        write_result(folder, config, found)
-    return found
+    return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
 def stages(config: DomainExpertConfig) -> list[Stage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from penchant.data.groups import PreferenceGroup, as_text
@@ -11,7 +12,8 @@ from penchant.data.reading import read_groups
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.statistics import proportion
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import Asked, log_probs
+from penchant.recipes.domain_expert.measures import Asked
+from penchant.recipes.reading import read_log_probs
 from penchant.recipes.stages import Found
 from penchant.serving.router import Router
 
@@ -33,14 +35,18 @@ def route(config: DomainExpertConfig, folder: Path) -> Found:
     """Write the router and its decisions on test requests; returns its accuracy and whom it took for whom."""
     data, settings = folder.parent / "data", config.router
     model = str(folder.parent / settings.asks / "run")
-    router = _drawn(config, data)[0].calibrated(lambda groups: log_probs(model, groups, config))
+
+    def log_probs(groups: Sequence[PreferenceGroup]) -> list[tuple[float, ...]]:
+        return [each.log_probs for each in read_log_probs(model, groups, config.token_budget)]
+
+    router = _drawn(config, data)[0].calibrated(log_probs)
     router.save(folder)
     requests = [
         (as_text(prompt), expert)
         for expert, name in EXPERTS.items()
         for prompt in Asked.of(data / f"{name}_test.jsonl", config.answers).prompts
     ]
-    scores = log_probs(model, [router.question(text) for text, _ in requests], config)
+    scores = log_probs([router.question(text) for text, _ in requests])
     decisions = [router.decide(each) for each in scores]
     rows = [
         {"request": text, "is": expert, **vars(decision)}

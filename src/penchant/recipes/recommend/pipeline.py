@@ -17,9 +17,8 @@ from typing import Any
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
-from penchant.engine.distribution import World, local_device
-from penchant.evaluation.held_out import Reading, score
-from penchant.recipes.config import fingerprint
+from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.reading import read_log_probs
 from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
@@ -42,10 +41,7 @@ def recommend(config: RecommendConfig, *, only: str | None = None, tell: Tell = 
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
-    found = run_stages(folder, stages(config), only=only, tell=tell)
-    if "evaluation" in found:
-        write_result(folder, config, found)
-    return found
+    return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
 def stages(config: RecommendConfig) -> list[Stage]:
@@ -166,6 +162,4 @@ def _of(group: PreferenceGroup, negatives: Sequence[int]) -> PreferenceGroup:
 
 
 def _log_probs(model: str, groups: Sequence[PreferenceGroup], config: RecommendConfig) -> list[tuple[float, ...]]:
-    reading = Reading(token_budget=config.token_budget)
-    scored = score(model, groups, World(0, 1, local_device()), reading=reading)
-    return [each.log_probs for each in scored]
+    return [each.log_probs for each in read_log_probs(model, groups, config.token_budget)]
