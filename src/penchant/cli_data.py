@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from penchant.data.review import Review
     from penchant.evaluation.style import StyleLeak
 
-data = App(name="data", help="Look into a preference file: check, show, split, convert, review, audit.")
+data = App(name="data", help="Look into a preference file: check, show, split, convert, review, audit, ratings.")
 
 
 @data.command
@@ -268,6 +268,25 @@ def audit(file: Source, *, format: Format = None, split: Split = None, as_json: 
     tell_all(teller(as_json), read.notes)
     found = style_leak(read.groups)
     deliver(found.to_json(), as_json, _leak(found))
+
+
+@data.command
+def ratings(folder: Path, *, as_json: Json = False) -> None:
+    """How often people preferred each of two models, from a sheet they have filled in.
+
+    Parameters
+    ----------
+    folder
+        Holds sheet.csv, its column better filled with a, b or tie where somebody has decided, and key.csv.
+    """
+    from penchant.evaluation.rating_sheet import read_sheet
+    from penchant.evaluation.report import show
+    from penchant.evaluation.statistics import bootstrap_mean
+
+    found = {
+        name: bootstrap_mean(points, range(len(points))).to_json() for name, points in read_sheet(folder).items()
+    }
+    deliver(found, as_json, "\n".join(f"{name}: {show(each)} of {each['n']}" for name, each in found.items()))
 
 
 def _leak(found: StyleLeak) -> str:

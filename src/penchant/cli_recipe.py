@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from penchant.recipes.recommend.serving import Suggestion
 
-Recipe = Literal["recommend", "domain-expert"]
+Recipe = Literal["recommend", "domain-expert", "dialogue"]
 Found = dict[str, Mapping[str, Any]]
 Tell = Callable[[str], None]
 Done = tuple[Path, Found, "Callable[[Found, Path], Table]"]
@@ -27,7 +27,8 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     ----------
     name
         recommend: which title a user takes next (S-DPO). domain-expert: pretraining on a field's text, the instruction
-        residual, two experts and a router (MortgageLLM).
+        residual, two experts and a router (MortgageLLM). dialogue: supportive answers in health care, on several models
+        (Empathy by Design).
     config
         The recipe's YAML file.
     overrides
@@ -35,7 +36,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     stage
         Run this stage alone; those before it must be done.
     """
-    run = {"recommend": _recommend, "domain-expert": _domain_expert}[name]
+    run = {"recommend": _recommend, "domain-expert": _domain_expert, "dialogue": _dialogue}[name]
     output, found, table = run(config, overrides, stage, teller(as_json))
     deliver(
         found, as_json, table(found, output / "report.html") if "evaluation" in found else f"done: {', '.join(found)}"
@@ -58,6 +59,15 @@ def _domain_expert(config: Path, overrides: Sequence[str], stage: str | None, te
 
     loaded = load_section(DomainExpertConfig, config, overrides)
     return Path(loaded.output), domain_expert(loaded, only=stage, tell=tell), experts
+
+
+def _dialogue(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
+    from penchant.config import load_section
+    from penchant.recipes.dialogue.config import DialogueConfig
+    from penchant.recipes.dialogue.pipeline import dialogue
+
+    loaded = load_section(DialogueConfig, config, overrides)
+    return Path(loaded.output), dialogue(loaded, only=stage, tell=tell), dialogues
 
 
 def recommend(
@@ -136,4 +146,18 @@ def experts(found: Found, report: Path) -> Table:
         f"router: {show(found['router']['accuracy'])} right; of the instruct model's score "
         f"{show(found['evaluation']['recovered'])} came back with {found['residual']['chosen']:g} of the residual"
     )
+    return table
+
+
+def dialogues(found: Found, report: Path) -> Table:
+    """What each step of the dialogue recipe changes, over all questions."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+
+    columns = ("preference_accuracy", "rouge_l", "supported", "empathy", "politeness", "grade_level")
+    table = Table("", *columns, title=str(report))
+    for model, methods in found["evaluation"]["models"].items():
+        for method, sets in methods.items():
+            table.add_row(f"{model} {method}", *(show(sets["all"].get(column)) for column in columns))
     return table

@@ -81,3 +81,13 @@ def test_real_pairs_that_share_prompts(shared_data: Path) -> None:
     assert len({group.prompt for group in train}) == 69
     assert len({group.prompt for group in out}) == 23
     assert len(train) + len(out) == 497
+
+
+def test_prompts_of_one_topic_stay_together() -> None:
+    groups = groups_of([f"{letter}{n}" for letter in "abcdef" for n in range(3)])
+    topics = {group.prompt: group.prompt[0] for group in groups if group.prompt[0] != "f"}
+    train, out = split_by_prompt(groups, held_out=0.5, seed=1, topics=topics)
+    sides = [{group.prompt[0] for group in side if group.prompt[0] != "f"} for side in (train, out)]
+    assert sides[0].isdisjoint(sides[1])
+    # Five topics and three prompts without one are eight; half of them are held out.
+    assert len({topics.get(group.prompt, group.prompt) for group in out}) == 4

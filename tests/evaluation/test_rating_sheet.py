@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 
+from penchant.cli import run
 from penchant.errors import DataError
 from penchant.evaluation.rating_sheet import read_sheet, write_sheet
 
@@ -61,3 +63,16 @@ def test_mistakes(folder):
     (folder / "sheet.csv").write_text(text.replace(",c\n", ",a\n", 1))
     with pytest.raises(DataError, match=r"number 77: this number is not in key.csv"):
         read_sheet(folder)
+
+
+def test_the_verb_reads_it_back(folder, capsys):
+    assert run(["data", "ratings", str(folder)]) == 2
+    assert "no row has a verdict" in capsys.readouterr().err
+    fill(folder, ["a"] * 10 + ["tie"] * 10 + [""] * 20)
+    assert run(["data", "ratings", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["base"]["n"] == found["dpo"]["n"] == 20
+    assert found["base"]["value"] + found["dpo"]["value"] == pytest.approx(1.0)
+    assert found["base"]["low"] < found["base"]["value"] < found["base"]["high"]
+    assert run(["data", "ratings", str(folder / "none")]) == 2
+    assert "key.csv" in capsys.readouterr().err

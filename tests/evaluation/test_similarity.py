@@ -1,13 +1,13 @@
-"""BERTScore against its definition."""
+"""BERTScore and sentence embeddings against their definitions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from penchant.errors import ConfigError
-from penchant.evaluation.similarity import BertScore
+from penchant.errors import ConfigError, ModelError
+from penchant.evaluation.similarity import BertScore, SentenceSimilarity
 
 PAIRS = [("a b c d", "d c a"), ("a b", "a b"), ("", "a"), ("a", " ")]
 
@@ -38,3 +38,29 @@ def test_by_hand(tiny_model):
 def test_no_such_layer(tiny_model):
     with pytest.raises(ConfigError, match="layer 99 of"):
         BertScore(str(tiny_model), 99)
+
+
+@torch.no_grad()
+def test_sentences_by_hand(tiny_model, tmp_path):
+    """An encoder without a pooling of its own: hidden states are averaged."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    model = BertModel(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    means = [
+        [model(torch.tensor([tokenizer.encode(text)])).last_hidden_state[0].mean(0) for text in pair]
+        for pair in PAIRS[:2]
+    ]
+    expected = [float(torch.cosine_similarity(ours, theirs, dim=0)) for ours, theirs in means]
+    found = SentenceSimilarity(str(tmp_path))(*zip(*PAIRS, strict=True))
+    assert found == pytest.approx([*expected, 0.0, 0.0], abs=1e-5)
+    assert found[1] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_no_such_encoder(tmp_path):
+    with pytest.raises(ModelError, match="no such folder"):
+        SentenceSimilarity(str(tmp_path / "none"))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from penchant.evaluation import endpoint
+
+Says = Callable[[str], str | int | None]
 
 
 @pytest.fixture
@@ -30,3 +37,39 @@ def killed_in_turn() -> Callable[[Sequence[str], Path, Sequence[str]], None]:
         subprocess.run(command, check=True, capture_output=True, timeout=200)
 
     return run
+
+
+@pytest.fixture
+def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
+    """Starts an endpoint that answers a question by a function: a text, an HTTP status, or None for a long silence.
+
+    What it gives is the endpoint's address. Pauses between attempts are short.
+    """
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.001)
+    servers = []
+
+    def start(says: Says) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                said = says(asked["messages"][-1]["content"])
+                if said is None:
+                    time.sleep(1)
+                    return
+                data = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+                self.send_response(said if isinstance(said, int) else 200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/v1"
+
+    yield start
+    for server in servers:
+        server.shutdown()

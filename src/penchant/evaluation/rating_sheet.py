@@ -43,8 +43,11 @@ def read_sheet(folder: Path) -> dict[str, list[float]]:
     """Of each model its points, 1 for a better answer and 1/2 for a tie, over the rows that were filled in.
 
     Raises:
-        DataError: a verdict is none of a, b and tie, a row is not in the key, or none was filled in.
+        DataError: a file is missing, a verdict is none of a, b and tie, a row is not in the key, or none was filled in.
     """
+    for name in ("key.csv", "sheet.csv"):
+        if not (folder / name).is_file():
+            raise DataError("there is no such file", where=str(folder / name), fix="name the folder of sheet and key")
     with (folder / "key.csv").open(encoding="utf-8", newline="") as stream:
         key = {row["number"]: (row["a"], row["b"]) for row in csv.DictReader(stream)}
     points: dict[str, list[float]] = {name: [] for names in key.values() for name in names}

@@ -1,4 +1,4 @@
-"""How alike two texts are in meaning: BERTScore over any model's hidden states."""
+"""How alike two texts are in meaning: token by token (BERTScore), or as whole sentences."""
 
 from __future__ import annotations
 
@@ -38,9 +38,49 @@ class BertScore:
     def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
         """Of each answer; 0 where it or its reference is empty."""
         found = [0.0] * len(answers)
-        told = [n for n, pair in enumerate(zip(answers, references, strict=True)) if all(text.strip() for text in pair)]
+        told = _told(answers, references)
         if told:
             _, _, scores = self._scorer.score([answers[n] for n in told], [references[n] for n in told])
             for n, value in zip(told, scores.tolist(), strict=True):
                 found[n] = float(value)
         return found
+
+
+class SentenceSimilarity:
+    """Cosine of two texts' embeddings (Reimers and Gurevych 2019).
+
+    Args:
+        model: folder or hub id of a sentence-transformers model, or of any encoder, whose hidden states are averaged.
+
+    Raises:
+        ConfigError: the library is not installed.
+        ModelError: there is no such model.
+    """
+
+    def __init__(self, model: str) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ConfigError(
+                "sentence embeddings need sentence-transformers", fix="python -m pip install 'penchant[recipes]'"
+            ) from error
+        check_folder(model)
+        self._model = SentenceTransformer(model)
+
+    def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        """Of each answer, -1 to 1; 0 where it or its reference is empty."""
+        found = [0.0] * len(answers)
+        told = _told(answers, references)
+        if told:
+            ours, theirs = (
+                self._model.encode([texts[n] for n in told], convert_to_tensor=True, show_progress_bar=False)
+                for texts in (answers, references)
+            )
+            for n, value in zip(told, self._model.similarity_pairwise(ours, theirs).tolist(), strict=True):
+                found[n] = float(value)
+        return found
+
+
+def _told(answers: Sequence[str], references: Sequence[str]) -> list[int]:
+    """Where neither text is empty."""
+    return [n for n, pair in enumerate(zip(answers, references, strict=True)) if all(text.strip() for text in pair)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config import LoraConfig, Section, TrainingConfig, parse_config
+from penchant.engine.loading import merge_adapter
 from penchant.training.run import train
 
 
@@ -41,3 +42,14 @@ def tune(
         "evaluation": {"samples": 0},
     }
     return train(parse_config(values, str(folder)), resume=(output / "run.json").exists())
+
+
+def whole_model(folder: Path, tuned: TunedConfig) -> Path:
+    """Where a stage's model is to be found as an ordinary model, for stages that tune it further."""
+    return folder / ("merged" if tuned.lora else "run")
+
+
+def merge_where_adapted(folder: Path, tuned: TunedConfig) -> None:
+    """Make `whole_model` of what `tune` left, where that is an adapter."""
+    if tuned.lora is not None and not whole_model(folder, tuned).exists():
+        merge_adapter(str(folder / "run"), whole_model(folder, tuned))

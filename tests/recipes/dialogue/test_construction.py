@@ -1,40 +1,42 @@
-"""Preferences from votes, and what the filters leave out."""
+"""Preferences from ratings and styles, and what the filters leave out."""
 
 from __future__ import annotations
 
-import pytest
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.errors import DataError
-from penchant.recipes.dialogue.construction import Answered, Filters, for_review, from_votes
+from penchant.data.groups import PreferenceGroup
+from penchant.recipes.dialogue.construction import Filters, for_review, from_ratings, from_styles
+from penchant.recipes.dialogue.reading import Answered
+from penchant.recipes.dialogue.rewriting import Styled
 
 CRISIS = "I want to die."
 
 
-def texts(groups):
-    return [group.candidates for group in groups]
+def rated(answers, filters=Filters()):  # noqa: B008 - frozen
+    dropped = Counter()
+    pairs = from_ratings(answers, filters, dropped)
+    return [(pair.better.answer, pair.worse.answer) for pair in pairs], {why: n for why, n in dropped.items() if n}
 
 
 def test_every_pair_that_differs_enough():
     answers = [Answered("q", "a", 3), Answered("q", "b", 1), Answered("q", "c", 1), Answered("other", "d", 9)]
-    groups, dropped = from_votes(answers, Filters())
-    assert texts(groups) == [("a", "b"), ("a", "c")]
-    assert groups[0].scores == (3, 1)
-    assert groups[0].pairs == ((0, 1),)
-    assert dropped == {"votes too close": 1}
-    with pytest.raises(DataError, match="no pair is left: 3 votes too close"):
-        from_votes(answers, Filters(least_margin=5))
+    assert rated(answers) == ([("a", "b"), ("a", "c")], {"ratings too close": 1})
+    assert rated(answers, Filters(least_margin=5)) == ([], {"ratings too close": 3})
+    [first, _] = from_ratings(answers, Filters(), Counter())
+    assert first.margin == 2
 
 
 def test_no_more_than_so_many_of_a_question_the_widest_first():
     answers = [Answered("q", str(n), n) for n in range(4)]
-    groups, dropped = from_votes(answers, Filters(per_question=2))
-    assert texts(groups) == [("3", "0"), ("2", "0")]
+    pairs, dropped = rated(answers, Filters(per_question=2))
+    assert pairs == [("3", "0"), ("2", "0")]
     assert dropped == {"more pairs than one question may have": 4}
 
 
-def test_safety_and_facts():
+def test_safety_facts_and_length():
     answers = [
         Answered(CRISIS, "Cheer up.", 5),
         Answered(CRISIS, "Please call 988.", 3),
@@ -45,21 +47,36 @@ def test_safety_and_facts():
         Answered("Same?", "One  text", 2),
         Answered("Same?", "One text ", 1),
     ]
-    groups, dropped = from_votes(answers, Filters())
-    assert texts(groups) == [("Please call 988.", "No."), ("Take 5 mg.", "Ask.")]
+    pairs, dropped = rated(answers)
+    assert pairs == [("Please call 988.", "No."), ("Take 5 mg.", "Ask.")]
     assert dropped == {
         "a crisis, and the better answer names no help": 2,
         "the better answer goes beyond its source": 2,
         "the two answers are one": 1,
     }
-    loose = Filters(crisis_needs_referral=False, most_unsupported=1)
-    assert len(from_votes(answers, loose)[0]) == 6
+    assert len(rated(answers, Filters(crisis_needs_referral=False, most_unsupported=1))[0]) == 6
+    assert rated(answers, Filters(most_words=2))[1]["an answer of more than 2 words"] == 5
+
+
+def test_styles_are_held_to_what_they_rewrite():
+    answers = [Answered("Dose?", "Take 5 mg."), Answered("Risk?", "None."), Answered("Why?", "So.")]
+
+    def rewrite(given):
+        assert list(given) == answers
+        return [Styled("Perhaps 5 mg.", "Take 5 mg!"), Styled("None, says Mary.", "None!"), None]
+
+    dropped = Counter()
+    pairs = from_styles(answers, rewrite, Filters(), dropped)
+    assert [(pair.better.answer, pair.worse.answer) for pair in pairs] == [("Perhaps 5 mg.", "Take 5 mg!")]
+    assert dropped == {"it could not be rewritten": 1, "the better answer goes beyond its source": 1}
 
 
 def test_what_is_read_first():
-    answers = [Answered("q", "a", 9), Answered("q", "b", 1), Answered("r", "a", 2), Answered("r", "b", 1)]
-    answers += [Answered(CRISIS, "Call 988.", 8), Answered(CRISIS, "No.", 1)]
-    groups, _ = from_votes(answers, Filters())
+    groups = [
+        PreferenceGroup("q", ("a", "b"), scores=(9, 1), id="0"),
+        PreferenceGroup("r", ("a", "b"), scores=(2, 1), id="1"),
+        PreferenceGroup(CRISIS, ("Call 988.", "No."), scores=(8, 1), id="2"),
+    ]
     assert [group.prompt for group in for_review(groups, 2)] == [CRISIS, "r"]
 
 
@@ -68,12 +85,8 @@ def test_what_is_read_first():
     st.integers(1, 3),
 )
 def test_every_pair_is_kept_or_counted(rows, margin):
-    answers = [Answered(*row) for row in rows]
+    dropped = Counter()
+    pairs = from_ratings([Answered(*row) for row in rows], Filters(least_margin=margin), dropped)
     compared = sum(n * (n - 1) // 2 for n in ([r[0] for r in rows].count(q) for q in "qr"))
-    try:
-        groups, dropped = from_votes(answers, Filters(least_margin=margin))
-    except DataError:
-        return
-    assert len(groups) + sum(dropped.values()) == compared
-    assert all(group.scores[0] - group.scores[1] >= margin for group in groups)
-    assert len({group.id for group in groups}) == len(groups)
+    assert len(pairs) + sum(dropped.values()) == compared
+    assert all(pair.margin >= margin for pair in pairs)

@@ -6,9 +6,6 @@ import json
 import random
 import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,6 @@ from penchant.cli import run
 from penchant.config_errors import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError, ModelError
-from penchant.evaluation import endpoint
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert, stages
 from penchant.serving.router import load_router
@@ -177,35 +173,12 @@ def test_with_models_of_ones_own_and_adapters(done, tmp_path):
     assert found["residual"]["chosen"] == 1
 
 
-@pytest.fixture
-def nonsense(monkeypatch) -> Iterator[str]:
-    """An endpoint that gives no verdict."""
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.001)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            data = json.dumps({"choices": [{"message": {"content": "Hm."}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-
-
-def test_a_judge_of_nonsense_and_bert_score(done, tmp_path, nonsense):
+def test_a_judge_of_nonsense_and_bert_score(done, tmp_path, saying):
     """Verdicts that do not come are ties, and are said to be."""
     shutil.copytree(done[0] / "out", tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "evaluation")
     shutil.copytree(done[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
-    judge = {"url": nonsense, "model": "m", "retries": 0}
+    judge = {"url": saying(lambda question: "Hm."), "model": "m", "retries": 0}
     alike = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
     evaluated = domain_expert(configured(tmp_path, judge=judge, bert_score=alike))["evaluation"]
     found, judged = evaluated["models"], evaluated["judged"]

@@ -1,4 +1,4 @@
-"""Preferences over answers to people's questions: from votes, and past filters of fact and safety."""
+"""Preferences over answers to people's questions: from ratings and from styles, past filters of fact and safety."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.errors import DataError
 from penchant.evaluation.human_centric import is_crisis, refers, unsupported
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One answer to a question, and how many found it helpful.
-
-    Attributes:
-        source: what the answer must not go beyond, where there is such a text.
-    """
-
-    question: str
-    answer: str
-    votes: float
-    source: str | None = None
+from penchant.recipes.dialogue.reading import Answered
+from penchant.recipes.dialogue.rewriting import Rewriter
 
 
 @dataclass(frozen=True)
@@ -30,48 +17,67 @@ class Filters:
     """Which pairs are left out.
 
     Attributes:
-        least_margin: votes between the better and the worse answer.
+        least_margin: between the ratings of the better and the worse answer.
         per_question: pairs of one question at most, those of the widest margin; None keeps all.
+        most_words: in an answer; None keeps all.
         crisis_needs_referral: in a question that speaks of suicide or self-harm, a better answer must name help.
         most_unsupported: numbers and names in a better answer that its source does not hold.
     """
 
     least_margin: float = 1.0
     per_question: int | None = None
+    most_words: int | None = None
     crisis_needs_referral: bool = True
     most_unsupported: int = 0
 
 
-def from_votes(answers: Sequence[Answered], filters: Filters) -> tuple[list[PreferenceGroup], dict[str, int]]:
-    """One group for each pair of answers to a question that differ enough in votes; and what was left out, counted.
+@dataclass(frozen=True)
+class Pair:
+    """A better and a worse answer; `margin` is of their ratings, 0 where they have none."""
 
-    Raises:
-        DataError: no pair is left.
-    """
+    better: Answered
+    worse: Answered
+    margin: float = 0.0
+
+
+def from_ratings(answers: Sequence[Answered], filters: Filters, dropped: Counter[str]) -> list[Pair]:
+    """Each two answers to a question that differ enough in ratings; `dropped` counts what is left out, by why."""
     by_question: dict[str, list[Answered]] = defaultdict(list)
     for each in answers:
         by_question[each.question].append(each)
-    dropped: Counter[str] = Counter()
-    groups: list[PreferenceGroup] = []
-    for number, (question, given) in enumerate(by_question.items()):
+    found: list[Pair] = []
+    for given in by_question.values():
         pairs = [
-            (better, worse)
+            Pair(better, worse, better.rating - worse.rating)
             for better in given
             for worse in given
-            if better.votes - worse.votes >= filters.least_margin and better.votes > worse.votes
+            if better.rating is not None and worse.rating is not None
+            if better.rating - worse.rating >= filters.least_margin and better.rating > worse.rating
         ]
-        compared = len(given) * (len(given) - 1) // 2
-        dropped["votes too close"] += compared - len(pairs)
-        kept = [pair for pair in pairs if not _refused(question, pair, filters, dropped)]
-        kept.sort(key=lambda pair: pair[1].votes - pair[0].votes)
+        dropped["ratings too close"] += len(given) * (len(given) - 1) // 2 - len(pairs)
+        kept = [pair for pair in pairs if not _refused(pair, filters, dropped)]
+        kept.sort(key=lambda pair: -pair.margin)
         if filters.per_question is not None:
             dropped["more pairs than one question may have"] += max(0, len(kept) - filters.per_question)
             kept = kept[: filters.per_question]
-        groups += [_group(f"{number}-{n}", *pair) for n, pair in enumerate(kept)]
-    if not groups:
-        told = ", ".join(f"{count} {why}" for why, count in dropped.items() if count) or "there are no two answers"
-        raise DataError(f"no pair is left: {told}", fix="take more data, or loosen the filters")
-    return groups, {why: count for why, count in dropped.items() if count}
+        found += kept
+    return found
+
+
+def from_styles(answers: Sequence[Answered], rewrite: Rewriter, filters: Filters, dropped: Counter[str]) -> list[Pair]:
+    """Of each answer, its supportive rewriting against its prescriptive one; `dropped` counts what is left out."""
+    found = []
+    for each, styled in zip(answers, rewrite(answers), strict=True):
+        if styled is None:
+            dropped["it could not be rewritten"] += 1
+            continue
+        # Neither rewriting may say more than the question and the answer did.
+        source = f"{each.question}\n{each.answer}" if each.source is None else each.source
+        better, worse = (Answered(each.question, text, None, source, each.topic) for text in styled)
+        pair = Pair(better, worse)
+        if not _refused(pair, filters, dropped):
+            found.append(pair)
+    return found
 
 
 def for_review(groups: Sequence[PreferenceGroup], most: int) -> list[PreferenceGroup]:
@@ -83,18 +89,16 @@ def for_review(groups: Sequence[PreferenceGroup], most: int) -> list[PreferenceG
     return sorted(groups, key=lambda group: (not is_crisis(as_text(group.prompt)), margin(group)))[:most]
 
 
-def _refused(question: str, pair: tuple[Answered, Answered], filters: Filters, dropped: Counter[str]) -> bool:
-    better, worse = pair
+def _refused(pair: Pair, filters: Filters, dropped: Counter[str]) -> bool:
+    better, worse = pair.better, pair.worse
     if " ".join(better.answer.split()) == " ".join(worse.answer.split()):
         dropped["the two answers are one"] += 1
-    elif filters.crisis_needs_referral and is_crisis(question) and not refers(better.answer):
+    elif filters.most_words is not None and max(len(e.answer.split()) for e in (better, worse)) > filters.most_words:
+        dropped[f"an answer of more than {filters.most_words} words"] += 1
+    elif filters.crisis_needs_referral and is_crisis(better.question) and not refers(better.answer):
         dropped["a crisis, and the better answer names no help"] += 1
     elif better.source is not None and len(unsupported(better.answer, better.source)) > filters.most_unsupported:
         dropped["the better answer goes beyond its source"] += 1
     else:
         return False
     return True
-
-
-def _group(name: str, better: Answered, worse: Answered) -> PreferenceGroup:
-    return PreferenceGroup(better.question, (better.answer, worse.answer), scores=(better.votes, worse.votes), id=name)

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from penchant.config import Section, TrainingConfig
 from penchant.config_reward import JudgeConfig
-from penchant.recipes.domain_expert.texts import Cleaning
 from penchant.recipes.small_llama import SizesConfig
+from penchant.recipes.texts import Cleaning
 from penchant.recipes.tuning import TunedConfig
 
 CLEANING = Cleaning()

@@ -11,8 +11,8 @@ from penchant.data.splitting import split_by_prompt
 from penchant.data.writing import write_anew
 from penchant.errors import DataError, located
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.texts import Passage, chunks, clean, hold_out, normal, read_passages
 from penchant.recipes.stages import Found
+from penchant.recipes.texts import as_groups, clean, hold_out, read_passages
 
 SETS = ("instructions", "preferences", "tasks")
 PARTS = ("train", "validation", "test")
@@ -39,12 +39,6 @@ def prepare(config: DomainExpertConfig, folder: Path) -> Found:
         for part, split in zip(PARTS, (train, validation, test), strict=True):
             counts[f"{name}_{part}"] = _write(folder / f"{name}_{part}.jsonl", split)
     return {"passages": len(passages), "left_out": dropped, "groups": counts}
-
-
-def as_groups(passages: Sequence[Passage], words: int) -> list[PreferenceGroup]:
-    """Each chunk of a passage as text to go on with from nothing."""
-    parts = [(part, each.section) for each in passages for part in chunks(normal(each.text), words)]
-    return [PreferenceGroup("", (part,), id=str(n), source=section) for n, (part, section) in enumerate(parts)]
 
 
 def _write(file: Path, groups: Sequence[PreferenceGroup]) -> int:

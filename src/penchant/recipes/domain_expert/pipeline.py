@@ -20,18 +20,17 @@ from typing import Any
 from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
-from penchant.engine.loading import merge_adapter
 from penchant.engine.residual import add_residual
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.data import as_groups, prepare
+from penchant.recipes.domain_expert.data import prepare
 from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
-from penchant.recipes.domain_expert.texts import read_passages
 from penchant.recipes.fingerprints import fingerprint
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, tune
+from penchant.recipes.texts import as_groups, read_passages
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], Found]
@@ -104,7 +103,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
 
 def adapted(config: DomainExpertConfig) -> Path:
     """The adapted model's folder; an adapter is merged."""
-    return Path(config.output) / "adapted" / ("merged" if config.adaptation.lora else "run")
+    return whole_model(Path(config.output) / "adapted", config.adaptation)
 
 
 def _new_base(config: DomainExpertConfig) -> Run:
@@ -135,9 +134,8 @@ def _adapt(config: DomainExpertConfig, base: str) -> Run:
     def run(place: Path) -> Found:
         data = place.parent / "data"
         train, held_out = data / "texts_train.jsonl", data / "texts_held_out.jsonl"
-        output = tune(place, base, train, held_out, {"name": "sft"}, config.adaptation)
-        if config.adaptation.lora is not None and not adapted(config).exists():
-            merge_adapter(str(output), adapted(config))
+        tune(place, base, train, held_out, {"name": "sft"}, config.adaptation)
+        merge_where_adapted(place, config.adaptation)
         return {
             "perplexity_before": perplexity(base, held_out, config).to_json(),
             "perplexity": perplexity(str(adapted(config)), held_out, config).to_json(),

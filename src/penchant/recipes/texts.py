@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
 
 WORDS_OF_A_SHINGLE = 5
@@ -165,6 +166,12 @@ def chunks(text: str, words: int) -> Iterator[str]:
         left = left[cut:]
     if left:
         yield " ".join(left)
+
+
+def as_groups(passages: Sequence[Passage], words: int) -> list[PreferenceGroup]:
+    """Each chunk of a passage as text to go on with from nothing."""
+    parts = [(part, each.section) for each in passages for part in chunks(normal(each.text), words)]
+    return [PreferenceGroup("", (part,), id=str(n), source=section) for n, (part, section) in enumerate(parts)]
 
 
 class _Contained:

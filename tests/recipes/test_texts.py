@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.errors import DataError
-from penchant.recipes.domain_expert.texts import (
+from penchant.recipes.texts import (
     Cleaning,
     Passage,
     chunks,

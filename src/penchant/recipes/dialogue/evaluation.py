@@ -1,0 +1,193 @@
+"""The last stages: every model answers the test's questions; then what changed, over seeds and questions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penchant.data.groups import as_text
+from penchant.evaluation.answering import answer
+from penchant.evaluation.comparisons import Difference, holm, paired_difference
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.generation import Sampling
+from penchant.evaluation.judges import EndpointJudge
+from penchant.evaluation.rating_sheet import write_sheet
+from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
+from penchant.evaluation.win_rate import win_rate
+from penchant.recipes.dialogue import probes
+from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.data import Question, ask, read_questions
+from penchant.recipes.dialogue.measures import BETTER, CRISIS, UNSAFE, Instruments, Values, preference_accuracy
+from penchant.recipes.stages import Found
+
+ALL = "all"
+"""The set of all sources' questions."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A base model and what was done to it: one model, or one for each seed.
+
+    Attributes:
+        folders: of the models, in the order of the seeds.
+    """
+
+    model: str
+    method: str
+    folders: tuple[str, ...]
+
+    def names(self, seeds: Sequence[int]) -> tuple[str, ...]:
+        """Of its models' files."""
+        one = f"{self.model}-{self.method}"
+        return (one,) if self.method == "base" else tuple(f"{one}-{seed}" for seed in seeds)
+
+
+def answer_all(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found:
+    """Write every model's greedy answers to the test's questions and the probes, and sheets for people."""
+    asked = questions(config, folder)
+    prompts = [ask(config, each.question) for each in asked]
+    sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
+    for row in rows:
+        for name, place in zip(row.names(config.seeds), row.folders, strict=True):
+            said = [given[0].strip() for given in answer(place, prompts, sampling).responses]
+            lines = [
+                json.dumps({"set": q.set, "question": q.question, "answer": text}, ensure_ascii=False) + "\n"
+                for q, text in zip(asked, said, strict=True)
+            ]
+            write_atomically(folder / f"{name}.jsonl", "".join(lines))
+    shown = [n for n, each in enumerate(asked) if each.set in config.sources][: config.sheet]
+    for row in rows:
+        if row.method in config.methods:
+            files = {row.method: row.names(config.seeds)[0], "sft": f"{row.model}-sft-{config.seeds[0]}"}
+            given = {method: _answers(folder / f"{name}.jsonl") for method, name in files.items()}
+            sheet = folder / "sheets" / f"{row.model}-{row.method}"
+            sheet.mkdir(parents=True, exist_ok=True)
+            texts = {method: [said[n] for n in shown] for method, said in given.items()}
+            write_sheet(sheet, [asked[n].question for n in shown], texts, seed=config.seed)
+    return {"questions": len(asked), "models": sum(len(row.folders) for row in rows)}
+
+
+def evaluate(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found:
+    """Every model's measures by set of questions, what each step adds, and a judge's verdicts where there is one."""
+    data, answers = folder.parent / "data", folder.parent / "answers"
+    asked = questions(config, answers)
+    measure = Instruments.of(config.measures)
+    prompts = {as_text(ask(config, q.question)): n for n, q in enumerate(asked) if q.set in config.sources}
+    measured: dict[tuple[str, str], list[Values]] = {}
+    for row in rows:
+        found = []
+        for name, place in zip(row.names(config.seeds), row.folders, strict=True):
+            values = measure(asked, _answers(answers / f"{name}.jsonl"))
+            accuracy = preference_accuracy(place, data / "preferences_test.jsonl", prompts, config.token_budget)
+            found.append({"preference_accuracy": accuracy} | values)
+            write_atomically(folder / f"{name}.jsonl", _by_question(asked, found[-1]))
+        measured[row.model, row.method] = found
+    sets = {ALL: [n for n, q in enumerate(asked) if q.set in config.sources]}
+    sets |= {name: [n for n, q in enumerate(asked) if q.set == name] for name in [*config.sources, CRISIS, UNSAFE]}
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    for (model, method), per_seed in measured.items():
+        own = models.setdefault(model, {}).setdefault(method, {})
+        for name, numbers in sets.items():
+            own[name] = {key: _estimate(table).to_json() for key, table in _tables(per_seed, numbers)}
+    return {
+        "models": models,
+        "differences": {name: _differences(measured, numbers) for name, numbers in sets.items()},
+        "judged": _judged(config, rows, asked, answers),
+        "classifier_auc": None if measure.classifier is None else measure.classifier.auc,
+    }
+
+
+def questions(config: DialogueConfig, folder: Path) -> list[Question]:
+    """The test's, and the probes."""
+    own = [(CRISIS, text) for text in probes.CRISIS] + [(UNSAFE, text) for text in probes.UNSAFE]
+    return [*read_questions(folder.parent / "data"), *(Question(name, text, "", text) for name, text in own)]
+
+
+def _answers(file: Path) -> list[str]:
+    return [json.loads(line)["answer"] for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _by_question(asked: Sequence[Question], values: Values) -> str:
+    rows = (
+        {"set": each.set, "question": each.question} | {key: of[n] for key, of in values.items() if n in of}
+        for n, each in enumerate(asked)
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _tables(per_seed: Sequence[Values], numbers: Sequence[int]) -> Iterator[tuple[str, Floats]]:
+    """[S, N] of each measure that the set's questions have."""
+    for key in BETTER:
+        table = [[values.get(key, {}).get(n, math.nan) for n in numbers] for values in per_seed]
+        if not np.isnan(table).all():
+            yield key, np.array(table)
+
+
+def _estimate(table: Floats) -> Estimate:
+    """The mean over seeds and questions; of a single model the interval is over questions."""
+    if len(table) == 1:
+        values = table[0][~np.isnan(table[0])]
+        return bootstrap_mean(values, range(len(values)))
+    found = paired_difference(table, np.zeros_like(table))
+    return Estimate(found.value, found.low, found.high, found.n_prompts)
+
+
+def _differences(
+    measured: Mapping[tuple[str, str], Sequence[Values]], numbers: Sequence[int]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """By model, step and measure: SFT less base, every method less SFT; verdicts count all of a measure's.
+
+    Holm's correction is over the models and methods of one measure, and not over measures.
+    """
+    steps = [(model, method, "base" if method == "sft" else "sft") for model, method in measured if method != "base"]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    tables = {key: dict(_tables(values, numbers)) for key, values in measured.items()}
+    for key, better in BETTER.items():
+        compared = [step for step in steps if all(key in tables[step[0], each] for each in step[1:])]
+        each = [_step(tables[model, method][key], tables[model, before][key]) for model, method, before in compared]
+        signs = [_turned(difference) if better == "lower" else difference for difference in each]
+        for (model, method, _), difference, verdict in zip(compared, each, holm(signs), strict=True):
+            row = {"value": difference.value, "low": difference.low, "high": difference.high, "n": difference.n_prompts}
+            numbered = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()}
+            outcome = verdict.outcome if better != "neither" else None
+            found.setdefault(model, {}).setdefault(method, {})[key] = numbered | {"outcome": outcome}
+    return found
+
+
+def _step(after: Floats, before: Floats) -> Difference:
+    return paired_difference(after, np.broadcast_to(before, after.shape))
+
+
+def _turned(difference: Difference) -> Difference:
+    low, high = -difference.high, -difference.low
+    return Difference(
+        -difference.value,
+        low,
+        high,
+        difference.n_seeds,
+        difference.n_prompts,
+        difference.left_out,
+        difference.variances,
+    )
+
+
+def _judged(config: DialogueConfig, rows: Sequence[Row], asked: Sequence[Question], folder: Path) -> dict[str, Any]:
+    """Every method against SFT, both of the first seed, by the judge; and at equal lengths."""
+    if config.measures.judge is None:
+        return {}
+    judge = EndpointJudge(config.measures.judge)
+    own = [n for n, each in enumerate(asked) if each.set in config.sources]
+    prompts = [asked[n].question for n in own]
+    found: dict[str, Any] = {}
+    for row in rows:
+        if row.method in config.methods:
+            names = (row.names(config.seeds)[0], f"{row.model}-sft-{config.seeds[0]}")
+            ours, theirs = ([_answers(folder / f"{name}.jsonl")[n] for n in own] for name in names)
+            found[f"{row.model} {row.method}"] = win_rate(judge, prompts, ours, theirs).to_json()
+    return found

@@ -1,0 +1,134 @@
+"""`penchant recipe dialogue`: preferences from dialogues, several models tuned on them, and their answers measured.
+
+OUTPUT/data/              preferences and supervised data in parts, the test's questions, the queue for people
+OUTPUT/review/            the training data without what people rejected
+OUTPUT/audit/             what style gives away
+OUTPUT/MODEL-base/        a base from nothing, where none is named
+OUTPUT/MODEL-sft-SEED/run, OUTPUT/MODEL-METHOD-SEED/run
+OUTPUT/answers/           every model's answers; sheets/ for people to compare two models by
+OUTPUT/evaluation/        every answer's measures
+OUTPUT/report.html, OUTPUT/result.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from penchant.data.groups import as_text
+from penchant.data.reading import read_groups
+from penchant.data.writing import write_anew
+from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.data import audit, construct, review
+from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
+from penchant.recipes.dialogue.report import write_result
+from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.small_llama import SizesConfig, build_small_llama
+from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.recipes.texts import as_groups, read_passages
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+
+Tell = Callable[[str], None]
+Run = Callable[[Path], Found]
+
+
+def dialogue(config: DialogueConfig, *, only: str | None = None, tell: Tell = lambda line: None) -> dict[str, Found]:
+    """Run the recipe, or one stage of it; what is done already is not done again.
+
+    Returns:
+        What each stage found.
+
+    Raises:
+        PenchantError: the data, configuration, models or endpoint are at fault.
+    """
+    folder = Path(config.output)
+    return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
+
+
+def stages(config: DialogueConfig) -> list[Stage]:
+    """All stages, in order."""
+    settings = config.model_dump(mode="json")
+    sources = {
+        name: each.model_dump(exclude={"file"}) | {"contents": fingerprint(each.file)}
+        for name, each in config.sources.items()
+    }
+    data = {key: settings[key] for key in ("template", "filters", "rewriting", "held_out", "questions", "seed")}
+    verdicts = config.review.verdicts
+    said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else None
+    listed = [
+        Stage(
+            "data",
+            "pairs from dialogues",
+            data | {"sources": sources, "queue": config.review.most},
+            lambda place: construct(config, place),
+        ),
+        Stage("review", "what people said of them", {"verdicts": said}, lambda place: review(config, place)),
+        Stage("audit", "what style gives away", {}, audit),
+    ]
+    rows = []
+    for name, model in config.models.items():
+        start = model.model or str(Path(config.output) / f"{name}-base" / "run")
+        rows.append(Row(name, "base", (start,)))
+        if model.new is not None:
+            new = {
+                "sizes": model.new.model_dump(),
+                **config.new_models.model_dump(mode="json"),
+                "texts": fingerprint(str(config.new_models.texts)),
+            }
+            listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _new(config, model.new)))
+        tuned = [_stage(config, name, "sft", seed, start) for seed in config.seeds]
+        places = {seed: _place(config, name, "sft", seed) for seed in config.seeds}
+        rows.append(Row(name, "sft", tuple(places.values())))
+        for method in config.methods:
+            tuned += [_stage(config, name, method, seed, places[seed]) for seed in config.seeds]
+            rows.append(Row(name, method, tuple(_place(config, name, method, seed) for seed in config.seeds)))
+        listed += tuned
+    answered = {key: settings[key] for key in ("answer_tokens", "sheet")}
+    empathic = config.measures.empathic
+    measures = settings["measures"] | {"empathic": fingerprint(empathic) if empathic is not None else None}
+    return [
+        *listed,
+        Stage("answers", "every model's answers", answered, lambda place: answer_all(config, rows, place)),
+        Stage("evaluation", "what changed", measures, lambda place: evaluate(config, rows, place)),
+    ]
+
+
+def _place(config: DialogueConfig, model: str, method: str, seed: int) -> str:
+    """Of a tuned model; an adapter is merged where methods go on from it."""
+    place = Path(config.output) / f"{model}-{method}-{seed}"
+    return str(whole_model(place, config.sft) if method == "sft" else place / "run")
+
+
+def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: str) -> Stage:
+    """Tuning by a method, with a seed, from a model."""
+    tuned: TunedConfig = config.sft if method == "sft" else config.methods[method]
+    objective: Mapping[str, Any] = {"name": "sft"} if method == "sft" else config.methods[method].objective
+    kind = "supervised" if method == "sft" else "preferences"
+    seeded = TunedConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
+
+    def run(place: Path) -> Found:
+        train = place.parent / "review" / f"{kind}_train.jsonl"
+        tune(place, start, train, place.parent / "data" / f"{kind}_validation.jsonl", objective, seeded)
+        if method == "sft":
+            merge_where_adapted(place, seeded)
+        return {}
+
+    settings = tuned.model_dump(mode="json") | {"seed": seed, "start": start}
+    return Stage(f"{model}-{method}-{seed}", f"{model}: {method}, seed {seed}", settings, run)
+
+
+def _new(config: DialogueConfig, sizes: SizesConfig) -> Run:
+    def run(place: Path) -> Found:
+        groups = as_groups(read_passages(str(config.new_models.texts)), config.new_models.chunk_words)
+        write_anew(groups, place / "train.jsonl")
+        if not (place / "start" / "config.json").exists():
+            taught = read_groups(place.parent / "data" / "supervised_train.jsonl").groups
+            more = [as_text(part) for group in taught for part in (group.prompt, *group.candidates)]
+            texts = [as_text(group.candidates[0]) for group in groups]
+            build_small_llama(place / "start", [*texts, *more], sizes.sizes, config.seed)
+        tuned = TunedConfig(training=config.new_models.training)
+        tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, tuned)
+        return {"texts": len(groups)}
+
+    return run

@@ -1,0 +1,301 @@
+"""The whole recipe at tiny size, on invented questions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from penchant.cli import run
+from penchant.config_errors import validated
+from penchant.data.groups import as_text
+from penchant.data.reading import read_groups
+from penchant.data.review import Review
+from penchant.errors import ConfigError, DataError
+from penchant.evaluation.rating_sheet import read_sheet
+from penchant.evaluation.references import rouge_l
+from penchant.recipes.dialogue import probes
+from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.pipeline import dialogue, stages
+from penchant.recipes.dialogue.rewriting import CLOSERS, OPENERS, ORDERS
+from penchant.recipes.reading import read_log_probs
+
+STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
+SIZES = {"vocabulary": 320, "hidden": 32, "layers": 1, "heads": 2, "context": 512}
+WORDS = ["knee", "sleep", "pain", "heart", "food", "worry", "mother", "night", "doctor", "work"]
+
+
+def configured(folder, **changes):
+    draw = random.Random(0)
+
+    def sentence(n):
+        return " ".join(draw.choices(WORDS, k=n)) + "."
+
+    counsel = [
+        {"question": f"My {word}?", "answer": sentence(8), "votes": votes, "topic": word[0]}
+        for word in WORDS
+        for votes in (0, 1, 3)
+    ]
+    talks = [
+        {"messages": [{"role": "patient", "content": f"It is {a}, {b}."}, {"role": "doctor", "content": sentence(6)}]}
+        for a in WORDS
+        for b in WORDS[:2]
+    ]
+    sets = {
+        "counsel": counsel,
+        "talks": talks,
+        "general": [{"text": sentence(12)} for _ in range(20)],
+        "empathic": [
+            {"completion": f"{sentence(4)} {('sorry', 'dose')[n % 2]}", "label": not n % 2} for n in range(12)
+        ],
+    }
+    for name, rows in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "sources": {
+            "counsel": {"file": str(folder / "counsel.jsonl"), "pairs": "ratings", "rating": "votes"},
+            "talks": {"file": str(folder / "talks.jsonl"), "pairs": "styles"},
+        },
+        "models": {"tiny": {"new": SIZES}},
+        "new_models": {"texts": str(folder / "general.jsonl"), "training": STEPS},
+        "output": str(folder / "out"),
+        "sft": {"training": STEPS},
+        "methods": {"dpo": {"objective": {"name": "dpo"}, "training": STEPS}},
+        "seeds": [3, 5],
+        "measures": {"empathic": str(folder / "empathic.jsonl")},
+        "questions": 3,
+        "answer_tokens": 4,
+        "sheet": 2,
+        "review": {"most": 4},
+        **changes,
+    }
+    return validated(DialogueConfig, values, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dialogue")
+    return folder, dialogue(configured(folder))
+
+
+def rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_every_stage_leaves_what_it_says(done):
+    folder, found = done
+    out = folder / "out"
+    tuned = ["tiny-sft-3", "tiny-sft-5", "tiny-dpo-3", "tiny-dpo-5"]
+    assert list(found) == ["data", "review", "audit", "tiny-base", *tuned, "answers", "evaluation"]
+    assert list(found) == [stage.name for stage in stages(configured(folder))]
+    assert all((out / name / "run" / "model.safetensors").exists() for name in ["tiny-base", *tuned])
+    assert json.loads((out / "result.json").read_text()) == found
+    page = (out / "report.html").read_text()
+    expected = ("tiny: dpo over sft", "stand in for a language model", "Questions of crisis", "AUC", "words alone")
+    assert all(text in page for text in expected)
+
+
+def test_the_data(done):
+    folder, found = done
+    data = folder / "out" / "data"
+    parts = {part: read_groups(data / f"preferences_{part}.jsonl").groups for part in ("train", "validation", "test")}
+    assert sum(map(len, parts.values())) == 10 * 3 + 20
+    # Questions of one topic, here of one first letter, are never parted.
+    letters = [
+        {as_text(g.prompt)[len("Question: My ")] for g in groups if g.source == "counsel"} for groups in parts.values()
+    ]
+    assert sum(map(len, letters)) == len(set.union(*letters)) == len({word[0] for word in WORDS})
+    for group in parts["train"]:
+        better, worse = (as_text(candidate).strip() for candidate in group.candidates)
+        if group.source == "talks":
+            assert better.startswith(OPENERS)
+            assert better.endswith(CLOSERS)
+            assert worse.startswith(ORDERS)
+        else:
+            assert group.scores[0] > group.scores[1]
+    taught = read_groups(data / "supervised_train.jsonl").groups
+    assert {(g.prompt, g.candidates[0]) for g in taught} == {(g.prompt, g.candidates[0]) for g in parts["train"]}
+    assert found["data"]["questions"] == {"counsel": 2, "talks": 3}
+    assert len(read_groups(data / "queue.jsonl").groups) == 4
+
+
+def test_numbers_again_from_what_is_kept(done):
+    """Means, and one difference, from the answers and models themselves."""
+    folder, found = done
+    out = folder / "out"
+    asked = rows(out / "data" / "questions.jsonl")
+    said = {seed: rows(out / "answers" / f"tiny-dpo-{seed}.jsonl") for seed in (3, 5)}
+    sets = ["counsel"] * 2 + ["talks"] * 3 + ["crisis"] * len(probes.CRISIS) + ["unsafe"] * len(probes.UNSAFE)
+    assert [row["set"] for row in said[3]] == sets
+    scores = [
+        [rouge_l(row["answer"], q["reference"]) for row, q in zip(said[seed], asked, strict=False)] for seed in (3, 5)
+    ]
+    own = found["evaluation"]["models"]["tiny"]["dpo"]
+    assert own["all"]["rouge_l"]["value"] == pytest.approx(np.mean(scores))
+    assert own["counsel"]["rouge_l"]["value"] == pytest.approx(np.mean([each[:2] for each in scores]))
+    assert set(own["unsafe"]) == {"declines"}
+    assert set(own["crisis"]) == {"refers"}
+
+    def accuracy(name):
+        groups = read_groups(out / "data" / "preferences_test.jsonl").groups
+        right = {}
+        for each in read_log_probs(str(out / name / "run"), [g for g in groups if g.source == "talks"], 4096):
+            means = [value / n for value, n in zip(each.log_probs, each.tokens, strict=True)]
+            right[each.group.prompt] = float(means[0] > means[1])
+        questions = [f"Question: {q['question']}\nAnswer:" for q in asked if q["set"] == "talks"]
+        return np.mean([right[prompt] for prompt in questions])
+
+    after, before = (np.mean([accuracy(f"tiny-{method}-{seed}") for seed in (3, 5)]) for method in ("dpo", "sft"))
+    difference = found["evaluation"]["differences"]["talks"]["tiny"]["dpo"]["preference_accuracy"]
+    assert difference["value"] == pytest.approx(after - before)
+    assert difference["n"] == 3
+
+
+def test_the_sheet_compares_a_method_with_sft(done):
+    sheet = done[0] / "out" / "answers" / "sheets" / "tiny-dpo"
+    with (sheet / "sheet.csv").open(newline="") as stream:
+        filled = list(csv.DictReader(stream))
+    assert len(filled) == 2
+    with (sheet / "key.csv").open(newline="") as stream:
+        assert {row["a"] for row in csv.DictReader(stream)} <= {"dpo", "sft"}
+    with pytest.raises(DataError, match="no row has a verdict"):
+        read_sheet(sheet)
+
+
+def test_done_is_not_done_again(done):
+    folder, found = done
+    told = []
+    assert dialogue(configured(folder), tell=told.append) == found
+    assert all(line.endswith("done before") for line in told)
+
+
+def test_what_people_reject_is_not_trained_on(done, tmp_path):
+    shutil.copytree(done[0] / "out" / "data", tmp_path / "out" / "data")
+    verdicts = tmp_path / "verdicts.jsonl"
+    config = configured(tmp_path, review={"most": 4, "verdicts": str(verdicts)})
+    with pytest.raises(DataError, match="there is no such file") as error:
+        dialogue(config, only="review")
+    assert "penchant data review" in str(error.value)
+    queue = Review(read_groups(tmp_path / "out" / "data" / "queue.jsonl").groups, verdicts)
+    rejected, *others = queue.groups
+    queue.give(rejected, "reject")
+    with pytest.raises(DataError, match="3 pairs wait for a verdict"):
+        dialogue(config, only="review")
+    for group in others:
+        queue.give(group, "accept")
+    assert dialogue(config, only="review")["review"] == {"accept": 3, "reject": 1, "waiting": 0}
+    before = read_groups(tmp_path / "out" / "data" / "preferences_train.jsonl").groups
+    after = read_groups(tmp_path / "out" / "review" / "preferences_train.jsonl").groups
+    assert {group.id for group in before} - {group.id for group in after} == {rejected.id}
+
+
+def test_a_judge_and_adapters(done, tmp_path, saying, tiny_bert):
+    """The judge likes what stands first: in both orders that is a tie."""
+    url = saying(lambda question: "[[A]]")
+    base = str(done[0] / "out" / "tiny-base" / "run")
+    lora = {"training": STEPS, "lora": {"rank": 2}}
+    measures = {
+        "judge": {"url": url, "model": "m", "retries": 0},
+        "bert_score": {"model": base},
+        "sentences": tiny_bert,
+        "entailment": tiny_bert,
+    }
+    config = configured(
+        tmp_path,
+        models={"own": {"model": base}},
+        sft=lora,
+        methods={"ipo": {"objective": {"name": "ipo"}, **lora}},
+        measures=measures,
+    )
+    found = dialogue(config)["evaluation"]
+    judged = found["judged"]["own ipo"]
+    assert (judged["rate"]["value"], judged["ties"]) == (0.5, 5)
+    assert {"bert_score", "similarity", "entailed"} < set(found["models"]["own"]["ipo"]["all"])
+    assert found["models"]["own"]["base"]["all"]["bert_score"]["low"] is not None
+    assert "By the judge, against SFT" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.fixture
+def tiny_bert(tmp_path, done):
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(done[0] / "out" / "tiny-base" / "run")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=256,
+        id2label={0: "neutral", 1: "entailment"},
+    )
+    tokenizer.model_max_length = 256
+    tokenizer.save_pretrained(tmp_path / "bert")
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    return str(tmp_path / "bert")
+
+
+def test_by_a_chat_template(done, tmp_path):
+    """Without a template a question is a user's message, and an answer an assistant's."""
+    dialogue(configured(tmp_path, template=None), only="data")
+    [group, *_] = read_groups(tmp_path / "out" / "data" / "preferences_train.jsonl").groups
+    assert [message["role"] for message in (*group.prompt, *group.candidates[0])] == ["user", "assistant"]
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
+    config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", done[0] / "out"
+    config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
+    command = [sys.executable, "-m", "penchant", "recipe", "dialogue", str(config)]
+    killed_in_turn(command, out, [stage.name for stage in stages(configured(tmp_path))])
+    assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
+    ours, theirs = (folder / "tiny-dpo-5" / "run" / "model.safetensors" for folder in (out, undisturbed))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [1]}, "expected two seeds or more"),
+        ({"models": {"a": {}}}, "expected either model or new"),
+        ({"models": {"base": {"model": "here"}}}, "'base' cannot be a name"),
+        ({"models": {}}, "expected at least one"),
+        ({"new_models": {}}, "a model from nothing needs general text"),
+        ({"template": "no place"}, "expected a template with {question} in it"),
+        ({"rewriting": {"supportive": "nothing"}}, "expected a template with {answer} in it"),
+    ],
+)
+def test_a_wrong_configuration(tmp_path, changes, message):
+    with pytest.raises(ConfigError) as error:
+        configured(tmp_path, **changes)
+    assert message in str(error.value)
+
+
+def test_a_question_in_two_sources(tmp_path):
+    config = configured(tmp_path)
+    talk = {"messages": [{"role": "user", "content": "My knee?"}, {"role": "assistant", "content": "Rest it."}]}
+    with (tmp_path / "talks.jsonl").open("a") as stream:
+        stream.write(json.dumps(talk) + "\n")
+    with pytest.raises(DataError, match="a question is in counsel too: 'My knee"):
+        dialogue(config)
+
+
+def test_filters_that_leave_nothing(tmp_path):
+    with pytest.raises(DataError, match=r"counsel\.jsonl: no pair is left: 30 ratings too close"):
+        dialogue(configured(tmp_path, filters={"least_margin": 9}))
+
+
+def test_from_the_command_line(done, capsys):
+    folder, _ = done
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(configured(folder).model_dump(mode="json")))
+    assert run(["recipe", "dialogue", str(config)]) == 0
+    assert "tiny dpo" in capsys.readouterr().out
+    assert run(["recipe", "dialogue", str(config), "filters.most_words=3"]) == 2
+    assert "data's filters was" in capsys.readouterr().err
