@@ -283,9 +283,7 @@ def ratings(folder: Path, *, as_json: Json = False) -> None:
     from penchant.evaluation.report import show
     from penchant.evaluation.statistics import bootstrap_mean
 
-    found = {
-        name: bootstrap_mean(points, range(len(points))).to_json() for name, points in read_sheet(folder).items()
-    }
+    found = {name: bootstrap_mean(points, range(len(points))).to_json() for name, points in read_sheet(folder).items()}
     deliver(found, as_json, "\n".join(f"{name}: {show(each)} of {each['n']}" for name, each in found.items()))
 
 
