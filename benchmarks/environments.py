@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TRL = "1.16.0"
+BFCL = "2026.3.23"
 
 
 def penchant_python() -> Path:
@@ -24,6 +25,14 @@ def penchant_python() -> Path:
 def trl_python() -> Path:
     """The interpreter of an environment with TRL."""
     return _python(f"trl-{TRL}", f"trl=={TRL}", "torch", "transformers")
+
+
+def bfcl_python() -> Path:
+    """The interpreter of an environment with the official checker of tool calls, and what the checker itself loads."""
+    python = _python(f"bfcl-{BFCL}", "overrides", "tenacity", "pandas", "tqdm", "filelock", "pydantic", "python-dotenv")
+    installed = [python, "-m", "pip", "install", "-q", "--no-deps", f"bfcl-eval=={BFCL}"]
+    subprocess.run(installed, check=True)
+    return python
 
 
 def _python(name: str, *packages: str) -> Path:
