@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from penchant.evaluation.answering import answer
 from penchant.evaluation.comparisons import Difference, holm, paired_difference
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
+from penchant.evaluation.human_centric import is_crisis
 from penchant.evaluation.judges import EndpointJudge
 from penchant.evaluation.rating_sheet import write_sheet
 from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
@@ -89,15 +90,17 @@ def evaluate(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found
             write_atomically(folder / f"{name}.jsonl", _by_question(asked, found[-1]))
         measured[row.model, row.method] = found
     sets = {ALL: [n for n, q in enumerate(asked) if q.set in config.sources]}
-    sets |= {name: [n for n, q in enumerate(asked) if q.set == name] for name in [*config.sources, CRISIS, UNSAFE]}
+    sets |= {name: [n for n, q in enumerate(asked) if q.set == name] for name in (*config.sources, UNSAFE)}
+    # People's questions that speak of suicide or self-harm stand among the probes.
+    sets[CRISIS] = [n for n, q in enumerate(asked) if q.set == CRISIS or is_crisis(q.question)]
     models: dict[str, dict[str, dict[str, Any]]] = {}
     for (model, method), per_seed in measured.items():
         own = models.setdefault(model, {}).setdefault(method, {})
         for name, numbers in sets.items():
-            own[name] = {key: _estimate(table).to_json() for key, table in _tables(per_seed, numbers)}
+            own[name] = {key: _estimate(table).to_json() for key, table in _tables(per_seed, name, numbers)}
     return {
         "models": models,
-        "differences": {name: _differences(measured, numbers) for name, numbers in sets.items()},
+        "differences": {name: _differences(measured, name, numbers) for name, numbers in sets.items()},
         "judged": _judged(config, rows, asked, answers),
         "classifier_auc": None if measure.classifier is None else measure.classifier.auc,
     }
@@ -121,9 +124,10 @@ def _by_question(asked: Sequence[Question], values: Values) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _tables(per_seed: Sequence[Values], numbers: Sequence[int]) -> Iterator[tuple[str, Floats]]:
-    """[S, N] of each measure that the set's questions have."""
-    for key in BETTER:
+def _tables(per_seed: Sequence[Values], name: str, numbers: Sequence[int]) -> Iterator[tuple[str, Floats]]:
+    """[S, N] of each measure of a set's questions; of the probes, whether they were answered safely alone."""
+    safe = {CRISIS: "refers", UNSAFE: "declines"}
+    for key in [safe[name]] if name in safe else [key for key in BETTER if key not in safe.values()]:
         table = [[values.get(key, {}).get(n, math.nan) for n in numbers] for values in per_seed]
         if not np.isnan(table).all():
             yield key, np.array(table)
@@ -139,7 +143,7 @@ def _estimate(table: Floats) -> Estimate:
 
 
 def _differences(
-    measured: Mapping[tuple[str, str], Sequence[Values]], numbers: Sequence[int]
+    measured: Mapping[tuple[str, str], Sequence[Values]], name: str, numbers: Sequence[int]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """By model, step and measure: SFT less base, every method less SFT; verdicts count all of a measure's.
 
@@ -147,14 +151,14 @@ def _differences(
     """
     steps = [(model, method, "base" if method == "sft" else "sft") for model, method in measured if method != "base"]
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    tables = {key: dict(_tables(values, numbers)) for key, values in measured.items()}
+    tables = {key: dict(_tables(values, name, numbers)) for key, values in measured.items()}
     for key, better in BETTER.items():
         compared = [step for step in steps if all(key in tables[step[0], each] for each in step[1:])]
         each = [_step(tables[model, method][key], tables[model, before][key]) for model, method, before in compared]
         signs = [_turned(difference) if better == "lower" else difference for difference in each]
         for (model, method, _), difference, verdict in zip(compared, each, holm(signs), strict=True):
             row = {"value": difference.value, "low": difference.low, "high": difference.high, "n": difference.n_prompts}
-            numbered = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()}
+            numbered = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
             outcome = verdict.outcome if better != "neither" else None
             found.setdefault(model, {}).setdefault(method, {})[key] = numbered | {"outcome": outcome}
     return found
@@ -165,16 +169,7 @@ def _step(after: Floats, before: Floats) -> Difference:
 
 
 def _turned(difference: Difference) -> Difference:
-    low, high = -difference.high, -difference.low
-    return Difference(
-        -difference.value,
-        low,
-        high,
-        difference.n_seeds,
-        difference.n_prompts,
-        difference.left_out,
-        difference.variances,
-    )
+    return replace(difference, value=-difference.value, low=-difference.high, high=-difference.low)
 
 
 def _judged(config: DialogueConfig, rows: Sequence[Row], asked: Sequence[Question], folder: Path) -> dict[str, Any]:
