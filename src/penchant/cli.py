@@ -36,6 +36,7 @@ from penchant.cli_rank import rank, score
 from penchant.cli_recipe import recipe, recommend
 from penchant.cli_serve import serve
 from penchant.cli_tasks import tasks
+from penchant.cli_tools import tool_calls
 from penchant.engine.allocator import keep_freed_memory
 from penchant.errors import ConfigError, PenchantError, located
 
@@ -55,6 +56,7 @@ app.command(serve)
 app.command(score)
 app.command(sweep)
 app.command(tasks)
+app.command(tool_calls)
 
 
 @app.command

@@ -1,0 +1,96 @@
+"""The verb `penchant tool-calls`: a model's function calls, by the rules of the Berkeley leaderboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from penchant.cli_output import Count, Json, Template, deliver, teller
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from penchant.evaluation.tool_calls.suite import Edge, ToolReport
+
+
+def tool_calls(
+    model: str,
+    *,
+    data: Path,
+    style: Literal["messages", "native", "signatures"] = "messages",
+    category: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    limit: Count | None = None,
+    max_new_tokens: Count = 256,
+    timed: Count = 20,
+    answers: Path | None = None,
+    chat_template: Template = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model's function calls: right answers by category, and what one costs on this machine.
+
+    Parameters
+    ----------
+    model
+        Folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
+    data
+        Folder of the Berkeley Function Calling Leaderboard's files, BFCL_v*_CATEGORY.json, with possible_answer/.
+    style
+        How functions are told: in a system message, as the chat template's own tools, or as plain lines of text.
+    category
+        Only this one; may be repeated.
+    limit
+        Only the first so many questions of each category.
+    max_new_tokens
+        Of an answer.
+    timed
+        Questions answered one at a time, by the clock.
+    answers
+        Write a JSON line for each answer to this file.
+    """
+    from penchant.engine.distribution import local_device
+    from penchant.engine.loading import load_model, load_tokenizer
+    from penchant.evaluation.tool_calls.questions import choose, read_bfcl
+    from penchant.evaluation.tool_calls.styles import STYLES
+    from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, measure_edge, write_answers
+
+    tell = teller(as_json)
+    read, left_out = read_bfcl(data)
+    for name, why in left_out.items():
+        tell(f"{name} is left out: {why}")
+    questions = choose(read, category, limit)
+    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    loaded = load_model(model).to(local_device())
+    chosen = STYLES[style]
+    answered = answer_questions(loaded, tokenizer, questions, chosen, max_new_tokens=max_new_tokens)
+    if answers is not None:
+        write_answers(answered, answers)
+    edge = measure_edge(loaded, tokenizer, questions[:timed], chosen, max_new_tokens=max_new_tokens)
+    report = ToolReport.of(answered)
+    deliver(
+        report.to_json() | {"edge": edge.to_json(), "style": style, "left_out": left_out}, as_json, _shown(report, edge)
+    )
+
+
+def _shown(report: ToolReport, edge: Edge) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from penchant.evaluation.report import show
+
+    table = Table("category", "questions", "right", title="function calls, with 95 % intervals")
+    for name, share in report.categories.items():
+        table.add_row(name, str(share.n), show(share.to_json()))
+    table.add_section()
+    for name, share in (("all", report.overall), ("mean of categories", report.macro)):
+        table.add_row(name, str(share.n), show(share.to_json()))
+    faults = ", ".join(f"{count} {fault}" for fault, count in report.faults.items()) or "none"
+    middle, late = edge.seconds
+    return Group(
+        table,
+        Text(f"wrong: {faults}"),
+        Text(f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {edge.tokens_per_second:.0f} tokens/s"),
+        Text(f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB"),
+    )

@@ -1,0 +1,152 @@
+"""Questions with functions on offer, from files of the Berkeley Function Calling Leaderboard."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penchant.data.groups import Message
+from penchant.errors import DataError
+from penchant.evaluation.tool_calls.calls import Accepted, Call, Fault, Function, Language
+from penchant.evaluation.tool_calls.matching import match_calls
+
+ANSWERS = "possible_answer"
+NEEDS_CODE = "its functions are programs to be run, which are not data"
+
+
+@dataclass(frozen=True)
+class ToolQuestion:
+    """One question, what may be called, and what is due.
+
+    Attributes:
+        category: as the file's name calls it.
+        messages: of the only turn.
+        accepted: the calls that are due; empty where none is, None where any will do.
+    """
+
+    id: str
+    category: str
+    messages: tuple[Message, ...]
+    functions: tuple[Function, ...]
+    accepted: tuple[Accepted, ...] | None
+
+    @property
+    def language(self) -> Language:
+        words = self.category.split("_")
+        return "java" if "java" in words else "javascript" if "javascript" in words else "python"
+
+    @property
+    def text(self) -> str:
+        """What the last message says."""
+        return self.messages[-1]["content"]
+
+    def fault(self, calls: list[Call] | None) -> Fault | None:
+        """What is wrong with an answer's calls (None: no calls could be read); None where nothing is."""
+        if self.accepted is None:
+            return None if calls else Fault.NO_CALL
+        if not self.accepted:
+            return Fault.UNCALLED_FOR if calls else None
+        if calls is None:
+            return Fault.NO_CALL
+        return match_calls(calls, self.functions, self.accepted, language=self.language)
+
+
+def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
+    """All questions of files ``BFCL_v*_CATEGORY.json`` and of ``possible_answer/`` beside them.
+
+    Returns:
+        The questions, and by category why it was left out.
+
+    Raises:
+        DataError: there is no such file, or a row is not as expected.
+    """
+    files = sorted(folder.glob("BFCL_v*_*.json"))
+    if not files:
+        raise DataError("there is no file BFCL_v*_CATEGORY.json in it", where=str(folder), fix="name the data's folder")
+    questions: list[ToolQuestion] = []
+    left_out: dict[str, str] = {}
+    for file in files:
+        category = re.sub(r"^BFCL_v\d+_", "", file.stem)
+        if category.startswith(("multi_turn", "memory", "web_search")):
+            left_out[category] = NEEDS_CODE
+        elif not category.endswith("relevance") and not (folder / ANSWERS / file.name).exists():
+            left_out[category] = f"it has no {ANSWERS}/{file.name}"
+        else:
+            questions += _read(file, category)
+    if not questions:
+        told = ", ".join(f"{category}: {why}" for category, why in left_out.items())
+        raise DataError(f"no question is left ({told})", where=str(folder), fix="add files of other categories")
+    return questions, left_out
+
+
+def _read(file: Path, category: str) -> Iterator[ToolQuestion]:
+    answers: Mapping[str, Any] = {}
+    if not category.endswith("relevance"):
+        rows = _rows(file.parent / ANSWERS / file.name)
+        answers = {str(row.get("id")): row.get("ground_truth") for row, _ in rows}
+    for row, where in _rows(file):
+        try:
+            turns, name = row["question"], str(row["id"])
+            functions = tuple(Function.read(each, where) for each in row["function"])
+            messages = tuple(Message(role=str(each["role"]), content=str(each["content"])) for each in turns[0])
+        except (KeyError, TypeError, IndexError) as error:
+            raise DataError(f"no question: {error!r}", where=where, fix="a row is id, question and function") from error
+        if len(turns) != 1 or not messages:
+            raise DataError(f"{len(turns)} turns; expected one", where=where, fix="leave this file out")
+        accepted = _accepted(category, name, answers, functions, where)
+        yield ToolQuestion(name, category, messages, functions, accepted)
+
+
+def _accepted(
+    category: str, name: str, answers: Mapping[str, Any], functions: tuple[Function, ...], where: str
+) -> tuple[Accepted, ...] | None:
+    if category.endswith("irrelevance"):
+        return ()
+    if category.endswith("relevance"):
+        return None
+    due = answers.get(name)
+    known = {function.name for function in functions}
+    if not isinstance(due, list) or not due or not all(isinstance(each, dict) and len(each) == 1 for each in due):
+        raise DataError(f"there is no answer to {name}", where=where, fix=f"add it to {ANSWERS}/ as ground_truth")
+    for each in due:
+        [(called, values)] = each.items()
+        if called not in known or not isinstance(values, dict) or not all(isinstance(v, list) for v in values.values()):
+            raise DataError(
+                f"the answer to {name} calls {called!r} with {values!r}", where=where, fix="each value is a list"
+            )
+    return tuple(due)
+
+
+def _rows(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"{file}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"no JSON: {error}", where=where, fix="write one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"a row is an object, this is {type(row).__name__}", where=where, fix="write an object")
+        yield row, where
+
+
+def choose(questions: Sequence[ToolQuestion], categories: Sequence[str], limit: int | None) -> list[ToolQuestion]:
+    """Those of some categories (of all, where none is named), at most so many of each.
+
+    Raises:
+        DataError: there is no such category.
+    """
+    known = list(dict.fromkeys(each.category for each in questions))
+    for name in categories:
+        if name not in known:
+            raise DataError(f"there is no category '{name}'", fix=f"one of {', '.join(known)}")
+    return [
+        each
+        for category in categories or known
+        for each in [question for question in questions if question.category == category][:limit]
+    ]
