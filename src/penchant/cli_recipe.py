@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from penchant.recipes.recommend.serving import Suggestion
 
-Recipe = Literal["recommend", "domain-expert", "dialogue"]
+Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling"]
 Found = dict[str, Mapping[str, Any]]
 Tell = Callable[[str], None]
 Done = tuple[Path, Found, "Callable[[Found, Path], Table]"]
@@ -28,7 +28,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     name
         recommend: which title a user takes next (S-DPO). domain-expert: pretraining on a field's text, the instruction
         residual, two experts and a router (MortgageLLM). dialogue: supportive answers in health care, on several models
-        (Empathy by Design).
+        (Empathy by Design). tool-calling: small agents, by supervision, adapters, preferences and reward (TinyLLM).
     config
         The recipe's YAML file.
     overrides
@@ -36,7 +36,12 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     stage
         Run this stage alone; those before it must be done.
     """
-    run = {"recommend": _recommend, "domain-expert": _domain_expert, "dialogue": _dialogue}[name]
+    run = {
+        "recommend": _recommend,
+        "domain-expert": _domain_expert,
+        "dialogue": _dialogue,
+        "tool-calling": _tool_calling,
+    }[name]
     output, found, table = run(config, overrides, stage, teller(as_json))
     deliver(
         found, as_json, table(found, output / "report.html") if "evaluation" in found else f"done: {', '.join(found)}"
@@ -68,6 +73,15 @@ def _dialogue(config: Path, overrides: Sequence[str], stage: str | None, tell: T
 
     loaded = load_section(DialogueConfig, config, overrides)
     return Path(loaded.output), dialogue(loaded, only=stage, tell=tell), dialogues
+
+
+def _tool_calling(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
+    from penchant.config import load_section
+    from penchant.recipes.tool_calling.config import ToolCallingConfig
+    from penchant.recipes.tool_calling.pipeline import tool_calling
+
+    loaded = load_section(ToolCallingConfig, config, overrides)
+    return Path(loaded.output), tool_calling(loaded, only=stage, tell=tell), agents
 
 
 def recommend(
@@ -160,4 +174,18 @@ def dialogues(found: Found, report: Path) -> Table:
     for model, methods in found["evaluation"]["models"].items():
         for method, sets in methods.items():
             table.add_row(f"{model} {method}", *(show(sets["all"].get(column)) for column in columns))
+    return table
+
+
+def agents(found: Found, report: Path) -> Table:
+    """Right calls on held-out functions."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+
+    models = found["evaluation"]["models"]
+    columns = list(next(iter(models.values())))
+    table = Table("", *columns, title=str(report))
+    for name, shares in models.items():
+        table.add_row(name, *(show(shares[column]) for column in columns))
     return table

@@ -19,7 +19,14 @@ class TunedConfig(Section):
 
 
 def tune(
-    folder: Path, model: str, data: Path, held_out: Path | None, objective: Mapping[str, Any], tuned: TunedConfig
+    folder: Path,
+    model: str,
+    data: Path,
+    held_out: Path | None,
+    objective: Mapping[str, Any],
+    tuned: TunedConfig,
+    *,
+    online: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train into ``folder/run``; a run that was interrupted goes on.
 
@@ -27,6 +34,7 @@ def tune(
         model: folder or hub id to start from.
         data, held_out: groups.
         objective: as in a run's configuration.
+        online: of a run on fresh samples, its ``sampling`` and ``reward``.
 
     Returns:
         The run's folder.
@@ -41,6 +49,8 @@ def tune(
         "lora": tuned.lora.model_dump() if tuned.lora else None,
         "evaluation": {"samples": 0},
     }
+    if online is not None:
+        values |= {"candidates": "sampled", **online}
     return train(parse_config(values, str(folder)), resume=(output / "run.json").exists())
 
 

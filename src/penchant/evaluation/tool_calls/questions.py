@@ -11,6 +11,7 @@ from typing import Any
 
 from penchant.data.groups import Message
 from penchant.errors import DataError
+from penchant.evaluation.files import write_atomically
 from penchant.evaluation.tool_calls.calls import Accepted, Call, Fault, Function, Language
 from penchant.evaluation.tool_calls.matching import match_calls
 
@@ -150,3 +151,24 @@ def choose(questions: Sequence[ToolQuestion], categories: Sequence[str], limit: 
         for category in categories or known
         for each in [question for question in questions if question.category == category][:limit]
     ]
+
+
+def write_bfcl(questions: Sequence[ToolQuestion], folder: Path) -> None:
+    """As `read_bfcl` reads them; files of other questions that are there are taken away first."""
+    for file in [*folder.glob("BFCL_v*.json"), *(folder / ANSWERS).glob("BFCL_v*.json")]:
+        file.unlink()
+    (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+    for category in dict.fromkeys(each.category for each in questions):
+        own = [each for each in questions if each.category == category]
+        rows = [
+            {"id": each.id, "question": [list(each.messages)], "function": [dict(f.schema) for f in each.functions]}
+            for each in own
+        ]
+        _write_rows(folder / f"BFCL_v4_{category}.json", rows)
+        if not category.endswith("relevance"):
+            answers = [{"id": each.id, "ground_truth": list(each.accepted or ())} for each in own]
+            _write_rows(folder / ANSWERS / f"BFCL_v4_{category}.json", answers)
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

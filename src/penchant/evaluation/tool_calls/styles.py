@@ -46,7 +46,7 @@ class Style:
     read: Callable[[str, ToolQuestion], list[Call] | None]
 
 
-def as_messages(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
+def as_messages(question: ToolQuestion) -> Text:
     """Functions in a system message; calls in the language's own syntax."""
     functions = "\n".join(json.dumps(function.schema, ensure_ascii=False) for function in question.functions)
     system = SYSTEM.replace("{functions}", functions)
@@ -72,7 +72,7 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
     )
 
 
-def as_signatures(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
+def as_signatures(question: ToolQuestion) -> Text:
     """One short line for each function, then the question, as plain text: for small models without a chat template."""
     lines = [signature(function) for function in question.functions]
     return "\n".join([*lines, f"Q: {question.text}", "A:"])
@@ -88,9 +88,15 @@ def signature(function: Function) -> str:
 
 
 STYLES: Mapping[str, Style] = {
-    "messages": Style(as_messages, lambda answer, question: read_calls(answer, question.language)),
+    "messages": Style(
+        lambda question, tokenizer: as_messages(question),
+        lambda answer, question: read_calls(answer, question.language),
+    ),
     "native": Style(native, lambda answer, question: read_json_calls(answer, question.functions)),
-    "signatures": Style(as_signatures, lambda answer, question: read_calls(answer, question.language)),
+    "signatures": Style(
+        lambda question, tokenizer: as_signatures(question),
+        lambda answer, question: read_calls(answer, question.language),
+    ),
 }
 
 

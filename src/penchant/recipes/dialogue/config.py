@@ -10,6 +10,7 @@ from penchant.config import Section, TrainingConfig
 from penchant.config_reward import JudgeConfig
 from penchant.recipes.dialogue.construction import Filters
 from penchant.recipes.dialogue.rewriting import PRESCRIPTIVE, SUPPORTIVE, EndpointRewriter, Rewriter, RuleRewriter
+from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
 
@@ -60,13 +61,6 @@ class RewritingConfig(Section):
         if self.endpoint is None:
             return RuleRewriter(self.sentences, self.most_words)
         return EndpointRewriter(self.endpoint, self.supportive, self.prescriptive)
-
-
-class ReviewConfig(Section):
-    """What people read before anything is trained."""
-
-    most: int = Field(50, ge=1, description="pairs in the queue")
-    verdicts: str | None = Field(None, description="file of `penchant data review`; null: nobody is waited for")
 
 
 class ModelConfig(Section):

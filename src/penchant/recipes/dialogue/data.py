@@ -11,7 +11,6 @@ from typing import Any
 
 from penchant.data.groups import Message, PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
-from penchant.data.review import Review
 from penchant.data.splitting import split_by_prompt
 from penchant.data.writing import write_anew
 from penchant.errors import DataError, located
@@ -20,6 +19,7 @@ from penchant.evaluation.style import style_leak
 from penchant.recipes.dialogue.config import DialogueConfig, SourceConfig
 from penchant.recipes.dialogue.construction import Pair, for_review, from_ratings, from_styles
 from penchant.recipes.dialogue.reading import read_answered
+from penchant.recipes.reviewing import read_verdicts
 from penchant.recipes.stages import Found
 
 PARTS = ("train", "validation", "test")
@@ -93,18 +93,7 @@ def review(config: DialogueConfig, folder: Path) -> Found:
     """
     data = folder.parent / "data"
     groups = {name: read_groups(data / f"{name}_train.jsonl").groups for name in ("preferences", "supervised")}
-    rejected: set[str] = set()
-    counts = {"accept": 0, "reject": 0, "waiting": 0}
-    if config.review.verdicts is not None:
-        queue, verdicts = data / QUEUE, Path(config.review.verdicts)
-        fix = f"penchant data review {queue} --verdicts {verdicts}"
-        if not verdicts.exists():
-            raise DataError("there is no such file", where=str(verdicts), fix=fix)
-        found = Review(read_groups(queue).groups, verdicts)
-        counts = found.counts()
-        if found.waiting:
-            raise DataError(f"{len(found.waiting)} pairs wait for a verdict", where=str(queue), fix=fix)
-        rejected = {group.id for group in found.groups} - {group.id for group in found.accepted}
+    rejected, counts = read_verdicts(data / QUEUE, config.review.verdicts)
     # A better answer is taught unless each pair that it is the better of was rejected.
     kept = [group for group in groups["preferences"] if group.id not in rejected]
     taught = {(as_text(group.prompt), as_text(group.candidates[0])) for group in kept}

@@ -114,7 +114,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
             merge_where_adapted(place, seeded)
         return {}
 
-    settings = tuned.model_dump(mode="json") | {"seed": seed, "start": start}
+    settings = tuned.model_dump(mode="json") | {"seed": seed, "model": config.models[model].model}
     return Stage(f"{model}-{method}-{seed}", f"{model}: {method}, seed {seed}", settings, run)
 
 

@@ -1,0 +1,1 @@
+"""Small tool-calling agents (TinyLLM)."""

@@ -1,0 +1,91 @@
+"""Questions in parts, their variants, and what a model is shown of them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.reading import read_groups
+from penchant.data.writing import write_anew
+from penchant.errors import DataError
+from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
+from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
+from penchant.recipes.stages import Found
+from penchant.recipes.tool_calling.config import ToolCallingConfig
+from penchant.recipes.tool_calling.right import right_answer, right_calls
+from penchant.recipes.tool_calling.splitting import split
+from penchant.recipes.tool_calling.variants import Vocabulary, variant
+
+
+def prepare(config: ToolCallingConfig, folder: Path) -> Found:
+    """Write the questions in three parts, and supervised groups of training and validation."""
+    read, left_out = read_bfcl(Path(config.questions))
+    # What any call would answer teaches no answer; what the files say is right must be right.
+    usable = [each for each in read if each.accepted is not None and each.fault(right_calls(each)) is None]
+    if not usable:
+        raise DataError("no question with a right answer is left", where=config.questions, fix="add other categories")
+    rest, test = split(usable, config.held_out, config.seed)
+    train, validation = split(rest, config.held_out / (1 - config.held_out), config.seed)
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        write_bfcl(part, folder / name)
+    varied = variants(config, train, config.variants, seed=config.seed)
+    steps = _trajectories(config)
+    write_anew([*(as_group(config, each) for each in [*train, *varied]), *steps], folder / "supervised_train.jsonl")
+    write_anew([as_group(config, each) for each in validation], folder / "supervised_validation.jsonl")
+    return {
+        "left_out": left_out,
+        "no right answer": len(read) - len(usable),
+        "questions": {
+            name: dict(Counter(each.category for each in part))
+            for name, part in (("train", train), ("validation", validation), ("test", test))
+        },
+        "variants": len(varied),
+        "trajectories": len(steps),
+    }
+
+
+def variants(config: ToolCallingConfig, questions: Sequence[ToolQuestion], each: int, seed: int) -> list[ToolQuestion]:
+    """So many of each question, in rounds; some under functions of another question, where none serves."""
+    draw = random.Random(seed)
+    words = Vocabulary.of(questions)
+    found = []
+    for number in range(each):
+        for question in questions:
+            made = variant(question, words, draw)
+            if made.functions and draw.random() < config.mismatched:
+                other = draw.choice(questions)
+                if not {f.name for f in other.functions} & {f.name for f in question.functions}:
+                    made = replace(made, category="irrelevance", functions=other.functions, accepted=())
+            found.append(replace(made, id=f"{question.id}-v{seed}-{number}"))
+    return found
+
+
+def as_group(config: ToolCallingConfig, question: ToolQuestion) -> PreferenceGroup:
+    """The question with its right answer, to be imitated."""
+    answer = as_candidate(config, right_answer(question))
+    return PreferenceGroup(ask(config, question), (answer,), id=question.id, source=question.category)
+
+
+def ask(config: ToolCallingConfig, question: ToolQuestion) -> Text:
+    """The prompt."""
+    return as_signatures(question) if config.style == "signatures" else as_messages(question)
+
+
+def as_candidate(config: ToolCallingConfig, answer: str) -> Text:
+    """What stands after it."""
+    return answer if config.style == "signatures" else (Message(role="assistant", content=answer.strip()),)
+
+
+def _trajectories(config: ToolCallingConfig) -> list[PreferenceGroup]:
+    if config.trajectories is None:
+        return []
+    groups = read_groups(config.trajectories).groups
+    if any(len(group.candidates) != 1 for group in groups):
+        raise DataError("a step has several answers", where=config.trajectories, fix="give prompt and completion")
+    if any(isinstance(group.prompt, str) != (config.style == "signatures") for group in groups):
+        raise DataError("steps are plain text where style is signatures, else messages", where=config.trajectories)
+    return [replace(group, id=f"step-{group.id}", source="trajectories") for group in groups]

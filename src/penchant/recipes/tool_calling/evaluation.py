@@ -1,0 +1,96 @@
+"""The last stage: every model on held-out functions, what each path adds, and what an answer costs when quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penchant.engine.distribution import local_device
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.quantization import eight_bits
+from penchant.evaluation.comparisons import holm, paired_difference
+from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
+from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
+from penchant.evaluation.tool_calls.styles import STYLES
+from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, measure_edge, write_answers
+from penchant.recipes.stages import Found
+from penchant.recipes.tool_calling.config import ToolCallingConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """A path, and the model at its end for each seed; of the base, one."""
+
+    name: str
+    folders: tuple[str, ...]
+
+
+def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Found:
+    """Right answers by category, differences from the base and from the first path, and an edge sheet."""
+    test, _ = read_bfcl(folder.parent / "data" / "test")
+    style = STYLES[config.style]
+    right: dict[str, Floats] = {}
+    faults: dict[str, dict[str, int]] = {}
+    for row in rows:
+        tables = []
+        for number, place in enumerate(row.folders):
+            model, tokenizer = load_model(place).to(local_device()), load_tokenizer(place)
+            answered = answer_questions(model, tokenizer, test, style, max_new_tokens=config.answer_tokens)
+            write_answers(answered, folder / f"{row.name}-{config.seeds[number]}.jsonl")
+            tables.append([float(each.fault is None) for each in answered])
+            if number == 0:
+                faults[row.name] = dict(ToolReport.of(answered).faults)
+        right[row.name] = np.array(tables)
+    return {
+        "models": {name: _by_category(table, test) for name, table in right.items()},
+        "differences": {before: _differences(right, before) for before in ("base", next(iter(config.paths)))},
+        "faults": faults,
+        "edge": {row.name: _edges(config, row.folders[0], test) for row in rows},
+    }
+
+
+def _by_category(right: Floats, test: Sequence[ToolQuestion]) -> dict[str, Any]:
+    categories = sorted({each.category for each in test})
+    columns = {name: [n for n, each in enumerate(test) if each.category == name] for name in categories}
+    found = {name: _share(right[:, numbers]) for name, numbers in columns.items()}
+    return {name: each.to_json() for name, each in ({"all": _share(right)} | found).items()}
+
+
+def _share(right: Floats) -> Estimate:
+    """Of seeds and questions; of one model, of questions."""
+    if len(right) == 1:
+        return bootstrap_mean(right[0], range(right.shape[1]))
+    found = paired_difference(right, np.zeros_like(right))
+    return Estimate(found.value, found.low, found.high, found.n_prompts)
+
+
+def _differences(right: Mapping[str, Floats], before: str) -> dict[str, Any]:
+    """Of every other path, paired over seeds and questions, with verdicts that count all of them."""
+    others = [name for name in right if name not in (before, "base")]
+    base = right[before]
+    differences = [paired_difference(right[name], np.broadcast_to(base, right[name].shape)) for name in others]
+    return {
+        name: {
+            "value": verdict.difference.value,
+            "low": verdict.difference.low,
+            "high": verdict.difference.high,
+            "n": verdict.difference.n_prompts,
+            "outcome": verdict.outcome,
+        }
+        for name, verdict in zip(others, holm(differences), strict=True)
+    }
+
+
+def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion]) -> dict[str, Any]:
+    """In float32 and with eight-bit weights: right answers, time, memory."""
+    style, tokenizer = STYLES[config.style], load_tokenizer(place)
+    found = {}
+    for name, model in (("float32", load_model(place)), ("int8", eight_bits(load_model(place)))):
+        answered = answer_questions(model, tokenizer, test, style, max_new_tokens=config.answer_tokens)
+        edge = measure_edge(model, tokenizer, test[: config.timed], style, max_new_tokens=config.answer_tokens)
+        found[name] = {"right": ToolReport.of(answered).overall.to_json(), **edge.to_json()}
+    return found

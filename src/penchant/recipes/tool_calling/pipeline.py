@@ -1,0 +1,156 @@
+"""`penchant recipe tool-calling`: small agents, taught in several ways and in sequences of them.
+
+OUTPUT/data/              questions in parts (in the leaderboard's form), supervised groups
+OUTPUT/base/              a base from nothing, where none is named
+OUTPUT/STEP-...-SEED/run  a path's model after each of its steps
+OUTPUT/pairs/, OUTPUT/review/    right answers above wrong ones, and what people left of them
+OUTPUT/reward/            prompts, and the reward of an answer to them
+OUTPUT/evaluation/        every model's answers to the test
+OUTPUT/report.html, OUTPUT/result.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from penchant.data.groups import as_text
+from penchant.data.reading import read_groups
+from penchant.data.writing import write_anew
+from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.small_llama import build_small_llama
+from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.recipes.texts import as_groups, read_passages
+from penchant.recipes.tool_calling.config import ToolCallingConfig
+from penchant.recipes.tool_calling.data import prepare
+from penchant.recipes.tool_calling.evaluation import Row, evaluate
+from penchant.recipes.tool_calling.pairs import make_pairs, review
+from penchant.recipes.tool_calling.report import write_result
+from penchant.recipes.tool_calling.rewarding import prepare_reward
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+
+Tell = Callable[[str], None]
+Run = Callable[[Path], Found]
+Steps = tuple[str, ...]
+
+FILES = {
+    "answers": ("data/supervised_train.jsonl", "data/supervised_validation.jsonl"),
+    "pairs": ("review/train.jsonl", "pairs/validation.jsonl"),
+    "reward": ("reward/train.jsonl", None),
+}
+"""By what a step learns from: to train on, and held out; fresh answers are not."""
+
+
+def tool_calling(
+    config: ToolCallingConfig, *, only: str | None = None, tell: Tell = lambda line: None
+) -> dict[str, Found]:
+    """Run the recipe, or one stage of it; what is done already is not done again.
+
+    Returns:
+        What each stage found.
+
+    Raises:
+        PenchantError: the data, configuration or models are at fault.
+    """
+    folder = Path(config.output)
+    return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
+
+
+def stages(config: ToolCallingConfig) -> list[Stage]:
+    """All stages, in order: first steps, then pairs and prompts, then what goes on from the first steps."""
+    settings = config.model_dump(mode="json")
+    base = config.model or str(Path(config.output) / "base" / "run")
+    listed = [Stage("data", "questions in parts", _asked(config, settings), lambda place: prepare(config, place))]
+    if config.model is None:
+        new = settings["new_model"] | {"texts": fingerprint(str(config.new_model.texts))}
+        listed.append(Stage("base", "a base from nothing", new, _new(config)))
+    begun = list(dict.fromkeys(tuple(steps[:n]) for steps in config.paths.values() for n in range(1, len(steps) + 1)))
+    learnt = {config.steps[step].learns for steps in begun for step in steps}
+    answers = [steps for steps in begun if all(config.steps[step].learns == "answers" for step in steps)]
+    listed += [_stage(config, steps, seed, base) for steps in answers for seed in config.seeds]
+    if "pairs" in learnt:
+        weaker = config.pairs.weaker
+        if weaker in config.paths:
+            weaker = str(_model(config, tuple(config.paths[weaker]), config.seeds[0]))
+        elif weaker == "base":
+            weaker = base
+        verdicts = config.review.verdicts
+        said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else None
+        made = settings["pairs"] | {"queue": config.review.most, "answer_tokens": config.answer_tokens}
+        listed += [
+            Stage("pairs", "right answers above wrong ones", made, lambda place: make_pairs(config, weaker, place)),
+            Stage("review", "what people said of them", {"verdicts": said}, lambda place: review(config, place)),
+        ]
+    if "reward" in learnt:
+        fresh = {"variants": config.pairs.variants}
+        listed.append(Stage("reward", "prompts to answer", fresh, lambda place: prepare_reward(config, place)))
+    listed += [_stage(config, steps, seed, base) for steps in begun if steps not in answers for seed in config.seeds]
+    rows = [Row("base", (base,))]
+    for name, steps in config.paths.items():
+        rows.append(Row(name, tuple(str(_model(config, tuple(steps), seed)) for seed in config.seeds)))
+    measured = {key: settings[key] for key in ("paths", "answer_tokens", "timed")}
+    return [*listed, Stage("evaluation", "functions never seen", measured, lambda place: evaluate(config, rows, place))]
+
+
+def _asked(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    asked = {key: settings[key] for key in ("style", "held_out", "variants", "mismatched", "seed")}
+    files = sorted(Path(config.questions).rglob("BFCL_v*.json"))
+    asked["questions"] = {str(file.relative_to(config.questions)): fingerprint(str(file)) for file in files}
+    asked["trajectories"] = None if config.trajectories is None else fingerprint(config.trajectories)
+    return asked
+
+
+def _place(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
+    return Path(config.output) / f"{'-'.join(steps)}-{seed}"
+
+
+def _model(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
+    """Where a path's model is; an adapter is merged."""
+    return whole_model(_place(config, steps, seed), config.steps[steps[-1]])
+
+
+def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Stage:
+    """The last of some steps, from where those before it have come to."""
+    step = config.steps[steps[-1]]
+    start = str(_model(config, steps[:-1], seed)) if steps[:-1] else base
+    tuned = TunedConfig(training=step.training.model_copy(update={"seed": seed}), lora=step.lora)
+
+    def run(place: Path) -> Found:
+        train, validation = FILES[step.learns]
+        online = None
+        if step.learns == "reward":
+            score = f"{(place.parent / 'reward' / 'reward.py').resolve()}:score"
+            online = {"sampling": step.sampling.model_dump(), "reward": {"function": score}}
+        held_out = None if validation is None else place.parent / validation
+        tune(place, start, place.parent / train, held_out, step.objective, tuned, online=online)
+        merge_where_adapted(place, tuned)
+        return {}
+
+    settings = step.model_dump(mode="json") | {"seed": seed, "model": config.model}
+    name = "-".join(steps)
+    return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)
+
+
+def _new(config: ToolCallingConfig) -> Run:
+    def run(place: Path) -> Found:
+        new = config.new_model
+        groups = as_groups(read_passages(str(new.texts)), new.chunk_words)
+        write_anew(groups, place / "train.jsonl")
+        if not (place / "start" / "config.json").exists():
+            taught = read_groups(place.parent / "data" / "supervised_train.jsonl").groups
+            more = [as_text(part) for group in taught for part in (group.prompt, *group.candidates)]
+            build_small_llama(
+                place / "start", [*(as_text(g.candidates[0]) for g in groups), *more], new.sizes, config.seed
+            )
+        tune(
+            place,
+            str(place / "start"),
+            place / "train.jsonl",
+            None,
+            {"name": "sft"},
+            TunedConfig(training=new.training),
+        )
+        return {"texts": len(groups)}
+
+    return run

@@ -1,0 +1,63 @@
+"""The scorer's verdict as a reward: 1 for calls that are right, 0 for others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from penchant.data.groups import as_text
+from penchant.data.writing import write_anew
+from penchant.errors import DataError
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
+from penchant.evaluation.tool_calls.reading import read_calls
+from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
+from penchant.recipes.stages import Found
+from penchant.recipes.tool_calling.config import ToolCallingConfig
+from penchant.recipes.tool_calling.data import as_group, variants
+
+Reward = Callable[[object, Sequence[object]], list[float]]
+
+MODULE = '''"""Written by the recipe: the reward of an answer to these questions."""
+
+from pathlib import Path
+
+from penchant.recipes.tool_calling.rewarding import reward_of
+
+score = reward_of(Path(__file__).parent / "questions")
+'''
+
+
+def prepare_reward(config: ToolCallingConfig, folder: Path) -> Found:
+    """Write prompts to answer, the questions behind them, and `reward.py`, which a run's configuration names."""
+    data = folder.parent / "data"
+    train, _ = read_bfcl(data / "train")
+    asked = [*train, *variants(config, train, config.pairs.variants, seed=config.seed + 2)]
+    # An answer is judged by its prompt: of two questions under one prompt the first counts.
+    first = {as_text(as_group(config, each).prompt): each for each in reversed(asked)}
+    questions = [*reversed(first.values())]
+    write_bfcl(questions, folder / "questions")
+    write_anew([as_group(config, each) for each in questions], folder / "train.jsonl")
+    write_atomically(folder / "reward.py", MODULE)
+    return {"prompts": len(questions)}
+
+
+def reward_of(folder: Path) -> Reward:
+    """A reward function over the questions of a folder, by the text of the prompt.
+
+    Raises:
+        DataError: when called with a prompt that is none of theirs.
+    """
+    by_prompt: dict[str, ToolQuestion] = {}
+    for question in read_bfcl(folder)[0]:
+        for prompt in (as_signatures(question), as_messages(question)):
+            by_prompt.setdefault(as_text(prompt), question)
+
+    def score(prompt: object, responses: Sequence[object]) -> list[float]:
+        question = by_prompt.get(as_text(prompt))  # type: ignore[arg-type]
+        if question is None:
+            raise DataError("a prompt that is none of the questions'", where=str(folder), fix="run the stage again")
+        texts = (as_text(response) for response in responses)  # type: ignore[arg-type]
+        return [float(question.fault(read_calls(text, question.language)) is None) for text in texts]
+
+    return score

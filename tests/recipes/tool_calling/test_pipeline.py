@@ -1,0 +1,233 @@
+"""The whole recipe at tiny size."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from penchant.cli import run
+from penchant.config_errors import validated
+from penchant.data.reading import read_groups
+from penchant.data.review import Review
+from penchant.errors import ConfigError, DataError
+from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
+from penchant.evaluation.tool_calls.reading import read_calls
+from penchant.recipes.tool_calling.config import ToolCallingConfig
+from penchant.recipes.tool_calling.pipeline import stages, tool_calling
+from penchant.recipes.tool_calling.rewarding import reward_of
+from penchant.recipes.tool_calling.right import right_answer
+
+STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
+PATHS = {"sft": ["sft"], "lora_sft": ["lora_sft"], "dpo": ["sft", "dpo"], "hybrid": ["lora_sft", "dpo", "rl"]}
+
+
+def configured(folder, questions, **changes):
+    write_bfcl(questions, folder / "questions")
+    texts = [{"text": f"It is {n} days until the weather in Paris is hot."} for n in range(20)]
+    (folder / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    steps = [{"prompt": f"You see a door {n}.\n>", "completion": f" open door {n}"} for n in range(4)]
+    (folder / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    values = {
+        "questions": str(folder / "questions"),
+        "trajectories": str(folder / "steps.jsonl"),
+        "output": str(folder / "out"),
+        "new_model": {
+            "texts": str(folder / "general.jsonl"),
+            "vocabulary": 320,
+            "hidden": 32,
+            "layers": 1,
+            "heads": 2,
+            "context": 512,
+            "training": STEPS,
+        },
+        "variants": 2,
+        "mismatched": 0.3,
+        "pairs": {"corruptions": 2, "samples": 1, "variants": 1},
+        "review": {"most": 5},
+        "steps": {
+            "sft": {"learns": "answers", "objective": {"name": "sft"}, "training": STEPS},
+            "lora_sft": {"learns": "answers", "objective": {"name": "sft"}, "training": STEPS, "lora": {"rank": 2}},
+            "dpo": {"learns": "pairs", "objective": {"name": "dpo"}, "training": STEPS},
+            "rl": {
+                "learns": "reward",
+                "objective": {"name": "rloo"},
+                "training": STEPS,
+                "sampling": {"samples": 2, "max_new_tokens": 4},
+            },
+        },
+        "paths": PATHS,
+        "seeds": [3, 5],
+        "answer_tokens": 6,
+        "timed": 2,
+        **changes,
+    }
+    return validated(ToolCallingConfig, values, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, questions):
+    folder = tmp_path_factory.mktemp("tools")
+    return folder, tool_calling(configured(folder, questions))
+
+
+def rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_every_stage_leaves_what_it_says(done, questions):
+    folder, found = done
+    out = folder / "out"
+    first = ["data", "base", "sft-3", "sft-5", "lora_sft-3", "lora_sft-5", "pairs", "review", "reward"]
+    then = ["sft-dpo", "lora_sft-dpo", "lora_sft-dpo-rl"]
+    assert list(found) == [*first, *(f"{name}-{seed}" for name in then for seed in (3, 5)), "evaluation"]
+    assert list(found) == [stage.name for stage in stages(configured(folder, questions))]
+    assert (out / "lora_sft-3" / "merged" / "model.safetensors").exists()
+    assert (out / "lora_sft-dpo-rl-5" / "run" / "model.safetensors").exists()
+    assert json.loads((out / "result.json").read_text()) == found
+    page = (out / "report.html").read_text()
+    assert all(text in page for text in ("hybrid, int8", "Over base", "Over sft", "words alone tell"))
+
+
+def test_the_data(done):
+    out, found = done[0] / "out", done[1]["data"]
+    parts = {name: read_bfcl(out / "data" / name)[0] for name in ("train", "validation", "test")}
+    assert {name: sum(counts.values()) for name, counts in found["questions"].items()} == {
+        name: len(part) for name, part in parts.items()
+    }
+    names = [{f.name for q in part for f in q.functions} for part in parts.values()]
+    assert sum(map(len, names)) == len(set.union(*names))
+    supervised = read_groups(out / "data" / "supervised_train.jsonl").groups
+    assert len(supervised) == 3 * len(parts["train"]) + 4
+    assert found["variants"] == 2 * len(parts["train"])
+    assert [group.candidates[0] for group in supervised[-4:]] == [f" open door {n}" for n in range(4)]
+
+
+def test_pairs_are_wrong_below_right(done):
+    out, found = done[0] / "out", done[1]["pairs"]
+    questions = {q.id: q for q in read_bfcl(out / "data" / "train")[0]}
+    groups = read_groups(out / "pairs" / "all.jsonl").groups
+    judged = 0
+    for group in groups:
+        asked = questions.get(group.id)
+        if asked is not None:
+            right, *wrong = (read_calls(text) for text in group.candidates)
+            assert asked.fault(right) is None
+            assert all(asked.fault(calls) is not None for calls in wrong)
+            judged += 1
+    assert judged == len(questions)
+    assert sum(found["rejected"].values()) == sum(len(group.candidates) - 1 for group in groups)
+    assert "the weaker model's own" in found["rejected"]
+    assert {group.source for group in groups} >= {"trajectories", "irrelevance"}
+    assert len(read_groups(out / "pairs" / "queue.jsonl").groups) == 5
+
+
+def test_the_reward_is_the_scorers(done):
+    out = done[0] / "out"
+    score = reward_of(out / "reward" / "questions")
+    for question in read_bfcl(out / "data" / "train")[0]:
+        [group] = [g for g in read_groups(out / "reward" / "train.jsonl").groups if g.id == question.id]
+        assert score(group.prompt, [right_answer(question), " Sorry.", " [other(a=1)]"]) == [
+            1.0, float(not question.accepted), 0.0
+        ]  # fmt: skip
+    with pytest.raises(DataError, match="none of the questions'"):
+        score("Another?", ["f()"])
+
+
+def test_shares_again_from_what_is_kept(done):
+    out, found = done[0] / "out", done[1]["evaluation"]
+    kept = {name: [rows(out / "evaluation" / f"{name}-{seed}.jsonl") for seed in (3, 5)] for name in PATHS}
+    right = {name: np.array([[row["fault"] is None for row in each] for each in two]) for name, two in kept.items()}
+    for name, table in right.items():
+        assert found["models"][name]["all"]["value"] == pytest.approx(table.mean())
+    gained = (right["dpo"].astype(float) - right["sft"]).mean()
+    assert found["differences"]["sft"]["dpo"]["value"] == pytest.approx(gained)
+    assert set(found["differences"]["base"]) == set(PATHS)
+    assert set(found["differences"]["sft"]) == set(PATHS) - {"sft"}
+    float32, int8 = (found["edge"]["sft"][kind] for kind in ("float32", "int8"))
+    assert int8["weight_bytes"] < float32["weight_bytes"]
+    assert float32["right"]["value"] == pytest.approx(right["sft"][0].mean())
+
+
+def test_done_is_not_done_again(done, questions):
+    folder, found = done
+    told = []
+    assert tool_calling(configured(folder, questions), tell=told.append) == found
+    assert all(line.endswith("done before") for line in told)
+
+
+def test_what_people_reject_is_not_trained_on(questions, tmp_path):
+    verdicts = tmp_path / "verdicts.jsonl"
+    changes = {"paths": {"dpo": ["dpo"]}, "pairs": {"weaker": "base", "variants": 0}}
+    tool_calling(configured(tmp_path, questions, **changes), only="data")
+    tool_calling(configured(tmp_path, questions, **changes), only="base")
+    tool_calling(configured(tmp_path, questions, **changes), only="pairs")
+    queue = Review(read_groups(tmp_path / "out" / "pairs" / "queue.jsonl").groups, verdicts)
+    for n, group in enumerate(queue.groups):
+        queue.give(group, "reject" if n == 0 else "accept")
+    review = {"most": 5, "verdicts": str(verdicts)}
+    found = tool_calling(configured(tmp_path, questions, **changes, review=review), only="review")
+    assert found["review"]["verdicts"] == {"accept": 4, "reject": 1, "waiting": 0}
+    kept = {group.id for group in read_groups(tmp_path / "out" / "review" / "train.jsonl").groups}
+    assert queue.groups[0].id not in kept
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, questions, tmp_path, killed_in_turn):
+    paths = {"sft": ["sft"], "hybrid": ["sft", "dpo", "rl"]}
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for folder in (straight, broken):
+        folder.mkdir()
+        config = configured(folder, questions, paths=paths)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    expected = tool_calling(configured(straight, questions, paths=paths))
+    command = [sys.executable, "-m", "penchant", "recipe", "tool-calling", str(broken / "config.yaml")]
+    killed_in_turn(
+        command, broken / "out", [stage.name for stage in stages(configured(broken, questions, paths=paths))]
+    )
+    ended = json.loads((broken / "out" / "result.json").read_text())
+    # What an answer costs is measured by the clock.
+    assert {k: v for k, v in ended["evaluation"].items() if k != "edge"} == {
+        k: v for k, v in expected["evaluation"].items() if k != "edge"
+    }
+    ours, theirs = (folder / "out" / "sft-dpo-rl-5" / "run" / "model.safetensors" for folder in (broken, straight))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [1]}, "expected two seeds or more"),
+        ({"paths": {"a": ["nothing"]}}, "paths.a: there is no step ['nothing']"),
+        ({"paths": {"a": ["sft"], "b": ["sft"]}}, "each another sequence"),
+        ({"paths": {"base": ["sft"]}}, "'base' is the name"),
+        ({"paths": {"a-b": ["sft"]}}, "'a-b' cannot be a name"),
+        ({"pairs": {"corruptions": 0, "samples": 0}}, "nothing to reject"),
+        ({"pairs": {"weaker": "dpo"}}, "a path of one step"),
+        ({"new_model": {}}, "a base from nothing needs text"),
+    ],
+)
+def test_a_wrong_configuration(tmp_path, questions, changes, message):
+    with pytest.raises(ConfigError) as error:
+        configured(tmp_path, questions, **changes)
+    assert message in str(error.value)
+
+
+def test_trajectories_of_several_answers(tmp_path, questions):
+    config = configured(tmp_path, questions)
+    (tmp_path / "steps.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
+    with pytest.raises(DataError, match="a step has several answers"):
+        tool_calling(config, only="data")
+
+
+def test_from_the_command_line(done, questions, capsys):
+    folder, _ = done
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(configured(folder, questions).model_dump(mode="json")))
+    assert run(["recipe", "tool-calling", str(config)]) == 0
+    assert "hybrid" in capsys.readouterr().out
+    assert run(["recipe", "tool-calling", str(config), "variants=5"]) == 2
+    assert "data's variants was" in capsys.readouterr().err
