@@ -253,7 +253,9 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, kil
     config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", done[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     command = [sys.executable, "-m", "penchant", "recipe", "dialogue", str(config)]
-    killed_in_turn(command, out, [stage.name for stage in stages(configured(tmp_path))])
+    # The second seed's stages are the first's with another number.
+    names = [stage.name for stage in stages(configured(tmp_path)) if not stage.name.endswith("-5")]
+    killed_in_turn(command, out, names)
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     ours, theirs = (folder / "tiny-dpo-5" / "run" / "model.safetensors" for folder in (out, undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()

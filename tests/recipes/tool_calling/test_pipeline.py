@@ -182,12 +182,12 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, questions, tm
     for folder in (straight, broken):
         folder.mkdir()
         config = configured(folder, questions, paths=paths)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     expected = tool_calling(configured(straight, questions, paths=paths))
     command = [sys.executable, "-m", "penchant", "recipe", "tool-calling", str(broken / "config.yaml")]
-    killed_in_turn(
-        command, broken / "out", [stage.name for stage in stages(configured(broken, questions, paths=paths))]
-    )
+    # The second seed's stages are the first's with another number.
+    names = [each.name for each in stages(configured(broken, questions, paths=paths)) if not each.name.endswith("-5")]
+    killed_in_turn(command, broken / "out", names)
     ended = json.loads((broken / "out" / "result.json").read_text())
     # What an answer costs is measured by the clock.
     assert {k: v for k, v in ended["evaluation"].items() if k != "edge"} == {
@@ -226,7 +226,7 @@ def test_trajectories_of_several_answers(tmp_path, questions):
 def test_from_the_command_line(done, questions, capsys):
     folder, _ = done
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(configured(folder, questions).model_dump(mode="json")))
+    config.write_text(yaml.safe_dump(configured(folder, questions).model_dump(mode="json"), sort_keys=False))
     assert run(["recipe", "tool-calling", str(config)]) == 0
     assert "hybrid" in capsys.readouterr().out
     assert run(["recipe", "tool-calling", str(config), "variants=5"]) == 2
