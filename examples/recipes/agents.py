@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SEEN = 400
+FORMS = 30_000
 
 Row = dict[str, Any]
 
@@ -55,6 +58,45 @@ def steps(data: Path) -> Iterator[Row]:
             before = f"{before}\n> {done}\n{seen}"
 
 
+def forms(words: list[str], draw: random.Random) -> Iterator[str]:
+    """Forms of invented names, something said, and the forms filled in: what a model from nothing learns to copy by.
+
+    Which form is meant, and which value belongs where, is told by the words beside it. No call is written this way.
+    """
+
+    def name(parts: int) -> str:
+        return draw.choice("__.").join(word.lower() for word in draw.sample(words, parts))
+
+    def value(kind: str) -> str:
+        if kind == "number":
+            return str(draw.randint(0, 10 ** draw.randint(1, 5)))
+        chosen = draw.sample(words, draw.randint(1, 2))
+        return " ".join(word.capitalize() for word in chosen) if draw.random() < 0.5 else " ".join(chosen).lower()
+
+    for _ in range(FORMS):
+        offered = {}
+        for _ in range(draw.choice([1, 1, 1, 2, 3])):
+            fields = {name(draw.randint(1, 2)): draw.choice(["number", "text"]) for _ in range(draw.randint(1, 4))}
+            offered[name(draw.randint(1, 3))] = fields
+        said, filled = [], []
+        for _ in range(draw.choice([1, 1, 2])):
+            form = draw.choice(list(offered))
+            given = {field: value(kind) for field, kind in offered[form].items() if draw.random() < 0.85}
+            told = [draw.choice(re.split(r"[_.]", form)), *draw.sample(words, 2)]
+            for field, each in draw.sample(list(given.items()), len(given)):
+                told += [draw.choice(re.split(r"[_.]", field)), each] if draw.random() < 0.7 else [each]
+                told += draw.sample(words, draw.randint(0, 2))
+            said.append(" ".join(told))
+            filled.append(
+                f"{form} / " + " / ".join(f"{field} is {given[field]}" for field in offered[form] if field in given)
+            )
+        shown = "\n".join(
+            f"{form} / " + " / ".join(f"{field} {kind}" for field, kind in fields.items())
+            for form, fields in offered.items()
+        )
+        yield f"{shown}\nSaid: {' and '.join(said)}\nFilled: {' ; '.join(filled)}"
+
+
 def main() -> None:
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
@@ -66,7 +108,8 @@ def main() -> None:
     write(out / "steps.jsonl", steps(data))
     rows = json.loads((data / "glaive_toolcall" / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     texts = ["\n".join(turn["value"] for turn in row["conversations"]) for row in rows if not json.loads(row["tools"])]
-    write(out / "general.jsonl", [{"text": text} for text in texts])
+    words = sorted({word for text in texts for word in re.findall(r"[A-Za-z]{2,12}", text)})
+    write(out / "general.jsonl", [{"text": text} for text in [*texts, *forms(words, random.Random(0))]])
 
 
 if __name__ == "__main__":
