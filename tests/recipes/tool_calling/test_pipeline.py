@@ -144,9 +144,9 @@ def test_shares_again_from_what_is_kept(done):
     for name, table in right.items():
         assert found["models"][name]["all"]["value"] == pytest.approx(table.mean())
     gained = (right["dpo"].astype(float) - right["sft"]).mean()
-    assert found["differences"]["sft"]["dpo"]["value"] == pytest.approx(gained)
-    assert set(found["differences"]["base"]) == set(PATHS)
-    assert set(found["differences"]["sft"]) == set(PATHS) - {"sft"}
+    assert found["differences"]["sft"]["all"]["dpo"]["value"] == pytest.approx(gained)
+    assert set(found["differences"]["base"]["calls due"]) == set(PATHS)
+    assert set(found["differences"]["sft"]["all"]) == set(PATHS) - {"sft"}
     float32, int8 = (found["edge"]["sft"][kind] for kind in ("float32", "int8"))
     assert int8["weight_bytes"] < float32["weight_bytes"]
     assert float32["right"]["value"] == pytest.approx(right["sft"][0].mean())

@@ -20,6 +20,8 @@ from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, m
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
+ALL, DUE = "all", "calls due"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,7 +49,10 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
         right[row.name] = np.array(tables)
     return {
         "models": {name: _by_category(table, test) for name, table in right.items()},
-        "differences": {before: _differences(right, before) for before in ("base", next(iter(config.paths)))},
+        "differences": {
+            before: {name: _differences(right, before, numbers) for name, numbers in _sets(test).items()}
+            for before in ("base", next(iter(config.paths)))
+        },
         "faults": faults,
         "edge": {row.name: _edges(config, row.folders[0], test) for row in rows},
     }
@@ -56,8 +61,13 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
 def _by_category(right: Floats, test: Sequence[ToolQuestion]) -> dict[str, Any]:
     categories = sorted({each.category for each in test})
     columns = {name: [n for n, each in enumerate(test) if each.category == name] for name in categories}
-    found = {name: _share(right[:, numbers]) for name, numbers in columns.items()}
-    return {name: each.to_json() for name, each in ({"all": _share(right)} | found).items()}
+    return {name: _share(right[:, numbers]).to_json() for name, numbers in (_sets(test) | columns).items()}
+
+
+def _sets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
+    """All questions, and those where a call is due: a model that never calls is right about the others."""
+    every = range(len(test))
+    return {ALL: list(every), DUE: [n for n in every if test[n].accepted]}
 
 
 def _share(right: Floats) -> Estimate:
@@ -68,11 +78,12 @@ def _share(right: Floats) -> Estimate:
     return Estimate(found.value, found.low, found.high, found.n_prompts)
 
 
-def _differences(right: Mapping[str, Floats], before: str) -> dict[str, Any]:
-    """Of every other path, paired over seeds and questions, with verdicts that count all of them."""
+def _differences(right: Mapping[str, Floats], before: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """On some questions, of every other path, paired over seeds and questions, with verdicts that count all of them."""
     others = [name for name in right if name not in (before, "base")]
-    base = right[before]
-    differences = [paired_difference(right[name], np.broadcast_to(base, right[name].shape)) for name in others]
+    base = right[before][:, numbers]
+    tables = [right[name][:, numbers] for name in others]
+    differences = [paired_difference(table, np.broadcast_to(base, table.shape)) for table in tables]
     return {
         name: {
             "value": verdict.difference.value,

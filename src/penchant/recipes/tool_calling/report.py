@@ -56,11 +56,13 @@ def _shares(models: Mapping[str, Mapping[str, Any]]) -> Table:
     )
 
 
-def _added(before: str, differences: Mapping[str, Mapping[str, Any]]) -> Table:
+def _added(before: str, differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    names = next(iter(differences.values()))
+    rows = {name: [each[name] for each in differences.values()] for name in names}
     return Table(
         f"Over {before}",
-        ("", "right calls", ""),
-        [(name, show(row), row["outcome"]) for name, row in differences.items()],
+        ("", *(column for name in differences for column in (name, ""))),
+        [(name, *(cell for each in row for cell in (show(each), each["outcome"]))) for name, row in rows.items()],
         "Paired over seeds and questions; the outcome is corrected (Holm) for the number of paths.",
     )
 
