@@ -66,7 +66,8 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # The shutdown waits for the next look.
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_address[1]}/v1"
 

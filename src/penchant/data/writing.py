@@ -60,7 +60,7 @@ def _check(path: Path, groups: Sequence[PreferenceGroup]) -> None:
 def _lines(groups: Sequence[PreferenceGroup], path: Path) -> Iterable[bytes]:
     for number, group in enumerate(groups, 1):
         try:
-            line = json.dumps(_row(group), ensure_ascii=False, allow_nan=False)
+            line = json.dumps(row_of(group), ensure_ascii=False, allow_nan=False)
             yield line.encode() + b"\n"
         except (ValueError, TypeError) as error:
             raise DataError(
@@ -70,7 +70,8 @@ def _lines(groups: Sequence[PreferenceGroup], path: Path) -> Iterable[bytes]:
             ) from error
 
 
-def _row(group: PreferenceGroup) -> dict[str, Any]:
+def row_of(group: PreferenceGroup) -> dict[str, Any]:
+    """A group as a row of the format `penchant`."""
     row: dict[str, Any] = {"id": group.id, "prompt": group.prompt, "candidates": group.candidates}
     row |= {name: value for name in FACTS if (value := getattr(group, name)) is not None}
     return row if group.weight == 1 else row | {"weight": group.weight}

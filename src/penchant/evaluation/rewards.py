@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.tokenization import tokenize_groups
-from penchant.errors import ConfigError, DataError, PenchantError
+from penchant.errors import ConfigError, DataError
+from penchant.evaluation.user_functions import import_function, shown
 
 if TYPE_CHECKING:
     import torch
@@ -103,26 +99,8 @@ class FunctionReward:
     @classmethod
     def load(cls, where: str) -> FunctionReward:
         """Import ``package.module:name`` or ``file.py:name``."""
-        module_name, colon, attribute = where.rpartition(":")
-        example = "as in my_rewards.py:score or package.module:score"
-        if not colon or not module_name or not attribute:
-            raise ConfigError(f"reward.function is {where!r}, expected a module and a name", fix=example)
-        try:
-            module = _import(module_name)
-        except PenchantError:
-            raise
-        except Exception as error:
-            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ConfigError(f"reward.function {where} cannot be imported: {found}", fix="correct it") from error
-        function = getattr(module, attribute, None)
-        if not callable(function):
-            kind = "has no such name" if function is None else "is no function"
-            raise ConfigError(f"reward.function {where}: {attribute} {kind}", fix=example)
-        # The whole file: what the function calls may stand beside it.
-        file = getattr(module, "__file__", None)
-        source = Path(file).read_bytes() if file else where.encode()
-        digest = hashlib.blake2b(source, digest_size=8).hexdigest()
-        return cls(function, where, f"function {where} {digest}")
+        found = import_function(where, "reward.function")
+        return cls(found.call, where, f"function {where} {found.digest}")
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         return [self._one(i, prompt, given) for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))]
@@ -137,7 +115,7 @@ class FunctionReward:
         try:
             numbers = [float(value) for value in found]
         except (TypeError, ValueError) as error:
-            what = f"the reward function returned {_shown(found)}, expected {len(responses)} numbers"
+            what = f"the reward function returned {shown(found)}, expected {len(responses)} numbers"
             raise DataError(what, where=place, fix="return a list with a number for each response") from error
         if len(numbers) != len(responses):
             raise DataError(
@@ -153,26 +131,6 @@ class FunctionReward:
                     fix="return a finite number for every response, also for an empty one",
                 )
         return numbers
-
-
-def _import(name: str) -> Any:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigError("reward.function: there is no such file", where=name, fix="name the .py file that holds it")
-    spec = importlib.util.spec_from_file_location(f"penchant_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A model that improves itself (SuperIntelliAgent)."""

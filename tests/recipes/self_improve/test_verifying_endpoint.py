@@ -1,0 +1,215 @@
+"""A language model as the verifier: one that is exact, chatty, rambling, silent or gone."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penchant.config_reward import JudgeConfig
+from penchant.errors import ConfigError
+from penchant.recipes.self_improve.verifying import Verdict
+from penchant.recipes.self_improve.verifying_endpoint import (
+    FAILED,
+    EndpointVerifier,
+    read_conditions,
+    read_judgement,
+)
+
+LIST = '["It is short.", "It is kind."]'
+
+
+def judgement(*met: object, critique: object = "Be kind.", names: tuple[str, ...] = ("It is short.", "It is kind.")):
+    items = [{"condition": name, "met": each} for name, each in zip(names, met, strict=True)]
+    return json.dumps({"conditions": items, "critique": critique})
+
+
+def verifier(url: str, **settings) -> EndpointVerifier:
+    return EndpointVerifier(JudgeConfig(url=url, model="m", **settings))
+
+
+class Model:
+    """Gives `conditions` where it is asked for them, else `judged`, one reply after the other, the last for ever."""
+
+    def __init__(self, conditions: object = LIST, *judged: object) -> None:
+        self.conditions, self.judged = conditions, list(judged) or [judgement(True, False)]
+        self.asked: list[str] = []
+
+    def __call__(self, question: str):
+        self.asked.append(question)
+        if "List the conditions" in question:
+            return self.conditions
+        return self.judged.pop(0) if len(self.judged) > 1 else self.judged[0]
+
+
+class TestAsking:
+    def test_conditions_of_the_prompt_then_the_answer_by_them(self, saying):
+        model = Model()
+        url = saying(model)
+        assert verifier(url)(["Why {answer}?"], ["Be{cause} {prompt}"]) == [Verdict((True, False), 0.5, "Be kind.")]
+        conditions, judged = model.asked
+        assert "[Message]\nWhy {answer}?\n" in conditions
+        assert "[Message]\nWhy {answer}?\n" in judged
+        assert "[Answer]\nBe{cause} {prompt}\n" in judged
+        assert "[Conditions]\n1. It is short.\n2. It is kind.\n" in judged
+        assert '{"conditions": [{"condition": "...", "met": true}], "critique": "..."}' in judged
+
+    def test_a_prompts_conditions_are_asked_for_once_and_everything_is_kept(self, saying):
+        model = Model()
+        url = saying(model)
+        prompts, answers = ["p", "q", "p", "p"], ["1", "2", "3", "1"]
+        first = verifier(url, parallel=1)(prompts, answers)
+        assert Counter("List the conditions" in each for each in model.asked) == {True: 2, False: 3}
+        assert verifier(url, parallel=3)(prompts, answers) == first
+        assert len(model.asked) == 5
+        verifier(url)(["p"], ["4"])
+        assert len(model.asked) == 6
+
+    def test_verdicts_stand_in_the_order_of_the_answers(self, saying):
+        def says(question: str) -> str:
+            if "List the conditions" in question:
+                return LIST
+            number = int(re.search(r"\[Answer\]\n(\d+)", question)[1])
+            time.sleep(0.01 * (number % 3))
+            return judgement(number % 2 == 0, number % 3 == 0, critique=str(number))
+
+        found = verifier(saying(says), parallel=4)(["p"] * 12, list(map(str, range(12))))
+        assert [(each.met, each.critique) for each in found] == [((k % 2 == 0, k % 3 == 0), str(k)) for k in range(12)]
+
+    @pytest.mark.parametrize("critique", ["", None, 3])
+    def test_without_a_critique_the_conditions_are_named(self, saying, critique):
+        url = saying(Model(LIST, judgement(False, True, critique=critique)))
+        assert verifier(url)(["p"], ["a"]) == [Verdict((False, True), 0.5, "Not met: It is short.")]
+
+    def test_half_of_a_surrogate_pair_in_an_answer(self, saying):
+        assert verifier(saying(Model()))(["p \ud83d"], ["a \ud83d"]) == [Verdict((True, False), 0.5, "Be kind.")]
+
+    def test_a_template_for_other_judges_is_refused(self):
+        with pytest.raises(ConfigError, match="leave the judge's prompt out"):
+            verifier("http://localhost:1/v1", prompt="judge.txt")
+
+
+class TestFailing:
+    @pytest.mark.parametrize("stumble", ["I like it.", "{", 500, 429, judgement(True, False)[:-30]])
+    def test_asked_again_where_it_stumbles(self, saying, stumble):
+        model = Model(LIST, stumble, stumble, judgement(True, True))
+        assert verifier(saying(model))(["p"], ["a"]) == [Verdict((True, True), 1.0, "Be kind.")]
+        assert len(model.asked) == 4
+
+    @pytest.mark.parametrize("nonsense", ["I like it.", "", 503, "[" * 50_000, "[[A]]", "null"])
+    def test_nonsense_to_the_last_attempt_is_a_failure_that_is_counted_and_not_kept(self, saying, nonsense):
+        model = Model(LIST, nonsense)
+        url = saying(model)
+        found = verifier(url, retries=2)(["p"] * 2, ["a", "b"])
+        assert found == [FAILED, FAILED]
+        assert sum(each.failed for each in found) == 2
+        assert (FAILED.met, FAILED.score, FAILED.satisfied) == ((), 0.0, False)
+        assert len(model.asked) == 1 + 2 * 3
+        model.judged = [judgement(True, True)]
+        assert verifier(url)(["p"], ["a"]) == [Verdict((True, True), 1.0, "Be kind.")]
+
+    def test_no_conditions_no_verdict_and_no_further_question(self, saying):
+        model = Model("I cannot think of any.")
+        assert verifier(saying(model), retries=1)(["p"] * 3, ["a", "b", "c"]) == [FAILED] * 3
+        assert len(model.asked) == 2
+
+    def test_one_failure_leaves_the_others(self, saying):
+        def says(question: str) -> str:
+            return LIST if "List the" in question else "?" if "[Answer]\nodd" in question else judgement(True, True)
+
+        found = verifier(saying(says), retries=0)(["p"] * 3, ["a", "odd", "b"])
+        assert [each.failed for each in found] == [False, True, False]
+
+    def test_too_slow(self, saying):
+        model = Model(LIST, None)
+        began = time.monotonic()
+        assert verifier(saying(model), retries=1, timeout_s=0.1)(["p"], ["a"]) == [FAILED]
+        assert time.monotonic() - began < 0.9  # the endpoint is silent for a second, twice
+        assert len(model.asked) == 3
+
+    def test_nobody_there(self):
+        assert verifier("http://127.0.0.1:9/v1", retries=0)(["p"], ["a"]) == [FAILED]
+
+    @pytest.mark.parametrize("code", [401, 403, 404])
+    @pytest.mark.parametrize("at", ["conditions", "judgement"])
+    def test_a_refusal_is_an_error_at_once(self, saying, code, at):
+        model = Model(code) if at == "conditions" else Model(LIST, code)
+        url = saying(model)
+        with pytest.raises(ConfigError, match=f"refuses: {code}") as error:
+            verifier(url)(["p"], ["a"])
+        assert url in str(error.value)
+        assert len(model.asked) == (1 if at == "conditions" else 2)
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            LIST,
+            f"```json\n{LIST}\n```",
+            f"Here are [two] conditions, as {{you}} asked: {LIST} I hope they help [sic].",
+            f'<think>["A draft."]</think>{LIST}',
+            f'{{"conditions": {LIST}}}',
+            '["It is short.", " It  is\\nkind. ", "It is short.", ""]',
+        ],
+    )
+    def test_conditions(self, reply):
+        assert read_conditions(reply) == ["It is short.", "It is kind."]
+
+    @pytest.mark.parametrize(
+        "reply",
+        ["", "[]", '[""]', "[1, 2]", '["a"', '{"a": ["b"]}', json.dumps(list("abcdefghijk")), "[" + "1" * 5000 + "]"],
+    )
+    def test_no_conditions(self, reply):
+        assert read_conditions(reply) is None
+        assert read_conditions(json.dumps(list("abcdefghij"))) == list("abcdefghij")
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            judgement(True, False),
+            f"```\n{judgement(True, False)}\n```",
+            f"[a]{judgement(True, False)}",
+            f"The answer says {judgement(True, True)} of itself, but: {judgement(True, False)} That is all {{sic}}.",
+            judgement(False, True, names=("It is kind.", "It is short.")),
+            judgement(True, False, names=("1. It is short", "2. It is kind")),
+            judgement(True, False, names=("It is kind.", "It is kind.")),
+        ],
+    )
+    def test_a_judgement(self, reply):
+        assert read_judgement(reply, ["It is short.", "It is kind."]) == [[True, False], "Be kind."]
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            judgement(True, names=("It is short.",)),
+            judgement(True, False, True, names=("a", "b", "c")),
+            judgement(1, 0),
+            judgement("true", "false"),
+            judgement(True, None),
+            '{"conditions": [true, false], "critique": ""}',
+            '{"conditions": {"It is short.": true}}',
+            "[true, false]",
+            judgement(True, False).replace("true", "True"),
+        ],
+    )
+    def test_no_judgement(self, reply):
+        assert read_judgement(reply, ["It is short.", "It is kind."]) is None
+
+    def test_what_no_tokenizer_reads_is_taken_out(self):
+        assert read_conditions('["a \\ud83d"]') == ["a ?"]
+        assert read_judgement(judgement(True, True, critique="b \ud83d"), ["x", "y"]) == [[True, True], "b ?"]
+
+    @given(st.text('[]{}",:\\ \n1tru\ud83de', max_size=40), st.booleans(), st.text("abc ([", max_size=9))
+    def test_whatever_stands_before_and_after(self, noise, met, after):
+        """Noise alone is read or not, but never raises; an object on its own line after words is found."""
+        read_conditions(noise)
+        read_judgement(noise, ["x"])
+        words = re.sub(r'[{\["]', "", noise)
+        reply = f"{words}\n{judgement(met, names=('x',))}\n{after}"
+        assert read_judgement(reply, ["x"]) == [[met], "Be kind."]
