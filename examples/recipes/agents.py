@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 SEEN = 400
-FORMS = 30_000
+LISTS = 24_000
+FORMS = 14_000
 
 Row = dict[str, Any]
 
@@ -58,8 +59,24 @@ def steps(data: Path) -> Iterator[Row]:
             before = f"{before}\n> {done}\n{seen}"
 
 
+def lists(words: list[str], draw: random.Random) -> Iterator[str]:
+    """Words, names and numbers, and the same again: a model from nothing learns to copy by them."""
+
+    def item() -> str:
+        kind = draw.random()
+        if kind < 0.3:
+            return str(draw.randint(0, 10 ** draw.randint(1, 4)))
+        if kind < 0.6:
+            return draw.choice("__.").join(word.lower() for word in draw.sample(words, 2))
+        return draw.choice(words)
+
+    for _ in range(LISTS):
+        items = " ".join(item() for _ in range(draw.randint(6, 20)))
+        yield f"{items} | {items}"
+
+
 def forms(words: list[str], draw: random.Random) -> Iterator[str]:
-    """Forms of invented names, something said, and the forms filled in: what a model from nothing learns to copy by.
+    """Forms of invented names, something said, and the forms filled in.
 
     Which form is meant, and which value belongs where, is told by the words beside it. No call is written this way.
     """
@@ -109,7 +126,9 @@ def main() -> None:
     rows = json.loads((data / "glaive_toolcall" / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     texts = ["\n".join(turn["value"] for turn in row["conversations"]) for row in rows if not json.loads(row["tools"])]
     words = sorted({word for text in texts for word in re.findall(r"[A-Za-z]{2,12}", text)})
-    write(out / "general.jsonl", [{"text": text} for text in [*texts, *forms(words, random.Random(0))]])
+    draw = random.Random(0)
+    # In this order: copying is learnt first, and the forms by it.
+    write(out / "general.jsonl", [{"text": text} for text in [*lists(words, draw), *forms(words, draw), *texts]])
 
 
 if __name__ == "__main__":
