@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from penchant.recipes.recommend.serving import Suggestion
 
-Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling"]
+Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
 Found = dict[str, Mapping[str, Any]]
 Tell = Callable[[str], None]
 Done = tuple[Path, Found, "Callable[[Found, Path], Table]"]
@@ -29,6 +29,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
         recommend: which title a user takes next (S-DPO). domain-expert: pretraining on a field's text, the instruction
         residual, two experts and a router (MortgageLLM). dialogue: supportive answers in health care, on several models
         (Empathy by Design). tool-calling: small agents, by supervision, adapters, preferences and reward (TinyLLM).
+        self-improve: a learner, a verifier, and tuning beside its work (SuperIntelliAgent).
     config
         The recipe's YAML file.
     overrides
@@ -41,6 +42,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
         "domain-expert": _domain_expert,
         "dialogue": _dialogue,
         "tool-calling": _tool_calling,
+        "self-improve": _self_improve,
     }[name]
     output, found, table = run(config, overrides, stage, teller(as_json))
     deliver(
@@ -82,6 +84,19 @@ def _tool_calling(config: Path, overrides: Sequence[str], stage: str | None, tel
 
     loaded = load_section(ToolCallingConfig, config, overrides)
     return Path(loaded.output), tool_calling(loaded, only=stage, tell=tell), agents
+
+
+def _self_improve(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
+    from penchant.config import load_section
+    from penchant.errors import ConfigError
+    from penchant.recipes.self_improve.config import SelfImproveConfig
+    from penchant.recipes.self_improve.loop import improve
+    from penchant.recipes.self_improve.report import write_result
+
+    if stage is not None:
+        raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")
+    loaded = load_section(SelfImproveConfig, config, overrides)
+    return Path(loaded.output), {"evaluation": write_result(loaded, improve(loaded, tell))}, rounds
 
 
 def recommend(
@@ -188,4 +203,17 @@ def agents(found: Found, report: Path) -> Table:
     table = Table("", *columns, title=str(report))
     for name, shares in models.items():
         table.add_row(name, *(show(shares[column]) for column in columns))
+    return table
+
+
+def rounds(found: Found, report: Path) -> Table:
+    """Success on held-out prompts by round."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+
+    table = Table("round", "served", "success", "gained", "KL", title=str(report))
+    for each in found["evaluation"]["rounds"]:
+        kl = f"{each['kl']:.2f}"
+        table.add_row(str(each["round"]), str(each["served"]), show(each["success"]), show(each["gained"]), kl)
     return table

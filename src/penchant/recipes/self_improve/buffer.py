@@ -174,6 +174,11 @@ class ReplayBuffer:
         )
         return dict(zip(("judgements", "groups", "groups drawn", "draws"), row, strict=True))
 
+    def added(self) -> int:
+        """Groups that were ever taken in; those that had to go count too."""
+        found = self._database.read("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'groups'")
+        return int(found[0][0])
+
     def close(self) -> None:
         self._database.close()
 

@@ -1,0 +1,64 @@
+"""What the learner's process and the trainer's share on disk, beside the buffer and the served learner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.reading import read_groups
+from penchant.data.splitting import split_by_prompt
+from penchant.errors import ConfigError, located
+from penchant.evaluation.answering import distinct_prompts
+from penchant.evaluation.files import write_atomically
+from penchant.recipes.self_improve.buffer import ReplayBuffer
+from penchant.recipes.self_improve.config import SelfImproveConfig
+
+CONFIG, BUFFER, PROMPTS = "config.json", "buffer.sqlite", "prompts.json"
+
+Parts = dict[str, dict[str, str]]
+"""`train`, `gate` and `test`: prompts by id."""
+
+
+def open_folder(config: SelfImproveConfig) -> Parts:
+    """Make the folder, or find that it is this configuration's.
+
+    Raises:
+        ConfigError: it is another's.
+        DataError: there are too few prompts, or they are no plain text.
+    """
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / CONFIG
+    if file.exists() and read_config(output) != config:
+        raise ConfigError("the folder is another configuration's", where=str(output), fix="name another output folder")
+    if not (output / PROMPTS).exists():
+        write_atomically(output / PROMPTS, json.dumps(_parts(config), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(file, config.model_dump_json(indent=2) + "\n")
+    return read_parts(output)
+
+
+def read_config(output: Path) -> SelfImproveConfig:
+    """As `open_folder` kept it."""
+    return SelfImproveConfig.model_validate_json((output / CONFIG).read_text(encoding="utf-8"))
+
+
+def read_parts(output: Path) -> Parts:
+    """As `open_folder` split them."""
+    parts: Parts = json.loads((output / PROMPTS).read_text(encoding="utf-8"))
+    return parts
+
+
+def open_buffer(config: SelfImproveConfig) -> ReplayBuffer:
+    """The folder's; each process opens its own."""
+    return ReplayBuffer(Path(config.output) / BUFFER, config.capacity)
+
+
+def _parts(config: SelfImproveConfig) -> Parts:
+    prompts = distinct_prompts(read_groups(config.prompts).groups)
+    groups = [PreferenceGroup(as_text(prompt), ("",), id=str(n)) for n, prompt in enumerate(prompts)]
+    with located(config.prompts):
+        train, held_out = split_by_prompt(groups, held_out=config.held_out, seed=config.seed)
+        gate, test = split_by_prompt(held_out, held_out=0.5, seed=config.seed)
+    sides = {"train": train, "gate": gate, "test": test}
+    return {name: {group.id: str(group.prompt) for group in part} for name, part in sides.items()}

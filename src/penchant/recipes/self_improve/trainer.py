@@ -1,0 +1,134 @@
+"""The process that tunes the learner while it works: `python -m penchant.recipes.self_improve.trainer OUTPUT PARENT`.
+
+PARENT is the learner's process: without it nobody would wait for an update.
+
+OUTPUT/updates/N/      begun.json: what it starts from; train.jsonl; run/; merged/; result.json once it is decided
+
+An update that was killed is gone on with from what it left. It ends by the gate: of the first learner, the one that is
+served and the new one, the best on the gate's prompts is served from then on, of equals the newest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from penchant.data.writing import write_anew
+from penchant.errors import PenchantError
+from penchant.evaluation.files import write_atomically
+from penchant.recipes.self_improve.buffer import ReplayBuffer
+from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.learner import folder_of
+from penchant.recipes.self_improve.measuring import measure
+from penchant.recipes.self_improve.parts import open_buffer, read_config, read_parts
+from penchant.recipes.self_improve.served import Served, read_served, serve
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+
+ERROR, LOCK = "trainer_error.json", "trainer.lock"
+PAUSE = 0.1
+"""Seconds between two looks at the buffer."""
+
+
+def run(output: Path, parent: int) -> None:
+    """Update whenever there is enough that is new, until the parent process is gone."""
+    config = read_config(output)
+    with _alone(output):
+        buffer = open_buffer(config)
+        while os.getppid() == parent:
+            number = next_update(output)
+            if idle(config, buffer):
+                time.sleep(PAUSE)
+            else:
+                update(config, buffer, number)
+
+
+def next_update(output: Path) -> int:
+    """The first that is not decided; updates count from 1."""
+    number = 1
+    while (folder_of(output, number) / "result.json").exists():
+        number += 1
+    return number
+
+
+def idle(config: SelfImproveConfig, buffer: ReplayBuffer) -> bool:
+    """Whether no update is under way, nor enough new groups in the buffer for one."""
+    output = Path(config.output)
+    number = next_update(output)
+    begun = (folder_of(output, number) / "begun.json").exists()
+    return not begun and buffer.added() < number * config.update.groups
+
+
+def update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> None:
+    """Tune what is served on a draw from the buffer, and let the gate decide."""
+    output = Path(config.output)
+    folder, started = folder_of(output, number), time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _begin(config, buffer, number)
+    tuned = TunedConfig(
+        training=config.update.training.model_copy(update={"seed": config.seed + number}), lora=config.update.lora
+    )
+    tune(folder, before.model, folder / "train.jsonl", None, config.update.objective, tuned)
+    merge_where_adapted(folder, tuned)
+    new = Served(number, str(whole_model(folder, tuned)))
+    first = Served(0, config.model)
+    shares = {each.update: _gate(config, each, number) for each in (first, before, new)}
+    best = max((first, before, new), key=lambda each: (shares[each.update], each.update))
+    if best != read_served(output):
+        serve(output, best)
+    found = {"from": before.update, "served": best.update, "gate": shares, "seconds": time.perf_counter() - started}
+    write_atomically(folder / "result.json", json.dumps(found) + "\n")
+
+
+def _begin(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> Served:
+    """What the update starts from; its data is drawn, once."""
+    output = Path(config.output)
+    folder = folder_of(output, number)
+    file = folder / "begun.json"
+    if not file.exists():
+        groups = buffer.draw(config.update.groups, seed=config.seed + number)
+        write_anew(groups, folder / "train.jsonl")
+        buffer.lower([group.id for group in groups], config.update.forgets)
+        served = read_served(output)
+        assert served is not None
+        write_atomically(file, json.dumps(vars(served)) + "\n")
+    return Served(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def _gate(config: SelfImproveConfig, served: Served, number: int) -> float:
+    """The share of the gate's prompts that satisfies, by the verifier the learner is judged by."""
+    prompts = list(read_parts(Path(config.output))["gate"].values())
+    verifier = config.verifier.open_wrong(config.seed)
+    found = measure(
+        served, served.model, prompts, verifier, config.sampling, seed=number, token_budget=config.token_budget
+    )
+    return float(np.mean(found.satisfied))
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Waits for another trainer of the folder, whose parent was killed, to end."""
+    with (output / LOCK).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> int:
+    output, parent = Path(sys.argv[1]), int(sys.argv[2])
+    try:
+        run(output, parent)
+    except PenchantError as error:
+        write_atomically(output / ERROR, json.dumps({"error": str(error)}) + "\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

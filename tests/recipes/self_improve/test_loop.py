@@ -1,0 +1,298 @@
+"""The loop with its trainer beside it, at tiny size: killed, filled up, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penchant.cli import run
+from penchant.config_errors import validated
+from penchant.errors import ConfigError, TrainingError
+from penchant.recipes import world
+from penchant.recipes.self_improve import loop
+from penchant.recipes.self_improve.buffer import ReplayBuffer
+from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.learner import TextLearner
+from penchant.recipes.self_improve.loop import improve, read_rounds
+from penchant.recipes.self_improve.parts import open_buffer, open_folder
+from penchant.recipes.self_improve.report import alarms, summarise, write_result
+from penchant.recipes.self_improve.served import Served, read_served, serve
+from penchant.recipes.self_improve.trainer import idle, next_update, update
+
+RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    """A random Llama that knows the world's words; a handful of its answers are short by chance."""
+    folder = tmp_path_factory.mktemp("learner") / "model"
+    tokenizer = world.build_tokenizer()
+    tokenizer.save_pretrained(folder)
+    world.build_model(len(tokenizer), 0).save_pretrained(folder)
+    return str(folder)
+
+
+def configured(folder, learner, **changes):
+    (folder / "rule.py").write_text(RULE)
+    rows = [{"prompt": prompt} for prompt in world.prompts(24, 0)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "model": learner,
+        "prompts": str(folder / "prompts.jsonl"),
+        "output": str(folder / "out"),
+        "verifier": {"function": f"{folder / 'rule.py'}:conditions"},
+        "rounds": 2,
+        "prompts_per_round": 10,
+        "attempts": 4,
+        "batch": 5,
+        "sampling": {"max_new_tokens": 4, "temperature": 1.5},
+        "held_out": 0.4,
+        "update": {
+            "groups": 2,
+            "training": {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-3},
+            "lora": {"rank": 2},
+        },
+        **changes,
+    }
+    return validated(SelfImproveConfig, values, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, learner):
+    folder = tmp_path_factory.mktemp("improve")
+    config = configured(folder, learner)
+    return config, improve(config), Path(config.output)
+
+
+def judgements(output):
+    buffer = ReplayBuffer(output / "buffer.sqlite", 100)
+    return {name: buffer.counts()[name] for name in ("judgements", "groups")}
+
+
+def test_what_it_leaves(done):
+    config, rounds, output = done
+    assert [each["round"] for each in rounds] == [0, 1, 2]
+    parts = json.loads((output / "prompts.json").read_text())
+    assert {name: len(part) for name, part in parts.items()} == {"train": 14, "gate": 5, "test": 5}
+    assert len({text for part in parts.values() for text in part.values()}) == 24
+    assert judgements(output)["judgements"] == rounds[1]["judgements"] + rounds[2]["judgements"]
+    updates = next_update(output) - 1
+    buffer = open_buffer(config)
+    assert updates == buffer.added() // 2 > 0
+    assert idle(config, buffer)
+    for number in range(1, updates + 1):
+        told = json.loads((output / "updates" / str(number) / "result.json").read_text())
+        assert told["gate"][str(told["served"])] == max(told["gate"].values())
+        assert (output / "updates" / str(number) / "merged" / "model.safetensors").exists()
+    assert read_served(output).update == rounds[-1]["served"] == told["served"]
+    # The next round does not start with the prompts of the last.
+    names = [set(loop._names(config, parts, number)) for number in (1, 2)]
+    assert len(names[0] | names[1]) == 14
+
+
+def test_the_page(done):
+    config, rounds, output = done
+    found = write_result(config, rounds)
+    assert found == summarise(config, rounds)
+    first, last = found["rounds"][0], found["rounds"][-1]
+    assert first["gained"]["value"] == 0
+    assert last["success"]["value"] == pytest.approx(sum(rounds[-1]["test"]["satisfied"]) / 5)
+    page = (output / "report.html").read_text()
+    assert all(text in page for text in ("Updates, and the gate", "Success on held-out prompts", "Distance from"))
+
+
+def test_done_is_not_done_again(done):
+    config, rounds, output = done
+    before = judgements(output)
+    assert improve(config) == rounds == read_rounds(config)
+    assert judgements(output) == before
+
+
+def test_another_configuration_of_the_same_folder(done, learner):
+    config, _, _ = done
+    with pytest.raises(ConfigError, match="the folder is another configuration's"):
+        improve(config.model_copy(update={"attempts": 2}))
+
+
+def test_a_swap_between_batches(learner, done):
+    """The same prompts and draws: another answer only where another learner was taken."""
+    config, _, output = done
+    mine = TextLearner(Served(0, learner), config.sampling)
+    prompts = world.prompts(6, 1)
+    first = mine.answer(prompts, 3)
+    assert mine.answer(prompts, 3) == first
+    mine.take(Served(0, learner))
+    assert mine.swaps == []
+    mine.take(Served(1, str(output / "updates" / "1" / "merged")))
+    assert len(mine.swaps) == 1
+    assert mine.served.update == 1
+
+
+def test_a_learner_that_cannot_be_loaded_leaves_the_old_one(learner, done, tmp_path):
+    config, _, _ = done
+    mine = TextLearner(Served(0, learner), config.sampling)
+    prompts = world.prompts(3, 1)
+    before = mine.answer(prompts, 0)
+    with pytest.raises(Exception, match="no such folder"):
+        mine.take(Served(2, str(tmp_path / "none")))
+    assert mine.served.update == 0
+    assert mine.answer(prompts, 0) == before
+
+
+def test_the_pointer_is_whole_while_it_is_replaced(tmp_path):
+    """A thousand exchanges under a reader: it never sees half of one."""
+    serve(tmp_path, Served(0, "m" * 5000))
+    seen, stop = [], threading.Event()
+
+    def read():
+        while not stop.is_set():
+            seen.append(read_served(tmp_path))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 1001):
+        serve(tmp_path, Served(number, "m" * 5000))
+    stop.set()
+    reader.join()
+    assert all(each is not None and len(each.model) == 5000 for each in seen)
+    assert [each.update for each in seen] == sorted(each.update for each in seen)
+
+
+def test_an_update_that_was_killed_ends_the_same(done, tmp_path, learner):
+    """After the draw and before the decision: the same draw, the same weights."""
+    config = configured(tmp_path, learner)
+    open_folder(config)
+    serve(tmp_path / "out", Served(0, learner))
+    source = ReplayBuffer(done[2] / "buffer.sqlite", 100)
+    buffer = open_buffer(config)
+    for group in source.draw(4, seed=0):
+        buffer.add(group, 1.0)
+    update(config, buffer, 1)
+    folder = tmp_path / "out" / "updates" / "1"
+    drawn, decided = (folder / "train.jsonl").read_bytes(), json.loads((folder / "result.json").read_text())
+    weights = (folder / "merged" / "model.safetensors").read_bytes()
+    (folder / "result.json").unlink()
+    update(config, buffer, 1)
+    again = json.loads((folder / "result.json").read_text())
+    assert (folder / "train.jsonl").read_bytes() == drawn
+    assert (folder / "merged" / "model.safetensors").read_bytes() == weights
+    assert {**again, "seconds": 0} == {**decided, "seconds": 0}
+    assert buffer.counts()["draws"] == 2
+
+
+def start(config, folder):
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "penchant", "recipe", "self-improve", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def children(pid):
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_no_judgement_is_lost_or_doubled(done, learner, tmp_path):
+    """The learner's process, then the trainer's, by SIGKILL in the middle; then to the end."""
+    config = configured(tmp_path, learner)
+    output = Path(config.output)
+    process = start(config, tmp_path)
+    wait_for(lambda: (output / "buffer.sqlite").exists() and judgements(output)["judgements"] > 0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = judgements(output)["judgements"]
+    process = start(config, tmp_path)
+    wait_for(lambda: (output / "updates" / "1").exists())
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    rounds = read_rounds(config)
+    assert judgements(output)["judgements"] == sum(each.get("judgements", 0) for each in rounds) >= kept
+    assert len(rounds) == 3
+    buffer = open_buffer(config)
+    assert idle(config, buffer)
+    # Nothing is left running.
+    wait_for(lambda: not subprocess.run(["pgrep", "-f", str(output)], capture_output=True).stdout)
+
+
+def test_what_stops_the_trainer_stops_the_loop(learner, tmp_path):
+    """A user's mistake that only the trainer meets: one error, and no process left."""
+    config = configured(tmp_path, learner, update={"groups": 2, "objective": {"name": "nothing"}})
+    with pytest.raises(TrainingError, match="the trainer stopped:"):
+        improve(config)
+
+
+def test_a_trainer_that_is_killed_again_and_again(learner, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "RESTARTS", 1)
+    config = configured(tmp_path, learner)
+    open_folder(config)
+    with loop.Trainer(Path(config.output)) as trainer:
+        for _ in range(2):
+            os.kill(trainer.pid, signal.SIGKILL)
+            trainer._process.wait()
+            if _ == 0:
+                trainer.check()
+        with pytest.raises(TrainingError, match=r"the trainer ended 2 times, the last time with -9"):
+            trainer.check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verifier": {}}, "expected one of function, reward and endpoint, found none"),
+        (
+            {"verifier": {"function": "a.py:f", "endpoint": {"url": "http://x/v1", "model": "m"}}},
+            "function and endpoint",
+        ),
+        ({"memory": "{prompt} again"}, "memory: expected a template"),
+        ({"attempts": 1}, "attempts"),
+    ],
+)
+def test_a_wrong_configuration(tmp_path, learner, changes, message):
+    with pytest.raises(ConfigError) as error:
+        configured(tmp_path, learner, **changes)
+    assert message in str(error.value)
+
+
+def told(success, words=10.0, distinct=0.5, old=0.5):
+    return {
+        "test": {"satisfied": [float(n < success) for n in range(10)], "words": words, "distinct": distinct},
+        "first round": {"satisfied": [float(n < old * 10) for n in range(10)]},
+    }
+
+
+def test_alarms():
+    assert alarms([told(1), told(3), told(4)]) == []
+    assert alarms([told(1), told(3), told(3), told(2)]) == ["no better on the test since round 1"]
+    assert alarms([told(1), told(2, distinct=0.2)]) == ["answers have become alike: 0.20 distinct pairs of words, 0.50"]
+    assert alarms([told(1), told(2, words=4)]) == ["answers are of 4 words, at first of 10"]
+    assert alarms([told(1, old=0.6), told(2, old=0.3)]) == [
+        "the first round's prompts are forgotten: 0.30, at best 0.60"
+    ]
+
+
+def test_from_the_command_line(done, tmp_path, capsys):
+    config, _, _ = done
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert run(["recipe", "self-improve", str(file)]) == 0
+    assert "gained" in capsys.readouterr().out
+    assert run(["recipe", "self-improve", str(file), "--stage", "rounds"]) == 2
+    assert "has rounds and no stages" in capsys.readouterr().err
