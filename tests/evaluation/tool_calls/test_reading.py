@@ -54,6 +54,11 @@ def test_python(answer, calls):
     assert read_calls(answer) == calls
 
 
+@pytest.mark.filterwarnings("error")
+def test_odd_literals_are_read_without_a_word():
+    assert read_calls("f(a=1if 2else 3)") is None
+
+
 @pytest.mark.parametrize("language", ["java", "javascript"])
 def test_other_languages(language):
     answer = '[A.b(x="a, b", y=new int[]{1, 2}, z=\'c\'), f(o={k: [1, 2]}, p="a" + "b"), g()]'

@@ -1,0 +1,54 @@
+"""The committed example and the script that makes its learner, shortened."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from penchant.config import load_section
+from penchant.recipes import world
+from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.loop import improve
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("reviews", EXAMPLES / "reviews.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_conditions():
+    judged = script().conditions("Review of the cozy cafe on the corner:", " The cafe was perfect. The soup was good.")
+    assert judged == {
+        "it is favourable": True,
+        "it is two or three whole sentences": True,
+        "it says what it is about": True,
+    }
+    assert list(script().conditions("Review of the cozy cafe:", "It was terrible").values()) == [False, False, False]
+
+
+def test_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = script()
+    for name in ("TEXTS", "DEMONSTRATIONS", "PROMPTS"):
+        monkeypatch.setattr(module, name, 40)
+    for name in ("PRETRAINING", "TUNING"):
+        monkeypatch.setattr(module, name, 2)
+    monkeypatch.setattr(sys, "argv", ["reviews.py", "files"])
+    module.main()
+    prompts = [json.loads(line)["prompt"] for line in Path("files/prompts.jsonl").read_text().splitlines()]
+    assert len(set(prompts)) == 40
+    told = {json.loads(line)["prompt"] for line in Path("files/demonstrations.jsonl").read_text().splitlines()}
+    assert told.isdisjoint(prompts)
+    assert told <= set(world.split_prompts(0, 0)[0])
+    file = EXAMPLES / "self_improve.yaml"
+    function = f"verifier.function={EXAMPLES / 'reviews.py'}:conditions"
+    config = load_section(SelfImproveConfig, file, [function, "rounds=1", "prompts_per_round=4", "attempts=2"])
+    rounds = improve(config)
+    assert [each["round"] for each in rounds] == [0, 1]
+    assert len(rounds[0]["test"]["satisfied"]) == 10
