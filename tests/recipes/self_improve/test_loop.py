@@ -57,7 +57,8 @@ def configured(folder, learner, **changes):
         "sampling": {"max_new_tokens": 4, "temperature": 1.5},
         "held_out": 0.4,
         "update": {
-            "groups": 2,
+            "new": 2,
+            "groups": 4,
             "training": {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-3},
             "lora": {"rank": 2},
         },
@@ -186,7 +187,7 @@ def test_an_update_that_was_killed_ends_the_same(done, tmp_path, learner):
     assert (folder / "train.jsonl").read_bytes() == drawn
     assert (folder / "merged" / "model.safetensors").read_bytes() == weights
     assert {**again, "seconds": 0} == {**decided, "seconds": 0}
-    assert buffer.counts()["draws"] == 2
+    assert buffer.counts()["draws"] == 4
 
 
 def start(config, folder):
@@ -234,7 +235,7 @@ def test_killed_anywhere_no_judgement_is_lost_or_doubled(done, learner, tmp_path
 
 def test_what_stops_the_trainer_stops_the_loop(learner, tmp_path):
     """A user's mistake that only the trainer meets: one error, and no process left."""
-    config = configured(tmp_path, learner, update={"groups": 2, "objective": {"name": "nothing"}})
+    config = configured(tmp_path, learner, update={"new": 2, "objective": {"name": "nothing"}})
     with pytest.raises(TrainingError, match="the trainer stopped:"):
         improve(config)
 

@@ -51,7 +51,8 @@ class VerifierConfig(Section):
 class UpdateConfig(Section):
     """How the learner is tuned beside its work."""
 
-    groups: int = Field(32, ge=2, description="of a training set; so many new ones start an update")
+    new: int = Field(16, ge=1, description="so many new groups in the buffer start an update")
+    groups: int = Field(64, ge=2, description="drawn from the buffer for it, new and old, at most")
     objective: dict[str, Any] = Field({"name": "dpo", "beta": 0.1}, description="as in a run")
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig(learning_rate=1e-4, epochs=2)

@@ -63,7 +63,7 @@ def idle(config: SelfImproveConfig, buffer: ReplayBuffer) -> bool:
     output = Path(config.output)
     number = next_update(output)
     begun = (folder_of(output, number) / "begun.json").exists()
-    return not begun and buffer.added() < number * config.update.groups
+    return not begun and buffer.added() < number * config.update.new
 
 
 def update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> None:
