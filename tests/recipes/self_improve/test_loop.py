@@ -16,7 +16,7 @@ import yaml
 
 from penchant.cli import run
 from penchant.config_errors import validated
-from penchant.errors import ConfigError, TrainingError
+from penchant.errors import ConfigError, DataError, TrainingError
 from penchant.recipes import world
 from penchant.recipes.self_improve import loop
 from penchant.recipes.self_improve.buffer import ReplayBuffer
@@ -270,6 +270,14 @@ def test_a_wrong_configuration(tmp_path, learner, changes, message):
     with pytest.raises(ConfigError) as error:
         configured(tmp_path, learner, **changes)
     assert message in str(error.value)
+
+
+def test_prompts_of_messages(learner, tmp_path):
+    config = configured(tmp_path, learner)
+    row = {"prompt": [{"role": "user", "content": "Hello."}]}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match="a prompt is messages"):
+        improve(config)
 
 
 def told(success, words=10.0, distinct=0.5, old=0.5):

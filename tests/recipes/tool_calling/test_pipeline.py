@@ -21,6 +21,8 @@ from penchant.recipes.tool_calling.pipeline import stages, tool_calling
 from penchant.recipes.tool_calling.rewarding import reward_of
 from penchant.recipes.tool_calling.right import right_answer
 
+from .conftest import function, question
+
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
 PATHS = {"sft": ["sft"], "lora_sft": ["lora_sft"], "dpo": ["sft", "dpo"], "hybrid": ["lora_sft", "dpo", "rl"]}
 
@@ -128,10 +130,10 @@ def test_pairs_are_wrong_below_right(done):
 def test_the_reward_is_the_scorers(done):
     out = done[0] / "out"
     score = reward_of(out / "reward" / "questions")
-    for question in read_bfcl(out / "data" / "train")[0]:
-        [group] = [g for g in read_groups(out / "reward" / "train.jsonl").groups if g.id == question.id]
-        assert score(group.prompt, [right_answer(question), " Sorry.", " [other(a=1)]"]) == [
-            1.0, float(not question.accepted), 0.0
+    for asked in read_bfcl(out / "data" / "train")[0]:
+        [group] = [g for g in read_groups(out / "reward" / "train.jsonl").groups if g.id == asked.id]
+        assert score(group.prompt, [right_answer(asked), " Sorry.", " [other(a=1)]"]) == [
+            1.0, float(not asked.accepted), 0.0
         ]  # fmt: skip
     with pytest.raises(DataError, match="none of the questions'"):
         score("Another?", ["f()"])
@@ -214,6 +216,14 @@ def test_a_wrong_configuration(tmp_path, questions, changes, message):
     with pytest.raises(ConfigError) as error:
         configured(tmp_path, questions, **changes)
     assert message in str(error.value)
+
+
+def test_a_right_answer_that_cannot_be_read_back_is_left_out(tmp_path, questions):
+    """An argument called as a keyword of the language."""
+    odd = question("odd", "simple_python", "From?", [function("f", **{"from": "integer"})], [{"f": {"from": [1]}}])
+    found = tool_calling(configured(tmp_path, [*questions, odd]), only="data")["data"]
+    assert found["no right answer"] == 1
+    assert sum(sum(part.values()) for part in found["questions"].values()) == len(questions)
 
 
 def test_trajectories_of_several_answers(tmp_path, questions):

@@ -8,7 +8,7 @@ from pathlib import Path
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.data.splitting import split_by_prompt
-from penchant.errors import ConfigError, located
+from penchant.errors import ConfigError, DataError, located
 from penchant.evaluation.answering import distinct_prompts
 from penchant.evaluation.files import write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
@@ -56,6 +56,8 @@ def open_buffer(config: SelfImproveConfig) -> ReplayBuffer:
 
 def _parts(config: SelfImproveConfig) -> Parts:
     prompts = distinct_prompts(read_groups(config.prompts).groups)
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise DataError("a prompt is messages", where=config.prompts, fix="give plain text, as the verifier reads it")
     groups = [PreferenceGroup(as_text(prompt), ("",), id=str(n)) for n, prompt in enumerate(prompts)]
     with located(config.prompts):
         train, held_out = split_by_prompt(groups, held_out=config.held_out, seed=config.seed)

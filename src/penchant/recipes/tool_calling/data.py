@@ -13,10 +13,11 @@ from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
+from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.right import right_answer, right_calls
+from penchant.recipes.tool_calling.right import right_answer
 from penchant.recipes.tool_calling.splitting import split
 from penchant.recipes.tool_calling.variants import Vocabulary, variant
 
@@ -24,8 +25,13 @@ from penchant.recipes.tool_calling.variants import Vocabulary, variant
 def prepare(config: ToolCallingConfig, folder: Path) -> Found:
     """Write the questions in three parts, and supervised groups of training and validation."""
     read, left_out = read_bfcl(Path(config.questions))
-    # What any call would answer teaches no answer; what the files say is right must be right.
-    usable = [each for each in read if each.accepted is not None and each.fault(right_calls(each)) is None]
+    # What any call would answer teaches no answer. What is taught must be right as it is written: an argument that is
+    # called as a keyword of Python cannot be read back.
+    usable = [
+        each
+        for each in read
+        if each.accepted is not None and each.fault(read_calls(right_answer(each), each.language)) is None
+    ]
     if not usable:
         raise DataError("no question with a right answer is left", where=config.questions, fix="add other categories")
     rest, test = split(usable, config.held_out, config.seed)

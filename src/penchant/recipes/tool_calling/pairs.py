@@ -70,13 +70,9 @@ def _groups(
         corrupted = list(corrupt(question, draw).items())
         chosen = draw.sample(corrupted, min(len(corrupted), config.pairs.corruptions))
         wrong = {f" {write_calls(calls)}": kind for kind, calls in chosen}
-        right = right_answer(question).strip()
-        # What the model says that is right after all is no answer to reject; an argument called as a keyword of the
-        # language cannot be read back, and the right answer is known by its text.
+        # What the model says that is right after all is no answer to reject.
         for text in said:
-            if text.strip() in ("", right):
-                continue
-            if question.fault(read_calls(text, question.language)) is not None:
+            if text.strip() and question.fault(read_calls(text, question.language)) is not None:
                 wrong.setdefault(f" {text.strip()}", OWN)
         kinds.update(wrong.values())
         if wrong:
