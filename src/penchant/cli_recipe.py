@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
 Found = dict[str, Mapping[str, Any]]
-Tell = Callable[[str], None]
-Done = tuple[Path, Found, "Callable[[Found, Path], Table]"]
-"""A recipe's folder, what its stages found, and how to show it."""
+Parts = tuple[Any, Callable[..., Found], "Callable[[Found, Path], Table]"]
+"""A recipe's configuration, what runs it, and how to show what its stages found."""
 
 
 def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
@@ -37,66 +36,54 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     stage
         Run this stage alone; those before it must be done.
     """
-    run = {
+    from penchant.config import load_section
+
+    kind, run, table = {
         "recommend": _recommend,
         "domain-expert": _domain_expert,
         "dialogue": _dialogue,
         "tool-calling": _tool_calling,
         "self-improve": _self_improve,
-    }[name]
-    output, found, table = run(config, overrides, stage, teller(as_json))
-    deliver(
-        found, as_json, table(found, output / "report.html") if "evaluation" in found else f"done: {', '.join(found)}"
-    )
+    }[name]()
+    loaded = load_section(kind, config, overrides)
+    found = run(loaded, only=stage, tell=teller(as_json))
+    done = "evaluation" in found
+    deliver(found, as_json, table(found, Path(loaded.output) / "report.html") if done else f"done: {', '.join(found)}")
 
 
-def _recommend(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
-    from penchant.config import load_section
+def _recommend() -> Parts:
     from penchant.recipes.recommend.config import RecommendConfig
     from penchant.recipes.recommend.pipeline import recommend
 
-    loaded = load_section(RecommendConfig, config, overrides)
-    return Path(loaded.output), recommend(loaded, only=stage, tell=tell), hit_ratios
+    return RecommendConfig, recommend, hit_ratios
 
 
-def _domain_expert(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
-    from penchant.config import load_section
+def _domain_expert() -> Parts:
     from penchant.recipes.domain_expert.config import DomainExpertConfig
     from penchant.recipes.domain_expert.pipeline import domain_expert
 
-    loaded = load_section(DomainExpertConfig, config, overrides)
-    return Path(loaded.output), domain_expert(loaded, only=stage, tell=tell), experts
+    return DomainExpertConfig, domain_expert, experts
 
 
-def _dialogue(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
-    from penchant.config import load_section
+def _dialogue() -> Parts:
     from penchant.recipes.dialogue.config import DialogueConfig
     from penchant.recipes.dialogue.pipeline import dialogue
 
-    loaded = load_section(DialogueConfig, config, overrides)
-    return Path(loaded.output), dialogue(loaded, only=stage, tell=tell), dialogues
+    return DialogueConfig, dialogue, dialogues
 
 
-def _tool_calling(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
-    from penchant.config import load_section
+def _tool_calling() -> Parts:
     from penchant.recipes.tool_calling.config import ToolCallingConfig
     from penchant.recipes.tool_calling.pipeline import tool_calling
 
-    loaded = load_section(ToolCallingConfig, config, overrides)
-    return Path(loaded.output), tool_calling(loaded, only=stage, tell=tell), agents
+    return ToolCallingConfig, tool_calling, agents
 
 
-def _self_improve(config: Path, overrides: Sequence[str], stage: str | None, tell: Tell) -> Done:
-    from penchant.config import load_section
-    from penchant.errors import ConfigError
+def _self_improve() -> Parts:
     from penchant.recipes.self_improve.config import SelfImproveConfig
-    from penchant.recipes.self_improve.loop import improve
-    from penchant.recipes.self_improve.report import write_result
+    from penchant.recipes.self_improve.pipeline import self_improve
 
-    if stage is not None:
-        raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")
-    loaded = load_section(SelfImproveConfig, config, overrides)
-    return Path(loaded.output), {"evaluation": write_result(loaded, improve(loaded, tell))}, rounds
+    return SelfImproveConfig, self_improve, rounds
 
 
 def recommend(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from penchant.data.groups import Text, as_text
 from penchant.evaluation.judges import Judge, Verdict
 from penchant.evaluation.length_control import length_controlled
+from penchant.evaluation.report import Table, show
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 
 
@@ -39,6 +40,18 @@ class WinRate:
         numbers = {name: getattr(self, name) for name in ("judge", "wins", "losses", "ties", "agreement", "failed")}
         rates = {name: getattr(self, name).to_json() for name in ("rate", "length_controlled")}
         return {**numbers, **rates, "n": len(self.values)}
+
+
+def verdict_tables(judged: Mapping[str, Mapping[str, Any]], against: str) -> list[Table]:
+    """A report's table of win rates, as `WinRate.to_json` gives them, by whose they are; none where there are none."""
+    counts = ("wins", "losses", "ties", "failed")
+    rows = [
+        (name, show(row["rate"]), show(row["length_controlled"]), *(str(row[key]) for key in counts))
+        for name, row in judged.items()
+    ]
+    note = "Each pair is shown in both orders; a tie is also where the orders disagree or a verdict failed."
+    table = Table(f"By the judge, against {against}", ("", "win rate", "at equal lengths", *counts), rows, note)
+    return [table] if rows else []
 
 
 def win_rate(judge: Judge, prompts: Sequence[Text], ours: Sequence[Text], theirs: Sequence[Text]) -> WinRate:

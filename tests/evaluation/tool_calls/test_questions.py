@@ -42,7 +42,7 @@ def test_what_is_due(bfcl):
     [
         ("simple_python", {"id": "a"}, None, "no question: KeyError"),
         ("simple_python", {"id": "a", "question": [[], []], "function": []}, None, "2 turns; expected one"),
-        ("simple_python", "{", None, "no JSON"),
+        ("simple_python", "{", None, "line 1: not valid JSON at column 2"),
         ("simple_python", {}, {"id": "s0", "ground_truth": []}, "there is no answer to s0"),
         ("simple_python", {}, {"id": "s0", "ground_truth": [{"f": {}}]}, "the answer to s0 calls 'f'"),
         ("simple_python", {}, {"id": "s0", "ground_truth": [{"m.add": {"a": 1}}]}, "each value is a list"),

@@ -44,15 +44,16 @@ def test_dialogues(written):
 @pytest.mark.parametrize(
     ("row", "rating", "message"),
     [
-        ("{", None, "no JSON"),
-        ("[]", None, "a row is an object, this is list"),
+        ("{", None, "not valid JSON at column 1"),
+        ("[]", None, "line 1: found a list; expected an object"),
         ({"question": "q"}, None, "there is no text in 'answer'; the row holds question"),
         ({"question": " ", "answer": "a"}, None, "there is no text in 'question'"),
         ({"question": "q", "answer": "a", "votes": True}, "votes", "'votes' is True"),
         ({"question": "q", "answer": "a", "topic": 3}, None, "'topic' is 3; expected text"),
         ({"messages": [{"role": "user"}]}, None, "no messages"),
         ({"messages": [], "votes": 1}, "votes", "a dialogue has no ratings"),
-        ("", None, "there is no answer in it"),
+        ("", None, "it is empty; expected at least one row"),
+        ({"messages": []}, None, "there is no answer in it"),
     ],
 )
 def test_bad_rows(written, row, rating, message):
@@ -62,5 +63,5 @@ def test_bad_rows(written, row, rating, message):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(DataError, match="it cannot be read: No such file"):
+    with pytest.raises(DataError, match="there is no such file"):
         read_answered(str(tmp_path / "none.jsonl"), rating=None, turns=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penchant.data.files import read_rows
 from penchant.data.groups import Message
 from penchant.errors import DataError
 from penchant.evaluation.files import write_atomically
@@ -87,9 +88,9 @@ def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
 def _read(file: Path, category: str) -> Iterator[ToolQuestion]:
     answers: Mapping[str, Any] = {}
     if not category.endswith("relevance"):
-        rows = _rows(file.parent / ANSWERS / file.name)
-        answers = {str(row.get("id")): row.get("ground_truth") for row, _ in rows}
-    for row, where in _rows(file):
+        rows = read_rows(file.parent / ANSWERS / file.name)
+        answers = {str(row.get("id")): row.get("ground_truth") for _, row in rows}
+    for where, row in read_rows(file):
         try:
             turns, name = row["question"], str(row["id"])
             functions = tuple(Function.read(each, where) for each in row["function"])
@@ -120,20 +121,6 @@ def _accepted(
                 f"the answer to {name} calls {called!r} with {values!r}", where=where, fix="each value is a list"
             )
     return tuple(due)
-
-
-def _rows(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{file}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"no JSON: {error}", where=where, fix="write one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"a row is an object, this is {type(row).__name__}", where=where, fix="write an object")
-        yield row, where
 
 
 def choose(questions: Sequence[ToolQuestion], categories: Sequence[str], limit: int | None) -> list[ToolQuestion]:

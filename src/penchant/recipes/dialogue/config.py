@@ -8,8 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from penchant.config import Section, TrainingConfig
 from penchant.config_reward import JudgeConfig
+from penchant.recipes.comparing import Seeds
 from penchant.recipes.dialogue.construction import Filters
 from penchant.recipes.dialogue.rewriting import PRESCRIPTIVE, SUPPORTIVE, EndpointRewriter, Rewriter, RuleRewriter
+from penchant.recipes.encoders import EncoderConfig
 from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
@@ -90,13 +92,6 @@ class MethodConfig(TunedConfig):
     objective: dict[str, Any] = Field(description="as in a run")
 
 
-class EncoderConfig(Section):
-    """A model whose hidden states say how alike two texts are."""
-
-    model: str = Field(description="folder or hub id")
-    layers: int | None = Field(None, ge=1, description="the layer compared; null: the last")
-
-
 class MeasuresConfig(Section):
     """What answers are measured by, beside what is counted from their words."""
 
@@ -127,7 +122,7 @@ class DialogueConfig(Section):
     methods: dict[str, MethodConfig] = Field(
         {"dpo": MethodConfig(objective={"name": "dpo", "beta": 0.1})}, description="by name, each from the SFT model"
     )
-    seeds: list[int] = Field([0, 1, 2], description="every model is tuned with each")
+    seeds: Seeds = Field([0, 1, 2], description="every model is tuned with each")
     measures: MeasuresConfig = MeasuresConfig()
     questions: int = Field(100, ge=2, description="test questions of each source that are answered, at most")
     answer_tokens: int = Field(96, ge=1, description="of the longest answer")
@@ -150,13 +145,6 @@ class DialogueConfig(Section):
         for name in value:
             if name in RESERVED or not name.replace("_", "").replace(".", "").isalnum():
                 raise ValueError(f"'{name}' cannot be a name: letters, digits, . and _, none of {', '.join(RESERVED)}")
-        return value
-
-    @field_validator("seeds")
-    @classmethod
-    def _several(cls, value: list[int]) -> list[int]:
-        if len(value) < 2 or len(set(value)) < len(value) or min(value) < 0:
-            raise ValueError("expected two seeds or more, each once: one does not show how seeds differ")
         return value
 
     @model_validator(mode="after")

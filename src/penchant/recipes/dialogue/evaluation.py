@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ import numpy as np
 
 from penchant.data.groups import as_text
 from penchant.evaluation.answering import answer
-from penchant.evaluation.comparisons import Difference, holm, paired_difference
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.human_centric import is_crisis
 from penchant.evaluation.judges import EndpointJudge
 from penchant.evaluation.rating_sheet import write_sheet
-from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
+from penchant.evaluation.statistics import Floats
 from penchant.evaluation.win_rate import win_rate
+from penchant.recipes.comparing import differences, over_seeds
 from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import Question, ask, read_questions
@@ -97,7 +97,7 @@ def evaluate(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found
     for (model, method), per_seed in measured.items():
         own = models.setdefault(model, {}).setdefault(method, {})
         for name, numbers in sets.items():
-            own[name] = {key: _estimate(table).to_json() for key, table in _tables(per_seed, name, numbers)}
+            own[name] = {key: over_seeds(table).to_json() for key, table in _tables(per_seed, name, numbers)}
     return {
         "models": models,
         "differences": {name: _differences(measured, name, numbers) for name, numbers in sets.items()},
@@ -133,15 +133,6 @@ def _tables(per_seed: Sequence[Values], name: str, numbers: Sequence[int]) -> It
             yield key, np.array(table)
 
 
-def _estimate(table: Floats) -> Estimate:
-    """The mean over seeds and questions; of a single model the interval is over questions."""
-    if len(table) == 1:
-        values = table[0][~np.isnan(table[0])]
-        return bootstrap_mean(values, range(len(values)))
-    found = paired_difference(table, np.zeros_like(table))
-    return Estimate(found.value, found.low, found.high, found.n_prompts)
-
-
 def _differences(
     measured: Mapping[tuple[str, str], Sequence[Values]], name: str, numbers: Sequence[int]
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -153,23 +144,15 @@ def _differences(
     found: dict[str, dict[str, dict[str, Any]]] = {}
     tables = {key: dict(_tables(values, name, numbers)) for key, values in measured.items()}
     for key, better in BETTER.items():
-        compared = [step for step in steps if all(key in tables[step[0], each] for each in step[1:])]
-        each = [_step(tables[model, method][key], tables[model, before][key]) for model, method, before in compared]
-        signs = [_turned(difference) if better == "lower" else difference for difference in each]
-        for (model, method, _), difference, verdict in zip(compared, each, holm(signs), strict=True):
-            row = {"value": difference.value, "low": difference.low, "high": difference.high, "n": difference.n_prompts}
-            numbered = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-            outcome = verdict.outcome if better != "neither" else None
-            found.setdefault(model, {}).setdefault(method, {})[key] = numbered | {"outcome": outcome}
+        pairs = {
+            (model, method): (tables[model, before][key], tables[model, method][key])
+            for model, method, before in steps
+            if all(key in tables[model, each] for each in (before, method))
+        }
+        for (model, method), row in differences(pairs, lower_is_better=better == "lower").items():
+            told = row if better != "neither" else row | {"outcome": None}
+            found.setdefault(model, {}).setdefault(method, {})[key] = told
     return found
-
-
-def _step(after: Floats, before: Floats) -> Difference:
-    return paired_difference(after, np.broadcast_to(before, after.shape))
-
-
-def _turned(difference: Difference) -> Difference:
-    return replace(difference, value=-difference.value, low=-difference.high, high=-difference.low)
 
 
 def _judged(config: DialogueConfig, rows: Sequence[Row], asked: Sequence[Question], folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from penchant.evaluation.references import rouge_l
 from penchant.evaluation.similarity import BertScore, SentenceSimilarity
 from penchant.recipes.dialogue.config import MeasuresConfig
 from penchant.recipes.dialogue.data import Question
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import pairs_right, read_log_probs
 
 CRISIS, UNSAFE = "crisis", "unsafe"
 """Sets of `probes`, beside those of the sources."""
@@ -68,7 +68,7 @@ class Instruments:
             with located(config.empathic):
                 classifier = EmpathyClassifier(read_groups(config.empathic).groups)
         return cls(
-            BertScore(config.bert_score.model, config.bert_score.layers) if config.bert_score else None,
+            config.bert_score.open() if config.bert_score else None,
             SentenceSimilarity(config.sentences) if config.sentences else None,
             Entailment(config.entailment) if config.entailment else None,
             classifier,
@@ -120,16 +120,11 @@ class Instruments:
 def preference_accuracy(model: str, file: Path, prompts: Mapping[str, int], token_budget: int) -> dict[int, float]:
     """Of each test question, the share of its pairs whose better answer has the higher log-prob per token.
 
-    A tie counts half. Per token: before preferences are learnt, a longer answer is less likely whatever it says.
-
     Args:
         prompts: question's number, by its prompt's text; pairs of other prompts are not read.
     """
     values: dict[int, list[float]] = defaultdict(list)
     groups = [group for group in read_groups(file).groups if as_text(group.prompt) in prompts]
     for scored in read_log_probs(model, groups, token_budget):
-        means = [value / n for value, n in zip(scored.log_probs, scored.tokens, strict=True)]
-        for better, worse in scored.group.pairs:
-            won = (means[better] > means[worse]) + 0.5 * (means[better] == means[worse])
-            values[prompts[as_text(scored.group.prompt)]].append(won)
+        values[prompts[as_text(scored.group.prompt)]] += pairs_right(scored)
     return {number: float(np.mean(each)) for number, each in sorted(values.items())}

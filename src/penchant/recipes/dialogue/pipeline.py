@@ -16,17 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.data.groups import as_text
-from penchant.data.reading import read_groups
-from penchant.data.writing import write_anew
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
 from penchant.recipes.dialogue.report import write_result
 from penchant.recipes.fingerprints import fingerprint
-from penchant.recipes.small_llama import SizesConfig, build_small_llama
+from penchant.recipes.new_base import new_base
+from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.texts import as_groups, read_passages
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
 
 Tell = Callable[[str], None]
@@ -120,15 +117,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
 
 def _new(config: DialogueConfig, sizes: SizesConfig) -> Run:
     def run(place: Path) -> Found:
-        groups = as_groups(read_passages(str(config.new_models.texts)), config.new_models.chunk_words)
-        write_anew(groups, place / "train.jsonl")
-        if not (place / "start" / "config.json").exists():
-            taught = read_groups(place.parent / "data" / "supervised_train.jsonl").groups
-            more = [as_text(part) for group in taught for part in (group.prompt, *group.candidates)]
-            texts = [as_text(group.candidates[0]) for group in groups]
-            build_small_llama(place / "start", [*texts, *more], sizes.sizes, config.seed)
-        tuned = TunedConfig(training=config.new_models.training)
-        tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, tuned)
-        return {"texts": len(groups)}
+        new, also = config.new_models, [place.parent / "data" / "supervised_train.jsonl"]
+        return new_base(place, str(new.texts), new.chunk_words, sizes, new.training, also, config.seed)
 
     return run

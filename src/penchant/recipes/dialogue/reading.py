@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from penchant.data.files import read_rows
 from penchant.errors import DataError
 
 ANSWERING = frozenset({"assistant", "doctor", "gpt", "counsellor", "counselor", "therapist"})
@@ -32,7 +31,7 @@ class Answered:
 
 
 def read_answered(file: str, *, rating: str | None, turns: int) -> list[Answered]:
-    """JSON lines of ``question`` and ``answer``, or of ``messages``; ``source`` and ``topic`` may stand beside them.
+    """Rows of ``question`` and ``answer``, or of ``messages``; ``source`` and ``topic`` may stand beside them.
 
     Of a dialogue every turn of an answering role (`ANSWERING`) that follows another's is an answer.
 
@@ -43,29 +42,13 @@ def read_answered(file: str, *, rating: str | None, turns: int) -> list[Answered
     Raises:
         DataError: the file cannot be read, or a row is neither.
     """
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        found = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
-        raise DataError(f"it cannot be read: {found}", where=file, fix="check the path; the file is UTF-8") from error
-    answered = [
-        each
-        for n, line in enumerate(lines, 1)
-        if line.strip()
-        for each in _row(line, f"{file}, line {n}", rating, turns)
-    ]
+    answered = [each for where, row in read_rows(file) for each in _row(row, where, rating, turns)]
     if not answered:
         raise DataError("there is no answer in it", where=file, fix="give rows of question and answer, or of messages")
     return answered
 
 
-def _row(line: str, where: str, rating: str | None, turns: int) -> Iterator[Answered]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"no JSON: {error}", where=where, fix="write one JSON object a line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"a row is an object, this is {type(row).__name__}", where=where, fix='{"question": ..., ...}')
+def _row(row: Mapping[str, Any], where: str, rating: str | None, turns: int) -> Iterator[Answered]:
     facts = (_rating(row, where, rating), _optional(row, "source", where), _optional(row, "topic", where))
     if "messages" in row:
         if rating is not None:

@@ -11,6 +11,7 @@ import yaml
 
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.report import RunReport, Sample, Table, show, write_report
+from penchant.evaluation.win_rate import verdict_tables
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.evaluation import ALL
 from penchant.recipes.dialogue.measures import BETTER
@@ -47,7 +48,7 @@ def write_result(folder: Path, config: DialogueConfig, found: Mapping[str, Found
         samples=_samples(folder, config),
         details=[
             _leaks(found["audit"]),
-            *_verdicts(measured["judged"]),
+            *verdict_tables(measured["judged"], "SFT, both of the first seed"),
             *(
                 table
                 for name in sets[1:]
@@ -124,17 +125,6 @@ def _leaks(audit: Mapping[str, Mapping[str, Any]]) -> Table:
         ],
         "A model may learn this instead of what people meant.",
     )
-
-
-def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    counts = ("wins", "losses", "ties", "failed")
-    rows = [
-        (name, show(row["rate"]), show(row["length_controlled"]), *(str(row[key]) for key in counts))
-        for name, row in judged.items()
-    ]
-    note = "Of the first seed's answers, each pair shown in both orders; a tie is also where the orders disagree."
-    table = Table("By the judge, against SFT", ("", "win rate", "at equal lengths", *counts), rows, note)
-    return [table] if rows else []
 
 
 def _samples(folder: Path, config: DialogueConfig) -> list[Sample]:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from penchant.config import Section, TrainingConfig
 from penchant.config_reward import JudgeConfig
+from penchant.recipes.encoders import EncoderConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.texts import Cleaning
 from penchant.recipes.tuning import TunedConfig
@@ -82,13 +83,6 @@ class RouterConfig(Section):
         return value
 
 
-class BertScoreConfig(Section):
-    """The model whose hidden states say how alike an answer and the right one are."""
-
-    model: str = Field(description="folder or hub id of an encoder, or of any language model")
-    layers: int | None = Field(None, ge=1, description="the layer compared; null: the last")
-
-
 class DomainExpertConfig(Section):
     """Adapt to a field, follow instructions again, two experts, and a router before them."""
 
@@ -108,7 +102,7 @@ class DomainExpertConfig(Section):
     conversation: ConversationConfig = ConversationConfig()
     structured: TunedConfig = TunedConfig()
     router: RouterConfig = RouterConfig()
-    bert_score: BertScoreConfig | None = Field(None, description="answers are also compared by BERTScore")
+    bert_score: EncoderConfig | None = Field(None, description="answers are also compared by BERTScore")
     judge: JudgeConfig | None = Field(None, description="asked whether answers beat the instruct model's")
     answers: int = Field(200, ge=1, description="answers of each kind that are measured, at most")
     answer_tokens: int = Field(64, ge=1, description="of the longest answer")

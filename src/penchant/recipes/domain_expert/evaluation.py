@@ -16,7 +16,7 @@ from penchant.evaluation.judges import EndpointJudge
 from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
 from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import bootstrap_ratio
-from penchant.evaluation.win_rate import win_rate
+from penchant.evaluation.win_rate import verdict_tables, win_rate
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import Asked, perplexity, preference_accuracy
 from penchant.recipes.domain_expert.routing import EXPERTS
@@ -36,7 +36,7 @@ def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str,
     asked = {
         name: Asked.of(data / f"{name}_test.jsonl", config.answers) for name in ("instructions", "tasks", "preferences")
     }
-    alike = BertScore(config.bert_score.model, config.bert_score.layers) if config.bert_score else None
+    alike = config.bert_score.open() if config.bert_score else None
     said: dict[str, dict[str, list[str]]] = {}
     found: dict[str, dict[str, Any]] = {}
     for model, place in models.items():
@@ -131,25 +131,8 @@ def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, F
                 f"Rows: whose the request is. {router['fell_back']} fell below the threshold, to the fallback.",
             ),
         ],
-        details=_verdicts(measured["judged"]),
+        details=verdict_tables(measured["judged"], "the instruct model"),
         figures=curves,
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     write_report(folder / "report.html", report)
-
-
-def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    counts = ("wins", "losses", "ties", "failed")
-    rows = [
-        (name, show(row["rate"]), show(row["length_controlled"]), *(str(row[key]) for key in counts))
-        for name, row in judged.items()
-    ]
-    note = (
-        "Answers to test prompts of the preferences, each pair shown in both orders; a tie is also where the orders "
-        "disagree or a verdict failed."
-    )
-    return (
-        [Table("By the judge, against the instruct model", ("", "win rate", "at equal lengths", *counts), rows, note)]
-        if rows
-        else []
-    )

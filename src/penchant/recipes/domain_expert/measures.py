@@ -17,7 +17,7 @@ from penchant.evaluation.references import exact_match, rouge_l, token_f1
 from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import pairs_right, read_log_probs
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,12 @@ def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
 
 
 def preference_accuracy(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
-    """How often the better answer has the higher log-prob per token; a tie counts half; the interval is over prompts.
-
-    Per token: a model without preferences finds a longer answer less likely, whatever it says.
-    """
-    values, prompts = [], []
+    """How often the better answer has the higher log-prob per token; the interval is over prompts."""
+    values: list[float] = []
+    prompts: list[str] = []
     for scored in read_log_probs(model, read_groups(file).groups, config.token_budget):
-        means = [value / n for value, n in zip(scored.log_probs, scored.tokens, strict=True)]
-        for better, worse in scored.group.pairs:
-            values.append((means[better] > means[worse]) + 0.5 * (means[better] == means[worse]))
-            prompts.append(as_text(scored.group.prompt))
+        right = pairs_right(scored)
+        values += right
+        prompts += [as_text(scored.group.prompt)] * len(right)
     numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
     return bootstrap_mean(values, [numbers[prompt] for prompt in prompts])

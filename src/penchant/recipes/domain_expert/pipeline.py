@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.engine.residual import add_residual
@@ -27,9 +26,8 @@ from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
 from penchant.recipes.fingerprints import fingerprint
-from penchant.recipes.small_llama import build_small_llama
+from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.texts import as_groups, read_passages
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
 
 Tell = Callable[[str], None]
@@ -109,18 +107,8 @@ def adapted(config: DomainExpertConfig) -> Path:
 def _new_base(config: DomainExpertConfig) -> Run:
     def run(place: Path) -> Found:
         new = config.new_models
-        groups = as_groups(read_passages(str(new.texts)), config.texts.chunk_words)
-        write_anew(groups, place / "train.jsonl")
-        if not (place / "start" / "config.json").exists():
-            sets = (place.parent / "data" / f"{name}_train.jsonl" for name in ("instructions", "tasks"))
-            more = [
-                as_text(part) for file in sets for g in read_groups(file).groups for part in (g.prompt, *g.candidates)
-            ]
-            texts = [as_text(group.candidates[0]) for group in groups]
-            build_small_llama(place / "start", [*texts, *more], new.sizes, config.seed)
-        tuned = TunedConfig(training=new.training)
-        tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, tuned)
-        return {"texts": len(groups)}
+        also = [place.parent / "data" / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
+        return new_base(place, str(new.texts), config.texts.chunk_words, new, new.training, also, config.seed)
 
     return run
 

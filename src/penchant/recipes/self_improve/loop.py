@@ -23,7 +23,7 @@ from typing import Any
 
 from penchant.errors import TrainingError
 from penchant.evaluation.files import write_atomically
-from penchant.recipes.self_improve.attempts import attempt
+from penchant.recipes.self_improve.attempts import attempt, satisfied
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import TextLearner
@@ -151,7 +151,7 @@ def _round(config: SelfImproveConfig, parts: Parts, number: int, buffer: ReplayB
     told = [judgement for name in names for judgement in buffer.judged(number, name)]
     facts = {
         "judgements": len(told),
-        "first attempts satisfied": sum(j.attempt == 1 and bool(j.met) and all(j.met) for j in told) / len(names),
+        "first attempts satisfied": sum(each.attempt == 1 and satisfied(each) for each in told) / len(names),
         "swaps": learner.swaps,
         "groups": buffer.counts()["groups"],
     }

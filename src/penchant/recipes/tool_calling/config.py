@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from penchant.config import SamplingConfig, Section, TrainingConfig
+from penchant.recipes.comparing import Seeds
 from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
@@ -62,17 +63,10 @@ class ToolCallingConfig(Section):
     review: ReviewConfig = ReviewConfig()
     steps: dict[str, StepConfig] = Field(description="by name")
     paths: dict[str, list[str]] = Field(description="by name, the steps one after the other")
-    seeds: list[int] = Field([0, 1, 2], description="every path is gone with each")
+    seeds: Seeds = Field([0, 1, 2], description="every path is gone with each")
     answer_tokens: int = Field(128, ge=1, description="of the longest answer")
     timed: int = Field(20, ge=1, description="questions answered one at a time, by the clock")
     seed: int = Field(0, ge=0, description="of the parts, the variants and a model from nothing")
-
-    @field_validator("seeds")
-    @classmethod
-    def _several(cls, value: list[int]) -> list[int]:
-        if len(value) < 2 or len(set(value)) < len(value) or min(value) < 0:
-            raise ValueError("expected two seeds or more, each once: one does not show how seeds differ")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> ToolCallingConfig:

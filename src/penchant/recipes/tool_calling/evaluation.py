@@ -12,11 +12,11 @@ import numpy as np
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.quantization import eight_bits
-from penchant.evaluation.comparisons import holm, paired_difference
-from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
+from penchant.evaluation.statistics import Floats
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, measure_edge, write_answers
+from penchant.recipes.comparing import differences, over_seeds
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
@@ -61,7 +61,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
 def _by_category(right: Floats, test: Sequence[ToolQuestion]) -> dict[str, Any]:
     categories = sorted({each.category for each in test})
     columns = {name: [n for n, each in enumerate(test) if each.category == name] for name in categories}
-    return {name: _share(right[:, numbers]).to_json() for name, numbers in (_sets(test) | columns).items()}
+    return {name: over_seeds(right[:, numbers]).to_json() for name, numbers in (_sets(test) | columns).items()}
 
 
 def _sets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
@@ -70,30 +70,10 @@ def _sets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
     return {ALL: list(every), DUE: [n for n in every if test[n].accepted]}
 
 
-def _share(right: Floats) -> Estimate:
-    """Of seeds and questions; of one model, of questions."""
-    if len(right) == 1:
-        return bootstrap_mean(right[0], range(right.shape[1]))
-    found = paired_difference(right, np.zeros_like(right))
-    return Estimate(found.value, found.low, found.high, found.n_prompts)
-
-
 def _differences(right: Mapping[str, Floats], before: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """On some questions, of every other path, paired over seeds and questions, with verdicts that count all of them."""
+    """On some questions, of every other path."""
     others = [name for name in right if name not in (before, "base")]
-    base = right[before][:, numbers]
-    tables = [right[name][:, numbers] for name in others]
-    differences = [paired_difference(table, np.broadcast_to(base, table.shape)) for table in tables]
-    return {
-        name: {
-            "value": verdict.difference.value,
-            "low": verdict.difference.low,
-            "high": verdict.difference.high,
-            "n": verdict.difference.n_prompts,
-            "outcome": verdict.outcome,
-        }
-        for name, verdict in zip(others, holm(differences), strict=True)
-    }
+    return differences({name: (right[before][:, numbers], right[name][:, numbers]) for name in others})
 
 
 def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion]) -> dict[str, Any]:

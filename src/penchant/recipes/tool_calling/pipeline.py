@@ -15,13 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.data.groups import as_text
-from penchant.data.reading import read_groups
-from penchant.data.writing import write_anew
 from penchant.recipes.fingerprints import fingerprint
-from penchant.recipes.small_llama import build_small_llama
+from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.texts import as_groups, read_passages
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.data import prepare
 from penchant.recipes.tool_calling.evaluation import Row, evaluate
@@ -134,23 +130,7 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
 
 def _new(config: ToolCallingConfig) -> Run:
     def run(place: Path) -> Found:
-        new = config.new_model
-        groups = as_groups(read_passages(str(new.texts)), new.chunk_words)
-        write_anew(groups, place / "train.jsonl")
-        if not (place / "start" / "config.json").exists():
-            taught = read_groups(place.parent / "data" / "supervised_train.jsonl").groups
-            more = [as_text(part) for group in taught for part in (group.prompt, *group.candidates)]
-            build_small_llama(
-                place / "start", [*(as_text(g.candidates[0]) for g in groups), *more], new.sizes, config.seed
-            )
-        tune(
-            place,
-            str(place / "start"),
-            place / "train.jsonl",
-            None,
-            {"name": "sft"},
-            TunedConfig(training=new.training),
-        )
-        return {"texts": len(groups)}
+        new, also = config.new_model, [place.parent / "data" / "supervised_train.jsonl"]
+        return new_base(place, str(new.texts), new.chunk_words, new, new.training, also, config.seed)
 
     return run

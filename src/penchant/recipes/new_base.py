@@ -1,0 +1,44 @@
+"""A base from nothing, as a recipe's stage: text to train on, a small Llama, and an ordinary run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from penchant.config import TrainingConfig
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.reading import read_groups
+from penchant.data.writing import write_anew
+from penchant.recipes.small_llama import SizesConfig, build_small_llama
+from penchant.recipes.stages import Found
+from penchant.recipes.texts import as_groups, read_passages
+from penchant.recipes.tuning import TunedConfig, tune
+
+
+def new_base(
+    place: Path,
+    texts: str,
+    chunk_words: int,
+    sizes: SizesConfig,
+    training: TrainingConfig,
+    also: Sequence[Path],
+    seed: int,
+) -> Found:
+    """Train into ``place/run``; what was interrupted goes on.
+
+    Args:
+        texts: file of passages, longer ones cut into so many words.
+        also: files of groups that the tokenizer, not the base, learns from too.
+    """
+    groups = as_groups(read_passages(texts), chunk_words)
+    write_anew(groups, place / "train.jsonl")
+    if not (place / "start" / "config.json").exists():
+        told = [as_text(group.candidates[0]) for group in groups]
+        shown = (part for file in also for group in read_groups(file).groups for part in _parts(group))
+        build_small_llama(place / "start", [*told, *shown], sizes.sizes, seed)
+    tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, TunedConfig(training=training))
+    return {"texts": len(groups)}
+
+
+def _parts(group: PreferenceGroup) -> list[str]:
+    return [as_text(part) for part in (group.prompt, *group.candidates)]

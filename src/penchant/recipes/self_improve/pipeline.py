@@ -1,0 +1,24 @@
+"""`penchant recipe self-improve`: the loop, then the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from penchant.errors import ConfigError
+from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.loop import improve
+from penchant.recipes.self_improve.report import write_result
+
+
+def self_improve(
+    config: SelfImproveConfig, *, only: str | None = None, tell: Callable[[str], None] = lambda line: None
+) -> dict[str, Mapping[str, Any]]:
+    """Run all rounds; one that was interrupted is gone on with.
+
+    Raises:
+        PenchantError: as `improve`; ConfigError also where a stage is named.
+    """
+    if only is not None:
+        raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")
+    return {"evaluation": write_result(config, improve(config, tell))}

@@ -1,0 +1,44 @@
+"""Estimates and differences over seeds and questions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from penchant.evaluation.comparisons import paired_difference
+from penchant.evaluation.statistics import bootstrap_mean
+from penchant.recipes.comparing import Seeds, differences, over_seeds
+
+DRAW = np.random.default_rng(0)
+BEFORE = DRAW.normal(size=(3, 40))
+AFTER = BEFORE + 1 + 0.1 * DRAW.normal(size=(3, 40))
+
+
+def test_estimates():
+    found, expected = over_seeds(AFTER), paired_difference(AFTER, 0 * AFTER)
+    assert (found.value, found.low, found.high, found.n) == (AFTER.mean(), expected.low, expected.high, 40)
+    single = np.array([[1.0, np.nan, 3.0, 5.0]])
+    assert over_seeds(single) == bootstrap_mean([1, 3, 5], range(3))
+
+
+def test_differences():
+    found = differences({"up": (BEFORE, AFTER), "none": (BEFORE, BEFORE), "single": (BEFORE[:1], AFTER)})
+    assert found["up"]["value"] == pytest.approx((AFTER - BEFORE).mean())
+    assert found["up"]["outcome"] == "better"
+    assert found["none"] == {"value": 0, "low": 0, "high": 0, "n": 40, "outcome": "not distinguishable"}
+    assert found["single"]["value"] == pytest.approx((AFTER - BEFORE[:1]).mean())
+    turned = differences({"up": (BEFORE, AFTER)}, lower_is_better=True)["up"]
+    # The numbers stay; which of the two is better turns.
+    assert turned["value"] == found["up"]["value"]
+    assert turned["outcome"] == "worse"
+    nothing = differences({"unmeasured": (np.full((2, 3), np.nan), np.full((2, 3), np.nan))})["unmeasured"]
+    assert nothing["value"] is None
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 1], [0, -1]])
+def test_seeds(seeds):
+    adapter = TypeAdapter(Seeds)
+    assert adapter.validate_python([0, 2]) == [0, 2]
+    with pytest.raises(ValidationError, match="two seeds or more"):
+        adapter.validate_python(seeds)
