@@ -179,16 +179,17 @@ def test_what_people_reject_is_not_trained_on(questions, tmp_path):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, questions, tmp_path, killed_in_turn):
-    paths = {"sft": ["sft"], "hybrid": ["sft", "dpo", "rl"]}
+    # Answers long enough that the last stage does not end before it is killed.
+    changes = {"paths": {"sft": ["sft"], "hybrid": ["sft", "dpo", "rl"]}, "answer_tokens": 120}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for folder in (straight, broken):
         folder.mkdir()
-        config = configured(folder, questions, paths=paths)
+        config = configured(folder, questions, **changes)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    expected = tool_calling(configured(straight, questions, paths=paths))
+    expected = tool_calling(configured(straight, questions, **changes))
     command = [sys.executable, "-m", "penchant", "recipe", "tool-calling", str(broken / "config.yaml")]
     # The second seed's stages are the first's with another number.
-    names = [each.name for each in stages(configured(broken, questions, paths=paths)) if not each.name.endswith("-5")]
+    names = [each.name for each in stages(configured(broken, questions, **changes)) if not each.name.endswith("-5")]
     killed_in_turn(command, broken / "out", names)
     ended = json.loads((broken / "out" / "result.json").read_text())
     # What an answer costs is measured by the clock.
