@@ -141,3 +141,70 @@ def full_at_the_second_save(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
     monkeypatch.setattr(checkpoints, "save", full)
     return marks
+
+
+@pytest.fixture(scope="session")
+def small_denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of pictures of 16 pixels that knows the shapes' words, without a VAE."""
+    from penchant.recipes.self_improve.shapes import prompts
+    from penchant.recipes.self_improve.small_denoiser import build_denoiser
+
+    folder = tmp_path_factory.mktemp("small_denoiser") / "model"
+    build_denoiser(folder, [prompt.text for prompt in prompts()], 16, (32, 64), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of Stable Diffusion's shape, as its own pipeline saves it; pictures of 16 pixels, latents of 8."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from penchant.recipes.self_improve.small_denoiser import word_tokenizer
+
+    tokenizer = word_tokenizer(["a red circle above a blue square"])
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("stable_diffusion") / "model"
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.model_max_length,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder

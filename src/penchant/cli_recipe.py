@@ -199,8 +199,9 @@ def rounds(found: Found, report: Path) -> Table:
 
     from penchant.evaluation.report import show
 
-    table = Table("round", "served", "success", "gained", "KL", title=str(report))
-    for each in found["evaluation"]["rounds"]:
-        kl = f"{each['kl']:.2f}"
-        table.add_row(str(each["round"]), str(each["served"]), show(each["success"]), show(each["gained"]), kl)
+    told = found["evaluation"]
+    table = Table("round", "served", "success", "gained", told["signs"]["distance"], title=str(report))
+    for each in told["rounds"]:
+        gained = show(each["success"]), show(each["gained"])
+        table.add_row(str(each["round"]), str(each["served"]), *gained, f"{each['distance']:.3g}")
     return table

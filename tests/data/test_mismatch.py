@@ -51,7 +51,8 @@ def test_it_is_cut_to_fit():
 
 def test_objectives_are_told_of_it_and_of_nothing_else():
     for known in ({"labels": (True, False)}, {"scores": (2.0, 1.0)}, {"ranks": (1, 2)}):
-        facts = group_facts(add_mismatched(tokenized(["a", "b"], **known), seed=0, longest=100))
+        groups = add_mismatched(tokenized(["a", "b"], **known), seed=0, longest=100)
+        facts = group_facts([group.group for group in groups], [[1] * len(group.responses) for group in groups])
         assert facts.mask.tolist() == [[True, True, False]] * 2
         assert facts.mismatched.tolist() == [[False, False, True]] * 2
         assert facts.labels.tolist() == [[1, -1, 0]] * 2

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from penchant.data.groups import PreferenceGroup
-from penchant.data.tokenized import TokenizedGroup
 from penchant.training.batches import Order, group_facts, padded_table
 
 
@@ -28,17 +26,12 @@ def test_the_files_order_on_request():
 
 
 def test_facts_by_hand():
-    def tokenized(*lengths: int, **known: object) -> TokenizedGroup:
-        group = PreferenceGroup("x", ("y",) * len(lengths), **known)
-        return TokenizedGroup(np.array([1]), tuple(np.ones(n, np.int64) for n in lengths), group)
-
-    facts = group_facts(
-        [
-            tokenized(2, 3, 4, scores=(0.5, 2.0, 0.5)),
-            tokenized(7, labels=(False,), weight=2.5),
-            tokenized(1, 1, ranks=(2, 1)),
-        ]
-    )
+    groups = [
+        PreferenceGroup("x", ("y",) * 3, scores=(0.5, 2.0, 0.5)),
+        PreferenceGroup("x", ("y",), labels=(False,), weight=2.5),
+        PreferenceGroup("x", ("y",) * 2, ranks=(2, 1)),
+    ]
+    facts = group_facts(groups, [[2, 3, 4], [7], [1, 1]])
     assert facts.mask.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     assert facts.tokens.tolist() == [[2, 3, 4], [7, 0, 0], [1, 1, 0]]
     assert facts.better.nonzero().tolist() == [[0, 1, 0], [0, 1, 2], [2, 1, 0]]

@@ -87,9 +87,13 @@ class Given:
         return Drawn([self.split.groups[i] for i in members], references)
 
 
-def group_facts(groups: Sequence[TokenizedGroup]) -> Groups:
-    """What the objective is told of G groups of at most K candidates; see `Groups`."""
-    g, k = len(groups), max(len(group.responses) for group in groups)
+def group_facts(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[int]]) -> Groups:
+    """What the objective is told of G groups of at most K candidates; see `Groups`.
+
+    Args:
+        lengths: tokens of each candidate; a picture's is 1.
+    """
+    g, k = len(groups), max(map(len, lengths))
     facts = Groups(
         mask=torch.zeros(g, k, dtype=torch.bool),
         tokens=torch.zeros(g, k, dtype=torch.int64),
@@ -97,15 +101,14 @@ def group_facts(groups: Sequence[TokenizedGroup]) -> Groups:
         scores=torch.zeros(g, k),
         scored=torch.zeros(g, k, dtype=torch.bool),
         labels=torch.zeros(g, k, dtype=torch.int64),
-        weights=torch.tensor([group.group.weight for group in groups], dtype=torch.float32),
+        weights=torch.tensor([group.weight for group in groups], dtype=torch.float32),
         mismatched=torch.zeros(g, k, dtype=torch.bool),
     )
     assert facts.mismatched is not None
-    for row, tokenized in enumerate(groups):
-        known: PreferenceGroup = tokenized.group
-        n = len(tokenized.responses)
+    for row, (known, counted) in enumerate(zip(groups, lengths, strict=True)):
+        n = len(counted)
         facts.mask[row, :n] = True
-        facts.tokens[row, :n] = torch.tensor([len(response) for response in tokenized.responses])
+        facts.tokens[row, :n] = torch.tensor(counted)
         if known.scores is not None:
             facts.scores[row, :n] = torch.tensor(known.scores, dtype=torch.float32)
             facts.scored[row, :n] = True

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from penchant.config import DataConfig, RunConfig
@@ -159,8 +158,7 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
 
 def _check_metric(metric: str, objective: Objective, references: int) -> None:
     """Refuse a metric the objective does not have, by asking it for those of one pair."""
-    ids = np.zeros(1, np.int64)
-    pair = group_facts([TokenizedGroup(ids, (ids, ids), PreferenceGroup("", ("a", "b"), preferred=0))])
+    pair = group_facts([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
     pair = replace(pair, rewards=torch.zeros(1, 2))
     nothing = torch.zeros(references, 1, 2)
     state = objective.initial_state(seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -21,11 +22,12 @@ from penchant.recipes import world
 from penchant.recipes.self_improve import loop
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.learner import TextLearner
+from penchant.recipes.self_improve.learner import Learner
 from penchant.recipes.self_improve.loop import improve, read_rounds
 from penchant.recipes.self_improve.parts import open_buffer, open_folder
 from penchant.recipes.self_improve.report import alarms, summarise, write_result
 from penchant.recipes.self_improve.served import Served, read_served, serve
+from penchant.recipes.self_improve.text_medium import TextMedium
 from penchant.recipes.self_improve.trainer import idle, next_update, update
 
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
@@ -43,7 +45,7 @@ def learner(tmp_path_factory):
 
 def configured(folder, learner, **changes):
     (folder / "rule.py").write_text(RULE)
-    rows = [{"prompt": prompt} for prompt in world.prompts(24, 0)]
+    rows = [{"prompt": prompt, "source": f"kind {n % 2}"} for n, prompt in enumerate(world.prompts(24, 0))]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
         "model": learner,
@@ -83,8 +85,8 @@ def test_what_it_leaves(done):
     config, rounds, output = done
     assert [each["round"] for each in rounds] == [0, 1, 2]
     parts = json.loads((output / "prompts.json").read_text())
-    assert {name: len(part) for name, part in parts.items()} == {"train": 14, "gate": 5, "test": 5}
-    assert len({text for part in parts.values() for text in part.values()}) == 24
+    assert {name: len(part) for name, part in parts.items()} == {"train": 14, "gate": 5, "test": 5, "categories": 24}
+    assert len({text for name in ("train", "gate", "test") for text in parts[name].values()}) == 24
     assert judgements(output)["judgements"] == rounds[1]["judgements"] + rounds[2]["judgements"]
     updates = next_update(output) - 1
     buffer = open_buffer(config)
@@ -100,15 +102,26 @@ def test_what_it_leaves(done):
     assert len(names[0] | names[1]) == 14
 
 
+def shown(rounds):
+    """Answers that the page shows, as it writes them."""
+    return [html.escape(each["test"]["answers"][0].strip()) for each in (rounds[0], rounds[-1])]
+
+
 def test_the_page(done):
     config, rounds, output = done
     found = write_result(config, rounds)
     assert found == summarise(config, rounds)
     first, last = found["rounds"][0], found["rounds"][-1]
     assert first["gained"]["value"] == 0
-    assert last["success"]["value"] == pytest.approx(sum(rounds[-1]["test"]["satisfied"]) / 5)
+    before, after = (each["test"]["satisfied"] for each in (rounds[0], rounds[-1]))
+    assert last["success"]["value"] == pytest.approx(sum(after) / 5)
+    gained = sum(each["prompts"] * each["gained"]["value"] for each in found["categories"].values())
+    assert sum(each["prompts"] for each in found["categories"].values()) == 5
+    assert gained == pytest.approx(sum(after) - sum(before))
     page = (output / "report.html").read_text()
     assert all(text in page for text in ("Updates, and the gate", "Success on held-out prompts", "Distance from"))
+    assert "By category" in page
+    assert all(" ".join(said.split()) in " ".join(page.split()) for said in shown(rounds))
 
 
 def test_done_is_not_done_again(done):
@@ -127,7 +140,7 @@ def test_another_configuration_of_the_same_folder(done, learner):
 def test_a_swap_between_batches(learner, done):
     """The same prompts and draws: another answer only where another learner was taken."""
     config, _, output = done
-    mine = TextLearner(Served(0, learner), config.sampling)
+    mine = Learner(Served(0, learner), TextMedium(config).load)
     prompts = world.prompts(6, 1)
     first = mine.answer(prompts, 3)
     assert mine.answer(prompts, 3) == first
@@ -140,7 +153,7 @@ def test_a_swap_between_batches(learner, done):
 
 def test_a_learner_that_cannot_be_loaded_leaves_the_old_one(learner, done, tmp_path):
     config, _, _ = done
-    mine = TextLearner(Served(0, learner), config.sampling)
+    mine = Learner(Served(0, learner), TextMedium(config).load)
     prompts = world.prompts(3, 1)
     before = mine.answer(prompts, 0)
     with pytest.raises(Exception, match="no such folder"):
@@ -280,20 +293,28 @@ def test_prompts_of_messages(learner, tmp_path):
         improve(config)
 
 
-def told(success, words=10.0, distinct=0.5, old=0.5):
+def told(success, amount=10.0, distinct=0.5, old=0.5, distance=0.0):
+    signs = {"amount": amount, "distinct": distinct, "distance": distance}
     return {
-        "test": {"satisfied": [float(n < success) for n in range(10)], "words": words, "distinct": distinct},
+        "test": {"satisfied": [float(n < success) for n in range(10)], **signs},
         "first round": {"satisfied": [float(n < old * 10) for n in range(10)]},
     }
 
 
 def test_alarms():
-    assert alarms([told(1), told(3), told(4)]) == []
-    assert alarms([told(1), told(3), told(3), told(2)]) == ["no better on the test since round 1"]
-    assert alarms([told(1), told(2, distinct=0.2)]) == ["answers have become alike: 0.20 distinct pairs of words, 0.50"]
-    assert alarms([told(1), told(2, words=4)]) == ["answers are of 4 words, at first of 10"]
-    assert alarms([told(1, old=0.6), told(2, old=0.3)]) == [
-        "the first round's prompts are forgotten: 0.30, at best 0.60"
+    def found(*rounds):
+        return alarms(TextMedium, rounds)
+
+    assert found(told(1), told(3), told(4)) == []
+    assert found(told(1), told(3), told(3), told(2)) == ["no better on the test since round 1"]
+    assert found(told(1), told(2, distinct=0.2)) == [
+        "answers have become alike: distinct pairs of words 0.20, at first 0.50"
+    ]
+    assert found(told(1), told(2, amount=4)) == ["answers have changed: words 4, at first 10"]
+    assert found(told(1, old=0.6), told(2, old=0.3)) == ["the first round's prompts are forgotten: 0.30, at best 0.60"]
+    assert found(told(1), told(3, distance=1.0), told(3, distance=1.9)) == []
+    assert found(told(1), told(3, distance=1.0), told(2, distance=2.5)) == [
+        "far from the first learner for nothing: KL, nats 2.5, 1 at its best"
     ]
 
 

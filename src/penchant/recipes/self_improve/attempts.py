@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
 from penchant.evaluation.judges import fill
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
+from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.verifying import Verifier
 
-Answer = Callable[[Sequence[str], int], list[str]]
 LEAST = 0.05
 """The least priority of a group."""
 

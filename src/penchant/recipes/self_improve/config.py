@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -30,22 +31,26 @@ class VerifierConfig(Section):
             raise ValueError(f"expected one of function, reward and endpoint, found {' and '.join(given) or 'none'}")
         return self
 
-    def open(self) -> Verifier:
+    def open(self, read: Callable[[str], object] = str) -> Verifier:
         """As it would judge if it were never wrong.
+
+        Args:
+            read: what a function is given of an answer.
 
         Raises:
             PenchantError: it cannot be loaded.
         """
         if self.function is not None:
-            return FunctionVerifier.load(self.function)
+            return FunctionVerifier.load(self.function, read)
         if self.reward is not None:
             return RewardVerifier(open_reward(self.reward, device=local_device()), self.threshold)
         assert self.endpoint is not None
         return EndpointVerifier(self.endpoint)
 
-    def open_wrong(self, seed: int) -> Verifier:
+    def open_wrong(self, seed: int, read: Callable[[str], object] = str) -> Verifier:
         """As the learner is judged."""
-        return NoisyVerifier(self.open(), self.wrong, seed) if self.wrong else self.open()
+        verifier = self.open(read)
+        return NoisyVerifier(verifier, self.wrong, seed) if self.wrong else verifier
 
 
 class UpdateConfig(Section):
@@ -59,10 +64,19 @@ class UpdateConfig(Section):
     forgets: float = Field(0.5, gt=0, le=1, description="factor of a group's priority after it was used")
 
 
+class PicturesConfig(Section):
+    """How a learner of pictures paints, and is tuned."""
+
+    steps: int = Field(25, ge=1, description="of a picture's way from noise")
+    guidance: float = Field(4.0, ge=1, description="1 paints as trained; above 1 more as the prompt says")
+    batch: int = Field(64, ge=1, description="pictures painted at a time")
+    draws: int = Field(4, ge=1, description="of a timestep and noise, for each group in a step of tuning")
+
+
 class SelfImproveConfig(Section):
     """A learner that tries, is judged, tries again, and learns from where that helped."""
 
-    model: str = Field(description="folder or hub id: the learner")
+    model: str = Field(description="the learner: folder or hub id; of pictures, a folder in diffusers' format")
     prompts: str = Field(description="preference or prompt file; the prompts of it")
     output: str = Field(description="the recipe's folder")
     verifier: VerifierConfig
@@ -74,6 +88,7 @@ class SelfImproveConfig(Section):
         None, description="the prompt of another attempt, of {prompt}, {answer} and {critique}; null: as the first"
     )
     sampling: SamplingConfig = Field(SamplingConfig(), description="of answers; samples and every are not used")
+    pictures: PicturesConfig | None = Field(None, description="for a learner that paints; null: it writes")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompts, half for the gate and half for the test")
     capacity: int = Field(2000, ge=1, description="groups that the buffer holds")
     update: UpdateConfig = UpdateConfig()
@@ -84,4 +99,13 @@ class SelfImproveConfig(Section):
     def _remembers(self) -> SelfImproveConfig:
         if self.memory is not None and not all(name in self.memory for name in ("{prompt}", "{answer}", "{critique}")):
             raise ValueError("memory: expected a template with {prompt}, {answer} and {critique}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_medium(self) -> SelfImproveConfig:
+        if self.pictures is not None:
+            if self.verifier.function is None:
+                raise ValueError("verifier: expected a function: nothing else here looks at pictures")
+            if self.sampling != SamplingConfig():
+                raise ValueError("sampling is of texts; what pictures have is in pictures: {steps, guidance}")
         return self

@@ -26,8 +26,9 @@ from penchant.evaluation.files import write_atomically
 from penchant.recipes.self_improve.attempts import attempt, satisfied
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.learner import TextLearner
+from penchant.recipes.self_improve.learner import Learner
 from penchant.recipes.self_improve.measuring import measure
+from penchant.recipes.self_improve.media import medium_of
 from penchant.recipes.self_improve.parts import Parts, open_buffer, open_folder
 from penchant.recipes.self_improve.served import Served, read_served, serve
 from penchant.recipes.self_improve.trainer import ERROR, idle
@@ -127,12 +128,13 @@ def read_rounds(config: SelfImproveConfig) -> list[dict[str, Any]]:
 
 
 def _round(config: SelfImproveConfig, parts: Parts, number: int, buffer: ReplayBuffer, trainer: Trainer) -> None:
-    output = Path(config.output)
-    verifier = config.verifier.open_wrong(config.seed)
+    output, started = Path(config.output), time.perf_counter()
+    medium = medium_of(config)
+    verifier = config.verifier.open_wrong(config.seed, medium.read)
     names = _names(config, parts, number)
     served = read_served(output)
     assert served is not None
-    learner = TextLearner(served, config.sampling)
+    learner = Learner(served, medium.load)
     for start in range(0, len(names), config.batch):
         batch = {name: parts["train"][name] for name in names[start : start + config.batch]}
         learner.take(read_served(output) or served)
@@ -154,6 +156,7 @@ def _round(config: SelfImproveConfig, parts: Parts, number: int, buffer: ReplayB
         "first attempts satisfied": sum(each.attempt == 1 and satisfied(each) for each in told) / len(names),
         "swaps": learner.swaps,
         "groups": buffer.counts()["groups"],
+        "seconds": time.perf_counter() - started,
     }
     _measure_round(config, parts, number, facts)
 
@@ -166,12 +169,11 @@ def _measure_round(config: SelfImproveConfig, parts: Parts, number: int, facts: 
         return
     served = read_served(output)
     assert served is not None
-    verifier, sampling, budget = config.verifier.open(), config.sampling, config.token_budget
+    medium = medium_of(config)
+    verifier = config.verifier.open(medium.read)
     earlier = [parts["train"][name] for name in _names(config, parts, 1)]
     found = {
-        name: measure(
-            served, config.model, prompts, verifier, sampling, seed=config.seed, token_budget=budget
-        ).to_json()
+        name: measure(medium, served.model, config.model, prompts, verifier, config.seed).to_json()
         for name, prompts in (("test", list(parts["test"].values())), ("first round", earlier))
     }
     file.parent.mkdir(exist_ok=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.groups import PreferenceGroup
 from penchant.data.reading import read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.errors import ConfigError, DataError, located
-from penchant.evaluation.answering import distinct_prompts
 from penchant.evaluation.files import write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
@@ -17,7 +16,7 @@ from penchant.recipes.self_improve.config import SelfImproveConfig
 CONFIG, BUFFER, PROMPTS = "config.json", "buffer.sqlite", "prompts.json"
 
 Parts = dict[str, dict[str, str]]
-"""`train`, `gate` and `test`: prompts by id."""
+"""`train`, `gate` and `test`: prompts by id; `categories`: by id too, of the prompts whose row has a source."""
 
 
 def open_folder(config: SelfImproveConfig) -> Parts:
@@ -55,12 +54,19 @@ def open_buffer(config: SelfImproveConfig) -> ReplayBuffer:
 
 
 def _parts(config: SelfImproveConfig) -> Parts:
-    prompts = distinct_prompts(read_groups(config.prompts).groups)
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise DataError("a prompt is messages", where=config.prompts, fix="give plain text, as the verifier reads it")
-    groups = [PreferenceGroup(as_text(prompt), ("",), id=str(n)) for n, prompt in enumerate(prompts)]
+    sources: dict[str, str | None] = {}
+    for group in read_groups(config.prompts).groups:
+        if not isinstance(group.prompt, str):
+            raise DataError(
+                "a prompt is messages", where=config.prompts, fix="give plain text, as the verifier reads it"
+            )
+        sources.setdefault(group.prompt, group.source)
+    groups = [PreferenceGroup(prompt, ("",), id=str(n)) for n, prompt in enumerate(sources)]
     with located(config.prompts):
         train, held_out = split_by_prompt(groups, held_out=config.held_out, seed=config.seed)
         gate, test = split_by_prompt(held_out, held_out=0.5, seed=config.seed)
     sides = {"train": train, "gate": gate, "test": test}
-    return {name: {group.id: str(group.prompt) for group in part} for name, part in sides.items()}
+    categories = {str(n): source for n, source in enumerate(sources.values()) if source is not None}
+    return {name: {group.id: str(group.prompt) for group in part} for name, part in sides.items()} | {
+        "categories": categories
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,26 @@ import yaml
 from penchant.evaluation.figures import line_chart
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
-from penchant.evaluation.statistics import bootstrap_mean
+from penchant.evaluation.statistics import Floats, bootstrap_mean
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import folder_of
+from penchant.recipes.self_improve.media import medium_of
+from penchant.recipes.self_improve.medium import Medium
+from penchant.recipes.self_improve.parts import read_parts
 
+SIGNS = ("amount", "distinct", "distance")
 STUCK = 2
 """Rounds in a row without a better test are an alarm."""
 NARROW, FAR = 0.5, 2.0
-"""Shares of the first learner's distinct pairs of words, and times its length, beyond which is an alarm."""
+"""Share of the first learner's distinctness, and times its answers' amount, beyond which is an alarm; also times the
+distance of the best learner, once none is better."""
+SHOWN = 12
+"""Prompts whose answers before and after are on the page, the categories in turn."""
 
 
 def summarise(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Success by round with intervals over prompts, what was gained, alarms, and every update."""
+    """Success by round and by category, with intervals over prompts; what was gained, alarms, and every update."""
+    medium = medium_of(config)
     tests = [np.array(each["test"]["satisfied"]) for each in rounds]
     numbers = range(len(tests[0]))
     earlier = [np.array(each["first round"]["satisfied"]) for each in rounds]
@@ -36,17 +45,19 @@ def summarise(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> di
                 "success": bootstrap_mean(test, numbers).to_json(),
                 "gained": bootstrap_mean(test - tests[0], numbers).to_json(),
                 "first round's prompts": bootstrap_mean(old, range(len(old))).to_json(),
-                **{key: each["test"][key] for key in ("words", "distinct", "kl")},
-                **{key: each[key] for key in ("judgements", "groups", "swaps") if key in each},
+                **{key: each["test"][key] for key in SIGNS},
+                **{key: each[key] for key in ("judgements", "groups", "swaps", "seconds") if key in each},
             }
             for each, test, old in zip(rounds, tests, earlier, strict=True)
         ],
-        "alarms": alarms(rounds),
+        "signs": {name: getattr(medium, name) for name in SIGNS},
+        "categories": _by_category(config, tests[0], tests[-1]),
+        "alarms": alarms(medium, rounds),
         "updates": _updates(config),
     }
 
 
-def alarms(rounds: Sequence[dict[str, Any]]) -> list[str]:
+def alarms(medium: Medium, rounds: Sequence[dict[str, Any]]) -> list[str]:
     """What a person should look at, in words."""
     found = []
     success = [float(np.mean(each["test"]["satisfied"])) for each in rounds]
@@ -58,10 +69,13 @@ def alarms(rounds: Sequence[dict[str, Any]]) -> list[str]:
     first, last = rounds[0]["test"], rounds[-1]["test"]
     if last["distinct"] < NARROW * first["distinct"]:
         found.append(
-            f"answers have become alike: {last['distinct']:.2f} distinct pairs of words, {first['distinct']:.2f}"
+            f"answers have become alike: {medium.distinct} {last['distinct']:.2f}, at first {first['distinct']:.2f}"
         )
-    if not first["words"] / FAR <= last["words"] <= first["words"] * FAR:
-        found.append(f"answers are of {last['words']:.0f} words, at first of {first['words']:.0f}")
+    if not first["amount"] / FAR <= last["amount"] <= first["amount"] * FAR:
+        found.append(f"answers have changed: {medium.amount} {last['amount']:.3g}, at first {first['amount']:.3g}")
+    gone, there = last["distance"], rounds[best]["test"]["distance"]
+    if since and best and gone > FAR * there:
+        found.append(f"far from the first learner for nothing: {medium.distance} {gone:.3g}, {there:.3g} at its best")
     old = [float(np.mean(each["first round"]["satisfied"])) for each in rounds]
     if len(old) > 1 and old[-1] < max(old) - 0.1:
         found.append(f"the first round's prompts are forgotten: {old[-1]:.2f}, at best {max(old):.2f}")
@@ -70,7 +84,7 @@ def alarms(rounds: Sequence[dict[str, Any]]) -> list[str]:
 
 def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """`result.json` and `report.html`."""
-    output, found = Path(config.output), summarise(config, rounds)
+    output, found, medium = Path(config.output), summarise(config, rounds), medium_of(config)
     write_atomically(output / "result.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     told = found["rounds"]
     last, xs = told[-1], [each["round"] for each in told]
@@ -79,8 +93,11 @@ def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) ->
             "test": [each["success"]["value"] for each in told],
             "first round's prompts": [each["first round's prompts"]["value"] for each in told],
         })),
-        Figure("Distance from the first learner", _curve("nats", xs, {"KL": [each["kl"] for each in told]})),
+        Figure("Distance from the first learner", _curve(medium.distance, xs, {
+            "test": [each["distance"] for each in told],
+        })),
     ]  # fmt: skip
+    shown = medium.show(*_examples(config, rounds))
     report = RunReport(
         title="Self-improvement",
         summary=[
@@ -91,9 +108,10 @@ def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) ->
             ("updates", f"{len(found['updates'])}, {sum(u['kept'] for u in found['updates'])} kept by the gate"),
         ],
         notices=found["alarms"],
-        tables=[_rounds(told)],
+        tables=[_rounds(medium, told), *_categories(found["categories"])],
+        samples=shown if isinstance(shown, list) else (),
         details=[_gates(found["updates"])],
-        figures=curves,
+        figures=curves if isinstance(shown, list) else [*curves, shown],
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     write_report(output / "report.html", report)
@@ -113,23 +131,65 @@ def _updates(config: SelfImproveConfig) -> list[dict[str, Any]]:
     return found
 
 
-def _rounds(told: Sequence[dict[str, Any]]) -> Table:
-    columns = ("success", "gained", "first round's prompts")
+def _by_category(config: SelfImproveConfig, first: Floats, last: Floats) -> dict[str, Any]:
+    """Of each category of the test's prompts, before the first round and after the last."""
+    parts = read_parts(Path(config.output))
+    of = np.array([parts["categories"].get(name, "") for name in parts["test"]])
+    found = {}
+    for category in sorted({*of.tolist()} - {""}):
+        before, after = first[of == category], last[of == category]
+        numbers = range(len(before))
+        found[category] = {
+            "prompts": len(before),
+            "before": bootstrap_mean(before, numbers).to_json(),
+            "after": bootstrap_mean(after, numbers).to_json(),
+            "gained": bootstrap_mean(after - before, numbers).to_json(),
+        }
+    return found
+
+
+def _categories(found: dict[str, Any]) -> list[Table]:
+    if not found:
+        return []
+    columns = ("before", "after", "gained")
+    rows = [(name, str(each["prompts"]), *(show(each[column]) for column in columns)) for name, each in found.items()]
+    return [Table("By category", ("category", "prompts", *columns), rows, "Of the prompts never tuned on.")]
+
+
+def _examples(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:
+    """Prompts of the test, and their answers before and after; the categories in turn."""
+    parts = read_parts(Path(config.output))
+    seen: Counter[str] = Counter()
+    turns = []
+    for place, name in enumerate(parts["test"]):
+        category = parts["categories"].get(name, "")
+        seen[category] += 1
+        turns.append((seen[category], category, place))
+    places = [place for _, _, place in sorted(turns)[:SHOWN]]
+    prompts = list(parts["test"].values())
+    said = (prompts, rounds[0]["test"]["answers"], rounds[-1]["test"]["answers"])
+    first, before, after = ([each[place] for place in places] for each in said)
+    return first, before, after
+
+
+def _rounds(medium: Medium, told: Sequence[dict[str, Any]]) -> Table:
+    columns, counted = ("success", "gained", "first round's prompts"), ("judgements", "groups", "seconds")
     return Table(
         "By round",
-        ("round", "served", *columns, "words", "distinct", "KL", "judgements", "groups"),
+        ("round", "served", *columns, medium.amount, medium.distinct, medium.distance, *counted),
         [
             (
                 str(each["round"]),
                 f"update {each['served']}",
                 *(show(each[name]) for name in columns),
-                *(f"{each[name]:.2f}" for name in ("words", "distinct", "kl")),
-                *(str(each.get(name, "")) for name in ("judgements", "groups")),
+                *(f"{each[name]:.3g}" for name in SIGNS),
+                *(f"{each[name]:.0f}" if name in each else "" for name in counted),
             )
             for each in told
         ],
         "Prompts are never tuned on, but for the first round's. 95 % intervals over prompts; gained is paired with "
-        "before the first round. The verdicts are as the verifier's would be if none were turned wrong.",
+        "before the first round. The verdicts are as the verifier's would be if none were turned wrong. Seconds are "
+        "those since the round was last gone on with.",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ from penchant.recipes.self_improve.shapes import (
     Shape,
     Thing,
     coverage,
+    prompts,
 )
+from penchant.recipes.self_improve.verifying import Verdict, share
 
 if TYPE_CHECKING:
     Mask = npt.NDArray[np.bool_]
@@ -73,17 +76,21 @@ class Seen:
         return self.shape == thing.shape and (thing.color is None or self.color == thing.color)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether each condition of a prompt is met, and in words what is missing: empty when nothing is."""
+def conditions(prompt: str, image: Picture) -> Verdict:
+    """For a recipe's `verifier.function`: `check` by a prompt's text.
 
-    met: tuple[bool, ...]
-    critique: str
+    Raises:
+        ConfigError: it is no prompt of this world.
+    """
+    known = _prompts().get(prompt)
+    if known is None:
+        raise ConfigError(f"{prompt!r} is no prompt of the world of shapes", fix="draw prompts by shapes.draw_prompts")
+    return check(image, known)
 
-    @property
-    def score(self) -> float:
-        """The share of the conditions met, in [0, 1]."""
-        return sum(self.met) / len(self.met)
+
+@cache
+def _prompts() -> dict[str, Prompt]:
+    return {prompt.text: prompt for prompt in prompts()}
 
 
 def check(image: Picture, prompt: Prompt) -> Verdict:
@@ -100,7 +107,7 @@ def judge(seen: tuple[Seen, ...], prompt: Prompt) -> Verdict:
     """The verdict on what was seen; things that no condition names are not held against a picture, as in GenEval."""
     met = tuple(_holds(condition, seen) for condition in prompt.conditions)
     missing = [_missing(condition, seen) for condition, holds in zip(prompt.conditions, met, strict=True) if not holds]
-    return Verdict(met, "; ".join(missing))
+    return Verdict(met, share(met), "; ".join(missing))
 
 
 def _holds(condition: Condition, seen: tuple[Seen, ...]) -> bool:

@@ -28,9 +28,9 @@ from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import folder_of
 from penchant.recipes.self_improve.measuring import measure
+from penchant.recipes.self_improve.media import medium_of
 from penchant.recipes.self_improve.parts import open_buffer, read_config, read_parts
 from penchant.recipes.self_improve.served import Served, read_served, serve
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
 
 ERROR, LOCK = "trainer_error.json", "trainer.lock"
 PAUSE = 0.1
@@ -72,12 +72,7 @@ def update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> None
     folder, started = folder_of(output, number), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     before = _begin(config, buffer, number)
-    tuned = TunedConfig(
-        training=config.update.training.model_copy(update={"seed": config.seed + number}), lora=config.update.lora
-    )
-    tune(folder, before.model, folder / "train.jsonl", None, config.update.objective, tuned)
-    merge_where_adapted(folder, tuned)
-    new = Served(number, str(whole_model(folder, tuned)))
+    new = Served(number, medium_of(config).tune(folder, before.model, config.seed + number))
     first = Served(0, config.model)
     shares = {each.update: _gate(config, each, number) for each in (first, before, new)}
     best = max((first, before, new), key=lambda each: (shares[each.update], each.update))
@@ -105,10 +100,9 @@ def _begin(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> Serv
 def _gate(config: SelfImproveConfig, served: Served, number: int) -> float:
     """The share of the gate's prompts that satisfies, by the verifier the learner is judged by."""
     prompts = list(read_parts(Path(config.output))["gate"].values())
-    verifier = config.verifier.open_wrong(config.seed)
-    found = measure(
-        served, served.model, prompts, verifier, config.sampling, seed=number, token_budget=config.token_budget
-    )
+    medium = medium_of(config)
+    verifier = config.verifier.open_wrong(config.seed, medium.read)
+    found = measure(medium, served.model, served.model, prompts, verifier, number)
     return float(np.mean(found.satisfied))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,18 +58,25 @@ def naming(failing: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class FunctionVerifier:
-    """A user's function ``f(prompt, answer) -> {condition: bool}``; the score is the share of conditions met."""
+    """A user's function ``f(prompt, answer) -> {condition: bool}``, or one that returns a `Verdict` of its own.
+
+    Of conditions the score is the share that is met, and the critique names the others.
+
+    Args:
+        read: what the function is given of an answer.
+    """
 
     function: UserFunction
+    read: Callable[[str], object] = str
 
     @classmethod
-    def load(cls, where: str) -> FunctionVerifier:
+    def load(cls, where: str, read: Callable[[str], object] = str) -> FunctionVerifier:
         """Import ``package.module:name`` or ``file.py:name``.
 
         Raises:
             ConfigError: it is not there, cannot be imported, or is no function.
         """
-        return cls(import_function(where, "verifier.function"))
+        return cls(import_function(where, "verifier.function"), read)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """A verdict for each prompt and its answer.
@@ -80,10 +87,13 @@ class FunctionVerifier:
         return [self._one(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _one(self, prompt: str, answer: str) -> Verdict:
+        given = self.read(answer)
         try:
-            found = self.function.call(prompt, answer)
+            found = self.function.call(prompt, given)
         except Exception as error:
             raise self._wrong(f"raised {type(error).__name__}: {' '.join(str(error).split())}", prompt) from error
+        if isinstance(found, Verdict):
+            return found
         if not isinstance(found, Mapping) or not found:
             raise self._wrong(f"returned {shown(found)}, expected a dictionary of at least one condition", prompt)
         for condition, met in found.items():

@@ -1,0 +1,183 @@
+"""A text-to-picture diffusion model in diffusers' folder format: its noise errors, and pictures from it.
+
+A picture's log-prob cannot be computed; Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, equation 14) puts minus
+the error of the predicted noise in its place. So every pairwise objective serves for pictures as it stands.
+
+Shapes: N pictures, L tokens of a prompt, E channels of its encoding; pictures [N, 3, height, width] in [-1, 1], latents
+[N, C, h, w]: what the VAE makes of pictures, or the pictures themselves where the folder has none.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from penchant.engine.loading import explained, refuse_missing
+from penchant.errors import ConfigError, DataError, ModelError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+INDEX = "model_index.json"
+"""In the folder of every model of diffusers."""
+
+
+def diffusers() -> ModuleType:
+    """The library, imported when it is needed.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ConfigError("pictures need diffusers", fix="python -m pip install 'penchant[diffusion]'") from error
+    return diffusers
+
+
+def _part(kind: Any, folder: Path) -> Any:
+    """One of a model's parts.
+
+    Raises:
+        ModelError: nothing there, or weights that are missing or damaged.
+    """
+    with explained(str(folder)):
+        part, report = kind.from_pretrained(str(folder), output_loading_info=True)
+    refuse_missing(str(folder), report)
+    return part
+
+
+class Denoiser:
+    """A UNet that predicts noise, with what encodes its prompts and pictures; dropout off.
+
+    Attributes:
+        unet: given latents, timesteps and encoded prompts, predicts the noise, or the velocity where the schedule says
+            so.
+        text_encoder: encodes prompts.
+        schedule: the noise of each timestep, for training and for painting.
+        size: height and width of a picture, pixels.
+
+    Args:
+        folder: with unet/, text_encoder/, tokenizer/, scheduler/ and, where it works on latents, vae/.
+
+    Raises:
+        ConfigError: diffusers is missing.
+        ModelError: nothing there, parts that are missing or damaged, or a kind of model that is not known here.
+    """
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        library, path = diffusers(), Path(folder)
+        if not (path / INDEX).is_file():
+            raise ModelError(
+                f"no model of pictures: it has no {INDEX}", where=folder, fix="name a folder in diffusers' format"
+            )
+        from transformers import AutoTokenizer, CLIPTextModel
+
+        for name in ("unet", "text_encoder", "tokenizer", "scheduler"):
+            if not (path / name).is_dir():
+                raise ModelError(f"no model of pictures: it has no {name}/", where=folder, fix="get the whole folder")
+        with explained(folder):
+            self.schedule: Any = library.DDIMScheduler.from_pretrained(path / "scheduler")
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(path / "tokenizer")
+            given = library.UNet2DConditionModel.load_config(path / "unet")
+        if given.get("addition_embed_type") is not None or self.schedule.config.prediction_type == "sample":
+            raise ModelError(
+                "a UNet that is given more than a prompt's encoding, or predicts pictures",
+                where=folder,
+                fix="use one shaped like Stable Diffusion 1 or 2",
+            )
+        self.unet: Any = _part(library.UNet2DConditionModel, path / "unet")
+        self.text_encoder: Any = _part(CLIPTextModel, path / "text_encoder")
+        self._vae: Any = _part(library.AutoencoderKL, path / "vae") if (path / "vae").is_dir() else None
+        self._folder, self.device = path, device
+        for part in self._parts():
+            part.to(device).eval().requires_grad_(False)
+        factor = 1 if self._vae is None else 2 ** (len(self._vae.config.block_out_channels) - 1)
+        self.size: int = self.unet.config.sample_size * factor
+
+    def _parts(self) -> list[Any]:
+        return [part for part in (self.unet, self.text_encoder, self._vae) if part is not None]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """[N, L, E] of N prompts, padded to the longest that the encoder takes.
+
+        Raises:
+            DataError: a prompt is longer than that.
+        """
+        room = self._tokenizer.model_max_length
+        ids = self._tokenizer(list(prompts), padding="max_length", max_length=room).input_ids
+        longest = max(range(len(ids)), key=lambda place: len(ids[place]))
+        if len(ids[longest]) > room:
+            raise DataError(
+                f"a prompt of more than {room} tokens: {prompts[longest][:60]!r}", fix="shorten it: none is cut"
+            )
+        encoded: Tensor = self.text_encoder(torch.tensor(ids, device=self.device))[0]
+        return encoded
+
+    @torch.no_grad()
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """[N, C, h, w]: the mean of what the VAE gives, scaled."""
+        pictures = pictures.to(self.device)
+        if self._vae is None:
+            return pictures
+        latents: Tensor = self._vae.encode(pictures).latent_dist.mode() * self._vae.config.scaling_factor
+        return latents
+
+    def predict(self, latents: Tensor, encoded: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """[N, C, h, w]: what the UNet says of latents with noise; arguments as in `noise_errors`."""
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        said: Tensor = self.unet(noisy, timesteps, encoder_hidden_states=encoded).sample
+        return said
+
+    def noise_errors(self, latents: Tensor, encoded: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """[N] ``d = ||target - prediction||^2``, the mean over elements (as in Diffusion-DPO).
+
+        Args:
+            timesteps: [N] int64.
+            noise: [N, C, h, w] standard normal.
+        """
+        predicted = self.predict(latents, encoded, timesteps, noise)
+        velocity = self.schedule.config.prediction_type == "v_prediction"
+        target = self.schedule.get_velocity(latents, noise, timesteps) if velocity else noise
+        return (predicted - target).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def paint(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
+        """[N, 3, size, size] pictures by DDIM (Song et al. 2021, arXiv 2010.02502), without fresh noise on the way.
+
+        Args:
+            seeds: of each picture's first noise, so that a picture does not depend on those beside it.
+            steps: evaluations of the UNet.
+            guidance: 1 follows the prompt as trained; above 1 away from no prompt too (Ho and Salimans 2022).
+        """
+        channels, side = self.unet.config.in_channels, self.unet.config.sample_size
+        drawn = [torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        latents = torch.stack(drawn).to(self.device) * self.schedule.init_noise_sigma
+        encoded, nothing = self.encode_prompts(prompts), self.encode_prompts([""]).expand(len(prompts), -1, -1)
+        both = torch.cat([nothing, encoded])
+        self.schedule.set_timesteps(steps)
+        for timestep in self.schedule.timesteps:
+            if guidance == 1:
+                predicted = self.unet(latents, timestep, encoder_hidden_states=encoded).sample
+            else:
+                pair = self.unet(torch.cat([latents] * 2), timestep, encoder_hidden_states=both).sample
+                without, towards = pair.chunk(2)
+                predicted = without + guidance * (towards - without)
+            latents = self.schedule.step(predicted, timestep, latents).prev_sample
+        if self._vae is not None:
+            latents = self._vae.decode(latents / self._vae.config.scaling_factor).sample
+        return latents.clamp(-1, 1)
+
+    def save(self, folder: Path) -> None:
+        """UNet and text encoder as they are now, beside the other parts as they were; the folder appears whole."""
+        unfinished = folder.with_name(f".writing-{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(self._folder, unfinished, ignore=shutil.ignore_patterns("unet", "text_encoder"))
+        self.unet.save_pretrained(unfinished / "unet")
+        self.text_encoder.save_pretrained(unfinished / "text_encoder")
+        unfinished.rename(folder)

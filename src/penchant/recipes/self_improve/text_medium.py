@@ -1,0 +1,77 @@
+"""Learners that write: causal language models, tuned by ordinary runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.tokenization import tokenize_prompts
+from penchant.engine.distribution import local_device
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.evaluation.generation import Sampling, generate
+from penchant.evaluation.report import Sample
+from penchant.recipes.reading import read_log_probs
+from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.learner import Answer
+from penchant.recipes.self_improve.medium import Signs
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+
+
+@dataclass(frozen=True)
+class TextMedium:
+    """Answers are texts; the protocol is `Medium`'s."""
+
+    config: SelfImproveConfig
+
+    amount: ClassVar[str] = "words"
+    distinct: ClassVar[str] = "distinct pairs of words"
+    distance: ClassVar[str] = "KL, nats"
+
+    def load(self, model: str) -> Answer:
+        sampling = self.config.sampling
+        writer, tokenizer = load_model(model).to(local_device()), load_tokenizer(model)
+
+        def answer(prompts: Sequence[str], seed: int) -> list[str]:
+            drawn = Sampling(
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=seed,
+            )
+            ids = tokenize_prompts(prompts, tokenizer)
+            return [given[0] for given in generate(writer, tokenizer, ids, drawn)]
+
+        return answer
+
+    def read(self, answer: str) -> str:
+        return answer
+
+    def tune(self, folder: Path, model: str, seed: int) -> str:
+        update = self.config.update
+        tuned = TunedConfig(training=update.training.model_copy(update={"seed": seed}), lora=update.lora)
+        tune(folder, model, folder / "train.jsonl", None, update.objective, tuned)
+        merge_where_adapted(folder, tuned)
+        return str(whole_model(folder, tuned))
+
+    def signs(self, model: str, first: str, prompts: Sequence[str], answers: Sequence[str]) -> Signs:
+        """Words; the share of pairs of neighbouring words that occur once; nats by which answers are likelier now."""
+        pairs = [pair for text in answers for pair in zip(text.split(), text.split()[1:], strict=False)]
+        asked = zip(prompts, answers, strict=True)
+        told = [PreferenceGroup(p, (a,), id=str(n)) for n, (p, a) in enumerate(asked) if a.strip()]
+        distance = 0.0
+        if model != first and told:
+            ours, theirs = (read_log_probs(each, told, self.config.token_budget) for each in (model, first))
+            distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(ours, theirs, strict=True)]))
+        return Signs(
+            amount=float(np.mean([len(text.split()) for text in answers])),
+            distinct=len(set(pairs)) / len(pairs) if pairs else 0.0,
+            distance=distance,
+        )
+
+    def show(self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> list[Sample]:
+        return [Sample(*each) for each in zip(prompts, before, after, strict=True)]

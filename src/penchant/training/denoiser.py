@@ -1,0 +1,130 @@
+"""Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908): a denoiser's adapters, tuned on preferred pictures.
+
+``L = -log sigma(-beta_T [(d_w - d_w_ref) - (d_l - d_l_ref)])``, with ``d = ||noise - prediction||^2`` as a mean over
+elements, at one timestep and noise that a group's pictures share. With ``log pi = -d`` this is DPO with
+``beta = beta_T``, and other methods of preference are carried over alike. ``beta_T``, thousands for Stable Diffusion,
+holds the number of timesteps and their weight; small models want far less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from penchant.config import LoraConfig, TrainingConfig
+from penchant.data.groups import PreferenceGroup
+from penchant.engine.denoising import Denoiser
+from penchant.engine.progress import Progress
+from penchant.errors import ConfigError, TrainingError
+from penchant.objectives import Objective
+from penchant.training.batches import Order, group_facts
+from penchant.training.log import JsonLines
+from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
+
+
+def tune_denoiser(
+    denoiser: Denoiser,
+    groups: Sequence[PreferenceGroup],
+    read: Callable[[str], Tensor],
+    objective: Objective,
+    settings: TrainingConfig,
+    lora: LoraConfig,
+    draws: int,
+    folder: Path,
+) -> None:
+    """Tune the UNet's adapters and merge them; a run from the same arguments ends with the same bits.
+
+    Args:
+        groups: their candidates name pictures.
+        read: a named picture, [3, size, size] in [-1, 1].
+        objective: of one reference: the UNet as it was.
+        settings: `token_budget`, `dtype` and `gradient_checkpointing` are not used.
+        draws: of a timestep and noise, for each group in a step.
+        folder: for the adapters, and metrics.jsonl.
+
+    Raises:
+        ConfigError: the objective needs more than pairs and one reference.
+        TrainingError: the loss is not a finite number.
+    """
+    check_objective(objective)
+    from peft import LoraConfig as Adapters
+    from peft import get_peft_model
+
+    torch.manual_seed(settings.seed)
+    names = lora.targets if lora.targets != "all-linear" else linear_layers(denoiser.unet)
+    adapters = Adapters(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+    # The type says that a model of transformers is wanted; any module serves.
+    model = denoiser.unet = get_peft_model(denoiser.unet, adapters)
+    order = Order(len(groups), settings.batch_size, settings.seed, settings.shuffle)
+    total = settings.max_steps or max(1, round(settings.epochs * order.steps_per_epoch))
+    optimizer, state = build_optimizer(model, settings), objective.initial_state(settings.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = JsonLines(folder / "metrics.jsonl")
+    metrics.cut(0)
+    with Progress("training", total, "steps") as progress:
+        for step in range(total):
+            members = [groups[i] for i in order.batch(step)]
+            torch.manual_seed(settings.seed * 1_000_003 + step)
+            sums: dict[str, float] = {}
+            for _ in range(draws):
+                policy, reference = _log_probs(denoiser, members, read)
+                facts = group_facts(members, [[1] * len(group.candidates) for group in members]).to(policy.device)
+                output, state = objective(policy, reference[None], facts, state)
+                output.loss.total.backward()
+                for name, value in {"loss": output.loss, **output.metrics}.items():
+                    sums[name] = sums.get(name, 0.0) + (value.total / value.count).item() / draws
+            norm = scale_and_clip(model, 1 / (draws * output.loss.count.item()), settings.max_grad_norm)
+            if not math.isfinite(sums["loss"] + norm):
+                raise TrainingError(
+                    f"the loss or its gradient is not a finite number at step {step + 1}",
+                    where=str(folder),
+                    fix="lower the learning rate or beta",
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, total, settings)
+            optimizer.step()
+            optimizer.zero_grad()
+            metrics.write({"step": step + 1, **sums, "grad_norm": norm})
+            progress.advance(1, f"loss {sums['loss']:.4f}")
+    model.save_pretrained(folder)
+    denoiser.unet = model.merge_and_unload().requires_grad_(False)
+
+
+def check_objective(objective: Objective) -> None:
+    """Refuse what has no meaning for pictures, or would need a whole batch at once."""
+    needs = objective.needs
+    fine = needs.pairs and needs.references == 1 and not (needs.scores or needs.labels or needs.mismatched)
+    if not fine or needs.head or needs.trains != "log_probs" or objective.coupled:
+        raise ConfigError(
+            f"the objective {objective.name} does not tune pictures",
+            fix="use one of pairs and one reference: dpo, ipo, cdpo, robust_dpo, hinge, s_dpo",
+        )
+
+
+def linear_layers(unet: torch.nn.Module) -> list[str]:
+    """Names of all linear layers; a UNet's are in its attention, its time embedding and its blocks' shifts by it."""
+    return [name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def _log_probs(
+    denoiser: Denoiser, groups: Sequence[PreferenceGroup], read: Callable[[str], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """[G, K] minus the noise errors, of the adapted UNet and of that without adapters; a draw for each group."""
+    sizes = [len(group.candidates) for group in groups]
+    pictures = torch.stack([read(str(name)) for group in groups for name in group.candidates])
+    latents = denoiser.to_latents(pictures)
+    encoded = denoiser.encode_prompts([str(group.prompt) for group in groups])
+    timesteps = torch.randint(denoiser.schedule.config.num_train_timesteps, (len(groups),))
+    noise = torch.randn(len(groups), *latents.shape[1:])
+    row = torch.tensor([place for place, size in enumerate(sizes) for _ in range(size)])
+    arguments = latents, encoded[row], timesteps[row].to(denoiser.device), noise[row].to(denoiser.device)
+    with torch.no_grad(), denoiser.unet.disable_adapter():
+        reference = -denoiser.noise_errors(*arguments)
+    policy = -denoiser.noise_errors(*arguments)
+    column = torch.tensor([place for size in sizes for place in range(size)])
+    shape = len(groups), max(sizes)
+    return tuple(said.new_zeros(shape).index_put((row, column), said) for said in (policy, reference))  # type: ignore[return-value]

@@ -1,0 +1,118 @@
+"""The denoiser against diffusers' own pipeline, and against its formulas written out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from penchant.engine.denoising import Denoiser
+from penchant.errors import DataError, ModelError
+
+CPU = torch.device("cpu")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PROMPTS = ["a red circle", "a blue square above a red circle", ""]
+
+
+@pytest.fixture(scope="module")
+def denoiser(stable_diffusion):
+    return Denoiser(str(stable_diffusion), CPU)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_it_paints_what_the_pipeline_paints(stable_diffusion, denoiser, guidance):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4, 5)])
+    theirs = pipeline(
+        PROMPTS, num_inference_steps=4, guidance_scale=guidance, latents=noise, height=16, width=16, output_type="pt"
+    ).images
+    ours = denoiser.paint(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
+    assert ours.shape == (3, 3, 16, 16)
+    assert denoiser.size == 16
+    torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=2e-5, rtol=0)
+
+
+def test_a_picture_does_not_depend_on_those_beside_it(denoiser):
+    both = denoiser.paint(PROMPTS[:2], (3, 4), steps=3, guidance=2.0)
+    alone = denoiser.paint(PROMPTS[1:2], (4,), steps=3, guidance=2.0)
+    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)
+    assert not torch.allclose(both[1:], denoiser.paint(PROMPTS[1:2], (5,), steps=3, guidance=2.0), atol=1e-2)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_noise_errors_written_out(stable_diffusion, predicts):
+    denoiser = Denoiser(str(stable_diffusion), CPU)
+    denoiser.schedule.register_to_config(prediction_type=predicts)
+    torch.manual_seed(1)
+    latents, noise = torch.randn(2, 2, 4, 8, 8).unbind()
+    times, encoded = torch.tensor([10, 900]), denoiser.encode_prompts(PROMPTS[:2])
+    kept = denoiser.schedule.alphas_cumprod[times].double()[:, None, None, None]
+    noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+    with torch.no_grad():
+        said = denoiser.unet(noisy.float(), times, encoder_hidden_states=encoded).sample
+        found = denoiser.noise_errors(latents, encoded, times, noise)
+    target = noise if predicts == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
+    torch.testing.assert_close(found.double(), ((said - target).double() ** 2).mean((1, 2, 3)), rtol=1e-4, atol=0)
+
+
+def test_latents_are_the_mean_of_what_the_vae_gives(denoiser, stable_diffusion):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(stable_diffusion, subfolder="vae")
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        mean = vae.quant_conv(vae.encoder(pictures))[:, :4]
+    torch.testing.assert_close(denoiser.to_latents(pictures), mean * 0.18215)
+
+
+def test_what_is_saved_is_the_same_but_for_what_was_tuned(denoiser, tmp_path, stable_diffusion):
+    changed = Denoiser(str(stable_diffusion), CPU)
+    with torch.no_grad():
+        changed.unet.conv_in.bias.add_(1.0)
+    changed.save(tmp_path / "new")
+    again = Denoiser(str(tmp_path / "new"), CPU)
+    assert torch.equal(again.unet.conv_in.bias, denoiser.unet.conv_in.bias + 1.0)
+    assert torch.equal(again.encode_prompts(PROMPTS), denoiser.encode_prompts(PROMPTS))
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {file.name for file in stable_diffusion.iterdir()}
+
+
+def test_a_prompt_is_never_cut(denoiser):
+    with pytest.raises(DataError, match=r"a prompt of more than 12 tokens: 'a a a a a a a a a a a'"):
+        denoiser.encode_prompts(["a red circle", " ".join("a" * 11)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "it has no model_index.json"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "it has no unet/"),
+        (lambda folder: (folder / "unet" / WEIGHTS).write_bytes(b"x"), "cannot be loaded"),
+        (lambda folder: _without(folder / "unet" / WEIGHTS, "conv_in.bias"), "conv_in.bias"),
+        (lambda folder: _set(folder / "unet", addition_embed_type="text"), "more than a prompt's encoding"),
+        (lambda folder: _set(folder / "scheduler", prediction_type="sample"), "or predicts pictures"),
+    ],
+)
+def test_what_is_no_model_of_pictures(stable_diffusion, tmp_path, change, message):
+    folder = tmp_path / "model"
+    shutil.copytree(stable_diffusion, folder)
+    change(folder)
+    with pytest.raises(ModelError, match=message) as error:
+        Denoiser(str(folder), CPU)
+    assert error.value.where.startswith(str(folder))
+
+
+def _without(file, name):
+    weights = load_file(file)
+    del weights[name]
+    save_file(weights, file)
+
+
+def _set(part, **values):
+    [file] = [each for each in part.glob("*.json") if "index" not in each.name]
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))

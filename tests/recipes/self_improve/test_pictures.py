@@ -1,0 +1,235 @@
+"""The loop with a learner that paints: pictures by name, the same rounds, the same gate, the same going on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from penchant.config import TrainingConfig, load_section
+from penchant.config_errors import validated
+from penchant.engine.denoising import Denoiser
+from penchant.errors import ConfigError, DataError, DiskFullError
+from penchant.recipes.self_improve import seeing, shapes
+from penchant.recipes.self_improve import small_denoiser as module
+from penchant.recipes.self_improve.buffer import ReplayBuffer
+from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.loop import improve
+from penchant.recipes.self_improve.media import medium_of
+from penchant.recipes.self_improve.report import write_result
+from penchant.recipes.self_improve.small_denoiser import train_denoiser
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
+RULE = "def conditions(prompt, picture):\n    return {'light': picture[0, 0, 0] > 0}\n"
+CPU = torch.device("cpu")
+
+
+def configured(folder, learner, **changes):
+    folder.mkdir(exist_ok=True)
+    (folder / "rule.py").write_text(RULE)
+    rows = [{"prompt": p.text, "source": p.task} for p in shapes.prompts()[::60]]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "model": str(learner),
+        "prompts": str(folder / "prompts.jsonl"),
+        "output": str(folder / "out"),
+        "verifier": {"function": f"{folder / 'rule.py'}:conditions"},
+        "pictures": {"steps": 2, "guidance": 1.0, "batch": 4, "draws": 1},
+        "rounds": 1,
+        "prompts_per_round": 8,
+        "attempts": 3,
+        "batch": 4,
+        "held_out": 0.4,
+        "update": {
+            "new": 2,
+            "groups": 4,
+            "objective": {"name": "dpo", "beta": 10.0},
+            "training": {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-3},
+            "lora": {"rank": 2},
+        },
+        **changes,
+    }
+    return validated(SelfImproveConfig, values, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, small_denoiser):
+    config = configured(tmp_path_factory.mktemp("pictures"), small_denoiser)
+    return config, improve(config), Path(config.output)
+
+
+def test_rounds_of_pictures(done):
+    """Judgements name pictures that are there; updates tune the UNet alone; the page shows pictures."""
+    config, rounds, output = done
+    assert [each["round"] for each in rounds] == [0, 1]
+    named = {name for each in rounds for name in each["test"]["answers"]}
+    buffer = ReplayBuffer(output / "buffer.sqlite", 100)
+    parts = json.loads((output / "prompts.json").read_text())
+    named |= {told.answer for name in parts["train"] for told in buffer.judged(1, name)}
+    assert named <= {file.name for file in (output / "pictures").iterdir()}
+    assert not [file for file in (output / "pictures").iterdir() if file.name.startswith(".")]
+    told = json.loads((output / "updates" / "1" / "result.json").read_text())
+    assert told["gate"][str(told["served"])] == max(told["gate"].values())
+    first, new = (Denoiser(each, CPU) for each in (config.model, str(output / "updates" / "1" / "merged")))
+    changed = [
+        name
+        for (name, a), (_, b) in zip(first.unet.named_parameters(), new.unet.named_parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert changed
+    assert all("conv" not in name for name in changed if name.endswith("weight"))
+    assert torch.equal(first.encode_prompts(["a circle"]), new.encode_prompts(["a circle"]))
+    assert (output / "updates" / "1" / "run" / "adapter_model.safetensors").exists()
+    found = write_result(config, rounds)
+    assert set(found["categories"]) <= set(shapes.TASKS)
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 * min(12, len(parts["test"]))
+
+
+def test_done_is_not_done_again(done):
+    config, rounds, output = done
+    before = sorted(file.name for file in (output / "pictures").iterdir())
+    assert improve(config) == rounds
+    assert sorted(file.name for file in (output / "pictures").iterdir()) == before
+
+
+def test_an_interrupted_update_ends_the_same(done):
+    config, _, output = done
+    folder = output / "updates" / "1"
+    weights = (folder / "merged" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    metrics = (folder / "run" / "metrics.jsonl").read_bytes()
+    (folder / "merged").rename(folder / ".writing-merged")
+    started = json.loads((folder / "begun.json").read_text())
+    assert medium_of(config).tune(folder, started["model"], config.seed + 1) == str(folder / "merged")
+    assert (folder / "merged" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert (folder / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_picture_comes_back_as_it_was_kept(done):
+    medium = medium_of(done[0])
+    picture = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16)).astype(np.float32)
+    name = medium.keep(picture)
+    assert medium.keep(picture) == name
+    assert np.abs(medium.read(name) - picture).max() <= 1 / 255 + 1e-6
+    assert medium.keep(medium.read(name)) == name
+    assert medium.keep(-picture) != name
+
+
+def test_a_picture_that_cannot_be_kept_or_read(done, tmp_path, small_denoiser):
+    medium = medium_of(done[0])
+    with pytest.raises(DataError, match="a picture cannot be read"):
+        medium.read("none.png")
+    config = configured(tmp_path / "other", small_denoiser)
+    Path(config.output).mkdir()
+    (Path(config.output) / "pictures").write_text("a file where the folder would be")
+    with pytest.raises(DiskFullError, match="the picture cannot be stored"):
+        medium_of(config).keep(np.zeros((3, 16, 16), np.float32))
+
+
+def test_signs(done, small_denoiser):
+    """A grey picture has no ink; a half red one has; two flat pictures are apart by the root of their mean square."""
+    medium, first = medium_of(done[0]), str(small_denoiser)
+    grey, dark, half = np.full((3, 3, 16, 16), 0.5, np.float32)
+    dark[:] = -0.5
+    half[:, :, 10:] = -0.5
+    names = [medium.keep(picture) for picture in (grey, dark, half)]
+    assert medium.signs(first, first, ["a circle"] * 2, names[:2]).amount == 0
+    assert medium.signs(first, first, ["a circle"] * 2, names[:2]).distinct == pytest.approx(1.0, abs=0.01)
+    assert medium.signs(first, first, ["a circle"], names[2:]).amount == pytest.approx(6 / 16)
+    assert medium.signs(first, first, ["a circle"], names[2:]).distance == 0
+    new = str(Path(done[0].output) / "updates" / "1" / "merged")
+    assert medium.signs(new, first, ["a circle"] * 3, names).distance > 0
+
+
+def test_the_world_as_a_verifier():
+    prompt = next(each for each in shapes.prompts() if each.task == "position")
+    picture = shapes.render(prompt, 32, np.random.default_rng(0))
+    assert seeing.conditions(prompt.text, picture).satisfied
+    assert seeing.conditions("four blue squares", picture).critique == "there are no blue squares, expected 4"
+    with pytest.raises(ConfigError, match="'a dog' is no prompt of the world of shapes"):
+        seeing.conditions("a dog", picture)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verifier": {"endpoint": {"url": "http://x/v1", "model": "m"}}}, "nothing else here looks at pictures"),
+        ({"sampling": {"max_new_tokens": 3}}, "sampling is of texts"),
+        ({"pictures": {"guidance": 0.5}}, "guidance"),
+    ],
+)
+def test_a_wrong_configuration(tmp_path, small_denoiser, changes, message):
+    with pytest.raises(ConfigError) as error:
+        configured(tmp_path, small_denoiser, **changes)
+    assert message in str(error.value)
+
+
+class Cut(Exception):
+    pass
+
+
+def test_a_denoiser_from_nothing_goes_on_to_the_same_bits(tmp_path, small_denoiser, monkeypatch):
+    monkeypatch.setattr(module, "EVERY", 2)
+    settings = TrainingConfig(max_steps=5, learning_rate=1e-3)
+
+    def batch(step, last=5):
+        if step == last:
+            raise Cut
+        draw = torch.Generator().manual_seed(step)
+        return ["a circle", "a red square"], torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1
+
+    train_denoiser(small_denoiser, batch, settings, tmp_path / "whole")
+    with pytest.raises(Cut):
+        train_denoiser(small_denoiser, lambda step: batch(step, 3), settings, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    seen = []
+    train_denoiser(small_denoiser, lambda step: seen.append(step) or batch(step), settings, tmp_path / "cut")
+    assert seen == [2, 3, 4]
+    for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+        assert (tmp_path / "whole" / name).read_bytes() != (small_denoiser / name).read_bytes()
+
+
+def test_it_learns_its_pictures(tmp_path, small_denoiser):
+    """The noise error of pictures it was shown falls well below that of random weights, about 1."""
+    picture = torch.from_numpy(shapes.render(shapes.prompts()[0], 16, np.random.default_rng(0)))
+    settings = TrainingConfig(max_steps=40, learning_rate=3e-3, schedule="constant")
+    train_denoiser(
+        small_denoiser, lambda step: (["a circle"] * 8, picture.expand(8, -1, -1, -1)), settings, tmp_path / "new"
+    )
+    errors = []
+    for folder in (small_denoiser, tmp_path / "new"):
+        denoiser = Denoiser(str(folder), CPU)
+        torch.manual_seed(0)
+        noise, times = torch.randn(32, 3, 16, 16), torch.randint(1000, (32,))
+        with torch.no_grad():
+            encoded = denoiser.encode_prompts(["a circle"] * 32)
+            errors.append(float(denoiser.noise_errors(picture.expand(32, -1, -1, -1), encoded, times, noise).mean()))
+    assert errors[0] > 0.8
+    assert errors[1] < 0.5 * errors[0]
+    assert math.isfinite(errors[1])
+
+
+def test_the_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("pictures", EXAMPLES / "pictures.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, value in (("STEPS", 2), ("BATCH", 6), ("PROMPTS", 40)):
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "files"])
+    script.main()
+    rows = [json.loads(line) for line in Path("files/prompts.jsonl").read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) == 40
+    assert {row["source"] for row in rows} == set(shapes.TASKS)
+    small = ["rounds=1", "prompts_per_round=4", "attempts=2", "pictures.steps=2"]
+    config = load_section(SelfImproveConfig, EXAMPLES / "self_improve_pictures.yaml", small)
+    rounds = improve(config)
+    assert [each["round"] for each in rounds] == [0, 1]
+    assert len(rounds[0]["test"]["satisfied"]) == len(rounds[0]["test"]["answers"])

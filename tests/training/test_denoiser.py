@@ -1,0 +1,116 @@
+"""Diffusion-DPO: its loss written out, its identity at the start, and what it does to preferred pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from penchant.config import LoraConfig, TrainingConfig
+from penchant.data.groups import PreferenceGroup
+from penchant.engine.denoising import Denoiser
+from penchant.errors import ConfigError, TrainingError
+from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO
+from penchant.training import denoiser as module
+from penchant.training.denoiser import tune_denoiser
+
+CPU = torch.device("cpu")
+GROUPS = [
+    PreferenceGroup("a red circle", ("red", "blue"), preferred=0, id="0"),
+    PreferenceGroup("a blue square", ("blue", "red", "grey"), preferred=0, id="1"),
+]
+
+
+def read(name):
+    """A flat picture of a colour."""
+    return torch.tensor({"red": (0.9, -0.9, -0.9), "blue": (-0.9, -0.9, 0.9), "grey": (0.0, 0.0, 0.0)}[name])[
+        :, None, None
+    ].expand(3, 16, 16)
+
+
+def tuned(source, folder, objective, groups=GROUPS, **changes):
+    denoiser = Denoiser(str(source), CPU)
+    settings = TrainingConfig(**{"max_steps": 3, "batch_size": 2, "learning_rate": 1e-2, "warmup": 0.0, **changes})
+    tune_denoiser(denoiser, groups, read, objective, settings, LoraConfig(rank=4), 2, folder)
+    return denoiser, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_begins_at_ln_2(stable_diffusion, tmp_path):
+    _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0))
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics[0]["rewards/margins"] == 0
+    assert metrics[0]["grad_norm"] > 0
+    assert metrics[2]["loss"] != pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_the_loss_written_out(stable_diffusion, tmp_path, monkeypatch):
+    """By the paper's formula from predictions in hand: one timestep and noise for all pictures of a group."""
+    seen = []
+    true = Denoiser.noise_errors
+
+    def watched(self, latents, encoded, timesteps, noise):
+        found = true(self, latents, encoded, timesteps, noise)
+        seen.append((timesteps.tolist(), noise.clone(), found.detach().double()))
+        return found
+
+    monkeypatch.setattr(Denoiser, "noise_errors", watched)
+    _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=2, shuffle=False)
+    for step in (0, 1):
+        losses = []
+        for draw in (0, 1):
+            (times, noise, before), (again, same, now) = seen[4 * step + 2 * draw :][:2]
+            assert times == again == [times[0]] * 2 + [times[2]] * 3
+            assert torch.equal(noise, same)
+            assert torch.equal(noise[0], noise[1])
+            assert torch.equal(noise[2], noise[4])
+            assert not torch.equal(noise[0], noise[2])
+            pairs = {0: [(0, 1)], 1: [(2, 3), (2, 4)]}
+            moved = now - before
+            losses += [
+                sum(-logsigmoid(-50.0 * (moved[w] - moved[other])).item() for w, other in each) / len(each)
+                for each in pairs.values()
+            ]
+        assert metrics[step]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert len({tuple(times) for times, _, _ in seen}) == 4
+
+
+def test_preferred_pictures_become_likelier(small_denoiser, tmp_path):
+    denoiser, metrics = tuned(small_denoiser, tmp_path, DPO(beta=100.0), max_steps=40)
+    last = metrics[-10:]
+    assert sum(each["rewards/accuracies"] for each in last) / 10 > 0.9
+    # The adapters are merged: the UNet is a plain one again, and another than it was.
+    first = Denoiser(str(small_denoiser), CPU)
+    assert list(dict(denoiser.unet.named_parameters())) == list(dict(first.unet.named_parameters()))
+    latents = denoiser.to_latents(torch.stack([read("red"), read("blue")]))
+    encoded = denoiser.encode_prompts(["a red circle"]).expand(2, -1, -1)
+    apart = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        noise, times = torch.randn(1, 3, 16, 16).expand(2, -1, -1, -1), torch.randint(1000, (1,)).expand(2)
+        with torch.no_grad():
+            now, before = (each.noise_errors(latents, encoded, times, noise) for each in (denoiser, first))
+        apart.append(float((now - before)[0] - (now - before)[1]))
+    assert sum(apart) < 0
+
+
+def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
+    one, two = (tuned(stable_diffusion, tmp_path / name, IPO(beta=0.1))[0] for name in "ab")
+    assert all(torch.equal(a, b) for a, b in zip(one.unet.parameters(), two.unet.parameters(), strict=True))
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("objective", [SFT(), KTO(), BetaDPO()])
+def test_an_objective_that_does_not_serve(stable_diffusion, tmp_path, objective):
+    with pytest.raises(ConfigError, match=f"{objective.name} does not tune pictures"):
+        tuned(stable_diffusion, tmp_path, objective)
+
+
+def test_a_loss_that_is_not_a_number(stable_diffusion, tmp_path, monkeypatch):
+    true = module._log_probs
+    monkeypatch.setattr(module, "_log_probs", lambda *given: tuple(said * math.nan for said in true(*given)))
+    with pytest.raises(TrainingError, match="not a finite number at step 1"):
+        tuned(stable_diffusion, tmp_path, DPO())
