@@ -318,6 +318,24 @@ def test_alarms():
     ]
 
 
+def test_patience(done, tmp_path, learner):
+    """Where no update is ever tried, what is served stays: two rounds of six."""
+    config = configured(tmp_path, learner, rounds=6, patience=2, update={"new": 1000})
+    told = []
+    rounds = improve(config, told.append)
+    why = "stopped after round 2: for 2 rounds the gate kept what was served"
+    assert [each["round"] for each in rounds] == [0, 1, 2]
+    assert why in told
+    assert improve(config) == rounds
+    assert summarise(config, rounds)["alarms"][0] == why
+    served = [{"round": n, "served": update} for n, update in enumerate((0, 1, 1, 2, 2))]
+    assert [loop.stopped(config, served[:n]) for n in range(1, 6)] == [None] * 5
+    still = {"round": 5, "served": 2}
+    assert loop.stopped(config, [*served, still]) == why.replace("round 2", "round 5")
+    # All were run that should be.
+    assert loop.stopped(config.model_copy(update={"rounds": 5}), [*served, still]) is None
+
+
 def test_from_the_command_line(done, tmp_path, capsys):
     config, _, _ = done
     file = tmp_path / "config.yaml"

@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -110,6 +110,9 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     _measure_round(config, parts, 0, {})
     with Trainer(output) as trainer:
         for number in range(1, config.rounds + 1):
+            if why := stopped(config, read_rounds(config)):
+                tell(why)
+                break
             if (output / "rounds" / f"{number}.json").exists():
                 continue
             tell(f"round {number} of {config.rounds}")
@@ -118,6 +121,15 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     buffer.close()
     tell(f"{counts['judgements']} judgements, {counts['groups']} groups")
     return read_rounds(config)
+
+
+def stopped(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:
+    """Why no more rounds are run, where there should be more: the last, as many as the patience, changed nothing."""
+    if config.patience is None or not config.patience < len(rounds) <= config.rounds:
+        return None
+    if len({each["served"] for each in rounds[-config.patience - 1 :]}) > 1:
+        return None
+    return f"stopped after round {rounds[-1]['round']}: for {config.patience} rounds the gate kept what was served"
 
 
 def read_rounds(config: SelfImproveConfig) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from penchant.evaluation.report import Figure, RunReport, Table, show, write_rep
 from penchant.evaluation.statistics import Floats, bootstrap_mean
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import folder_of
+from penchant.recipes.self_improve.loop import stopped
 from penchant.recipes.self_improve.media import medium_of
 from penchant.recipes.self_improve.medium import Medium
 from penchant.recipes.self_improve.parts import read_parts
@@ -52,7 +53,7 @@ def summarise(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> di
         ],
         "signs": {name: getattr(medium, name) for name in SIGNS},
         "categories": _by_category(config, tests[0], tests[-1]),
-        "alarms": alarms(medium, rounds),
+        "alarms": [*([why] if (why := stopped(config, rounds)) else []), *alarms(medium, rounds)],
         "updates": _updates(config),
     }
 
