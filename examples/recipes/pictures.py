@@ -8,6 +8,7 @@ writes OUT/prompts.jsonl, and OUT/learner: a small text-to-picture model from no
 from __future__ import annotations
 
 import json
+import random
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 
 from penchant.config import TrainingConfig
-from penchant.recipes.self_improve.shapes import draw_prompts, prompts, render
+from penchant.recipes.self_improve.shapes import TASKS, draw_prompts, prompts, render
 from penchant.recipes.self_improve.small_denoiser import Batch, build_denoiser, train_denoiser
 
 SIZE, WIDTHS = 16, (32, 64)
-STEPS, BATCH = 4000, 64
-PROMPTS = 900
+STEPS, BATCH = 2200, 64
+PROMPTS = 200
+"""Of each task, at most; most tasks have fewer."""
 
 
 def batch(size: int, step: int) -> Batch:
@@ -35,10 +37,11 @@ def main() -> None:
         raise SystemExit(__doc__)
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    asked = {prompt.text: prompt.task for prompt in draw_prompts(4 * PROMPTS, seed=-1)}
-    rows = [{"prompt": text, "source": task} for text, task in list(asked.items())[:PROMPTS]]
+    mixed = random.Random(0).sample(everything := prompts(), len(everything))
+    asked = [prompt for task in TASKS for prompt in [each for each in mixed if each.task == task][:PROMPTS]]
+    rows = [{"prompt": prompt.text, "source": prompt.task} for prompt in asked]
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    build_denoiser(out / "start", [prompt.text for prompt in prompts()], SIZE, WIDTHS, seed=0)
+    build_denoiser(out / "start", [prompt.text for prompt in everything], SIZE, WIDTHS, seed=0)
     settings = TrainingConfig(max_steps=STEPS, learning_rate=1.5e-3, schedule="cosine", warmup=0.02)
     train_denoiser(out / "start", partial(batch, BATCH), settings, out / "learner")
 

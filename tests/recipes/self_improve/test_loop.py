@@ -6,10 +6,7 @@ import html
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -76,18 +73,13 @@ def done(tmp_path_factory, learner):
     return config, improve(config), Path(config.output)
 
 
-def judgements(output):
-    buffer = ReplayBuffer(output / "buffer.sqlite", 100)
-    return {name: buffer.counts()[name] for name in ("judgements", "groups")}
-
-
-def test_what_it_leaves(done):
+def test_what_it_leaves(done, counted):
     config, rounds, output = done
     assert [each["round"] for each in rounds] == [0, 1, 2]
     parts = json.loads((output / "prompts.json").read_text())
     assert {name: len(part) for name, part in parts.items()} == {"train": 14, "gate": 5, "test": 5, "categories": 24}
     assert len({text for name in ("train", "gate", "test") for text in parts[name].values()}) == 24
-    assert judgements(output)["judgements"] == rounds[1]["judgements"] + rounds[2]["judgements"]
+    assert counted(output)["judgements"] == rounds[1]["judgements"] + rounds[2]["judgements"]
     updates = next_update(output) - 1
     buffer = open_buffer(config)
     assert updates == buffer.added() // 2 > 0
@@ -124,11 +116,11 @@ def test_the_page(done):
     assert all(" ".join(said.split()) in " ".join(page.split()) for said in shown(rounds))
 
 
-def test_done_is_not_done_again(done):
+def test_done_is_not_done_again(done, counted):
     config, rounds, output = done
-    before = judgements(output)
+    before = counted(output)
     assert improve(config) == rounds == read_rounds(config)
-    assert judgements(output) == before
+    assert counted(output) == before
 
 
 def test_another_configuration_of_the_same_folder(done, learner):
@@ -203,47 +195,9 @@ def test_an_update_that_was_killed_ends_the_same(done, tmp_path, learner):
     assert buffer.counts()["draws"] == 4
 
 
-def start(config, folder):
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "penchant", "recipe", "self-improve", str(file)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def children(pid):
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
-def test_killed_anywhere_no_judgement_is_lost_or_doubled(done, learner, tmp_path):
-    """The learner's process, then the trainer's, by SIGKILL in the middle; then to the end."""
-    config = configured(tmp_path, learner)
-    output = Path(config.output)
-    process = start(config, tmp_path)
-    wait_for(lambda: (output / "buffer.sqlite").exists() and judgements(output)["judgements"] > 0)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = judgements(output)["judgements"]
-    process = start(config, tmp_path)
-    wait_for(lambda: (output / "updates" / "1").exists())
-    for child in children(process.pid):
-        os.kill(child, signal.SIGKILL)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    rounds = read_rounds(config)
-    assert judgements(output)["judgements"] == sum(each.get("judgements", 0) for each in rounds) >= kept
-    assert len(rounds) == 3
-    buffer = open_buffer(config)
-    assert idle(config, buffer)
-    # Nothing is left running.
-    wait_for(lambda: not subprocess.run(["pgrep", "-f", str(output)], capture_output=True).stdout)
+def test_killed_anywhere_no_judgement_is_lost_or_doubled(done, learner, tmp_path, killed_anywhere):
+    killed_anywhere(configured(tmp_path, learner), tmp_path)
 
 
 def test_what_stops_the_trainer_stops_the_loop(learner, tmp_path):

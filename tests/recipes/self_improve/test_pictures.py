@@ -99,6 +99,11 @@ def test_done_is_not_done_again(done):
     assert sorted(file.name for file in (output / "pictures").iterdir()) == before
 
 
+@pytest.mark.slow
+def test_killed_anywhere_no_judgement_is_lost_or_doubled(small_denoiser, tmp_path, killed_anywhere):
+    killed_anywhere(configured(tmp_path, small_denoiser), tmp_path)
+
+
 def test_an_interrupted_update_ends_the_same(done):
     config, _, output = done
     folder = output / "updates" / "1"
@@ -221,12 +226,12 @@ def test_the_example(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("pictures", EXAMPLES / "pictures.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    for name, value in (("STEPS", 2), ("BATCH", 6), ("PROMPTS", 40)):
+    for name, value in (("STEPS", 2), ("BATCH", 6), ("PROMPTS", 8)):
         monkeypatch.setattr(script, name, value)
     monkeypatch.setattr(sys, "argv", ["pictures.py", "files"])
     script.main()
     rows = [json.loads(line) for line in Path("files/prompts.jsonl").read_text().splitlines()]
-    assert len({row["prompt"] for row in rows}) == 40
+    assert len({row["prompt"] for row in rows}) == 4 + 5 * 8
     assert {row["source"] for row in rows} == set(shapes.TASKS)
     small = ["rounds=1", "prompts_per_round=4", "attempts=2", "pictures.steps=2"]
     config = load_section(SelfImproveConfig, EXAMPLES / "self_improve_pictures.yaml", small)

@@ -81,9 +81,7 @@ class SelfImproveConfig(Section):
     output: str = Field(description="the recipe's folder")
     verifier: VerifierConfig
     rounds: int = Field(5, ge=1)
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many rounds in which the gate kept what was served"
-    )
+    patience: int | None = Field(None, ge=1, description="rounds in which the gate keeps what is served, then stop")
     prompts_per_round: int = Field(64, ge=1)
     attempts: int = Field(3, ge=2, description="at a prompt in a round, at most")
     batch: int = Field(32, ge=1, description="prompts attempted at a time; between batches a new learner is taken")

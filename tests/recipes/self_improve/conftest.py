@@ -1,0 +1,74 @@
+"""What tests of the loop share, whatever its learner does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penchant.recipes.self_improve.buffer import ReplayBuffer
+from penchant.recipes.self_improve.loop import read_rounds
+from penchant.recipes.self_improve.parts import open_buffer
+from penchant.recipes.self_improve.trainer import idle
+
+
+def _counted(output):
+    buffer = ReplayBuffer(output / "buffer.sqlite", 100)
+    return {name: buffer.counts()[name] for name in ("judgements", "groups")}
+
+
+@pytest.fixture(scope="session")
+def counted():
+    """Of a run's folder, the judgements and groups in its buffer."""
+    return _counted
+
+
+def _start(config, folder):
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "penchant", "recipe", "self-improve", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _children(pid):
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def killed_anywhere():
+    """Runs a configuration, killing the learner's process, then the trainer's, by SIGKILL in the middle; to the end."""
+
+    def check(config, folder):
+        output = Path(config.output)
+        process = _start(config, folder)
+        _wait_for(lambda: (output / "buffer.sqlite").exists() and _counted(output)["judgements"] > 0)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept = _counted(output)["judgements"]
+        process = _start(config, folder)
+        _wait_for(lambda: (output / "updates" / "1").exists())
+        for child in _children(process.pid):
+            os.kill(child, signal.SIGKILL)
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+        rounds = read_rounds(config)
+        assert _counted(output)["judgements"] == sum(each.get("judgements", 0) for each in rounds) >= kept
+        assert len(rounds) == config.rounds + 1
+        assert idle(config, open_buffer(config))
+        # Nothing is left running.
+        _wait_for(lambda: not subprocess.run(["pgrep", "-f", str(output)], capture_output=True).stdout)
+
+    return check
