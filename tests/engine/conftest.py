@@ -131,10 +131,13 @@ def all_float64() -> Callable[[], AbstractContextManager[None]]:
     @contextmanager
     def patched() -> Iterator[None]:
         single, to_single = torch.float32, torch.Tensor.float
-        torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
+        # Of the dtype's two names models use either.
+        torch.float32 = torch.float = torch.float64
+        torch.Tensor.float = torch.Tensor.double
         try:
             yield
         finally:
-            torch.float32, torch.Tensor.float = single, to_single
+            torch.float32 = torch.float = single
+            torch.Tensor.float = to_single
 
     return patched
