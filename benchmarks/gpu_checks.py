@@ -1,0 +1,237 @@
+"""Does a GPU compute what the CPU does? python benchmarks/gpu_checks.py [--device cpu]
+
+A table of what was compared, how far apart it is and what is allowed; exit status 1 where anything is further apart or
+fails. With `--device cpu` the same is done on the CPU with its own kernels, so that the script can be tried anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks" / "speed")]
+
+from workloads import WORKLOADS, build  # noqa: E402
+
+from penchant import parse_config, train  # noqa: E402
+from penchant.data.groups import PreferenceGroup  # noqa: E402
+from penchant.data.tokenized import TokenizedGroup  # noqa: E402
+from penchant.data.trees import TreeBatch, pack  # noqa: E402
+from penchant.engine import attention  # noqa: E402
+from penchant.engine.lean import lighten  # noqa: E402
+from penchant.engine.scoring import precision  # noqa: E402
+from penchant.engine.tree import TreeScorer  # noqa: E402
+from penchant.engine.tree_plan import TreePlan  # noqa: E402
+from penchant.training.loop import Interrupted, Loop  # noqa: E402
+
+Row = tuple[str, float, float]
+"""What was compared, how far apart it is, and what is allowed."""
+
+SHAPES = {
+    "ragged": [(37, (12, 60, 5)), (1, (90,)), (300, (7, 64, 65, 128, 1, 33, 2, 19))],
+    "pairs": [(128, (64, 64)), (256, (200, 31))],
+}
+CPU, NAN = torch.device("cpu"), float("nan")
+WRITTEN_OUT = {"gemma2"}
+"""Families whose attention no kernel computes."""
+
+
+def packed(shapes: list[tuple[int, tuple[int, ...]]]) -> TreeBatch:
+    """Groups of random ids."""
+    draw, nothing = np.random.default_rng(1), PreferenceGroup("", ("a", "b"), preferred=0)
+    return pack(
+        [TokenizedGroup(draw.integers(3, 61, p), tuple(draw.integers(3, 61, n) for n in r), nothing) for p, r in shapes]
+    )
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference over the norm of what is expected."""
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+def hidden(device: torch.device) -> Any:
+    """No card is seen inside, where the device is the CPU."""
+    return mock.patch("torch.cuda.is_available", return_value=False) if device == CPU else nullcontext()
+
+
+def attention_rows(device: torch.device, calls: list[None]) -> list[Row]:
+    """The tree's attention in bfloat16, there and back, against softmax written out in float64."""
+    rows = []
+    every = [(s, of, size, w) for s in SHAPES for of in ((4, 4), (14, 2)) for size in (64, 128) for w in (None, 50)]
+    for name, (heads, kv), size, window in every:
+        batch = packed(SHAPES[name])
+        n, places = len(batch.input_ids), torch.arange(len(batch.input_ids))
+        seen = (places <= places[:, None]) & (places[:, None] < batch.reach)
+        if window is not None:
+            seen &= batch.positions[:, None] - batch.positions < window
+        torch.manual_seed(0)
+        *drawn, upstream = (torch.randn(1, h, n, size).bfloat16() for h in (heads, kv, kv, heads))
+        exact = [x.double().to(device).requires_grad_() for x in drawn]
+        k, v = (x.repeat_interleave(heads // kv, 1) for x in exact[1:])
+        scores = (exact[0] @ k.transpose(2, 3) * size**-0.5).masked_fill(~seen.to(device), -torch.inf)
+        expected = scores.softmax(-1) @ v
+        expected.backward(upstream.double().to(device))
+        given = [x.to(device).requires_grad_() for x in drawn]
+        before, plan = len(calls), TreePlan(batch.to(device))
+        out, _ = attention.tree_attention(torch.nn.Module(), *given, None, tree=plan, sliding_window=window)
+        out.transpose(1, 2).backward(upstream.to(device))
+        found = [apart(out.transpose(1, 2), expected)]
+        found += [apart(a.grad, b.grad) for a, b in zip(given, exact, strict=True) if a.grad is not None is not b.grad]
+        ran = device == CPU or len(calls) > before
+        label = f"attention, {name}, {heads}/{kv} heads of {size}, window {window}"
+        rows.append((label, max(found) if ran else NAN, 1e-2))
+    return rows
+
+
+def model_rows(device: torch.device, calls: list[None]) -> list[Row]:
+    """Log-probs and gradients of tiny models: float32 against the CPU's float64, bfloat16 against float32."""
+    spec = importlib.util.spec_from_file_location("engine_tests", ROOT / "tests" / "engine" / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    rows = []
+    batch = packed([(30, (12, 20)), (9, (4, 7, 1)), (64, (25, 3))])
+    weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def scored(model: Any, where: torch.device, dtype: torch.dtype, run: str) -> tuple[Tensor, Tensor]:
+        model = copy.deepcopy(model).to(where, dtype)
+        with precision(where, run):
+            said = TreeScorer(model)(batch.to(where))
+        (said * weights.to(where)).sum().backward()
+        return said, torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+
+    for family, config in tests.CONFIGS.items():
+        torch.manual_seed(0)
+        model = tests.hf.AutoModelForCausalLM.from_config(config(), attn_implementation=attention.TREE).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)  # Attention is nearly uniform otherwise.
+        lighten(model)
+        exact, single = scored(model, CPU, torch.float64, "float32"), scored(model, device, torch.float32, "float32")
+        before = len(calls)
+        half = scored(model, device, torch.float32, "bfloat16")
+        ran = device == CPU or family in WRITTEN_OUT or len(calls) > before
+        rows.append((f"{family}, float32", max(map(apart, single, exact)), 1e-4))
+        rows.append((f"{family}, bfloat16", max(map(apart, half, single)) if ran else NAN, 3e-2))
+    return rows
+
+
+def run_rows(device: torch.device, folder: Path) -> list[Row]:
+    """Runs of `penchant train` on the device against the same on the CPU, and verbs on what they made."""
+    build(WORKLOADS["pairs"].tiny(), folder / "data", steps=12)
+    model, data = str(folder / "data" / "model"), str(folder / "data" / "groups.jsonl")
+    (folder / "worth.py").write_text("def score(prompt, responses):\n    return [len(r) % 7.0 for r in responses]\n")
+
+    def configuration(name: str, dtype: str, training: dict[str, Any], **more: Any) -> dict[str, Any]:
+        settings = {"max_steps": 6, "batch_size": 4, "token_budget": 128, "learning_rate": 3e-4, "dtype": dtype}
+        both = {"model": model, "output": str(folder / name), "data": {"train": data, "held_out": 0.25}}
+        return {**both, "objective": {"name": "dpo"}, "training": settings | training, "logging": {"every": 1}, **more}
+
+    def losses(on: torch.device, name: str, dtype: str = "float32", **more: Any) -> Tensor:
+        os.environ["PENCHANT_CACHE"] = str(folder / f"cache-{name}")
+        config = parse_config(configuration(name, dtype, more.pop("training", {}), **more), "here")
+        with hidden(on):
+            train(config, resume=(folder / name).exists())
+        lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+        return torch.tensor([line.get("loss", line.get("eval_loss")) for line in lines])
+
+    def interrupted(loop: Loop, pressed: bool = False, own: Callable[..., Any] = Loop.step) -> Any:
+        if loop.at.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return own(loop, pressed)
+
+    rows = []
+    lora, again = {"lora": {"rank": 4}}, {"training": {"gradient_checkpointing": True}}
+    kinds: dict[str, dict[str, Any]] = {"all weights": {}, "LoRA": lora, "checkpointing": again, "both": lora | again}
+    for kind, more in kinds.items():
+        for dtype, allowed in (("float32", 1e-4), ("bfloat16", 3e-2)):
+            found, expected = (losses(on, f"{kind} {dtype} {i}", dtype, **more) for i, on in enumerate((device, CPU)))
+            rows.append((f"run, {kind}, {dtype}: losses", float((found - expected).abs().max()), allowed))
+    try:
+        with mock.patch.object(Loop, "step", interrupted):
+            losses(device, "cut")
+        rows.append(("run, interrupted", NAN, 0.0))
+    except Interrupted:
+        difference = losses(device, "cut") - losses(device, "whole")
+        rows.append(("run, interrupted and resumed: losses", float(difference.abs().max()), 1e-4))
+    online = {"candidates": "sampled", "data": {"train": data}, "objective": {"name": "rloo", "beta": 0.05}}
+    online |= {"sampling": {"samples": 2, "max_new_tokens": 8}, "reward": {"function": f"{folder}/worth.py:score"}}
+    fine = losses(device, "online", "bfloat16", training={"max_steps": 2}, **online).isfinite().all()
+    rows.append(("run on its own samples", 0.0 if fine else NAN, 0.0))
+    (folder / "plan.yaml").write_text(json.dumps(configuration("planned", "bfloat16", {})))  # JSON is YAML.
+    whole, adapter = (str(folder / f"{kind} bfloat16 0") for kind in ("all weights", "LoRA"))
+    rows.append(verb(device, "plan", f"{folder}/plan.yaml"))
+    rows.append(verb(device, "evaluate", whole, "--data", data, "--reference", model, "--dtype", "bfloat16"))
+    rows.append(verb(device, "evaluate", adapter, "--data", data))
+    rows.append(verb(device, "generate", whole, data, "--limit", "3", "--samples", "2", "--max-new-tokens", "8"))
+    return rows
+
+
+def verb(device: torch.device, *words: str) -> Row:
+    """Whether a command fails."""
+    from penchant.cli import main as penchant
+
+    code: Any = 0
+    try:
+        with hidden(device), mock.patch.object(sys, "argv", ["penchant", *words]), redirect_stdout(io.StringIO()):
+            penchant()
+    except SystemExit as end:
+        code = end.code or 0
+    return f"penchant {words[0]}", float(code), 0.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device, started = torch.device(parser.parse_args().device), time.perf_counter()
+    calls: list[None] = []
+    own = attention._variable_length
+
+    def counted(*given: Any) -> Tensor:
+        calls.append(None)
+        return own(*given)
+
+    attention._variable_length = counted
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part, given in ((attention_rows, calls), (model_rows, calls), (run_rows, Path(folder))):
+            try:
+                rows += part(device, given)  # type: ignore[operator]
+            except Exception:
+                traceback.print_exc()
+                rows.append((f"{part.__name__} failed", NAN, 0.0))
+    width = max(len(name) for name, _, _ in rows)
+    for name, found, allowed in rows:
+        print(f"{name:{width}}  {found:8.1e}  {allowed:8.1e}  {'ok' if found <= allowed else 'FAILED'}")
+    # `not <=`: what is not a number is no agreement.
+    failed = sum(not found <= allowed for _, found, allowed in rows)
+    card = "the CPU" if device == CPU else torch.cuda.get_device_name()
+    print(f"{failed} of {len(rows)} failed; {card}, torch {torch.__version__}, {time.perf_counter() - started:.0f} s")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
