@@ -1,7 +1,9 @@
 """`penchant train`, watched from outside: python penchant_side.py TASK.json OUT.json
 
-Nothing of the run is changed: command line and configuration are a user's, references' log-probs are found before the
-first step, metrics are logged as by default. `Loop.step` is wrapped to read the clock between steps.
+Nothing of the steps is changed: command line and configuration are a user's, references' log-probs are found before the
+first step, metrics are logged as by default. `Loop.step` is wrapped to read the clock between steps. After the last one
+the process ends: checkpoint, model files and report are not made. On a GPU the weights, gigabytes of them, are not
+hashed before the first: the hash names them in a cache, which is empty.
 
     penchant         dpo, beta 0.1; each comparison weighs the same, as each pair does for a peer that knows only pairs
     penchant_s_dpo   s_dpo, beta 1: the group at once, as the S-DPO layout has it
@@ -54,6 +56,7 @@ def main() -> None:
 
     from penchant.cli import main as penchant
     from penchant.engine.tree import TreeScorer
+    from penchant.training import model
     from penchant.training.loop import Loop
 
     recorder = Recorder(task)
@@ -67,9 +70,13 @@ def main() -> None:
         groups = loop.source.batch(loop.at.step).groups
         loss, interrupted = whole_step(loop, pressed)
         recorder.end(loss, tokens_by_candidate([(g.prompt, g.responses) for g in groups]))
+        if len(recorder.steps) == task.total:
+            raise SystemExit(0)
         return loss, interrupted
 
     Loop.step = step  # type: ignore[method-assign]
+    if task.device == "cuda":
+        model.model_fingerprint = lambda loaded: "of this process"  # type: ignore[attr-defined]
     run = Path(task.work) / "run.yaml"
     run.write_text(json.dumps(configuration(task)))  # JSON is YAML.
     sys.argv = ["penchant", "train", str(run)]

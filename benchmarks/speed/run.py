@@ -3,12 +3,14 @@
     python benchmarks/speed/run.py pairs --sides penchant trl_best padded
     python benchmarks/speed/run.py pairs long_prompts negatives vocabulary pairs_bf16 lora --out benchmarks/results
     python benchmarks/speed/run.py qwen_0.5b_pairs qwen_0.5b_k8 llama_8b_pairs llama_8b_k8   # on one GPU
-    python benchmarks/speed/run.py qwen_0.5b_k8 --device cpu --tiny --here                   # the same code, anywhere
+    python benchmarks/speed/run.py qwen_0.5b_k8 --device cpu --tiny --here penchant          # the same code, anywhere
 
 Each side runs in a fresh process, in turn: A B C, A B C, ... TRL's sides run in an environment of their own, Penchant's
-and the padded ones in one with what a user installs; both are made the first time (benchmarks/.envs/). Losses of sides
-that do the same work must agree step by step, before anything is said of their times; where they do not, nothing is
-reported and the exit status is 1. What is recorded is said in measuring.py, what the bound counts in bound.py.
+and the padded ones in one with what a user installs; both are made the first time (benchmarks/.envs/), or with --here
+(where nothing can be installed, say) are that of this script. Losses of sides that do the same work must agree step by
+step, before anything is said of their times; where they do not, nothing is reported and the exit status is 1. A peer
+that runs out of the card's memory is left out, and that is said. What is recorded is said in measuring.py, what the
+bound counts in bound.py.
 """
 
 from __future__ import annotations
@@ -91,6 +93,15 @@ class Disagreement(Exception):
     """Two sides that should do the same work do not, or did not see the same data."""
 
 
+class Failure(Exception):
+    """A side's process failed; the end of what it said."""
+
+    @property
+    def of_memory(self) -> bool:
+        """Whether the card has too little of it."""
+        return "OutOfMemoryError" in str(self)
+
+
 def with_ours(names: Sequence[str]) -> list[str]:
     """The sides, with Penchant's own of each work put in where it is missing, before the first that needs it."""
     complete: list[str] = []
@@ -145,19 +156,23 @@ def check_moved(found: dict[str, dict[str, Any]], tolerance: float) -> None:
             raise Disagreement(f"{name}'s losses hardly move ({min(losses):.5f} to {max(losses):.5f})")
 
 
-def interpreter(side: Side, here: bool) -> str:
-    """The Python a side runs in; here: Penchant's in that of this script."""
-    if side.environment == "trl":
-        return str(trl_python())
-    return sys.executable if here else str(penchant_python())
+def interpreter(side: Side, here: Sequence[str]) -> str:
+    """The Python a side runs in.
+
+    Args:
+        here: environments that are this script's own.
+    """
+    if side.environment in here:
+        return sys.executable
+    return str(trl_python() if side.environment == "trl" else penchant_python())
 
 
-def missing(name: str) -> str | None:
+def missing(name: str, here: Sequence[str]) -> str | None:
     """Why a side cannot run here, and what to type; None where it can."""
     side = SIDES[name]
     if side.needs is None:
         return None
-    python = trl_python()
+    python = interpreter(side, here)
     asked = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({side.needs!r}) is None)"
     if subprocess.run([python, "-c", asked], check=False).returncode == 0:
         return None
@@ -179,7 +194,7 @@ def run_side(script: str, python: str, task: Task) -> dict[str, Any]:
     command = [python, str(HERE / script), str(given), str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{task.side} failed:\n{done.stderr[-4000:]}")
+        raise Failure(f"{task.side} failed:\n{done.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(out.read_text())
     shutil.rmtree(work)
     return found
@@ -190,7 +205,7 @@ def compare(workload: Workload, names: Sequence[str], options: argparse.Namespac
     names = with_ours(names)
     total = options.warmup + options.steps
     shutil.rmtree(folder, ignore_errors=True)
-    drawn = build(workload, folder / "data", total, options.seed)
+    drawn = build(workload, folder / "data", total, options.seed, models=options.work / "models")
     tolerance = TOLERANCE[workload.dtype]
 
     def task(name: str, work: str) -> Task:
@@ -216,10 +231,17 @@ def compare(workload: Workload, names: Sequence[str], options: argparse.Namespac
     for alternation in range(options.alternations):
         matmul.append(run_side("matmul_side.py", sys.executable, task("matmul", "")))
         found = {}
-        for name in names:
+        for name in list(names):
             side = SIDES[name]
             print(f"{workload.name}, {alternation + 1} of {options.alternations}: {name}", file=sys.stderr, flush=True)
-            found[name] = run_side(side.script, interpreter(side, options.here), task(name, side.work))
+            try:
+                found[name] = run_side(side.script, interpreter(side, options.here), task(name, side.work))
+            except Failure as error:
+                if not error.of_memory or name in OURS.values():
+                    raise
+                print(f"{name} is left out: it ran out of memory", file=sys.stderr, flush=True)
+                names.remove(name)
+                continue
             check_tokens(name, found[name], drawn)
         new = check_losses(found, tolerance)
         if workload.dtype == "float32" and not options.tiny:
@@ -262,7 +284,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the workload's")
     parser.add_argument("--tiny", action="store_true", help="sizes for tests; times mean nothing")
     parser.add_argument(
-        "--here", action="store_true", help="run Penchant's sides in this script's environment, whatever else is in it"
+        "--here",
+        nargs="+",
+        choices=["penchant", "trl"],
+        default=[],
+        help="whose sides run in this script's environment, whatever else is in it",
     )
     parser.add_argument("--work", type=Path, default=HERE.parent / ".work" / "speed", help="folder for data and sides")
     parser.add_argument("--out", type=Path, default=HERE.parent / ".work", help="folder for the results")
@@ -281,17 +307,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[Result] = []
     failed = False
     today = datetime.date.today().isoformat()
+    # One that an earlier run left behind may be of other code.
+    shutil.rmtree(options.work / "models", ignore_errors=True)
     for name in options.workloads:
         workload = WORKLOADS[name].tiny() if options.tiny else WORKLOADS[name]
         workload = replace(workload, device=options.device or workload.device)
-        reasons = {side: missing(side) for side in options.sides or workload.sides}
+        reasons = {side: missing(side, options.here) for side in options.sides or workload.sides}
         print(*filter(None, reasons.values()), sep="\n", file=sys.stderr)
         if options.sides and any(reasons.values()):
             return 2
         sides = [side for side, reason in reasons.items() if reason is None]
         try:
             results.append(compare(workload, sides, options, options.work / name))
-        except Disagreement as error:
+        except (Disagreement, Failure) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
             continue

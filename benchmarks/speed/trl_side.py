@@ -1,6 +1,8 @@
 """TRL's DPOTrainer, watched from outside; run in TRL's own environment: python trl_side.py TASK.json OUT.json
 
-Of TRL 1.16.0. Every side has the comparison's weights, data, order, AdamW, constant rate, clipping and dtype; else
+Of TRL 1.16.0. On a GPU the weights are not hashed before the first step (`hash_module`: half a minute for 8B): the hash
+names them in a cache, which is empty. Every side has the comparison's weights, data, order, AdamW, constant rate,
+clipping and dtype; else
 
     trl_default          DPOConfig as it comes: gradient checkpointing, a second model as reference in every step,
                          max_length 1024. (Left to itself it would also run in bfloat16, on a CPU too; the dtype is
@@ -131,6 +133,13 @@ def score_completions_only() -> None:
     utils._use_triton = lambda device: True
 
 
+def do_not_hash() -> None:
+    """See the module's docstring."""
+    import trl.trainer.dpo_trainer as module
+
+    module.hash_module = lambda model: "of this process"
+
+
 def seed_adapters() -> None:
     """Adapters start from the same random numbers as Penchant's: the seed is set just before they are made."""
     import trl.trainer.dpo_trainer as module
@@ -158,6 +167,8 @@ def main() -> None:
         # Frozen weights are held in the run's dtype, as Penchant holds them.
         weights = getattr(torch, task.dtype)
         seed_adapters()
+    if task.device == "cuda":
+        do_not_hash()
     if task.side == "trl_compact" or (task.side == "trl_lora" and task.device == "cpu"):
         score_completions_only()
     attention = {"attn_implementation": "flash_attention_2"} if task.side == "trl_flash_pref" else {}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -218,8 +218,13 @@ def draw(workload: Workload, steps: int, seed: int = 0) -> list[list[Group]]:
     return [step() for _ in range(steps)]
 
 
-def build(workload: Workload, folder: Path, steps: int, seed: int = 0) -> list[list[Group]]:
-    """Write a workload's folder; see the module's docstring."""
+def build(workload: Workload, folder: Path, steps: int, seed: int = 0, models: Path | None = None) -> list[list[Group]]:
+    """Write a workload's folder; see the module's docstring.
+
+    Args:
+        models: keeps the models of workloads that share a shape, the folder then a link into it; large ones are made
+            and written once.
+    """
     folder.mkdir(parents=True)
     drawn = draw(workload, steps, seed)
     (folder / "ids.json").write_text(json.dumps(drawn))
@@ -231,8 +236,16 @@ def build(workload: Workload, folder: Path, steps: int, seed: int = 0) -> list[l
             groups.write(json.dumps({**row, "rejected": negatives}) + "\n")
             for negative in negatives:
                 pairs.write(json.dumps({**row, "rejected": negative}) + "\n")
-    _save_tokenizer(workload.shape.vocabulary, folder / "model")
-    _save_model(workload, folder / "model", seed)
+    model = folder / "model"
+    if models is not None:
+        sizes = "-".join(str(value) for value in astuple(workload.shape))
+        kept = models.resolve() / f"{sizes}-{workload.dtype}-{workload.device}-{seed}"
+        model.symlink_to(kept)
+        if kept.exists():
+            return drawn
+        model = kept
+    _save_tokenizer(workload.shape.vocabulary, model)
+    _save_model(workload, model, seed)
     return drawn
 
 

@@ -15,7 +15,8 @@ import pytest
 
 SPEED = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
 MODULES = ("bound", "measuring", "report", "run", "workloads")
-TINY = ["--tiny", "--here", "--threads", "1", "--steps", "2", "--warmup", "1", "--alternations", "1", "--rate", "1e-3"]
+FEW = ["--steps", "2", "--warmup", "1", "--alternations", "1"]
+TINY = ["--tiny", "--here", "penchant", "--threads", "1", "--rate", "1e-3", *FEW]
 
 
 @pytest.fixture(scope="module")
