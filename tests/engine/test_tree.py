@@ -228,6 +228,24 @@ def test_variable_length_path_equals_masked_path(make_groups, monkeypatch, kerne
     torch.testing.assert_close(variable, masked, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("size", "of_values", "dtype", "taken"),
+    [
+        (64, 64, torch.bfloat16, True),
+        (256, 256, torch.float16, True),
+        (12, 6, torch.bfloat16, False),
+        (20, 20, torch.bfloat16, False),
+        (264, 264, torch.bfloat16, False),
+        (64, 64, torch.float32, False),
+    ],
+)
+def test_the_kernel_gets_no_heads_it_refuses(size, of_values, dtype, taken):
+    from penchant.engine import attention
+
+    query, value = (torch.zeros(1, 1, 1, each, dtype=dtype) for each in (size, of_values))
+    assert attention._has_kernel(query, value) == taken
+
+
 def test_lora_gradients_equal_padded_forward(build, make_groups, all_float64):
     from peft import LoraConfig, get_peft_model
 

@@ -82,9 +82,15 @@ def tree_attention(
         return _on_cpu(query, key, value, tree, sliding_window, scale), None
     # Rotations and norms hand on float32 under autocast, which fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not tree.forked:
+    if query.is_cuda and _has_kernel(query, value) and not tree.forked:
         return _variable_length(query, key, value, tree, sliding_window, scale), None
     return _masked(query, key, value, tree, sliding_window, scale), None
+
+
+def _has_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether the variable-length kernel takes heads of these numbers and sizes."""
+    size = query.shape[3]
+    return query.dtype in (torch.bfloat16, torch.float16) and value.shape[3] == size and size % 8 == 0 and size <= 256
 
 
 def _on_cpu(query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float) -> Tensor:
