@@ -20,6 +20,9 @@ KEPT_ELEMENTS = 1 << 27
 FROZEN_ELEMENTS = 1 << 25
 """With a frozen head, logits at a time of as many whole rows as these allow: their gradient is taken at once."""
 
+GPU_FROZEN_ELEMENTS = 1 << 27
+"""The same on a GPU: each time the whole head is read anew."""
+
 
 def linear_log_probs(
     hidden: Tensor,
@@ -65,9 +68,9 @@ def compute_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
-def kept_blocks(tokens: int, vocabulary: int) -> int:
+def kept_blocks(tokens: int, vocabulary: int, device: torch.device) -> int:
     """Of how many blocks the backward finds the logits of these tokens where the forward left them."""
-    first, *_ = found = blocks(tokens, vocabulary)
+    first, *_ = found = blocks(tokens, vocabulary, device)
     return min(len(found), KEPT_ELEMENTS // max(1, tokens * (first.stop - first.start)))
 
 
@@ -88,18 +91,19 @@ class _LinearLogProbs(torch.autograd.Function):
         # Without a graph a trained weight says that it needs a gradient all the same.
         needs_hidden, needs_weight, needs_bias = (graded and needed for needed in ctx.needs_input_grad[:3])
         ctx.softcap, ctx.shared, ctx.trained = softcap, shared, needs_weight or needs_bias
-        head, vocabulary = OutputLayer(weight, bias, softcap), len(weight)
+        head, vocabulary, device = OutputLayer(weight, bias, softcap), len(weight), hidden.device
         if ctx.trained:
-            log_probs, normalisers, ctx.kept = head.log_probs(hidden, targets, kept_blocks(len(targets), vocabulary))
+            keep = kept_blocks(len(targets), vocabulary, device)
+            log_probs, normalisers, ctx.kept = head.log_probs(hidden, targets, keep)
             ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
             return log_probs
         if not needs_hidden:
             return head.log_probs(hidden, targets, 0)[0]
         # With a frozen head each row's gradient can be had now, for an upstream of 1, and scaled later.
         unit, parts = torch.empty_like(hidden), []
-        rows = max(1, FROZEN_ELEMENTS // vocabulary)
+        rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
         for x, of_x, words in zip(hidden.split(rows), unit.split(rows), targets.split(rows), strict=True):
-            log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary)))
+            log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
             ones = torch.ones_like(normalisers)
             gradient, *_ = head.gradients(x, words, normalisers, ones, kept, (True, False, False))
             assert gradient is not None

@@ -16,6 +16,9 @@ from torch import Tensor
 BLOCK_ELEMENTS = 1 << 23
 """Logits worked on at a time (32 MiB in float32)."""
 
+GPU_BLOCK_ELEMENTS = 1 << 25
+"""The same on a GPU, where work on fewer is done sooner than it is launched."""
+
 LEAST_BLOCK = 512
 """Words of a block, however many the tokens: a matrix product of fewer columns is slow."""
 
@@ -23,9 +26,14 @@ _PASS_ELEMENTS = 1 << 18
 """Of these, exponentials are taken at a time: as many as a core's own cache holds."""
 
 
-def blocks(tokens: int, vocabulary: int) -> list[slice]:
+def block_elements(device: torch.device) -> int:
+    """Logits worked on at a time on a device."""
+    return BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
+
+
+def blocks(tokens: int, vocabulary: int, device: torch.device) -> list[slice]:
     """The vocabulary in parts whose logits are computed at a time."""
-    width = max(1, BLOCK_ELEMENTS // (LEAST_BLOCK * max(1, tokens))) * LEAST_BLOCK
+    width = max(1, block_elements(device) // (LEAST_BLOCK * max(1, tokens))) * LEAST_BLOCK
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
@@ -43,7 +51,7 @@ class OutputLayer:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
         kept: list[Tensor] = []
-        for block in blocks(n, len(self.weight)):
+        for block in blocks(n, len(self.weight), hidden.device):
             logits = self._logits(hidden, block)
             inside, place = _places(targets, block)
             found = _capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
@@ -74,7 +82,7 @@ class OutputLayer:
         of_weight = torch.empty_like(self.weight) if needs[1] else None
         of_bias = torch.empty_like(self.bias) if needs[2] and self.bias is not None else None
         kept.reverse()
-        for block in blocks(len(hidden), len(self.weight)):
+        for block in blocks(len(hidden), len(self.weight), hidden.device):
             logits = kept.pop() if kept else self._logits(hidden, block)
             inside, place = _places(targets, block)
             upstream_here = torch.where(inside, upstream, 0.0)
@@ -92,7 +100,7 @@ class OutputLayer:
     def _logits(self, hidden: Tensor, block: slice) -> Tensor:
         """[N, B] raw logits. Of several blocks each takes the same room, so that one freed fits the next."""
         n, words = len(hidden), block.stop - block.start
-        room = n * words if words == len(self.weight) else max(BLOCK_ELEMENTS, n * LEAST_BLOCK)
+        room = n * words if words == len(self.weight) else max(block_elements(hidden.device), n * LEAST_BLOCK)
         logits = hidden.new_empty(room)[: n * words].view(n, words)
         torch.mm(hidden, self.weight[block].to(hidden.dtype).T, out=logits)
         if self.bias is not None:
