@@ -135,7 +135,8 @@ def model_rows(device: torch.device, calls: list[None]) -> list[Row]:
         half = scored(model, device, torch.float32, "bfloat16")
         ran = device == CPU or family in WRITTEN_OUT or len(calls) > before
         rows.append((f"{family}, float32", max(map(apart, single, exact)), 1e-4))
-        rows.append((f"{family}, bfloat16", max(map(apart, half, single)) if ran else NAN, 3e-2))
+        # On the CPU no family is further apart than half of this.
+        rows.append((f"{family}, bfloat16", max(map(apart, half, single)) if ran else NAN, 5e-2))
     return rows
 
 
