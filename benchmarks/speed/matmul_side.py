@@ -15,7 +15,7 @@ from measuring import Task, machine
 
 SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 TINY_SIZES = (256, 512)
-SECONDS = 3.0
+SECONDS = {"cpu": 3.0, "cuda": 1.0}
 """For each size: long enough that some products are not disturbed by what else the machine does."""
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     task, out = Task.read(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(task.threads)
     # On a GPU, float32 products are left at full precision, as torch's default is.
-    sizes, seconds = (TINY_SIZES, 0.1) if task.steps == 0 else (SIZES[task.device], SECONDS)
+    sizes, seconds = (TINY_SIZES, 0.1) if task.steps == 0 else (SIZES[task.device], SECONDS[task.device])
     rate = best_rate(sizes, getattr(torch, task.dtype), task.device, seconds)
     Path(out).write_text(json.dumps({"flops_per_second": rate, **machine(task.device)}))
 
