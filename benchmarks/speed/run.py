@@ -9,8 +9,8 @@ Each side runs in a fresh process, in turn: A B C, A B C, ... TRL's sides run in
 and the padded ones in one with what a user installs; both are made the first time (benchmarks/.envs/), or with --here
 (where nothing can be installed, say) are that of this script. Losses of sides that do the same work must agree step by
 step, before anything is said of their times; where they do not, nothing is reported and the exit status is 1. A peer
-that runs out of the card's memory is left out, and that is said. What is recorded is said in measuring.py, what the
-bound counts in bound.py.
+whose process fails is left out, and that is said; the exit status is 1 then too, unless the card's memory was too small
+for it. What is recorded is said in measuring.py, what the bound counts in bound.py.
 """
 
 from __future__ import annotations
@@ -200,8 +200,14 @@ def run_side(script: str, python: str, task: Task) -> dict[str, Any]:
     return found
 
 
-def compare(workload: Workload, names: Sequence[str], options: argparse.Namespace, folder: Path) -> Result:
-    """Run every side in turn, check that they do the same work, and put what they took side by side."""
+def compare(
+    workload: Workload, names: Sequence[str], options: argparse.Namespace, folder: Path, left_out: list[Failure]
+) -> Result:
+    """Run every side in turn, check that they do the same work, and put what they took side by side.
+
+    Args:
+        left_out: takes the failures of peers.
+    """
     names = with_ours(names)
     total = options.warmup + options.steps
     shutil.rmtree(folder, ignore_errors=True)
@@ -237,9 +243,11 @@ def compare(workload: Workload, names: Sequence[str], options: argparse.Namespac
             try:
                 found[name] = run_side(side.script, interpreter(side, options.here), task(name, side.work))
             except Failure as error:
-                if not error.of_memory or name in OURS.values():
+                if name in OURS.values():
                     raise
-                print(f"{name} is left out: it ran out of memory", file=sys.stderr, flush=True)
+                reason = "it ran out of memory" if error.of_memory else str(error)
+                print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+                left_out.append(error)
                 names.remove(name)
                 continue
             check_tokens(name, found[name], drawn)
@@ -317,12 +325,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.sides and any(reasons.values()):
             return 2
         sides = [side for side, reason in reasons.items() if reason is None]
+        left_out: list[Failure] = []
         try:
-            results.append(compare(workload, sides, options, options.work / name))
+            results.append(compare(workload, sides, options, options.work / name, left_out))
         except (Disagreement, Failure) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
             continue
+        failed |= not all(each.of_memory for each in left_out)
         print(text(results[-1:]), flush=True)
         # After each workload: a run of hours that is cut short has told what it found.
         write(results, options.out, f"{today}-{workload.device}-speed", today)

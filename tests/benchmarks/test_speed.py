@@ -99,6 +99,39 @@ def test_another_loss_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("said", "status"), [("torch.OutOfMemoryError: too large", 0), ("RuntimeError: no driver", 1)])
+def test_a_peer_that_fails_is_left_out(
+    speed: dict[str, ModuleType],
+    once: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+    status: int,
+) -> None:
+    def failing(script: str, python: str, task: Any) -> dict[str, Any]:
+        if task.side == "padded":
+            raise speed["run"].Failure(said)
+        return once[1][task.side]
+
+    monkeypatch.setattr(speed["run"], "run_side", failing)
+    assert speed["run"].main(arguments(tmp_path)) == status
+    assert "padded is left out" in capsys.readouterr().err
+    (file,) = (tmp_path / "out").glob("*-cpu-speed.json")
+    assert list(json.loads(file.read_text())["results"][0]["sides"]) == ["penchant", "penchant_s_dpo", "padded_groups"]
+
+
+def test_sides_run_in_this_python_where_asked(speed: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = speed["run"]
+    monkeypatch.setattr(run, "trl_python", lambda: "made")
+    assert run.interpreter(run.SIDES["trl_best"], ["penchant", "trl"]) == sys.executable
+    assert run.interpreter(run.SIDES["trl_best"], ["penchant"]) == "made"
+    # A package is looked for in the Python that would run the side: this one has PEFT.
+    assert run.missing("trl_lora", ["trl"]) is None
+    assert "flash_pref" in run.missing("trl_flash_pref", ["trl"])
+
+
 @pytest.mark.parametrize("loss", [0.7 + 1.1e-4, float("nan")])
 def test_losses_must_agree(speed: dict[str, ModuleType], loss: float) -> None:
     check = speed["run"].check_losses
