@@ -184,6 +184,7 @@ def test_sinks_and_soft_caps_equal_attention_written_out(make_groups):
 def written_out(q, k, v, ends_q, ends_k, longest_q, longest_k, scale, left, right):
     """What the variable-length kernel computes: causal from the bottom right, `left` keys before the query's own."""
     out = torch.empty_like(q)
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     for a, b, c, d in zip(ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], strict=True):
         assert b - a <= longest_q
         assert d - c <= longest_k
@@ -198,19 +199,14 @@ def written_out(q, k, v, ends_q, ends_k, longest_q, longest_k, scale, left, righ
 
 def newest_kernel(q, k, v, eq, ek, lq, lk, *, scale=None, window_size=(-1, -1), enable_gqa=False):
     assert enable_gqa == (q.shape[1] != k.shape[1])
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return written_out(q, k, v, eq, ek, lq, lk, scale, *window_size)
 
 
-def kernel_without_groups(q, k, v, eq, ek, lq, lk, *, scale=None, window_size=(-1, -1)):
+def oldest_kernel(q, k, v, eq, ek, lq, lk, *, scale=None, window_size=(-1, -1)):
     return written_out(q, k, v, eq, ek, lq, lk, scale, *window_size)
 
 
-def oldest_kernel(q, k, v, eq, ek, lq, lk, is_causal=False):
-    return written_out(q, k, v, eq, ek, lq, lk, q.shape[-1] ** -0.5, -1, 0 if is_causal else -1)
-
-
-@pytest.mark.parametrize("kernel", [newest_kernel, kernel_without_groups, oldest_kernel])
+@pytest.mark.parametrize("kernel", [newest_kernel, oldest_kernel])
 @pytest.mark.parametrize("window", [None, 3])
 def test_variable_length_path_equals_masked_path(make_groups, monkeypatch, kernel, window):
     """The CUDA path, its kernel replaced by attention written out: gathered keys, lengths and windows are right."""

@@ -177,28 +177,15 @@ def _variable_length(
     """Flash attention over variable lengths: each candidate's keys are its prompt's and its own, gathered.
 
     Causal from the bottom right, so a candidate's first query sees the whole prompt. `window_size` counts the keys to
-    the left of the query's own. The kernel's arguments grew over torch's versions: what one lacks is done around it.
+    the left of the query's own. Queries may have more heads than keys: torch 2.11's kernel takes them as they come,
+    later ones want to be told.
     """
     kernel = _varlen_attn()
-    takes = signature(kernel).parameters
-    if window is not None and "window_size" not in takes:
-        return _masked(query, key, value, tree, window, scale)
     gathered, query_ends, key_ends, longest_query, longest_key = tree.segments
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k, v = k.index_select(0, gathered), v.index_select(0, gathered)
-    given: dict[str, object] = {}
-    if "window_size" in takes:
-        given["window_size"] = (-1 if window is None else window - 1, 0)
-    else:
-        given["is_causal"] = True
-    if "scale" in takes:
-        given["scale"] = scale
-    else:
-        q = q * (scale * q.shape[-1] ** 0.5)
-    if "enable_gqa" in takes:
+    given: dict[str, object] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
+    if "enable_gqa" in signature(kernel).parameters:
         given["enable_gqa"] = q.shape[1] != k.shape[1]
-    else:
-        repeats = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     attended = kernel(q.contiguous(), k, v, query_ends, key_ends, longest_query, longest_key, **given)
     return attended[None]
