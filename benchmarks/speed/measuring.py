@@ -37,6 +37,7 @@ class Task:
         steps: counted, after `warmup` others.
         batch: groups in a step.
         pairs: (positive, negative) in a step.
+        parts: equal ones that a peer cuts the step into.
     """
 
     side: str
@@ -46,6 +47,7 @@ class Task:
     warmup: int
     batch: int
     pairs: int
+    parts: int
     rate: float
     beta: float
     dtype: str

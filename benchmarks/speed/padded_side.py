@@ -78,22 +78,27 @@ def main() -> None:
     steps: list[list[Group]] = json.loads((Path(task.folder) / "ids.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(f"{task.folder}/model", dtype=torch.float32).to(task.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=task.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    rows = [rows_by_group(step) if grouped else rows_by_pair(step) for step in steps]
+    # Of each step, its parts: groups of as many pairs.
+    cut = [[step[n :: task.parts] for n in range(task.parts)] for step in steps]
+    rows = [[rows_by_group(part) if grouped else rows_by_pair(part) for part in step] for step in cut]
     with torch.no_grad():
-        references = [log_probs(model, pad(each, task.device), task.dtype) for each in rows]
+        references = [[log_probs(model, pad(each, task.device), task.dtype) for each in step] for step in rows]
     recorder.start()
-    for step, each, reference in zip(steps, rows, references, strict=True):
-        batch = pad(each, task.device)
-        ratios = log_probs(model, batch, task.dtype) - reference
-        sizes = [len(responses) for _, responses in step]
-        loss = group_loss(ratios, sizes, task.beta) if grouped else pair_loss(ratios, task.beta)
-        loss.backward()
+    for parts, each_rows, each_reference in zip(cut, rows, references, strict=True):
+        total, tokens = 0.0, 0
+        for part, each, reference in zip(parts, each_rows, each_reference, strict=True):
+            batch = pad(each, task.device)
+            ratios = log_probs(model, batch, task.dtype) - reference
+            sizes = [len(responses) for _, responses in part]
+            loss = group_loss(ratios, sizes, task.beta) if grouped else pair_loss(ratios, task.beta)
+            (loss / task.parts).backward()
+            total, tokens = total + loss.item() / task.parts, tokens + int(batch["attention_mask"].sum())
+            # Else two parts' activations would be held at once, which the layout does not ask for.
+            del batch, ratios, loss
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recorder.end(loss.item(), int(batch["attention_mask"].sum()))
-        # Else two steps' activations would be held at once, which the layout does not ask for.
-        del batch, ratios, loss
+        recorder.end(total, tokens)
     recorder.write(out)
 
 

@@ -50,7 +50,8 @@ def settings(task: Task) -> DPOConfig:
         own["use_liger_kernel"] = True
     return DPOConfig(
         output_dir=f"{task.work}/trl",
-        per_device_train_batch_size=task.pairs,
+        per_device_train_batch_size=task.pairs // task.parts,
+        gradient_accumulation_steps=task.parts,
         max_steps=task.total,
         learning_rate=task.rate,
         beta=task.beta,
@@ -76,12 +77,13 @@ class Watched(DPOTrainer):
 
     def __init__(self, task: Task, recorder: Recorder, **kwargs: Any) -> None:
         self.task, self.recorder = task, recorder
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         super().__init__(**kwargs)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         if self.task.side != "trl_group_by_length":
             return torch.utils.data.SequentialSampler(self.train_dataset)
-        return grouped_by_length(self.train_dataset, self.task.pairs)
+        return grouped_by_length(self.train_dataset, self.task.pairs // self.task.parts)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self.task.side != "trl_flash_pref":
@@ -94,7 +96,7 @@ class Watched(DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self.seen = (loss.detach(), inputs["attention_mask"].sum())
+        self.seen.append((loss.detach(), inputs["attention_mask"].sum()))
         return loss
 
 
@@ -108,8 +110,9 @@ class Clock(TrainerCallback):
         self.trainer.recorder.start()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        loss, tokens = self.trainer.seen
-        self.trainer.recorder.end(float(loss), int(tokens))
+        losses, tokens = zip(*self.trainer.seen, strict=True)
+        self.trainer.seen.clear()
+        self.trainer.recorder.end(float(sum(losses)) / len(losses), int(sum(tokens)))
 
 
 def grouped_by_length(data: Dataset, batch: int) -> list[int]:

@@ -75,6 +75,8 @@ class Workload:
         negatives: of each prompt; groups come in twos whose negatives add up to the same number, so that every step
             has as many pairs.
         batch: groups in a step; even where the number of negatives varies.
+        parts: equal ones that peers cut a step into, to run within the card's memory; Penchant cuts it by its own
+            token budget.
         sides: the contestants, in the order they are run.
         dtype: of the matrix products; trained weights are float32.
         rank: of the adapters, where only these are trained (the frozen weights are then in `dtype`).
@@ -88,6 +90,7 @@ class Workload:
     response: Range
     negatives: Range = (1, 1)
     batch: int = 4
+    parts: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     rank: int | None = None
@@ -104,7 +107,13 @@ class Workload:
         )
         few = (max(1, self.negatives[0] // 3), max(1, self.negatives[1] // 3))
         return replace(
-            self, shape=shape, prompt=_eighth(self.prompt), response=_eighth(self.response), negatives=few, batch=2
+            self,
+            shape=shape,
+            prompt=_eighth(self.prompt),
+            response=_eighth(self.response),
+            negatives=few,
+            batch=2,
+            parts=min(self.parts, 2),
         )
 
 
@@ -129,7 +138,8 @@ QWEN_PAIRS = Workload(
     GPU_PEERS,
     prompt=(256, 256),
     response=(256, 256),
-    batch=8,
+    batch=32,
+    parts=4,
     dtype="bfloat16",
     device="cuda",
 )
@@ -141,7 +151,8 @@ QWEN_K8 = replace(
     prompt=(512, 512),
     response=(64, 64),
     negatives=(7, 7),
-    batch=2,
+    batch=16,
+    parts=8,
 )
 
 WORKLOADS = {
@@ -178,7 +189,8 @@ WORKLOADS = {
             asks="pairs of equal lengths, shape of Llama-3.1-8B, LoRA",
             shape=LLAMA,
             sides=("penchant_lora", "trl_lora"),
-            batch=4,
+            batch=16,
+            parts=4,
             rank=16,
         ),
         replace(
@@ -187,7 +199,8 @@ WORKLOADS = {
             asks="eight candidates of 64 tokens after 512, shape of Llama-3.1-8B, LoRA",
             shape=LLAMA,
             sides=("penchant_lora", "trl_lora"),
-            batch=1,
+            batch=8,
+            parts=8,
             rank=16,
         ),
     )

@@ -12,6 +12,7 @@ import transformers as hf
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine import one_kernel
 from penchant.engine.attention import TREE, tree_attention
 
 hf.AttentionInterface.register(TREE, tree_attention)
@@ -66,6 +67,13 @@ REFUSED = {
 
 Build = Callable[[str], hf.PreTrainedModel]
 MakeGroups = Callable[[Sequence[tuple[int, Sequence[int]]], int], list[TokenizedGroup]]
+
+
+@pytest.fixture(params=["a core's passes", "a GPU's formulas"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the CPU does, and the formulas that a GPU computes, here as they stand."""
+    if request.param == "a GPU's formulas":
+        monkeypatch.setattr(one_kernel, "serves", lambda x: True)
 
 
 @pytest.fixture(params=sorted(CONFIGS))

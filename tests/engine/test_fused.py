@@ -9,6 +9,8 @@ from torch.nn.functional import linear, silu
 from penchant.engine import fused
 from penchant.engine.fused import gated, gated_linear, rms_norm, rotate
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def numbers(*shape, seed=0):
     source = torch.Generator().manual_seed(seed)

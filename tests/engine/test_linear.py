@@ -8,6 +8,8 @@ import torch
 from penchant.engine import linear, vocabulary
 from penchant.engine.linear import linear_log_probs
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def _case(bias: bool, seed: int = 0):
     torch.manual_seed(seed)

@@ -1,6 +1,7 @@
 """Parts of a decoder layer in fewer passes over memory than their formulas have operations, there and back.
 
-Each keeps its inputs for the backward (a norm also a number a row), and computes the rest again.
+Each keeps its inputs for the backward (a norm also a number a row), and computes the rest again. On a GPU each is a
+kernel of its own (`one_kernel`), here a few passes over rows that stay in a core's cache.
 
 Shapes: D the last dimension.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from penchant.engine import one_kernel
 from penchant.engine.linear import compute_dtype
 
 _PASS_ELEMENTS = 1 << 17
@@ -27,6 +29,9 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     Args:
         x: [..., D], float32 or float64.
         weight: [D].
+
+    Returns:
+        In x's dtype; on a GPU in that of the matrix products, which would cast it for each of them.
     """
     y: Tensor = _RmsNorm.apply(x, weight, epsilon)
     return y
@@ -70,6 +75,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        if one_kernel.serves(x):
+            y, scale = one_kernel.norm(x, weight, epsilon, compute_dtype(x))
+            ctx.save_for_backward(x, weight, scale)
+            return y
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -79,6 +88,9 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
+        if one_kernel.serves(x):
+            gradient, weight_gradient = one_kernel.norm_backward(x, weight, scale, upstream)
+            return gradient, weight_gradient if ctx.needs_input_grad[1] else None, None
         unit = x * scale
         weight_gradient = None
         if ctx.needs_input_grad[1]:
@@ -98,6 +110,9 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if one_kernel.serves(gate):
+            gate_gradient, up_gradient, _ = one_kernel.gate_backward(gate, up, upstream)
+            return gate_gradient, up_gradient
         gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
         for part in _rows(upstream, gate, up, gate_gradient, up_gradient):
             _gate_backward(*part)
@@ -116,15 +131,23 @@ class _GatedLinear(torch.autograd.Function):
         gate, up, weight = ctx.saved_tensors
         dy = upstream.reshape(-1, upstream.shape[-1])
         between = dy @ weight
-        gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
-        for part in _rows(between, gate, up, gate_gradient, up_gradient):
-            # What comes in is not needed any more: the gated rows take its place.
-            part[0].copy_(_gate_backward(*part))
+        if one_kernel.serves(gate):
+            flat = between.view_as(gate)
+            gate_gradient, up_gradient, gated_again = one_kernel.gate_backward(gate, up, flat)
+            between = gated_again.view_as(between)
+        else:
+            gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
+            for part in _rows(between, gate, up, gate_gradient, up_gradient):
+                # What comes in is not needed any more: the gated rows take its place.
+                part[0].copy_(_gate_backward(*part))
         weight_gradient = dy.T @ between if ctx.needs_input_grad[2] else None
         return gate_gradient, up_gradient, weight_gradient, dy.sum(0) if ctx.needs_input_grad[3] else None
 
 
 def _gate(gate: Tensor, up: Tensor) -> Tensor:
+    if one_kernel.serves(gate):
+        found: Tensor = one_kernel.gate(gate, up)
+        return found
     out = torch.empty_like(gate)
     for y, g, u in _rows(out, gate, up):
         torch.ops.aten.silu.out(g, out=y)
@@ -147,6 +170,11 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
+        if one_kernel.serves(x):
+            half = torch.is_autocast_enabled(x.device.type)
+            dtype = compute_dtype(x) if half else torch.promote_types(x.dtype, cos.dtype)
+            found: Tensor = one_kernel.turn(x, cos, sin, dtype)
+            return found
         x = x.to(torch.promote_types(x.dtype, cos.dtype))
         (a, b), (sin_a, sin_b) = x.chunk(2, -1), sin.chunk(2, -1)
         y = x * cos
@@ -159,6 +187,8 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
+        if one_kernel.serves(upstream):
+            return one_kernel.turn_backward(upstream, cos, sin, ctx.dtype), None, None
         (a, b), (sin_a, sin_b) = upstream.chunk(2, -1), sin.chunk(2, -1)
         gradient = upstream * cos
         gradient_a, gradient_b = gradient.chunk(2, -1)
@@ -168,7 +198,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, some at a time; on a GPU all at once."""
+    """The same rows of each, some at a time."""
     flat = [each.reshape(-1, each.shape[-1]) for each in tensors]
-    rows = max(1, _PASS_ELEMENTS // flat[0].shape[1]) if flat[0].device.type == "cpu" else len(flat[0])
+    rows = max(1, _PASS_ELEMENTS // flat[0].shape[1])
     return zip(*(each.split(rows) for each in flat), strict=True)

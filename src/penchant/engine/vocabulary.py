@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penchant.engine import one_kernel
+
 BLOCK_ELEMENTS = 1 << 23
 """Logits worked on at a time (32 MiB in float32)."""
 
@@ -56,7 +58,10 @@ class OutputLayer:
             inside, place = _places(targets, block)
             found = _capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
             chosen = torch.where(inside, found, chosen)
-            of_block = torch.cat([_log_sum_exp(_capped(part, self.softcap)) for (part,) in _passes(logits)])
+            if one_kernel.serves(logits):
+                of_block = one_kernel.log_sum_exp(logits, self.softcap)
+            else:
+                of_block = torch.cat([_log_sum_exp(_capped(part, self.softcap)) for (part,) in _passes(logits)])
             normalisers = torch.logaddexp(normalisers, of_block)
             if len(kept) < keep:
                 kept.append(logits)
@@ -86,8 +91,12 @@ class OutputLayer:
             logits = kept.pop() if kept else self._logits(hidden, block)
             inside, place = _places(targets, block)
             upstream_here = torch.where(inside, upstream, 0.0)
-            for part in _passes(logits, normalisers, place, upstream, upstream_here):
-                _to_gradient(self.softcap, *part)
+            per_row = (normalisers, place, upstream, upstream_here)
+            if one_kernel.serves(logits):
+                logits = one_kernel.logits_gradient(logits, *per_row, self.softcap)
+            else:
+                for part in _passes(logits, *per_row):
+                    _to_gradient(self.softcap, *part)
             if of_hidden is not None:
                 _add_product(of_hidden, logits, self.weight[block], first=block.start == 0)
             if of_weight is not None:
@@ -127,8 +136,8 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
 
 
 def _passes(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, to be worked on together; on a GPU all of them."""
-    rows = max(1, _PASS_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    """The same rows of each, to be worked on together."""
+    rows = max(1, _PASS_ELEMENTS // logits.shape[1])
     return zip(*(each.split(rows) for each in (logits, *per_row)), strict=True)
 
 

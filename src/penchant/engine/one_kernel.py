@@ -1,0 +1,123 @@
+"""Parts of a layer, and the passes over logits, as plain formulas that a GPU computes by one kernel each.
+
+On a GPU a small operation takes longer to launch than to run, and a large one waits for memory; torch.compile makes one
+kernel of a formula. The CPU has passes of its own (`fused`, `vocabulary`), which stay within a core's cache.
+
+Shapes: D the last dimension, N tokens, B words of a block.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+
+def serves(x: Tensor) -> bool:
+    """Whether these formulas are to be used for a tensor."""
+    return x.is_cuda
+
+
+class _OneKernel:
+    """A formula, compiled when it is first given tensors of a GPU; where that fails it stays as it is, and says so."""
+
+    def __init__(self, formula: Callable[..., Any]) -> None:
+        self._formula = formula
+        self._on_gpu: Callable[..., Any] | None = None
+
+    def __call__(self, first: Tensor, *given: Any) -> Any:
+        if not first.is_cuda:
+            return self._formula(first, *given)
+        # Not before it is needed: the compiler takes seconds to import.
+        from torch._dynamo.exc import TorchDynamoException
+
+        if self._on_gpu is None:
+            self._on_gpu = torch.compile(self._formula, dynamic=True)
+        try:
+            return self._on_gpu(first, *given)
+        except TorchDynamoException as error:
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(f"torch.compile does not work here, which costs time: {reason}", stacklevel=2)
+            self._on_gpu = self._formula
+            return self._formula(first, *given)
+
+
+@_OneKernel
+def norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``weight * x * s`` in a dtype, and ``s = 1 / sqrt(mean(x²) + epsilon)``, [..., 1]."""
+    scale = (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    return (x * scale * weight).to(dtype), scale
+
+
+@_OneKernel
+def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `norm` by x and weight."""
+    upstream, unit = upstream.to(x.dtype), x * scale
+    by_unit = upstream * weight
+    gradient = (by_unit - unit * (by_unit * unit).mean(-1, keepdim=True)) * scale
+    return gradient, (upstream * unit).flatten(0, -2).sum(0)
+
+
+@_OneKernel
+def gate(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``."""
+    return silu(gate) * up
+
+
+@_OneKernel
+def gate_backward(gate: Tensor, up: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `gate` by gate and up, and what it gave."""
+    dtype, exact = gate.dtype, torch.promote_types(gate.dtype, torch.float32)
+    gate, up, upstream = gate.to(exact), up.to(exact), upstream.to(exact)
+    sigmoid = torch.sigmoid(gate)
+    activated = gate * sigmoid
+    by_gate = upstream * up * sigmoid * (1 + gate * (1 - sigmoid))
+    return by_gate.to(dtype), (upstream * activated).to(dtype), (activated * up).to(dtype)
+
+
+@_OneKernel
+def turn(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x * cos + half(x) * sin`` in a dtype, with ``half([a, b]) = [-b, a]``."""
+    a, b = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, -1)
+    (cos_a, cos_b), (sin_a, sin_b) = cos.chunk(2, -1), sin.chunk(2, -1)
+    return torch.cat([a * cos_a - b * sin_a, b * cos_b + a * sin_b], -1).to(dtype)
+
+
+@_OneKernel
+def turn_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of `turn` by x, in a dtype."""
+    a, b = upstream.to(torch.promote_types(upstream.dtype, cos.dtype)).chunk(2, -1)
+    (cos_a, cos_b), (sin_a, sin_b) = cos.chunk(2, -1), sin.chunk(2, -1)
+    return torch.cat([a * cos_a + b * sin_b, b * cos_b - a * sin_a], -1).to(dtype)
+
+
+@_OneKernel
+def log_sum_exp(logits: Tensor, softcap: float | None) -> Tensor:
+    """[N] of logits [N, B], through the soft-cap, in float32 or better."""
+    values = _capped(logits, softcap)
+    top = values.amax(1)
+    return (values - top[:, None]).exp().sum(1).log() + top
+
+
+@_OneKernel
+def logits_gradient(
+    logits: Tensor, normalisers: Tensor, place: Tensor, upstream: Tensor, at_target: Tensor, softcap: float | None
+) -> Tensor:
+    """[N, B] ``upstream (onehot - softmax)`` by the raw logits; `at_target` is the upstream of rows whose target is in
+    the block, 0 of the others.."""
+    values = _capped(logits, softcap)
+    words = torch.arange(logits.shape[1], device=logits.device)
+    chosen = torch.where(words == place[:, None], at_target[:, None], 0.0)
+    gradient = chosen - upstream[:, None] * (values - normalisers[:, None]).exp()
+    if softcap is not None:
+        gradient = gradient * (1 - (values / softcap) ** 2)
+    return gradient.to(logits.dtype)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return values if softcap is None else torch.tanh(values / softcap) * softcap
