@@ -1,4 +1,4 @@
-"""Models and tokenizers from a local folder or a hub id, in Hugging Face format; every defect a clear error."""
+"""Models and tokenizers from a folder or hub id in Hugging Face format, or a GGUF file; every defect a clear error."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,14 +22,17 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
     """A causal language model, its dropout off; an adapter folder is merged into its base.
 
     Args:
-        source: a folder in Hugging Face or PEFT format, or a hub id.
+        source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file, whose weights are dequantised.
         dtype: of the weights.
 
     Raises:
         ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration.
+        ConfigError: a GGUF file without the package `gguf`.
     """
     from transformers import AutoModelForCausalLM
 
+    if is_gguf(source):
+        return _load_dequantised(source, dtype)
     check_folder(source)
     adapter = adapter_base(source)
     if adapter is not None:
@@ -77,6 +81,27 @@ def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
     return merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
 
 
+def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(source)
+    with explained(source):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            Path(source).parent,
+            gguf_file=Path(source).name,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    refuse_missing(source, report)
+    # The weights are ordinary ones now, to train and to save; an adapter on them must find its way back to the file.
+    model.hf_quantizer.remove_quantization_config(model)
+    model.name_or_path = model.config.name_or_path = source
+    remove_dropout(model)
+    return model
+
+
 def merge_adapter(source: str, output: Path) -> None:
     """Write an adapter folder's base model with the adapter merged in, as an ordinary model folder.
 
@@ -97,25 +122,14 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
     """The model's tokenizer.
 
     Args:
-        source: a folder or a hub id.
+        source: a folder, a hub id or a GGUF file.
         chat_template: a file holding a Jinja chat template to use instead of the tokenizer's own.
 
     Raises:
         ModelError: no tokenizer there, a damaged one, or one without an end-of-sequence token.
+        ConfigError: a GGUF file without the package `gguf`.
     """
-    from transformers import AutoTokenizer
-
-    _check_there(source)
-    folder = Path(source)
-    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
-        raise ModelError(
-            "the folder has no tokenizer",
-            where=source,
-            fix="copy the model's tokenizer.json and tokenizer_config.json into it, "
-            "or save one there with tokenizer.save_pretrained(folder)",
-        )
-    with explained(source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    tokenizer = _tokenizer_there(source)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end-of-sequence token, so no response could end",
@@ -132,6 +146,27 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
                 where=chat_template,
                 fix="name a UTF-8 file that holds a Jinja template",
             ) from error
+    return tokenizer
+
+
+def _tokenizer_there(source: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if is_gguf(source):
+        check_gguf(source)
+        with explained(source):
+            return gguf_tokenizer(source)
+    _check_there(source)
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
+        raise ModelError(
+            "the folder has no tokenizer",
+            where=source,
+            fix="copy the model's tokenizer.json and tokenizer_config.json into it, "
+            "or save one there with tokenizer.save_pretrained(folder)",
+        )
+    with explained(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     return tokenizer
 
 
@@ -156,6 +191,10 @@ def load_config(source: str, *, weights: bool = True) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
+    if is_gguf(source):
+        check_gguf(source)
+        with explained(source):
+            return gguf_config(source)
     check_folder(source, weights=weights)
     with explained(source):
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
@@ -232,7 +271,7 @@ class explained:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception):
+        if error is None or not isinstance(error, Exception) or isinstance(error, ModelError):
             return
         text = (str(error).strip() or type(error).__name__).split("\n")[0]
         if not Path(self.source).exists():
@@ -241,4 +280,7 @@ class explained:
                 where=self.source,
                 fix="check the spelling and the connection, or download it first and name the folder",
             ) from error
-        raise ModelError(f"it cannot be loaded: {text}", where=self.source, fix="get the whole folder again") from error
+        kind = "file" if Path(self.source).is_file() else "folder"
+        raise ModelError(
+            f"it cannot be loaded: {text}", where=self.source, fix=f"get the whole {kind} again"
+        ) from error

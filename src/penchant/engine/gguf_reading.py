@@ -1,0 +1,122 @@
+"""GGUF files as models: what `transformers` reads of them, and what it would drop without a word put right or refused.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from penchant.engine.gguf_vocabulary import as_llama_cpp_reads
+from penchant.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_ROPE_FREQS = "rope_freqs.weight"
+
+
+def is_gguf(source: str) -> bool:
+    """Whether a model's name is that of a GGUF file, there or not."""
+    return source.endswith(".gguf") and not Path(source).is_dir()
+
+
+def gguf_library() -> ModuleType:
+    """The package `gguf`, imported when it is needed.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ConfigError("GGUF files need gguf", fix="python -m pip install 'penchant[gguf]'") from error
+    return gguf
+
+
+def check_gguf(source: str) -> None:
+    """Raise where nothing can be read: ModelError without such a file, ConfigError without the package."""
+    gguf_library()
+    if not Path(source).is_file():
+        raise ModelError("there is no such file", where=source, fix="check the path")
+
+
+def gguf_config(source: str) -> PretrainedConfig:
+    """The configuration of the model in a file, its scaled positions included, which `transformers` leaves out.
+
+    Raises:
+        ModelError: something in the file changes what the model computes, and `transformers` would not read it.
+        Exception: whatever the libraries make of a damaged file.
+    """
+    from transformers import AutoConfig
+
+    file = gguf_library().GGUFReader(source)
+    config: PretrainedConfig = AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
+    _refuse_biases(source, file)
+    config.rope_parameters = {**config.rope_parameters, **_scaled_positions(source, file, config)}
+    return config
+
+
+def gguf_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a file, splitting text as llama.cpp does.
+
+    Raises:
+        ModelError: it splits text, or spells its special tokens, in a way that is not known here.
+        Exception: whatever the libraries make of a damaged file.
+    """
+    from transformers import AutoTokenizer
+
+    # First, so that a file that is cut off is damaged also to those who ask for its tokenizer alone.
+    file = gguf_library().GGUFReader(source)
+    return as_llama_cpp_reads(
+        AutoTokenizer.from_pretrained(Path(source).parent, gguf_file=Path(source).name),
+        kind=_value(file, "tokenizer.ggml.model"),
+        pre=_value(file, "tokenizer.ggml.pre"),
+        types=_value(file, "tokenizer.ggml.token_type") or [],
+        tokens=_value(file, "tokenizer.ggml.tokens") or [],
+        space_prefix=_value(file, "tokenizer.ggml.add_space_prefix") is not False,
+        where=source,
+    )
+
+
+def _value(file: Any, key: str) -> Any:
+    field = file.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _refuse_biases(source: str, file: Any) -> None:
+    biases = [tensor.name for tensor in file.tensors if tensor.name.endswith(".bias")]
+    if _value(file, "general.architecture") == "llama" and biases:
+        raise ModelError(
+            f"it is a Llama with biases, which transformers leaves out; the first is {biases[0]}",
+            where=source,
+            fix="name the folder that the file was made from",
+        )
+
+
+def _scaled_positions(source: str, file: Any, config: PretrainedConfig) -> dict[str, Any]:
+    architecture = _value(file, "general.architecture")
+    kind = _value(file, f"{architecture}.rope.scaling.type") or "none"
+    factor = _value(file, f"{architecture}.rope.scaling.factor") or 1.0
+    factors = [tensor.data.tolist() for tensor in file.tensors if tensor.name == _ROPE_FREQS]
+    old = _value(file, f"{architecture}.rope.scale_linear") is not None
+    if old or kind not in ("none", "linear") or (factors and kind == "linear"):
+        raise ModelError(
+            f"its positions are scaled in a way that transformers does not read ({kind})",
+            where=source,
+            fix="name the folder that the file was made from",
+        )
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if factors:
+        # A divisor for each frequency, at any length: of the rules that transformers has it is this one.
+        return {
+            "rope_type": "longrope",
+            "short_factor": factors[0],
+            "long_factor": factors[0],
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": config.max_position_embeddings,
+        }
+    return {}

@@ -1,0 +1,356 @@
+"""Tokenizers in GGUF's terms, after llama.cpp's `llama-vocab.cpp`: two kinds, and for one a name for how text is split.
+
+`gpt2` is byte-level BPE; its merges are written, and the pattern that splits text is only named (`tokenizer.ggml.pre`).
+`llama` is SentencePiece: no merges, a score for each token, and of two neighbours those that make the best token join.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from penchant.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Types of tokens, llama.cpp's `llama_token_type`."""
+
+_SPACE = "\u2581"
+_OWN = "ByteLevel's own"
+_DIGITS = "single digits"
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPLITS = {
+    "gpt-2": (_OWN,),
+    "llama-bpe": (_LLAMA_3,),
+    "qwen2": (_QWEN_2,),
+    "smollm": (_DIGITS, _OWN),
+}
+"""What text is split by, one after the other, under each name."""
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+_WHOLE_WORDS_FIRST = {"llama-bpe"}
+"""Where llama.cpp takes a word that is a token for that token, whatever its merges say."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer as a GGUF file holds it.
+
+    Attributes:
+        kind: "gpt2" or "llama".
+        pre: how text is split; "default" for SentencePiece, which does not.
+        tokens: their texts by id.
+        types: their types by id.
+        merges: of byte-level BPE, "left right"; else empty.
+        scores: of SentencePiece, by id; else empty.
+        space_prefix: whether a space is put before a text.
+        add_bos: whether a text begins with the token for it.
+        add_eos: whether it ends with one.
+        notes: where llama.cpp makes other tokens of some texts.
+    """
+
+    kind: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    scores: list[float]
+    space_prefix: bool
+    add_bos: bool
+    add_eos: bool
+    notes: list[str]
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> Vocabulary:
+    """A tokenizer in GGUF's terms.
+
+    Args:
+        rows: of the model's embedding; ids that the tokenizer leaves free are filled with tokens that nothing makes.
+        where: the model's name, for errors.
+
+    Raises:
+        ModelError: it is neither of the two kinds, or does what neither can.
+    """
+    state = _state(tokenizer, where)
+    model = state["model"]
+    if model["type"] != "BPE":
+        raise _refusal(f"the tokenizer's model is {model['type']}", where)
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise _refusal("the tokenizer marks the parts of words", where)
+    add_bos, add_eos = _added_by_itself(tokenizer, where)
+    tokens, types, notes = _tokens(tokenizer, state, rows)
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
+    if model.get("byte_fallback"):
+        space_prefix, told = _spaces(state, where)
+        types = _with_bytes(tokens, types, where)
+        return Vocabulary(
+            kind="llama",
+            pre="default",
+            tokens=tokens,
+            types=types,
+            merges=[],
+            scores=_scores(tokens, types, merges, where),
+            space_prefix=space_prefix,
+            add_bos=add_bos,
+            add_eos=add_eos,
+            notes=notes + told,
+        )
+    if any(" " in part for merge in merges for part in merge):
+        raise _refusal("a merge of the tokenizer holds a space", where)
+    pre = _pre_name(state, where)
+    return Vocabulary(
+        kind="gpt2",
+        pre=pre,
+        tokens=tokens,
+        types=types,
+        merges=[" ".join(merge) for merge in merges],
+        scores=[],
+        space_prefix=False,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        notes=notes + _normalizer_notes(state, where) + _whole_word_notes(state, pre),
+    )
+
+
+def as_llama_cpp_reads(
+    built: PreTrainedTokenizerBase,
+    *,
+    kind: str,
+    pre: str | None,
+    tokens: Sequence[str],
+    types: Sequence[int],
+    space_prefix: bool,
+    where: str,
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that `transformers` built from a GGUF file, splitting text as llama.cpp does.
+
+    Without it text is split by GPT-2's rules where `transformers` does not know the name of others, and tokens that
+    the file does not have are added to its own.
+
+    Raises:
+        ModelError: how it splits text is not known here, or a special token is spelled so that it would be lost.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    state = _state(built, where)
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens)]
+    if kind == "llama":
+        _split_like_the_first_llama(state, space_prefix)
+    elif kind == "gpt2":
+        _refuse_lost(tokens, types, where)
+        _split_by_name(state, pre, where)
+    else:
+        raise ModelError(f"its tokenizer is of the kind {kind!r}", where=where, fix="known are gpt2 and llama")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        chat_template=built.chat_template,
+        **{name: built.special_tokens_map[name] for name in _NAMED if name in built.special_tokens_map},
+    )
+
+
+def _split_like_the_first_llama(state: dict[str, Any], space_prefix: bool) -> None:
+    # transformers puts no space before a text that begins with one, and llama.cpp always does.
+    steps = [{"type": "Prepend", "prepend": _SPACE}] if space_prefix else []
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    state["normalizer"] = {"type": "Sequence", "normalizers": [*steps, replace]}
+    state["pre_tokenizer"] = None
+
+
+def _split_by_name(state: dict[str, Any], pre: str | None, where: str) -> None:
+    if pre not in _SPLITS:
+        raise ModelError(
+            f"its text is split by the rules named {pre!r}, which are not known here",
+            where=where,
+            fix=f"known are {', '.join(_SPLITS)}; name the folder that the file was made from",
+        )
+    steps: list[dict[str, Any]] = []
+    for step in _SPLITS[pre]:
+        if step == _DIGITS:
+            steps.append({"type": "Digits", "individual_digits": True})
+        elif step != _OWN:
+            steps.append({"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False})
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": _OWN in _SPLITS[pre]}
+    state["normalizer"] = None
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, last]}
+    state["model"]["ignore_merges"] = pre in _WHOLE_WORDS_FIRST
+
+
+def _refuse_lost(tokens: Sequence[str], types: Sequence[int], where: str) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    spelled = set(ByteLevel.alphabet())
+    added = (text for text, type_ in zip(tokens, types, strict=False) if type_ in (CONTROL, USER_DEFINED))
+    for text in added:
+        if not set(text) <= spelled:
+            raise ModelError(
+                f"transformers would lose its token {text!r}",
+                where=where,
+                fix="name the folder that the file was made from",
+            )
+
+
+def _refusal(what: str, where: str) -> ModelError:
+    return ModelError(
+        f"{what}; GGUF files hold byte-level BPE and SentencePiece's BPE",
+        where=where,
+        fix="export a model with a tokenizer of one of these kinds",
+    )
+
+
+def _state(tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise _refusal(
+            f"the tokenizer is a {type(tokenizer).__name__}, which is not described by a tokenizer.json", where
+        )
+    state: dict[str, Any] = json.loads(backend.to_str())
+    return state
+
+
+def _added_by_itself(tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[bool, bool]:
+    """Whether the tokenizer puts bos before a text, and eos behind it."""
+    bare, dressed = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for bos in (False, True):
+        for eos in (False, True):
+            before, behind = [tokenizer.bos_token_id] * bos, [tokenizer.eos_token_id] * eos
+            if dressed == before + bare + behind:
+                return bos, eos
+    raise _refusal("the tokenizer puts other tokens around a text than bos and eos", where)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], rows: int
+) -> tuple[list[str], list[int], list[str]]:
+    tokens = [f"[PAD{number}]" for number in range(rows)]
+    types = [UNUSED] * rows
+    for text, number in tokenizer.get_vocab().items():
+        tokens[number], types[number] = text, NORMAL
+    stretching = 0
+    for added in state["added_tokens"]:
+        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+        stretching += added["lstrip"] or added["rstrip"] or added["single_word"]
+    if tokenizer.unk_token_id is not None and state["model"].get("byte_fallback"):
+        types[tokenizer.unk_token_id] = UNKNOWN
+    notes = []
+    if stretching:
+        notes.append(
+            f"{stretching} special tokens take the spaces beside them, or stand for whole words only; "
+            "llama.cpp takes them as they are"
+        )
+    return tokens, types, notes
+
+
+def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as a list of steps."""
+    if step is None:
+        return []
+    return [part for each in step[inner] for part in _flat(each, inner)] if step["type"] == "Sequence" else [step]
+
+
+def _pre_name(state: dict[str, Any], where: str) -> str:
+    found = []
+    steps = _flat(state["pre_tokenizer"], "pretokenizers")
+    for step in steps:
+        if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
+            found += [_OWN] if step["use_regex"] else []
+        elif step["type"] == "Digits" and step["individual_digits"]:
+            found.append(_DIGITS)
+        elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+            found.append(step["pattern"].get("Regex", "a plain text"))
+        else:
+            found.append(step["type"])
+    known = {splits: name for name, splits in _SPLITS.items()}
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    if not byte_level or tuple(found) not in known:
+        raise ModelError(
+            f"the tokenizer splits text in a way that has no name in GGUF files, as far as known here: {found}",
+            where=where,
+            fix=f"known are the ways of {', '.join(_SPLITS)}",
+        )
+    return known[tuple(found)]
+
+
+def _normalizer_notes(state: dict[str, Any], where: str) -> list[str]:
+    steps = [step["type"] for step in _flat(state["normalizer"], "normalizers")]
+    if not steps:
+        return []
+    if steps != ["NFC"]:
+        raise _refusal(f"the tokenizer changes text before it splits it ({', '.join(steps)})", where)
+    return ["the tokenizer composes characters first (NFC), llama.cpp does not: text that is not composed differs"]
+
+
+def _whole_word_notes(state: dict[str, Any], pre: str) -> list[str]:
+    from tokenizers import Tokenizer
+
+    model, whole = state["model"], pre in _WHOLE_WORDS_FIRST
+    if bool(model.get("ignore_merges")) == whole:
+        return []
+    by_merges: Any = Tokenizer.from_str(json.dumps(state | {"model": model | {"ignore_merges": False}})).model
+    words = model["vocab"].keys() - {token["content"] for token in state["added_tokens"]}
+    unreached = sum(len(by_merges.tokenize(word)) != 1 for word in words)
+    rule = "takes a word that is a token for it" if whole else "goes by merges alone"
+    return [f"{unreached} tokens are not what their merges lead to, and llama.cpp {rule}"] if unreached else []
+
+
+def _spaces(state: dict[str, Any], where: str) -> tuple[bool, list[str]]:
+    """Whether a space is put before a text, and where llama.cpp puts one more."""
+    changes = _flat(state["normalizer"], "normalizers")
+    splits = _flat(state["pre_tokenizer"], "pretokenizers")
+    kinds = [step["type"] for step in (*changes, *splits)]
+    if kinds in (["Prepend", "Replace"], ["Replace"]) and changes[-1]["content"] == _SPACE:
+        return kinds[0] == "Prepend", []
+    if kinds == ["Metaspace"] and not splits[0]["split"]:
+        scheme = splits[0]["prepend_scheme"]
+        if scheme == "never":
+            return False, []
+        again = "before a text that begins with one" + (" and after special tokens" if scheme == "first" else "")
+        return True, [f"llama.cpp puts a space also {again}, this tokenizer does not"]
+    raise _refusal(f"the tokenizer falls back to bytes, but changes or splits text in other ways ({kinds})", where)
+
+
+def _with_bytes(tokens: list[str], types: list[int], where: str) -> list[int]:
+    numbers = {text: number for number, text in enumerate(tokens)}
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    missing = [name for name in names if name not in numbers]
+    if missing:
+        raise _refusal(f"the tokenizer falls back to bytes and has no token for {len(missing)} of them", where)
+    for name in names:
+        types[numbers[name]] = BYTE
+    return types
+
+
+def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]], where: str) -> list[float]:
+    """Of each token a score: the earlier its first merge, the higher; below all of them what no merge makes.
+
+    Raises:
+        ModelError: joining by scores would not be joining by these merges.
+    """
+    order: dict[str, int] = {}
+    last = None
+    for merge in merges:
+        made = "".join(merge)
+        if made != last and made in order:
+            raise _refusal(f"the tokenizer's merges make {made!r} at two priorities, which no score can", where)
+        order.setdefault(made, len(order))
+        last = made
+    known = set(merges)
+    ordinary = {text for text, type_ in zip(tokens, types, strict=True) if type_ == NORMAL}
+    for text in ordinary:
+        for cut in range(1, len(text)):
+            parts = (text[:cut], text[cut:])
+            if ordinary.issuperset(parts) and parts not in known:
+                raise _refusal(f"the tokenizer never joins {parts[0]!r} and {parts[1]!r}, SentencePiece would", where)
+    return [
+        0.0 if type_ not in (NORMAL, UNUSED) else -float(order.get(text, len(order)))
+        for text, type_ in zip(tokens, types, strict=True)
+    ]

@@ -1,0 +1,187 @@
+"""Models as GGUF files, which llama.cpp and Ollama read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penchant.engine.gguf_reading import gguf_library
+from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
+from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
+from penchant.engine.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
+from penchant.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LARGEST_F16 = 65504
+
+Stored = Literal["f32", "f16", "q8_0"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a file holds.
+
+    Attributes:
+        tensors: how many tensors are stored in each type.
+        kept_apart: tensors that q8_0 was asked for and whose rows are no whole number of its blocks of 32.
+        bytes: the file's size.
+        notes: where llama.cpp makes other tokens of some texts than this tokenizer.
+    """
+
+    tensors: dict[str, int]
+    kept_apart: list[str]
+    bytes: int
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
+    """Write a model and its tokenizer as one GGUF file.
+
+    Matrices are stored as asked for; vectors (norms, biases) always in f32. q8_0 holds blocks of 32 weights as int8 and
+    one f16 scale, absmax / 127: a weight is off by at most half a step, and by what the scale loses in f16. Matrices
+    whose rows are no whole number of blocks are stored in f16 instead.
+
+    Args:
+        source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file.
+        output: a new file, ending in .gguf.
+        stored: the matrices' type.
+
+    Raises:
+        ConfigError: the package `gguf` is missing.
+        ModelError: as `load_model`; or a model or a tokenizer that GGUF cannot hold; or the file cannot be written:
+            nothing is left of it then.
+    """
+    _check_output(output)
+    library = gguf_library()
+    check_architecture(load_config(adapter_base(source) or source), source)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source)
+    check_vocabulary(model, tokenizer, source)
+    vocabulary = vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings, source)
+    types = _types(library, model, stored)
+
+    def write(aside: Path) -> None:
+        writer = library.GGUFWriter(aside, model.config.model_type)
+        try:
+            _describe(library, writer, model, output.stem, stored)
+            _add_tokenizer(writer, vocabulary, tokenizer)
+            _write_tensors(library, writer, model, types)
+        finally:
+            writer.close()
+
+    _put(output, write)
+    asked = library.GGMLQuantizationType[stored.upper()]
+    return Exported(
+        tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
+        kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
+        bytes=output.stat().st_size,
+        notes=vocabulary.notes,
+    )
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix != ".gguf":
+        raise ModelError("a GGUF file's name ends in .gguf", where=str(output), fix=f"{output.name}.gguf")
+    if output.exists():
+        raise ModelError("it is there already", where=str(output), fix="name a new file")
+    if not output.parent.is_dir():
+        raise ModelError("its folder does not exist", where=str(output), fix=f"mkdir -p {output.parent}")
+
+
+def _put(output: Path, write: Callable[[Path], None]) -> None:
+    """Write beside, then rename: a reader never sees half a file, nor is one left behind."""
+    aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        write(aside)
+        with aside.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(aside, output)
+    except OSError as error:
+        # numpy tells of a short write without the system's reason.
+        raise ModelError(
+            f"it cannot be written: {error.strerror or error}",
+            where=str(output),
+            fix="free some space, or name another place",
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _types(library: Any, model: PreTrainedModel, stored: Stored) -> dict[str, Any]:
+    """Each tensor's type of storage, by name."""
+    kinds = library.GGMLQuantizationType
+    asked = kinds[stored.upper()]
+    block, _ = library.GGML_QUANT_SIZES[asked]
+
+    def kind(tensor: torch.Tensor) -> Any:
+        if tensor.ndim == 1:
+            return kinds.F32
+        return asked if tensor.shape[-1] % block == 0 else kinds.F16
+
+    return {name: kind(tensor) for name, tensor in named_tensors(model)}
+
+
+def _describe(library: Any, writer: Any, model: PreTrainedModel, name: str, stored: Stored) -> None:
+    files = library.LlamaFileType
+    writer.add_type(library.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type({"f32": files.ALL_F32, "f16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[stored])
+    writer.add_quantization_version(library.GGML_QUANT_VERSION)
+    add_numbers(writer, model.config, library.RopeScalingType)
+
+
+def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> None:
+    writer.add_tokenizer_model(vocabulary.kind)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(vocabulary.space_prefix)
+    for add, number in (
+        (writer.add_bos_token_id, tokenizer.bos_token_id),
+        (writer.add_eos_token_id, tokenizer.eos_token_id),
+        (writer.add_unk_token_id, tokenizer.unk_token_id),
+        (writer.add_pad_token_id, tokenizer.pad_token_id),
+    ):
+        if number is not None:
+            add(number)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+    if isinstance(tokenizer.chat_template, dict):
+        writer.add_chat_template(
+            [{"name": name, "template": template} for name, template in tokenizer.chat_template.items()]
+        )
+    elif tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _write_tensors(library: Any, writer: Any, model: PreTrainedModel, types: dict[str, Any]) -> None:
+    """All descriptions, then all weights: quantised one at a time, so that no second model stands in memory."""
+    for name, tensor in named_tensors(model):
+        block, size = library.GGML_QUANT_SIZES[types[name]]
+        writer.add_tensor_info(
+            name, tensor.shape, tensor.numpy().dtype, tensor.numel() // block * size, raw_dtype=types[name]
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in named_tensors(model):
+        weights = tensor.contiguous().numpy()
+        if types[name] == library.GGMLQuantizationType.F16 and abs(weights).max() > _LARGEST_F16:
+            raise ModelError(
+                f"{name} has weights beyond f16's largest, {_LARGEST_F16}",
+                where=model.config.name_or_path,
+                fix="store them as f32: --type f32",
+            )
+        writer.write_tensor_data(library.quantize(weights, types[name]))
