@@ -15,6 +15,7 @@ from cyclopts.validators import Number
 
 from penchant.cli_compare import compare, sweep
 from penchant.cli_data import data
+from penchant.cli_export import export
 from penchant.cli_output import (
     Count,
     Dtype,
@@ -48,6 +49,7 @@ app = App(
 )
 app.command(data)
 app.command(compare)
+app.command(export)
 app.command(plan)
 app.command(rank)
 app.command(recipe)
@@ -134,7 +136,7 @@ def evaluate(
     Parameters
     ----------
     model
-        Folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file.
     reference
         Frozen model to measure implicit rewards against; without one, log-probs are compared.
     per_example
@@ -200,7 +202,7 @@ def generate(
     Parameters
     ----------
     model
-        Folder or hub id.
+        Folder, hub id or GGUF file.
     prompts
         A preference file whose prompts are used, or a prompt's text.
     samples

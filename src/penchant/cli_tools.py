@@ -33,7 +33,7 @@ def tool_calls(
     Parameters
     ----------
     model
-        Folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file.
     data
         Folder of the Berkeley Function Calling Leaderboard's files, BFCL_v*_CATEGORY.json, with possible_answer/.
     style

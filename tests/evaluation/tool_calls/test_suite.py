@@ -8,12 +8,14 @@ import math
 import pytest
 
 from penchant.cli import run
+from penchant.engine.gguf_writing import export_gguf
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Call, Fault
 from penchant.evaluation.tool_calls.questions import read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import Answered, ToolReport, macro_mean, measure_edge
+from penchant.recipes.small_llama import Sizes, build_small_llama
 
 TEMPLATE = "{% for tool in tools %}{{ tool.function | tojson }}\n{% endfor %}{{ messages[-1].content }}:"
 
@@ -94,3 +96,13 @@ def test_the_verb(bfcl, tiny_model, tmp_path, capsys):
     assert "there is no category 'nothing'" in capsys.readouterr().err
     assert run(command) == 0
     assert "mean of categories" in capsys.readouterr().out
+
+
+def test_a_gguf_file_answers_as_its_folder_does(bfcl, tmp_path):
+    build_small_llama(tmp_path / "model", ["m.add(a=1)  # the sum of 1 and 2"], Sizes(300, 32, 1, 2, 512), seed=0)
+    export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f32")
+    for place in ("model", "model.gguf"):
+        command = ["tool-calls", str(tmp_path / place), "--data", str(bfcl), "--style", "signatures"]
+        assert run([*command, "--max-new-tokens", "8", "--answers", str(tmp_path / f"{place}.jsonl")]) == 0
+    assert (tmp_path / "model.jsonl").read_bytes() == (tmp_path / "model.gguf.jsonl").read_bytes()
+    assert len((tmp_path / "model.jsonl").read_text().splitlines()) == 6
