@@ -40,7 +40,7 @@ TOLERANCE = {("cpu", "float32"): 1e-4, ("cpu", "bfloat16"): 6e-2, ("cuda", "bflo
 """Largest difference of two sides' losses at any step.
 
 In bfloat16 every side's losses, TRL's and the padded layout's included, are up to 0.026 from those of the same work in
-float32 (`pairs_bf16`, rate 1e-4, twelve steps): two sides may be twice that apart. With the 24 layers of the GPU's shapes
+float32 (`pairs_bf16`, rate 1e-4, twelve steps): two sides may be twice that apart. With the 24 layers of the GPU shapes
 one side was 0.037 from its own float32 and two were 0.081 apart, while in float32 they agreed within 4e-6
 (results/2026-11-26-h200-gpu.txt).
 """
