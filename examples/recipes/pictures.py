@@ -22,7 +22,7 @@ from penchant.recipes.self_improve.small_denoiser import Batch, build_denoiser, 
 
 SIZE, WIDTHS = 16, (32, 64)
 STEPS, BATCH = 2200, 64
-PROMPTS = 200
+PROMPTS = 400
 """Of each task, at most; most tasks have fewer."""
 
 

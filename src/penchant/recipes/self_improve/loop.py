@@ -16,10 +16,13 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from penchant.errors import TrainingError
 from penchant.evaluation.files import write_atomically
@@ -108,7 +111,7 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
         serve(output, Served(0, config.model))
     buffer = open_buffer(config)
     _measure_round(config, parts, 0, {})
-    with Trainer(output) as trainer:
+    with half_the_threads(), Trainer(output) as trainer:
         for number in range(1, config.rounds + 1):
             if why := stopped(config, read_rounds(config)):
                 tell(why)
@@ -121,6 +124,17 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     buffer.close()
     tell(f"{counts['judgements']} judgements, {counts['groups']} groups")
     return read_rounds(config)
+
+
+@contextmanager
+def half_the_threads() -> Iterator[None]:
+    """Two processes with as many threads as there are cores would wait for each other most of the time."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(max(1, own // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def stopped(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:

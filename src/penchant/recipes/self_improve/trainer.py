@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from penchant.data.writing import write_anew
 from penchant.errors import PenchantError
@@ -116,6 +117,8 @@ def _alone(output: Path) -> Iterator[None]:
 
 def main() -> int:
     output, parent = Path(sys.argv[1]), int(sys.argv[2])
+    # The learner's process has the other half.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
         run(output, parent)
     except PenchantError as error:
