@@ -95,13 +95,11 @@ class Denoiser:
         self.text_encoder: Any = _part(CLIPTextModel, path / "text_encoder")
         self._vae: Any = _part(library.AutoencoderKL, path / "vae") if (path / "vae").is_dir() else None
         self._folder, self.device = path, device
-        for part in self._parts():
-            part.to(device).eval().requires_grad_(False)
+        for part in (self.unet, self.text_encoder, self._vae):
+            if part is not None:
+                part.to(device).eval().requires_grad_(False)
         factor = 1 if self._vae is None else 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.size: int = self.unet.config.sample_size * factor
-
-    def _parts(self) -> list[Any]:
-        return [part for part in (self.unet, self.text_encoder, self._vae) if part is not None]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """[N, L, E] of N prompts, padded to the longest that the encoder takes.

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -219,6 +220,24 @@ def test_a_trainer_that_is_killed_again_and_again(learner, tmp_path, monkeypatch
                 trainer.check()
         with pytest.raises(TrainingError, match=r"the trainer ended 2 times, the last time with -9"):
             trainer.check()
+
+
+def test_a_trainer_without_room_on_the_disk(learner, tmp_path, monkeypatch, counted):
+    """Its files may not grow beyond 200 kB: its weights do not fit, the loop stops, and goes on once there is room."""
+    narrow = tmp_path / "narrow"
+    narrow.write_text(f"#!/bin/bash\nulimit -f 200\nexec {sys.executable} $@\n")
+    narrow.chmod(0o755)
+    config = configured(tmp_path, learner)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "RESTARTS", 0)
+        patched.setattr(loop.sys, "executable", str(narrow))
+        with pytest.raises(TrainingError, match=r"the trainer (stopped|ended 1 times)"):
+            improve(config)
+    assert not (tmp_path / "out" / "updates" / "1" / "result.json").exists()
+    assert read_served(tmp_path / "out") == Served(0, learner)
+    rounds = improve(config)
+    assert counted(tmp_path / "out")["judgements"] == sum(each.get("judgements", 0) for each in rounds)
+    assert next_update(tmp_path / "out") > 1
 
 
 @pytest.mark.parametrize(
