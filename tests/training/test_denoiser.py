@@ -13,7 +13,7 @@ from penchant.config import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.denoising import Denoiser
 from penchant.errors import ConfigError, TrainingError
-from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO
+from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, WeightedSum
 from penchant.training import denoiser as module
 from penchant.training.denoiser import tune_denoiser
 
@@ -103,7 +103,17 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("objective", [SFT(), KTO(), BetaDPO()])
+@pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum()])
+def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective):
+    """Each draw is of all groups of a step."""
+    _, metrics = tuned(stable_diffusion, tmp_path, objective)
+    assert all(math.isfinite(each["loss"]) for each in metrics)
+    if isinstance(objective, WeightedSum):
+        # 0.2 of minus the log-prob of what is preferred stands beside ln 2.
+        assert metrics[0]["loss"] == pytest.approx(math.log(2) - 0.2 * metrics[0]["logps/chosen"], rel=0.05)
+
+
+@pytest.mark.parametrize("objective", [SFT(), KTO()])
 def test_an_objective_that_does_not_serve(stable_diffusion, tmp_path, objective):
     with pytest.raises(ConfigError, match=f"{objective.name} does not tune pictures"):
         tuned(stable_diffusion, tmp_path, objective)

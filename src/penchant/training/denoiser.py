@@ -95,13 +95,13 @@ def tune_denoiser(
 
 
 def check_objective(objective: Objective) -> None:
-    """Refuse what has no meaning for pictures, or would need a whole batch at once."""
+    """Refuse what has no meaning for pictures."""
     needs = objective.needs
     fine = needs.pairs and needs.references == 1 and not (needs.scores or needs.labels or needs.mismatched)
-    if not fine or needs.head or needs.trains != "log_probs" or objective.coupled:
+    if not fine or needs.head or needs.trains != "log_probs":
         raise ConfigError(
             f"the objective {objective.name} does not tune pictures",
-            fix="use one of pairs and one reference: dpo, ipo, cdpo, robust_dpo, hinge, s_dpo",
+            fix="use one of pairs and one reference, as dpo, ipo, hinge or s_dpo, or a weighted_sum of one and sft",
         )
 
 

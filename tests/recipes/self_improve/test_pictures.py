@@ -46,6 +46,7 @@ def configured(folder, learner, **changes):
         "attempts": 3,
         "batch": 4,
         "held_out": 0.4,
+        "measured": 2,
         "update": {
             "new": 2,
             "groups": 4,
@@ -74,6 +75,10 @@ def test_rounds_of_pictures(done):
     named |= {told.answer for name in parts["train"] for told in buffer.judged(1, name)}
     assert named <= {file.name for file in (output / "pictures").iterdir()}
     assert not [file for file in (output / "pictures").iterdir() if file.name.startswith(".")]
+    # Two answers to each prompt, by other draws.
+    shares = {share for each in rounds for share in each["test"]["satisfied"]}
+    assert shares <= {0.0, 0.5, 1.0}
+    assert 0.5 in shares
     told = json.loads((output / "updates" / "1" / "result.json").read_text())
     assert told["gate"][str(told["served"])] == max(told["gate"].values())
     first, new = (Denoiser(each, CPU) for each in (config.model, str(output / "updates" / "1" / "merged")))

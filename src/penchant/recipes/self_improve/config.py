@@ -91,6 +91,7 @@ class SelfImproveConfig(Section):
     sampling: SamplingConfig = Field(SamplingConfig(), description="of answers; samples and every are not used")
     pictures: PicturesConfig | None = Field(None, description="for a learner that paints; null: it writes")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompts, half for the gate and half for the test")
+    measured: int = Field(1, ge=1, description="answers to a prompt where a learner is measured, by the gate too")
     capacity: int = Field(2000, ge=1, description="groups that the buffer holds")
     update: UpdateConfig = UpdateConfig()
     token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of what is only read")

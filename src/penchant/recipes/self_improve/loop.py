@@ -199,7 +199,7 @@ def _measure_round(config: SelfImproveConfig, parts: Parts, number: int, facts: 
     verifier = config.verifier.open(medium.read)
     earlier = [parts["train"][name] for name in _names(config, parts, 1)]
     found = {
-        name: measure(medium, served.model, config.model, prompts, verifier, config.seed).to_json()
+        name: measure(medium, served.model, config.model, prompts, verifier, config.seed, config.measured).to_json()
         for name, prompts in (("test", list(parts["test"].values())), ("first round", earlier))
     }
     file.parent.mkdir(exist_ok=True)

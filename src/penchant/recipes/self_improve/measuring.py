@@ -17,7 +17,8 @@ class Measured:
     """A learner's answers to some prompts.
 
     Attributes:
-        satisfied: of each prompt 1 or 0.
+        answers: the first to each prompt.
+        satisfied: of each prompt the share of its answers that satisfied.
         score: the mean of the verifier's.
     """
 
@@ -31,17 +32,22 @@ class Measured:
         return own | vars(self.signs)
 
 
-def measure(medium: Medium, model: str, first: str, prompts: Sequence[str], verifier: Verifier, seed: int) -> Measured:
-    """One answer to each prompt, by the same draws whatever the learner.
+def measure(
+    medium: Medium, model: str, first: str, prompts: Sequence[str], verifier: Verifier, seed: int, times: int = 1
+) -> Measured:
+    """Answers to each prompt, by the same draws whatever the learner.
 
     Args:
         first: the learner it all began with.
+        times: how many answers to each.
     """
-    answers = medium.load(model)(prompts, seed)
-    verdicts = verifier(prompts, answers)
+    answer = medium.load(model)
+    # Far from each other's seeds, and from those of rounds.
+    answers = [answer(prompts, seed + turn * 10_000_019) for turn in range(times)]
+    verdicts = [verifier(prompts, told) for told in answers]
     return Measured(
-        tuple(answers),
-        tuple(float(verdict.satisfied) for verdict in verdicts),
-        float(np.mean([verdict.score for verdict in verdicts])),
-        medium.signs(model, first, prompts, answers),
+        tuple(answers[0]),
+        tuple(np.mean([[each.satisfied for each in turn] for turn in verdicts], axis=0).tolist()),
+        float(np.mean([[each.score for each in turn] for turn in verdicts])),
+        medium.signs(model, first, prompts, answers[0]),
     )

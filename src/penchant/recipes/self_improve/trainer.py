@@ -103,7 +103,7 @@ def _gate(config: SelfImproveConfig, served: Served, number: int) -> float:
     prompts = list(read_parts(Path(config.output))["gate"].values())
     medium = medium_of(config)
     verifier = config.verifier.open_wrong(config.seed, medium.read)
-    found = measure(medium, served.model, served.model, prompts, verifier, number)
+    found = measure(medium, served.model, served.model, prompts, verifier, number, config.measured)
     return float(np.mean(found.satisfied))
 
 
