@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,13 @@ class Sampled:
     ended: bool
 
 
+class Guide(Protocol):
+    """Says what may come next in one response, as a grammar does."""
+
+    def allowed(self, written: Sequence[int]) -> Ids:
+        """The tokens that may follow those written so far, of which there is one more each time; at least one."""
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -63,6 +70,7 @@ def sample(
     draw: Sampling,
     *,
     ends: Sequence[int],
+    guides: Sequence[Callable[[], Guide]] | None = None,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[Sampled]]:
     """`draw.samples` responses to each prompt.
@@ -71,6 +79,7 @@ def sample(
         model: any causal language model, also one a scorer has taken over; its mode is put back after.
         prompts: ids as training sees them.
         ends: ids that end a response.
+        guides: for each prompt, makes what one of its responses is held to; called once for each response.
         advance: called with the number of prompts done since the last call.
     """
     training = model.training
@@ -82,7 +91,10 @@ def sample(
             # Each prompt's numbers are its own: what else is in the batch does not change them.
             size = (draw.samples, draw.max_new_tokens)
             chances = [np.random.default_rng((draw.seed, start + i)).random(size) for i in range(len(part))]
-            rows = _respond(model, part, draw, torch.from_numpy(np.concatenate(chances)), frozenset(ends))
+            own = None
+            if guides is not None:
+                own = [guides[start + i]() for i in range(len(part)) for _ in range(draw.samples)]
+            rows = _respond(model, part, draw, torch.from_numpy(np.concatenate(chances)), frozenset(ends), own)
             found += [rows[i * draw.samples : (i + 1) * draw.samples] for i in range(len(part))]
             advance(len(part))
     model.train(training)
@@ -103,7 +115,12 @@ def _own_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _respond(
-    model: PreTrainedModel, prompts: Sequence[Ids], draw: Sampling, chances: Tensor, ends: frozenset[int]
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    draw: Sampling,
+    chances: Tensor,
+    ends: frozenset[int],
+    guides: Sequence[Guide] | None,
 ) -> list[Sampled]:
     """P x K responses; rows that have ended are taken out once half of all have.
 
@@ -115,7 +132,12 @@ def _respond(
     ended = [False] * len(chances)
     alive = list(range(len(chances)))
     for step in range(draw.max_new_tokens):
-        tokens = choose(state.logits, draw.temperature, draw.top_p, chances[alive, step]).tolist()
+        logits = state.logits
+        if guides is not None:
+            # A row that has ended is drawn for like the others until it is taken out, and what is drawn is dropped.
+            allowed = [None if ended[row] else guides[row].allowed(responses[row]) for row in alive]
+            logits = _limited(logits, allowed)
+        tokens = choose(logits, draw.temperature, draw.top_p, chances[alive, step]).tolist()
         for row, token in zip(alive, tokens, strict=True):
             if not ended[row]:
                 responses[row].append(token)
@@ -128,6 +150,17 @@ def _respond(
             alive, tokens = [alive[place] for place in left], [tokens[place] for place in left]
         state.read(tokens)
     return [Sampled(np.array(ids, dtype=np.int64), done) for ids, done in zip(responses, ended, strict=True)]
+
+
+def _limited(logits: Tensor, allowed: Sequence[Ids | None]) -> Tensor:
+    """[N, V] logits with all but the allowed tokens made impossible; rows with None stay as they are."""
+    found = logits.clone()
+    for row, ids in enumerate(allowed):
+        if ids is not None:
+            index = torch.from_numpy(ids).to(logits.device)
+            found[row] = -torch.inf
+            found[row, index] = logits[row, index]
+    return found
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, chances: Tensor) -> Tensor:
