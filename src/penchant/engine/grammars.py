@@ -1,0 +1,88 @@
+"""Responses held to a grammar, whatever the model would rather say.
+
+Grammars are written in llguidance's dialect of Lark
+(https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md): over characters, whatever the tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penchant.data.tokenized import Ids
+from penchant.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def grammar_library() -> ModuleType:
+    """The package `llguidance`, imported when it is needed.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    try:
+        import llguidance.hf
+    except ImportError as error:
+        raise ConfigError(
+            "constrained answers need llguidance", fix="python -m pip install 'penchant[constrained]'"
+        ) from error
+    return llguidance
+
+
+class Grammars:
+    """Grammars over one tokenizer's tokens.
+
+    Args:
+        ends: ids that end a response; they are allowed where the grammar's text is complete, and nowhere else.
+
+    Raises:
+        ConfigError: the package `llguidance` is missing.
+        ModelError: the tokenizer's tokens are no pieces of text that put together give the whole.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
+        self._library = grammar_library()
+        try:
+            self._tokens = self._library.hf.from_tokenizer(tokenizer, eos_token=list(ends))
+        except ValueError as error:
+            raise ModelError(
+                f"answers of this tokenizer cannot be constrained: {error}", fix="leave the constraint out"
+            ) from error
+
+    def guide(self, grammar: str) -> GrammarGuide:
+        """A guide for one response.
+
+        Raises:
+            ValueError: it is no grammar.
+        """
+        matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0)
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
+        return GrammarGuide(matcher)
+
+
+class GrammarGuide:
+    """Holds one response to a grammar; a `Guide`."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher, self._read = matcher, 0
+
+    def allowed(self, written: Sequence[int]) -> Ids:
+        """The tokens after which the text can still become one of the grammar's.
+
+        Raises:
+            ModelError: there is none, as the tokenizer lacks a character; or the grammar is too much for the library.
+        """
+        self._matcher.consume_tokens(list(written[self._read :]))
+        self._read = len(written)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        found = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if self._matcher.is_error() or not len(found):
+            said = self._matcher.get_error().partition("\n")[0] or "no token of the tokenizer may come next"
+            raise ModelError(f"an answer cannot be constrained: {said}", fix="leave the constraint out")
+        return found

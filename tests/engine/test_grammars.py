@@ -1,0 +1,111 @@
+"""Responses held to a grammar: what may come next, and where the end may."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from penchant.engine.grammars import Grammars
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.sampling import Sampling, sample
+from penchant.errors import ConfigError, ModelError
+from penchant.recipes.small_llama import Sizes, build_small_llama
+
+SHORT = 'start: "yes" | "no" ("pe" | "")'
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("small") / "model"
+    build_small_llama(folder, ["yes or no or nope"], Sizes(300, 32, 1, 2, 128), seed=0)
+    return str(folder)
+
+
+def spelled(tokenizer, ids):
+    return {tokenizer.decode([each]) for each in ids}
+
+
+def test_the_end_is_allowed_where_the_text_is_complete_and_nowhere_else(place):
+    tokenizer = load_tokenizer(place)
+    end = tokenizer.eos_token_id
+    guide = Grammars(tokenizer, [end]).guide(SHORT)
+    letters = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "nope"]
+    assert spelled(tokenizer, guide.allowed([])) >= {"y", "n"}
+    assert end not in guide.allowed([])
+    assert end not in guide.allowed(letters[:1])
+    after_no = guide.allowed(letters[:2])
+    assert end in after_no
+    assert letters[2] in after_no
+    assert end not in guide.allowed(letters[:3])
+    assert guide.allowed(letters).tolist() == [end]
+
+
+def test_every_end_of_several(place):
+    tokenizer = load_tokenizer(place)
+    ends = [tokenizer.eos_token_id, tokenizer.bos_token_id]
+    guide = Grammars(tokenizer, ends).guide('start: "n"')
+    assert sorted(guide.allowed(tokenizer.encode("n", add_special_tokens=False)).tolist()) == sorted(ends)
+
+
+def test_responses_are_the_grammars(place):
+    """Drawn from a random model, in batches and one prompt at a time: the same, and nothing else than the words."""
+    model, tokenizer = load_model(place), load_tokenizer(place)
+    grammars = Grammars(tokenizer, [tokenizer.eos_token_id])
+    prompts = [np.array([5, 6, 7]), np.array([8]), np.array([9, 3, 5])]
+    found = []
+    for batch_size in (3, 1):
+        drawing = Sampling(samples=20, max_new_tokens=6, seed=1, batch_size=batch_size)
+        drawn = sample(
+            model,
+            prompts,
+            drawing,
+            ends=[tokenizer.eos_token_id],
+            guides=[lambda: grammars.guide(SHORT), lambda: grammars.guide(SHORT), lambda: grammars.guide('start: "?"')],
+        )
+        assert all(each.ended for responses in drawn for each in responses)
+        found.append([[tokenizer.decode(each.ids[:-1]) for each in responses] for responses in drawn])
+    assert found[0] == found[1]
+    assert {*found[0][0], *found[0][1]} == {"yes", "no", "nope"}
+    assert set(found[0][2]) == {"?"}
+
+
+def test_a_guide_that_allows_all_changes_nothing(place):
+    class All:
+        def allowed(self, written):
+            return np.arange(len(tokenizer))
+
+    model, tokenizer = load_model(place), load_tokenizer(place)
+    prompts = [np.array([5, 6, 7]), np.array([8])]
+    for temperature in (0, 1):
+        drawing = Sampling(samples=3, max_new_tokens=9, temperature=temperature, seed=2)
+        free, held = (sample(model, prompts, drawing, ends=[2], guides=guides) for guides in (None, [All, All]))
+        ids = [[[each.ids.tolist() for each in responses] for responses in drawn] for drawn in (free, held)]
+        assert ids[0] == ids[1]
+
+
+def test_no_grammar(place):
+    tokenizer = load_tokenizer(place)
+    with pytest.raises(ValueError, match="missing"):
+        Grammars(tokenizer, [2]).guide("start: missing")
+
+
+def test_a_tokenizer_whose_tokens_are_no_text(tiny_model):
+    with pytest.raises(ModelError, match="cannot be constrained"):
+        Grammars(load_tokenizer(str(tiny_model)), [2])
+
+
+def test_a_dead_end_is_told(place):
+    """The tokens written before were not of the grammar."""
+    tokenizer = load_tokenizer(place)
+    guide = Grammars(tokenizer, [2]).guide(SHORT)
+    with pytest.raises(ModelError, match="an answer cannot be constrained"):
+        guide.allowed(tokenizer.encode("x", add_special_tokens=False))
+
+
+def test_without_the_package(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    with pytest.raises(ConfigError, match="need llguidance") as refused:
+        Grammars(load_tokenizer(place), [2])
+    assert refused.value.fix == "python -m pip install 'penchant[constrained]'"
