@@ -22,6 +22,7 @@ def tool_calls(
     style: Literal["messages", "native", "signatures"] = "messages",
     category: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     limit: Count | None = None,
+    constrained: Annotated[bool, Parameter(negative="")] = False,
     max_new_tokens: Count = 256,
     timed: Count = 20,
     answers: Path | None = None,
@@ -42,6 +43,8 @@ def tool_calls(
         Only this one; may be repeated.
     limit
         Only the first so many questions of each category.
+    constrained
+        An answer can only be calls of the functions on offer, with values of their arguments' types, or no call.
     max_new_tokens
         Of an answer.
     timed
@@ -63,14 +66,17 @@ def tool_calls(
     tokenizer = load_tokenizer(model, chat_template=chat_template)
     loaded = load_model(model).to(local_device())
     chosen = STYLES[style]
-    answered = answer_questions(loaded, tokenizer, questions, chosen, max_new_tokens=max_new_tokens)
+    answered = answer_questions(
+        loaded, tokenizer, questions, chosen, max_new_tokens=max_new_tokens, constrained=constrained
+    )
     if answers is not None:
         write_answers(answered, answers)
-    edge = measure_edge(loaded, tokenizer, questions[:timed], chosen, max_new_tokens=max_new_tokens)
-    report = ToolReport.of(answered)
-    deliver(
-        report.to_json() | {"edge": edge.to_json(), "style": style, "left_out": left_out}, as_json, _shown(report, edge)
+    edge = measure_edge(
+        loaded, tokenizer, questions[:timed], chosen, max_new_tokens=max_new_tokens, constrained=constrained
     )
+    report = ToolReport.of(answered)
+    how = {"style": style, "constrained": constrained, "left_out": left_out}
+    deliver(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
 
 
 def _shown(report: ToolReport, edge: Edge) -> Group:
@@ -91,6 +97,7 @@ def _shown(report: ToolReport, edge: Edge) -> Group:
     return Group(
         table,
         Text(f"wrong: {faults}"),
+        Text(f"cut by the limit of tokens: {report.cut} of {report.overall.n}"),
         Text(f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {edge.tokens_per_second:.0f} tokens/s"),
         Text(f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB"),
     )

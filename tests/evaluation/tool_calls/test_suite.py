@@ -98,6 +98,26 @@ def test_the_verb(bfcl, tiny_model, tmp_path, capsys):
     assert "mean of categories" in capsys.readouterr().out
 
 
+def test_the_verb_constrained(bfcl, tmp_path, capsys):
+    build_small_llama(tmp_path / "model", ["m.add(a=1)  # the sum of 1 and 2"], Sizes(300, 32, 1, 2, 512), seed=0)
+    command = ["tool-calls", str(tmp_path / "model"), "--data", str(bfcl), "--style", "signatures", "--json"]
+    command += ["--max-new-tokens", "8", "--answers", str(tmp_path / "a.jsonl"), "--timed", "1"]
+    python = [f"--category={name}" for name in ("simple_python", "parallel_multiple", "irrelevance", "live_relevance")]
+    rows = {}
+    for flags in ([], ["--constrained"]):
+        assert run([*command, *python, *flags]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["constrained"] == bool(flags)
+        rows[bool(flags)] = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+        assert found["cut"] == sum(not row["ended"] for row in rows[bool(flags)])
+    assert all(row["answer"].lstrip().startswith("[") for row in rows[True])
+    assert not any(row["answer"].lstrip().startswith("[") for row in rows[False])
+    assert run([*command, "--constrained"]) == 2
+    told = capsys.readouterr().err
+    assert "j0: answers in java cannot be constrained" in told
+    assert "--category" in told
+
+
 def test_a_gguf_file_answers_as_its_folder_does(bfcl, tmp_path):
     build_small_llama(tmp_path / "model", ["m.add(a=1)  # the sum of 1 and 2"], Sizes(300, 32, 1, 2, 512), seed=0)
     export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f32")

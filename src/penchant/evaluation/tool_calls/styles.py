@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from penchant.data.groups import Message, Text
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Call, Function
+from penchant.evaluation.tool_calls.grammars import Tags, json_calls, python_calls
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
 
@@ -40,10 +41,12 @@ class Style:
     Attributes:
         ask: the prompt.
         read: an answer's calls; None where there are none to be read.
+        grammar: what an answer may be where it is constrained; a DataError where that cannot be said.
     """
 
     ask: Callable[[ToolQuestion, PreTrainedTokenizerBase], Text]
     read: Callable[[str, ToolQuestion], list[Call] | None]
+    grammar: Callable[[ToolQuestion, PreTrainedTokenizerBase], str]
 
 
 def as_messages(question: ToolQuestion) -> Text:
@@ -91,11 +94,17 @@ STYLES: Mapping[str, Style] = {
     "messages": Style(
         lambda question, tokenizer: as_messages(question),
         lambda answer, question: read_calls(answer, question.language),
+        lambda question, tokenizer: python_calls(question, prose=True),
     ),
-    "native": Style(native, lambda answer, question: read_json_calls(answer, question.functions)),
+    "native": Style(
+        native,
+        lambda answer, question: read_json_calls(answer, question.functions),
+        lambda question, tokenizer: json_calls(question, Tags.of(tokenizer)),
+    ),
     "signatures": Style(
         lambda question, tokenizer: as_signatures(question),
         lambda answer, question: read_calls(answer, question.language),
+        lambda question, tokenizer: python_calls(question, prose=False),
     ),
 }
 

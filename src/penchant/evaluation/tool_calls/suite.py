@@ -7,18 +7,20 @@ import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from penchant.data.tokenization import tokenize_prompts
+from penchant.engine.grammars import Grammars
 from penchant.engine.progress import Progress
-from penchant.engine.sampling import Sampling, sample
+from penchant.engine.sampling import Guide, Sampling, sample
 from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import ends_of, generate
+from penchant.evaluation.generation import ends_of, text_after
 from penchant.evaluation.statistics import Estimate, proportion
 from penchant.evaluation.tool_calls.calls import Fault
 from penchant.evaluation.tool_calls.questions import ToolQuestion
@@ -30,11 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, a model's answer, and what is wrong with it."""
+    """A question, a model's answer, and what is wrong with it.
+
+    Attributes:
+        ended: whether the model ended it; else the limit of tokens cut it, and what there is of it was judged.
+    """
 
     question: ToolQuestion
     answer: str
     fault: Fault | None
+    ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,14 @@ class ToolReport:
         overall: of all questions.
         macro: the mean of the categories' shares, each counting the same.
         faults: of the wrong answers, how many of each kind.
+        cut: answers that the limit of tokens cut, right ones among them or not.
     """
 
     categories: Mapping[str, Estimate]
     overall: Estimate
     macro: Estimate
     faults: Mapping[str, int]
+    cut: int
 
     @classmethod
     def of(cls, answered: Sequence[Answered]) -> ToolReport:
@@ -86,6 +95,7 @@ class ToolReport:
             proportion(sum(right), len(right)),
             macro_mean(list(by_category.values())),
             dict(Counter(str(each.fault) for each in answered if each.fault is not None).most_common()),
+            sum(not each.ended for each in answered),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +104,7 @@ class ToolReport:
             "overall": self.overall.to_json(),
             "macro": self.macro.to_json(),
             "faults": dict(self.faults),
+            "cut": self.cut,
         }
 
 
@@ -105,16 +116,29 @@ def answer_questions(
     *,
     max_new_tokens: int = 256,
     batch_size: int = 32,
+    constrained: bool = False,
 ) -> list[Answered]:
-    """A model's likeliest answer to each question, read and judged."""
+    """A model's likeliest answer to each question, read and judged.
+
+    Args:
+        constrained: an answer can only be what the style's grammar has: at each step the likeliest of its tokens.
+
+    Raises:
+        ConfigError: constrained, and the package `llguidance` is missing.
+        DataError: constrained, and a question's answers are not Python's.
+        ModelError: constrained, and the tokenizer has no pieces of text.
+    """
+    guides = _guides(model, tokenizer, questions, style) if constrained else None
     prompts = tokenize_prompts([style.ask(each, tokenizer) for each in questions], tokenizer)
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    ends = ends_of(model, tokenizer)
     with Progress("answering", len(prompts), "questions") as progress:
-        answers = generate(model, tokenizer, prompts, sampling, advance=progress.advance)
-    return [
-        Answered(question, given[0], question.fault(style.read(given[0], question)))
-        for question, given in zip(questions, answers, strict=True)
-    ]
+        drawn = sample(model, prompts, sampling, ends=ends, guides=guides, advance=progress.advance)
+    answered = []
+    for question, prompt, [given] in zip(questions, prompts, drawn, strict=True):
+        answer = text_after(tokenizer, prompt, given.ids.tolist())
+        answered.append(Answered(question, answer, question.fault(style.read(answer, question)), given.ended))
+    return answered
 
 
 def measure_edge(
@@ -124,16 +148,26 @@ def measure_edge(
     style: Style,
     *,
     max_new_tokens: int = 256,
+    constrained: bool = False,
 ) -> Edge:
-    """Answer questions one at a time, by the clock; the first, which warms up, is not counted."""
+    """Answer questions one at a time, by the clock; the first, which warms up, is not counted.
+
+    Args:
+        constrained: as in `answer_questions`; making each question's grammar counts.
+
+    Raises:
+        PenchantError: as `answer_questions`.
+    """
     import torch
 
+    guides = _guides(model, tokenizer, questions, style) if constrained else None
     prompts = tokenize_prompts([style.ask(each, tokenizer) for each in questions], tokenizer)
     sampling, ends = Sampling(temperature=0.0, max_new_tokens=max_new_tokens), ends_of(model, tokenizer)
     seconds, tokens = [], []
-    for prompt in prompts[:1] + prompts:
+    for number in (0, *range(len(prompts))):
+        own = None if guides is None else [guides[number]]
         start = time.perf_counter()
-        [[drawn]] = sample(model, [prompt], sampling, ends=ends)
+        [[drawn]] = sample(model, [prompts[number]], sampling, ends=ends, guides=own)
         seconds.append(time.perf_counter() - start)
         tokens.append(len(drawn.ids))
     seconds, tokens = seconds[1:], tokens[1:]
@@ -145,6 +179,14 @@ def measure_edge(
     torch.save(model.state_dict(), cast("IO[bytes]", weights))
     middle, late = np.quantile(seconds, (0.5, 0.95))
     return Edge((float(middle), float(late)), sum(tokens) / sum(seconds), peak, weights.bytes, len(seconds))
+
+
+def _guides(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ToolQuestion], style: Style
+) -> list[Callable[[], Guide]]:
+    """For each question what makes the guide of its answer: hundreds of them at a time would be held for nothing."""
+    grammars = Grammars(tokenizer, ends_of(model, tokenizer))
+    return [partial(grammars.guide, style.grammar(question, tokenizer)) for question in questions]
 
 
 class _Length:
@@ -179,9 +221,15 @@ def macro_mean(categories: Sequence[Sequence[bool]]) -> Estimate:
 
 
 def write_answers(answered: Sequence[Answered], file: Path) -> None:
-    """JSON lines of id, category, answer, and what is wrong with it."""
+    """JSON lines of id, category, answer, what is wrong with it, and whether the model ended it."""
     rows = (
-        {"id": e.question.id, "category": e.question.category, "answer": e.answer, "fault": e.fault and str(e.fault)}
-        for e in answered
+        {
+            "id": each.question.id,
+            "category": each.question.category,
+            "answer": each.answer,
+            "fault": each.fault and str(each.fault),
+            "ended": each.ended,
+        }
+        for each in answered
     )
     write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
