@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -217,6 +218,35 @@ def test_a_wrong_configuration(tmp_path, questions, changes, message):
     with pytest.raises(ConfigError) as error:
         configured(tmp_path, questions, **changes)
     assert message in str(error.value)
+
+
+def test_constrained_answers(questions, tmp_path):
+    """The evaluation's alone: what comes before it is the same, and was done."""
+    changes = {"paths": {"sft": ["sft"]}, "answer_tokens": 8}
+    folder = tmp_path / "out" / "evaluation"
+    found, answers = {}, {}
+    for constrained in (False, True):
+        found[constrained] = tool_calling(configured(tmp_path, questions, **changes, constrained=constrained))
+        answers[constrained] = [row["answer"].lstrip() for row in rows(folder / "sft-3.jsonl")]
+        assert found[constrained]["evaluation"]["cut"]["sft"] == sum(
+            not row["ended"] for row in rows(folder / "sft-3.jsonl")
+        )
+        shutil.rmtree(folder)
+    assert all(answer.startswith("[") for answer in answers[True])
+    assert not all(answer.startswith("[") for answer in answers[False])
+    assert "constrained" not in stages(configured(tmp_path, questions))[-1].settings
+    assert set(found[True]["evaluation"]["edge"]["sft"]) == {"float32", "int8"}
+
+
+def test_what_cannot_be_constrained_is_refused_before_anything_is_trained(questions, tmp_path, monkeypatch):
+    java = question("j", "simple_java", "Add.", [function("A.f", x="long")], [{"A.f": {"x": [5]}}])
+    with pytest.raises(DataError, match="answers in java cannot be constrained"):
+        tool_calling(configured(tmp_path, [*questions, java], constrained=True), only="data")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    with pytest.raises(ConfigError, match="need llguidance"):
+        tool_calling(configured(tmp_path, questions, constrained=True), only="data")
+    tool_calling(configured(tmp_path, questions), only="data")
 
 
 def test_a_right_answer_that_cannot_be_read_back_is_left_out(tmp_path, questions):

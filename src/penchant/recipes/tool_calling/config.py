@@ -64,6 +64,9 @@ class ToolCallingConfig(Section):
     steps: dict[str, StepConfig] = Field(description="by name")
     paths: dict[str, list[str]] = Field(description="by name, the steps one after the other")
     seeds: Seeds = Field([0, 1, 2], description="every path is gone with each")
+    constrained: bool = Field(
+        False, description="answers in the evaluation can only be calls of the functions on offer, or none"
+    )
     answer_tokens: int = Field(128, ge=1, description="of the longest answer")
     timed: int = Field(20, ge=1, description="questions answered one at a time, by the clock")
     seed: int = Field(0, ge=0, description="of the parts, the variants and a model from nothing")

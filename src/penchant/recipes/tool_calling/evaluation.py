@@ -37,15 +37,19 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
     style = STYLES[config.style]
     right: dict[str, Floats] = {}
     faults: dict[str, dict[str, int]] = {}
+    cut: dict[str, int] = {}
     for row in rows:
         tables = []
         for number, place in enumerate(row.folders):
             model, tokenizer = load_model(place).to(local_device()), load_tokenizer(place)
-            answered = answer_questions(model, tokenizer, test, style, max_new_tokens=config.answer_tokens)
+            answered = answer_questions(
+                model, tokenizer, test, style, max_new_tokens=config.answer_tokens, constrained=config.constrained
+            )
             write_answers(answered, folder / f"{row.name}-{config.seeds[number]}.jsonl")
             tables.append([float(each.fault is None) for each in answered])
             if number == 0:
-                faults[row.name] = dict(ToolReport.of(answered).faults)
+                report = ToolReport.of(answered)
+                faults[row.name], cut[row.name] = dict(report.faults), report.cut
         right[row.name] = np.array(tables)
     return {
         "models": {name: _by_category(table, test) for name, table in right.items()},
@@ -54,6 +58,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
             for before in ("base", next(iter(config.paths)))
         },
         "faults": faults,
+        "cut": cut,
         "edge": {row.name: _edges(config, row.folders[0], test) for row in rows},
     }
 
@@ -79,9 +84,10 @@ def _differences(right: Mapping[str, Floats], before: str, numbers: Sequence[int
 def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion]) -> dict[str, Any]:
     """In float32 and with eight-bit weights: right answers, time, memory."""
     style, tokenizer = STYLES[config.style], load_tokenizer(place)
-    found = {}
+    most, constrained, found = config.answer_tokens, config.constrained, {}
     for name, model in (("float32", load_model(place)), ("int8", eight_bits(load_model(place)))):
-        answered = answer_questions(model, tokenizer, test, style, max_new_tokens=config.answer_tokens)
-        edge = measure_edge(model, tokenizer, test[: config.timed], style, max_new_tokens=config.answer_tokens)
+        answered = answer_questions(model, tokenizer, test, style, max_new_tokens=most, constrained=constrained)
+        timed = test[: config.timed]
+        edge = measure_edge(model, tokenizer, timed, style, max_new_tokens=most, constrained=constrained)
         found[name] = {"right": ToolReport.of(answered).overall.to_json(), **edge.to_json()}
     return found

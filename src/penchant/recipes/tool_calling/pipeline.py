@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from penchant.engine.grammars import grammar_library
+from penchant.evaluation.tool_calls.grammars import python_calls
+from penchant.evaluation.tool_calls.questions import read_bfcl
 from penchant.recipes.fingerprints import fingerprint
 from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
@@ -47,9 +50,10 @@ def tool_calling(
         What each stage found.
 
     Raises:
-        PenchantError: the data, configuration or models are at fault.
+        PenchantError: the data, configuration or models are at fault; the package `llguidance` is missing.
     """
     folder = Path(config.output)
+    _check(config)
     return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
@@ -86,7 +90,18 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     for name, steps in config.paths.items():
         rows.append(Row(name, tuple(str(_model(config, tuple(steps), seed)) for seed in config.seeds)))
     measured = {key: settings[key] for key in ("paths", "answer_tokens", "timed")}
+    if config.constrained:
+        # Only then, so that an evaluation that was made before there was such an option counts as done.
+        measured["constrained"] = True
     return [*listed, Stage("evaluation", "functions never seen", measured, lambda place: evaluate(config, rows, place))]
+
+
+def _check(config: ToolCallingConfig) -> None:
+    """Refuse now what the last stage would refuse."""
+    if config.constrained:
+        grammar_library()
+        for question in read_bfcl(Path(config.questions))[0]:
+            python_calls(question, prose=config.style == "messages")
 
 
 def _asked(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
