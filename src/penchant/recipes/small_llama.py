@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,14 @@ class SizesConfig(Section):
 
 
 def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: int) -> None:
-    """Write a model folder: byte-level BPE trained on the texts, and weights that are a function of the seed."""
+    """Write a model folder or nothing: byte-level BPE trained on the texts, weights that are a function of the seed."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    # transformers writes config.json before the weights: a process killed between the two would leave half a model.
+    aside = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
     pad, bos, eos = SPECIAL
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +67,7 @@ def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: in
     raw.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, SPECIAL.index(bos))])
     PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token=pad, bos_token=bos, eos_token=eos, model_max_length=sizes.context
-    ).save_pretrained(folder)
+    ).save_pretrained(aside)
     config = LlamaConfig(
         vocab_size=raw.get_vocab_size(),
         hidden_size=sizes.hidden,
@@ -78,4 +82,5 @@ def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: in
         eos_token_id=SPECIAL.index(eos),
     )
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(aside)
+    aside.rename(folder)
