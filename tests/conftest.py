@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +39,65 @@ def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's reference cache."""
     monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+class Started:
+    """A process of the command line; it has what the tests use of `subprocess.Popen`."""
+
+    def __init__(self, ask: Callable[..., int | None], arguments: tuple[object, ...], stderr: str | Path) -> None:
+        self._ask = ask
+        self.returncode: int | None = None
+        self.pid = ask(
+            arguments=[*map(str, arguments)], environment={**os.environ}, folder=os.getcwd(), stderr=str(stderr)
+        )
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ask(pid=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("penchant", timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        # Until it was asked for its exit code, the process keeps its id.
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+@pytest.fixture(scope="session")
+def start_penchant() -> Iterator[Callable[..., Started]]:
+    """Starts the command line with these arguments, as `python -m penchant` does but for the seconds of its imports.
+
+    For tests that kill it many times. All it starts have one seed of Python's hashes; a run's end by a plain process
+    has another.
+    """
+    # Without the variable, numpy starts threads where there are more cores.
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("zygote.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+    def ask(**request: object) -> int | None:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline() or '"it ended"')
+        if isinstance(answer, str):
+            raise RuntimeError(f"{process.args}: {answer}")
+        return answer
+
+    yield lambda *arguments, stderr=os.devnull: Started(ask, arguments, stderr)
+    process.stdin.close()
+    process.wait(60)
 
 
 SENTENCE = "the old cat sees a big dog then it runs to small house by river tree bird sings likes finds ."

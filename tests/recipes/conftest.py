@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +21,21 @@ Says = Callable[[str], str | int | None]
 
 
 @pytest.fixture
-def killed_in_turn() -> Callable[[Sequence[str], Path, Sequence[str]], None]:
-    """Runs a command again and again, with kill -9 in the middle of one stage after the other; then to its end."""
+def killed_in_turn(start_penchant) -> Callable[[Sequence[str], Path, Sequence[str]], None]:
+    """Runs a command line again and again, with kill -9 in the middle of one stage after the other; then to its end."""
 
-    def run(command: Sequence[str], output: Path, stages: Sequence[str]) -> None:
+    def run(arguments: Sequence[str], output: Path, stages: Sequence[str]) -> None:
         for stage in stages:
             place, deadline = output / stage, time.monotonic() + 120
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = start_penchant(*arguments)
             while not place.exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.005)
-            time.sleep(random.Random(stage).choice([0.0, 0.1, 0.3]))
+            time.sleep(random.Random(stage).choice([0.0, 0.05, 0.15]))
             process.send_signal(signal.SIGKILL)
             process.wait()
             assert place.exists()
             assert not (output / "result.json").exists()
+        command = [sys.executable, "-m", "penchant", *arguments]
         subprocess.run(command, check=True, capture_output=True, timeout=200)
 
     return run

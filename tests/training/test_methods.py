@@ -6,8 +6,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -98,7 +96,7 @@ def test_a_resumed_run_remembers(write_config, tmp_path, other_model, tiny_model
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_model, tiny_model):
+def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_model, tiny_model, start_penchant):
     """kill -9, eight times, of a loss with beta-DPO's moving values, a bandit's counts and KTO's batch in it."""
     parts = [{"name": "beta_dpo"}, THOMPSON, {"name": "kto"}]
     file = write_config(
@@ -113,14 +111,11 @@ def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_mod
     reached = set()
     for _ in range(8):
         arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
-        process = subprocess.Popen([sys.executable, "-m", "penchant", "train", *map(str, arguments)])
-        log = folder / "metrics.jsonl"
-        size, deadline = log.stat().st_size if log.exists() else 0, time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if log.exists() and log.stat().st_size != size:
-                break
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0.0, 0.5))
+        process = start_penchant("train", *arguments)
+        goal, deadline = last_step(folder) + draw.randint(1, 12), time.monotonic() + 60
+        while last_step(folder) < goal and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.wait()
         reached.add(last_step(folder))

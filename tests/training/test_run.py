@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,18 +53,15 @@ def penchant(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_somewhere(process: subprocess.Popen[str], log: Path, draw: random.Random) -> None:
-    """kill -9: sometimes while it starts, else soon after it has logged something, however slow the machine is."""
+def kill_somewhere(process: Any, folder: Path, draw: random.Random) -> None:
+    """kill -9: sometimes while it starts, else some steps further, however slow the machine is."""
     if draw.random() < 0.3:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.3, 3.0))
+        time.sleep(draw.uniform(0.0, 0.3))
     else:
-        size, deadline = log.stat().st_size if log.exists() else 0, time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if log.exists() and log.stat().st_size != size:
-                break
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0.0, 0.8))
+        goal, deadline = last_step(folder) + draw.randint(1, 30), time.monotonic() + 60
+        while last_step(folder) < goal and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -148,7 +145,7 @@ def test_batch_of_eight_equals_eight_micro_batches_of_one(write_config, tmp_path
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, tmp_path):
+def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, tmp_path, start_penchant):
     """kill -9, from start-up to the last save; resumed each time."""
     file = write_config(training={"max_steps": 400}, checkpoints={"every": 7})
     undisturbed = run(file, f"output={tmp_path / 'undisturbed'}")
@@ -157,7 +154,7 @@ def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, 
     steps = set()
     for _ in range(20):
         arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
-        kill_somewhere(penchant("train", *arguments), folder / "metrics.jsonl", draw)
+        kill_somewhere(start_penchant("train", *arguments), folder, draw)
         steps.add(last_step(folder))
     assert len(steps) > 3, "the kills all fell on start-up"
     process = penchant("train", folder, "--resume")

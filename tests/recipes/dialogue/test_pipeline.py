@@ -6,7 +6,6 @@ import csv
 import json
 import random
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -252,10 +251,10 @@ def test_by_a_chat_template(done, tmp_path):
 def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
     config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", done[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
-    command = [sys.executable, "-m", "penchant", "recipe", "dialogue", str(config)]
+    arguments = ["recipe", "dialogue", str(config)]
     # The second seed's stages are the first's with another number.
     names = [stage.name for stage in stages(configured(tmp_path)) if not stage.name.endswith("-5")]
-    killed_in_turn(command, out, names)
+    killed_in_turn(arguments, out, names)
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     ours, theirs = (folder / "tiny-dpo-5" / "run" / "model.safetensors" for folder in (out, undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -193,8 +192,8 @@ def test_a_judge_of_nonsense_and_bert_score(done, tmp_path, saying):
 def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
     config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", done[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
-    command = [sys.executable, "-m", "penchant", "recipe", "domain-expert", str(config)]
-    killed_in_turn(command, out, [stage.name for stage in stages(configured(tmp_path))])
+    arguments = ["recipe", "domain-expert", str(config)]
+    killed_in_turn(arguments, out, [stage.name for stage in stages(configured(tmp_path))])
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     for place in ("residual/model", "conversation/run", "structured/run"):
         ours, theirs = (folder / place / "model.safetensors" for folder in (out, undisturbed))

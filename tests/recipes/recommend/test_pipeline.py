@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -150,8 +149,8 @@ def test_done_is_not_done_again(done):
 def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
     config, out, undisturbed = tmp_path / "recommend.yaml", tmp_path / "out", done[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
-    command = [sys.executable, "-m", "penchant", "recipe", "recommend", str(config)]
-    killed_in_turn(command, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
+    arguments = ["recipe", "recommend", str(config)]
+    killed_in_turn(arguments, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     for name in ("sft", "dpo"):
         ours, theirs = (folder / name / "run" / "model.safetensors" for folder in (out, undisturbed))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,13 +28,6 @@ def counted():
     return _counted
 
 
-def _start(config, folder):
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "penchant", "recipe", "self-improve", str(file)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
 def _children(pid):
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -48,22 +40,22 @@ def _wait_for(condition):
 
 
 @pytest.fixture(scope="session")
-def killed_anywhere():
+def killed_anywhere(start_penchant):
     """Runs a configuration, killing the learner's process, then the trainer's, by SIGKILL in the middle; to the end."""
 
     def check(config, folder):
-        output = Path(config.output)
-        process = _start(config, folder)
+        output, file, told = Path(config.output), folder / "config.yaml", folder / "stderr"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        process = start_penchant("recipe", "self-improve", file)
         _wait_for(lambda: (output / "buffer.sqlite").exists() and _counted(output)["judgements"] > 0)
         process.send_signal(signal.SIGKILL)
         process.wait()
         kept = _counted(output)["judgements"]
-        process = _start(config, folder)
+        process = start_penchant("recipe", "self-improve", file, stderr=told)
         _wait_for(lambda: (output / "updates" / "1").exists())
         for child in _children(process.pid):
             os.kill(child, signal.SIGKILL)
-        _, told = process.communicate(timeout=120)
-        assert process.returncode == 0, told
+        assert process.wait(120) == 0, told.read_text()
         rounds = read_rounds(config)
         assert _counted(output)["judgements"] == sum(each.get("judgements", 0) for each in rounds) >= kept
         assert len(rounds) == config.rounds + 1

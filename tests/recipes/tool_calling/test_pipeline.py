@@ -188,10 +188,10 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, questions, tm
         config = configured(folder, questions, **changes)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     expected = tool_calling(configured(straight, questions, **changes))
-    command = [sys.executable, "-m", "penchant", "recipe", "tool-calling", str(broken / "config.yaml")]
+    arguments = ["recipe", "tool-calling", str(broken / "config.yaml")]
     # The second seed's stages are the first's with another number.
     names = [each.name for each in stages(configured(broken, questions, **changes)) if not each.name.endswith("-5")]
-    killed_in_turn(command, broken / "out", names)
+    killed_in_turn(arguments, broken / "out", names)
     ended = json.loads((broken / "out" / "result.json").read_text())
     # What an answer costs is measured by the clock.
     assert {k: v for k, v in ended["evaluation"].items() if k != "edge"} == {

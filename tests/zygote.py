@@ -1,0 +1,85 @@
+"""Starts `python -m penchant` again and again, without its imports: a process that has them forks for each start.
+
+Run as a program, by the fixture `start_penchant`; never imported. Each line of its input is a request, answered by a
+line: {"arguments", "environment", "folder", "stderr"} starts a process, and is answered by its id; {"pid"} asks for an
+exit code, null while it runs. A text tells what is wrong.
+
+A fork copies only the thread that forks, and with it every lock that another thread held, so there is to be no other:
+nothing is imported here that starts one (pyarrow does, and so datasets, pandas and scikit-learn, which are left to the
+children), and nothing is calculated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import sys
+from importlib import import_module
+from typing import Any
+
+HEAVY = ("peft", "diffusers", "torch.distributed.checkpoint", "transformers.models.llama.modeling_llama")
+
+
+def import_all() -> None:
+    """What the command line imports, sooner or later."""
+    sys.path[0] = os.getcwd()  # as with -m
+    from penchant import cli, recipes
+
+    # It sets the environment that libraries read when they are imported.
+    sys.argv = ["penchant", "--version"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        cli.main()
+    # The answers have the standard output for themselves.
+    with contextlib.redirect_stdout(sys.stderr):
+        for name in (*HEAVY, *(module.name for module in pkgutil.walk_packages(recipes.__path__, "penchant.recipes."))):
+            import_module(name)
+
+
+def become(request: dict[str, Any]) -> None:
+    """In the child: make it what a new interpreter would be, in a session of its own."""
+    import numpy as np
+
+    os.setsid()
+    for number, place in enumerate((os.devnull, os.devnull, request["stderr"])):
+        opened = os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.path[0] = os.getcwd()
+    sys.argv[1:] = request["arguments"]
+    np.random.seed()  # Python's own generator does so by itself, and torch's begins with a constant.
+
+
+def main() -> None:
+    import_all()
+    living = set()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if pid := request.get("pid"):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            living.discard(ended)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if ended else None), flush=True)
+            continue
+        threads, files = (os.listdir(f"/proc/self/{kind}") for kind in ("task", "fd"))
+        if len(threads) > 1 or len(files) > 4:  # the standard files, and the folder just listed
+            print(json.dumps(f"it cannot fork with threads {threads} and files {files}"), flush=True)
+            continue
+        if not (pid := os.fork()):
+            become(request)
+            # It ends by SystemExit, and the interpreter then as ever: nothing on the way out catches it.
+            runpy.run_module("penchant", run_name="__main__", alter_sys=True)
+            sys.exit()
+        living.add(pid)
+        print(pid, flush=True)
+    for pid in living:
+        os.kill(pid, signal.SIGKILL)
+
+
+main()
