@@ -172,6 +172,7 @@ def test_the_world_as_a_verifier():
         ({"verifier": {"endpoint": {"url": "http://x/v1", "model": "m"}}}, "nothing else here looks at pictures"),
         ({"sampling": {"max_new_tokens": 3}}, "sampling is of texts"),
         ({"pictures": {"guidance": 0.5}}, "guidance"),
+        ({"update": {"training": {"dtype": "bfloat16"}}}, "pictures are not tuned by dtype"),
     ],
 )
 def test_a_wrong_configuration(tmp_path, small_denoiser, changes, message):

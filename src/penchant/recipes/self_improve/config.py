@@ -110,4 +110,8 @@ class SelfImproveConfig(Section):
                 raise ValueError("verifier: expected a function: nothing else here looks at pictures")
             if self.sampling != SamplingConfig():
                 raise ValueError("sampling is of texts; what pictures have is in pictures: {steps, guidance}")
+            given, unused = self.update.training, ("token_budget", "dtype", "gradient_checkpointing")
+            of_texts = [name for name in unused if getattr(given, name) != TrainingConfig.model_fields[name].default]
+            if of_texts:
+                raise ValueError(f"update.training: pictures are not tuned by {', '.join(of_texts)}; leave it out")
         return self
