@@ -90,9 +90,10 @@ def start_penchant() -> Iterator[Callable[..., Started]]:
     def ask(**request: object) -> int | None:
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
-        answer = json.loads(process.stdout.readline() or '"it ended"')
+        line = process.stdout.readline()
+        answer = json.loads(line) if line else f"ended with {process.wait(60)}"
         if isinstance(answer, str):
-            raise RuntimeError(f"{process.args}: {answer}")
+            raise RuntimeError(f"zygote.py: {answer}")
         return answer
 
     yield lambda *arguments, stderr=os.devnull: Started(ask, arguments, stderr)
