@@ -55,6 +55,22 @@ class DiskFullError(TrainingError):
 
 
 @contextmanager
+def from_extra(extra: str, what: str) -> Iterator[None]:
+    """Around the import of a package that comes with one of Penchant's extras.
+
+    Args:
+        what: what needs which package, as in "GGUF files need gguf".
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(what, fix=f"python -m pip install 'penchant[{extra}]'") from error
+
+
+@contextmanager
 def located(source: str) -> Iterator[None]:
     """Puts the file's name in front of a `DataError` that knows only its group."""
     try:

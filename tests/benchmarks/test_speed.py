@@ -6,7 +6,7 @@ import copy
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,14 +77,24 @@ def test_all_sides_do_the_same_work(once: tuple[Path, dict[str, Any]]) -> None:
     assert file.with_suffix(".svg").read_text().startswith("<?xml")
 
 
-@pytest.mark.slow
-def test_another_loss_is_refused(
+@pytest.fixture
+def driven(
     speed: dict[str, ModuleType],
-    once: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> Callable[[Callable[[str, str, Any], dict[str, Any]]], tuple[int, str]]:
+    """The driver with its sides replaced by a function: its exit status, and what it says of errors."""
+
+    def drive(run_side: Callable[[str, str, Any], dict[str, Any]]) -> tuple[int, str]:
+        monkeypatch.setattr(speed["run"], "run_side", run_side)
+        return speed["run"].main(arguments(tmp_path)), capsys.readouterr().err
+
+    return drive
+
+
+@pytest.mark.slow
+def test_another_loss_is_refused(driven: Any, once: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """The same run with one loss of one side wrong: the driver says which, exits with 1, and writes no result."""
 
     def perturbed(script: str, python: str, task: Any) -> dict[str, Any]:
@@ -93,31 +103,30 @@ def test_another_loss_is_refused(
             found["steps"][1]["loss"] += 2e-4
         return found
 
-    monkeypatch.setattr(speed["run"], "run_side", perturbed)
-    assert speed["run"].main(arguments(tmp_path)) == 1
-    assert "padded's loss differs from penchant's by 2.0" in capsys.readouterr().err
+    status, said = driven(perturbed)
+    assert status == 1
+    assert "padded's loss differs from penchant's by 2.0" in said
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("said", "status"), [("torch.OutOfMemoryError: too large", 0), ("RuntimeError: no driver", 1)])
+@pytest.mark.parametrize(("reason", "status"), [("torch.OutOfMemoryError: too large", 0), ("RuntimeError: none", 1)])
 def test_a_peer_that_fails_is_left_out(
+    driven: Any,
     speed: dict[str, ModuleType],
     once: tuple[Path, dict[str, Any]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    said: str,
+    reason: str,
     status: int,
 ) -> None:
     def failing(script: str, python: str, task: Any) -> dict[str, Any]:
         if task.side == "padded":
-            raise speed["run"].Failure(said)
+            raise speed["run"].Failure(reason)
         return once[1][task.side]
 
-    monkeypatch.setattr(speed["run"], "run_side", failing)
-    assert speed["run"].main(arguments(tmp_path)) == status
-    assert "padded is left out" in capsys.readouterr().err
+    ended, said = driven(failing)
+    assert ended == status
+    assert "padded is left out" in said
     (file,) = (tmp_path / "out").glob("*-cpu-speed.json")
     assert list(json.loads(file.read_text())["results"][0]["sides"]) == ["penchant", "penchant_s_dpo", "padded_groups"]
 

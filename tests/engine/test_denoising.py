@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from penchant.engine.denoising import Denoiser
-from penchant.errors import DataError, ModelError
+from penchant.errors import ConfigError, DataError, ModelError
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -105,6 +106,13 @@ def test_what_is_no_model_of_pictures(stable_diffusion, tmp_path, change, messag
     with pytest.raises(ModelError, match=message) as error:
         Denoiser(str(folder), CPU)
     assert error.value.where.startswith(str(folder))
+
+
+def test_without_the_package(stable_diffusion, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ConfigError, match="pictures need diffusers") as error:
+        Denoiser(str(stable_diffusion), CPU)
+    assert error.value.fix == "python -m pip install 'penchant[diffusion]'"
 
 
 def _without(file, name):

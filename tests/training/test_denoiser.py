@@ -104,9 +104,12 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
 
 
 @pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum()])
-def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective):
-    """Each draw is of all groups of a step."""
+def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, monkeypatch):
+    """Each draw, two in each of three steps, is of all groups of the step."""
+    told, true = [], module.group_facts
+    monkeypatch.setattr(module, "group_facts", lambda groups, *more: told.append(len(groups)) or true(groups, *more))
     _, metrics = tuned(stable_diffusion, tmp_path, objective)
+    assert told == [2] * 6
     assert all(math.isfinite(each["loss"]) for each in metrics)
     if isinstance(objective, WeightedSum):
         # 0.2 of minus the log-prob of what is preferred stands beside ln 2.

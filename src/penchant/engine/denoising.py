@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from penchant.engine.folders import whole_folder
 from penchant.engine.loading import explained, refuse_missing
-from penchant.errors import ConfigError, DataError, ModelError
+from penchant.errors import DataError, ModelError, from_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -33,10 +34,8 @@ def diffusers() -> ModuleType:
     Raises:
         ConfigError: it is missing.
     """
-    try:
+    with from_extra("diffusion", "pictures need diffusers"):
         import diffusers
-    except ImportError as error:
-        raise ConfigError("pictures need diffusers", fix="python -m pip install 'penchant[diffusion]'") from error
     return diffusers
 
 
@@ -173,9 +172,8 @@ class Denoiser:
 
     def save(self, folder: Path) -> None:
         """UNet and text encoder as they are now, beside the other parts as they were; the folder appears whole."""
-        unfinished = folder.with_name(f".writing-{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(self._folder, unfinished, ignore=shutil.ignore_patterns("unet", "text_encoder"))
-        self.unet.save_pretrained(unfinished / "unet")
-        self.text_encoder.save_pretrained(unfinished / "text_encoder")
-        unfinished.rename(folder)
+        with whole_folder(folder) as aside:
+            others = shutil.ignore_patterns("unet", "text_encoder")
+            shutil.copytree(self._folder, aside, ignore=others, dirs_exist_ok=True)
+            self.unet.save_pretrained(aside / "unet")
+            self.text_encoder.save_pretrained(aside / "text_encoder")

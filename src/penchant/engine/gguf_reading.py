@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from penchant.engine.gguf_vocabulary import as_llama_cpp_reads
-from penchant.errors import ConfigError, ModelError
+from penchant.engine.gguf_tokenizer import as_llama_cpp_reads
+from penchant.errors import ModelError, from_extra
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -29,10 +29,8 @@ def gguf_library() -> ModuleType:
     Raises:
         ConfigError: it is missing.
     """
-    try:
+    with from_extra("gguf", "GGUF files need gguf"):
         import gguf
-    except ImportError as error:
-        raise ConfigError("GGUF files need gguf", fix="python -m pip install 'penchant[gguf]'") from error
     return gguf
 
 

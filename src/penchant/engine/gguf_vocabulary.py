@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +18,24 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, llama.cpp's `llama_token_type`."""
 
-_SPACE = "\u2581"
-_OWN = "ByteLevel's own"
-_DIGITS = "single digits"
+SPACE = "\u2581"
+OWN = "ByteLevel's own"
+DIGITS = "single digits"
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
-_SPLITS = {
-    "gpt-2": (_OWN,),
+SPLITS = {
+    "gpt-2": (OWN,),
     "llama-bpe": (_LLAMA_3,),
     "qwen2": (_QWEN_2,),
-    "smollm": (_DIGITS, _OWN),
+    "smollm": (DIGITS, OWN),
 }
 """What text is split by, one after the other, under each name."""
 
-_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
-_WHOLE_WORDS_FIRST = {"llama-bpe"}
+WHOLE_WORDS_FIRST = {"llama-bpe"}
 """Where llama.cpp takes a word that is a token for that token, whatever its merges say."""
 
 
@@ -80,7 +78,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> 
     Raises:
         ModelError: it is neither of the two kinds, or does what neither can.
     """
-    state = _state(tokenizer, where)
+    state = tokenizer_json(tokenizer, where)
     model = state["model"]
     if model["type"] != "BPE":
         raise _refusal(f"the tokenizer's model is {model['type']}", where)
@@ -121,84 +119,6 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> 
     )
 
 
-def as_llama_cpp_reads(
-    built: PreTrainedTokenizerBase,
-    *,
-    kind: str,
-    pre: str | None,
-    tokens: Sequence[str],
-    types: Sequence[int],
-    space_prefix: bool,
-    where: str,
-) -> PreTrainedTokenizerBase:
-    """A tokenizer that `transformers` built from a GGUF file, splitting text as llama.cpp does.
-
-    Without it text is split by GPT-2's rules where `transformers` does not know the name of others, and tokens that
-    the file does not have are added to its own.
-
-    Raises:
-        ModelError: how it splits text is not known here, or a special token is spelled so that it would be lost.
-    """
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    state = _state(built, where)
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens)]
-    if kind == "llama":
-        _split_like_the_first_llama(state, space_prefix)
-    elif kind == "gpt2":
-        _refuse_lost(tokens, types, where)
-        _split_by_name(state, pre, where)
-    else:
-        raise ModelError(f"its tokenizer is of the kind {kind!r}", where=where, fix="known are gpt2 and llama")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        chat_template=built.chat_template,
-        **{name: built.special_tokens_map[name] for name in _NAMED if name in built.special_tokens_map},
-    )
-
-
-def _split_like_the_first_llama(state: dict[str, Any], space_prefix: bool) -> None:
-    # transformers puts no space before a text that begins with one, and llama.cpp always does.
-    steps = [{"type": "Prepend", "prepend": _SPACE}] if space_prefix else []
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    state["normalizer"] = {"type": "Sequence", "normalizers": [*steps, replace]}
-    state["pre_tokenizer"] = None
-
-
-def _split_by_name(state: dict[str, Any], pre: str | None, where: str) -> None:
-    if pre not in _SPLITS:
-        raise ModelError(
-            f"its text is split by the rules named {pre!r}, which are not known here",
-            where=where,
-            fix=f"known are {', '.join(_SPLITS)}; name the folder that the file was made from",
-        )
-    steps: list[dict[str, Any]] = []
-    for step in _SPLITS[pre]:
-        if step == _DIGITS:
-            steps.append({"type": "Digits", "individual_digits": True})
-        elif step != _OWN:
-            steps.append({"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False})
-    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": _OWN in _SPLITS[pre]}
-    state["normalizer"] = None
-    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, last]}
-    state["model"]["ignore_merges"] = pre in _WHOLE_WORDS_FIRST
-
-
-def _refuse_lost(tokens: Sequence[str], types: Sequence[int], where: str) -> None:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    spelled = set(ByteLevel.alphabet())
-    added = (text for text, type_ in zip(tokens, types, strict=False) if type_ in (CONTROL, USER_DEFINED))
-    for text in added:
-        if not set(text) <= spelled:
-            raise ModelError(
-                f"transformers would lose its token {text!r}",
-                where=where,
-                fix="name the folder that the file was made from",
-            )
-
-
 def _refusal(what: str, where: str) -> ModelError:
     return ModelError(
         f"{what}; GGUF files hold byte-level BPE and SentencePiece's BPE",
@@ -207,7 +127,12 @@ def _refusal(what: str, where: str) -> ModelError:
     )
 
 
-def _state(tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
+def tokenizer_json(tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
+    """What a tokenizer.json says of it.
+
+    Raises:
+        ModelError: it is none that a tokenizer.json could describe.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _refusal(
@@ -262,20 +187,20 @@ def _pre_name(state: dict[str, Any], where: str) -> str:
     steps = _flat(state["pre_tokenizer"], "pretokenizers")
     for step in steps:
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
-            found += [_OWN] if step["use_regex"] else []
+            found += [OWN] if step["use_regex"] else []
         elif step["type"] == "Digits" and step["individual_digits"]:
-            found.append(_DIGITS)
+            found.append(DIGITS)
         elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
             found.append(step["pattern"].get("Regex", "a plain text"))
         else:
             found.append(step["type"])
-    known = {splits: name for name, splits in _SPLITS.items()}
+    known = {splits: name for name, splits in SPLITS.items()}
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     if not byte_level or tuple(found) not in known:
         raise ModelError(
             f"the tokenizer splits text in a way that has no name in GGUF files, as far as known here: {found}",
             where=where,
-            fix=f"known are the ways of {', '.join(_SPLITS)}",
+            fix=f"known are the ways of {', '.join(SPLITS)}",
         )
     return known[tuple(found)]
 
@@ -292,7 +217,7 @@ def _normalizer_notes(state: dict[str, Any], where: str) -> list[str]:
 def _whole_word_notes(state: dict[str, Any], pre: str) -> list[str]:
     from tokenizers import Tokenizer
 
-    model, whole = state["model"], pre in _WHOLE_WORDS_FIRST
+    model, whole = state["model"], pre in WHOLE_WORDS_FIRST
     if bool(model.get("ignore_merges")) == whole:
         return []
     by_merges: Any = Tokenizer.from_str(json.dumps(state | {"model": model | {"ignore_merges": False}})).model
@@ -307,7 +232,7 @@ def _spaces(state: dict[str, Any], where: str) -> tuple[bool, list[str]]:
     changes = _flat(state["normalizer"], "normalizers")
     splits = _flat(state["pre_tokenizer"], "pretokenizers")
     kinds = [step["type"] for step in (*changes, *splits)]
-    if kinds in (["Prepend", "Replace"], ["Replace"]) and changes[-1]["content"] == _SPACE:
+    if kinds in (["Prepend", "Replace"], ["Replace"]) and changes[-1]["content"] == SPACE:
         return kinds[0] == "Prepend", []
     if kinds == ["Metaspace"] and not splits[0]["split"]:
         scheme = splits[0]["prepend_scheme"]

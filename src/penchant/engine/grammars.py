@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penchant.data.tokenized import Ids
-from penchant.errors import ConfigError, ModelError
+from penchant.errors import ModelError, from_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,12 +25,8 @@ def grammar_library() -> ModuleType:
     Raises:
         ConfigError: it is missing.
     """
-    try:
+    with from_extra("constrained", "constrained answers need llguidance"):
         import llguidance.hf
-    except ImportError as error:
-        raise ConfigError(
-            "constrained answers need llguidance", fix="python -m pip install 'penchant[constrained]'"
-        ) from error
     return llguidance
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from penchant.engine.folders import whole_folder
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
 from penchant.errors import ModelError
 
@@ -112,10 +113,9 @@ def merge_adapter(source: str, output: Path) -> None:
         raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
     if output.exists():
         raise ModelError("it is there already", where=str(output), fix="name a new folder")
-    aside = output.with_name(f".writing-{output.name}")
-    load_model(source).save_pretrained(aside)
-    load_tokenizer(source).save_pretrained(aside)
-    aside.rename(output)
+    with whole_folder(output) as aside:
+        load_model(source).save_pretrained(aside)
+        load_tokenizer(source).save_pretrained(aside)
 
 
 def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:

@@ -40,7 +40,7 @@ class _OneKernel:
         try:
             return self._on_gpu(first, *given)
         except TorchDynamoException as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = " ".join(str(error).split())[:200]
             warnings.warn(f"torch.compile does not work here, which costs time: {reason}", stacklevel=2)
             self._on_gpu = self._formula
             return self._formula(first, *given)
@@ -98,7 +98,7 @@ def turn_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype
 @_OneKernel
 def log_sum_exp(logits: Tensor, softcap: float | None) -> Tensor:
     """[N] of logits [N, B], through the soft-cap, in float32 or better."""
-    values = _capped(logits, softcap)
+    values = capped(logits, softcap)
     top = values.amax(1)
     return (values - top[:, None]).exp().sum(1).log() + top
 
@@ -107,9 +107,13 @@ def log_sum_exp(logits: Tensor, softcap: float | None) -> Tensor:
 def logits_gradient(
     logits: Tensor, normalisers: Tensor, place: Tensor, upstream: Tensor, at_target: Tensor, softcap: float | None
 ) -> Tensor:
-    """[N, B] ``upstream (onehot - softmax)`` by the raw logits; `at_target` is the upstream of rows whose target is in
-    the block, 0 of the others.."""
-    values = _capped(logits, softcap)
+    """[N, B] ``upstream (onehot - softmax)`` by the raw logits, through the soft-cap.
+
+    Args:
+        place: [N] where in the block a row's target is.
+        at_target: [N] the upstream of rows whose target is in the block, 0 of the others.
+    """
+    values = capped(logits, softcap)
     words = torch.arange(logits.shape[1], device=logits.device)
     chosen = torch.where(words == place[:, None], at_target[:, None], 0.0)
     gradient = chosen - upstream[:, None] * (values - normalisers[:, None]).exp()
@@ -118,6 +122,7 @@ def logits_gradient(
     return gradient.to(logits.dtype)
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """In float32 or better; the very tensor where there is nothing to do."""
     values = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return values if softcap is None else torch.tanh(values / softcap) * softcap

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penchant.engine.folders import whole_folder
 from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
 from penchant.errors import ModelError
 
@@ -44,16 +45,14 @@ def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale:
     _same_tokens(base, instruct)
     _same_tokens(base, adapted)
     rows = _check_shapes([(adapted, _shapes(ours)), (base, _shapes(of_base)), (instruct, _shapes(of_instruct))])
-    aside = output.with_name(f".writing-{output.name}")
-    aside.mkdir(parents=True, exist_ok=True)
-    with _opened(of_base) as theirs, _opened(of_instruct) as tuned:
-        _write(ours, theirs, tuned, aside, scale)
-    config = json.loads((ours / "config.json").read_text(encoding="utf-8"))
-    if rows is not None:
-        config["vocab_size"] = rows
-    (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    load_tokenizer(instruct).save_pretrained(aside)
-    aside.rename(output)
+    with whole_folder(output) as aside:
+        with _opened(of_base) as theirs, _opened(of_instruct) as tuned:
+            _write(ours, theirs, tuned, aside, scale)
+        config = json.loads((ours / "config.json").read_text(encoding="utf-8"))
+        if rows is not None:
+            config["vocab_size"] = rows
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        load_tokenizer(instruct).save_pretrained(aside)
 
 
 def _write(adapted: Path, base: Mapping[str, Any], instruct: Mapping[str, Any], output: Path, scale: float) -> None:

@@ -56,12 +56,13 @@ class OutputLayer:
         for block in blocks(n, len(self.weight), hidden.device):
             logits = self._logits(hidden, block)
             inside, place = _places(targets, block)
-            found = _capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
+            found = one_kernel.capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
             chosen = torch.where(inside, found, chosen)
             if one_kernel.serves(logits):
                 of_block = one_kernel.log_sum_exp(logits, self.softcap)
             else:
-                of_block = torch.cat([_log_sum_exp(_capped(part, self.softcap)) for (part,) in _passes(logits)])
+                parts = (one_kernel.capped(part, self.softcap) for (part,) in _passes(logits))
+                of_block = torch.cat([_log_sum_exp(part) for part in parts])
             normalisers = torch.logaddexp(normalisers, of_block)
             if len(kept) < keep:
                 kept.append(logits)
@@ -141,12 +142,6 @@ def _passes(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(each.split(rows) for each in (logits, *per_row)), strict=True)
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """In float32 or better; the very tensor where there is nothing to do."""
-    values = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return values if softcap is None else torch.tanh(values / softcap) * softcap
-
-
 def _log_sum_exp(values: Tensor) -> Tensor:
     top = values.amax(1)
     return (values - top[:, None]).exp_().sum(1).log_().add_(top)
@@ -160,7 +155,7 @@ def _to_gradient(
     Args:
         at_target: the upstream of rows whose target is in the block, 0 of the others.
     """
-    values = _capped(logits, softcap)
+    values = one_kernel.capped(logits, softcap)
     in_place = softcap is None and values.dtype == logits.dtype
     gradient = torch.sub(values, normalisers[:, None], out=values if in_place else None)
     gradient.exp_().mul_(-upstream[:, None])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.errors import ConfigError, DataError
+from penchant.errors import DataError, from_extra
 from penchant.evaluation.statistics import roc_auc
 
 FOLDS = 5
@@ -30,15 +30,11 @@ class EmpathyClassifier:
     """
 
     def __init__(self, labelled: Sequence[PreferenceGroup]) -> None:
-        try:
+        with from_extra("recipes", "a classifier needs scikit-learn"):
             from sklearn.feature_extraction.text import TfidfVectorizer
             from sklearn.linear_model import LogisticRegression
             from sklearn.model_selection import StratifiedKFold, cross_val_predict
             from sklearn.pipeline import make_pipeline
-        except ImportError as error:
-            raise ConfigError(
-                "a classifier needs scikit-learn", fix="python -m pip install 'penchant[recipes]'"
-            ) from error
         if any(group.labels is None for group in labelled):
             raise DataError("a text has no label", fix='a row is {"completion": ..., "label": true}')
         texts = [as_text(candidate) for group in labelled for candidate in group.candidates]

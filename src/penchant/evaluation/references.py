@@ -6,7 +6,7 @@ import re
 import string
 from collections import Counter
 
-from penchant.errors import ConfigError
+from penchant.errors import from_extra
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -28,10 +28,8 @@ def rouge_l(answer: str, reference: str) -> float:
     Raises:
         ConfigError: the library is not installed.
     """
-    try:
+    with from_extra("recipes", "ROUGE needs rouge-score"):
         from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ConfigError("ROUGE needs rouge-score", fix="python -m pip install 'penchant[recipes]'") from error
     return float(RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penchant.engine.loading import check_folder, context_length, load_config
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, from_extra
 
 
 class BertScore:
@@ -21,10 +21,8 @@ class BertScore:
     """
 
     def __init__(self, model: str, layers: int | None = None) -> None:
-        try:
+        with from_extra("recipes", "BERTScore needs bert-score"):
             from bert_score import BERTScorer
-        except ImportError as error:
-            raise ConfigError("BERTScore needs bert-score", fix="python -m pip install 'penchant[recipes]'") from error
         check_folder(model)
         config = load_config(model)
         most = config.num_hidden_layers
@@ -58,12 +56,8 @@ class SentenceSimilarity:
     """
 
     def __init__(self, model: str) -> None:
-        try:
+        with from_extra("recipes", "sentence embeddings need sentence-transformers"):
             from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ConfigError(
-                "sentence embeddings need sentence-transformers", fix="python -m pip install 'penchant[recipes]'"
-            ) from error
         check_folder(model)
         self._model = SentenceTransformer(model)
 

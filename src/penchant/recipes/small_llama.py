@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from penchant.config import Section
+from penchant.engine.folders import whole_folder
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
@@ -50,9 +50,6 @@ def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: in
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    # transformers writes config.json before the weights: a process killed between the two would leave half a model.
-    aside = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
     pad, bos, eos = SPECIAL
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,9 +62,9 @@ def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: in
     )
     raw.train_from_iterator(texts, trainer)
     raw.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, SPECIAL.index(bos))])
-    PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token=pad, bos_token=bos, eos_token=eos, model_max_length=sizes.context
-    ).save_pretrained(aside)
+    )
     config = LlamaConfig(
         vocab_size=raw.get_vocab_size(),
         hidden_size=sizes.hidden,
@@ -82,5 +79,7 @@ def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: in
         eos_token_id=SPECIAL.index(eos),
     )
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(aside)
-    aside.rename(folder)
+    # transformers writes config.json before the weights: a process killed between the two would leave half a model.
+    with whole_folder(folder) as aside:
+        tokenizer.save_pretrained(aside)
+        LlamaForCausalLM(config).save_pretrained(aside)

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from penchant.data.groups import PreferenceGroup
-from penchant.errors import ConfigError, DataError
+from penchant.errors import DataError, from_extra
 
 WORDS_OF_A_SHINGLE = 5
 
@@ -116,12 +116,8 @@ def near_repeats(texts: Sequence[str], similarity: float) -> dict[int, int]:
     Raises:
         ConfigError: the library is not installed.
     """
-    try:
+    with from_extra("recipes", "finding repeated texts needs datasketch"):
         from datasketch import MinHash, MinHashLSH
-    except ImportError as error:
-        raise ConfigError(
-            "finding repeated texts needs datasketch", fix="python -m pip install 'penchant[recipes]'"
-        ) from error
     shingles = [_shingles(text) for text in texts]
     # What the sketches find is compared exactly, so that they may find more; above 0.95 they have too few bands.
     index = MinHashLSH(threshold=min(similarity, 0.95), num_perm=128)

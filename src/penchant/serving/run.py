@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, from_extra
 from penchant.serving.experts import Experts
 from penchant.serving.limits import Limits
 from penchant.serving.router import ROUTER, Router, load_router
@@ -44,12 +44,10 @@ def serve(folders: Mapping[str, str], router: Router | None, limits: Limits, *, 
         ConfigError: the libraries are not installed.
         ModelError: a model cannot be loaded.
     """
-    try:
+    with from_extra("serve", "serving needs FastAPI and uvicorn"):
         import uvicorn
 
         from penchant.serving.app import build_app
-    except ImportError as error:
-        raise ConfigError("serving needs FastAPI and uvicorn", fix="python -m pip install 'penchant[serve]'") from error
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -234,7 +234,6 @@ def test_constrained_answers(questions, tmp_path):
         shutil.rmtree(folder)
     assert all(answer.startswith("[") for answer in answers[True])
     assert not all(answer.startswith("[") for answer in answers[False])
-    assert "constrained" not in stages(configured(tmp_path, questions))[-1].settings
     assert set(found[True]["evaluation"]["edge"]["sft"]) == {"float32", "int8"}
 
 

@@ -57,6 +57,8 @@ class Medium(Protocol):
         """Of a model's answers, where it all began with `first`."""
         ...
 
-    def show(self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> list[Sample] | Figure:
+    def show(
+        self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+    ) -> tuple[list[Sample], list[Figure]]:
         """Some prompts' answers before the first round and after the last, for the page."""
         ...

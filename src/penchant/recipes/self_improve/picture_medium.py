@@ -21,7 +21,7 @@ from penchant.data.reading import read_groups
 from penchant.engine.denoising import Denoiser
 from penchant.engine.distribution import local_device
 from penchant.errors import DataError, DiskFullError
-from penchant.evaluation.report import Figure
+from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig
 from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.medium import Signs
@@ -127,7 +127,9 @@ class PictureMedium:
             distance=distance,
         )
 
-    def show(self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> Figure:
+    def show(
+        self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+    ) -> tuple[list[Sample], list[Figure]]:
         rows = [*zip(prompts, before, after, strict=True)]
         step = SHOWN + 8
         parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * step + 320}" height="{len(rows) * step}">']
@@ -140,7 +142,7 @@ class PictureMedium:
                 )
             said = prompt.replace("&", "&amp;").replace("<", "&lt;")
             parts.append(f'<text x="{2 * step + 8}" y="{row * step + SHOWN // 2}" font-size="13">{said}</text>')
-        return Figure("Before the first round, and after the last", "".join([*parts, "</svg>"]))
+        return [], [Figure("Before the first round, and after the last", "".join([*parts, "</svg>"]))]
 
     @torch.no_grad()
     def _between(self, model: str, first: str, prompts: Sequence[str], pictures: Tensor) -> float:

@@ -98,7 +98,7 @@ def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) ->
             "test": [each["distance"] for each in told],
         })),
     ]  # fmt: skip
-    shown = medium.show(*_examples(config, rounds))
+    samples, pictures = medium.show(*_examples(config, rounds))
     report = RunReport(
         title="Self-improvement",
         summary=[
@@ -110,9 +110,9 @@ def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) ->
         ],
         notices=found["alarms"],
         tables=[_rounds(medium, told), *_categories(found["categories"])],
-        samples=shown if isinstance(shown, list) else (),
+        samples=samples,
         details=[_gates(found["updates"])],
-        figures=curves if isinstance(shown, list) else [*curves, shown],
+        figures=[*curves, *pictures],
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     write_report(output / "report.html", report)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, from_extra
 from penchant.recipes.self_improve.shapes import (
     AREAS,
     COLORS,
@@ -167,10 +167,8 @@ def _surround(part: Mask, colored: Mask) -> Mask:
 
 
 def _ndimage() -> Any:
-    try:
+    with from_extra("recipes", "looking at pictures needs scipy"):
         from scipy import ndimage
-    except ImportError as error:
-        raise ConfigError("looking at pictures needs scipy", fix="python -m pip install 'penchant[recipes]'") from error
     return ndimage
 
 

@@ -16,7 +16,7 @@ from penchant.engine.denoising import INDEX, Denoiser, diffusers
 from penchant.engine.distribution import local_device
 from penchant.engine.progress import Progress
 from penchant.evaluation.files import write_atomically
-from penchant.training.optimizer import learning_rate
+from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
 LONGEST, WIDTH = 12, 64
 """Tokens of a prompt, its beginning and end included; the width of its encoding."""
@@ -88,7 +88,7 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
         return
     denoiser = Denoiser(str(start), local_device())
     trained = torch.nn.ModuleList([denoiser.unet, denoiser.text_encoder]).requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = build_optimizer(trained, settings)
     saved, total = folder.with_name(f"{folder.name}.checkpoint"), settings.max_steps or 1
     first = 0
     if saved.exists():
@@ -100,7 +100,7 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
         for step in range(first, total):
             loss = _step(denoiser, *batch(step), seed=settings.seed * 1_000_003 + step)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+            scale_and_clip(trained, 1.0, settings.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, total, settings)
             optimizer.step()

@@ -14,7 +14,7 @@ from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.evaluation.generation import Sampling, generate
-from penchant.evaluation.report import Sample
+from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.reading import read_log_probs
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import Answer
@@ -73,5 +73,7 @@ class TextMedium:
             distance=distance,
         )
 
-    def show(self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> list[Sample]:
-        return [Sample(*each) for each in zip(prompts, before, after, strict=True)]
+    def show(
+        self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+    ) -> tuple[list[Sample], list[Figure]]:
+        return [Sample(*each) for each in zip(prompts, before, after, strict=True)], []

@@ -29,7 +29,7 @@ def write_result(folder: Path, config: ToolCallingConfig, found: Mapping[str, Fo
             *_pairs(found),
         ],
         tables=[_shares(measured["models"]), *(_added(before, d) for before, d in measured["differences"].items())],
-        details=[_faults(measured["faults"], measured.get("cut", {})), _edges(measured["edge"])],
+        details=[_faults(measured["faults"], measured["cut"]), _edges(measured["edge"])],
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     write_report(folder / "report.html", report)
@@ -68,15 +68,11 @@ def _added(before: str, differences: Mapping[str, Mapping[str, Mapping[str, Any]
 
 
 def _faults(faults: Mapping[str, Mapping[str, int]], cut: Mapping[str, int]) -> Table:
-    # An evaluation that was made before answers that were cut were counted has none.
     kinds = list(dict.fromkeys(kind for counts in faults.values() for kind in counts))
     return Table(
         "What is wrong with wrong answers",
         ("", *kinds, "cut by the limit"),
-        [
-            (name, *(str(counts.get(kind, 0)) for kind in kinds), str(cut.get(name, "")))
-            for name, counts in faults.items()
-        ],
+        [(name, *(str(counts.get(kind, 0)) for kind in kinds), str(cut[name])) for name, counts in faults.items()],
         "Of the first seed's model. Answers that the limit of tokens cut, right or wrong, stand in the last column.",
     )
 

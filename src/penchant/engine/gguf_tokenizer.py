@@ -1,0 +1,102 @@
+"""Tokenizers that `transformers` builds from GGUF files, put right: text is split as in llama.cpp's llama-vocab.cpp."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from penchant.engine.gguf_vocabulary import (
+    CONTROL,
+    DIGITS,
+    OWN,
+    SPACE,
+    SPLITS,
+    USER_DEFINED,
+    WHOLE_WORDS_FIRST,
+    tokenizer_json,
+)
+from penchant.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def as_llama_cpp_reads(
+    built: PreTrainedTokenizerBase,
+    *,
+    kind: str,
+    pre: str | None,
+    tokens: Sequence[str],
+    types: Sequence[int],
+    space_prefix: bool,
+    where: str,
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that `transformers` built from a GGUF file, splitting text as llama.cpp does.
+
+    Without it text is split by GPT-2's rules where `transformers` does not know the name of others, and tokens that
+    the file does not have are added to its own.
+
+    Raises:
+        ModelError: how it splits text is not known here, or a special token is spelled so that it would be lost.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    state = tokenizer_json(built, where)
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens)]
+    if kind == "llama":
+        _split_like_the_first_llama(state, space_prefix)
+    elif kind == "gpt2":
+        _refuse_lost(tokens, types, where)
+        _split_by_name(state, pre, where)
+    else:
+        raise ModelError(f"its tokenizer is of the kind {kind!r}", where=where, fix="known are gpt2 and llama")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        chat_template=built.chat_template,
+        **{name: built.special_tokens_map[name] for name in _NAMED if name in built.special_tokens_map},
+    )
+
+
+def _split_like_the_first_llama(state: dict[str, Any], space_prefix: bool) -> None:
+    # transformers puts no space before a text that begins with one, and llama.cpp always does.
+    steps = [{"type": "Prepend", "prepend": SPACE}] if space_prefix else []
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    state["normalizer"] = {"type": "Sequence", "normalizers": [*steps, replace]}
+    state["pre_tokenizer"] = None
+
+
+def _split_by_name(state: dict[str, Any], pre: str | None, where: str) -> None:
+    if pre not in SPLITS:
+        raise ModelError(
+            f"its text is split by the rules named {pre!r}, which are not known here",
+            where=where,
+            fix=f"known are {', '.join(SPLITS)}; name the folder that the file was made from",
+        )
+    steps: list[dict[str, Any]] = []
+    for step in SPLITS[pre]:
+        if step == DIGITS:
+            steps.append({"type": "Digits", "individual_digits": True})
+        elif step != OWN:
+            steps.append({"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False})
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": OWN in SPLITS[pre]}
+    state["normalizer"] = None
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, last]}
+    state["model"]["ignore_merges"] = pre in WHOLE_WORDS_FIRST
+
+
+def _refuse_lost(tokens: Sequence[str], types: Sequence[int], where: str) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    spelled = set(ByteLevel.alphabet())
+    added = (text for text, type_ in zip(tokens, types, strict=False) if type_ in (CONTROL, USER_DEFINED))
+    for text in added:
+        if not set(text) <= spelled:
+            raise ModelError(
+                f"transformers would lose its token {text!r}",
+                where=where,
+                fix="name the folder that the file was made from",
+            )
