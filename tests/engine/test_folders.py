@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import errno
 
-from penchant.engine.folders import whole_folder
+import pytest
+from safetensors import SafetensorError
+
+from penchant.engine.folders import disk_errors, whole_folder
+from penchant.errors import DiskFullError
 
 
 def half_of_it(folder):
@@ -23,3 +27,30 @@ def test_it_appears_once_all_is_there_without_what_an_earlier_half_had(tmp_path)
         assert not folder.exists()
     assert [file.name for file in folder.iterdir()] == ["weights"]
     assert [file.name for file in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_however_deep(tmp_path, error):
+    def written():
+        try:
+            raise error
+        except Exception as inner:
+            raise RuntimeError("could not save") from inner
+
+    with pytest.raises(DiskFullError, match="the disk is full") as told, disk_errors(tmp_path, "penchant again"):
+        written()
+    assert told.value.fix == "free some space, then go on with: penchant again"
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), SafetensorError("os error 28")])
+def test_another_error_stays_what_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as told, disk_errors(tmp_path, "penchant again"):
+        raise error
+    assert told.value is error

@@ -1,18 +1,70 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written whole or not at all, and disks that are full."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from penchant.errors import DiskFullError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No room on the disk, in one's share of it, or in a file as large as one may write."""
+
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to write into, which becomes the folder once all of it is there; an earlier half is thrown away."""
+    """A place to write into, which becomes the folder once all of it is on the disk; an earlier half is thrown away."""
     aside = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     yield aside
+    for written in aside.rglob("*"):
+        sync(written)
+    sync(aside)
     aside.rename(folder)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's entries (names, renames), to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
+    """Turn a full disk, however deep a library wrapped it, into one clear error.
+
+    Args:
+        go_on: what to type once there is room.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if _is_full(cause):
+                raise DiskFullError(
+                    "the disk is full; what was saved before is untouched",
+                    where=str(folder),
+                    fix=f"free some space, then go on with: {go_on}",
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # safetensors has an error of its own, which knows the number in words only.
+    return type(error).__name__ == "SafetensorError" and any(f"(os error {number})" in str(error) for number in FULL)

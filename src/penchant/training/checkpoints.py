@@ -8,14 +8,12 @@ checkpoints/step-00000100/
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from penchant.engine.distribution import World
-from penchant.errors import CheckpointError, DiskFullError
+from penchant.engine.folders import disk_errors, sync
+from penchant.errors import CheckpointError
 from penchant.objectives import State
 
 
@@ -50,7 +49,7 @@ class Checkpoints:
         """
         final = self._folder / f"step-{step:08d}"
         aside = self._folder / f".writing-step-{step:08d}"
-        with disk_errors(self._folder):
+        with disk_errors(self._folder, f"penchant train --resume {self._folder.parent}"):
             if self._world.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
@@ -63,7 +62,7 @@ class Checkpoints:
                 _seal(aside)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(aside, final)
-                sync_folder(self._folder)
+                sync(self._folder)
                 for old in sorted(self._folder.glob("step-*"))[: -self._keep]:
                     shutil.rmtree(old)
         self._world.barrier()
@@ -118,7 +117,7 @@ def _seal(folder: Path) -> None:
         json.dump(files, text)
         text.flush()
         os.fsync(text.fileno())
-    sync_folder(folder)
+    sync(folder)
 
 
 def _verify(checkpoint: Path) -> None:
@@ -136,30 +135,3 @@ def _verify(checkpoint: Path) -> None:
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "blake2b").hexdigest() != expected["hash"]:
                 raise CheckpointError("the file was changed since it was written", where=str(file), fix=fix)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries (names, renames) to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk, however deep a library wrapped it, into one clear error."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError(
-                    "the disk is full; what was saved before is untouched",
-                    where=str(folder),
-                    fix="free some space, then go on with: penchant train --resume " + str(folder.parent),
-                ) from error
-            cause = cause.__cause__ or cause.__context__
-        raise

@@ -13,6 +13,7 @@ from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenization import tokenize_prompts
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
+from penchant.engine.folders import disk_errors
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
@@ -21,7 +22,6 @@ from penchant.evaluation.rewards import open_reward
 from penchant.objectives import Fitted
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
-from penchant.training.checkpoints import disk_errors
 from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
@@ -53,7 +53,7 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
     """
     world = enter_world()
     try:
-        with disk_errors(Path(config.output)), tiny_as_zero():
+        with disk_errors(Path(config.output), f"penchant train --resume {config.output}"), tiny_as_zero():
             _train(config, world, resume, tell if world.is_main else lambda line: None)
     except Interrupted:
         leave_world(world)
