@@ -71,6 +71,7 @@ def sample(
     *,
     ends: Sequence[int],
     guides: Sequence[Callable[[], Guide]] | None = None,
+    numbers: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[Sampled]]:
     """`draw.samples` responses to each prompt.
@@ -80,17 +81,20 @@ def sample(
         prompts: ids as training sees them.
         ends: ids that end a response.
         guides: for each prompt, makes what one of its responses is held to; called once for each response.
+        numbers: each prompt's, which with the seed decides its draws; by default its place.
         advance: called with the number of prompts done since the last call.
     """
     training = model.training
     model.eval()
+    numbers = range(len(prompts)) if numbers is None else numbers
     found: list[list[Sampled]] = []
     with _own_attention(model):
         for start in range(0, len(prompts), draw.batch_size):
             part = prompts[start : start + draw.batch_size]
             # Each prompt's numbers are its own: what else is in the batch does not change them.
             size = (draw.samples, draw.max_new_tokens)
-            chances = [np.random.default_rng((draw.seed, start + i)).random(size) for i in range(len(part))]
+            own_numbers = numbers[start : start + draw.batch_size]
+            chances = [np.random.default_rng((draw.seed, number)).random(size) for number in own_numbers]
             own = None
             if guides is not None:
                 own = [guides[start + i]() for i in range(len(part)) for _ in range(draw.samples)]

@@ -20,18 +20,20 @@ def generate(
     prompts: Sequence[Ids],
     sampling: Sampling,
     *,
+    numbers: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[str]]:
     """Sample responses to tokenized prompts; text without special tokens, the prompt not repeated.
 
     Args:
         prompts: ids as training sees them.
+        numbers: each prompt's, which with the seed decides its draws; by default its place.
         advance: called with the number of prompts done since the last call.
 
     Returns:
         For each prompt, `sampling.samples` responses.
     """
-    drawn = sample(model, prompts, sampling, ends=ends_of(model, tokenizer), advance=advance)
+    drawn = sample(model, prompts, sampling, ends=ends_of(model, tokenizer), numbers=numbers, advance=advance)
     return [
         [text_after(tokenizer, prompt, each.ids.tolist()) for each in found]
         for prompt, found in zip(prompts, drawn, strict=True)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from penchant.evaluation.database import explained
+
 
 class KeptAnswers:
     """One SQLite file, safe against several processes; what was kept before an interruption is there after it.
@@ -16,27 +18,34 @@ class KeptAnswers:
     Args:
         by: who answers; another name, other answers.
         folder: holds the file; made if missing.
+
+    Raises:
+        DataError: the file cannot be used.
+        DiskFullError: here and in `keep`.
     """
 
     def __init__(self, by: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._by = by
+        self._by, self._file = by, folder / "answers.sqlite"
         # Judges answer from several threads; SQLite itself takes turns.
-        self._connection = sqlite3.connect(
-            folder / "answers.sqlite", timeout=60, isolation_level=None, check_same_thread=False
-        )
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        with explained(self._file):
+            self._connection = sqlite3.connect(self._file, timeout=60, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            table = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
+            self._connection.execute(table)
 
     def get(self, asked: Any) -> Any:
         """The answer, or None where it is not kept."""
-        row = self._connection.execute("SELECT value FROM answers WHERE key = ?", (self._key(asked),)).fetchone()
+        query = "SELECT value FROM answers WHERE key = ?"
+        with explained(self._file):
+            row = self._connection.execute(query, (self._key(asked),)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def keep(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Keep (asked, answer) pairs, all JSON values."""
         rows = [(self._key(asked), json.dumps(answer)) for asked, answer in pairs]
-        self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+        with explained(self._file):
+            self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def close(self) -> None:
         self._connection.close()

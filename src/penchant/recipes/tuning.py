@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.config import LoraConfig, Section, TrainingConfig, parse_config
+from penchant.config import LoraConfig, RunConfig, Section, TrainingConfig, parse_config
 from penchant.engine.loading import merge_adapter
 from penchant.training.run import train
 
@@ -16,6 +16,41 @@ class TunedConfig(Section):
 
     training: TrainingConfig = TrainingConfig(learning_rate=1e-5)
     lora: LoraConfig | None = None
+
+
+def tuning_run(
+    folder: Path,
+    model: str,
+    data: Path,
+    held_out: Path | None,
+    objective: Mapping[str, Any],
+    tuned: TunedConfig,
+    *,
+    online: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The configuration of a run into ``folder/run``.
+
+    Args:
+        model: folder or hub id to start from.
+        data, held_out: groups.
+        objective: as in a run's configuration.
+        online: of a run on fresh samples, its ``sampling`` and ``reward``.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    values = {
+        "model": model,
+        "data": {"train": str(data), "held_out": str(held_out) if held_out else None},
+        "output": str(folder / "run"),
+        "objective": dict(objective),
+        "training": tuned.training.model_dump(),
+        "lora": tuned.lora.model_dump() if tuned.lora else None,
+        "evaluation": {"samples": 0},
+    }
+    if online is not None:
+        values |= {"candidates": "sampled", **online}
+    return parse_config(values, str(folder))
 
 
 def tune(
@@ -28,30 +63,13 @@ def tune(
     *,
     online: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train into ``folder/run``; a run that was interrupted goes on.
-
-    Args:
-        model: folder or hub id to start from.
-        data, held_out: groups.
-        objective: as in a run's configuration.
-        online: of a run on fresh samples, its ``sampling`` and ``reward``.
+    """Train as `tuning_run` says; a run that was interrupted goes on.
 
     Returns:
         The run's folder.
     """
-    output = folder / "run"
-    values = {
-        "model": model,
-        "data": {"train": str(data), "held_out": str(held_out) if held_out else None},
-        "output": str(output),
-        "objective": dict(objective),
-        "training": tuned.training.model_dump(),
-        "lora": tuned.lora.model_dump() if tuned.lora else None,
-        "evaluation": {"samples": 0},
-    }
-    if online is not None:
-        values |= {"candidates": "sampled", **online}
-    return train(parse_config(values, str(folder)), resume=(output / "run.json").exists())
+    config = tuning_run(folder, model, data, held_out, objective, tuned, online=online)
+    return train(config, resume=(folder / "run" / "run.json").exists())
 
 
 def whole_model(folder: Path, tuned: TunedConfig) -> Path:

@@ -14,7 +14,7 @@ import yaml
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.loop import read_rounds
 from penchant.recipes.self_improve.parts import open_buffer
-from penchant.recipes.self_improve.trainer import idle
+from penchant.recipes.self_improve.trainer import idle, next_update
 
 
 def _counted(output):
@@ -59,7 +59,11 @@ def killed_anywhere(start_penchant):
         rounds = read_rounds(config)
         assert _counted(output)["judgements"] == sum(each.get("judgements", 0) for each in rounds) >= kept
         assert len(rounds) == config.rounds + 1
-        assert idle(config, open_buffer(config))
+        buffer = open_buffer(config)
+        assert idle(config, buffer)
+        # What was added before the kill is not counted again after it.
+        assert buffer.added() == _counted(output)["groups"] == rounds[-1]["groups"]
+        assert next_update(output) - 1 == buffer.added() // config.update.new == rounds[-1]["updates"]
         # Nothing is left running.
         _wait_for(lambda: not subprocess.run(["pgrep", "-f", str(output)], capture_output=True).stdout)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from penchant.data.groups import Message, PreferenceGroup
 from penchant.errors import DataError, DiskFullError
-from penchant.recipes.self_improve import database
+from penchant.evaluation import database
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
 
 JUDGEMENT = Judgement(1, "p", 0, "prompt", "answer", (True, False), 0.5, "critique")
@@ -142,6 +142,7 @@ class TestHolding:
         assert buffer.add(group("a"), 1)
         assert buffer.add(replace(group("a"), id="z", source=None), 9)
         assert buffer.draw(5, 0) == [group("a")]
+        assert buffer.added() == 1
         for name in "bcd":
             buffer.add(group(name), 2)
         assert list(buffer.uses()) == ["b", "c", "d"]
@@ -161,22 +162,21 @@ class TestHolding:
     def test_lowered_groups_go_first_and_are_never_lost_to_underflow(self, buffer):
         for name in "abc":
             buffer.add(group(name), 1)
-        buffer.lower(["c", "c", "gone"], 0.6)
-        buffer.lower(["a"], 0.5)
-        buffer.lower(["b"], 0.7)
+        lowered = {"c": 0.6, "a": 0.5, "b": 0.7, "gone": 0.1}
+        for _ in range(2):
+            buffer.lower(lowered)
+            assert buffer.priorities() == {"a": 0.5, "b": 0.7, "c": 0.6}
+        buffer.lower({"a": 0.9})
+        assert buffer.priorities()["a"] == 0.5
         buffer.add(group("d"), 1)
-        assert list(buffer.uses()) == ["b", "c", "d"]  # had c been lowered twice, it would have gone: 0.36 < 0.5
-        for _ in range(3):
-            buffer.lower(["b", "c"], 1e-300)
+        assert list(buffer.priorities()) == ["b", "c", "d"]
+        buffer.lower({"b": 0.0, "c": 1e-323})
         assert len(buffer.draw(3, 0)) == 3
 
     @pytest.mark.parametrize("priority", [0, -1, math.inf, math.nan])
     def test_priorities_that_cannot_be_drawn_by(self, buffer, priority):
         with pytest.raises(ValueError, match="expected a finite number above 0"):
             buffer.add(group("a"), priority)
-        for factor in (0, 1.5, math.nan):
-            with pytest.raises(ValueError, match="expected a number above 0 and at most 1"):
-                buffer.lower(["a"], factor)
 
     @pytest.mark.parametrize(
         ("odd", "found"),
@@ -217,9 +217,9 @@ class TestHolding:
         for what, number, value in steps:
             name = str(number)
             if what == "lower":
-                buffer.lower([name], value)
+                buffer.lower({name: value})
                 if name in model:
-                    model[name] *= value
+                    model[name] = min(model[name], value)
             elif what == "draw":
                 drawn = ids(buffer.draw(number, 7))
                 assert len(drawn) == len(set(drawn)) == min(number, len(model))
@@ -232,6 +232,7 @@ class TestHolding:
                     del uses[lowest]
                 assert buffer.add(group(name), value) == (name in model)
             assert buffer.uses() == {each: uses[each] for each in model}
+            assert buffer.priorities() == model
             assert len(model) <= capacity
         drawn_once = sum(uses[each] > 0 for each in model)
         assert buffer.counts() == {

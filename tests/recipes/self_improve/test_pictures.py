@@ -116,7 +116,7 @@ def test_an_interrupted_update_ends_the_same(done):
     metrics = (folder / "run" / "metrics.jsonl").read_bytes()
     (folder / "merged").rename(folder / ".writing-merged")
     started = json.loads((folder / "begun.json").read_text())
-    assert medium_of(config).tune(folder, started["model"], config.seed + 1) == str(folder / "merged")
+    assert medium_of(config).tune(folder, started["served"]["model"], config.seed + 1) == str(folder / "merged")
     assert (folder / "merged" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
     assert (folder / "run" / "metrics.jsonl").read_bytes() == metrics
 

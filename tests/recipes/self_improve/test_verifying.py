@@ -14,6 +14,7 @@ from penchant.recipes.self_improve.verifying import FunctionVerifier, NoisyVerif
 
 FUNCTIONS = """
 import numpy as np
+from penchant.recipes.self_improve.verifying import Verdict
 
 def fine(prompt, answer):
     return {"short": len(answer) < 5, "repeats the prompt": prompt in answer, "has an e": "e" in answer}
@@ -38,6 +39,21 @@ def a_number(prompt, answer):
 
 def no_name(prompt, answer):
     return {3: True}
+
+def own(prompt, answer):
+    return Verdict((np.float32(1) > 0, False), np.float32(0.25), "too long")
+
+def own_of_numbers(prompt, answer):
+    return Verdict((1,), 0.5, "")
+
+def own_of_nothing(prompt, answer):
+    return Verdict((), 0.0, "")
+
+def own_not_finite(prompt, answer):
+    return Verdict((True,), float("nan"), "")
+
+def own_in_words(prompt, answer):
+    return Verdict((True,), "high", "")
 
 constant = 3
 """
@@ -94,9 +110,18 @@ class TestFunctions:
         assert (yes.met, no.met) == ((True,), (False,))
         assert type(yes.met[0]) is bool
 
+    def test_a_verdict_of_its_own_can_be_stored(self, file):
+        [told] = FunctionVerifier.load(f"{file}:own")(["p"], ["a"])
+        assert told == Verdict((True, False), 0.25, "too long")
+        assert [type(each) for each in (*told.met, told.score)] == [bool, bool, float]
+
     @pytest.mark.parametrize(
         ("name", "found"),
         [
+            ("own_of_numbers", "returned met=(1,), failed=False, expected True or False for each condition"),
+            ("own_of_nothing", "returned met=(), failed=False, expected True or False for each condition"),
+            ("own_not_finite", "returned a score of nan, expected a finite number"),
+            ("own_in_words", "returned a score of 'high', expected a finite number"),
             ("raises", "raised KeyError: 'colour'"),
             ("nothing", "returned None, expected a dictionary of at least one condition"),
             ("empty", "returned {}, expected a dictionary of at least one condition"),

@@ -8,7 +8,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
 from penchant.evaluation.judges import fill
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
-from penchant.recipes.self_improve.learner import Answer
+from penchant.recipes.self_improve.learner import Answer, number_of
 from penchant.recipes.self_improve.verifying import Verifier
 
 LEAST = 0.05
@@ -31,12 +31,12 @@ def attempt(
     Args:
         prompts: by id.
         number: of the round.
-        answer: given prompts and a seed, the learner's answers.
+        answer: the learner's answers.
         attempts: at a prompt, at most.
         memory: the prompt of another attempt, of {prompt}, {answer} and {critique}; None asks as the first time.
 
     Raises:
-        ConfigError: the verifier judged none of a batch's answers.
+        ConfigError: the verifier judges none of a batch's prompts.
     """
     so_far = {name: buffer.judged(number, name) for name in prompts}
     for nth in range(1, attempts + 1):
@@ -44,10 +44,10 @@ def attempt(
         if not open_:
             continue
         asked = [_again(prompts[name], so_far[name], memory) for name in open_]
-        answers = answer(asked, _seed(seed, number, nth))
+        answers = answer(asked, [number_of(seed, number, name, nth) for name in open_])
         # The verifier judges by what was asked first; the memory is the learner's own.
         verdicts = verifier([prompts[name] for name in open_], answers)
-        if all(verdict.failed for verdict in verdicts):
+        if all(verdict.failed for verdict in verdicts) and _is_down(so_far):
             raise ConfigError(
                 f"the verifier gave no verdict on {len(verdicts)} answers", fix="check that it is up; then go on"
             )
@@ -58,7 +58,8 @@ def attempt(
     for name, told in so_far.items():
         group = progress(name, told)
         if group is not None:
-            buffer.add(group, max(LEAST, told[-1].score - min(each.score for each in told)))
+            worst = min(each.score for each in told if each.met)
+            buffer.add(group, max(LEAST, told[-1].score - worst))
 
 
 def satisfied(judgement: Judgement) -> bool:
@@ -67,11 +68,12 @@ def satisfied(judgement: Judgement) -> bool:
 
 
 def progress(name: str, told: Sequence[Judgement]) -> PreferenceGroup | None:
-    """The answer that satisfied above those before it that did not; None where none did, or the first."""
+    """The answer that satisfied above those before it that were judged and did not; None where there are no such."""
     if len(told) < 2 or not satisfied(told[-1]):
         return None
     best = told[-1].answer
-    failed = [text for text in dict.fromkeys(each.answer for each in told[:-1]) if text != best and text.strip()]
+    earlier = dict.fromkeys(each.answer for each in told[:-1] if each.met)
+    failed = [text for text in earlier if text != best and text.strip()]
     if not failed or not best.strip():
         return None
     return PreferenceGroup(told[-1].prompt, (best, *failed), preferred=0, id=f"{told[-1].round}-{name}")
@@ -83,5 +85,6 @@ def _again(prompt: str, told: Sequence[Judgement], memory: str | None) -> str:
     return fill(memory, prompt=prompt, answer=told[-1].answer, critique=told[-1].critique)
 
 
-def _seed(seed: int, number: int, nth: int) -> int:
-    return (seed * 1_000_003 + number) * 101 + nth
+def _is_down(so_far: Mapping[str, Sequence[Judgement]]) -> bool:
+    """Whether several prompts, asked together, have no verdict yet: one alone may be a prompt that cannot be judged."""
+    return len(so_far) > 1 and not any(judgement.met for told in so_far.values() for judgement in told)

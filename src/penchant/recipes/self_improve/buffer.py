@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from penchant.data.formats import format_named
 from penchant.data.groups import PreferenceGroup
 from penchant.data.writing import row_of
 from penchant.errors import DataError
-from penchant.recipes.self_improve.database import Database
+from penchant.evaluation.database import Database
 
 APPLICATION = 0x50524201
 """In the file's header: says that it is a replay buffer, and of which version."""
@@ -125,8 +125,11 @@ class ReplayBuffer:
                 raise DataError(
                     f"another group has the id {group.id!r}", where=str(self._path), fix="give each group its own id"
                 )
+            if connection.execute("SELECT 1 FROM groups WHERE text = ?", (text,)).fetchone() is not None:
+                # An insertion that is refused would take a number, and count among those that were ever added.
+                return True
             connection.execute(
-                "INSERT INTO groups (text, id, body, priority) VALUES (?, ?, ?, ?) ON CONFLICT (text) DO NOTHING",
+                "INSERT INTO groups (text, id, body, priority) VALUES (?, ?, ?, ?)",
                 (text, group.id, body, priority),
             )
             connection.execute(
@@ -150,17 +153,18 @@ class ReplayBuffer:
             query = "SELECT body FROM groups WHERE number = ?"
             return [_group(connection.execute(query, number).fetchone()[0]) for number in numbers]
 
-    def lower(self, ids: Iterable[str], factor: float) -> None:
-        """Multiply the priorities of the groups with these ids, each once; ids that are no longer held are left out.
+    def priorities(self) -> dict[str, float]:
+        """Of each group, by id, from the oldest to the newest."""
+        return dict(self._database.read("SELECT id, priority FROM groups ORDER BY number"))
 
-        Args:
-            factor: above 0, at most 1.
+    def lower(self, priorities: Mapping[str, float]) -> None:
+        """Give groups, by id, a lower priority; one that has a lower one, or is no longer held, is left as it is.
+
+        So a call that is made again, after a crash, changes nothing.
         """
-        if not 0 < factor <= 1:
-            raise ValueError(f"the factor is {factor}, expected a number above 0 and at most 1")
-        rows = [(factor, SMALLEST, name) for name in set(ids)]
+        rows = [(max(priority, SMALLEST), name) for name, priority in priorities.items()]
         with self._database.writing() as connection:
-            connection.executemany("UPDATE groups SET priority = max(priority * ?, ?) WHERE id = ?", rows)
+            connection.executemany("UPDATE groups SET priority = min(priority, ?) WHERE id = ?", rows)
 
     def uses(self) -> dict[str, int]:
         """How often each group was drawn, by id, from the oldest group to the newest."""

@@ -11,6 +11,8 @@ from penchant.config import LoraConfig, SamplingConfig, Section, TrainingConfig
 from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.engine.distribution import local_device
 from penchant.evaluation.rewards import open_reward
+from penchant.evaluation.user_functions import import_function
+from penchant.recipes.fingerprints import weights_fingerprint
 from penchant.recipes.self_improve.verifying import FunctionVerifier, NoisyVerifier, RewardVerifier, Verifier
 from penchant.recipes.self_improve.verifying_endpoint import EndpointVerifier
 
@@ -20,7 +22,7 @@ class VerifierConfig(Section):
 
     function: str | None = Field(None, description="package.module:name or file.py:name; gives {condition: bool}")
     reward: RewardConfig | None = Field(None, description="one condition: the reward is at least the threshold")
-    threshold: float = Field(0.0, description="of the reward")
+    threshold: float | None = Field(None, description="of the reward; 0 where it is not said")
     endpoint: JudgeConfig | None = Field(None, description="a language model, asked for conditions and verdicts")
     wrong: float = Field(0.0, ge=0, le=1, description="share of verdicts on conditions turned wrong: an experiment")
 
@@ -29,6 +31,10 @@ class VerifierConfig(Section):
         given = [name for name in ("function", "reward", "endpoint") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"expected one of function, reward and endpoint, found {' and '.join(given) or 'none'}")
+        if self.threshold is not None and self.reward is None:
+            raise ValueError("threshold is a reward's: leave it out")
+        if self.reward is not None and self.reward.judge is not None and self.threshold is None:
+            raise ValueError("threshold: a judge's ratings are 1 to 10, say which is enough")
         return self
 
     def open(self, read: Callable[[str], object] = str) -> Verifier:
@@ -43,9 +49,18 @@ class VerifierConfig(Section):
         if self.function is not None:
             return FunctionVerifier.load(self.function, read)
         if self.reward is not None:
-            return RewardVerifier(open_reward(self.reward, device=local_device()), self.threshold)
+            return RewardVerifier(open_reward(self.reward, device=local_device()), self.threshold or 0.0)
         assert self.endpoint is not None
         return EndpointVerifier(self.endpoint)
+
+    def fingerprint(self) -> str:
+        """Of the code or weights that judge; an endpoint's model is known by its name alone."""
+        function = self.function or (self.reward and self.reward.function)
+        if function:
+            return import_function(function, "verifier.function").digest
+        if self.reward is not None and self.reward.model is not None:
+            return weights_fingerprint(self.reward.model)
+        return ""
 
     def open_wrong(self, seed: int, read: Callable[[str], object] = str) -> Verifier:
         """As the learner is judged."""
@@ -88,7 +103,7 @@ class SelfImproveConfig(Section):
     memory: str | None = Field(
         None, description="the prompt of another attempt, of {prompt}, {answer} and {critique}; null: as the first"
     )
-    sampling: SamplingConfig = Field(SamplingConfig(), description="of answers; samples and every are not used")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="of answers: max_new_tokens, temperature and top_p")
     pictures: PicturesConfig | None = Field(None, description="for a learner that paints; null: it writes")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompts, half for the gate and half for the test")
     measured: int = Field(1, ge=1, description="answers to a prompt where a learner is measured, by the gate too")
@@ -101,6 +116,10 @@ class SelfImproveConfig(Section):
     def _remembers(self) -> SelfImproveConfig:
         if self.memory is not None and not all(name in self.memory for name in ("{prompt}", "{answer}", "{critique}")):
             raise ValueError("memory: expected a template with {prompt}, {answer} and {critique}")
+        if (self.sampling.samples, self.sampling.every) != (SamplingConfig().samples, SamplingConfig().every):
+            raise ValueError("sampling.samples and sampling.every are of runs on fresh samples; leave them out")
+        if self.update.training.seed != TrainingConfig.model_fields["seed"].default:
+            raise ValueError("update.training.seed: each update has its own, from seed; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -108,6 +127,10 @@ class SelfImproveConfig(Section):
         if self.pictures is not None:
             if self.verifier.function is None:
                 raise ValueError("verifier: expected a function: nothing else here looks at pictures")
+            if self.memory is not None:
+                raise ValueError("memory is of texts: a picture cannot be put into a prompt; leave it out")
+            if self.token_budget != SelfImproveConfig.model_fields["token_budget"].default:
+                raise ValueError("token_budget is of texts; leave it out")
             if self.sampling != SamplingConfig():
                 raise ValueError("sampling is of texts; what pictures have is in pictures: {steps, guidance}")
             given, unused = self.update.training, ("token_budget", "dtype", "gradient_checkpointing")

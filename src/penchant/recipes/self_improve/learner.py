@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penchant.recipes.self_improve.served import Served
 
-Answer = Callable[[Sequence[str], int], list[str]]
-"""One answer to each prompt, a text or a picture's name; the same model, prompts and seed give the same."""
+Answer = Callable[[Sequence[str], Sequence[int]], list[str]]
+"""One answer to each prompt, a text or a picture's name, by a number of its own that decides the draws: the same model,
+prompt and number give the same, whatever is beside it."""
+
+
+def number_of(*told: int | str) -> int:
+    """A number below 2 ** 63 for an answer's draws, from what tells it from all others."""
+    return int.from_bytes(hashlib.blake2b(json.dumps(told).encode(), digest_size=8).digest()) >> 1
 
 
 class Learner:

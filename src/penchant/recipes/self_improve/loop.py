@@ -34,9 +34,10 @@ from penchant.recipes.self_improve.measuring import measure
 from penchant.recipes.self_improve.media import medium_of
 from penchant.recipes.self_improve.parts import Parts, open_buffer, open_folder
 from penchant.recipes.self_improve.served import Served, read_served, serve
-from penchant.recipes.self_improve.trainer import ERROR, idle
+from penchant.recipes.self_improve.trainer import ERROR, idle, next_update
 
 Tell = Callable[[str], None]
+ASKED = ("train", "gate", "test")
 RESTARTS = 3
 """How often in a row a trainer that was killed is started again."""
 
@@ -107,10 +108,11 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     """
     parts = open_folder(config)
     output = Path(config.output)
+    medium_of(config).check([prompt for name in ASKED for prompt in parts[name].values()])
     if read_served(output) is None:
         serve(output, Served(0, config.model))
     buffer = open_buffer(config)
-    _measure_round(config, parts, 0, {})
+    _measure_round(config, parts, 0, {"updates": 0})
     with half_the_threads(), Trainer(output) as trainer:
         for number in range(1, config.rounds + 1):
             if why := stopped(config, read_rounds(config)):
@@ -138,12 +140,19 @@ def half_the_threads() -> Iterator[None]:
 
 
 def stopped(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:
-    """Why no more rounds are run, where there should be more: the last, as many as the patience, changed nothing."""
-    if config.patience is None or not config.patience < len(rounds) <= config.rounds:
+    """Why no more rounds are run, where there should be more: the last with updates, as many as the patience, changed
+    nothing."""
+    if config.patience is None or len(rounds) > config.rounds:
         return None
-    if len({each["served"] for each in rounds[-config.patience - 1 :]}) > 1:
+    kept = 0
+    for earlier, later in zip(rounds[-2::-1], rounds[:0:-1], strict=True):
+        if earlier["served"] != later["served"]:
+            break
+        kept += later["updates"] > earlier["updates"]
+    if kept < config.patience:
         return None
-    return f"stopped after round {rounds[-1]['round']}: for {config.patience} rounds the gate kept what was served"
+    last = f"stopped after round {rounds[-1]['round']}"
+    return f"{last}: the gate kept what was served (rounds with updates since the last that passed: {kept})"
 
 
 def read_rounds(config: SelfImproveConfig) -> list[dict[str, Any]]:
@@ -175,14 +184,20 @@ def _round(config: SelfImproveConfig, parts: Parts, number: int, buffer: ReplayB
             seed=config.seed,
         )
         trainer.check()
+    answered = time.perf_counter()
+    # A round is measured with all that it led to.
     trainer.wait(config, buffer)
+    waited = time.perf_counter() - answered
     told = [judgement for name in names for judgement in buffer.judged(number, name)]
     facts = {
         "judgements": len(told),
         "first attempts satisfied": sum(each.attempt == 1 and satisfied(each) for each in told) / len(names),
+        "unjudged": sum(not each.met for each in told),
         "swaps": learner.swaps,
-        "groups": buffer.counts()["groups"],
+        "groups": buffer.added(),
+        "updates": next_update(output) - 1,
         "seconds": time.perf_counter() - started,
+        "waited": waited,
     }
     _measure_round(config, parts, number, facts)
 

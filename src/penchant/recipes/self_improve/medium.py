@@ -37,6 +37,14 @@ class Medium(Protocol):
     distinct: ClassVar[str]
     distance: ClassVar[str]
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse, before anything is made, what could not be answered or tuned.
+
+        Raises:
+            ConfigError: says which key, and why.
+        """
+        ...
+
     def load(self, model: str) -> Answer:
         """Make a model's folder or hub id answer."""
         ...

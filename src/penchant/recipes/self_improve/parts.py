@@ -10,10 +10,11 @@ from penchant.data.reading import read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.errors import ConfigError, DataError, located
 from penchant.evaluation.files import write_atomically
+from penchant.recipes.fingerprints import weights_fingerprint
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 
-CONFIG, BUFFER, PROMPTS = "config.json", "buffer.sqlite", "prompts.json"
+CONFIG, INPUTS, BUFFER, PROMPTS = "config.json", "inputs.json", "buffer.sqlite", "prompts.json"
 
 Parts = dict[str, dict[str, str]]
 """`train`, `gate` and `test`: prompts by id; `categories`: by id too, of the prompts whose row has a source."""
@@ -23,18 +24,37 @@ def open_folder(config: SelfImproveConfig) -> Parts:
     """Make the folder, or find that it is this configuration's.
 
     Raises:
-        ConfigError: it is another's.
+        ConfigError: it is another's, what the settings name has changed, or it cannot be made.
         DataError: there are too few prompts, or they are no plain text.
     """
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "name another output folder"
+        raise ConfigError(f"output cannot be made: {error.strerror}", where=config.output, fix=fix) from error
     file = output / CONFIG
     if file.exists() and read_config(output) != config:
         raise ConfigError("the folder is another configuration's", where=str(output), fix="name another output folder")
     if not (output / PROMPTS).exists():
         write_atomically(output / PROMPTS, json.dumps(_parts(config), indent=1, ensure_ascii=False) + "\n")
     write_atomically(file, config.model_dump_json(indent=2) + "\n")
+    _check_inputs(output / INPUTS, config)
     return read_parts(output)
+
+
+def _check_inputs(file: Path, config: SelfImproveConfig) -> None:
+    """Rounds are compared with each other: all have to begin with the same learner and be judged by the same rule."""
+    found = {"model": weights_fingerprint(config.model), "verifier": config.verifier.fingerprint()}
+    began = json.loads(file.read_text(encoding="utf-8")) if file.exists() else found
+    for name, value in found.items():
+        if began[name] != value:
+            raise ConfigError(
+                f"the {name} is no longer what it was when the run began",
+                where=str(file.parent),
+                fix="put it back as it was, or name another output folder",
+            )
+    write_atomically(file, json.dumps(found) + "\n")
 
 
 def read_config(output: Path) -> SelfImproveConfig:

@@ -25,7 +25,7 @@ from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig
 from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.medium import Signs
-from penchant.training.denoiser import tune_denoiser
+from penchant.training.denoiser import check_objective, tune_denoiser
 
 Picture = NDArray[np.float32]
 """[3, size, size], RGB in [-1, 1], in steps of 1/127.5."""
@@ -47,15 +47,17 @@ class PictureMedium:
     distinct: ClassVar[str] = "distance between pictures"
     distance: ClassVar[str] = "noise error between the learners"
 
+    def check(self, prompts: Sequence[str]) -> None:
+        check_objective(build_objective(self.config.update.objective))
+
     def load(self, model: str) -> Answer:
         denoiser, settings = Denoiser(model, local_device()), self.settings
 
-        def answer(prompts: Sequence[str], seed: int) -> list[str]:
+        def answer(prompts: Sequence[str], numbers: Sequence[int]) -> list[str]:
             named = []
             for start in range(0, len(prompts), settings.batch):
-                part = prompts[start : start + settings.batch]
-                seeds = [seed * 1_000_003 + start + place for place in range(len(part))]
-                painted = denoiser.paint(part, seeds, steps=settings.steps, guidance=settings.guidance)
+                part = slice(start, start + settings.batch)
+                painted = denoiser.paint(prompts[part], numbers[part], steps=settings.steps, guidance=settings.guidance)
                 named += [self.keep(picture) for picture in painted.cpu().numpy()]
             return named
 

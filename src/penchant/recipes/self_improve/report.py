@@ -47,7 +47,7 @@ def summarise(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> di
                 "gained": bootstrap_mean(test - tests[0], numbers).to_json(),
                 "first round's prompts": bootstrap_mean(old, range(len(old))).to_json(),
                 **{key: each["test"][key] for key in SIGNS},
-                **{key: each[key] for key in ("judgements", "groups", "swaps", "seconds") if key in each},
+                **{key: each[key] for key in ("judgements", "groups", "swaps", "seconds", "waited") if key in each},
             }
             for each, test, old in zip(rounds, tests, earlier, strict=True)
         ],
@@ -74,9 +74,15 @@ def alarms(medium: Medium, rounds: Sequence[dict[str, Any]]) -> list[str]:
         )
     if not first["amount"] / FAR <= last["amount"] <= first["amount"] * FAR:
         found.append(f"answers have changed: {medium.amount} {last['amount']:.3g}, at first {first['amount']:.3g}")
-    gone, there = last["distance"], rounds[best]["test"]["distance"]
-    if since and best and gone > FAR * there:
-        found.append(f"far from the first learner for nothing: {medium.distance} {gone:.3g}, {there:.3g} at its best")
+    away = [each["test"]["distance"] for each in rounds]
+    # Where none was better than the first, which is no distance from itself: of the nearest other.
+    there = away[best] or min((distance for distance in away if distance), default=0.0)
+    if since and there and away[-1] > FAR * there:
+        at = f"{there:.3g} {'at its best' if away[best] else 'at first'}"
+        found.append(f"far from the first learner for nothing: {medium.distance} {away[-1]:.3g}, {at}")
+    unjudged = sum(each.get("unjudged", 0) + each["test"]["unjudged"] for each in rounds)
+    if unjudged:
+        found.append(f"the verifier gave no verdict on {unjudged} answers: none of them is learnt, or counts as right")
     old = [float(np.mean(each["first round"]["satisfied"])) for each in rounds]
     if len(old) > 1 and old[-1] < max(old) - 0.1:
         found.append(f"the first round's prompts are forgotten: {old[-1]:.2f}, at best {max(old):.2f}")
@@ -105,7 +111,7 @@ def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) ->
             ("success before", show(told[0]["success"])),
             (f"after {last['round']} rounds", show(last["success"])),
             ("gained", show(last["gained"])),
-            ("groups it was tuned on, at most", str(last.get("groups", 0))),
+            ("groups that progress made", str(last.get("groups", 0))),
             ("updates", f"{len(found['updates'])}, {sum(u['kept'] for u in found['updates'])} kept by the gate"),
         ],
         notices=found["alarms"],
@@ -174,7 +180,7 @@ def _examples(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> tu
 
 
 def _rounds(medium: Medium, told: Sequence[dict[str, Any]]) -> Table:
-    columns, counted = ("success", "gained", "first round's prompts"), ("judgements", "groups", "seconds")
+    columns, counted = ("success", "gained", "first round's prompts"), ("judgements", "groups", "seconds", "waited")
     return Table(
         "By round",
         ("round", "served", *columns, medium.amount, medium.distinct, medium.distance, *counted),
@@ -190,7 +196,7 @@ def _rounds(medium: Medium, told: Sequence[dict[str, Any]]) -> Table:
         ],
         "Prompts are never tuned on, but for the first round's. 95 % intervals over prompts; gained is paired with "
         "before the first round. The verdicts are as the verifier's would be if none were turned wrong. Seconds are "
-        "those since the round was last gone on with.",
+        "those since the round was last gone on with; the learner waited in the last of them for updates to end.",
     )
 
 

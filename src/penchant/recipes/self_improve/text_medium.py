@@ -12,14 +12,17 @@ import numpy as np
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.distribution import local_device
-from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.loading import adapter_base, context_length, load_config, load_model, load_tokenizer
+from penchant.errors import ConfigError
 from penchant.evaluation.generation import Sampling, generate
+from penchant.evaluation.judges import fill
 from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.reading import read_log_probs
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.medium import Signs
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, tuning_run, whole_model
+from penchant.training.needs import check_references, usable
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,44 @@ class TextMedium:
     distinct: ClassVar[str] = "distinct pairs of words"
     distance: ClassVar[str] = "KL, nats"
 
+    def check(self, prompts: Sequence[str]) -> None:
+        update, model = self.config.update, self.config.model
+        if adapter_base(model) is not None:
+            fix = f"merge it first: penchant merge {model} MERGED, then model=MERGED"
+            raise ConfigError("model is an adapter folder, and updates put another adapter on it", where=model, fix=fix)
+        tuned = TunedConfig(training=update.training, lora=update.lora)
+        run = tuning_run(Path(self.config.output), model, Path("train.jsonl"), None, update.objective, tuned)
+        check_references(run)
+        if run.method.needs.head or run.method.needs.trains != "log_probs":
+            raise ConfigError(f"update.objective: {run.method.name} does not tune what answers", fix="use dpo")
+        pair = PreferenceGroup("", ("", ""), preferred=0)
+        usable(run, [pair], "training", "update.objective", [])
+        self._check_lengths(prompts)
+
+    def _check_lengths(self, prompts: Sequence[str]) -> None:
+        limit, tokenizer = context_length(load_config(self.config.model)), load_tokenizer(self.config.model)
+        asked, answer = [*prompts], self.config.sampling.max_new_tokens
+        if self.config.memory is not None:
+            asked = [fill(self.config.memory, prompt=prompt, answer="", critique="") for prompt in prompts]
+        longest = max(map(len, tokenize_prompts(asked, tokenizer)))
+        # Another attempt has the last answer before it; a critique's length is not known.
+        answers = answer if self.config.memory is None else 2 * answer
+        if limit is not None and longest + answers > limit:
+            raise ConfigError(
+                f"sampling.max_new_tokens is {answer}: with a prompt of {longest} tokens that is beyond the model's "
+                f"{limit}",
+                fix="lower sampling.max_new_tokens, or shorten the prompts",
+            )
+
     def load(self, model: str) -> Answer:
         sampling = self.config.sampling
         writer, tokenizer = load_model(model).to(local_device()), load_tokenizer(model)
 
-        def answer(prompts: Sequence[str], seed: int) -> list[str]:
-            drawn = Sampling(
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=seed,
-            )
+        drawn = Sampling(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
+
+        def answer(prompts: Sequence[str], numbers: Sequence[int]) -> list[str]:
             ids = tokenize_prompts(prompts, tokenizer)
-            return [given[0] for given in generate(writer, tokenizer, ids, drawn)]
+            return [given[0] for given in generate(writer, tokenizer, ids, drawn, numbers=numbers)]
 
         return answer
 

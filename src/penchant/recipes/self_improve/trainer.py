@@ -2,7 +2,8 @@
 
 PARENT is the learner's process: without it nobody would wait for an update.
 
-OUTPUT/updates/N/      begun.json: what it starts from; train.jsonl; run/; merged/; result.json once it is decided
+OUTPUT/updates/N/      begun.json: what it starts from, and what it lowers of the priorities; train.jsonl;
+                       run/; merged/; result.json once it is decided
 
 An update that was killed is gone on with from what it left. It ends by the gate: of the first learner, the one that is
 served and the new one, the best on the gate's prompts is served from then on, of equals the newest.
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from penchant.data.writing import write_anew
+from penchant.engine.folders import disk_errors
 from penchant.errors import PenchantError
 from penchant.evaluation.files import write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
@@ -71,9 +73,10 @@ def update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> None
     """Tune what is served on a draw from the buffer, and let the gate decide."""
     output = Path(config.output)
     folder, started = folder_of(output, number), time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    before = _begin(config, buffer, number)
-    new = Served(number, medium_of(config).tune(folder, before.model, config.seed + number))
+    with disk_errors(folder, "the same command"):
+        folder.mkdir(parents=True, exist_ok=True)
+        before = _begin(config, buffer, number)
+        new = Served(number, medium_of(config).tune(folder, before.model, config.seed + number))
     first = Served(0, config.model)
     shares = {each.update: _gate(config, each, number) for each in (first, before, new)}
     best = max((first, before, new), key=lambda each: (shares[each.update], each.update))
@@ -91,11 +94,13 @@ def _begin(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> Serv
     if not file.exists():
         groups = buffer.draw(config.update.groups, seed=config.seed + number)
         write_anew(groups, folder / "train.jsonl")
-        buffer.lower([group.id for group in groups], config.update.forgets)
-        served = read_served(output)
+        served, held = read_served(output), buffer.priorities()
         assert served is not None
-        write_atomically(file, json.dumps(vars(served)) + "\n")
-    return Served(**json.loads(file.read_text(encoding="utf-8")))
+        lowered = {group.id: held[group.id] * config.update.forgets for group in groups if group.id in held}
+        write_atomically(file, json.dumps({"served": vars(served), "priorities": lowered}) + "\n")
+    begun = json.loads(file.read_text(encoding="utf-8"))
+    buffer.lower(begun["priorities"])
+    return Served(**begun["served"])
 
 
 def _gate(config: SelfImproveConfig, served: Served, number: int) -> float:

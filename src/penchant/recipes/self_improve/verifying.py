@@ -93,7 +93,7 @@ class FunctionVerifier:
         except Exception as error:
             raise self._wrong(f"raised {type(error).__name__}: {' '.join(str(error).split())}", prompt) from error
         if isinstance(found, Verdict):
-            return found
+            return self._plain(found, prompt)
         if not isinstance(found, Mapping) or not found:
             raise self._wrong(f"returned {shown(found)}, expected a dictionary of at least one condition", prompt)
         for condition, met in found.items():
@@ -103,6 +103,16 @@ class FunctionVerifier:
                 raise self._wrong(what, prompt)
         met = tuple(map(bool, found.values()))
         return Verdict(met, share(met), naming([condition for condition, fine in found.items() if not fine]))
+
+    def _plain(self, found: Verdict, prompt: str) -> Verdict:
+        """A verdict of the user's in Python's own types, as it is stored."""
+        if not all(isinstance(met, bool | np.bool_) for met in found.met) or bool(found.met) == found.failed:
+            what = f"returned met={shown(found.met)}, failed={found.failed}, expected True or False for each condition"
+            raise self._wrong(what, prompt)
+        score = found.score
+        if not isinstance(score, int | float | np.number) or not math.isfinite(score):
+            raise self._wrong(f"returned a score of {shown(score)}, expected a finite number", prompt)
+        return Verdict(tuple(map(bool, found.met)), float(score), str(found.critique), bool(found.failed))
 
     def _wrong(self, what: str, prompt: str) -> ConfigError:
         return ConfigError(

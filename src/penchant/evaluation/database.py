@@ -1,4 +1,4 @@
-"""One SQLite file that several processes write to: whole transactions, and failures in the user's words."""
+"""SQLite files that several processes write to: whole transactions, and failures in the user's words."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Database:
         except OSError as error:
             fix = "name a file in another folder"
             raise DataError(f"its folder cannot be made: {error.strerror}", where=str(path), fix=fix) from error
-        with _explained(path):
+        with explained(path):
             self._connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
         try:
             self._prepare(application, schema)
@@ -57,13 +57,13 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """All of what is done meanwhile or nothing; no other process writes between."""
-        with _explained(self._path), self._connection:
+        with explained(self._path), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of one query."""
-        with _explained(self._path):
+        with explained(self._path):
             return self._connection.execute(query, values).fetchall()
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Database:
 
     def _write_ahead(self, deadline: float) -> None:
         """Readers beside a writer. Of processes that switch to it together, SQLite refuses some without a wait."""
-        with _explained(self._path):
+        with explained(self._path):
             while True:
                 try:
                     self._connection.execute("PRAGMA journal_mode=WAL")
@@ -94,8 +94,13 @@ class Database:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """SQLite's failures in the user's words; our own mistakes with it stay what they are."""
+def explained(path: Path) -> Iterator[None]:
+    """SQLite's failures in the user's words; our own mistakes with it stay what they are.
+
+    Raises:
+        DataError: the file is no database, or cannot be used.
+        DiskFullError: there was no room.
+    """
     try:
         yield
     except sqlite3.DatabaseError as error:
