@@ -85,6 +85,18 @@ def test_draws_depend_on_the_seed_and_the_prompts_number_alone(build):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_prompts_number_can_be_given(build):
+    """Alone, or in another order: its draws go with its number, which may be a hash."""
+    model, draw, numbers = build("llama"), Sampling(samples=2, max_new_tokens=6, seed=3), [7, 2**63 - 1, 0]
+    given = [[each.ids.tolist() for each in told] for told in sample(model, PROMPTS, draw, ends=[2], numbers=numbers)]
+    for prompt, number, expected in zip(PROMPTS, numbers, given, strict=True):
+        [alone] = sample(model, [prompt], draw, ends=[2], numbers=[number])
+        assert [each.ids.tolist() for each in alone] == expected
+    same = sample(model, [PROMPTS[0]] * 3, draw, ends=[2], numbers=[7, 7, 8])
+    first, second, other = ([each.ids.tolist() for each in told] for told in same)
+    assert first == second == given[0] != other
+
+
 def test_the_first_token_follows_the_softmax(build):
     """Chi-square of 4000 draws over the likeliest tokens, the rest pooled."""
     model = build("llama")
