@@ -35,7 +35,6 @@ def test_it_paints_what_the_pipeline_paints(stable_diffusion, denoiser, guidance
     ).images
     ours = denoiser.paint(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
     assert ours.shape == (3, 3, 16, 16)
-    assert denoiser.size == 16
     torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=2e-5, rtol=0)
 
 
@@ -95,8 +94,21 @@ def test_a_prompt_is_never_cut(denoiser):
         (lambda folder: shutil.rmtree(folder / "unet"), "it has no unet/"),
         (lambda folder: (folder / "unet" / WEIGHTS).write_bytes(b"x"), "cannot be loaded"),
         (lambda folder: _without(folder / "unet" / WEIGHTS, "conv_in.bias"), "conv_in.bias"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "it has no vae/"),
+        (lambda folder: (folder / "model_index.json").write_text("["), "cannot be loaded"),
         (lambda folder: _set(folder / "unet", addition_embed_type="text"), "more than a prompt's encoding"),
-        (lambda folder: _set(folder / "scheduler", prediction_type="sample"), "or predicts pictures"),
+        (lambda folder: _set(folder / "unet", num_class_embeds=10), r"given a class too \(10\)"),
+        (lambda folder: _set(folder / "unet", class_embed_type="timestep"), r"given a class too \(timestep\)"),
+        (lambda folder: _set(folder / "unet", in_channels=9), "takes 9 channels and gives 4, its VAE has 4"),
+        (lambda folder: _set(folder / "unet", out_channels=8), "takes 4 channels and gives 8, its VAE has 4"),
+        (lambda folder: _set(folder / "vae", latent_channels=16), "takes 4 channels and gives 4, its VAE has 16"),
+        (lambda folder: _without_vae(folder), "takes 4 channels and gives 4, pictures have 3"),
+        (lambda folder: _set(folder / "unet", sample_size=None), "sample_size is None, expected a whole number"),
+        (lambda folder: _set(folder / "unet", sample_size=[8, 8]), r"sample_size is \[8, 8\], expected a whole number"),
+        (
+            lambda folder: _set(folder / "scheduler", prediction_type="sample"),
+            "predicts sample, expected epsilon",
+        ),
     ],
 )
 def test_what_is_no_model_of_pictures(stable_diffusion, tmp_path, change, message):
@@ -119,6 +131,12 @@ def _without(file, name):
     weights = load_file(file)
     del weights[name]
     save_file(weights, file)
+
+
+def _without_vae(folder):
+    shutil.rmtree(folder / "vae")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"vae": [None, None]}))
 
 
 def _set(part, **values):

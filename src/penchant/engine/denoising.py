@@ -9,8 +9,9 @@ Shapes: N pictures, L tokens of a prompt, E channels of its encoding; pictures [
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 """In the folder of every model of diffusers."""
+PREDICTS = ("epsilon", "v_prediction")
+"""What `noise_errors` has a target for."""
 
 
 def diffusers() -> ModuleType:
@@ -51,6 +54,42 @@ def _part(kind: Any, folder: Path) -> Any:
     return part
 
 
+def _check_there(path: Path) -> None:
+    """Raise ModelError where a part is missing, or the folder is none of diffusers'."""
+    if not (path / INDEX).is_file():
+        raise ModelError(
+            f"no model of pictures: it has no {INDEX}", where=str(path), fix="name a folder in diffusers' format"
+        )
+    with explained(str(path)):
+        listed = json.loads((path / INDEX).read_text(encoding="utf-8")).get("vae") or [None]
+    # Without its VAE, a model of latents looks like one of pictures with four channels.
+    for name in ("unet", "text_encoder", "tokenizer", "scheduler", *(["vae"] if listed[0] else [])):
+        if not (path / name).is_dir():
+            raise ModelError(f"no model of pictures: it has no {name}/", where=str(path), fix="get the whole folder")
+
+
+def _check_kind(folder: str, unet: Mapping[str, Any], predicts: str, vae: Mapping[str, Any] | None) -> None:
+    """Raise ModelError where more than latents, a timestep and a prompt is needed, or another size or prediction.
+
+    Args:
+        unet: its configuration; `vae`: that of the VAE, None where there is none.
+    """
+    # Where a configuration says nothing, both have 4 in diffusers.
+    takes, gives = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    channels, whose = (3, "pictures have") if vae is None else (vae.get("latent_channels", 4), "its VAE has")
+    size, classes = unet.get("sample_size"), unet.get("num_class_embeds") or unet.get("class_embed_type")
+    wrong = {
+        "its UNet is given more than a prompt's encoding": unet.get("addition_embed_type") is not None,
+        f"its UNet is given a class too ({classes})": classes is not None,
+        f"its UNet takes {takes} channels and gives {gives}, {whose} {channels}": (takes, gives) != (channels,) * 2,
+        f"its UNet's sample_size is {size}, expected a whole number": not isinstance(size, int),
+        f"its UNet predicts {predicts}, expected epsilon or v_prediction": predicts not in PREDICTS,
+    }
+    found = [what for what, is_so in wrong.items() if is_so]
+    if found:
+        raise ModelError("; ".join(found), where=folder, fix="use one shaped like Stable Diffusion 1 or 2")
+
+
 class Denoiser:
     """A UNet that predicts noise, with what encodes its prompts and pictures; dropout off.
 
@@ -59,7 +98,6 @@ class Denoiser:
             so.
         text_encoder: encodes prompts.
         schedule: the noise of each timestep, for training and for painting.
-        size: height and width of a picture, pixels.
 
     Args:
         folder: with unet/, text_encoder/, tokenizer/, scheduler/ and, where it works on latents, vae/.
@@ -71,34 +109,22 @@ class Denoiser:
 
     def __init__(self, folder: str, device: torch.device) -> None:
         library, path = diffusers(), Path(folder)
-        if not (path / INDEX).is_file():
-            raise ModelError(
-                f"no model of pictures: it has no {INDEX}", where=folder, fix="name a folder in diffusers' format"
-            )
+        _check_there(path)
         from transformers import AutoTokenizer, CLIPTextModel
 
-        for name in ("unet", "text_encoder", "tokenizer", "scheduler"):
-            if not (path / name).is_dir():
-                raise ModelError(f"no model of pictures: it has no {name}/", where=folder, fix="get the whole folder")
         with explained(folder):
             self.schedule: Any = library.DDIMScheduler.from_pretrained(path / "scheduler")
             self._tokenizer: Any = AutoTokenizer.from_pretrained(path / "tokenizer")
-            given = library.UNet2DConditionModel.load_config(path / "unet")
-        if given.get("addition_embed_type") is not None or self.schedule.config.prediction_type == "sample":
-            raise ModelError(
-                "a UNet that is given more than a prompt's encoding, or predicts pictures",
-                where=folder,
-                fix="use one shaped like Stable Diffusion 1 or 2",
-            )
+            unet = library.UNet2DConditionModel.load_config(path / "unet")
+            vae = library.AutoencoderKL.load_config(path / "vae") if (path / "vae").is_dir() else None
+        _check_kind(folder, unet, self.schedule.config.prediction_type, vae)
         self.unet: Any = _part(library.UNet2DConditionModel, path / "unet")
         self.text_encoder: Any = _part(CLIPTextModel, path / "text_encoder")
-        self._vae: Any = _part(library.AutoencoderKL, path / "vae") if (path / "vae").is_dir() else None
+        self._vae: Any = None if vae is None else _part(library.AutoencoderKL, path / "vae")
         self._folder, self.device = path, device
         for part in (self.unet, self.text_encoder, self._vae):
             if part is not None:
                 part.to(device).eval().requires_grad_(False)
-        factor = 1 if self._vae is None else 2 ** (len(self._vae.config.block_out_channels) - 1)
-        self.size: int = self.unet.config.sample_size * factor
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """[N, L, E] of N prompts, padded to the longest that the encoder takes.
