@@ -23,12 +23,25 @@ def denoiser(stable_diffusion):
     return Denoiser(str(stable_diffusion), CPU)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_it_paints_what_the_pipeline_paints(stable_diffusion, denoiser, guidance):
-    from diffusers import StableDiffusionPipeline
+SCHEDULERS = ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler"]
 
-    pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion, safety_checker=None)
+
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
+@pytest.mark.parametrize(("scheduler", "guidance"), [(None, 1.0), (None, 5.0), *((each, 2.0) for each in SCHEDULERS)])
+def test_it_paints_what_the_pipeline_paints(stable_diffusion, tmp_path, scheduler, guidance):
+    """Also where the folder has another scheduler's defaults, which say nothing of what DDIM would clip."""
+    import diffusers
+
+    folder = tmp_path / "model"
+    shutil.copytree(stable_diffusion, folder)
+    if scheduler is not None:
+        shutil.rmtree(folder / "scheduler")
+        getattr(diffusers, scheduler)().save_pretrained(folder / "scheduler")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
+    )
     pipeline.set_progress_bar_config(disable=True)
+    denoiser = Denoiser(str(folder), CPU)
     noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4, 5)])
     theirs = pipeline(
         PROMPTS, num_inference_steps=4, guidance_scale=guidance, latents=noise, height=16, width=16, output_type="pt"
@@ -36,6 +49,11 @@ def test_it_paints_what_the_pipeline_paints(stable_diffusion, denoiser, guidance
     ours = denoiser.paint(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
     assert ours.shape == (3, 3, 16, 16)
     torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=2e-5, rtol=0)
+
+
+def test_pixels_keep_the_schedule_that_they_are_given(small_denoiser):
+    given = Denoiser(str(small_denoiser), CPU).schedule.config
+    assert (given.clip_sample, given.steps_offset) == (True, 0)
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(denoiser):

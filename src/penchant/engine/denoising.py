@@ -118,6 +118,10 @@ class Denoiser:
             unet = library.UNet2DConditionModel.load_config(path / "unet")
             vae = library.AutoencoderKL.load_config(path / "vae") if (path / "vae").is_dir() else None
         _check_kind(folder, unet, self.schedule.config.prediction_type, vae)
+        if vae is not None:
+            # As Stable Diffusion's pipeline has it: a folder made for another scheduler says neither, and DDIM's own
+            # defaults would clip latents, which have no bounds.
+            self.schedule.register_to_config(clip_sample=False, steps_offset=1)
         self.unet: Any = _part(library.UNet2DConditionModel, path / "unet")
         self.text_encoder: Any = _part(CLIPTextModel, path / "text_encoder")
         self._vae: Any = None if vae is None else _part(library.AutoencoderKL, path / "vae")
