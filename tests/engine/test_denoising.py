@@ -56,6 +56,19 @@ def test_pixels_keep_the_schedule_that_they_are_given(small_denoiser):
     assert (given.clip_sample, given.steps_offset) == (True, 0)
 
 
+def test_half_precision_on_disk_is_single_in_memory(stable_diffusion, denoiser, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    halved = StableDiffusionPipeline.from_pretrained(stable_diffusion, dtype=torch.float16, safety_checker=None)
+    halved.save_pretrained(tmp_path / "half")
+    assert {each.dtype for each in load_file(tmp_path / "half" / "unet" / WEIGHTS).values()} == {torch.float16}
+    found = Denoiser(str(tmp_path / "half"), CPU)
+    parts = (found.unet, found.text_encoder, found._vae)
+    assert {each.dtype for part in parts for each in part.parameters()} == {torch.float32}
+    ours, theirs = (each.paint(PROMPTS, (3, 4, 5), steps=3, guidance=2.0) for each in (found, denoiser))
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
+
+
 def test_a_picture_does_not_depend_on_those_beside_it(denoiser):
     both = denoiser.paint(PROMPTS[:2], (3, 4), steps=3, guidance=2.0)
     alone = denoiser.paint(PROMPTS[1:2], (4,), steps=3, guidance=2.0)

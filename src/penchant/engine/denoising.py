@@ -49,7 +49,8 @@ def _part(kind: Any, folder: Path) -> Any:
         ModelError: nothing there, or weights that are missing or damaged.
     """
     with explained(str(folder)):
-        part, report = kind.from_pretrained(str(folder), output_loading_info=True)
+        # Half precision on disk would be half precision in memory, of some parts only.
+        part, report = kind.from_pretrained(str(folder), output_loading_info=True, dtype=torch.float32)
     refuse_missing(str(folder), report)
     return part
 
