@@ -69,6 +69,20 @@ def test_half_precision_on_disk_is_single_in_memory(stable_diffusion, denoiser, 
     torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
 
 
+def test_no_more_steps_than_timesteps(stable_diffusion, small_denoiser, tmp_path):
+    """Of ten timesteps, put later by one, nine can be reached."""
+    folder = tmp_path / "model"
+    shutil.copytree(stable_diffusion, folder)
+    _set(folder / "scheduler", num_train_timesteps=10)
+    denoiser = Denoiser(str(folder), CPU)
+    assert denoiser.paint(PROMPTS[:1], (3,), steps=9, guidance=1.0).isfinite().all()
+    with pytest.raises(ConfigError, match=r"pictures\.steps is 10, the model's schedule has room for 9") as error:
+        denoiser.paint(PROMPTS[:1], (3,), steps=10, guidance=1.0)
+    assert error.value.fix == "lower pictures.steps to at most 9"
+    with pytest.raises(ConfigError, match=r"pictures\.steps is 1001, the model's schedule has room for 1000"):
+        Denoiser(str(small_denoiser), CPU).paint(["a circle"], (3,), steps=1001, guidance=1.0)
+
+
 def test_a_picture_does_not_depend_on_those_beside_it(denoiser):
     both = denoiser.paint(PROMPTS[:2], (3, 4), steps=3, guidance=2.0)
     alone = denoiser.paint(PROMPTS[1:2], (4,), steps=3, guidance=2.0)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from penchant.engine.folders import whole_folder
 from penchant.engine.loading import explained, refuse_missing
-from penchant.errors import DataError, ModelError, from_extra
+from penchant.errors import ConfigError, DataError, ModelError, from_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -182,7 +182,12 @@ class Denoiser:
             seeds: of each picture's first noise, so that a picture does not depend on those beside it.
             steps: evaluations of the UNet.
             guidance: 1 follows the prompt as trained; above 1 away from no prompt too (Ho and Salimans 2022).
+
+        Raises:
+            ConfigError: there are more steps than timesteps.
+            DataError: as in `encode_prompts`.
         """
+        self._check_steps(steps)
         channels, side = self.unet.config.in_channels, self.unet.config.sample_size
         drawn = [torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         latents = torch.stack(drawn).to(self.device) * self.schedule.init_noise_sigma
@@ -200,6 +205,17 @@ class Denoiser:
         if self._vae is not None:
             latents = self._vae.decode(latents / self._vae.config.scaling_factor).sample
         return latents.clamp(-1, 1)
+
+    def _check_steps(self, steps: int) -> None:
+        schedule = self.schedule.config
+        # Steps that lead from timestep 0 are all put later by the offset, the last beyond the schedule's end.
+        most = schedule.num_train_timesteps - (schedule.steps_offset if schedule.timestep_spacing == "leading" else 0)
+        if steps > most:
+            raise ConfigError(
+                f"pictures.steps is {steps}, the model's schedule has room for {most}",
+                where=str(self._folder / "scheduler"),
+                fix=f"lower pictures.steps to at most {most}",
+            )
 
     def save(self, folder: Path) -> None:
         """UNet and text encoder as they are now, beside the other parts as they were; the folder appears whole."""
