@@ -31,10 +31,10 @@ def read(name):
     ].expand(3, 16, 16)
 
 
-def tuned(source, folder, objective, groups=GROUPS, **changes):
+def tuned(source, folder, objective, groups=GROUPS, targets="all-linear", **changes):
     denoiser = Denoiser(str(source), CPU)
     settings = TrainingConfig(**{"max_steps": 3, "batch_size": 2, "learning_rate": 1e-2, "warmup": 0.0, **changes})
-    tune_denoiser(denoiser, groups, read, objective, settings, LoraConfig(rank=4), 2, folder)
+    tune_denoiser(denoiser, groups, read, objective, settings, LoraConfig(rank=4, targets=targets), 2, folder)
     return denoiser, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -120,6 +120,21 @@ def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, ob
 def test_an_objective_that_does_not_serve(stable_diffusion, tmp_path, objective):
     with pytest.raises(ConfigError, match=f"{objective.name} does not tune pictures"):
         tuned(stable_diffusion, tmp_path, objective)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], "q_proj", ["norm1"], "("])
+def test_adapters_for_layers_that_are_not_there(stable_diffusion, tmp_path, targets):
+    with pytest.raises(ConfigError, match=r"lora\.targets: ") as error:
+        tuned(stable_diffusion, tmp_path, DPO(), targets=targets)
+    assert error.value.fix.startswith("use all-linear, or names of the UNet's layers: linear_1, ")
+    assert "to_q, to_v" in error.value.fix
+
+
+def test_adapters_where_they_are_asked_for(stable_diffusion, tmp_path):
+    first = Denoiser(str(stable_diffusion), CPU).unet.state_dict()
+    denoiser, _ = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), targets=["to_q", "to_v"])
+    changed = {name for name, now in denoiser.unet.state_dict().items() if not torch.equal(now, first[name])}
+    assert {name.split(".")[-2] for name in changed} == {"to_q", "to_v"}
 
 
 def test_a_loss_that_is_not_a_number(stable_diffusion, tmp_path, monkeypatch):

@@ -9,8 +9,10 @@ holds the number of timesteps and their weight; small models want far less.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,18 +49,12 @@ def tune_denoiser(
         folder: for the adapters, and metrics.jsonl.
 
     Raises:
-        ConfigError: the objective needs more than pairs and one reference.
+        ConfigError: the objective needs more than pairs and one reference, or the UNet lacks the adapters' layers.
         TrainingError: the loss is not a finite number.
     """
     check_objective(objective)
-    from peft import LoraConfig as Adapters
-    from peft import get_peft_model
-
     torch.manual_seed(settings.seed)
-    names = lora.targets if lora.targets != "all-linear" else linear_layers(denoiser.unet)
-    adapters = Adapters(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-    # The type says that a model of transformers is wanted; any module serves.
-    model = denoiser.unet = get_peft_model(denoiser.unet, adapters)
+    model = denoiser.unet = _with_adapters(denoiser.unet, lora)
     order = Order(len(groups), settings.batch_size, settings.seed, settings.shuffle)
     total = settings.max_steps or max(1, round(settings.epochs * order.steps_per_epoch))
     optimizer, state = build_optimizer(model, settings), objective.initial_state(settings.seed)
@@ -103,6 +99,24 @@ def check_objective(objective: Objective) -> None:
             f"the objective {objective.name} does not tune pictures",
             fix="use one of pairs and one reference, as dpo, ipo, hinge or s_dpo, or a weighted_sum of one and sft",
         )
+
+
+def _with_adapters(unet: torch.nn.Module, lora: LoraConfig) -> Any:
+    from peft import LoraConfig as Adapters
+    from peft import get_peft_model
+
+    linear = linear_layers(unet)
+    names = linear if lora.targets == "all-linear" else lora.targets
+    try:
+        adapters = Adapters(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+        # The type says that a model of transformers is wanted; any module serves.
+        return get_peft_model(unet, adapters)
+    except (ValueError, re.error) as error:
+        there = sorted({last for name in linear if not (last := name.rpartition(".")[2]).isdigit()})
+        raise ConfigError(
+            f"lora.targets: {str(error).splitlines()[0]}",
+            fix=f"use all-linear, or names of the UNet's layers: {', '.join(there)}",
+        ) from error
 
 
 def linear_layers(unet: torch.nn.Module) -> list[str]:
