@@ -13,7 +13,7 @@ from penchant.config import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.denoising import Denoiser
 from penchant.errors import ConfigError, TrainingError
-from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, WeightedSum
+from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, MultiReference, Needs, Part, WeightedSum
 from penchant.training import denoiser as module
 from penchant.training.denoiser import tune_denoiser
 
@@ -29,6 +29,15 @@ def read(name):
     return torch.tensor({"red": (0.9, -0.9, -0.9), "blue": (-0.9, -0.9, 0.9), "grey": (0.0, 0.0, 0.0)}[name])[
         :, None, None
     ].expand(3, 16, 16)
+
+
+class ManyDPO(DPO):
+    needs = Needs(many_references=True)
+
+
+class FittedDPO(DPO):
+    def fit(self, reference, groups, state):
+        return state
 
 
 def tuned(source, folder, objective, groups=GROUPS, targets="all-linear", **changes):
@@ -116,7 +125,18 @@ def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, ob
         assert metrics[0]["loss"] == pytest.approx(math.log(2) - 0.2 * metrics[0]["logps/chosen"], rel=0.05)
 
 
-@pytest.mark.parametrize("objective", [SFT(), KTO()])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        SFT(),
+        KTO(),
+        MultiReference(),
+        ManyDPO(),
+        FittedDPO(),
+        WeightedSum((Part(1.0, DPO()), Part(0.5, MultiReference()))),
+        WeightedSum((Part(1.0, SFT()), Part(0.5, FittedDPO()))),
+    ],
+)
 def test_an_objective_that_does_not_serve(stable_diffusion, tmp_path, objective):
     with pytest.raises(ConfigError, match=f"{objective.name} does not tune pictures"):
         tuned(stable_diffusion, tmp_path, objective)

@@ -22,7 +22,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.engine.denoising import Denoiser
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
-from penchant.objectives import Objective
+from penchant.objectives import Fitted, Objective, WeightedSum
 from penchant.training.batches import Order, group_facts
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
@@ -93,12 +93,20 @@ def tune_denoiser(
 def check_objective(objective: Objective) -> None:
     """Refuse what has no meaning for pictures."""
     needs = objective.needs
-    fine = needs.pairs and needs.references == 1 and not (needs.scores or needs.labels or needs.mismatched)
-    if not fine or needs.head or needs.trains != "log_probs":
+    fine = needs.pairs and needs.references == 1 and needs.trains == "log_probs"
+    more = needs.many_references or needs.scores or needs.labels or needs.mismatched or needs.head
+    if not fine or more or _is_fitted(objective):
         raise ConfigError(
             f"the objective {objective.name} does not tune pictures",
             fix="use one of pairs and one reference, as dpo, ipo, hinge or s_dpo, or a weighted_sum of one and sft",
         )
+
+
+def _is_fitted(objective: Objective) -> bool:
+    """Whether it, or a part of it, is to be fitted to all groups before the first step: here none has log-probs yet."""
+    if isinstance(objective, WeightedSum):
+        return any(_is_fitted(part.objective) for part in objective.parts)
+    return isinstance(objective, Fitted)
 
 
 def _with_adapters(unet: torch.nn.Module, lora: LoraConfig) -> Any:
