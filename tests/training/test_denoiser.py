@@ -86,6 +86,25 @@ def test_the_loss_written_out(stable_diffusion, tmp_path, monkeypatch):
     assert len({tuple(times) for times, _, _ in seen}) == 4
 
 
+def test_the_gradient_is_of_the_mean_over_draws_and_groups(stable_diffusion, tmp_path, monkeypatch):
+    """Its norm, of the formula written out and differentiated by itself."""
+    gradients, true = [], module._log_probs
+
+    def watched(denoiser, groups, read):
+        policy, reference = true(denoiser, groups, read)
+        (won, lost, _), (best, *others) = policy - reference
+        losses = [-logsigmoid(50.0 * (won - lost)), -sum(logsigmoid(50.0 * (best - other)) for other in others) / 2]
+        adapters = [each for each in denoiser.unet.parameters() if each.requires_grad]
+        gradients.append(torch.autograd.grad(sum(losses) / 2, adapters, retain_graph=True))
+        return policy, reference
+
+    monkeypatch.setattr(module, "_log_probs", watched)
+    _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1, shuffle=False)
+    squares = [((one + two) / 2).double().square().sum().item() for one, two in zip(*gradients, strict=True)]
+    assert metrics[0]["grad_norm"] == pytest.approx(math.sqrt(sum(squares)), rel=1e-4)
+    assert metrics[0]["grad_norm"] > 1e-3
+
+
 def test_preferred_pictures_become_likelier(small_denoiser, tmp_path):
     denoiser, metrics = tuned(small_denoiser, tmp_path, DPO(beta=100.0), max_steps=40)
     last = metrics[-10:]
