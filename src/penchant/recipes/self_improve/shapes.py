@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations, product
 from typing import Literal, get_args
 
@@ -82,12 +83,6 @@ class Count:
     thing: Thing
     number: int = 1
 
-    @property
-    def sentence(self) -> str:
-        if self.number == 1:
-            return f"there is exactly 1 {self.thing}"
-        return f"there are exactly {self.number} {self.thing.plural}"
-
 
 @dataclass(frozen=True)
 class Relation:
@@ -96,10 +91,6 @@ class Relation:
     first: Thing
     side: Side
     second: Thing
-
-    @property
-    def sentence(self) -> str:
-        return f"the {self.first} is {self.side} the {self.second}"
 
 
 Condition = Count | Relation
@@ -159,8 +150,15 @@ def _beside(first: Thing, side: Side, second: Thing) -> Prompt:
 def draw_prompts(n: int, seed: int) -> list[Prompt]:
     """`n` random prompts, the tasks in turn and so in equal shares; small tasks repeat theirs."""
     rng = random.Random(f"shapes {seed}")
-    by_task = {task: [prompt for prompt in prompts() if prompt.task == task] for task in TASKS}
+    by_task = _by_task()
     return [rng.choice(by_task[TASKS[place % len(TASKS)]]) for place in range(n)]
+
+
+@cache
+def _by_task() -> dict[Task, list[Prompt]]:
+    # Kept: a model from nothing is trained on thousands of draws.
+    every = prompts()
+    return {task: [prompt for prompt in every if prompt.task == task] for task in TASKS}
 
 
 def render(prompt: Prompt, size: int, draw: np.random.Generator) -> Picture:
