@@ -237,8 +237,11 @@ def test_the_example(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pictures.py", "files"])
     script.main()
     rows = [json.loads(line) for line in Path("files/prompts.jsonl").read_text().splitlines()]
-    assert len({row["prompt"] for row in rows}) == 4 + 5 * 8
+    assert len({row["prompt"] for row in rows}) == len(rows) == 4 + 6 + 4 * 8
     assert {row["source"] for row in rows} == set(shapes.TASKS)
+    named = {prompt.text: prompt for prompt in shapes.prompts()}
+    asked = [named[row["prompt"]] for row in rows]
+    assert shapes.distinct(asked) == asked
     small = ["rounds=1", "prompts_per_round=4", "attempts=2", "pictures.steps=2"]
     config = load_section(SelfImproveConfig, EXAMPLES / "self_improve_pictures.yaml", small)
     rounds = improve(config)

@@ -71,6 +71,39 @@ def test_every_combination_is_there_once() -> None:
     assert shapes.prompts() == ALL
 
 
+def _meaning(prompt: Prompt) -> tuple[object, ...]:
+    """Counts as a set, and a relation as both ways of telling it."""
+    counts = frozenset(condition for condition in prompt.conditions if isinstance(condition, Count))
+    relations = [condition for condition in prompt.conditions if isinstance(condition, Relation)]
+    ways = frozenset(
+        way
+        for told in relations
+        for (x, y) in [shapes.SIDES[told.side]]
+        for way in ((told.first, told.second, x, y), (told.second, told.first, -x, -y))
+    )
+    return counts, ways
+
+
+def test_of_prompts_with_one_meaning_the_first_is_kept() -> None:
+    single = shapes.distinct(ALL)
+    assert Counter(prompt.task for prompt in single) == PER_TASK | {"two_object": 6, "position": 720, "color_attr": 180}
+    assert len(single) == 1018
+    firsts: dict[tuple[object, ...], Prompt] = {}
+    for prompt in ALL:
+        firsts.setdefault(_meaning(prompt), prompt)
+    assert single == list(firsts.values())
+    named = {prompt.text: prompt for prompt in ALL}
+    for one, other in (
+        ("a circle and a square", "a square and a circle"),
+        ("a red circle left of a blue square", "a blue square right of a red circle"),
+        ("a red circle below a blue square", "a blue square above a red circle"),
+    ):
+        assert shapes.distinct([named[other], named[one]]) == [named[other]]
+        assert shapes.distinct([named[one], named[other]]) == [named[one]]
+    apart = [named[text] for text in ("a red circle left of a blue square", "a red circle right of a blue square")]
+    assert shapes.distinct(apart) == apart
+
+
 def test_drawn_prompts_take_the_tasks_in_turn_and_depend_on_the_seed_alone() -> None:
     drawn = shapes.draw_prompts(600, 3)
     assert set(Counter(prompt.task for prompt in drawn).values()) == {100}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
@@ -31,6 +32,8 @@ TASKS: tuple[Task, ...] = get_args(Task)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 SIDES: dict[Side, tuple[int, int]] = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """For each relation the unit vector (x, y) that points from the second thing to the first."""
+MIRRORED: dict[Side, Side] = {"right of": "left of", "below": "above"}
+"""The relations that are others told from the second thing."""
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.9, -0.9, -0.9),
     "orange": (0.95, 0.05, -0.95),
@@ -145,6 +148,23 @@ def _both(task: Task, first: Thing, second: Thing) -> Prompt:
 def _beside(first: Thing, side: Side, second: Thing) -> Prompt:
     conditions = (Count(first), Count(second), Relation(first, side, second))
     return Prompt("position", f"{first.with_article} {side} {second.with_article}", conditions)
+
+
+def distinct(told: Iterable[Prompt]) -> list[Prompt]:
+    """The first prompt of each meaning: "a circle and a square" and "a square and a circle" have one.
+
+    Of such twins, one could be held out and the other tried.
+    """
+    firsts: dict[frozenset[Condition], Prompt] = {}
+    for prompt in told:
+        firsts.setdefault(frozenset(map(_from_one_side, prompt.conditions)), prompt)
+    return list(firsts.values())
+
+
+def _from_one_side(condition: Condition) -> Condition:
+    if isinstance(condition, Relation) and condition.side in MIRRORED:
+        return Relation(condition.second, MIRRORED[condition.side], condition.first)
+    return condition
 
 
 def draw_prompts(n: int, seed: int) -> list[Prompt]:
