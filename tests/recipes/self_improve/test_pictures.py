@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from penchant.config import load_section
 from penchant.config_errors import validated
 from penchant.engine.denoising import Denoiser
 from penchant.errors import ConfigError, DataError, DiskFullError
-from penchant.recipes.self_improve import seeing, shapes
+from penchant.recipes.self_improve import picture_medium, seeing, shapes
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
@@ -25,6 +26,10 @@ from penchant.recipes.self_improve.report import write_result
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 RULE = "def conditions(prompt, picture):\n    return {'light': picture[0, 0, 0] > 0}\n"
 CPU = torch.device("cpu")
+
+
+def no_room():
+    return OSError(28, "No space left on device")
 
 
 def configured(folder, learner, **changes):
@@ -135,8 +140,37 @@ def test_a_picture_that_cannot_be_kept_or_read(done, tmp_path, small_denoiser):
     config = configured(tmp_path / "other", small_denoiser)
     Path(config.output).mkdir()
     (Path(config.output) / "pictures").write_text("a file where the folder would be")
-    with pytest.raises(DiskFullError, match="the picture cannot be stored"):
+    with pytest.raises(ConfigError, match="the picture cannot be stored: "):
         medium_of(config).keep(np.zeros((3, 16, 16), np.float32))
+
+
+def test_a_picture_is_on_the_disk_before_it_has_its_name(tmp_path, small_denoiser, monkeypatch):
+    config, grey = configured(tmp_path, small_denoiser), np.zeros((3, 16, 16), np.float32)
+    medium, folder, seen = medium_of(config), Path(config.output) / "pictures", []
+
+    def full(file):
+        seen.append((file.stat().st_size, [each.name for each in folder.glob("[!.]*")]))
+        raise no_room()
+
+    monkeypatch.setattr(picture_medium, "sync", full)
+    with pytest.raises(DiskFullError, match="the disk is full") as error:
+        medium.keep(grey)
+    assert error.value.fix == "free some space, then go on with: the same command"
+    monkeypatch.undo()
+    name = medium.keep(grey)
+    assert seen == [((folder / name).stat().st_size, [])]
+
+
+def test_an_update_on_a_full_disk(done, tmp_path, monkeypatch):
+    config, _, output = done
+    shutil.copy(output / "updates" / "1" / "train.jsonl", tmp_path)
+
+    def full(self, folder):
+        raise no_room()
+
+    monkeypatch.setattr(Denoiser, "save", full)
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        medium_of(config).tune(tmp_path, config.model, 0)
 
 
 def test_signs(done, small_denoiser):
