@@ -23,20 +23,64 @@ def denoiser(stable_diffusion):
     return Denoiser(str(stable_diffusion), CPU)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_it_paints_what_the_pipeline_paints(stable_diffusion, denoiser, guidance):
-    from diffusers import StableDiffusionPipeline
+SCHEDULERS = ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler"]
 
-    pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion, safety_checker=None)
+
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
+@pytest.mark.parametrize(("scheduler", "guidance"), [(None, 1.0), (None, 5.0), *((each, 2.0) for each in SCHEDULERS)])
+def test_it_paints_what_the_pipeline_paints(stable_diffusion, tmp_path, scheduler, guidance):
+    """Also where the folder has another scheduler's defaults, which say nothing of what DDIM would clip."""
+    import diffusers
+
+    folder = tmp_path / "model"
+    shutil.copytree(stable_diffusion, folder)
+    if scheduler is not None:
+        shutil.rmtree(folder / "scheduler")
+        getattr(diffusers, scheduler)().save_pretrained(folder / "scheduler")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
+    )
     pipeline.set_progress_bar_config(disable=True)
+    denoiser = Denoiser(str(folder), CPU)
     noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4, 5)])
     theirs = pipeline(
         PROMPTS, num_inference_steps=4, guidance_scale=guidance, latents=noise, height=16, width=16, output_type="pt"
     ).images
     ours = denoiser.paint(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
     assert ours.shape == (3, 3, 16, 16)
-    assert denoiser.size == 16
     torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=2e-5, rtol=0)
+
+
+def test_pixels_keep_the_schedule_that_they_are_given(small_denoiser):
+    given = Denoiser(str(small_denoiser), CPU).schedule.config
+    assert (given.clip_sample, given.steps_offset) == (True, 0)
+
+
+def test_half_precision_on_disk_is_single_in_memory(stable_diffusion, denoiser, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    halved = StableDiffusionPipeline.from_pretrained(stable_diffusion, dtype=torch.float16, safety_checker=None)
+    halved.save_pretrained(tmp_path / "half")
+    assert {each.dtype for each in load_file(tmp_path / "half" / "unet" / WEIGHTS).values()} == {torch.float16}
+    found = Denoiser(str(tmp_path / "half"), CPU)
+    parts = (found.unet, found.text_encoder, found._vae)
+    assert {each.dtype for part in parts for each in part.parameters()} == {torch.float32}
+    ours, theirs = (each.paint(PROMPTS, (3, 4, 5), steps=3, guidance=2.0) for each in (found, denoiser))
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
+
+
+def test_no_more_steps_than_timesteps(stable_diffusion, small_denoiser, tmp_path):
+    """Of ten timesteps, put later by one, nine can be reached."""
+    folder = tmp_path / "model"
+    shutil.copytree(stable_diffusion, folder)
+    _set(folder / "scheduler", num_train_timesteps=10)
+    denoiser = Denoiser(str(folder), CPU)
+    assert denoiser.paint(PROMPTS[:1], (3,), steps=9, guidance=1.0).isfinite().all()
+    with pytest.raises(ConfigError, match=r"pictures\.steps is 10, the model's schedule has room for 9") as error:
+        denoiser.paint(PROMPTS[:1], (3,), steps=10, guidance=1.0)
+    assert error.value.fix == "lower pictures.steps to at most 9"
+    with pytest.raises(ConfigError, match=r"pictures\.steps is 1001, the model's schedule has room for 1000"):
+        Denoiser(str(small_denoiser), CPU).paint(["a circle"], (3,), steps=1001, guidance=1.0)
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(denoiser):
@@ -95,8 +139,21 @@ def test_a_prompt_is_never_cut(denoiser):
         (lambda folder: shutil.rmtree(folder / "unet"), "it has no unet/"),
         (lambda folder: (folder / "unet" / WEIGHTS).write_bytes(b"x"), "cannot be loaded"),
         (lambda folder: _without(folder / "unet" / WEIGHTS, "conv_in.bias"), "conv_in.bias"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "it has no vae/"),
+        (lambda folder: (folder / "model_index.json").write_text("["), "cannot be loaded"),
         (lambda folder: _set(folder / "unet", addition_embed_type="text"), "more than a prompt's encoding"),
-        (lambda folder: _set(folder / "scheduler", prediction_type="sample"), "or predicts pictures"),
+        (lambda folder: _set(folder / "unet", num_class_embeds=10), r"given a class too \(10\)"),
+        (lambda folder: _set(folder / "unet", class_embed_type="timestep"), r"given a class too \(timestep\)"),
+        (lambda folder: _set(folder / "unet", in_channels=9), "takes 9 channels and gives 4, its VAE has 4"),
+        (lambda folder: _set(folder / "unet", out_channels=8), "takes 4 channels and gives 8, its VAE has 4"),
+        (lambda folder: _set(folder / "vae", latent_channels=16), "takes 4 channels and gives 4, its VAE has 16"),
+        (lambda folder: _without_vae(folder), "takes 4 channels and gives 4, pictures have 3"),
+        (lambda folder: _set(folder / "unet", sample_size=None), "sample_size is None, expected a whole number"),
+        (lambda folder: _set(folder / "unet", sample_size=[8, 8]), r"sample_size is \[8, 8\], expected a whole number"),
+        (
+            lambda folder: _set(folder / "scheduler", prediction_type="sample"),
+            "predicts sample, expected epsilon",
+        ),
     ],
 )
 def test_what_is_no_model_of_pictures(stable_diffusion, tmp_path, change, message):
@@ -119,6 +176,12 @@ def _without(file, name):
     weights = load_file(file)
     del weights[name]
     save_file(weights, file)
+
+
+def _without_vae(folder):
+    shutil.rmtree(folder / "vae")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"vae": [None, None]}))
 
 
 def _set(part, **values):

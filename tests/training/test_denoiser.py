@@ -13,7 +13,7 @@ from penchant.config import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.denoising import Denoiser
 from penchant.errors import ConfigError, TrainingError
-from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, WeightedSum
+from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, MultiReference, Needs, Part, WeightedSum
 from penchant.training import denoiser as module
 from penchant.training.denoiser import tune_denoiser
 
@@ -31,10 +31,19 @@ def read(name):
     ].expand(3, 16, 16)
 
 
-def tuned(source, folder, objective, groups=GROUPS, **changes):
+class ManyDPO(DPO):
+    needs = Needs(many_references=True)
+
+
+class FittedDPO(DPO):
+    def fit(self, reference, groups, state):
+        return state
+
+
+def tuned(source, folder, objective, groups=GROUPS, targets="all-linear", **changes):
     denoiser = Denoiser(str(source), CPU)
     settings = TrainingConfig(**{"max_steps": 3, "batch_size": 2, "learning_rate": 1e-2, "warmup": 0.0, **changes})
-    tune_denoiser(denoiser, groups, read, objective, settings, LoraConfig(rank=4), 2, folder)
+    tune_denoiser(denoiser, groups, read, objective, settings, LoraConfig(rank=4, targets=targets), 2, folder)
     return denoiser, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -77,6 +86,25 @@ def test_the_loss_written_out(stable_diffusion, tmp_path, monkeypatch):
     assert len({tuple(times) for times, _, _ in seen}) == 4
 
 
+def test_the_gradient_is_of_the_mean_over_draws_and_groups(stable_diffusion, tmp_path, monkeypatch):
+    """Its norm, of the formula written out and differentiated by itself."""
+    gradients, true = [], module._log_probs
+
+    def watched(denoiser, groups, read):
+        policy, reference = true(denoiser, groups, read)
+        (won, lost, _), (best, *others) = policy - reference
+        losses = [-logsigmoid(50.0 * (won - lost)), -sum(logsigmoid(50.0 * (best - other)) for other in others) / 2]
+        adapters = [each for each in denoiser.unet.parameters() if each.requires_grad]
+        gradients.append(torch.autograd.grad(sum(losses) / 2, adapters, retain_graph=True))
+        return policy, reference
+
+    monkeypatch.setattr(module, "_log_probs", watched)
+    _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1, shuffle=False)
+    squares = [((one + two) / 2).double().square().sum().item() for one, two in zip(*gradients, strict=True)]
+    assert metrics[0]["grad_norm"] == pytest.approx(math.sqrt(sum(squares)), rel=1e-4)
+    assert metrics[0]["grad_norm"] > 1e-3
+
+
 def test_preferred_pictures_become_likelier(small_denoiser, tmp_path):
     denoiser, metrics = tuned(small_denoiser, tmp_path, DPO(beta=100.0), max_steps=40)
     last = metrics[-10:]
@@ -116,10 +144,36 @@ def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, ob
         assert metrics[0]["loss"] == pytest.approx(math.log(2) - 0.2 * metrics[0]["logps/chosen"], rel=0.05)
 
 
-@pytest.mark.parametrize("objective", [SFT(), KTO()])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        SFT(),
+        KTO(),
+        MultiReference(),
+        ManyDPO(),
+        FittedDPO(),
+        WeightedSum((Part(1.0, DPO()), Part(0.5, MultiReference()))),
+        WeightedSum((Part(1.0, SFT()), Part(0.5, FittedDPO()))),
+    ],
+)
 def test_an_objective_that_does_not_serve(stable_diffusion, tmp_path, objective):
     with pytest.raises(ConfigError, match=f"{objective.name} does not tune pictures"):
         tuned(stable_diffusion, tmp_path, objective)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], "q_proj", ["norm1"], "("])
+def test_adapters_for_layers_that_are_not_there(stable_diffusion, tmp_path, targets):
+    with pytest.raises(ConfigError, match=r"lora\.targets: ") as error:
+        tuned(stable_diffusion, tmp_path, DPO(), targets=targets)
+    assert error.value.fix.startswith("use all-linear, or names of the UNet's layers: linear_1, ")
+    assert "to_q, to_v" in error.value.fix
+
+
+def test_adapters_where_they_are_asked_for(stable_diffusion, tmp_path):
+    first = Denoiser(str(stable_diffusion), CPU).unet.state_dict()
+    denoiser, _ = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), targets=["to_q", "to_v"])
+    changed = {name for name, now in denoiser.unet.state_dict().items() if not torch.equal(now, first[name])}
+    assert {name.split(".")[-2] for name in changed} == {"to_q", "to_v"}
 
 
 def test_a_loss_that_is_not_a_number(stable_diffusion, tmp_path, monkeypatch):

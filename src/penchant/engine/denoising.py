@@ -9,8 +9,9 @@ Shapes: N pictures, L tokens of a prompt, E channels of its encoding; pictures [
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from penchant.engine.folders import whole_folder
 from penchant.engine.loading import explained, refuse_missing
-from penchant.errors import DataError, ModelError, from_extra
+from penchant.errors import ConfigError, DataError, ModelError, from_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 INDEX = "model_index.json"
 """In the folder of every model of diffusers."""
+PREDICTS = ("epsilon", "v_prediction")
+"""What `noise_errors` has a target for."""
 
 
 def diffusers() -> ModuleType:
@@ -46,9 +49,46 @@ def _part(kind: Any, folder: Path) -> Any:
         ModelError: nothing there, or weights that are missing or damaged.
     """
     with explained(str(folder)):
-        part, report = kind.from_pretrained(str(folder), output_loading_info=True)
+        # Half precision on disk would be half precision in memory, of some parts only.
+        part, report = kind.from_pretrained(str(folder), output_loading_info=True, dtype=torch.float32)
     refuse_missing(str(folder), report)
     return part
+
+
+def _check_there(path: Path) -> None:
+    """Raise ModelError where a part is missing, or the folder is none of diffusers'."""
+    if not (path / INDEX).is_file():
+        raise ModelError(
+            f"no model of pictures: it has no {INDEX}", where=str(path), fix="name a folder in diffusers' format"
+        )
+    with explained(str(path)):
+        listed = json.loads((path / INDEX).read_text(encoding="utf-8")).get("vae") or [None]
+    # Without its VAE, a model of latents looks like one of pictures with four channels.
+    for name in ("unet", "text_encoder", "tokenizer", "scheduler", *(["vae"] if listed[0] else [])):
+        if not (path / name).is_dir():
+            raise ModelError(f"no model of pictures: it has no {name}/", where=str(path), fix="get the whole folder")
+
+
+def _check_kind(folder: str, unet: Mapping[str, Any], predicts: str, vae: Mapping[str, Any] | None) -> None:
+    """Raise ModelError where more than latents, a timestep and a prompt is needed, or another size or prediction.
+
+    Args:
+        unet: its configuration; `vae`: that of the VAE, None where there is none.
+    """
+    # Where a configuration says nothing, both have 4 in diffusers.
+    takes, gives = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    channels, whose = (3, "pictures have") if vae is None else (vae.get("latent_channels", 4), "its VAE has")
+    size, classes = unet.get("sample_size"), unet.get("num_class_embeds") or unet.get("class_embed_type")
+    wrong = {
+        "its UNet is given more than a prompt's encoding": unet.get("addition_embed_type") is not None,
+        f"its UNet is given a class too ({classes})": classes is not None,
+        f"its UNet takes {takes} channels and gives {gives}, {whose} {channels}": (takes, gives) != (channels,) * 2,
+        f"its UNet's sample_size is {size}, expected a whole number": not isinstance(size, int),
+        f"its UNet predicts {predicts}, expected epsilon or v_prediction": predicts not in PREDICTS,
+    }
+    found = [what for what, is_so in wrong.items() if is_so]
+    if found:
+        raise ModelError("; ".join(found), where=folder, fix="use one shaped like Stable Diffusion 1 or 2")
 
 
 class Denoiser:
@@ -59,7 +99,6 @@ class Denoiser:
             so.
         text_encoder: encodes prompts.
         schedule: the noise of each timestep, for training and for painting.
-        size: height and width of a picture, pixels.
 
     Args:
         folder: with unet/, text_encoder/, tokenizer/, scheduler/ and, where it works on latents, vae/.
@@ -71,34 +110,26 @@ class Denoiser:
 
     def __init__(self, folder: str, device: torch.device) -> None:
         library, path = diffusers(), Path(folder)
-        if not (path / INDEX).is_file():
-            raise ModelError(
-                f"no model of pictures: it has no {INDEX}", where=folder, fix="name a folder in diffusers' format"
-            )
+        _check_there(path)
         from transformers import AutoTokenizer, CLIPTextModel
 
-        for name in ("unet", "text_encoder", "tokenizer", "scheduler"):
-            if not (path / name).is_dir():
-                raise ModelError(f"no model of pictures: it has no {name}/", where=folder, fix="get the whole folder")
         with explained(folder):
             self.schedule: Any = library.DDIMScheduler.from_pretrained(path / "scheduler")
             self._tokenizer: Any = AutoTokenizer.from_pretrained(path / "tokenizer")
-            given = library.UNet2DConditionModel.load_config(path / "unet")
-        if given.get("addition_embed_type") is not None or self.schedule.config.prediction_type == "sample":
-            raise ModelError(
-                "a UNet that is given more than a prompt's encoding, or predicts pictures",
-                where=folder,
-                fix="use one shaped like Stable Diffusion 1 or 2",
-            )
+            unet = library.UNet2DConditionModel.load_config(path / "unet")
+            vae = library.AutoencoderKL.load_config(path / "vae") if (path / "vae").is_dir() else None
+        _check_kind(folder, unet, self.schedule.config.prediction_type, vae)
+        if vae is not None:
+            # As Stable Diffusion's pipeline has it: a folder made for another scheduler says neither, and DDIM's own
+            # defaults would clip latents, which have no bounds.
+            self.schedule.register_to_config(clip_sample=False, steps_offset=1)
         self.unet: Any = _part(library.UNet2DConditionModel, path / "unet")
         self.text_encoder: Any = _part(CLIPTextModel, path / "text_encoder")
-        self._vae: Any = _part(library.AutoencoderKL, path / "vae") if (path / "vae").is_dir() else None
+        self._vae: Any = None if vae is None else _part(library.AutoencoderKL, path / "vae")
         self._folder, self.device = path, device
         for part in (self.unet, self.text_encoder, self._vae):
             if part is not None:
                 part.to(device).eval().requires_grad_(False)
-        factor = 1 if self._vae is None else 2 ** (len(self._vae.config.block_out_channels) - 1)
-        self.size: int = self.unet.config.sample_size * factor
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """[N, L, E] of N prompts, padded to the longest that the encoder takes.
@@ -151,7 +182,12 @@ class Denoiser:
             seeds: of each picture's first noise, so that a picture does not depend on those beside it.
             steps: evaluations of the UNet.
             guidance: 1 follows the prompt as trained; above 1 away from no prompt too (Ho and Salimans 2022).
+
+        Raises:
+            ConfigError: there are more steps than timesteps.
+            DataError: as in `encode_prompts`.
         """
+        self._check_steps(steps)
         channels, side = self.unet.config.in_channels, self.unet.config.sample_size
         drawn = [torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         latents = torch.stack(drawn).to(self.device) * self.schedule.init_noise_sigma
@@ -169,6 +205,17 @@ class Denoiser:
         if self._vae is not None:
             latents = self._vae.decode(latents / self._vae.config.scaling_factor).sample
         return latents.clamp(-1, 1)
+
+    def _check_steps(self, steps: int) -> None:
+        schedule = self.schedule.config
+        # Steps that lead from timestep 0 are all put later by the offset, the last beyond the schedule's end.
+        most = schedule.num_train_timesteps - (schedule.steps_offset if schedule.timestep_spacing == "leading" else 0)
+        if steps > most:
+            raise ConfigError(
+                f"pictures.steps is {steps}, the model's schedule has room for {most}",
+                where=str(self._folder / "scheduler"),
+                fix=f"lower pictures.steps to at most {most}",
+            )
 
     def save(self, folder: Path) -> None:
         """UNet and text encoder as they are now, beside the other parts as they were; the folder appears whole."""

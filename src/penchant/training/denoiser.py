@@ -9,8 +9,10 @@ holds the number of timesteps and their weight; small models want far less.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.engine.denoising import Denoiser
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
-from penchant.objectives import Objective
+from penchant.objectives import Fitted, Objective, WeightedSum
 from penchant.training.batches import Order, group_facts
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
@@ -47,18 +49,12 @@ def tune_denoiser(
         folder: for the adapters, and metrics.jsonl.
 
     Raises:
-        ConfigError: the objective needs more than pairs and one reference.
+        ConfigError: the objective needs more than pairs and one reference, or the UNet lacks the adapters' layers.
         TrainingError: the loss is not a finite number.
     """
     check_objective(objective)
-    from peft import LoraConfig as Adapters
-    from peft import get_peft_model
-
     torch.manual_seed(settings.seed)
-    names = lora.targets if lora.targets != "all-linear" else linear_layers(denoiser.unet)
-    adapters = Adapters(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-    # The type says that a model of transformers is wanted; any module serves.
-    model = denoiser.unet = get_peft_model(denoiser.unet, adapters)
+    model = denoiser.unet = _with_adapters(denoiser.unet, lora)
     order = Order(len(groups), settings.batch_size, settings.seed, settings.shuffle)
     total = settings.max_steps or max(1, round(settings.epochs * order.steps_per_epoch))
     optimizer, state = build_optimizer(model, settings), objective.initial_state(settings.seed)
@@ -97,12 +93,38 @@ def tune_denoiser(
 def check_objective(objective: Objective) -> None:
     """Refuse what has no meaning for pictures."""
     needs = objective.needs
-    fine = needs.pairs and needs.references == 1 and not (needs.scores or needs.labels or needs.mismatched)
-    if not fine or needs.head or needs.trains != "log_probs":
+    fine = needs.pairs and needs.references == 1 and needs.trains == "log_probs"
+    more = needs.many_references or needs.scores or needs.labels or needs.mismatched or needs.head
+    if not fine or more or _is_fitted(objective):
         raise ConfigError(
             f"the objective {objective.name} does not tune pictures",
             fix="use one of pairs and one reference, as dpo, ipo, hinge or s_dpo, or a weighted_sum of one and sft",
         )
+
+
+def _is_fitted(objective: Objective) -> bool:
+    """Whether it, or a part of it, is to be fitted to all groups before the first step: here none has log-probs yet."""
+    if isinstance(objective, WeightedSum):
+        return any(_is_fitted(part.objective) for part in objective.parts)
+    return isinstance(objective, Fitted)
+
+
+def _with_adapters(unet: torch.nn.Module, lora: LoraConfig) -> Any:
+    from peft import LoraConfig as Adapters
+    from peft import get_peft_model
+
+    linear = linear_layers(unet)
+    names = linear if lora.targets == "all-linear" else lora.targets
+    try:
+        adapters = Adapters(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+        # The type says that a model of transformers is wanted; any module serves.
+        return get_peft_model(unet, adapters)
+    except (ValueError, re.error) as error:
+        there = sorted({last for name in linear if not (last := name.rpartition(".")[2]).isdigit()})
+        raise ConfigError(
+            f"lora.targets: {str(error).splitlines()[0]}",
+            fix=f"use all-linear, or names of the UNet's layers: {', '.join(there)}",
+        ) from error
 
 
 def linear_layers(unet: torch.nn.Module) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,22 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.config import TrainingConfig, load_section
+from penchant.config import load_section
 from penchant.config_errors import validated
 from penchant.engine.denoising import Denoiser
 from penchant.errors import ConfigError, DataError, DiskFullError
-from penchant.recipes.self_improve import seeing, shapes
-from penchant.recipes.self_improve import small_denoiser as module
+from penchant.recipes.self_improve import picture_medium, seeing, shapes
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
 from penchant.recipes.self_improve.media import medium_of
 from penchant.recipes.self_improve.report import write_result
-from penchant.recipes.self_improve.small_denoiser import train_denoiser
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 RULE = "def conditions(prompt, picture):\n    return {'light': picture[0, 0, 0] > 0}\n"
 CPU = torch.device("cpu")
+
+
+def no_room():
+    return OSError(28, "No space left on device")
 
 
 def configured(folder, learner, **changes):
@@ -138,8 +140,37 @@ def test_a_picture_that_cannot_be_kept_or_read(done, tmp_path, small_denoiser):
     config = configured(tmp_path / "other", small_denoiser)
     Path(config.output).mkdir()
     (Path(config.output) / "pictures").write_text("a file where the folder would be")
-    with pytest.raises(DiskFullError, match="the picture cannot be stored"):
+    with pytest.raises(ConfigError, match="the picture cannot be stored: "):
         medium_of(config).keep(np.zeros((3, 16, 16), np.float32))
+
+
+def test_a_picture_is_on_the_disk_before_it_has_its_name(tmp_path, small_denoiser, monkeypatch):
+    config, grey = configured(tmp_path, small_denoiser), np.zeros((3, 16, 16), np.float32)
+    medium, folder, seen = medium_of(config), Path(config.output) / "pictures", []
+
+    def full(file):
+        seen.append((file.stat().st_size, [each.name for each in folder.glob("[!.]*")]))
+        raise no_room()
+
+    monkeypatch.setattr(picture_medium, "sync", full)
+    with pytest.raises(DiskFullError, match="the disk is full") as error:
+        medium.keep(grey)
+    assert error.value.fix == "free some space, then go on with: the same command"
+    monkeypatch.undo()
+    name = medium.keep(grey)
+    assert seen == [((folder / name).stat().st_size, [])]
+
+
+def test_an_update_on_a_full_disk(done, tmp_path, monkeypatch):
+    config, _, output = done
+    shutil.copy(output / "updates" / "1" / "train.jsonl", tmp_path)
+
+    def full(self, folder):
+        raise no_room()
+
+    monkeypatch.setattr(Denoiser, "save", full)
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        medium_of(config).tune(tmp_path, config.model, 0)
 
 
 def test_signs(done, small_denoiser):
@@ -181,52 +212,6 @@ def test_a_wrong_configuration(tmp_path, small_denoiser, changes, message):
     assert message in str(error.value)
 
 
-class Cut(Exception):
-    pass
-
-
-def test_a_denoiser_from_nothing_goes_on_to_the_same_bits(tmp_path, small_denoiser, monkeypatch):
-    monkeypatch.setattr(module, "EVERY", 2)
-    settings = TrainingConfig(max_steps=5, learning_rate=1e-3)
-
-    def batch(step, last=5):
-        if step == last:
-            raise Cut
-        draw = torch.Generator().manual_seed(step)
-        return ["a circle", "a red square"], torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1
-
-    train_denoiser(small_denoiser, batch, settings, tmp_path / "whole")
-    with pytest.raises(Cut):
-        train_denoiser(small_denoiser, lambda step: batch(step, 3), settings, tmp_path / "cut")
-    assert not (tmp_path / "cut").exists()
-    seen = []
-    train_denoiser(small_denoiser, lambda step: seen.append(step) or batch(step), settings, tmp_path / "cut")
-    assert seen == [2, 3, 4]
-    for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
-        assert (tmp_path / "whole" / name).read_bytes() != (small_denoiser / name).read_bytes()
-
-
-def test_it_learns_its_pictures(tmp_path, small_denoiser):
-    """The noise error of pictures it was shown falls well below that of random weights, about 1."""
-    picture = torch.from_numpy(shapes.render(shapes.prompts()[0], 16, np.random.default_rng(0)))
-    settings = TrainingConfig(max_steps=40, learning_rate=3e-3, schedule="constant")
-    train_denoiser(
-        small_denoiser, lambda step: (["a circle"] * 8, picture.expand(8, -1, -1, -1)), settings, tmp_path / "new"
-    )
-    errors = []
-    for folder in (small_denoiser, tmp_path / "new"):
-        denoiser = Denoiser(str(folder), CPU)
-        torch.manual_seed(0)
-        noise, times = torch.randn(32, 3, 16, 16), torch.randint(1000, (32,))
-        with torch.no_grad():
-            encoded = denoiser.encode_prompts(["a circle"] * 32)
-            errors.append(float(denoiser.noise_errors(picture.expand(32, -1, -1, -1), encoded, times, noise).mean()))
-    assert errors[0] > 0.8
-    assert errors[1] < 0.5 * errors[0]
-    assert math.isfinite(errors[1])
-
-
 def test_the_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("pictures", EXAMPLES / "pictures.py")
@@ -236,9 +221,16 @@ def test_the_example(tmp_path, monkeypatch):
         monkeypatch.setattr(script, name, value)
     monkeypatch.setattr(sys, "argv", ["pictures.py", "files"])
     script.main()
+    weights = Path("files/learner/unet/diffusion_pytorch_model.safetensors")
+    made = weights.stat().st_mtime_ns
+    script.main()
+    assert weights.stat().st_mtime_ns == made
     rows = [json.loads(line) for line in Path("files/prompts.jsonl").read_text().splitlines()]
-    assert len({row["prompt"] for row in rows}) == 4 + 5 * 8
+    assert len({row["prompt"] for row in rows}) == len(rows) == 4 + 6 + 4 * 8
     assert {row["source"] for row in rows} == set(shapes.TASKS)
+    named = {prompt.text: prompt for prompt in shapes.prompts()}
+    asked = [named[row["prompt"]] for row in rows]
+    assert shapes.distinct(asked) == asked
     small = ["rounds=1", "prompts_per_round=4", "attempts=2", "pictures.steps=2"]
     config = load_section(SelfImproveConfig, EXAMPLES / "self_improve_pictures.yaml", small)
     rounds = improve(config)

@@ -20,7 +20,8 @@ from penchant.config_objective import build_objective
 from penchant.data.reading import read_groups
 from penchant.engine.denoising import Denoiser
 from penchant.engine.distribution import local_device
-from penchant.errors import DataError, DiskFullError
+from penchant.engine.folders import disk_errors, sync
+from penchant.errors import ConfigError, DataError
 from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig
 from penchant.recipes.self_improve.learner import Answer
@@ -34,6 +35,8 @@ INK = 0.1
 """How far from a picture's median colour a pixel is ink."""
 SHOWN = 96
 """Width of a picture on the page, pixels."""
+AGAIN = "the same command"
+"""What goes on with a run that stopped."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class PictureMedium:
         """Store a picture, [3, height, width] in [-1, 1]; its name.
 
         Raises:
-            DiskFullError: it cannot be stored.
+            DiskFullError: there is no room for it.
+            ConfigError: it cannot be stored for another reason.
         """
         from PIL import Image
 
@@ -80,12 +84,17 @@ class PictureMedium:
             # The learner's process and the trainer's may paint the same.
             aside = file.with_name(f".{os.getpid()}-{name}")
             try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                aside.write_bytes(stream.getvalue())
-                aside.rename(file)
+                with disk_errors(file, AGAIN):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    aside.write_bytes(stream.getvalue())
+                    # Judgements name it: after a power cut it must not be an empty file.
+                    sync(aside)
+                    aside.rename(file)
             except OSError as error:
-                raise DiskFullError(
-                    f"the picture cannot be stored: {error.strerror}", where=str(file), fix="make room; then go on"
+                raise ConfigError(
+                    f"the picture cannot be stored: {error.strerror}",
+                    where=str(file),
+                    fix=f"see that output is a folder you can write to, then go on with: {AGAIN}",
                 ) from error
         return name
 
@@ -102,18 +111,19 @@ class PictureMedium:
     def tune(self, folder: Path, model: str, seed: int) -> str:
         new, update = folder / "merged", self.config.update
         if not new.exists():
-            denoiser = Denoiser(model, local_device())
-            tune_denoiser(
-                denoiser,
-                read_groups(str(folder / "train.jsonl")).groups,
-                lambda name: torch.from_numpy(self.read(name)),
-                build_objective(update.objective),
-                update.training.model_copy(update={"seed": seed}),
-                update.lora,
-                self.settings.draws,
-                folder / "run",
-            )
-            denoiser.save(new)
+            with disk_errors(folder, AGAIN):
+                denoiser = Denoiser(model, local_device())
+                tune_denoiser(
+                    denoiser,
+                    read_groups(str(folder / "train.jsonl")).groups,
+                    lambda name: torch.from_numpy(self.read(name)),
+                    build_objective(update.objective),
+                    update.training.model_copy(update={"seed": seed}),
+                    update.lora,
+                    self.settings.draws,
+                    folder / "run",
+                )
+                denoiser.save(new)
         return str(new)
 
     def signs(self, model: str, first: str, prompts: Sequence[str], answers: Sequence[str]) -> Signs:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations, product
 from typing import Literal, get_args
 
@@ -30,6 +32,8 @@ TASKS: tuple[Task, ...] = get_args(Task)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 SIDES: dict[Side, tuple[int, int]] = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """For each relation the unit vector (x, y) that points from the second thing to the first."""
+MIRRORED: dict[Side, Side] = {"right of": "left of", "below": "above"}
+"""The relations that are others told from the second thing."""
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.9, -0.9, -0.9),
     "orange": (0.95, 0.05, -0.95),
@@ -82,12 +86,6 @@ class Count:
     thing: Thing
     number: int = 1
 
-    @property
-    def sentence(self) -> str:
-        if self.number == 1:
-            return f"there is exactly 1 {self.thing}"
-        return f"there are exactly {self.number} {self.thing.plural}"
-
 
 @dataclass(frozen=True)
 class Relation:
@@ -96,10 +94,6 @@ class Relation:
     first: Thing
     side: Side
     second: Thing
-
-    @property
-    def sentence(self) -> str:
-        return f"the {self.first} is {self.side} the {self.second}"
 
 
 Condition = Count | Relation
@@ -156,11 +150,35 @@ def _beside(first: Thing, side: Side, second: Thing) -> Prompt:
     return Prompt("position", f"{first.with_article} {side} {second.with_article}", conditions)
 
 
+def distinct(told: Iterable[Prompt]) -> list[Prompt]:
+    """The first prompt of each meaning: "a circle and a square" and "a square and a circle" have one.
+
+    Of such twins, one could be held out and the other tried.
+    """
+    firsts: dict[frozenset[Condition], Prompt] = {}
+    for prompt in told:
+        firsts.setdefault(frozenset(map(_from_one_side, prompt.conditions)), prompt)
+    return list(firsts.values())
+
+
+def _from_one_side(condition: Condition) -> Condition:
+    if isinstance(condition, Relation) and condition.side in MIRRORED:
+        return Relation(condition.second, MIRRORED[condition.side], condition.first)
+    return condition
+
+
 def draw_prompts(n: int, seed: int) -> list[Prompt]:
     """`n` random prompts, the tasks in turn and so in equal shares; small tasks repeat theirs."""
     rng = random.Random(f"shapes {seed}")
-    by_task = {task: [prompt for prompt in prompts() if prompt.task == task] for task in TASKS}
+    by_task = _by_task()
     return [rng.choice(by_task[TASKS[place % len(TASKS)]]) for place in range(n)]
+
+
+@cache
+def _by_task() -> dict[Task, list[Prompt]]:
+    # Kept: a model from nothing is trained on thousands of draws.
+    every = prompts()
+    return {task: [prompt for prompt in every if prompt.task == task] for task in TASKS}
 
 
 def render(prompt: Prompt, size: int, draw: np.random.Generator) -> Picture:

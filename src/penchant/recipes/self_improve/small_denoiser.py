@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from torch import Tensor
 from penchant.config import TrainingConfig
 from penchant.engine.denoising import INDEX, Denoiser, diffusers
 from penchant.engine.distribution import local_device
+from penchant.engine.folders import disk_errors, sync
 from penchant.engine.progress import Progress
+from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.files import write_atomically
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
@@ -24,6 +28,8 @@ WITHOUT = 0.1
 """Share of pictures shown without their prompt, so that painting can be guided."""
 EVERY = 250
 """Steps between two checkpoints."""
+AGAIN = "the same command"
+"""What goes on with training that stopped."""
 
 Batch = tuple[Sequence[str], Tensor]
 """Prompts, and pictures [N, 3, size, size] in [-1, 1]."""
@@ -82,9 +88,16 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
     Args:
         batch: of a 0-based step; the same each time it is asked.
         settings: of `max_steps`; `batch_size` and what is of texts is not used.
-        folder: where the model goes.
+        folder: where the model goes; FOLDER.json beside it says from what and by which settings.
+
+    Raises:
+        ConfigError: what is there was made from another start or by other settings.
+        TrainingError: the loss is not a finite number, or the disk is full.
     """
+    made = {"start": _fingerprint(start), **settings.model_dump(mode="json")}
+    record = folder.with_name(f"{folder.name}.json")
     if folder.exists():
+        _refuse_other(made, _recorded(record), folder)
         return
     denoiser = Denoiser(str(start), local_device())
     trained = torch.nn.ModuleList([denoiser.unet, denoiser.text_encoder]).requires_grad_(True)
@@ -93,6 +106,7 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
     first = 0
     if saved.exists():
         state: dict[str, Any] = torch.load(saved, weights_only=True)
+        _refuse_other(made, state.get("made", {}), saved)
         trained.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
@@ -100,20 +114,67 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
         for step in range(first, total):
             loss = _step(denoiser, *batch(step), seed=settings.seed * 1_000_003 + step)
             loss.backward()
-            scale_and_clip(trained, 1.0, settings.max_grad_norm)
+            norm = scale_and_clip(trained, 1.0, settings.max_grad_norm)
+            if not math.isfinite(loss.item() + norm):
+                raise TrainingError(
+                    f"the loss or its gradient is not a finite number at step {step + 1}",
+                    where=str(folder),
+                    fix="lower the learning rate",
+                )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, total, settings)
             optimizer.step()
             optimizer.zero_grad()
             progress.advance(1, f"loss {loss.item():.4f}")
             if (step + 1) % EVERY == 0:
-                aside = saved.with_name(f".writing-{saved.name}")
-                torch.save(
-                    {"weights": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, aside
-                )
-                aside.rename(saved)
-    denoiser.save(folder)
+                state = {"weights": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                _save({**state, "made": made}, saved)
+    with disk_errors(folder, AGAIN):
+        # First: a model whose making is not told counts as another's.
+        write_atomically(record, json.dumps(made, indent=2) + "\n")
+        denoiser.save(folder)
     saved.unlink(missing_ok=True)
+
+
+def _save(state: dict[str, Any], file: Path) -> None:
+    """Raises DiskFullError; what was saved before stays."""
+    aside = file.with_name(f".writing-{file.name}")
+    with disk_errors(file, AGAIN):
+        # Given a name in place of a stream, torch tells a full disk without its number.
+        with aside.open("wb") as stream:
+            torch.save(state, stream)
+        sync(aside)
+        aside.rename(file)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the names and contents of a folder's files."""
+    found = hashlib.blake2b(digest_size=16)
+    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "blake2b").hexdigest()
+        found.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return found.hexdigest()
+
+
+def _recorded(file: Path) -> dict[str, Any]:
+    """How a model was made; nothing where that is not told."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_other(made: dict[str, Any], found: dict[str, Any], where: Path) -> None:
+    """Raise ConfigError where what was found was made otherwise."""
+    other = [name for name, value in made.items() if name not in found or found[name] != value]
+    if other:
+        raise ConfigError(
+            f"the learner there was made with other settings: {', '.join(other) if found else 'it does not say which'}",
+            where=str(where),
+            fix="name another folder or remove it",
+        )
 
 
 def _step(denoiser: Denoiser, prompts: Sequence[str], pictures: Tensor, seed: int) -> Tensor:

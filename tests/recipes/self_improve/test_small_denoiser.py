@@ -1,0 +1,139 @@
+"""A model of pictures from nothing: what it learns, and that what is there already is its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from penchant.config import TrainingConfig
+from penchant.engine.denoising import Denoiser
+from penchant.errors import ConfigError, DiskFullError, TrainingError
+from penchant.recipes.self_improve import shapes
+from penchant.recipes.self_improve import small_denoiser as module
+from penchant.recipes.self_improve.small_denoiser import train_denoiser
+
+CPU = torch.device("cpu")
+
+
+class Cut(Exception):
+    pass
+
+
+def noise(step, last=math.inf):
+    """Two random pictures, until the last step."""
+    if step == last:
+        raise Cut
+    draw = torch.Generator().manual_seed(step)
+    return ["a circle", "a red square"], torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1
+
+
+def test_a_denoiser_from_nothing_goes_on_to_the_same_bits(tmp_path, small_denoiser, monkeypatch):
+    monkeypatch.setattr(module, "EVERY", 2)
+    settings = TrainingConfig(max_steps=5, learning_rate=1e-3)
+    train_denoiser(small_denoiser, noise, settings, tmp_path / "whole")
+    saved, synced = tmp_path / "cut.checkpoint", []
+    monkeypatch.setattr(module, "sync", lambda file: synced.append((file.stat().st_size, saved.exists())))
+    with pytest.raises(Cut):
+        train_denoiser(small_denoiser, lambda step: noise(step, 3), settings, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    # All of it was on the disk before it had its name.
+    assert synced == [(saved.stat().st_size, False)]
+    seen = []
+    train_denoiser(small_denoiser, lambda step: seen.append(step) or noise(step), settings, tmp_path / "cut")
+    assert seen == [2, 3, 4]
+    for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+        assert (tmp_path / "whole" / name).read_bytes() != (small_denoiser / name).read_bytes()
+
+
+def test_a_denoiser_made_otherwise_is_not_taken_for_this_one(tmp_path, small_denoiser, monkeypatch):
+    monkeypatch.setattr(module, "EVERY", 1)
+    settings, folder = TrainingConfig(max_steps=2, learning_rate=1e-3), tmp_path / "new"
+    others = settings.model_copy(update={"learning_rate": 1e-2, "seed": 1})
+    start = tmp_path / "start"
+    shutil.copytree(small_denoiser, start)
+    with pytest.raises(Cut):
+        train_denoiser(start, lambda step: noise(step, 1), settings, folder)
+    with pytest.raises(ConfigError, match="was made with other settings: learning_rate, seed") as error:
+        train_denoiser(start, noise, others, folder)
+    assert error.value.where == str(tmp_path / "new.checkpoint")
+    assert error.value.fix == "name another folder or remove it"
+    train_denoiser(start, noise, settings, folder)
+    assert json.loads((tmp_path / "new.json").read_text())["learning_rate"] == 1e-3
+    train_denoiser(start, lambda step: noise(step, step), settings, folder)
+    with pytest.raises(ConfigError, match="was made with other settings: learning_rate, seed") as error:
+        train_denoiser(start, noise, others, folder)
+    assert error.value.where == str(folder)
+    (start / "scheduler" / "scheduler_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="was made with other settings: start"):
+        train_denoiser(start, noise, settings, folder)
+    (tmp_path / "new.json").unlink()
+    with pytest.raises(ConfigError, match="was made with other settings: it does not say which"):
+        train_denoiser(small_denoiser, noise, settings, folder)
+
+
+def test_a_denoiser_stops_at_what_is_no_number(tmp_path, small_denoiser):
+    def broken(step):
+        prompts, pictures = noise(step)
+        return prompts, pictures * (math.nan if step == 1 else 1)
+
+    settings = TrainingConfig(max_steps=3, learning_rate=1e-3)
+    with pytest.raises(TrainingError, match="the loss or its gradient is not a finite number at step 2"):
+        train_denoiser(small_denoiser, broken, settings, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_denoiser_from_nothing_on_a_full_disk(tmp_path, small_denoiser, monkeypatch):
+    """The second checkpoint finds no room; what goes on begins at the first."""
+    monkeypatch.setattr(module, "EVERY", 1)
+    settings, limits = TrainingConfig(max_steps=3, learning_rate=1e-3), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def batch(step):
+        if step == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        return noise(step)
+
+    try:
+        with pytest.raises(DiskFullError, match="the disk is full; what was saved before is untouched"):
+            train_denoiser(small_denoiser, batch, settings, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    seen = []
+    train_denoiser(small_denoiser, lambda step: seen.append(step) or noise(step), settings, tmp_path / "new")
+    assert seen == [1, 2]
+
+
+def test_a_denoiser_that_finds_no_room_at_its_end(tmp_path, small_denoiser, monkeypatch):
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Denoiser, "save", full)
+    with pytest.raises(DiskFullError, match="the disk is full") as error:
+        train_denoiser(small_denoiser, noise, TrainingConfig(max_steps=1), tmp_path / "new")
+    assert error.value.where == str(tmp_path / "new")
+
+
+def test_it_learns_its_pictures(tmp_path, small_denoiser):
+    """The noise error of pictures it was shown falls well below that of random weights, about 1."""
+    picture = torch.from_numpy(shapes.render(shapes.prompts()[0], 16, np.random.default_rng(0)))
+    settings = TrainingConfig(max_steps=40, learning_rate=3e-3, schedule="constant")
+    train_denoiser(
+        small_denoiser, lambda step: (["a circle"] * 8, picture.expand(8, -1, -1, -1)), settings, tmp_path / "new"
+    )
+    errors = []
+    for folder in (small_denoiser, tmp_path / "new"):
+        denoiser = Denoiser(str(folder), CPU)
+        torch.manual_seed(0)
+        noise, times = torch.randn(32, 3, 16, 16), torch.randint(1000, (32,))
+        with torch.no_grad():
+            encoded = denoiser.encode_prompts(["a circle"] * 32)
+            errors.append(float(denoiser.noise_errors(picture.expand(32, -1, -1, -1), encoded, times, noise).mean()))
+    assert errors[0] > 0.8
+    assert errors[1] < 0.5 * errors[0]
+    assert math.isfinite(errors[1])
