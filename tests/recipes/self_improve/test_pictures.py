@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -159,18 +158,6 @@ def test_a_picture_is_on_the_disk_before_it_has_its_name(tmp_path, small_denoise
     monkeypatch.undo()
     name = medium.keep(grey)
     assert seen == [((folder / name).stat().st_size, [])]
-
-
-def test_an_update_on_a_full_disk(done, tmp_path, monkeypatch):
-    config, _, output = done
-    shutil.copy(output / "updates" / "1" / "train.jsonl", tmp_path)
-
-    def full(self, folder):
-        raise no_room()
-
-    monkeypatch.setattr(Denoiser, "save", full)
-    with pytest.raises(DiskFullError, match="the disk is full"):
-        medium_of(config).tune(tmp_path, config.model, 0)
 
 
 def test_signs(done, small_denoiser):

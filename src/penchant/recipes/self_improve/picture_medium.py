@@ -111,19 +111,18 @@ class PictureMedium:
     def tune(self, folder: Path, model: str, seed: int) -> str:
         new, update = folder / "merged", self.config.update
         if not new.exists():
-            with disk_errors(folder, AGAIN):
-                denoiser = Denoiser(model, local_device())
-                tune_denoiser(
-                    denoiser,
-                    read_groups(str(folder / "train.jsonl")).groups,
-                    lambda name: torch.from_numpy(self.read(name)),
-                    build_objective(update.objective),
-                    update.training.model_copy(update={"seed": seed}),
-                    update.lora,
-                    self.settings.draws,
-                    folder / "run",
-                )
-                denoiser.save(new)
+            denoiser = Denoiser(model, local_device())
+            tune_denoiser(
+                denoiser,
+                read_groups(str(folder / "train.jsonl")).groups,
+                lambda name: torch.from_numpy(self.read(name)),
+                build_objective(update.objective),
+                update.training.model_copy(update={"seed": seed}),
+                update.lora,
+                self.settings.draws,
+                folder / "run",
+            )
+            denoiser.save(new)
         return str(new)
 
     def signs(self, model: str, first: str, prompts: Sequence[str], answers: Sequence[str]) -> Signs:

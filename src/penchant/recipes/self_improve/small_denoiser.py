@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -20,6 +19,7 @@ from penchant.engine.folders import disk_errors, sync
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.files import write_atomically
+from penchant.recipes.fingerprints import weights_fingerprint
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
 LONGEST, WIDTH = 12, 64
@@ -94,7 +94,7 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
         ConfigError: what is there was made from another start or by other settings.
         TrainingError: the loss is not a finite number, or the disk is full.
     """
-    made = {"start": _fingerprint(start), **settings.model_dump(mode="json")}
+    made = {"start": weights_fingerprint(str(start)), **settings.model_dump(mode="json")}
     record = folder.with_name(f"{folder.name}.json")
     if folder.exists():
         _refuse_other(made, _recorded(record), folder)
@@ -145,16 +145,6 @@ def _save(state: dict[str, Any], file: Path) -> None:
             torch.save(state, stream)
         sync(aside)
         aside.rename(file)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of the names and contents of a folder's files."""
-    found = hashlib.blake2b(digest_size=16)
-    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "blake2b").hexdigest()
-        found.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
-    return found.hexdigest()
 
 
 def _recorded(file: Path) -> dict[str, Any]:
