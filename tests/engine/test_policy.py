@@ -99,3 +99,6 @@ class TestLora:
     def test_targets_that_are_not_there(self, policy):
         with pytest.raises(ConfigError, match=r"lora\.targets"):
             policy.add_lora(rank=2, alpha=4, dropout=0.0, targets=["nothing_of_that_name"])
+        with pytest.raises(ConfigError, match=r"lora\.targets: no module is called v_porj") as error:
+            policy.add_lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "v_porj"])
+        assert "q_proj" in error.value.fix

@@ -165,7 +165,7 @@ def test_an_objective_that_does_not_serve(stable_diffusion, tmp_path, objective)
 def test_adapters_for_layers_that_are_not_there(stable_diffusion, tmp_path, targets):
     with pytest.raises(ConfigError, match=r"lora\.targets: ") as error:
         tuned(stable_diffusion, tmp_path, DPO(), targets=targets)
-    assert error.value.fix.startswith("use all-linear, or names of the UNet's layers: linear_1, ")
+    assert error.value.fix.startswith("use all-linear, or names of the model's layers: linear_1, ")
     assert "to_q, to_v" in error.value.fix
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from penchant.engine.adapters import add_adapters
 from penchant.engine.distribution import World
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
-from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,16 +51,8 @@ class Policy:
         Raises:
             ConfigError: no module has the name of a target.
         """
-        from peft import LoraConfig, get_peft_model
-
         remove_dropout(self.model)
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=task)
-        try:
-            self.adapters = get_peft_model(self.model, config)
-        except ValueError as error:
-            raise ConfigError(
-                f"lora.targets: {str(error).splitlines()[0]}", fix="use all-linear, or names as in q_proj, v_proj"
-            ) from error
+        self.adapters = add_adapters(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, task=task)
         fuse_adapters(self.adapters)
 
     def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype) -> None:

@@ -9,16 +9,15 @@ holds the number of timesteps and their weight; small models want far less.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from penchant.config import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
+from penchant.engine.adapters import add_adapters
 from penchant.engine.denoising import Denoiser
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
@@ -54,7 +53,10 @@ def tune_denoiser(
     """
     check_objective(objective)
     torch.manual_seed(settings.seed)
-    model = denoiser.unet = _with_adapters(denoiser.unet, lora)
+    targets = linear_layers(denoiser.unet) if lora.targets == "all-linear" else lora.targets
+    model = denoiser.unet = add_adapters(
+        denoiser.unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets
+    )
     order = Order(len(groups), settings.batch_size, settings.seed, settings.shuffle)
     total = settings.max_steps or max(1, round(settings.epochs * order.steps_per_epoch))
     optimizer, state = build_optimizer(model, settings), objective.initial_state(settings.seed)
@@ -107,24 +109,6 @@ def _is_fitted(objective: Objective) -> bool:
     if isinstance(objective, WeightedSum):
         return any(_is_fitted(part.objective) for part in objective.parts)
     return isinstance(objective, Fitted)
-
-
-def _with_adapters(unet: torch.nn.Module, lora: LoraConfig) -> Any:
-    from peft import LoraConfig as Adapters
-    from peft import get_peft_model
-
-    linear = linear_layers(unet)
-    names = linear if lora.targets == "all-linear" else lora.targets
-    try:
-        adapters = Adapters(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-        # The type says that a model of transformers is wanted; any module serves.
-        return get_peft_model(unet, adapters)
-    except (ValueError, re.error) as error:
-        there = sorted({last for name in linear if not (last := name.rpartition(".")[2]).isdigit()})
-        raise ConfigError(
-            f"lora.targets: {str(error).splitlines()[0]}",
-            fix=f"use all-linear, or names of the UNet's layers: {', '.join(there)}",
-        ) from error
 
 
 def linear_layers(unet: torch.nn.Module) -> list[str]:

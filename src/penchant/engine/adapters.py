@@ -1,0 +1,50 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on any module, by PEFT."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from penchant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def add_adapters(
+    model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: str | list[str], task: str | None = None
+) -> PeftModel:
+    """Freeze a module's weights and put adapters beside them; they start as the identity.
+
+    Args:
+        targets: ``all-linear``, names of layers (each the end of a module's name), or one regular expression.
+        task: PEFT's name for a language model's; None for other modules.
+
+    Raises:
+        ConfigError: a name is no layer's, or adapters cannot be put beside one.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=task)
+    try:
+        # PEFT is content where one of several names is found.
+        for name in targets if isinstance(targets, list) else []:
+            if not any(f".{each}".endswith(f".{name}") for each, _ in model.named_modules()):
+                raise ValueError(f"no module is called {name}")
+        # The type says that a model of transformers is wanted; any module serves.
+        found: Any = get_peft_model(model, config)
+    except (ValueError, re.error) as error:
+        raise ConfigError(
+            f"lora.targets: {str(error).splitlines()[0]}",
+            fix=f"use all-linear, or names of the model's layers: {', '.join(_linear_names(model))}",
+        ) from error
+    adapted: PeftModel = found
+    return adapted
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """The ends of the names of linear layers, each once."""
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name for name in names if not name.isdigit()})
