@@ -105,9 +105,9 @@ def test_a_corruption_that_is_right_after_all_is_left_out():
 
 def test_parts_share_no_name_and_no_text(questions):
     shared = question("x", "simple", "Sing number 3.", [function("add_5", a="integer")], [])
-    numbers = families([*questions, shared])
+    found = families([*questions, shared])
     ids = [*(each.id for each in questions), "x"]
-    of = dict(zip(ids, numbers, strict=True))
+    of = dict(zip(ids, found, strict=True))
     # By the text with i3, and by the name with p5.
     assert of["x"] == of["i3"] == of["p5"]
     assert of["s1"] == of["p1"] != of["s2"]
@@ -118,6 +118,23 @@ def test_parts_share_no_name_and_no_text(questions):
     assert len(train) + len(test) == len(questions) + 1
     with pytest.raises(DataError, match="one side empty"):
         split(questions[:1], 0.3, seed=0)
+
+
+def test_parts_do_not_depend_on_order(questions):
+    shuffled = random.Random(1).sample(questions, len(questions))
+    assert {each.id for each in split(shuffled, 0.3, seed=0)[1]} == {
+        each.id for each in split(questions, 0.3, seed=0)[1]
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_questions_that_are_added_part_no_others(questions, seed):
+    """A family's place among the others stays: of the old ones held out then, all or none besides are held out now."""
+    more = [question(f"m{n}", "simple", f"More {n}.", [function(f"more_{n}", a="integer")], []) for n in range(30)]
+    before = {each.id for each in split(questions, 0.3, seed=seed)[1]}
+    after = {each.id for each in split([*more, *questions], 0.3, seed=seed)[1]} & {each.id for each in questions}
+    assert before <= after or after <= before
+    assert before & after
 
 
 def test_the_leaderboards_own_files(shared_data):
