@@ -12,15 +12,18 @@ import yaml
 
 from penchant.cli import run
 from penchant.config_errors import validated
+from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.recipes.tool_calling.config import ToolCallingConfig
+from penchant.recipes.tool_calling.data import held_out_names, names_of, variants
 from penchant.recipes.tool_calling.pipeline import stages, tool_calling
 from penchant.recipes.tool_calling.rewarding import reward_of
 from penchant.recipes.tool_calling.right import right_answer
+from penchant.recipes.tool_calling.vocabulary import Vocabulary
 
 from .conftest import function, question
 
@@ -104,9 +107,39 @@ def test_the_data(done):
     names = [{f.name for q in part for f in q.functions} for part in parts.values()]
     assert sum(map(len, names)) == len(set.union(*names))
     supervised = read_groups(out / "data" / "supervised_train.jsonl").groups
-    assert len(supervised) == 3 * len(parts["train"]) + 4
-    assert found["variants"] == 2 * len(parts["train"])
+    assert len(supervised) == len(parts["train"]) + found["variants"] + 4
+    # A repeat is left out.
+    assert 2 * len(parts["train"]) - 3 <= found["variants"] <= 2 * len(parts["train"])
+    assert len({as_text(group.prompt) for group in supervised}) == len(supervised)
     assert [group.candidates[0] for group in supervised[-4:]] == [f" open door {n}" for n in range(4)]
+
+
+def test_no_row_of_training_offers_a_function_that_is_held_out(done):
+    """Not under a name that a variant was given either, in none of the files that steps learn from."""
+    out = done[0] / "out"
+    held_out = {
+        f.name.lower()
+        for part in ("validation", "test")
+        for q in read_bfcl(out / "data" / part)[0]
+        for f in q.functions
+    }
+    offered = set()
+    for file in ("data/supervised_train.jsonl", "review/train.jsonl", "reward/train.jsonl"):
+        for group in read_groups(out / file).groups:
+            shown = as_text(group.prompt).partition("\nQ: ")[0]
+            offered |= {line.partition("(")[0].lower() for line in shown.splitlines() if group.source != "trajectories"}
+    assert len(offered) > 30
+    assert not offered & held_out
+
+
+def test_names_that_are_held_out_are_given_to_no_variant(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(Vocabulary, "name", lambda self, draw, parts: f"add_{draw.choice(range(12))}")
+    config = configured(tmp_path, questions)
+    tool_calling(config, only="data")
+    train = read_bfcl(tmp_path / "out" / "data" / "train")[0]
+    held_out = held_out_names(tmp_path / "out" / "data")
+    assert not names_of(variants(config, train, 20, 0, held_out)) & held_out
+    assert names_of(variants(config, train, 20, 0, frozenset())) & held_out
 
 
 def test_pairs_are_wrong_below_right(done):
