@@ -13,7 +13,7 @@ def families(questions: Sequence[ToolQuestion]) -> list[str]:
     """Each question's family; those that share a name on offer or a text, also through others, are in one.
 
     A family is called after the first of its names in the alphabet, or its text where it has none: by what is in it
-    alone, so that questions that are added to others part none of those that they have nothing to do with.
+    alone, so that questions that are added leave the names of families that they do not touch.
     """
     parents: dict[str, str] = {}
 
