@@ -9,7 +9,6 @@ alfworld_react/alfworld.json (trajectories as text: "> action", then what is see
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import re
@@ -31,21 +30,27 @@ def write(file: Path, rows: Iterable[Row]) -> None:
 
 
 def dialogues(data: Path) -> Iterator[tuple[Row, Row]]:
-    """Each first call of a dialogue, as a question with its answer."""
+    """Each dialogue that begins with a question and its call, as a question with its answer.
+
+    A call that comes later rests on what was said before, which a question of one turn does not hold; one with a number
+    that the question does not say, as the day it is, on what nobody said.
+    """
     rows = json.loads((data / "glaive_toolcall" / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     for number, row in enumerate(rows):
-        tools, turns = json.loads(row["tools"]), row["conversations"]
-        for said, reply in itertools.pairwise(turns):
-            if tools and said["from"] == "human" and reply["from"] == "function_call":
-                call = json.loads(reply["value"])
-                properties = {each["name"]: each.get("parameters") for each in tools}
-                known = (properties.get(call["name"]) or {}).get("properties", {})
-                given = {key: [value] for key, value in call["arguments"].items() if key in known}
-                if len(given) == len(call["arguments"]):
-                    name = f"glaive_{number}"
-                    asked = {"id": name, "question": [[{"role": "user", "content": said["value"]}]], "function": tools}
-                    yield asked, {"id": name, "ground_truth": [{call["name"]: given}]}
-                break
+        tools, (said, reply, *_) = json.loads(row["tools"]), row["conversations"]
+        if not tools or (said["from"], reply["from"]) != ("human", "function_call"):
+            continue
+        call = json.loads(reply["value"])
+        properties = {each["name"]: each.get("parameters") for each in tools}
+        known = (properties.get(call["name"]) or {}).get("properties", {})
+        given = {key: [value] for key, value in call["arguments"].items() if key in known}
+        values = json.dumps(list(call["arguments"].values()), ensure_ascii=False)
+        # 200,000 is 200000, and 15 % is 0.15.
+        unsaid = set(re.findall(r"\d+", values)) - {"0", *re.findall(r"\d+", said["value"].replace(",", ""))}
+        if len(given) == len(call["arguments"]) and not unsaid:
+            name = f"glaive_{number}"
+            asked = {"id": name, "question": [[{"role": "user", "content": said["value"]}]], "function": tools}
+            yield asked, {"id": name, "ground_truth": [{call["name"]: given}]}
 
 
 def steps(data: Path) -> Iterator[Row]:

@@ -194,6 +194,12 @@ def test_what_people_reject_is_not_trained_on(done, tmp_path):
     assert {group.id for group in before} - {group.id for group in after} == {rejected.id}
 
 
+def test_verdicts_that_are_not_there_are_not_those_of_nobody(done):
+    """A mistyped path after a run without a review."""
+    with pytest.raises(ConfigError, match="review's verdicts was null; now it is"):
+        dialogue(configured(done[0], review={"most": 4, "verdicts": "mistyped.jsonl"}))
+
+
 def test_a_judge_and_adapters(done, tmp_path, saying, tiny_bert):
     """The judge likes what stands first: in both orders that is a tie."""
     url = saying(lambda question: "[[A]]")

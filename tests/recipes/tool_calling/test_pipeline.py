@@ -12,19 +12,33 @@ import yaml
 
 from penchant.cli import run
 from penchant.config_errors import validated
+from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.recipes.tool_calling.config import ToolCallingConfig
+from penchant.recipes.tool_calling.data import held_out_names, names_of, variants
 from penchant.recipes.tool_calling.pipeline import stages, tool_calling
 from penchant.recipes.tool_calling.rewarding import reward_of
 from penchant.recipes.tool_calling.right import right_answer
+from penchant.recipes.tool_calling.vocabulary import Vocabulary
 
 from .conftest import function, question
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
+TAUGHT = {
+    "sft": {"learns": "answers", "objective": {"name": "sft"}, "training": STEPS},
+    "lora_sft": {"learns": "answers", "objective": {"name": "sft"}, "training": STEPS, "lora": {"rank": 2}},
+    "dpo": {"learns": "pairs", "objective": {"name": "dpo"}, "training": STEPS},
+    "rl": {
+        "learns": "reward",
+        "objective": {"name": "rloo"},
+        "training": STEPS,
+        "sampling": {"samples": 2, "max_new_tokens": 4},
+    },
+}
 PATHS = {"sft": ["sft"], "lora_sft": ["lora_sft"], "dpo": ["sft", "dpo"], "hybrid": ["lora_sft", "dpo", "rl"]}
 
 
@@ -34,6 +48,7 @@ def configured(folder, questions, **changes):
     (folder / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     steps = [{"prompt": f"You see a door {n}.\n>", "completion": f" open door {n}"} for n in range(4)]
     (folder / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    paths = changes.get("paths", PATHS)
     values = {
         "questions": str(folder / "questions"),
         "trajectories": str(folder / "steps.jsonl"),
@@ -51,18 +66,8 @@ def configured(folder, questions, **changes):
         "mismatched": 0.3,
         "pairs": {"corruptions": 2, "samples": 1, "variants": 1},
         "review": {"most": 5},
-        "steps": {
-            "sft": {"learns": "answers", "objective": {"name": "sft"}, "training": STEPS},
-            "lora_sft": {"learns": "answers", "objective": {"name": "sft"}, "training": STEPS, "lora": {"rank": 2}},
-            "dpo": {"learns": "pairs", "objective": {"name": "dpo"}, "training": STEPS},
-            "rl": {
-                "learns": "reward",
-                "objective": {"name": "rloo"},
-                "training": STEPS,
-                "sampling": {"samples": 2, "max_new_tokens": 4},
-            },
-        },
-        "paths": PATHS,
+        "steps": {name: step for name, step in TAUGHT.items() if any(name in steps for steps in paths.values())},
+        "paths": paths,
         "seeds": [3, 5],
         "answer_tokens": 6,
         "timed": 2,
@@ -92,7 +97,9 @@ def test_every_stage_leaves_what_it_says(done, questions):
     assert (out / "lora_sft-dpo-rl-5" / "run" / "model.safetensors").exists()
     assert json.loads((out / "result.json").read_text()) == found
     page = (out / "report.html").read_text()
-    assert all(text in page for text in ("hybrid, int8", "Over base", "Over sft", "words alone tell"))
+    assert all(
+        text in page for text in ("hybrid, int8", "Over base", "Over sft", "words alone tell", "no right answer")
+    )
 
 
 def test_the_data(done):
@@ -104,9 +111,39 @@ def test_the_data(done):
     names = [{f.name for q in part for f in q.functions} for part in parts.values()]
     assert sum(map(len, names)) == len(set.union(*names))
     supervised = read_groups(out / "data" / "supervised_train.jsonl").groups
-    assert len(supervised) == 3 * len(parts["train"]) + 4
-    assert found["variants"] == 2 * len(parts["train"])
+    assert len(supervised) == len(parts["train"]) + found["variants"] + 4
+    # A repeat is left out.
+    assert 2 * len(parts["train"]) - 3 <= found["variants"] <= 2 * len(parts["train"])
+    assert len({as_text(group.prompt) for group in supervised}) == len(supervised)
     assert [group.candidates[0] for group in supervised[-4:]] == [f" open door {n}" for n in range(4)]
+
+
+def test_no_row_of_training_offers_a_function_that_is_held_out(done):
+    """Not under a name that a variant was given either, in none of the files that steps learn from."""
+    out = done[0] / "out"
+    held_out = {
+        f.name.lower()
+        for part in ("validation", "test")
+        for q in read_bfcl(out / "data" / part)[0]
+        for f in q.functions
+    }
+    offered = set()
+    for file in ("data/supervised_train.jsonl", "review/train.jsonl", "reward/train.jsonl"):
+        for group in read_groups(out / file).groups:
+            shown = as_text(group.prompt).partition("\nQ: ")[0]
+            offered |= {line.partition("(")[0].lower() for line in shown.splitlines() if group.source != "trajectories"}
+    assert len(offered) > 30
+    assert not offered & held_out
+
+
+def test_names_that_are_held_out_are_given_to_no_variant(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(Vocabulary, "name", lambda self, draw, parts: f"add_{draw.choice(range(12))}")
+    config = configured(tmp_path, questions)
+    tool_calling(config, only="data")
+    train = read_bfcl(tmp_path / "out" / "data" / "train")[0]
+    held_out = held_out_names(tmp_path / "out" / "data")
+    assert not names_of(variants(config, train, 20, 0, held_out)) & held_out
+    assert names_of(variants(config, train, 20, 0, frozenset())) & held_out
 
 
 def test_pairs_are_wrong_below_right(done):
@@ -201,6 +238,10 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, questions, tm
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def step(name, **changes):
+    return {"steps": TAUGHT | {name: TAUGHT[name] | changes}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -210,14 +251,84 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, questions, tm
         ({"paths": {"base": ["sft"]}}, "'base' is the name"),
         ({"paths": {"a-b": ["sft"]}}, "'a-b' cannot be a name"),
         ({"pairs": {"corruptions": 0, "samples": 0}}, "nothing to reject"),
-        ({"pairs": {"weaker": "dpo"}}, "a path of one step"),
+        (
+            {"pairs": {"weaker": "dpo"}},
+            "pairs.weaker is 'dpo'; expected a path of one step that learns answers (here: sft",
+        ),
+        ({"pairs": {"weaker": "sfd"}}, "pairs.weaker is 'sfd'"),
+        ({"pairs": {"weaker": "./no/such"}}, "pairs.weaker is './no/such'"),
+        ({"pairs": {"weaker": "rl"}, "paths": {"rl": ["rl"], "dpo": ["dpo"]}}, "(here: none)"),
+        ({"pairs": {"weaker": "only"}, "paths": {"only": ["dpo"]}}, "pairs.weaker is 'only'"),
         ({"new_model": {}}, "a base from nothing needs text"),
+        ({"style": "messages"}, "a base from nothing has no chat template"),
+        ({"steps": TAUGHT | {"more": TAUGHT["sft"]}}, "steps.more is in no path"),
+        (step("sft", sampling={"samples": 2}), "steps.sft: sampling is of steps that learn from a reward"),
+        (step("sft", training=STEPS | {"seed": 1}), "steps.sft: training.seed is not used"),
+        (
+            step("sft", objective={"name": "sfd"}),
+            "steps.sft: objective.name: 'sfd' is no objective (did you mean sft?)",
+        ),
+        (step("dpo", objective={"name": "dpo", "beta": -1}), "steps.dpo: objective"),
+        (step("sft", objective={"name": "dpo"}), "objective dpo compares answers, and right answers stand alone"),
+        (step("sft", objective={"name": "kto"}), "objective kto compares answers"),
+        (step("dpo", objective={"name": "rloo"}), "objective rloo needs scores, and pairs have none"),
+        (step("dpo", objective={"name": "multi_reference"}), "mixes several references"),
+        (step("dpo", objective={"name": "bradley_terry"}), "makes a model that scores"),
+        (step("rl", objective={"name": "kto"}), "objective kto needs answers to other prompts"),
+        (step("rl", sampling={"samples": 1}), "objective rloo compares at least 2 answers, sampling.samples is 1"),
     ],
 )
 def test_a_wrong_configuration(tmp_path, questions, changes, message):
     with pytest.raises(ConfigError) as error:
         configured(tmp_path, questions, **changes)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("weaker", ["sft", "lora_sft", "base", "Some/model-1.5", "weak"])
+def test_what_pairs_can_be_of(tmp_path, questions, monkeypatch, weaker):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weak").mkdir()
+    assert configured(tmp_path, questions, pairs={"weaker": weaker}).pairs.weaker == weaker
+
+
+def test_where_no_step_learns_pairs_nobody_is_weaker(tmp_path, questions):
+    config = configured(tmp_path, questions, paths={"supervised": ["sft"]})
+    assert [stage.name for stage in stages(config)] == ["data", "base", "sft-3", "sft-5", "evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        # The stages before are the same, in the same order; everything is compared with the first path.
+        ({"paths": {"dpo": PATHS["dpo"], **PATHS}}, "evaluation's order was"),
+        (
+            {"paths": {"lora_sft": ["sft"], "sft": ["lora_sft"], **dict([*PATHS.items()][2:])}},
+            "pairs's weaker_steps was",
+        ),
+        ({"review": {"most": 5, "verdicts": "mistyped.jsonl"}}, "review's verdicts was null; now it is"),
+    ],
+)
+def test_what_decides_a_stage_is_not_changed_behind_it(done, questions, changes, told):
+    folder, _ = done
+    with pytest.raises(ConfigError) as error:
+        tool_calling(configured(folder, questions, **changes))
+    assert told in str(error.value)
+
+
+def test_whose_seed_decides_is_recorded(tmp_path, questions):
+    settings = {stage.name: stage.settings for stage in stages(configured(tmp_path, questions, seeds=[5, 3]))}
+    assert settings["pairs"]["seed"] == 5
+    assert settings["evaluation"]["seeds"] == [5, 3]
+
+
+def test_verdicts_that_are_not_there_yet_are_waited_for(questions, tmp_path):
+    changes = {"paths": {"dpo": ["dpo"]}, "pairs": {"weaker": "base", "variants": 0, "samples": 0}}
+    review = {"most": 5, "verdicts": str(tmp_path / "none.jsonl")}
+    with pytest.raises(DataError, match="there is no such file") as error:
+        tool_calling(configured(tmp_path, questions, **changes, review=review))
+    assert "penchant data review" in str(error.value)
+    assert (tmp_path / "out" / "pairs" / "queue.jsonl").exists()
+    assert not (tmp_path / "out" / "dpo-3").exists()
 
 
 def test_constrained_answers(questions, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,10 +14,13 @@ from penchant.evaluation.tool_calls.calls import Call, Fault
 from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_signatures
+from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.corruptions import CORRUPTIONS, corrupt
+from penchant.recipes.tool_calling.data import names_of, variants
 from penchant.recipes.tool_calling.right import right_answer, right_calls
 from penchant.recipes.tool_calling.splitting import families, split
-from penchant.recipes.tool_calling.variants import Vocabulary, variant
+from penchant.recipes.tool_calling.variants import misplaced, variant
+from penchant.recipes.tool_calling.vocabulary import Vocabulary
 
 from .conftest import function, question
 
@@ -63,12 +67,68 @@ def test_variants(questions):
     assert other > 0.7 * len(questions * 5) * 20 / 24
 
 
-def test_a_number_in_another_is_left_alone():
-    asked = question("q", "simple", "Add 5 to 15 and 5.5.", [function("f", a="integer")], [{"f": {"a": [5]}}])
-    made = variant(asked, Vocabulary(["one", "two", "three"]), random.Random(1))
-    [call] = right_calls(made)
-    [new] = call.arguments.values()
-    assert made.text == f"Add {new} to 15 and 5.5."
+def test_a_variant_takes_no_name_that_is_taken(questions):
+    draw, words = random.Random(0), Vocabulary(["gcd", "lcm"])
+    asked = question("q", "simple", "Of 5?", [function("divisor", a="integer")], [{"divisor": {"a": [5]}}])
+    names = {variant(asked, words, draw, {"gcd", "lcm_gcd"}).functions[0].name for _ in range(300)}
+    assert {"divisor", "lcm", "gcd_gcd"} < names
+    assert not names & {"gcd", "lcm_gcd"}
+    # Where no other name is free the function keeps its own.
+    alone = Vocabulary(["gcd"])
+    assert {variant(asked, alone, draw, {"gcd", "gcd_gcd", "gcd_gcd_gcd"}).functions[0].name for _ in range(50)} == {
+        "divisor"
+    }
+
+
+def test_a_variant_accepts_what_the_question_does(questions):
+    """Under other names, optional arguments too."""
+    draw, words = random.Random(0), Vocabulary.of(questions)
+    for asked in questions * 3:
+        made = variant(asked, words, draw)
+        for before, after in zip(asked.accepted, made.accepted, strict=True):
+            ([(name, old)], [(renamed, new)]) = before.items(), after.items()
+            place = [f.name for f in asked.functions].index(name)
+            assert made.functions[place].name == renamed
+            assert list(new) == list(made.functions[place].arguments)
+            assert ["" in values for values in new.values()] == ["" in values for values in old.values()]
+            if "hot" in old:
+                assert list(new.values())[2] == ["", True]
+    any_call = question("q", "relevance", "?", [function("f", a="integer")], [])
+    assert variant(replace(any_call, accepted=None), words, draw).accepted is None
+
+
+def test_no_variant_is_a_repeat(questions, tmp_path):
+    """Of a question to which no call is due, where it says no number, under functions that do not serve."""
+    plain = question("plain", "irrelevance", "Sing to me.", [function("add_up", numbers="array")], [])
+    config = ToolCallingConfig(
+        questions="q", output="o", model="m", mismatched=0.2, paths={"a": ["a"]},
+        steps={"a": {"learns": "answers", "objective": {"name": "sft"}}},
+    )  # fmt: skip
+    asked = [*questions, plain]
+    made = variants(config, asked, 8, 0, names_of([]))
+    prompts = [as_signatures(each) for each in [*asked, *made]]
+    assert len(set(prompts)) == len(prompts)
+    assert len({each.id for each in made}) == len(made) > 7 * len(asked)
+    own = [each for each in made if each.id.startswith("plain-")]
+    assert {each.text for each in own} == {"Sing to me."}
+    assert all(each.functions[0].name != "add_up" for each in own)
+    due = [each for each in made if not each.id.startswith(("i", "plain"))]
+    assert 0.1 < sum(not each.accepted for each in due) / len(due) < 0.3
+    for each in made:
+        assert each.accepted or each.category == "irrelevance"
+        assert each.fault(right_calls(each)) is None
+
+
+def test_no_function_is_misplaced_that_may_serve():
+    def offering(name):
+        return question(name, "simple", "?", [function(name, a="integer")], [])
+
+    asked = question("q", "simple", "How warm is it in Oslo?", [function("weatherReport.get", city="string")], [])
+    likely = [offering(name) for name in ("get_weather", "howWarmIsIt", "weathers.read", "warmer", "oslo_facts")]
+    assert misplaced(asked, asked, likely, random.Random(0)) is None
+    made = misplaced(asked, asked, [*likely, *[offering("tip.compute")] * 5], random.Random(0))
+    assert made.functions[0].name == "tip.compute"
+    assert made.accepted == ()
 
 
 @settings(deadline=None)
@@ -105,9 +165,9 @@ def test_a_corruption_that_is_right_after_all_is_left_out():
 
 def test_parts_share_no_name_and_no_text(questions):
     shared = question("x", "simple", "Sing number 3.", [function("add_5", a="integer")], [])
-    numbers = families([*questions, shared])
+    found = families([*questions, shared])
     ids = [*(each.id for each in questions), "x"]
-    of = dict(zip(ids, numbers, strict=True))
+    of = dict(zip(ids, found, strict=True))
     # By the text with i3, and by the name with p5.
     assert of["x"] == of["i3"] == of["p5"]
     assert of["s1"] == of["p1"] != of["s2"]
@@ -118,6 +178,23 @@ def test_parts_share_no_name_and_no_text(questions):
     assert len(train) + len(test) == len(questions) + 1
     with pytest.raises(DataError, match="one side empty"):
         split(questions[:1], 0.3, seed=0)
+
+
+def test_parts_do_not_depend_on_order(questions):
+    shuffled = random.Random(1).sample(questions, len(questions))
+    assert {each.id for each in split(shuffled, 0.3, seed=0)[1]} == {
+        each.id for each in split(questions, 0.3, seed=0)[1]
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_questions_that_are_added_part_no_others(questions, seed):
+    """A family's place among the others stays: of the old ones held out then, all or none besides are held out now."""
+    more = [question(f"m{n}", "simple", f"More {n}.", [function(f"more_{n}", a="integer")], []) for n in range(30)]
+    before = {each.id for each in split(questions, 0.3, seed=seed)[1]}
+    after = {each.id for each in split([*more, *questions], 0.3, seed=seed)[1]} & {each.id for each in questions}
+    assert before <= after or after <= before
+    assert before & after
 
 
 def test_the_leaderboards_own_files(shared_data):

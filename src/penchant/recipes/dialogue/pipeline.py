@@ -52,7 +52,8 @@ def stages(config: DialogueConfig) -> list[Stage]:
     }
     data = {key: settings[key] for key in ("template", "filters", "rewriting", "held_out", "questions", "seed")}
     verdicts = config.review.verdicts
-    said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else None
+    # A file that is not there is not the same as none named: the stage tells so, and is not taken for done.
+    said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else verdicts
     listed = [
         Stage(
             "data",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from penchant.config import SamplingConfig, Section, TrainingConfig
+from penchant.config_objective import build_objective
+from penchant.errors import ConfigError
+from penchant.objectives import Needs
 from penchant.recipes.comparing import Seeds
 from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 class NewModelConfig(SizesConfig):
@@ -37,14 +44,55 @@ class PairsConfig(Section):
         return self
 
 
+Learns = Literal["answers", "pairs", "reward"]
+
+
 class StepConfig(TunedConfig):
     """One way to learn, from wherever the path has come to."""
 
-    learns: Literal["answers", "pairs", "reward"] = Field(
-        description="right answers, right above wrong ones, or by the score of its own answers"
-    )
+    learns: Learns = Field(description="right answers, right above wrong ones, or by the score of its own answers")
     objective: dict[str, Any] = Field(description="as in a run")
     sampling: SamplingConfig = Field(SamplingConfig(), description="of its own answers, where it learns from a reward")
+
+    @model_validator(mode="after")
+    def _used(self) -> StepConfig:
+        if self.learns != "reward" and self.sampling != SamplingConfig():
+            raise ValueError(
+                f"sampling is of steps that learn from a reward, this one learns {self.learns}: leave it out"
+            )
+        if self.training.seed != TrainingConfig.model_fields["seed"].default:
+            raise ValueError("training.seed is not used: every path is gone with each of `seeds`; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> StepConfig:
+        try:
+            objective = build_objective(self.objective)
+        except ConfigError as error:
+            raise ValueError(str(error).replace("\n  what to do: ", "; ")) from error
+        reason = _unfit(objective.needs, self.learns, self.sampling.samples)
+        if reason is not None:
+            raise ValueError(f"objective {objective.name} {reason}")
+        return self
+
+
+def _unfit(needs: Needs, learns: Learns, samples: int) -> str | None:
+    """Why an objective cannot learn what a step does."""
+    if needs.head or needs.trains == "rewards":
+        return "makes a model that scores and does not answer: name another, as sft, dpo or rloo"
+    if needs.many_references:
+        return "mixes several references, and a step has one, the model it starts from: name dpo"
+    if learns == "answers" and (needs.candidates > 1 or needs.pairs or needs.labels or needs.scores):
+        return "compares answers, and right answers stand alone: name sft, or let the step learn pairs"
+    if learns == "pairs" and needs.scores:
+        return "needs scores, and pairs have none: name dpo, or let the step learn by reward"
+    if learns == "pairs" and needs.candidates > 2:
+        return f"compares at least {needs.candidates} answers, and pairs may have two: name dpo"
+    if learns == "reward" and needs.mismatched:
+        return "needs answers to other prompts, which are not drawn: name rloo"
+    if learns == "reward" and needs.candidates > samples:
+        return f"compares at least {needs.candidates} answers, sampling.samples is {samples}: raise it"
+    return None
 
 
 class ToolCallingConfig(Section):
@@ -72,7 +120,7 @@ class ToolCallingConfig(Section):
     seed: int = Field(0, ge=0, description="of the parts, the variants and a model from nothing")
 
     @model_validator(mode="after")
-    def _consistent(self) -> ToolCallingConfig:
+    def _ways(self) -> ToolCallingConfig:
         for name in (*self.steps, *self.paths):
             if not name.replace("_", "").isalnum():
                 raise ValueError(f"'{name}' cannot be a name: letters, digits and _")
@@ -84,10 +132,33 @@ class ToolCallingConfig(Section):
             raise ValueError("paths: expected one or more, each another sequence of steps")
         if "base" in self.paths or "base" in self.steps:
             raise ValueError("'base' is the name of where all paths start")
-        single = {name for name, steps in self.paths.items() if len(steps) == 1}
-        taught = any(self.steps[step].learns == "pairs" for steps in self.paths.values() for step in steps)
-        if taught and self.pairs.weaker in self.paths and self.pairs.weaker not in single:
-            raise ValueError("pairs.weaker: a path of one step, as pairs are made before the others")
+        unused = [step for step in self.steps if not any(step in steps for steps in self.paths.values())]
+        if unused:
+            raise ValueError(f"steps.{unused[0]} is in no path: put it in one, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _weaker_is_there(self) -> ToolCallingConfig:
+        weaker, steps = self.pairs.weaker, self.paths.get(self.pairs.weaker)
+        if not any(step.learns == "pairs" for step in self.steps.values()) or weaker == "base":
+            return self
+        # It answers before there are pairs, and before any reward.
+        early = steps is not None and len(steps) == 1 and self.steps[steps[0]].learns == "answers"
+        elsewhere = steps is None and (Path(weaker).is_dir() or HUB_ID.fullmatch(weaker))
+        if not early and not elsewhere:
+            ready = [
+                name for name, way in self.paths.items() if [self.steps[step].learns for step in way] == ["answers"]
+            ]
+            raise ValueError(
+                f"pairs.weaker is '{weaker}'; expected a path of one step that learns answers "
+                f"(here: {', '.join(ready) or 'none'}), base, a folder that exists, or a hub id with a /"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts(self) -> ToolCallingConfig:
         if self.model is None and self.new_model.texts is None:
             raise ValueError("new_model.texts: a base from nothing needs text, or name a model")
+        if self.model is None and self.style == "messages":
+            raise ValueError("style: a base from nothing has no chat template for messages; leave it at signatures")
         return self

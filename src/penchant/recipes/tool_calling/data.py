@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.groups import Message, PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.errors import DataError
@@ -19,7 +19,10 @@ from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.right import right_answer
 from penchant.recipes.tool_calling.splitting import split
-from penchant.recipes.tool_calling.variants import Vocabulary, variant
+from penchant.recipes.tool_calling.variants import misplaced, variant
+from penchant.recipes.tool_calling.vocabulary import Vocabulary
+
+TRIES = 20
 
 
 def prepare(config: ToolCallingConfig, folder: Path) -> Found:
@@ -38,7 +41,7 @@ def prepare(config: ToolCallingConfig, folder: Path) -> Found:
     train, validation = split(rest, config.held_out / (1 - config.held_out), config.seed)
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         write_bfcl(part, folder / name)
-    varied = variants(config, train, config.variants, seed=config.seed)
+    varied = variants(config, train, config.variants, config.seed, names_of([*validation, *test]))
     steps = _trajectories(config)
     write_anew([*(as_group(config, each) for each in [*train, *varied]), *steps], folder / "supervised_train.jsonl")
     write_anew([as_group(config, each) for each in validation], folder / "supervised_validation.jsonl")
@@ -54,20 +57,44 @@ def prepare(config: ToolCallingConfig, folder: Path) -> Found:
     }
 
 
-def variants(config: ToolCallingConfig, questions: Sequence[ToolQuestion], each: int, seed: int) -> list[ToolQuestion]:
-    """So many of each question, in rounds; some under functions of another question, where none serves."""
+def variants(
+    config: ToolCallingConfig, questions: Sequence[ToolQuestion], each: int, seed: int, taken: Collection[str]
+) -> list[ToolQuestion]:
+    """So many of each question at most, in rounds, no prompt twice; some under functions of which none serves.
+
+    Args:
+        taken: names in lower case that no function gets, as those of the other parts.
+    """
     draw = random.Random(seed)
     words = Vocabulary.of(questions)
+    seen = {as_text(ask(config, question)) for question in questions}
     found = []
     for number in range(each):
         for question in questions:
-            made = variant(question, words, draw)
-            if made.functions and draw.random() < config.mismatched:
-                other = draw.choice(questions)
-                if not {f.name for f in other.functions} & {f.name for f in question.functions}:
-                    made = replace(made, category="irrelevance", functions=other.functions, accepted=())
-            found.append(replace(made, id=f"{question.id}-v{seed}-{number}"))
+            made = variant(question, words, draw, taken)
+            # Where no call is due names stay, and a question without a number has no variant of its own.
+            for _ in range(TRIES if question.accepted else 0):
+                if as_text(ask(config, made)) not in seen:
+                    break
+                made = variant(question, words, draw, taken)
+            bare = not question.accepted and as_text(ask(config, made)) in seen
+            if made.functions and (bare or draw.random() < config.mismatched):
+                made = misplaced(made, question, questions, draw) or made
+            prompt = as_text(ask(config, made))
+            if prompt not in seen:
+                seen.add(prompt)
+                found.append(replace(made, id=f"{question.id}-v{seed}-{number}"))
     return found
+
+
+def names_of(questions: Iterable[ToolQuestion]) -> frozenset[str]:
+    """Of all functions on offer, in lower case."""
+    return frozenset(function.name.lower() for question in questions for function in question.functions)
+
+
+def held_out_names(data: Path) -> frozenset[str]:
+    """`names_of` what `prepare` held out in this folder."""
+    return names_of(question for part in ("validation", "test") for question in read_bfcl(data / part)[0])
 
 
 def as_group(config: ToolCallingConfig, question: ToolQuestion) -> PreferenceGroup:

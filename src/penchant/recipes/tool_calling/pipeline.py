@@ -71,13 +71,15 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     listed += [_stage(config, steps, seed, base) for steps in answers for seed in config.seeds]
     if "pairs" in learnt:
         weaker = config.pairs.weaker
+        made = settings["pairs"] | {"queue": config.review.most, "answer_tokens": config.answer_tokens}
         if weaker in config.paths:
+            made |= {"weaker_steps": config.paths[weaker], "seed": config.seeds[0]}
             weaker = str(_model(config, tuple(config.paths[weaker]), config.seeds[0]))
         elif weaker == "base":
             weaker = base
         verdicts = config.review.verdicts
-        said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else None
-        made = settings["pairs"] | {"queue": config.review.most, "answer_tokens": config.answer_tokens}
+        # A file that is not there is not the same as none named: the stage tells so, and is not taken for done.
+        said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else verdicts
         listed += [
             Stage("pairs", "right answers above wrong ones", made, lambda place: make_pairs(config, weaker, place)),
             Stage("review", "what people said of them", {"verdicts": said}, lambda place: review(config, place)),
@@ -89,7 +91,9 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     rows = [Row("base", (base,))]
     for name, steps in config.paths.items():
         rows.append(Row(name, tuple(str(_model(config, tuple(steps), seed)) for seed in config.seeds)))
-    measured = {key: settings[key] for key in ("paths", "answer_tokens", "timed", "constrained")}
+    measured = {key: settings[key] for key in ("paths", "seeds", "answer_tokens", "timed", "constrained")}
+    # Everything is compared with the first path, which settings that are a dict do not tell.
+    measured["order"] = list(config.paths)
     return [*listed, Stage("evaluation", "functions never seen", measured, lambda place: evaluate(config, rows, place))]
 
 

@@ -25,6 +25,7 @@ def write_result(folder: Path, config: ToolCallingConfig, found: Mapping[str, Fo
             *((f"questions, {part}", str(sum(counts.values()))) for part, counts in data["questions"].items()),
             ("variants of training questions", str(data["variants"])),
             ("steps of trajectories", str(data["trajectories"])),
+            ("left out: no right answer can be written", str(data["no right answer"])),
             *((f"{name}, left out", why) for name, why in data["left_out"].items()),
             *_pairs(found),
         ],
