@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-WHOLE = r"-?\d+"
+# Python refuses to read longer ones.
+WHOLE = r"-?\d{1,4300}"
 DECIMAL = r"-?\d+(\.\d+)?"
 SCIENTIFIC = rf"{DECIMAL}([eE][+-]?\d+)?"
 
