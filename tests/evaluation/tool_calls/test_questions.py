@@ -74,13 +74,13 @@ def test_bare_entries_of_accepted_dicts_are_lists_of_one(tmp_path):
     properties = {
         "d": {"type": "dict"},
         "l": {"type": "array", "items": {"type": "dict"}},
-        "p": {"type": "array", "items": {"type": "array"}},
+        "p": {"type": "array", "items": {"type": "string"}},
         "s": {"type": "any"},
     }
     offered = {"name": "f", "parameters": {"type": "dict", "properties": properties}}
     question = {"id": "q", "question": [[{"role": "user", "content": "?"}]], "function": [offered]}
     bare = {"city": "Rome", "lat": -74.006, "in": {"a": 1}, "far": [5, ""]}
-    due = {"d": ["", bare], "l": [[bare, bare], "name"], "p": [[[bare]]], "s": [bare], "unknown": [bare]}
+    due = {"d": ["", bare], "l": [[bare, bare], "name"], "p": [[bare]], "s": [bare], "unknown": [bare]}
     (tmp_path / "possible_answer").mkdir()
     file = "BFCL_v4_simple_python.json"
     (tmp_path / file).write_text(json.dumps(question))
@@ -88,10 +88,10 @@ def test_bare_entries_of_accepted_dicts_are_lists_of_one(tmp_path):
     [[read], _] = read_bfcl(tmp_path)
     listed = {"city": ["Rome"], "lat": [-74.006], "in": [{"a": 1}], "far": [5, ""]}
     assert read.accepted == (
-        {"f": {"d": ["", listed], "l": [[listed, listed], "name"], "p": [[[bare]]], "s": [bare], "unknown": [bare]}},
+        {"f": {"d": ["", listed], "l": [[listed, listed], "name"], "p": [[bare]], "s": [bare], "unknown": [bare]}},
     )
     right = {"city": "rome", "lat": -74.006, "in": {"a": 1}}
-    given = {"l": [right, right], "p": [[bare]], "s": bare}
+    given = {"l": [right, right], "p": [bare], "s": bare}
     read = replace(read, accepted=({"f": read.accepted[0]["f"] | {"unknown": [""]}},))
     assert read.fault([Call("f", {"d": right} | given)]) is None
     # A text is no list of its letters.
