@@ -12,7 +12,8 @@ from penchant.cli_output import Count, Json, Template, deliver, teller
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from penchant.evaluation.tool_calls.suite import Edge, ToolReport
+    from penchant.evaluation.tool_calls.edge import Edge
+    from penchant.evaluation.tool_calls.suite import ToolReport
 
 
 def tool_calls(
@@ -48,15 +49,16 @@ def tool_calls(
     max_new_tokens
         Of an answer.
     timed
-        Questions answered one at a time, by the clock.
+        Questions, evenly spaced over all, answered one at a time by the clock, in a process of its own.
     answers
         Write a JSON line for each answer to this file.
     """
     from penchant.engine.distribution import local_device
     from penchant.engine.loading import load_model, load_tokenizer
-    from penchant.evaluation.tool_calls.questions import choose, read_bfcl
+    from penchant.evaluation.tool_calls.edge import Setting, measure_edge
+    from penchant.evaluation.tool_calls.questions import choose, read_bfcl, spread
     from penchant.evaluation.tool_calls.styles import STYLES
-    from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, measure_edge, write_answers
+    from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
 
     tell = teller(as_json)
     read, left_out = read_bfcl(data)
@@ -64,16 +66,26 @@ def tool_calls(
         tell(f"{name} is left out: {why}")
     questions = choose(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=chat_template)
-    loaded = load_model(model).to(local_device())
-    chosen = STYLES[style]
+    setting = Setting(
+        model,
+        style,
+        device=str(local_device()),
+        max_new_tokens=max_new_tokens,
+        constrained=constrained,
+        chat_template=chat_template,
+    )
+    # Under no name here: it is let go of before the other process reads it again.
     answered = answer_questions(
-        loaded, tokenizer, questions, chosen, max_new_tokens=max_new_tokens, constrained=constrained
+        load_model(model).to(local_device()),
+        tokenizer,
+        questions,
+        STYLES[style],
+        max_new_tokens=max_new_tokens,
+        constrained=constrained,
     )
     if answers is not None:
         write_answers(answered, answers)
-    edge = measure_edge(
-        loaded, tokenizer, questions[:timed], chosen, max_new_tokens=max_new_tokens, constrained=constrained
-    )
+    edge = measure_edge(setting, spread(questions, timed))
     report = ToolReport.of(answered)
     how = {"style": style, "constrained": constrained, "left_out": left_out}
     deliver(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
@@ -99,5 +111,8 @@ def _shown(report: ToolReport, edge: Edge) -> Group:
         Text(f"wrong: {faults}"),
         Text(f"cut by the limit of tokens: {report.cut} of {report.overall.n}"),
         Text(f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {edge.tokens_per_second:.0f} tokens/s"),
-        Text(f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB"),
+        Text(
+            f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB, of which "
+            f"{edge.above_bytes / 2**20:.0f} MiB above the process without the model"
+        ),
     )

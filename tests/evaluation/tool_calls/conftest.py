@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from penchant.evaluation.tool_calls import edge
+
 
 def function(name, required=(), **types):
     properties = {key: {"type": kind} for key, kind in types.items()}
@@ -46,3 +48,9 @@ def bfcl(tmp_path) -> Path:
             rows = [{"id": q["id"], "ground_truth": due} for q, due in zip(questions, answers, strict=True)]
             (folder / "possible_answer" / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture
+def measured_here(monkeypatch) -> None:
+    """For tests of something else than what an answer costs: a process of its own spends seconds on imports."""
+    monkeypatch.setattr(edge, "alone", lambda function, *arguments: function(*arguments))

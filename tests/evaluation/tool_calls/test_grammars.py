@@ -20,11 +20,12 @@ from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.quantization import eight_bits
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function
+from penchant.evaluation.tool_calls.edge import Setting, measure_here
 from penchant.evaluation.tool_calls.grammars import PROSE, SPEECH
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
 from penchant.evaluation.tool_calls.styles import STYLES
-from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, measure_edge
+from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions
 from penchant.recipes.small_llama import Sizes, build_small_llama
 from penchant.recipes.tool_calling.right import right_answer, right_calls
 
@@ -501,8 +502,8 @@ def test_too_many_arguments(tokenizer):
 def test_what_a_constrained_answer_costs(place, tokenizer, monkeypatch):
     made, guide = [], Grammars.guide
     monkeypatch.setattr(Grammars, "guide", lambda self, grammar: made.append(grammar) or guide(self, grammar))
-    model = load_model(place)
-    edge = measure_edge(model, tokenizer, QUESTIONS[:3], STYLES["signatures"], max_new_tokens=5, constrained=True)
+    setting = Setting(str(place), "signatures", max_new_tokens=5, constrained=True)
+    edge = measure_here(setting, QUESTIONS[:3], torch.get_num_threads())
     assert edge.timed == 3
     assert edge.tokens_per_second > 0
     due = [STYLES["signatures"].grammar(each, tokenizer) for each in QUESTIONS[:3]]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from penchant.evaluation.tool_calls.literals import java, javascript
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penchant.evaluation.tool_calls.literals import _rows, java, javascript
+
+ROWS = r"\[.*?\]\s*(,\s*\[.*?\]\s*)*"
+PIECES = st.sampled_from(["[", "]", "],[", "], [", ",", "1", " ", "\n", ")", "[[", "]]"])
 
 
 @pytest.mark.parametrize(
@@ -64,3 +71,17 @@ def test_javascript(text, kind, items, value):
     found = javascript(text, kind, items)
     assert found == value
     assert type(found) is type(value)
+
+
+@settings(deadline=None, max_examples=2000)
+@given(st.sampled_from(["", "[[", "new Array([", "new  Array( ["]), st.lists(PIECES, max_size=14))
+def test_rows_are_what_the_official_expression_matches(opening, pieces):
+    text = (opening + "".join(pieces)).strip()
+    found = re.match(rf"\[\s*{ROWS}\]|\bnew\s+Array\(\s*{ROWS}\)", text)
+    assert _rows(text) == (None if found is None else found[0])
+
+
+def test_many_rows_take_no_hours():
+    rows = ",".join(["[1]"] * 300)
+    assert javascript(f"[{rows}]", "array") == [[1]] * 300
+    assert len(javascript(f"[{rows},1]", "array")) == 1

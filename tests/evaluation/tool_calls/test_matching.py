@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penchant.errors import DataError
-from penchant.evaluation.tool_calls.calls import Call, Fault, Function
-from penchant.evaluation.tool_calls.matching import match_calls
+from penchant.evaluation.tool_calls.calls import Argument, Call, Fault, Function
+from penchant.evaluation.tool_calls.literals import JAVA_TYPES, JAVASCRIPT_TYPES
+from penchant.evaluation.tool_calls.matching import PYTHON_TYPES, entries_as_lists, match_calls
+from penchant.evaluation.tool_calls.reading import read_calls, read_json_calls
 
 
 def function(name="f", required=(), **types):
@@ -127,9 +129,130 @@ def test_other_languages(language, kind, value, accepted, fault):
     assert one(kind, value, *accepted, language=language) == fault
 
 
+HUGE = 10**400
+
+
 @pytest.mark.parametrize(
-    "schema", [{}, {"name": "f", "parameters": {"properties": {"a": {}}}}, {"name": "f", "parameters": 1}]
+    ("language", "kind", "value", "accepted", "fault"),
+    [
+        # No float holds it, and Python reads no integer of so many digits.
+        ("python", "float", HUGE, [1.0], Fault.VALUE),
+        ("python", "number", HUGE, [HUGE], Fault.VALUE),
+        ("python", "integer", HUGE, [HUGE], None),
+        ("java", "integer", "9" * 5000, [1], Fault.TYPE),
+        ("java", "long", "9" * 5000 + "L", [1], Fault.TYPE),
+        ("javascript", "Bigint", "9" * 5000 + "n", [1], Fault.TYPE),
+        ("java", ("Array", "integer"), f"new int[]{{{'9' * 5000}}}", [[1]], Fault.TYPE),
+        # An entry that must be there, and stands bare.
+        ("python", "dict", {}, [{"a": 1}], Fault.VALUE),
+    ],
 )
-def test_no_schema(schema):
-    with pytest.raises(DataError, match="no function's schema"):
+def test_what_the_official_checker_fails_on(language, kind, value, accepted, fault):
+    assert one(kind, value, *accepted, language=language) == fault
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.just(HUGE) | st.floats() | st.sampled_from(["", "a", "5", "a b"])
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=5,
+)
+KINDS = {"python": PYTHON_TYPES, "java": JAVA_TYPES, "javascript": JAVASCRIPT_TYPES}
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.data())
+def test_whatever_parses_is_scored(data):
+    """Of values any that a reader gives, of accepted ones any that a file can hold."""
+    language = data.draw(st.sampled_from(sorted(KINDS)))
+    kinds = st.sampled_from([*KINDS[language], "unheard of"])
+    schema = {"type": data.draw(kinds)} | ({"items": {"type": data.draw(kinds)}} if data.draw(st.booleans()) else {})
+    known = Function.read({"name": "f", "parameters": {"properties": {"x": schema}}}, "test")
+    texts = st.sampled_from(
+        ["[1, [2]]", "{a: [1], b: {c: 2}}", "new ArrayList<>(Arrays.asList(1, a))", "9" * 5000, "1e999", "new Array()"]
+    )
+    value = data.draw((JSON | st.tuples(JSON, JSON) | st.just(2j)) if language == "python" else texts | st.text())
+    accepted = data.draw(st.lists(JSON, max_size=3))
+    read = entries_as_lists(accepted, known.arguments["x"], language)
+    for each in (accepted, read):
+        fault = match_calls([Call("f", {"x": value})], [known], [{"f": {"x": each}}], language=language)
+        assert fault is None or isinstance(fault, Fault)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.text(alphabet="f(x=)[]{},'\"0123456789.*/%-+e: \\nLj", max_size=30))
+def test_whatever_is_answered_is_scored(text):
+    known = function(x="float")
+    for language in KINDS:
+        for answer in (text, f"f(x={text})"):
+            calls = read_calls(answer, language)
+            assert calls is None or isinstance(match_calls(calls, [known], [{"f": {"x": [1.0]}}]), Fault | None)
+    for answer in (text, f'{{"name": "f", "arguments": {{"x": {text}}}}}'):
+        calls = read_json_calls(answer, [known])
+        assert calls is None or isinstance(match_calls(calls, [known], [{"f": {"x": [1.0]}}]), Fault | None)
+
+
+@pytest.mark.parametrize("answer", ["f(x=(10**30)**30)", f"f(x={'9' * 400})", "f(x=(-8)**0.5)", f"f(x={'9' * 5000})"])
+def test_large_and_complex_numbers(answer):
+    calls = read_calls(answer)
+    assert calls is None or match_calls(calls, [function(x="float")], [{"f": {"x": [1.0]}}]) in (
+        Fault.VALUE, Fault.TYPE
+    )  # fmt: skip
+
+
+PROPERTIES = {"x": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({}, "KeyError('name')"),
+        ({"name": "f", "parameters": 1}, "TypeError"),
+        ({"name": 5, "parameters": {"properties": {}}}, "its name is 5"),
+        ({"name": "f", "parameters": {"properties": {"x": {}}}}, "f.x has no type"),
+        ({"name": "f", "parameters": {"properties": {"x": "string"}}}, "f.x is 'string', which is no schema"),
+        ({"name": "f", "parameters": {"properties": {"x": {"type": {"a": 1}}}}}, "{'a': 1} is no type"),
+        ({"name": "f", "parameters": {"properties": {"x": {"type": ["string", 5]}}}}, "['string', 5] is no type"),
+        (
+            {"name": "f", "parameters": {"properties": {"x": {"type": "array", "items": {"type": 5}}}}},
+            "5 is no type",
+        ),
+        (
+            {"name": "f", "parameters": {"properties": {"x": {"type": "array", "items": [{"type": "string"}]}}}},
+            "an element of f.x is [{'type': 'string'}], which is no schema",
+        ),
+        (
+            {"name": "f", "parameters": {"properties": {"x": {"type": "string", "enum": "ab"}}}},
+            "the enum of f.x is 'ab', which is no list",
+        ),
+        (
+            {"name": "f", "parameters": {"properties": {"x": {"type": "dict", "properties": ["a"]}}}},
+            "the properties of f.x are ['a']",
+        ),
+        ({"name": "f", "parameters": {"properties": PROPERTIES, "required": "x"}}, "f requires 'x', which is no list"),
+        (
+            {"name": "f", "parameters": {"properties": PROPERTIES, "required": ["x", "y"]}},
+            "f requires 'y', which is not among its properties",
+        ),
+        ({"name": "f", "parameters": {"properties": PROPERTIES, "required": [["x"]]}}, "TypeError"),
+    ],
+)
+def test_no_schema(schema, told):
+    with pytest.raises(DataError) as error:
         Function.read(schema, "test")
+    assert str(error.value).startswith(f"test: no function's schema: {told}")
+
+
+def test_types_with_null_are_what_they_are_without():
+    properties = {
+        "a": {"type": ["null", "integer"]},
+        "b": {"type": "array", "items": {"type": ["string", "null"]}},
+        "c": {"type": ["string", "integer"], "enum": None, "items": None},
+    }
+    known = Function.read({"name": "f", "parameters": {"properties": properties, "required": None}}, "test")
+    assert known.arguments == {"a": Argument("integer"), "b": Argument("array", "string"), "c": Argument("any")}
+    due = [{"f": {"a": [5], "b": [["x"]], "c": [7]}}]
+    assert match_calls([Call("f", {"a": 5, "b": ["X"], "c": 7})], [known], due) is None
+    assert match_calls([Call("f", {"a": "5", "b": ["X"], "c": 7})], [known], due) == Fault.TYPE

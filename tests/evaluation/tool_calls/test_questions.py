@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Fault
-from penchant.evaluation.tool_calls.questions import choose, read_bfcl
+from penchant.evaluation.tool_calls.questions import choose, read_bfcl, spread
 
 
 def test_files(bfcl):
@@ -24,6 +25,7 @@ def test_files(bfcl):
     assert list(left_out) == ["multi_turn_base"]
     assert [each.id for each in choose(questions, ["simple_python", "irrelevance"], 1)] == ["s0", "i0"]
     assert choose(questions, [], None) == questions
+    assert [each.id for each in choose(questions, ["irrelevance", "irrelevance"], None)] == ["i0"]
     with pytest.raises(DataError, match="there is no category 'x'"):
         choose(questions, ["x"], None)
 
@@ -45,9 +47,16 @@ def test_what_is_due(bfcl):
         ("simple_python", "{", None, "line 1: not valid JSON at column 2"),
         ("simple_python", {}, {"id": "s0", "ground_truth": []}, "there is no answer to s0"),
         ("simple_python", {}, {"id": "s0", "ground_truth": [{"f": {}}]}, "the answer to s0 calls 'f'"),
-        ("simple_python", {}, {"id": "s0", "ground_truth": [{"m.add": {"a": 1}}]}, "each value is a list"),
+        ("simple_python", {}, {"id": "s0", "ground_truth": [{"m.add": {"a": 1}}]}, "s0 accepts 1 as 'a' of m.add"),
+        ("simple_python", {"id": "a", "question": [[{"role": "user", "content": " "}]], "function": []}, None,
+         "question a says nothing"),
+        ("simple_python", {"id": "a", "question": [[{"role": "user", "content": None}]], "function": []}, None,
+         "question a says nothing"),
+        ("simple_python", {"id": "a", "question": [[{"role": "user", "content": "?"}]],
+                           "function": [{"name": "f", "parameters": {"properties": {}, "required": "city"}}]}, None,
+         "row 1: no function's schema: f requires 'city', which is no list"),
     ],
-)
+)  # fmt: skip
 def test_bad_rows(bfcl, category, row, answer, message):
     file = bfcl / f"BFCL_v4_{category}.json"
     if row:
@@ -57,7 +66,45 @@ def test_bad_rows(bfcl, category, row, answer, message):
     with pytest.raises(DataError) as error:
         read_bfcl(bfcl)
     assert message in str(error.value)
-    assert file.name in str(error.value)
+    assert (f"possible_answer/{file.name}" if answer else file.name) in str(error.value)
+
+
+def test_bare_entries_of_accepted_dicts_are_lists_of_one(tmp_path):
+    """Where entries are looked at; what is only compared stays as it is."""
+    properties = {
+        "d": {"type": "dict"},
+        "l": {"type": "array", "items": {"type": "dict"}},
+        "p": {"type": "array", "items": {"type": "string"}},
+        "s": {"type": "any"},
+    }
+    offered = {"name": "f", "parameters": {"type": "dict", "properties": properties}}
+    question = {"id": "q", "question": [[{"role": "user", "content": "?"}]], "function": [offered]}
+    bare = {"city": "Rome", "lat": -74.006, "in": {"a": 1}, "far": [5, ""]}
+    due = {"d": ["", bare], "l": [[bare, bare], "name"], "p": [[bare]], "s": [bare], "unknown": [bare]}
+    (tmp_path / "possible_answer").mkdir()
+    file = "BFCL_v4_simple_python.json"
+    (tmp_path / file).write_text(json.dumps(question))
+    (tmp_path / "possible_answer" / file).write_text(json.dumps({"id": "q", "ground_truth": [{"f": due}]}))
+    [[read], _] = read_bfcl(tmp_path)
+    listed = {"city": ["Rome"], "lat": [-74.006], "in": [{"a": 1}], "far": [5, ""]}
+    assert read.accepted == (
+        {"f": {"d": ["", listed], "l": [[listed, listed], "name"], "p": [[bare]], "s": [bare], "unknown": [bare]}},
+    )
+    right = {"city": "rome", "lat": -74.006, "in": {"a": 1}}
+    given = {"l": [right, right], "p": [bare], "s": bare}
+    read = replace(read, accepted=({"f": read.accepted[0]["f"] | {"unknown": [""]}},))
+    assert read.fault([Call("f", {"d": right} | given)]) is None
+    # A text is no list of its letters.
+    assert read.fault([Call("f", {"d": right | {"city": "R"}} | given)]) == Fault.VALUE
+    assert read.fault([Call("f", {"d": {"city": "Rome"}} | given)]) == Fault.VALUE
+
+
+def test_evenly_spaced(bfcl):
+    questions = read_bfcl(bfcl)[0]
+    assert [each.id for each in spread(questions, 3)] == ["i0", "p0", "s0"]
+    assert [each.id for each in spread(questions, 4)] == ["i0", "r0", "j0", "s0"]
+    assert spread(questions, 6) == spread(questions, 60) == questions
+    assert spread([], 3) == []
 
 
 def test_nothing_to_measure(tmp_path, bfcl):

@@ -57,6 +57,7 @@ def test_python(answer, calls):
 @pytest.mark.filterwarnings("error")
 def test_odd_literals_are_read_without_a_word():
     assert read_calls("f(a=1if 2else 3)") is None
+    assert read_calls(r"f(a='\d')") == [Call("f", {"a": r"\d"})]
 
 
 @pytest.mark.parametrize("language", ["java", "javascript"])

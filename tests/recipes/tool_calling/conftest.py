@@ -7,6 +7,7 @@ import random
 import pytest
 
 from penchant.data.groups import Message
+from penchant.evaluation.tool_calls import edge
 from penchant.evaluation.tool_calls.calls import Function
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 
@@ -23,6 +24,14 @@ def function(name, **types):
 
 def question(name, category, text, functions, accepted):
     return ToolQuestion(name, category, (Message(role="user", content=text),), tuple(functions), tuple(accepted))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured_here():
+    """Without a process for each of a dozen measurements, which would spend its time on imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(edge, "alone", lambda function, *arguments: function(*arguments))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -189,6 +189,7 @@ def test_shares_again_from_what_is_kept(done):
     assert set(found["differences"]["sft"]["all"]) == set(PATHS) - {"sft"}
     float32, int8 = (found["edge"]["sft"][kind] for kind in ("float32", "int8"))
     assert int8["weight_bytes"] < float32["weight_bytes"]
+    assert all(0 <= each["above_bytes"] < each["peak_bytes"] and each["timed"] == 2 for each in (float32, int8))
     assert float32["right"]["value"] == pytest.approx(right["sft"][0].mean())
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from penchant.errors import DataError
-from penchant.evaluation.tool_calls.calls import Call, Function
+from penchant.evaluation.tool_calls.calls import Call, Function, type_name
 from penchant.evaluation.tool_calls.matching import PYTHON_TYPES
 from penchant.evaluation.tool_calls.notations import JSON, PYTHON, Notation, one_of, quoted
 from penchant.evaluation.tool_calls.questions import ToolQuestion
@@ -173,7 +173,8 @@ class _Rules:
 
     def _value(self, schema: Mapping[str, Any]) -> str:
         """Of the schema's type, in the names that `matching` knows; what it does not know is a string."""
-        kind = None if schema.get("type", "any") == "any" else PYTHON_TYPES.get(str(schema["type"]), str)
+        named = type_name(schema.get("type", "any"))
+        kind = None if named == "any" else PYTHON_TYPES.get(named, str)
         listed = [each for each in schema.get("enum") or () if _fits(each, kind)]
         if listed:
             return self._rule(" | ".join(map(self.spelled, listed)))
@@ -183,7 +184,9 @@ class _Rules:
             items = {**beside, **(schema.get("items") or {})}
             return self._rule(f'"[" {_list_of(self._value(items))}? "]"') if items else "any_list"
         if kind is dict and schema.get("properties"):
-            required = [name for name in schema.get("required") or () if name in schema["properties"]]
+            # Some schemas say of each argument, with true or false, whether it is required.
+            asked = schema.get("required")
+            required = [name for name in schema["properties"] if isinstance(asked, list) and name in asked]
             return self._rule(f'"{{" {self.members(schema["properties"], required, self.key)} "}}"')
         return TERMINALS[kind]
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-WHOLE = r"-?\d+"
+# Python refuses to read longer ones.
+WHOLE = r"-?\d{1,4300}"
 DECIMAL = r"-?\d+(\.\d+)?"
 SCIENTIFIC = rf"{DECIMAL}([eE][+-]?\d+)?"
 
@@ -119,9 +120,8 @@ def javascript(text: str, kind: str, items: str | None = None) -> Any:
 
 def _javascript_array(text: str, items: str | None) -> Any:
     """``[1, 2]``, ``new Array(1, 2)``, ``[[1], [2]]`` or ``new Array([1], [2])``"""
-    rows = r"\[.*?\]\s*(,\s*\[.*?\]\s*)*"
-    if found := re.match(rf"\[\s*{rows}\]|\bnew\s+Array\(\s*{rows}\)", text):
-        inner = (row.strip() for row in re.findall(r"\[(.*?)\]", found[0]))
+    if rows := _rows(text):
+        inner = (row.strip() for row in re.findall(r"\[(.*?)\]", rows))
         # The first row's match begins at the outer bracket.
         return [
             [_javascript_by_form(part) for part in (row.removeprefix("[") if n == 0 else row).split(",")]
@@ -134,6 +134,37 @@ def _javascript_array(text: str, items: str | None) -> Any:
     parts = [part.strip() for part in inside.split(",")] if inside else []
     read: Callable[[str], Any] = (lambda part: javascript(part, items)) if items else _javascript_by_form
     return [read(part) for part in parts]
+
+
+def _rows(text: str) -> str | None:
+    r"""The beginning that ``\[\s*ROWS\]|new\s+Array\(\s*ROWS\)`` matches, ROWS being ``\[.*?\]\s*(,\s*\[.*?\]\s*)*``.
+
+    In steps that grow with the square of the text's length: where it has thirty rows and no match, the expression
+    itself would try every way to join them, for hours.
+    """
+    opening = re.match(r"\[\s*|new\s+Array\(\s*", text)
+    if not opening:
+        return None
+    last = "]" if text[0] == "[" else ")"
+    ends: dict[int, int] = {}
+    for start in reversed([found.start() for found in re.finditer(r"\[", text)]):
+        line = re.compile(r".*").match(text, start)
+        for closing in re.compile(r"\]").finditer(text, start + 1, line.end() if line else start):
+            after = _past_space(text, closing.end())
+            following = _past_space(text, after + 1)
+            if text.startswith(",", after) and following in ends:
+                ends[start] = ends[following]
+            elif text.startswith(last, after):
+                ends[start] = after + 1
+            if start in ends:
+                break
+    return text[: ends[opening.end()]] if opening.end() in ends else None
+
+
+def _past_space(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
 
 
 def _javascript_object(text: str) -> Any:

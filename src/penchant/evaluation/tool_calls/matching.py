@@ -75,17 +75,40 @@ def match_call(
     return Fault.LEFT_OUT if any(LEFT_OUT_IS_FINE not in accepted[name] for name in left_out) else None
 
 
-def _match_value(value: Any, argument: Argument, accepted: Sequence[Any], language: Language) -> Fault | None:
+def entries_as_lists(accepted: Sequence[Any], argument: Argument, language: Language) -> list[Any]:
+    """Accepted values in which each entry of a dict is a list: one that stands bare is the only value that is right.
+
+    Only where the entries are looked at: in dicts, and in lists whose elements are dicts.
+    """
+    kind, nested = _kinds(argument, language)
+
+    def listed(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: entry if isinstance(entry, list) else [entry] for key, entry in value.items()}
+
+    if kind is list and nested is dict:
+        return [[listed(part) for part in each] if isinstance(each, list) else each for each in accepted]
+    return [listed(each) for each in accepted] if kind is dict else list(accepted)
+
+
+def _kinds(argument: Argument, language: Language) -> tuple[type, type | None]:
+    """Python's type for an argument, and for the elements of its list where they are looked at."""
     types = {"python": PYTHON_TYPES, "java": JAVA_TYPES, "javascript": JAVASCRIPT_TYPES}[language]
-    kind = types.get(argument.type, str)
-    nested = None
-    if argument.items is not None and argument.type in ("array", "tuple", "Array", "ArrayList"):
-        nested = types.get(argument.items, str)
+    held = argument.items is not None and argument.type in ("array", "tuple", "Array", "ArrayList")
+    return types.get(argument.type, str), types.get(str(argument.items), str) if held else None
+
+
+def _match_value(value: Any, argument: Argument, accepted: Sequence[Any], language: Language) -> Fault | None:
+    kind, nested = _kinds(argument, language)
     if language == "python":
         if argument.type == "tuple" and type(value) is tuple:
             value = list(value)
         if kind is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                return Fault.VALUE
     elif type(value) is not str:
         return Fault.TYPE
     else:
@@ -134,7 +157,7 @@ def _is_dict(value: Any, accepted: Any) -> bool:
     for key, entry in value.items():
         if key not in accepted or _plain(entry) not in [_plain(each) for each in _parts(accepted[key])]:
             return False
-    return all(key in value or LEFT_OUT_IS_FINE in each for key, each in accepted.items())
+    return all(key in value or LEFT_OUT_IS_FINE in _parts(each) for key, each in accepted.items())
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from penchant.data.groups import Message
 from penchant.errors import DataError
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.tool_calls.calls import Accepted, Call, Fault, Function, Language
-from penchant.evaluation.tool_calls.matching import match_calls
+from penchant.evaluation.tool_calls.matching import entries_as_lists, match_calls
 
 ANSWERS = "possible_answer"
 NEEDS_CODE = "its functions are programs to be run, which are not data"
@@ -60,6 +60,8 @@ class ToolQuestion:
 def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
     """All questions of files ``BFCL_v*_CATEGORY.json`` and of ``possible_answer/`` beside them.
 
+    An entry of an accepted dict, ``{"city": "Rome"}``, is read as a list of the one value that is right.
+
     Returns:
         The questions, and by category why it was left out.
 
@@ -86,41 +88,62 @@ def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
 
 
 def _read(file: Path, category: str) -> Iterator[ToolQuestion]:
-    answers: Mapping[str, Any] = {}
+    answers: Mapping[str, tuple[str, Any]] = {}
     if not category.endswith("relevance"):
         rows = read_rows(file.parent / ANSWERS / file.name)
-        answers = {str(row.get("id")): row.get("ground_truth") for _, row in rows}
+        answers = {str(row.get("id")): (f"{ANSWERS}/{where}", row.get("ground_truth")) for where, row in rows}
     for where, row in read_rows(file):
         try:
             turns, name = row["question"], str(row["id"])
             functions = tuple(Function.read(each, where) for each in row["function"])
-            messages = tuple(Message(role=str(each["role"]), content=str(each["content"])) for each in turns[0])
+            messages = tuple(Message(role=str(each["role"]), content=each["content"]) for each in turns[0])
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"no question: {error!r}", where=where, fix="a row is id, question and function") from error
         if len(turns) != 1 or not messages:
             raise DataError(f"{len(turns)} turns; expected one", where=where, fix="leave this file out")
-        accepted = _accepted(category, name, answers, functions, where)
-        yield ToolQuestion(name, category, messages, functions, accepted)
+        if not all(isinstance(each["content"], str) for each in messages) or not messages[-1]["content"].strip():
+            raise DataError(f"question {name} says nothing", where=where, fix="give its last message's content a text")
+        asked = ToolQuestion(name, category, messages, functions, accepted=None)
+        yield replace(asked, accepted=_accepted(asked, answers, where))
 
 
 def _accepted(
-    category: str, name: str, answers: Mapping[str, Any], functions: tuple[Function, ...], where: str
+    question: ToolQuestion, answers: Mapping[str, tuple[str, Any]], where: str
 ) -> tuple[Accepted, ...] | None:
-    if category.endswith("irrelevance"):
+    if question.category.endswith("irrelevance"):
         return ()
-    if category.endswith("relevance"):
+    if question.category.endswith("relevance"):
         return None
-    due = answers.get(name)
-    known = {function.name for function in functions}
+    where, due = answers.get(question.id, (where, None))
     if not isinstance(due, list) or not due or not all(isinstance(each, dict) and len(each) == 1 for each in due):
-        raise DataError(f"there is no answer to {name}", where=where, fix=f"add it to {ANSWERS}/ as ground_truth")
-    for each in due:
-        [(called, values)] = each.items()
-        if called not in known or not isinstance(values, dict) or not all(isinstance(v, list) for v in values.values()):
+        raise DataError(
+            f"there is no answer to {question.id}", where=where, fix=f"add it to {ANSWERS}/ as ground_truth"
+        )
+    return tuple(_due(question, each, where) for each in due)
+
+
+def _due(question: ToolQuestion, due: Mapping[str, Any], where: str) -> Accepted:
+    """One call that is due, checked."""
+    [(called, values)] = due.items()
+    function = next((each for each in question.functions if each.name == called), None)
+    if function is None or not isinstance(values, dict):
+        offered = ", ".join(each.name for each in question.functions)
+        raise DataError(
+            f"the answer to {question.id} calls {called!r} with {values!r}",
+            where=where,
+            fix=f"a function on offer ({offered}), with a list of accepted values for each argument",
+        )
+    read = {}
+    for name, accepted in values.items():
+        if not isinstance(accepted, list):
             raise DataError(
-                f"the answer to {name} calls {called!r} with {values!r}", where=where, fix="each value is a list"
+                f"the answer to {question.id} accepts {accepted!r} as {name!r} of {called}",
+                where=where,
+                fix="give a list of the values that are right",
             )
-    return tuple(due)
+        argument = function.arguments.get(name)
+        read[name] = accepted if argument is None else entries_as_lists(accepted, argument, question.language)
+    return {called: read}
 
 
 def choose(questions: Sequence[ToolQuestion], categories: Sequence[str], limit: int | None) -> list[ToolQuestion]:
@@ -135,9 +158,15 @@ def choose(questions: Sequence[ToolQuestion], categories: Sequence[str], limit: 
             raise DataError(f"there is no category '{name}'", fix=f"one of {', '.join(known)}")
     return [
         each
-        for category in categories or known
+        for category in dict.fromkeys(categories or known)
         for each in [question for question in questions if question.category == category][:limit]
     ]
+
+
+def spread(questions: Sequence[ToolQuestion], most: int) -> list[ToolQuestion]:
+    """So many of them, evenly spaced: files are read one category after the other."""
+    n = min(most, len(questions))
+    return [questions[number * len(questions) // n] for number in range(n)]
 
 
 def write_bfcl(questions: Sequence[ToolQuestion], folder: Path) -> None:

@@ -78,8 +78,8 @@ def write_calls(calls: Sequence[Call]) -> str:
 
 def _python(text: str) -> list[Call]:
     with warnings.catch_warnings():
-        # Of literals that Python means to refuse one day, as in 5or: a model's, and no program's.
-        warnings.simplefilter("ignore", SyntaxWarning)
+        # Of literals that Python means to refuse one day, as in 5or and "\d": a model's, and no program's.
+        warnings.simplefilter("ignore")
         body = ast.parse(text.strip("'"), mode="eval").body
     if not isinstance(body, ast.List) or not all(isinstance(each, ast.Call) for each in body.elts):
         raise ValueError("no list of calls")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from penchant.data.groups import Message, Text
 from penchant.errors import ModelError
-from penchant.evaluation.tool_calls.calls import Call, Function
+from penchant.evaluation.tool_calls.calls import Argument, Call, Function, Language
 from penchant.evaluation.tool_calls.grammars import Tags, json_calls, python_calls
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
@@ -32,6 +32,10 @@ JSON_TYPES = {
     "String": "string", "char": "string", "any": "string",
 }  # fmt: skip
 """The leaderboard's names of types, and JSON Schema's."""
+
+MARKS = {"user": "Q", "assistant": "A"}
+
+NAMES = {"java": "Java", "javascript": "JavaScript"}
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ def as_messages(question: ToolQuestion) -> Text:
 def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
     """Functions as the tools of the model's own chat template; calls in JSON.
 
+    JSON has no literals of Java and JavaScript: their arguments are strings, and described as what these hold.
+
     Raises:
         ModelError: the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", fix="ask in another style: messages or signatures")
-    tools = [{"type": "function", "function": _tool(function)} for function in question.functions]
+    tools = [{"type": "function", "function": _tool(each, question.language)} for each in question.functions]
     return str(
         tokenizer.apply_chat_template(
             [dict(message) for message in question.messages], tools=tools, add_generation_prompt=True, tokenize=False
@@ -76,9 +82,13 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
 
 
 def as_signatures(question: ToolQuestion) -> Text:
-    """One short line for each function, then the question, as plain text: for small models without a chat template."""
+    """One short line for each function, then what was said, as plain text: for small models without a chat template.
+
+    What a user said begins with ``Q:``, what an assistant said with ``A:``, anything else with its role.
+    """
     lines = [signature(function) for function in question.functions]
-    return "\n".join([*lines, f"Q: {question.text}", "A:"])
+    said = [f"{MARKS.get(each['role'], each['role'])}: {each['content']}" for each in question.messages]
+    return "\n".join([*lines, *said, "A:"])
 
 
 def signature(function: Function) -> str:
@@ -109,9 +119,39 @@ STYLES: Mapping[str, Style] = {
 }
 
 
-def _tool(function: Function) -> dict[str, Any]:
+def _tool(function: Function, language: Language) -> dict[str, Any]:
     """A schema as JSON Schema has it, under a name that templates allow."""
-    return {**_json_schema(function.schema), "name": native_name(function.name)}
+    schema = function.schema if language == "python" else _in_strings(function, NAMES[language])
+    return {**_json_schema(schema), "name": native_name(function.name)}
+
+
+def _in_strings(function: Function, language: str) -> dict[str, Any]:
+    """The schema with each argument a string that holds a value of the language."""
+    parameters = function.schema["parameters"]
+    properties = {
+        name: {
+            **{key: value for key, value in each.items() if key not in ("items", "properties", "required")},
+            "type": "string",
+            "description": _joined(each.get("description"), _described(each, function.arguments[name], language)),
+        }
+        for name, each in parameters["properties"].items()
+    }
+    told = _joined(function.schema.get("description"), f"It is a function of {language}.")
+    return {**function.schema, "description": told, "parameters": {**parameters, "properties": properties}}
+
+
+def _described(schema: Mapping[str, Any], argument: Argument, language: str) -> str:
+    kind = "any type" if argument.type == "any" else f"type {argument.type}"
+    told = f"A value of {kind} in {language}, written in a string as {language} writes it."
+    if argument.items is not None:
+        told += f" Its elements are of type {argument.items}."
+    if schema.get("properties"):
+        told += f" Its entries: {json.dumps(schema['properties'], ensure_ascii=False)}"
+    return told
+
+
+def _joined(said: object, more: str) -> str:
+    return f"{said} {more}" if said else more
 
 
 def _json_schema(value: Any) -> Any:
@@ -120,5 +160,7 @@ def _json_schema(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kind = value.get("type")
-    renamed = {"type": JSON_TYPES.get(kind, kind)} if isinstance(kind, str) else {}
+    renamed: dict[str, Any] = {"type": JSON_TYPES.get(kind, kind)} if isinstance(kind, str) else {}
+    if isinstance(kind, list):
+        renamed["type"] = [JSON_TYPES.get(str(each), each) for each in kind]
     return {**{key: _json_schema(each) for key, each in value.items()}, **renamed}

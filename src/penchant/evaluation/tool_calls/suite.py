@@ -1,19 +1,15 @@
-"""A model's calls: how many are right, by category, and what an answer costs on this machine."""
+"""A model's calls: how many are right, by category."""
 
 from __future__ import annotations
 
 import json
 import math
-import resource
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.grammars import Grammars
@@ -42,28 +38,6 @@ class Answered:
     answer: str
     fault: Fault | None
     ended: bool = True
-
-
-@dataclass(frozen=True)
-class Edge:
-    """What answers cost, one at a time.
-
-    Attributes:
-        seconds: of an answer, the median and the 95th percentile.
-        tokens_per_second: of what was written, reading the prompt included.
-        peak_bytes: the process's or the accelerator's most so far.
-        weight_bytes: of the model's parameters and buffers, as they would be saved.
-        timed: answers.
-    """
-
-    seconds: tuple[float, float]
-    tokens_per_second: float
-    peak_bytes: int
-    weight_bytes: int
-    timed: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "seconds": {"median": self.seconds[0], "p95": self.seconds[1]}}
 
 
 @dataclass(frozen=True)
@@ -128,12 +102,12 @@ def answer_questions(
         DataError: constrained, and a question's answers are not Python's.
         ModelError: constrained, and the tokenizer has no pieces of text.
     """
-    guides = _guides(model, tokenizer, questions, style) if constrained else None
+    guided = guides(model, tokenizer, questions, style) if constrained else None
     prompts = tokenize_prompts([style.ask(each, tokenizer) for each in questions], tokenizer)
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ends = ends_of(model, tokenizer)
     with Progress("answering", len(prompts), "questions") as progress:
-        drawn = sample(model, prompts, sampling, ends=ends, guides=guides, advance=progress.advance)
+        drawn = sample(model, prompts, sampling, ends=ends, guides=guided, advance=progress.advance)
     answered = []
     for question, prompt, [given] in zip(questions, prompts, drawn, strict=True):
         answer = text_after(tokenizer, prompt, given.ids.tolist())
@@ -141,66 +115,12 @@ def answer_questions(
     return answered
 
 
-def measure_edge(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[ToolQuestion],
-    style: Style,
-    *,
-    max_new_tokens: int = 256,
-    constrained: bool = False,
-) -> Edge:
-    """Answer questions one at a time, by the clock; the first, which warms up, is not counted.
-
-    Args:
-        constrained: as in `answer_questions`; making each question's grammar counts.
-
-    Raises:
-        PenchantError: as `answer_questions`.
-    """
-    import torch
-
-    guides = _guides(model, tokenizer, questions, style) if constrained else None
-    prompts = tokenize_prompts([style.ask(each, tokenizer) for each in questions], tokenizer)
-    sampling, ends = Sampling(temperature=0.0, max_new_tokens=max_new_tokens), ends_of(model, tokenizer)
-    seconds, tokens = [], []
-    for number in (0, *range(len(prompts))):
-        own = None if guides is None else [guides[number]]
-        start = time.perf_counter()
-        [[drawn]] = sample(model, [prompts[number]], sampling, ends=ends, guides=own)
-        seconds.append(time.perf_counter() - start)
-        tokens.append(len(drawn.ids))
-    seconds, tokens = seconds[1:], tokens[1:]
-    # The kernel counts in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if model.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(model.device)
-    weights = _Length()
-    torch.save(model.state_dict(), cast("IO[bytes]", weights))
-    middle, late = np.quantile(seconds, (0.5, 0.95))
-    return Edge((float(middle), float(late)), sum(tokens) / sum(seconds), peak, weights.bytes, len(seconds))
-
-
-def _guides(
+def guides(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ToolQuestion], style: Style
 ) -> list[Callable[[], Guide]]:
     """For each question what makes the guide of its answer: hundreds of them at a time would be held for nothing."""
     grammars = Grammars(tokenizer, ends_of(model, tokenizer))
     return [partial(grammars.guide, style.grammar(question, tokenizer)) for question in questions]
-
-
-class _Length:
-    """Counts what is written to it; quantised weights are no parameters that could be asked for their size."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.bytes += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        pass
 
 
 def macro_mean(categories: Sequence[Sequence[bool]]) -> Estimate:

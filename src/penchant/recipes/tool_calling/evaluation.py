@@ -12,10 +12,11 @@ import numpy as np
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.quantization import eight_bits
-from penchant.evaluation.statistics import Floats
-from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
+from penchant.evaluation.statistics import Estimate, Floats
+from penchant.evaluation.tool_calls.edge import Setting, measure_edge
+from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, spread
 from penchant.evaluation.tool_calls.styles import STYLES
-from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, measure_edge, write_answers
+from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
 from penchant.recipes.comparing import differences, over_seeds
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
@@ -38,6 +39,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
     right: dict[str, Floats] = {}
     faults: dict[str, dict[str, int]] = {}
     cut: dict[str, int] = {}
+    edge: dict[str, dict[str, Any]] = {}
     for row in rows:
         tables = []
         for number, place in enumerate(row.folders):
@@ -50,6 +52,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
             if number == 0:
                 report = ToolReport.of(answered)
                 faults[row.name], cut[row.name] = dict(report.faults), report.cut
+                edge[row.name] = _edges(config, place, test, report.overall)
         right[row.name] = np.array(tables)
     return {
         "models": {name: _by_category(table, test) for name, table in right.items()},
@@ -59,7 +62,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
         },
         "faults": faults,
         "cut": cut,
-        "edge": {row.name: _edges(config, row.folders[0], test) for row in rows},
+        "edge": edge,
     }
 
 
@@ -81,13 +84,14 @@ def _differences(right: Mapping[str, Floats], before: str, numbers: Sequence[int
     return differences({name: (right[before][:, numbers], right[name][:, numbers]) for name in others})
 
 
-def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion]) -> dict[str, Any]:
-    """In float32 and with eight-bit weights: right answers, time, memory."""
+def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion], in_float32: Estimate) -> dict[str, Any]:
+    """In float32 and with eight-bit weights, on the processor: right answers, time, memory."""
     style, tokenizer = STYLES[config.style], load_tokenizer(place)
-    most, constrained, found = config.answer_tokens, config.constrained, {}
-    for name, model in (("float32", load_model(place)), ("int8", eight_bits(load_model(place)))):
-        answered = answer_questions(model, tokenizer, test, style, max_new_tokens=most, constrained=constrained)
-        timed = test[: config.timed]
-        edge = measure_edge(model, tokenizer, timed, style, max_new_tokens=most, constrained=constrained)
-        found[name] = {"right": ToolReport.of(answered).overall.to_json(), **edge.to_json()}
+    most, constrained, timed = config.answer_tokens, config.constrained, spread(test, config.timed)
+    small = eight_bits(load_model(place))
+    answered = answer_questions(small, tokenizer, test, style, max_new_tokens=most, constrained=constrained)
+    found = {}
+    for name, right in (("float32", in_float32), ("int8", ToolReport.of(answered).overall)):
+        setting = Setting(place, config.style, "cpu", name == "int8", most, constrained)
+        found[name] = {"right": right.to_json(), **measure_edge(setting, timed).to_json()}
     return found
