@@ -10,6 +10,7 @@ from penchant.config import Section
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import DataError
+from penchant.recipes.fingerprints import fingerprint
 
 
 class ReviewConfig(Section):
@@ -17,6 +18,12 @@ class ReviewConfig(Section):
 
     most: int = Field(50, ge=1, description="pairs in the queue")
     verdicts: str | None = Field(None, description="file of `penchant data review`; null: nobody is waited for")
+
+    def fingerprint(self) -> str | None:
+        """Of the verdicts, for a stage's settings. A file that is not there is told from none named: a stage that was
+        done without it does not count as done with it."""
+        there = self.verdicts is not None and Path(self.verdicts).exists()
+        return fingerprint(str(self.verdicts)) if there else self.verdicts
 
 
 def read_verdicts(queue: Path, verdicts: str | None) -> tuple[set[str], dict[str, int]]:

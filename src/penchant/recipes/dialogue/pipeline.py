@@ -51,9 +51,6 @@ def stages(config: DialogueConfig) -> list[Stage]:
         for name, each in config.sources.items()
     }
     data = {key: settings[key] for key in ("template", "filters", "rewriting", "held_out", "questions", "seed")}
-    verdicts = config.review.verdicts
-    # A file that is not there is not the same as none named: the stage tells so, and is not taken for done.
-    said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else verdicts
     listed = [
         Stage(
             "data",
@@ -61,7 +58,12 @@ def stages(config: DialogueConfig) -> list[Stage]:
             data | {"sources": sources, "queue": config.review.most},
             lambda place: construct(config, place),
         ),
-        Stage("review", "what people said of them", {"verdicts": said}, lambda place: review(config, place)),
+        Stage(
+            "review",
+            "what people said of them",
+            {"verdicts": config.review.fingerprint()},
+            lambda place: review(config, place),
+        ),
         Stage("audit", "what style gives away", {}, audit),
     ]
     rows = []

@@ -116,7 +116,7 @@ class ToolCallingConfig(Section):
         False, description="answers in the evaluation can only be calls of the functions on offer, or none"
     )
     answer_tokens: int = Field(128, ge=1, description="of the longest answer")
-    timed: int = Field(20, ge=1, description="questions answered one at a time, by the clock")
+    timed: int = Field(20, ge=1, description="questions, evenly spaced, answered one at a time by the clock")
     seed: int = Field(0, ge=0, description="of the parts, the variants and a model from nothing")
 
     @model_validator(mode="after")

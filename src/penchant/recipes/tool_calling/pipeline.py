@@ -77,12 +77,14 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
             weaker = str(_model(config, tuple(config.paths[weaker]), config.seeds[0]))
         elif weaker == "base":
             weaker = base
-        verdicts = config.review.verdicts
-        # A file that is not there is not the same as none named: the stage tells so, and is not taken for done.
-        said = fingerprint(verdicts) if verdicts is not None and Path(verdicts).exists() else verdicts
         listed += [
             Stage("pairs", "right answers above wrong ones", made, lambda place: make_pairs(config, weaker, place)),
-            Stage("review", "what people said of them", {"verdicts": said}, lambda place: review(config, place)),
+            Stage(
+                "review",
+                "what people said of them",
+                {"verdicts": config.review.fingerprint()},
+                lambda place: review(config, place),
+            ),
         ]
     if "reward" in learnt:
         fresh = {"variants": config.pairs.variants}
