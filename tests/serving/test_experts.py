@@ -16,7 +16,8 @@ from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.sampling import Sampling, sample
 from penchant.evaluation.generation import text_after
 from penchant.serving.experts import Experts
-from penchant.serving.worker import End, Job, Piece, Worker
+from penchant.serving.jobs import End, Job, Piece
+from penchant.serving.worker import Worker
 
 PROMPTS = ("the old cat", "house by river tree", "sees a")
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from penchant.serving.worker import Failure, Job, Overloaded, Worker
+from penchant.serving.jobs import Failure, Job
+from penchant.serving.worker import Overloaded, Worker
 
 
 class Broken:

@@ -21,10 +21,11 @@ from starlette.exceptions import HTTPException
 from penchant.data.groups import Message
 from penchant.errors import PenchantError
 from penchant.serving.experts import Experts
+from penchant.serving.jobs import End, Event, Failure, Job, Piece
 from penchant.serving.limits import Limits
 from penchant.serving.requests import ChatRequest, Refusal, invalid
 from penchant.serving.router import Decision, Router
-from penchant.serving.worker import End, Event, Failure, Job, Overloaded, Piece, Worker
+from penchant.serving.worker import Overloaded, Worker
 
 ROUTER = "router"
 """The model's name that leaves the choice to the router."""
