@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -32,7 +33,26 @@ def reach(jobs: Sequence[Job]) -> int:
 
 
 class Overloaded(Exception):
-    """More requests wait than may."""
+    """More requests wait than may, or the worker has been stopped."""
+
+
+@dataclass(frozen=True)
+class _Call(Generic[T]):
+    """Something to run in the thread of the models."""
+
+    function: Callable[[], T]
+    found: Future[T]
+
+    def run(self) -> None:
+        if self.found.set_running_or_notify_cancel():
+            try:
+                self.found.set_result(self.function())
+            except Exception as error:
+                self.found.set_exception(error)
+
+    def refuse(self) -> None:
+        if self.found.set_running_or_notify_cancel():
+            self.found.set_exception(Overloaded())
 
 
 class Worker:
@@ -49,7 +69,7 @@ class Worker:
 
     def __init__(self, experts: Experts, *, batch: int, waiting: int) -> None:
         self._experts, self._batch, self._most = experts, batch, waiting
-        self._jobs: queue.Queue[Job | Callable[[], None] | None] = queue.Queue()
+        self._jobs: queue.Queue[Job | _Call[Any] | None] = queue.Queue()
         self._left: list[Job] = []
         self.running = 0
         self._outcomes = Outcomes()
@@ -67,23 +87,22 @@ class Worker:
         Raises:
             Overloaded: too many wait already, or the worker has been stopped.
         """
-        if self.waiting >= self._most or not self._thread.is_alive():
-            raise Overloaded
-        self._jobs.put(job)
+        self._put(job)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run something in the thread of the models."""
-        found: Future[T] = Future()
+        """Run something in the thread of the models; it waits in the queue as a job does.
 
-        def run() -> None:
-            if found.set_running_or_notify_cancel():
-                try:
-                    found.set_result(function())
-                except Exception as error:
-                    found.set_exception(error)
+        Raises:
+            Overloaded: as of `submit`, also by the future where the worker stops before its turn.
+        """
+        call = _Call(function, Future())
+        self._put(call)
+        return call.found
 
-        self._jobs.put(run)
-        return found
+    def _put(self, item: Job | _Call[Any]) -> None:
+        if self.waiting >= self._most or not self._thread.is_alive():
+            raise Overloaded
+        self._jobs.put(item)
 
     def stop(self) -> None:
         """End the thread; what still waits fails."""
@@ -96,7 +115,7 @@ class Worker:
             if first is None:
                 break
             if not isinstance(first, Job):
-                first()
+                first.run()
                 continue
             jobs = self._gather(first)
             self.running = len(jobs)
@@ -110,6 +129,8 @@ class Worker:
             late = self._left.pop() if self._left else self._jobs.get()
             if isinstance(late, Job):
                 self._outcomes.end(late, Failure("the server is stopping"))
+            elif late is not None:
+                late.refuse()
 
     def _gather(self, first: Job) -> list[Job]:
         """Those that wait for the same expert and fit its context together; the others keep their places."""
@@ -133,7 +154,7 @@ class Worker:
                 self._jobs.put(None)
                 break
             if not isinstance(item, Job):
-                item()
+                item.run()
             else:
                 place(item)
         self._left = others
