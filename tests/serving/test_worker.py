@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from penchant.serving.worker import Failure, Job, Overloaded, Worker
+from penchant.serving.jobs import Failure, Job
+from penchant.serving.worker import Overloaded, Worker
 
 
 class Broken:
@@ -93,3 +95,44 @@ def test_stopping_fails_what_waits():
     assert events.get(timeout=5) == Failure("RuntimeError: late")
     with pytest.raises(Overloaded):
         worker.submit(job(events))
+
+
+def until_waiting(worker: Worker, number: int) -> None:
+    deadline = time.monotonic() + 10
+    while worker.waiting != number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_calls_wait_as_jobs_do():
+    events: queue.Queue = queue.Queue()
+    go = threading.Event()
+    worker = Worker(Broken(), batch=1, waiting=2)
+    hold = worker.call(lambda: go.wait(10))
+    until_waiting(worker, 0)
+    late = worker.call(lambda: 7)
+    worker.submit(job(events))
+    with pytest.raises(Overloaded):
+        worker.call(lambda: 8)
+    go.set()
+    assert (hold.result(timeout=5), late.result(timeout=5)) == (True, 7)
+    assert events.get(timeout=5) == Failure("RuntimeError: no memory")
+    worker.stop()
+    with pytest.raises(Overloaded):
+        worker.call(lambda: 9)
+
+
+def test_stopping_fails_calls_that_wait():
+    go = threading.Event()
+    worker = Worker(Broken(), batch=1, waiting=9)
+    hold = worker.call(lambda: go.wait(10))
+    until_waiting(worker, 0)
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    until_waiting(worker, 1)
+    late = worker.call(lambda: 7)
+    go.set()
+    assert hold.result(timeout=5)
+    stopping.join()
+    with pytest.raises(Overloaded):
+        late.result(timeout=5)

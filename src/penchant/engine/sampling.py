@@ -170,9 +170,10 @@ def _limited(logits: Tensor, allowed: Sequence[Ids | None]) -> Tensor:
 def choose(logits: Tensor, temperature: float, top_p: float, chances: Tensor) -> Tensor:
     """[N] tokens from [N, V] logits by [N] uniform numbers: the token whose share of the probability they fall in.
 
-    The tokens are laid out from the likeliest down; with `top_p` below 1 the layout ends where it is reached.
+    The tokens are laid out from the likeliest down; with `top_p` below 1 the layout ends where it is reached. A
+    temperature below 1e-6 counts as 0: divided by less, logits may overflow, and the likeliest token has all anyway.
     """
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(-1)
     probabilities, tokens = (logits.double() / temperature).softmax(-1).sort(-1, descending=True)
     cumulated = probabilities.cumsum(-1)

@@ -21,10 +21,11 @@ from starlette.exceptions import HTTPException
 from penchant.data.groups import Message
 from penchant.errors import PenchantError
 from penchant.serving.experts import Experts
+from penchant.serving.jobs import End, Event, Failure, Job, Piece
 from penchant.serving.limits import Limits
 from penchant.serving.requests import ChatRequest, Refusal, invalid
 from penchant.serving.router import Decision, Router
-from penchant.serving.worker import End, Event, Failure, Job, Overloaded, Piece, Worker
+from penchant.serving.worker import Overloaded, Worker
 
 ROUTER = "router"
 """The model's name that leaves the choice to the router."""
@@ -61,6 +62,17 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
     async def no_such_place(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(invalid(str(error.detail)).body, error.status_code)
 
+    @app.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> JSONResponse:
+        # The framework raises it anew after the answer, so that the log has where it came from.
+        found = Refusal(500, "server_error", f"{type(error).__name__}: {error}")
+        return JSONResponse(found.body, found.status)
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
+        found = Refusal(503, "server_error", "too many requests wait; try again later", code="overloaded")
+        return JSONResponse(found.body, found.status)
+
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -87,8 +99,9 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
+        deadline = time.monotonic() + limits.timeout_s
         _known(asked.model, names)
-        chosen = await _choose(asked, router, experts, worker)
+        chosen = await _choose(asked, router, experts, worker, deadline)
         prompt = _prompt(asked, experts, chosen.expert)
         answer = _Answer(asked, chosen, len(prompt), asked.model == ROUTER)
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -105,13 +118,10 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
             top_p=asked.top_p,
             stops=asked.stops,
             seed=asked.seed if asked.seed is not None else uuid.uuid4().int % 2**32,
-            deadline=time.monotonic() + limits.timeout_s,
+            deadline=deadline,
             deliver=deliver,
         )
-        try:
-            worker.submit(job)
-        except Overloaded:
-            raise Refusal(503, "server_error", "too many requests wait; try again later", code="overloaded") from None
+        worker.submit(job)
         if asked.stream:
             return StreamingResponse(_streamed(answer, job, events), media_type="text/event-stream")
         return JSONResponse(await _whole(answer, job, events, request))
@@ -129,13 +139,18 @@ def _known(name: str, names: list[str]) -> None:
         )
 
 
-async def _choose(asked: ChatRequest, router: Router | None, experts: Experts, worker: Worker) -> Decision:
+async def _choose(
+    asked: ChatRequest, router: Router | None, experts: Experts, worker: Worker, deadline: float
+) -> Decision:
     if router is None or asked.model != ROUTER:
         return Decision(asked.model, asked.model, 1.0)
     question = router.question(next((m.content for m in reversed(asked.messages) if m.role == "user"), ""))
     found = worker.call(lambda: experts.get(router.asks).log_probs([question]))
     try:
-        return router.decide((await asyncio.wrap_future(found))[0])
+        [log_probs] = await asyncio.wait_for(asyncio.wrap_future(found), deadline - time.monotonic())
+        return router.decide(log_probs)
+    except TimeoutError:
+        raise _failed(Failure("the router took too long", timed_out=True)) from None
     except PenchantError as error:
         raise invalid(str(error), param="messages", code="context_length_exceeded") from error
 

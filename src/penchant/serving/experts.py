@@ -72,6 +72,9 @@ class Experts:
             model = model.to(local_device()).eval()
             ends = frozenset(ends_of(model, tokenizer))
             self._experts[name] = Expert(model, tokenizer, ends, context_length(model.config))
+        # Only now: adapters of one base share it, and each was asked for its ends.
+        for expert in self._experts.values():
+            _forget_generation(expert.model)
 
     def get(self, name: str) -> Expert:
         """The expert, its adapter at work. Not from two threads at a time."""
@@ -98,3 +101,16 @@ class Experts:
         else:
             shared[base].load_adapter(folder, adapter_name=self._adapters[name])
         return shared[base]
+
+
+def _forget_generation(model: Any) -> None:
+    """Take a model's own settings of `generate` away.
+
+    A repetition penalty, suppressed tokens, beams: what was measured had none of them, and `generate` adds them to
+    whatever it is asked for.
+    """
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig()
+    if hasattr(model, "get_base_model"):
+        model.get_base_model().generation_config = model.generation_config

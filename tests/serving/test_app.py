@@ -1,0 +1,156 @@
+"""The address in this process: a router that is slow, asked too often, or fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from fastapi.testclient import TestClient
+
+from penchant.errors import DataError
+from penchant.serving.app import build_app
+from penchant.serving.experts import Experts
+from penchant.serving.limits import Limits
+from penchant.serving.router import Router
+from penchant.serving.worker import Worker
+
+ROUTER = Router(
+    {"conversation": "question", "structured": "task"},
+    asks="structured",
+    examples=(("why", "conversation"), ("sort", "structured")),
+    fallback="conversation",
+    threshold=0.0,
+)
+ASKED = {"model": "router", "messages": [{"role": "user", "content": "the old cat"}], "temperature": 0, "max_tokens": 2}
+CONVERSATION = [[0.0, -3.0]]
+"""Log-probs by which the conversation answers, so that the other expert is asked by the router alone."""
+
+
+@pytest.fixture(scope="module")
+def expert(tiny_model):
+    return Experts({"conversation": str(tiny_model)}).get("conversation")
+
+
+@contextmanager
+def served(expert, log_probs: Callable[..., list[list[float]]], **limits: float) -> Iterator[TestClient]:
+    """A client of a server whose router reads these log-probs."""
+    asked = SimpleNamespace(log_probs=log_probs)
+    experts = SimpleNamespace(
+        names=["conversation", "structured"],
+        get=lambda name: asked if name == "structured" else expert,
+        peek=lambda name: expert,
+        context=lambda name: 128,
+    )
+    # A defect is raised anew after its answer, for the log; here the answer is looked at.
+    with TestClient(build_app(experts, ROUTER, Limits(**limits)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def ask(client: TestClient) -> tuple[int, dict]:
+    answer = client.post("/v1/chat/completions", json=ASKED)
+    return answer.status_code, answer.json()
+
+
+def error(kind: str, message: str, code: str | None, param: str | None = None) -> dict:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def waiting(client: TestClient, number: int) -> None:
+    until = time.monotonic() + 10
+    while f"penchant_waiting {number}\n" not in client.get("/metrics").text:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_the_router_waits_its_turn_as_answers_do(expert):
+    started, go = threading.Event(), threading.Event()
+
+    def log_probs(groups):
+        started.set()
+        assert go.wait(30)
+        return CONVERSATION
+
+    found: list[tuple[int, dict]] = []
+    with served(expert, log_probs, waiting=1) as client:
+        threads = [threading.Thread(target=lambda: found.append(ask(client))) for _ in range(2)]
+        threads[0].start()
+        assert started.wait(10)
+        threads[1].start()
+        waiting(client, 1)
+        assert ask(client) == (503, error("server_error", "too many requests wait; try again later", "overloaded"))
+        go.set()
+        for thread in threads:
+            thread.join()
+    assert [status for status, _ in found] == [200, 200]
+    assert {answer["model"] for _, answer in found} == {"conversation"}
+
+
+def test_a_slow_router_ends_in_time(expert):
+    """Also for a request whose question was not put yet, which then is not put at all."""
+    started, go = threading.Event(), threading.Event()
+    asked = []
+
+    def log_probs(groups):
+        asked.append(groups)
+        started.set()
+        assert go.wait(30)
+        return CONVERSATION
+
+    found: list[tuple[int, dict]] = []
+    with served(expert, log_probs, timeout_s=0.5) as client:
+        first = threading.Thread(target=lambda: found.append(ask(client)))
+        first.start()
+        assert started.wait(10)
+        began = time.monotonic()
+        found.append(ask(client))
+        assert 0.4 < time.monotonic() - began < 10
+        first.join(10)
+        assert not go.is_set()
+        assert found == [(504, error("timeout", "the router took too long", "timeout"))] * 2
+        go.set()
+        waiting(client, 0)
+    assert len(asked) == 1
+
+
+def test_the_routers_time_is_the_requests(expert, monkeypatch):
+    deadlines = []
+    submit = Worker.submit
+    monkeypatch.setattr(Worker, "submit", lambda self, job: (deadlines.append(job.deadline), submit(self, job)))
+
+    def log_probs(groups):
+        time.sleep(1.0)
+        return CONVERSATION
+
+    with served(expert, log_probs, timeout_s=20) as client:
+        began = time.monotonic()
+        assert ask(client)[0] == 200
+    assert 20 <= deadlines[0] - began < 21
+
+
+def test_a_router_that_fails(expert):
+    raised = [RuntimeError("no memory"), DataError("too long"), None]
+
+    def log_probs(groups):
+        if (now := raised.pop(0)) is not None:
+            raise now
+        return CONVERSATION
+
+    with served(expert, log_probs) as client:
+        assert ask(client) == (500, error("server_error", "RuntimeError: no memory", None))
+        expected = error("invalid_request_error", "too long", "context_length_exceeded", "messages")
+        assert ask(client) == (400, expected)
+        status, answer = ask(client)
+    assert (status, answer["model"]) == (200, "conversation")
+    assert answer["penchant"]["confidence"] == pytest.approx(0.952574, abs=1e-6)
+
+
+def test_a_defect_has_the_protocols_shape(expert):
+    def broken(messages):
+        raise KeyError("role")
+
+    with served(SimpleNamespace(prompt=broken, context=128), lambda groups: CONVERSATION) as client:
+        assert ask(client) == (500, error("server_error", "KeyError: 'role'", None))

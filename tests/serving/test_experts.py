@@ -1,0 +1,92 @@
+"""The models that answer, as a server has them."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.sampling import Sampling, sample
+from penchant.evaluation.generation import text_after
+from penchant.serving.experts import Experts
+from penchant.serving.jobs import End, Job, Piece
+from penchant.serving.worker import Worker
+
+PROMPTS = ("the old cat", "house by river tree", "sees a")
+
+
+def configured(model: Path, folder: Path, **settings: object) -> Path:
+    """The model with settings of its own in generation_config.json."""
+    shutil.copytree(model, folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+def served(experts: Experts, name: str, *, batch: int) -> list[str]:
+    """Greedy answers to the prompts."""
+    worker = Worker(experts, batch=batch, waiting=8)
+    found: list[queue.Queue] = [queue.Queue() for _ in PROMPTS]
+    for text, events in zip(PROMPTS, found, strict=True):
+        prompt = np.array(experts.peek(name).tokenizer(text).input_ids)
+        worker.submit(Job(name, prompt, 16, 0.0, 1.0, (), 0, time.monotonic() + 30, events.put))
+    texts = []
+    for events in found:
+        text = ""
+        while isinstance(event := events.get(timeout=30), Piece):
+            text += event.text
+        assert isinstance(event, End), event
+        texts.append(text)
+    worker.stop()
+    return texts
+
+
+def measured(folder: Path, ends: list[int]) -> list[str]:
+    """The same answers as an evaluation samples them."""
+    tokenizer = load_tokenizer(str(folder))
+    prompts = [np.array(tokenizer(text).input_ids) for text in PROMPTS]
+    drawn = sample(load_model(str(folder)), prompts, Sampling(temperature=0, max_new_tokens=16), ends=ends)
+    return [text_after(tokenizer, p, each[0].ids.tolist()) for p, each in zip(prompts, drawn, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"num_beams": 2}, {"max_time": 1e-6}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_the_models_own_settings_change_no_answer(tiny_model, tmp_path, settings):
+    """Some change the words, others end a batch early or break it."""
+    folder = configured(tiny_model, tmp_path / "model", **settings)
+    expected = measured(folder, [2])
+    assert max(len(text.split()) for text in expected) == 16
+    experts = Experts({"one": str(folder)})
+    assert served(experts, "one", batch=4) == expected
+    assert served(experts, "one", batch=1) == expected
+
+
+def test_adapters_of_one_base_keep_its_ends_and_nothing_else(tiny_model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    # 3 is <unk>, which the tokenizer does not name an end: the second adapter must hear of it as the first does.
+    base = configured(tiny_model, tmp_path / "base", repetition_penalty=1.3, eos_token_id=[2, 3])
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        model = get_peft_model(load_model(str(base)), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        model.peft_config["default"].base_model_name_or_path = str(base)
+        model.save_pretrained(tmp_path / name)
+        load_tokenizer(str(base)).save_pretrained(tmp_path / name)
+    experts = Experts({name: str(tmp_path / name) for name in ("a", "b")})
+    assert experts.peek("a").model is experts.peek("b").model
+    for name in ("a", "b"):
+        assert experts.peek(name).ends == {2, 3}
+        assert served(experts, name, batch=4) == measured(tmp_path / name, [2, 3])
