@@ -11,6 +11,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
+from penchant.errors import located
 from penchant.training.model import Trained
 
 Table = list[list[float]]
@@ -81,7 +82,8 @@ def _table(
 ) -> Table:
     settings = config.training
     frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template)
-    theirs = frozen.retokenize(groups)
+    with located(source):
+        theirs = frozen.retokenize(groups, config.data.truncation, tell)
     if config.method.needs.mismatched:
         theirs = add_mismatched(theirs, settings.seed, frozen.context)
     return frozen.log_probs(theirs, world, settings.token_budget, settings.dtype, tell)
