@@ -214,8 +214,21 @@ class TestReferences:
         assert any(group.cut for group in groups)
         world = World(0, 1, torch.device("cpu"))
         own = FrozenModel.load(str(tiny_model), world, "float32").log_probs(groups, world, 1024, "float32")
-        assert reference_tables(config, groups, world, print) == [own, own]
+        assert reference_tables(config, groups, 128, world, print) == [own, own]
         assert lines(train(config))[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+    def test_a_borrowed_response_is_cut_for_the_reference_as_for_the_policy(self, write_config, tmp_path, tiny_model):
+        """A named copy of the start gives KTO the very numbers the start itself gives.
+
+        At 18 tokens prompts are cut, and what they borrow is cut to the room their own responses have.
+        """
+        copy = shutil.copytree(tiny_model, tmp_path / "copy")
+        file = write_config(
+            objective={"name": "kto"}, data={"truncation": "keep_end_of_prompt", "max_length": 18}, reference=None
+        )
+        start = run(file, f"output={tmp_path / 'start'}")
+        named = run(file, f"output={tmp_path / 'named'}", f"reference={copy}")
+        assert lines(start) == lines(named)
 
     def test_weights_are_told(self, write_config, tiny_model, other_model):
         folder = run(
