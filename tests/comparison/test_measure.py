@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,19 @@ def test_a_dropped_group_does_not_move_the_others(yardstick, other_model):
     dropping = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update={"identical": "drop"})})
     measured = Yardstick(dropping, ruler.held_out, ruler.settings, ruler.tell).measure(str(other_model), seed=0)
     assert list(measured.values["margin"]) == [f"group {i}" for i in (0, 1, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("max_length", [None, 20])
+def test_the_start_reads_cut_prompts_as_the_cells_do(yardstick, tmp_path, tiny_model, max_length):
+    """A copy of the start has no log-ratio to it; the longest prompt is beyond the model's context of 128."""
+    rows = pairs(6)
+    rows[1]["prompt"] = "the old cat sees " * 40
+    ruler = yardstick(rows, samples=0)
+    cutting = {"truncation": "keep_end_of_prompt", "max_length": max_length}
+    base = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update=cutting)})
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    measured = Yardstick(base, ruler.held_out, ruler.settings, ruler.tell).measure(str(copy), seed=0)
+    assert measured.values["margin"] == {f"group {i}": 0.0 for i in range(6)}
 
 
 def test_orders_are_those_of_a_direct_evaluation(yardstick, tiny_model, other_model):

@@ -168,6 +168,20 @@ class TestEndpoint:
         with pytest.raises(ConfigError, match=r"has no \{prompt\}"):
             judge(server, prompt=str(file)).compare(["p"], ["x"], ["y"])
 
+    def test_a_template_without_the_second_response_rates_and_does_not_compare(self, server, tmp_path):
+        file = tmp_path / "judge.txt"
+        file.write_text("Rate {first} as an answer to {prompt}")
+        own = judge(server, prompt=str(file))
+        for use in (lambda: own.compare(["p"], ["x"], ["y"]), lambda: own.name):
+            with pytest.raises(ConfigError, match=r"judge.txt: the judge's template has no \{second\}\n.*\{second\}"):
+                use()
+        assert server.asked == []
+        server.script = ["[[7]]"]
+        assert EndpointReward(own.config)(["p"], [["x"]]) == [[7.0]]
+        file.write_text("{first}")
+        with pytest.raises(ConfigError, match=r"has no \{prompt\} and no \{second\}"):
+            own.compare(["p"], ["x"], ["y"])
+
     def test_ratings(self, server):
         server.script = [lambda question: f"[[{7 if 'good' in question else 2}]]"]
         reward = EndpointReward(JudgeConfig(url=server.url, model="m"))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import torch
 import transformers as hf
 
 from penchant.config_reward import RewardConfig
+from penchant.data.groups import PreferenceGroup
 from penchant.engine.loading import load_tokenizer
 from penchant.engine.reward_model import start_reward_model
 from penchant.errors import ConfigError, DataError, ModelError, PenchantError
-from penchant.evaluation.rewards import FunctionReward, open_reward, reward_from
+from penchant.evaluation.rewards import FunctionReward, ModelReward, open_reward, reward_from
+from penchant.evaluation.score_file import with_scores
 
 CPU = torch.device("cpu")
 FUNCTIONS = """
@@ -144,6 +147,38 @@ class TestModels:
     def test_a_language_model_is_none(self, tiny_model):
         with pytest.raises(ModelError, match=r"1 weights are not in the model's files.*score\.weight"):
             open_reward(RewardConfig(model=str(tiny_model)), device=CPU)
+
+    def test_kept_scores_are_of_one_chat_template(self, reward_folder, tmp_path, monkeypatch):
+        """A template is as much of the question as the texts: another is asked anew, the same is not."""
+        rows: list[int] = []
+        forward = ModelReward._score
+        monkeypatch.setattr(ModelReward, "_score", lambda self, ids: rows.append(len(ids)) or forward(self, ids))
+        group = PreferenceGroup(({"role": "user", "content": "the old cat"},), (" sees a dog", " runs"), preferred=0)
+
+        def scores(template: str) -> tuple[float, ...]:
+            file = tmp_path / "template.jinja"
+            file.write_text(template)
+            reward = open_reward(RewardConfig(model=str(reward_folder)), device=CPU, chat_template=str(file))
+            return with_scores([group], reward)[0].scores
+
+        plain = "{% for m in messages %} {{ m.content }}{% endfor %}"
+        first = scores(plain)
+        assert scores(plain) == first
+        assert rows == [2]
+        other = scores("bird" + plain)
+        assert rows == [2, 2]
+        assert other != first
+        assert scores(plain) == first
+        assert rows == [2, 2]
+
+    def test_kept_scores_are_of_one_tokenizer(self, reward_folder, tmp_path):
+        copy = shutil.copytree(reward_folder, tmp_path / "copy")
+        config = RewardConfig(model=str(copy))
+        before = open_reward(config, device=CPU).name
+        assert open_reward(config, device=CPU).name == before
+        file = copy / "tokenizer.json"
+        file.write_text(file.read_text().replace('"cat"', '"kitten"'))
+        assert open_reward(config, device=CPU).name != before
 
     def test_too_long(self, reward_folder):
         with pytest.raises(PenchantError, match="tokens"):

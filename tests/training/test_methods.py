@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import signal
@@ -14,6 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from penchant.config import load_config
+from penchant.engine.distribution import World
+from penchant.engine.frozen import FrozenModel
+from penchant.engine.loading import load_tokenizer
+from penchant.training.inputs import tokenize_inputs
+from penchant.training.references import reference_tables
 from penchant.training.run import train
 
 THOMPSON = {"name": "multi_reference", "weighting": "thompson"}
@@ -186,6 +192,43 @@ class TestReferences:
         monkeypatch.setattr("penchant.training.model.load_model", watched)
         run(write_config(objective={"name": "multi_reference"}, references=[str(tiny_model), str(other_model)]))
         assert most == [0, 0, 0]
+
+    @pytest.mark.parametrize("max_length", ["null", "18"])
+    def test_the_starting_weights_have_no_log_ratio_where_prompts_were_cut(
+        self, write_config, tmp_path, tiny_model, max_length
+    ):
+        """The first row's prompt is beyond the context of 128; at 18 tokens many others are cut too."""
+        rows = [json.loads(line) for line in Path(load_config(write_config()).data.train).read_text().splitlines()]
+        rows[0]["prompt"] = "the old cat sees " * 40
+        file = tmp_path / "long.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        copies = [str(shutil.copytree(tiny_model, tmp_path / name)) for name in ("one", "two")]
+        written = write_config(
+            objective={"name": "multi_reference", "mixture": "geometric", "weighting": "fixed", "weights": [0.5, 0.5]},
+            references=copies,
+            data={"train": str(file), "held_out": None, "truncation": "keep_end_of_prompt"},
+            training={"max_steps": 1, "batch_size": 48, "token_budget": 1024},
+        )
+        config = load_config(written, [f"data.max_length={max_length}"])
+        groups = tokenize_inputs(config, load_tokenizer(str(tiny_model)), 128, print).train
+        assert any(group.cut for group in groups)
+        world = World(0, 1, torch.device("cpu"))
+        own = FrozenModel.load(str(tiny_model), world, "float32").log_probs(groups, world, 1024, "float32")
+        assert reference_tables(config, groups, 128, world, print) == [own, own]
+        assert lines(train(config))[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+    def test_a_borrowed_response_is_cut_for_the_reference_as_for_the_policy(self, write_config, tmp_path, tiny_model):
+        """A named copy of the start gives KTO the very numbers the start itself gives.
+
+        At 18 tokens prompts are cut, and what they borrow is cut to the room their own responses have.
+        """
+        copy = shutil.copytree(tiny_model, tmp_path / "copy")
+        file = write_config(
+            objective={"name": "kto"}, data={"truncation": "keep_end_of_prompt", "max_length": 18}, reference=None
+        )
+        start = run(file, f"output={tmp_path / 'start'}")
+        named = run(file, f"output={tmp_path / 'named'}", f"reference={copy}")
+        assert lines(start) == lines(named)
 
     def test_weights_are_told(self, write_config, tiny_model, other_model):
         folder = run(

@@ -185,7 +185,7 @@ class Yardstick:
         del policy
         start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template)
         # The very tokens that were drawn: a text tokenized again may be others, and one that was cut has no end.
-        theirs = start.log_probs([*start.retokenize(own), *fresh], *budget)
+        theirs = start.log_probs([*start.retokenize(own, reading.truncation), *fresh], *budget)
         scored = scored_groups([*own, *fresh], log_probs, theirs)
         return scored[: len(own)], scored[len(own) :]
 

@@ -256,13 +256,21 @@ def _shortened(
         )
         ledger.refuse(_TOO_LONG, _Problem(name, found, fix, group.longest))
         return None
-    ids, _ = special.strip_start(group.prompt.tolist())
-    head = len(group.prompt) - len(ids)
-    room = max_length - (group.longest - len(group.prompt)) - head
-    if room < 1:
+    shorter = end_of_prompt(group, max_length - (group.longest - len(group.prompt)), special)
+    if shorter is None:
         found += ", and the response alone leaves no room for a token of the prompt; responses are never cut"
         fix = "raise data.max_length up to the model's context, or leave such groups out, counted: data.truncation=drop"
         ledger.refuse("response_too_long", _Problem(name, found, fix, group.longest))
         return None
     ledger.report.note("prompt_truncated", name)
-    return TokenizedGroup(np.concatenate([group.prompt[:head], group.prompt[-room:]]), group.responses, group.group)
+    return shorter
+
+
+def end_of_prompt(group: TokenizedGroup, tokens: int, special: SpecialTokens) -> TokenizedGroup | None:
+    """The group with so many tokens of its prompt, the start tokens and the last; None without room for one of each."""
+    ids, _ = special.strip_start(group.prompt.tolist())
+    head = len(group.prompt) - len(ids)
+    if tokens <= head:
+        return None
+    prompt = np.concatenate([group.prompt[:head], group.prompt[head - tokens :]])
+    return TokenizedGroup(prompt, group.responses, group.group, cut=group.cut + len(group.prompt) - len(prompt))

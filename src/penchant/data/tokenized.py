@@ -23,11 +23,13 @@ class TokenizedGroup:
         prompt: [P] ids, P >= 1; the tokens common to all candidates' sequences.
         responses: K arrays of ids, each at least one long; the last id is the end-of-turn token.
         group: the group the ids come from.
+        cut: tokens of the prompt that were left out at its beginning.
     """
 
     prompt: Ids
     responses: tuple[Ids, ...]
     group: PreferenceGroup
+    cut: int = 0
 
     @property
     def length(self) -> int:

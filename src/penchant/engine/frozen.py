@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.data.tokenization import tokenize_groups
-from penchant.data.tokenized import TokenizedGroup
+from penchant.data.second_reading import read_again
+from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.distribution import World, shard
 from penchant.engine.loading import check_vocabulary, context_length, load_model, load_tokenizer
 from penchant.engine.progress import Progress
@@ -44,11 +44,20 @@ class FrozenModel:
         """Tokens it can read."""
         return context_length(self.model.config) or NO_LIMIT
 
-    def retokenize(self, groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
-        """The same groups by this model's tokenizer; an error rather than a lost or cut one."""
-        if not groups:
-            return []
-        return tokenize_groups([group.group for group in groups], self.tokenizer, max_length=self.context)[0]
+    def retokenize(
+        self,
+        groups: Sequence[TokenizedGroup],
+        truncation: Truncation,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> list[TokenizedGroup]:
+        """The same groups by this model's tokenizer, prompts cut where they were; errors as in `read_again`."""
+        read, shortened = read_again(groups, self.tokenizer, context=self.context, truncation=truncation)
+        if shortened:
+            tell(
+                f"prompts cut further for a reference with its own tokenizer and a context of {self.context} tokens: "
+                f"{shortened} of {len(groups)} groups"
+            )
+        return read
 
     def log_probs(
         self,

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from penchant.data.trees import TreeBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LOOK_UP_AT_ONCE = 500
 
@@ -41,6 +42,17 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides which ids a text becomes: the tokenizer as it is saved, its chat template with it."""
+    digest = hashlib.blake2b(digest_size=16)
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size} ".encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

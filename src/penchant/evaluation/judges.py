@@ -103,14 +103,14 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
-        return f"{self._model} {_hash(_template(self.config, PAIRWISE))}"
+        return f"{self._model} {_hash(_pairwise(self.config))}"
 
     @property
     def _model(self) -> str:
         return f"judge {self.config.url} {self.config.model}"
 
     def compare(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[Verdict]:
-        template = _template(self.config, PAIRWISE)
+        template = _pairwise(self.config)
         asked = [
             fill(template, prompt=as_text(p), first=as_text(a), second=as_text(b))
             for p, a, b in zip(prompts, first, second, strict=True)
@@ -141,10 +141,10 @@ class EndpointReward:
 
     @property
     def name(self) -> str:
-        return f"rating {self.config.url} {self.config.model} {_hash(_template(self.config, POINTWISE))}"
+        return f"rating {self.config.url} {self.config.model} {_hash(_pointwise(self.config))}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
-        template = _template(self.config, POINTWISE)
+        template = _pointwise(self.config)
         asked = [
             fill(template, prompt=as_text(prompt), first=as_text(response))
             for prompt, given in zip(prompts, responses, strict=True)
@@ -188,7 +188,15 @@ def _hash(template: str) -> str:
     return hashlib.blake2b(template.encode(), digest_size=8).hexdigest()
 
 
-def _template(config: JudgeConfig, ours: str) -> str:
+def _pairwise(config: JudgeConfig) -> str:
+    return _template(config, PAIRWISE, ("{prompt}", "{first}", "{second}"))
+
+
+def _pointwise(config: JudgeConfig) -> str:
+    return _template(config, POINTWISE, ("{prompt}", "{first}"))
+
+
+def _template(config: JudgeConfig, ours: str, places: Sequence[str]) -> str:
     if config.prompt is None:
         return ours
     try:
@@ -197,7 +205,8 @@ def _template(config: JudgeConfig, ours: str) -> str:
         raise ConfigError(
             "the judge's template cannot be read", where=config.prompt, fix="name a UTF-8 file"
         ) from error
-    for name in ("{prompt}", "{first}"):
-        if name not in template:
-            raise ConfigError(f"the judge's template has no {name}", where=config.prompt, fix=f"put {name} into it")
+    missing = " and no ".join(place for place in places if place not in template)
+    if missing:
+        fix = f"put {', '.join(places)} into it, where the texts are to stand"
+        raise ConfigError(f"the judge's template has no {missing}", where=config.prompt, fix=fix)
     return template

@@ -163,7 +163,7 @@ class ModelReward:
         import torch
 
         from penchant.engine.loading import load_tokenizer
-        from penchant.engine.reference_cache import model_fingerprint
+        from penchant.engine.reference_cache import model_fingerprint, tokenizer_fingerprint
         from penchant.engine.reward_model import load_reward_model
 
         tokenizer = load_tokenizer(source, chat_template=chat_template)
@@ -178,7 +178,8 @@ class ModelReward:
             )
         if (label or 0) >= outputs:
             raise ConfigError(f"reward.label is {label}, the model has {outputs} outputs", where=source)
-        name = f"model {source} {model_fingerprint(model)} {label} {dtype}"
+        weights_and_words = f"{model_fingerprint(model)} {tokenizer_fingerprint(tokenizer)}"
+        name = f"model {source} {weights_and_words} {label} {dtype}"
         return cls(model, tokenizer, label or 0, token_budget, dtype, name)
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:

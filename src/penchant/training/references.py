@@ -7,10 +7,12 @@ from contextlib import nullcontext
 
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
+from penchant.data.second_reading import same_ids
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
+from penchant.errors import located
 from penchant.training.model import Trained
 
 Table = list[list[float]]
@@ -25,17 +27,20 @@ def reference_sources(config: RunConfig) -> list[str | None]:
 
 
 def reference_tables(
-    config: RunConfig, groups: Sequence[TokenizedGroup], world: World, tell: Callable[[str], None]
+    config: RunConfig, groups: Sequence[TokenizedGroup], longest: int, world: World, tell: Callable[[str], None]
 ) -> list[Table | None]:
     """A table for each reference that is named; None where it is the model training starts from.
 
     Each reference reads the groups' *texts* with its own tokenizer and chat template, and borrows responses to other
     prompts as the policy does.
+
+    Args:
+        longest: tokens of prompt + response the policy reads; a borrowed response is cut there.
     """
     tables: list[Table | None] = []
     for source in reference_sources(config):
         if source is not None and groups:
-            tables.append(_table(config, source, groups, world, tell))
+            tables.append(_table(config, source, groups, longest, world, tell))
         else:
             tables.append(None if source is None else [])
     return tables
@@ -77,11 +82,19 @@ class LiveReference:
 
 
 def _table(
-    config: RunConfig, source: str, groups: Sequence[TokenizedGroup], world: World, tell: Callable[[str], None]
+    config: RunConfig,
+    source: str,
+    groups: Sequence[TokenizedGroup],
+    longest: int,
+    world: World,
+    tell: Callable[[str], None],
 ) -> Table:
     settings = config.training
     frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template)
-    theirs = frozen.retokenize(groups)
+    with located(source):
+        theirs = frozen.retokenize(groups, config.data.truncation, tell)
     if config.method.needs.mismatched:
-        theirs = add_mismatched(theirs, settings.seed, frozen.context)
+        # The policy's limit counts the policy's tokens.
+        limit = min(longest, frozen.context) if all(map(same_ids, groups, theirs)) else frozen.context
+        theirs = add_mismatched(theirs, settings.seed, limit)
     return frozen.log_probs(theirs, world, settings.token_budget, settings.dtype, tell)

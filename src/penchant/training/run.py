@@ -119,9 +119,10 @@ def _prepare(
     given = [] if config.candidates == "sampled" else inputs.train
     every = [*given, *inputs.held_out]
     # References that are other models come first: they are gone before the policy is loaded.
-    tables = reference_tables(config, every, world, tell)
+    longest = config.data.max_length or limit
+    tables = reference_tables(config, every, longest, world, tell)
     if needs.mismatched:
-        every = add_mismatched(every, settings.seed, config.data.max_length or limit)
+        every = add_mismatched(every, settings.seed, longest)
     model = load_trained(config, tokenizer, every or inputs.train, world, tell)
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
