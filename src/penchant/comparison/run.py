@@ -17,7 +17,7 @@ from penchant.comparison.config import START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
 from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
-from penchant.comparison.pair_values import name_of_group
+from penchant.comparison.pair_values import first_of_prompt, name_of_group
 from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import name_of
 from penchant.config import dump_config
@@ -126,6 +126,7 @@ def _put_together(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _
         model=shared.base.model,
         data=shared.base.data.train,
         cells=rows,
+        prompts=first_of_prompt(shared.held_out),
         definitions={name: line for name, line in DEFINITIONS.items() if any(name in cell.metrics for cell in rows)},
         primary=bench.measure.primary,
         notices=[*ran.notices, *_notices(bench, rows)],

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from penchant.comparison.by_prompt import by_prompt
 from penchant.comparison.config import START
 from penchant.comparison.results import Cell, Comparison
 from penchant.evaluation.comparisons import Difference, Verdict, across_seeds, holm, paired_difference, paired_seeds
@@ -160,11 +161,10 @@ def _rows(comparison: Comparison, size: int) -> list[Row]:
     if baseline is not None:
         # The starting model's own row is no method: it does not count in the correction.
         compared = [name for name in others if name != START]
-        differences = [difference(cells[name], cells[baseline], comparison.primary) for name in compared]
+        differences = [difference(cells[name], cells[baseline], comparison) for name in compared]
         verdicts = dict(zip(compared, holm(differences), strict=True))
         if baseline != START and START in cells:
-            alone = difference(cells[START], cells[baseline], comparison.primary)
-            verdicts[START] = holm([alone])[0]
+            verdicts[START] = holm([difference(cells[START], cells[baseline], comparison)])[0]
     return [_row(name, of, verdicts.get(name)) for name, of in cells.items()]
 
 
@@ -185,21 +185,26 @@ def name_of(cell: Cell) -> str:
     return ", ".join([cell.method, *(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in cell.settings.items())])
 
 
-def difference(ours: Sequence[Cell], baseline: Sequence[Cell], metric: str) -> Difference:
-    """Ours minus the baseline over the seeds both have, paired by prompt where the metric is a mean over prompts."""
+def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Comparison) -> Difference:
+    """Ours minus the baseline on the primary metric over the seeds both have.
+
+    Paired by group where the metric is a mean over groups, and then by prompt.
+    """
+    metric = comparison.primary
     left = {cell.seed: cell for cell in ours if metric in cell.metrics}
     right = {cell.seed: cell for cell in baseline if metric in cell.metrics}
     seeds = sorted(left.keys() & right.keys())
     if not all(metric in cells[seed].values for cells in (left, right) for seed in seeds):
         tables = [[cells[seed].metrics[metric] for seed in seeds] for cells in (left, right)]
         return paired_seeds(*tables)
-    prompts = sorted({prompt for cells in (left, right) for seed in seeds for prompt in cells[seed].values[metric]})
-    shape = (len(seeds), len(prompts))
+    names = sorted({name for cells in (left, right) for seed in seeds for name in cells[seed].values[metric]})
+    shape = (len(seeds), len(names))
     pair = [
-        np.array([[cells[s].values[metric].get(p, math.nan) for p in prompts] for s in seeds]).reshape(shape)
+        np.array([[cells[s].values[metric].get(n, math.nan) for n in names] for s in seeds]).reshape(shape)
         for cells in (left, right)
     ]
-    return paired_difference(*pair)
+    # A fresh sample has a prompt to itself.
+    return paired_difference(*by_prompt(pair, [comparison.prompts.get(name, name) for name in names]))
 
 
 def cost(cells: Iterable[Cell]) -> dict[str, float]:

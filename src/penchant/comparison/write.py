@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 HOW = (
     "Means across seeds with a 95 % Student t interval. The verdict is on {primary} against {baseline}: the difference "
-    "over the same seeds and held-out prompts, its interval from the variance of seeds, of prompts and of their "
-    "combination, corrected for the number of methods (Holm). A method is better or worse only where the corrected "
-    "interval excludes zero."
+    "over the same seeds and held-out prompts, its interval from the variance of seeds, of prompts (once each, however "
+    "many groups they have) and of their combination, corrected for the number of methods (Holm). A method is better "
+    "or worse only where the corrected interval excludes zero."
 )
 
 
