@@ -73,7 +73,7 @@ def diverse(monkeypatch):
 
 class TestRivals:
     def test_no_win_rate_where_the_baselines_cell_failed(self, judged, monkeypatch, failing_cell):
-        failing_cell("dpo-seed0")
+        failing_cell("dpo-n36-seed0")
         comparison = run(judged())
         assert not any("win_rate" in cell.metrics for cell in comparison.cells)
         assert "no win rates at 36 groups, seed 0: the baseline's cell failed" in comparison.notices
@@ -95,7 +95,7 @@ class TestRivals:
             expected = by_length(cell_of(second, method), cell_of(second, "ipo"))
             assert cell_of(second, method).values["win_rate"] == expected
         kept = json.loads((Path(cell_of(second, "dpo").folder) / "measured.json").read_text())
-        assert kept["asked"]["rival"] == "ipo-seed0"
+        assert kept["asked"]["rival"] == "ipo-n36-seed0"
         asked = []
         monkeypatch.setattr(Yardstick, "_compare", lambda *a: asked.append(1))
         run(judged(baseline="ipo"))

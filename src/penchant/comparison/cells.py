@@ -125,7 +125,8 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     for size, file in shared.train:
         for seed in bench.seeds:
             for variant in every:
-                name = "-".join([variant.name, *([f"n{size}"] if len(shared.train) > 1 else []), f"seed{seed}"])
+                # The size also where it is the only one: another may be asked for later.
+                name = f"{variant.name}-n{size}-seed{seed}"
                 values = _values(variant, seed)
                 values.setdefault("data", {}).update(train=str(file), held_out=str(shared.held_out_file))
                 cells.append(Planned(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))

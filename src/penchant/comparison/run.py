@@ -195,8 +195,8 @@ def _same_run(planned: Planned) -> None:
     """Refuse numbers that another configuration was measured with; the comparison's folder may have been moved."""
 
     def content(values: dict[str, Any]) -> dict[str, Any]:
-        moved = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
-        return {**values, "output": None, "data": moved}
+        files = {key: Path(str(values["data"][key])).name for key in ("train", "held_out")}
+        return {**values, "output": None, "data": {**values["data"], **files}}
 
     file = planned.folder / "config.yaml"
     before = content(yaml.safe_load(file.read_text(encoding="utf-8")))
