@@ -17,6 +17,7 @@ from penchant.comparison.config import START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
 from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
+from penchant.comparison.origins import Origins
 from penchant.comparison.pair_values import first_of_prompt, name_of_group
 from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import name_of
@@ -48,6 +49,8 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
     folder = Path(bench.output)
     shared, cells = prepare(bench, where)
     _take(folder, bench, where)
+    origins = Origins(folder)
+    origins.check(shared.base, cells)
     for note in shared.notes:
         tell(note)
     tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
@@ -58,7 +61,7 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         for seed in bench.seeds
     }
     _check_primary(bench, next(iter(starts.values())))
-    ran = _Ran(bench, yardstick, starts, tell)
+    ran = _Ran(bench, yardstick, starts, origins, tell)
     ran.all(cells)
     return _put_together(bench, shared, cells, ran)
 
@@ -76,6 +79,7 @@ class _Ran:
     bench: Bench
     yardstick: Yardstick
     starts: dict[int, Measured]
+    origins: Origins
     tell: Tell
     done: dict[Path, Cell] = field(default_factory=dict)
     baselines: dict[tuple[int, int], Rival] = field(default_factory=dict)
@@ -94,6 +98,7 @@ class _Ran:
                     self.notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
                     break
                 self.tell(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
+                self.origins.note(planned)
                 own = planned.variant.name == baseline
                 cell = _cell(planned, self.yardstick, self._rival(planned, own), self.bench.keep_weights, self.tell)
                 self.done[planned.folder] = cell
