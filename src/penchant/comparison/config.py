@@ -90,7 +90,7 @@ class Range(Section):
 class Budget(Section):
     """When no new cell is begun; what is begun is finished."""
 
-    trials: int | None = Field(None, ge=1, description="variants")
+    trials: int | None = Field(None, ge=1, description="variants, each with all seeds and sizes")
     tokens: float | None = Field(None, gt=0, description="trained on, over all cells")
     hours: float | None = Field(None, gt=0)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from penchant.comparison.cells import Planned, Shared, prepare, variants
+from penchant.comparison.cells import Planned, Shared, prepare, repeats, variants
 from penchant.comparison.config import START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
 from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
@@ -51,7 +51,7 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
     _take(folder, bench, where)
     origins = Origins(folder)
     origins.check(shared.base, cells)
-    for note in shared.notes:
+    for note in [*shared.notes, *repeats(bench)]:
         tell(note)
     tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
     yardstick = Yardstick(shared.base, shared.held_out, bench.measure, tell)
@@ -91,10 +91,11 @@ class _Ran:
         ordered = sorted(cells, key=lambda cell: cell.variant.method.label != label)
         # The baseline is the first variant of its method.
         baseline = next((cell.variant.name for cell in ordered if cell.variant.method.label == label), None)
+        ordered = self._within_trials(ordered)
         began, tokens = time.monotonic(), 0.0
         with Progress("cells", len(ordered), "cells") as progress:
             for number, planned in enumerate(ordered):
-                if reason := _spent(self.bench, planned, ordered[:number], tokens, began):
+                if reason := _spent(self.bench, tokens, began):
                     self.notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
                     break
                 self.tell(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
@@ -106,6 +107,16 @@ class _Ran:
                     self._remember(planned, cell)
                 tokens += cell.cost.get("tokens", 0.0)
                 progress.advance(1, planned.folder.name)
+
+    def _within_trials(self, ordered: Sequence[Planned]) -> list[Planned]:
+        """The cells of as many variants as the budget has trials: a variant is tried with all its seeds and sizes."""
+        trials = None if self.bench.search is None else self.bench.search.budget.trials
+        tried = list(dict.fromkeys(cell.variant.name for cell in ordered))[:trials]
+        within = [cell for cell in ordered if cell.variant.name in tried]
+        if left := len(ordered) - len(within):
+            spent = f"the budget of {trials} trials is spent"
+            self.notices.append(f"{spent}: {left} of {len(ordered)} cells were not begun")
+        return within
 
     def _remember(self, planned: Planned, baseline: Cell) -> None:
         if baseline.failed is None:
@@ -248,14 +259,11 @@ def _check_primary(bench: Bench, start: Measured) -> None:
         )
 
 
-def _spent(bench: Bench, planned: Planned, before: Sequence[Planned], tokens: float, began: float) -> str | None:
+def _spent(bench: Bench, tokens: float, began: float) -> str | None:
     """Why no new cell is begun, if so."""
     if bench.search is None:
         return None
     budget = bench.search.budget
-    begun = {cell.variant.name for cell in before}
-    if budget.trials is not None and planned.variant.name not in begun and len(begun) >= budget.trials:
-        return f"the budget of {budget.trials} trials is spent"
     if budget.tokens is not None and tokens >= budget.tokens:
         return f"the budget of {budget.tokens:g} tokens is spent"
     if budget.hours is not None and time.monotonic() - began >= budget.hours * 3600:
@@ -276,7 +284,7 @@ def _judged(cells: Sequence[Cell]) -> dict[str, Any] | None:
 def _notices(bench: Bench, cells: Sequence[Cell]) -> list[str]:
     """What went wrong or was left out, a line each."""
     measure = bench.measure
-    lines = [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed]
+    lines = repeats(bench) + [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed]
     if measure.samples and measure.temperature != 1:
         what = (
             f"measure.temperature is {measure.temperature:g}, so the samples are not drawn from the models themselves"
