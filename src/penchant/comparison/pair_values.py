@@ -25,6 +25,11 @@ def name_of_group(place: int) -> str:
     return f"group {place}"
 
 
+def is_pooled(metric: str) -> bool:
+    """Whether it is of all pairs at once: no mean over groups, so there is nothing to pair by prompt."""
+    return metric.endswith("auc")
+
+
 def first_of_prompt(groups: Sequence[PreferenceGroup]) -> dict[str, str]:
     """Each group's name -> that of the first group of its prompt."""
     first: dict[str, str] = {}

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from penchant.comparison.cells import Planned, Shared, prepare, repeats, variants
-from penchant.comparison.config import START, Bench, dump_bench
+from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
 from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
@@ -246,7 +246,8 @@ def _start_cell(result: Measured, seed: int, size: int, folder: Path) -> Cell:
 def _check_primary(bench: Bench, start: Measured) -> None:
     # Of orders, what the start has of its log-probs the others have of their log-ratios.
     ratios = {name for name in RATIO_METRICS if f"log_prob_{name}" in start.metrics}
-    known = {*start.metrics, *ratios, *(["win_rate"] if bench.measure.judge and bench.measure.samples else [])}
+    judged = ["win_rate"] if bench.measure.judge and bench.measure.samples else []
+    known = {*start.metrics, *ratios, *judged} - NO_VERDICT.keys()
     if bench.measure.primary not in known:
         raise ConfigError(
             f"measure.primary is {bench.measure.primary!r}, which is not measured",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from penchant.comparison.by_prompt import by_prompt
 from penchant.comparison.config import START
+from penchant.comparison.pair_values import is_pooled
 from penchant.comparison.results import Cell, Comparison
 from penchant.evaluation.comparisons import Difference, Verdict, across_seeds, holm, paired_difference, paired_seeds
 from penchant.evaluation.statistics import Estimate
@@ -63,6 +64,10 @@ class Row:
         """The verdict in words."""
         if self.verdict is None:
             return "baseline"
+        of = self.verdict.difference
+        if of.n_seeds > 1 and of.n_prompts == 0 and of.variances is None and not math.isnan(of.value):
+            found = "the two are equal" if of.value == 0 else "seeds change nothing: no interval"
+            return f"{self.verdict.outcome}: {found}"
         return self.verdict.text
 
     def to_json(self) -> dict[str, Any]:
@@ -194,9 +199,8 @@ def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Compa
     left = {cell.seed: cell for cell in ours if metric in cell.metrics}
     right = {cell.seed: cell for cell in baseline if metric in cell.metrics}
     seeds = sorted(left.keys() & right.keys())
-    if not all(metric in cells[seed].values for cells in (left, right) for seed in seeds):
-        tables = [[cells[seed].metrics[metric] for seed in seeds] for cells in (left, right)]
-        return paired_seeds(*tables)
+    if is_pooled(metric):
+        return _pooled([left[seed].metrics[metric] - right[seed].metrics[metric] for seed in seeds])
     names = sorted({name for cells in (left, right) for seed in seeds for name in cells[seed].values[metric]})
     shape = (len(seeds), len(names))
     pair = [
@@ -205,6 +209,14 @@ def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Compa
     ]
     # A fresh sample has a prompt to itself.
     return paired_difference(*by_prompt(pair, [comparison.prompts.get(name, name) for name in names]))
+
+
+def _pooled(differences: Sequence[float]) -> Difference:
+    found = paired_seeds(differences, [0.0] * len(differences))
+    if len(differences) > 1 and np.ptp(differences) < 1e-12:
+        # Such seeds are no sample: an error of zero would call any difference, however small, better or worse.
+        return replace(found, low=math.nan, high=math.nan, variances=None)
+    return found
 
 
 def cost(cells: Iterable[Cell]) -> dict[str, float]:
