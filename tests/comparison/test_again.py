@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from penchant.comparison import run as running
 from penchant.comparison.config import load_bench
@@ -73,7 +77,7 @@ def diverse(monkeypatch):
 
 class TestRivals:
     def test_no_win_rate_where_the_baselines_cell_failed(self, judged, monkeypatch, failing_cell):
-        failing_cell("dpo-seed0")
+        failing_cell("dpo-n36-seed0")
         comparison = run(judged())
         assert not any("win_rate" in cell.metrics for cell in comparison.cells)
         assert "no win rates at 36 groups, seed 0: the baseline's cell failed" in comparison.notices
@@ -95,7 +99,7 @@ class TestRivals:
             expected = by_length(cell_of(second, method), cell_of(second, "ipo"))
             assert cell_of(second, method).values["win_rate"] == expected
         kept = json.loads((Path(cell_of(second, "dpo").folder) / "measured.json").read_text())
-        assert kept["asked"]["rival"] == "ipo-seed0"
+        assert kept["asked"]["rival"] == "ipo-n36-seed0"
         asked = []
         monkeypatch.setattr(Yardstick, "_compare", lambda *a: asked.append(1))
         run(judged(baseline="ipo"))
@@ -138,6 +142,69 @@ class TestAnotherReward:
         assert all(len(cell.samples) == 6 for cell in second.cells)
 
 
+@pytest.fixture
+def start(tmp_path, tiny_model) -> Path:
+    """A copy of the tiny model that a test may change."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "start"))
+
+
+def other_weights(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[5] += 0.01
+    model.save_pretrained(folder)
+
+
+class TestAnotherOrigin:
+    def test_another_start_under_the_same_path_is_refused(self, bench, start):
+        base = yaml.safe_load(bench().read_text())["base"] | {"model": str(start)}
+        whole = shutil.copytree(start, start.with_name("whole"))
+        first = run(bench(seeds=[0], methods=["dpo"], base=base))
+        other_weights(start)
+        for more in ({}, {"methods": ["dpo", "ipo"]}, {"seeds": [0, 1]}):
+            with pytest.raises(ConfigError, match="begun with another model under the same path") as error:
+                run(bench(**{"seeds": [0], "methods": ["dpo"], "base": base, **more}))
+            assert str(start) in str(error.value)
+            assert "name a new folder: output=DIR" in str(error.value)
+        shutil.rmtree(start)
+        shutil.copytree(whole, start)
+        (start / "eval.json").write_text("{}")
+        assert run(bench(seeds=[0], methods=["dpo"], base=base)).cells == first.cells
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("tokenizer_config.json", None), ("chat_template.jinja", "{{ messages }}")]
+    )
+    def test_so_is_another_tokenizer(self, bench, start, name, text):
+        base = yaml.safe_load(bench().read_text())["base"] | {"model": str(start)}
+        run(bench(seeds=[0], methods=["dpo"], base=base))
+        (start / name).write_text(text or (start / name).read_text() + " ")
+        with pytest.raises(ConfigError, match="begun with another model"):
+            run(bench(seeds=[0], methods=["dpo"], base=base))
+
+    def test_a_reference_of_a_methods_own(self, bench, start, tmp_path):
+        own = {"label": "far", "objective": {"name": "dpo"}, "set": {"reference": str(start)}}
+        run(bench(seeds=[0], methods=["dpo", own]))
+        other_weights(start)
+        with pytest.raises(ConfigError, match="far-n36-seed0 was trained with another reference under") as error:
+            run(bench(seeds=[0], methods=["dpo", own]))
+        assert "delete that cell's folder" in str(error.value)
+        shutil.rmtree(tmp_path / "bench" / "cells" / "far-n36-seed0")
+        assert [cell.method for cell in run(bench(seeds=[0], methods=["dpo", own])).cells] == ["start", "dpo", "far"]
+
+    def test_a_training_reward_of_a_methods_own(self, bench, tmp_path, failing_cell, monkeypatch):
+        (tmp_path / "own.py").write_text(CATS)
+        reward = {"function": f"{tmp_path / 'own.py'}:score"}
+        own = {"label": "own", "objective": {"name": "ddo_rm"}, "set": {"reward": reward}}
+        failing_cell("own")
+        run(bench(seeds=[0], methods=["dpo", own]))
+        (tmp_path / "own.py").write_text(LENGTHS)
+        monkeypatch.undo()
+        assert not any(cell.failed for cell in run(bench(seeds=[0], methods=["dpo", own])).cells)
+        (tmp_path / "own.py").write_text(CATS)
+        with pytest.raises(ConfigError, match=r"own-n36-seed0 was trained with another reward\.function"):
+            run(bench(seeds=[0], methods=["dpo", own]))
+
+
 class TestAnotherJudge:
     def test_asks_anew_about_the_same_samples_without_weights(self, judged, tmp_path, diverse, monkeypatch):
         first = run(judged(keep_weights=False))
@@ -174,5 +241,3 @@ def test_kl_left_out_is_told(bench):
     measure = {"samples": 4, "max_new_tokens": 4, "temperature": 0.5}
     comparison = run(bench(seeds=[0], methods=["dpo"], measure=measure))
     assert any(notice.startswith("kl is not measured: measure.temperature is 0.5") for notice in comparison.notices)
-    with pytest.raises(ConfigError, match=r"measure\.primary is 'kl', which is not measured"):
-        run(bench(seeds=[0], methods=["dpo"], measure={**measure, "primary": "kl"}))

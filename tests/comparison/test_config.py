@@ -83,6 +83,15 @@ def test_overrides_reach_the_base(load):
             ]
         ),
         ({"search": {"parameters": {"model": ["a", "b"]}}}, "model is the same for all methods"),
+        *(
+            ({"measure": {"primary": name}}, f"no verdict on {name}: {why}; use accuracy, margin, auc")
+            for name, why in [
+                ("kl", "far from the start is neither better nor worse"),
+                ("kl_error", "it is an error of kl"),
+                ("words", "longer is neither better nor worse"),
+                ("length_accuracy", "it is the data's own, the same for every model"),
+            ]
+        ),
         ({"measure": {"primary": "win_rate"}}, "needs measure.judge and measure.samples above 0"),
         ({"measure": {"primary": "win_rate", "judge": {"function": "f.py:g"}, "samples": 0}}, "needs measure.judge"),
         (

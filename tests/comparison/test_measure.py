@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from penchant.comparison.config import Measure
+from penchant.comparison import run as running
+from penchant.comparison.config import Measure, load_bench
 from penchant.comparison.measure import DEFINITIONS, Yardstick
 from penchant.config import parse_config
 from penchant.data.reading import read_groups
@@ -20,6 +21,7 @@ from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.distribution import World, local_device
 from penchant.engine.loading import load_tokenizer
 from penchant.engine.sampling import Sampling, sample
+from penchant.errors import ConfigError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import evaluate_preferences
 
@@ -143,6 +145,46 @@ def test_the_start_reads_cut_prompts_as_the_cells_do(yardstick, tmp_path, tiny_m
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     measured = Yardstick(base, ruler.held_out, ruler.settings, ruler.tell).measure(str(copy), seed=0)
     assert measured.values["margin"] == {f"group {i}": 0.0 for i in range(6)}
+
+
+class TestPromptsWithoutRoom:
+    """The tiny model's context is 128 tokens; a prompt of n words is n and the start token."""
+
+    ROWS = tuple(
+        {"prompt": " ".join(["cat"] * n), "chosen": " the cat", "rejected": " a dog"} for n in (119, 3, 120, 5)
+    )
+
+    def test_are_left_out_and_told(self, yardstick, tiny_model):
+        told: list[str] = []
+        ruler = yardstick(self.ROWS, samples=3, max_new_tokens=8)
+        ruler = Yardstick(ruler.base, ruler.held_out, ruler.settings, told.append)
+        ruler.open()
+        words = [len(str(prompt).split()) for prompt in ruler.prompts]
+        assert words == [119, 3, 5]
+        why = "with max_new_tokens=8 they are longer than the context of 128 tokens"
+        assert told == [f"1 of 4 held-out prompts are not sampled from: {why}"]
+        measured = ruler.measure(str(tiny_model), seed=0)
+        assert list(measured.samples) == ["0", "1", "2"]
+
+    def test_so_are_those_whose_groups_are_dropped(self, yardstick, tiny_model):
+        ruler = yardstick(self.ROWS, samples=4, max_new_tokens=2)
+        data = ruler.base.data.model_copy(update={"max_length": 20, "truncation": "drop"})
+        told: list[str] = []
+        dropping = Yardstick(ruler.base.model_copy(update={"data": data}), ruler.held_out, ruler.settings, told.append)
+        assert [len(str(prompt).split()) for prompt in dropping.prompts] == [3, 5]
+        assert told == ["2 of 4 held-out prompts are not sampled from: their groups are dropped"]
+        assert dropping.by["prompts"] != ruler.by["prompts"]
+        assert list(dropping.measure(str(tiny_model), seed=0).samples) == ["0", "1"]
+
+    def test_none_left_is_an_error_before_anything_is_trained(self, yardstick, bench, monkeypatch):
+        with pytest.raises(ConfigError, match="the shortest has 4 tokens, the model's context is 128"):
+            yardstick(self.ROWS, samples=2, max_new_tokens=125).open()
+        assert len(yardstick(self.ROWS, samples=2, max_new_tokens=124).prompts) == 1
+        yardstick(self.ROWS, samples=0, max_new_tokens=125).open()
+        monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained"))
+        file = bench(measure={"samples": 4, "max_new_tokens": 128})
+        with pytest.raises(ConfigError, match="no held-out prompt leaves room for a sample"):
+            running.compare(load_bench(file), str(file))
 
 
 def test_orders_are_those_of_a_direct_evaluation(yardstick, tiny_model, other_model):

@@ -164,7 +164,7 @@ def test_interrupted_between_cells_it_goes_on_to_the_same(bench, tmp_path, monke
 
 
 def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, failing_cell):
-    failing_cell("ipo-beta-1.0-seed1")
+    failing_cell("ipo-beta-1.0-n36-seed1")
     comparison = run(bench())
     failed = [cell for cell in comparison.cells if cell.failed]
     assert [(cell.method, cell.settings, cell.seed) for cell in failed] == [("ipo", {"objective.beta": 1.0}, 1)]
@@ -255,7 +255,7 @@ class TestRefuses:
     def test_numbers_of_another_configuration(self, bench):
         run(bench(seeds=[0], methods=["dpo"]))
         changed = [{"label": "dpo", "objective": {"name": "dpo", "beta": 0.7}}]
-        with pytest.raises(ConfigError, match="dpo-seed0 was trained with another objective"):
+        with pytest.raises(ConfigError, match="dpo-n36-seed0 was trained with another objective"):
             run(bench(seeds=[0], methods=changed))
 
     def test_two_sizes_that_are_one(self, bench):
@@ -273,6 +273,36 @@ class TestRefuses:
         assert len(second.cells) == 6
         kept = next(c for c in first.cells if c.method == "dpo")
         assert kept in second.cells
+
+    def test_a_size_may_be_added(self, bench, monkeypatch):
+        first = run(bench(seeds=[0], methods=["dpo"]))
+        trained: list[str] = []
+
+        def counted(config, **named):
+            trained.append(Path(config.output).name)
+            return train(config, **named)
+
+        monkeypatch.setattr(running, "train", counted)
+        second = run(bench(seeds=[0], methods=["dpo"], sizes=[0.5, 1.0]))
+        assert trained == ["dpo-n18-seed0"]
+        assert next(c for c in first.cells if c.method == "dpo") in second.cells
+
+    def test_another_size_is_trained_on_its_own_data(self, bench):
+        small = run(bench(seeds=[0], methods=["dpo"], sizes=[0.5]))
+        large = run(bench(seeds=[0], methods=["dpo"], sizes=[1.0]))
+        for comparison, size in ((small, 18), (large, 36)):
+            cell = next(c for c in comparison.cells if c.method == "dpo")
+            assert cell.size == size
+            data = load_config(Path(cell.folder) / "config.yaml").data.train
+            assert len(read_groups(data).groups) == size
+        assert small.cells[1].metrics["margin"] != large.cells[1].metrics["margin"]
+
+    def test_numbers_of_another_size(self, bench, tmp_path):
+        run(bench(seeds=[0], methods=["dpo"], sizes=[0.5]))
+        cells = tmp_path / "bench" / "cells"
+        (cells / "dpo-n18-seed0").rename(cells / "dpo-n36-seed0")
+        with pytest.raises(ConfigError, match="dpo-n36-seed0 was trained with another data"):
+            run(bench(seeds=[0], methods=["dpo"], sizes=[1.0]))
 
 
 class TestSweep:
@@ -298,6 +328,24 @@ class TestSweep:
         assert all(0.01 <= s["objective.beta"] <= 1.0 and s["training.batch_size"] in (4, 8) for s in drawn)
         assert any("the budget of 2 trials is spent: 4 of 6 cells" in notice for notice in comparison.notices)
         assert drawn == [c.settings for c in run(bench(methods=["dpo"], seeds=[0], search=search)).cells][1:]
+
+    def test_a_trial_is_a_variant_with_all_its_seeds(self, bench):
+        search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"trials": 2}}
+        comparison = run(bench(methods=["dpo"], seeds=[0, 1, 2], search=search))
+        trained = {(c.settings["objective.beta"], c.seed) for c in comparison.cells if c.method == "dpo"}
+        assert trained == {(beta, seed) for beta in (0.1, 0.2) for seed in (0, 1, 2)}
+        assert "the budget of 2 trials is spent: 3 of 9 cells were not begun" in comparison.notices
+
+    def test_draws_that_repeat_are_one_variant(self, bench):
+        search = {"method": "random", "trials": 8, "parameters": {"objective.beta": [0.1, 0.2]}}
+        told: list[str] = []
+        file = bench(methods=["dpo"], seeds=[0], search=search)
+        comparison = compare(load_bench(file), str(file), tell=told.append)
+        drawn = [c.settings["objective.beta"] for c in comparison.cells if c.method == "dpo"]
+        assert sorted(drawn) == [0.1, 0.2]
+        said = "search: 2 distinct variants of each method, for 8 draws repeat some"
+        for lines in (told, comparison.notices):
+            assert len([line for line in lines if line.startswith(said)]) == 1
 
     def test_a_budget_of_tokens(self, bench):
         search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"tokens": 1}}

@@ -95,7 +95,18 @@ def _searched(search: Search | None) -> list[dict[str, Any]]:
     if search.method == "grid":
         return list(_grid({key: list(values) for key, values in search.parameters.items() if isinstance(values, list)}))
     draw = random.Random(search.seed)
-    return [{key: _drawn(values, draw) for key, values in search.parameters.items()} for _ in range(search.trials)]
+    drawn = [{key: _drawn(values, draw) for key, values in search.parameters.items()} for _ in range(search.trials)]
+    return list({repr(settings): settings for settings in drawn}.values())
+
+
+def repeats(bench: Bench) -> list[str]:
+    """A line where a random search drew variants more than once."""
+    search = bench.search
+    if search is None or search.method == "grid":
+        return []
+    distinct = len(_searched(search))
+    line = f"search: {distinct} distinct variants of each method, for {search.trials} draws repeat some"
+    return [f"{line}; name more values or a range, or use method: grid"] if distinct < search.trials else []
 
 
 def _drawn(values: list[Any] | Range, draw: random.Random) -> Any:
@@ -125,7 +136,8 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     for size, file in shared.train:
         for seed in bench.seeds:
             for variant in every:
-                name = "-".join([variant.name, *([f"n{size}"] if len(shared.train) > 1 else []), f"seed{seed}"])
+                # The size also where it is the only one: another may be asked for later.
+                name = f"{variant.name}-n{size}-seed{seed}"
                 values = _values(variant, seed)
                 values.setdefault("data", {}).update(train=str(file), held_out=str(shared.held_out_file))
                 cells.append(Planned(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))

@@ -27,6 +27,15 @@ SHARED = {
 """Keys of a run that are the same for all methods (data a file of our own by then): where each is set."""
 
 
+NO_VERDICT = {
+    "kl": "far from the start is neither better nor worse",
+    "kl_error": "it is an error of kl",
+    "words": "longer is neither better nor worse",
+    "length_accuracy": "it is the data's own, the same for every model",
+}
+"""Metrics without a better and a worse: why."""
+
+
 class Method(Section):
     """One method; with a grid, one variant for each combination."""
 
@@ -72,6 +81,14 @@ class Measure(Section):
     against: Literal["start", "baseline"] = Field("start", description="whose samples the judge compares with")
     primary: str = Field("accuracy", description="the metric of the verdict")
 
+    @field_validator("primary")
+    @classmethod
+    def _ranks(cls, value: str) -> str:
+        if value in NO_VERDICT:
+            could = "accuracy, margin, auc (each also with log_prob_ or mean_log_prob_), reward or win_rate"
+            raise ValueError(f"there is no verdict on {value}: {NO_VERDICT[value]}; use {could}")
+        return value
+
 
 class Range(Section):
     """Numbers to draw from."""
@@ -90,7 +107,7 @@ class Range(Section):
 class Budget(Section):
     """When no new cell is begun; what is begun is finished."""
 
-    trials: int | None = Field(None, ge=1, description="variants")
+    trials: int | None = Field(None, ge=1, description="variants, each with all seeds and sizes")
     tokens: float | None = Field(None, gt=0, description="trained on, over all cells")
     hours: float | None = Field(None, gt=0)
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from penchant.comparison.asked_prompts import asked_prompts
 from penchant.comparison.config import Measure
 from penchant.comparison.pair_values import Values, names, pair_values
 from penchant.config import RunConfig
-from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.tokenization import tokenize_prompts
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.progress import Progress
 from penchant.engine.sampling import sample
-from penchant.evaluation.answering import distinct_prompts
 from penchant.evaluation.generation import Sampling, ends_of, text_after
 from penchant.evaluation.held_out import Reading, ScoredGroup, read_held_out, scored_groups
 from penchant.evaluation.orders import ORDER_METRICS, ORDERED
@@ -119,10 +119,12 @@ class Yardstick:
         """What a model's numbers come from besides the model and the data: under another, they are others."""
         settings = self.settings
         numbers = {name: getattr(settings, name) for name in ("samples", "max_new_tokens", "temperature")}
-        return {**numbers, "reward": None if self._reward is None else self._reward.name}
+        texts = json.dumps([as_text(prompt) for prompt in self.prompts])
+        prompts = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+        return {**numbers, "prompts": prompts, "reward": None if self._reward is None else self._reward.name}
 
     def open(self) -> None:
-        """Load the reward and read the judge's template; what is wrong with them is told before anything is trained."""
+        """Load the reward, read the judge's template and the prompts; what is wrong is told before any training."""
         _ = self.by, self.judge_name
 
     @cached_property
@@ -132,7 +134,7 @@ class Yardstick:
     @cached_property
     def prompts(self) -> list[Text]:
         """What fresh samples answer."""
-        return distinct_prompts(self.held_out)[: self.settings.samples]
+        return asked_prompts(self.base.model, self.held_out, self._reading, self.settings, self.tell)
 
     def measure(self, model: str, seed: int) -> Measured:
         """Measure a model but for its win rate.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from penchant.data.groups import PreferenceGroup
+from penchant.data.groups import PreferenceGroup, as_text
 from penchant.evaluation.orders import ORDER_METRICS, known_worth, order_metrics
 from penchant.evaluation.preferences import ScoredGroup
 from penchant.evaluation.statistics import roc_auc
@@ -23,6 +23,20 @@ def names(groups: Sequence[PreferenceGroup], kept: Sequence[PreferenceGroup]) ->
 
 def name_of_group(place: int) -> str:
     return f"group {place}"
+
+
+def is_pooled(metric: str) -> bool:
+    """Whether it is of all pairs at once: no mean over groups, so there is nothing to pair by prompt."""
+    return metric.endswith("auc")
+
+
+def first_of_prompt(groups: Sequence[PreferenceGroup]) -> dict[str, str]:
+    """Each group's name -> that of the first group of its prompt."""
+    first: dict[str, str] = {}
+    return {
+        name_of_group(place): first.setdefault(as_text(group.prompt), name_of_group(place))
+        for place, group in enumerate(groups)
+    }
 
 
 def pair_values(names: Sequence[str], scored: Sequence[ScoredGroup]) -> tuple[dict[str, float], Values]:

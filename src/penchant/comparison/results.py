@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,13 +35,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, and how to read them."""
+    """All cells, and how to read them.
+
+    Attributes:
+        prompts: held-out group -> the first group of the same prompt.
+    """
 
     title: str
     baseline: str
     model: str
     data: str
     cells: Sequence[Cell]
+    prompts: Mapping[str, str]
     definitions: dict[str, str]
     primary: str
     notices: list[str]

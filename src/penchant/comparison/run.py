@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from penchant.comparison.cells import Planned, Shared, prepare, variants
-from penchant.comparison.config import START, Bench, dump_bench
+from penchant.comparison.cells import Planned, Shared, prepare, repeats, variants
+from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
 from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
-from penchant.comparison.pair_values import name_of_group
+from penchant.comparison.origins import Origins
+from penchant.comparison.pair_values import first_of_prompt, name_of_group
 from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import name_of
 from penchant.config import dump_config
@@ -48,7 +49,9 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
     folder = Path(bench.output)
     shared, cells = prepare(bench, where)
     _take(folder, bench, where)
-    for note in shared.notes:
+    origins = Origins(folder)
+    origins.check(shared.base, cells)
+    for note in [*shared.notes, *repeats(bench)]:
         tell(note)
     tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
     yardstick = Yardstick(shared.base, shared.held_out, bench.measure, tell)
@@ -58,7 +61,7 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         for seed in bench.seeds
     }
     _check_primary(bench, next(iter(starts.values())))
-    ran = _Ran(bench, yardstick, starts, tell)
+    ran = _Ran(bench, yardstick, starts, origins, tell)
     ran.all(cells)
     return _put_together(bench, shared, cells, ran)
 
@@ -76,6 +79,7 @@ class _Ran:
     bench: Bench
     yardstick: Yardstick
     starts: dict[int, Measured]
+    origins: Origins
     tell: Tell
     done: dict[Path, Cell] = field(default_factory=dict)
     baselines: dict[tuple[int, int], Rival] = field(default_factory=dict)
@@ -87,13 +91,15 @@ class _Ran:
         ordered = sorted(cells, key=lambda cell: cell.variant.method.label != label)
         # The baseline is the first variant of its method.
         baseline = next((cell.variant.name for cell in ordered if cell.variant.method.label == label), None)
+        ordered = self._within_trials(ordered)
         began, tokens = time.monotonic(), 0.0
         with Progress("cells", len(ordered), "cells") as progress:
             for number, planned in enumerate(ordered):
-                if reason := _spent(self.bench, planned, ordered[:number], tokens, began):
+                if reason := _spent(self.bench, tokens, began):
                     self.notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
                     break
                 self.tell(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
+                self.origins.note(planned)
                 own = planned.variant.name == baseline
                 cell = _cell(planned, self.yardstick, self._rival(planned, own), self.bench.keep_weights, self.tell)
                 self.done[planned.folder] = cell
@@ -101,6 +107,16 @@ class _Ran:
                     self._remember(planned, cell)
                 tokens += cell.cost.get("tokens", 0.0)
                 progress.advance(1, planned.folder.name)
+
+    def _within_trials(self, ordered: Sequence[Planned]) -> list[Planned]:
+        """The cells of as many variants as the budget has trials: a variant is tried with all its seeds and sizes."""
+        trials = None if self.bench.search is None else self.bench.search.budget.trials
+        tried = list(dict.fromkeys(cell.variant.name for cell in ordered))[:trials]
+        within = [cell for cell in ordered if cell.variant.name in tried]
+        if left := len(ordered) - len(within):
+            spent = f"the budget of {trials} trials is spent"
+            self.notices.append(f"{spent}: {left} of {len(ordered)} cells were not begun")
+        return within
 
     def _remember(self, planned: Planned, baseline: Cell) -> None:
         if baseline.failed is None:
@@ -126,6 +142,7 @@ def _put_together(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _
         model=shared.base.model,
         data=shared.base.data.train,
         cells=rows,
+        prompts=first_of_prompt(shared.held_out),
         definitions={name: line for name, line in DEFINITIONS.items() if any(name in cell.metrics for cell in rows)},
         primary=bench.measure.primary,
         notices=[*ran.notices, *_notices(bench, rows)],
@@ -194,8 +211,8 @@ def _same_run(planned: Planned) -> None:
     """Refuse numbers that another configuration was measured with; the comparison's folder may have been moved."""
 
     def content(values: dict[str, Any]) -> dict[str, Any]:
-        moved = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
-        return {**values, "output": None, "data": moved}
+        files = {key: Path(str(values["data"][key])).name for key in ("train", "held_out")}
+        return {**values, "output": None, "data": {**values["data"], **files}}
 
     file = planned.folder / "config.yaml"
     before = content(yaml.safe_load(file.read_text(encoding="utf-8")))
@@ -229,7 +246,8 @@ def _start_cell(result: Measured, seed: int, size: int, folder: Path) -> Cell:
 def _check_primary(bench: Bench, start: Measured) -> None:
     # Of orders, what the start has of its log-probs the others have of their log-ratios.
     ratios = {name for name in RATIO_METRICS if f"log_prob_{name}" in start.metrics}
-    known = {*start.metrics, *ratios, *(["win_rate"] if bench.measure.judge and bench.measure.samples else [])}
+    judged = ["win_rate"] if bench.measure.judge and bench.measure.samples else []
+    known = {*start.metrics, *ratios, *judged} - NO_VERDICT.keys()
     if bench.measure.primary not in known:
         raise ConfigError(
             f"measure.primary is {bench.measure.primary!r}, which is not measured",
@@ -242,14 +260,11 @@ def _check_primary(bench: Bench, start: Measured) -> None:
         )
 
 
-def _spent(bench: Bench, planned: Planned, before: Sequence[Planned], tokens: float, began: float) -> str | None:
+def _spent(bench: Bench, tokens: float, began: float) -> str | None:
     """Why no new cell is begun, if so."""
     if bench.search is None:
         return None
     budget = bench.search.budget
-    begun = {cell.variant.name for cell in before}
-    if budget.trials is not None and planned.variant.name not in begun and len(begun) >= budget.trials:
-        return f"the budget of {budget.trials} trials is spent"
     if budget.tokens is not None and tokens >= budget.tokens:
         return f"the budget of {budget.tokens:g} tokens is spent"
     if budget.hours is not None and time.monotonic() - began >= budget.hours * 3600:
@@ -270,7 +285,7 @@ def _judged(cells: Sequence[Cell]) -> dict[str, Any] | None:
 def _notices(bench: Bench, cells: Sequence[Cell]) -> list[str]:
     """What went wrong or was left out, a line each."""
     measure = bench.measure
-    lines = [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed]
+    lines = repeats(bench) + [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed]
     if measure.samples and measure.temperature != 1:
         what = (
             f"measure.temperature is {measure.temperature:g}, so the samples are not drawn from the models themselves"

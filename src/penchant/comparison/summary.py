@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from penchant.comparison.by_prompt import by_prompt
 from penchant.comparison.config import START
+from penchant.comparison.pair_values import is_pooled
 from penchant.comparison.results import Cell, Comparison
 from penchant.evaluation.comparisons import Difference, Verdict, across_seeds, holm, paired_difference, paired_seeds
 from penchant.evaluation.statistics import Estimate
@@ -62,6 +64,10 @@ class Row:
         """The verdict in words."""
         if self.verdict is None:
             return "baseline"
+        of = self.verdict.difference
+        if of.n_seeds > 1 and of.n_prompts == 0 and of.variances is None and not math.isnan(of.value):
+            found = "the two are equal" if of.value == 0 else "seeds change nothing: no interval"
+            return f"{self.verdict.outcome}: {found}"
         return self.verdict.text
 
     def to_json(self) -> dict[str, Any]:
@@ -160,11 +166,10 @@ def _rows(comparison: Comparison, size: int) -> list[Row]:
     if baseline is not None:
         # The starting model's own row is no method: it does not count in the correction.
         compared = [name for name in others if name != START]
-        differences = [difference(cells[name], cells[baseline], comparison.primary) for name in compared]
+        differences = [difference(cells[name], cells[baseline], comparison) for name in compared]
         verdicts = dict(zip(compared, holm(differences), strict=True))
         if baseline != START and START in cells:
-            alone = difference(cells[START], cells[baseline], comparison.primary)
-            verdicts[START] = holm([alone])[0]
+            verdicts[START] = holm([difference(cells[START], cells[baseline], comparison)])[0]
     return [_row(name, of, verdicts.get(name)) for name, of in cells.items()]
 
 
@@ -185,21 +190,33 @@ def name_of(cell: Cell) -> str:
     return ", ".join([cell.method, *(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in cell.settings.items())])
 
 
-def difference(ours: Sequence[Cell], baseline: Sequence[Cell], metric: str) -> Difference:
-    """Ours minus the baseline over the seeds both have, paired by prompt where the metric is a mean over prompts."""
+def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Comparison) -> Difference:
+    """Ours minus the baseline on the primary metric over the seeds both have.
+
+    Paired by group where the metric is a mean over groups, and then by prompt.
+    """
+    metric = comparison.primary
     left = {cell.seed: cell for cell in ours if metric in cell.metrics}
     right = {cell.seed: cell for cell in baseline if metric in cell.metrics}
     seeds = sorted(left.keys() & right.keys())
-    if not all(metric in cells[seed].values for cells in (left, right) for seed in seeds):
-        tables = [[cells[seed].metrics[metric] for seed in seeds] for cells in (left, right)]
-        return paired_seeds(*tables)
-    prompts = sorted({prompt for cells in (left, right) for seed in seeds for prompt in cells[seed].values[metric]})
-    shape = (len(seeds), len(prompts))
+    if is_pooled(metric):
+        return _pooled([left[seed].metrics[metric] - right[seed].metrics[metric] for seed in seeds])
+    names = sorted({name for cells in (left, right) for seed in seeds for name in cells[seed].values[metric]})
+    shape = (len(seeds), len(names))
     pair = [
-        np.array([[cells[s].values[metric].get(p, math.nan) for p in prompts] for s in seeds]).reshape(shape)
+        np.array([[cells[s].values[metric].get(n, math.nan) for n in names] for s in seeds]).reshape(shape)
         for cells in (left, right)
     ]
-    return paired_difference(*pair)
+    # A fresh sample has a prompt to itself.
+    return paired_difference(*by_prompt(pair, [comparison.prompts.get(name, name) for name in names]))
+
+
+def _pooled(differences: Sequence[float]) -> Difference:
+    found = paired_seeds(differences, [0.0] * len(differences))
+    if len(differences) > 1 and np.ptp(differences) < 1e-12:
+        # Such seeds are no sample: an error of zero would call any difference, however small, better or worse.
+        return replace(found, low=math.nan, high=math.nan, variances=None)
+    return found
 
 
 def cost(cells: Iterable[Cell]) -> dict[str, float]:

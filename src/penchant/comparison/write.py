@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.comparison.config import START
+from penchant.comparison.pair_values import is_pooled
 from penchant.comparison.pictures import figures
 from penchant.comparison.results import Comparison
 from penchant.comparison.summary import Row, Summary, cost, summarise
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 HOW = (
     "Means across seeds with a 95 % Student t interval. The verdict is on {primary} against {baseline}: the difference "
-    "over the same seeds and held-out prompts, its interval from the variance of seeds, of prompts and of their "
-    "combination, corrected for the number of methods (Holm). A method is better or worse only where the corrected "
-    "interval excludes zero."
+    "over the same seeds and held-out prompts, its interval from {parts}, corrected for the number of methods (Holm). "
+    "A method is better or worse only where the corrected interval excludes zero."
 )
+PARTS = "the variance of seeds, of prompts (once each, however many groups they have) and of their combination"
+POOLED = "the variance of seeds alone, for it is pooled over the prompts and says nothing of other ones"
 
 
 def write_comparison(
@@ -58,7 +60,8 @@ def render(summary: Summary) -> RichTable:
 def how(summary: Summary) -> str:
     """How to read the table."""
     of = summary.comparison
-    return HOW.format(primary=of.primary, baseline="the starting model" if of.baseline == START else of.baseline)
+    baseline = "the starting model" if of.baseline == START else of.baseline
+    return HOW.format(primary=of.primary, baseline=baseline, parts=POOLED if is_pooled(of.primary) else PARTS)
 
 
 def shown(estimate: Estimate | None) -> str:
