@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,16 @@ def test_done_is_not_done_again(done):
     told: list[str] = []
     assert recommend(configured(folder), tell=told.append) == found
     assert all(line.endswith("done before") for line in told)
+
+
+def test_a_model_that_was_trained_anew_in_its_place(done, tmp_path):
+    shutil.copytree(done[0] / "out" / "model" / "run", tmp_path / "model")
+    config = configured(tmp_path, model=str(tmp_path / "model"))
+    recommend(config, only="questions")
+    recommend(config, only="sft")
+    shutil.copy(done[0] / "out" / "sft" / "run" / "model.safetensors", tmp_path / "model")
+    with pytest.raises(ConfigError, match="the stage was done when sft's weights was"):
+        recommend(config, only="sft")
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from penchant.recipes.domain_expert.data import prepare
 from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
-from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
 from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
@@ -70,11 +70,16 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         ]
     return [
         *listed,
-        Stage("adapted", "pretraining on the field's text", settings["adaptation"], _adapt(config, base)),
+        Stage(
+            "adapted",
+            "pretraining on the field's text",
+            settings["adaptation"] | {"base": named_weights(config.base)},
+            _adapt(config, base),
+        ),
         Stage(
             "residual",
             "the instruction residual, at several scales",
-            settings["residual"] | measured,
+            settings["residual"] | measured | {"instruct": named_weights(config.instruct)},
             _residual(config, base, instruct),
         ),
         Stage(
@@ -93,7 +98,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage(
             "evaluation",
             "every model on what was held out",
-            {key: settings[key] for key in ("bert_score", "judge")},
+            {"bert_score": encoder_settings(config.bert_score), "judge": judge_settings(config.judge)},
             lambda place: evaluate(config, place, base, instruct, str(adapted(config))),
         ),
     ]

@@ -17,7 +17,7 @@ from typing import Any
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
-from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.fingerprints import fingerprint, named_weights
 from penchant.recipes.reading import read_log_probs
 from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
@@ -60,7 +60,7 @@ def stages(config: RecommendConfig) -> list[Stage]:
         Stage(
             "sft",
             "supervised training on titles taken",
-            {"model": config.model, **settings["sft"]},
+            {"model": config.model, "weights": named_weights(config.model), **settings["sft"]},
             _sft(config, start),
         )
     )
