@@ -20,6 +20,9 @@ from penchant.serving.app import build_app
 from penchant.serving.limits import Limits
 from penchant.serving.router import load_router
 
+SEPARATORS = ("\u2028", "\u2029", "\x85")
+"""Of Unicode's lines; JSON lets a string hold them as they are."""
+
 
 def test_what_a_text_says():
     turns = (Message(role="system", content="S"), Message(role="user", content="U"), Message(role="tool", content="T"))
@@ -105,13 +108,16 @@ def test_the_router_is_asked_what_the_server_asks(rows, monkeypatch):
     }
 
 
-def test_the_routed_answers_are_found_again(rows):
+@pytest.mark.parametrize("separator", [" ", *SEPARATORS])
+def test_the_routed_answers_are_found_again(rows, separator):
     asked = {name: Asked.of(rows / "data" / f"{name}_test.jsonl", 4) for name in ("tasks", "preferences")}
     decisions = [
         {"request": f"{name} {n} + 2?", "expert": "structured"} for name in ("tasks", "preferences") for n in range(4)
     ]
+    decisions.append({"request": f"Nobody's{separator}words.", "expert": "conversation"})
     (rows / "router").mkdir()
-    (rows / "router" / "decisions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in decisions))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in decisions)
+    (rows / "router" / "decisions.jsonl").write_text(lines, encoding="utf-8")
     said = {
         "structured": {"tasks": ["2", "3", "4", "no"], "preferences": ["2"] * 4},
         "conversation": {"tasks": ["no"] * 4, "preferences": ["no"] * 4},

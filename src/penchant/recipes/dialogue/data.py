@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from penchant.data.files import read_rows
 from penchant.data.groups import Message, PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
@@ -112,8 +113,7 @@ def audit(folder: Path) -> Found:
 
 def read_questions(folder: Path) -> list[Question]:
     """The test's, as `construct` wrote them."""
-    lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Question(**json.loads(line)) for line in lines]
+    return [Question(**row) for _, row in read_rows(folder / "questions.jsonl")]
 
 
 def ask(config: DialogueConfig, question: str) -> Text:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from penchant.data.files import read_rows
 from penchant.evaluation.figures import line_chart
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.judges import EndpointJudge
@@ -74,8 +75,8 @@ def _routed(
     alike: BertScore | None,
 ) -> dict[str, Any]:
     """Each request answered by the expert that the router chose."""
-    lines = (folder.parent / "router" / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
-    chosen = {row["request"]: row["expert"] for row in map(json.loads, lines)}
+    decisions = read_rows(folder.parent / "router" / "decisions.jsonl")
+    chosen = {row["request"]: row["expert"] for _, row in decisions}
     found: dict[str, Any] = {}
     for name in EXPERTS.values():
         experts = [chosen[content(prompt, USER)] for prompt in asked[name].prompts]
