@@ -146,6 +146,20 @@ def test_done_is_not_done_again(done):
     assert all(line.endswith("done before") for line in told)
 
 
+def test_methods_go_on_from_an_adapter(done, tmp_path):
+    """Merged: an adapter is not put on another one."""
+    lora = {"training": STEPS, "lora": {"rank": 2}}
+    own = str(done[0] / "out" / "model" / "run")
+    found = recommend(configured(tmp_path, model=own, sft=lora, methods=[{"name": "s_dpo", "choose": "hard", **lora}]))
+    out = tmp_path / "out"
+    record = json.loads((out / "s_dpo" / "run" / "adapter_config.json").read_text())
+    assert record["base_model_name_or_path"] == str(out / "sft" / "merged")
+    assert (out / "sft" / "merged" / "model.safetensors").exists()
+    assert set(found["evaluation"]["models"]) == {"start", "sft", "s_dpo"}
+    [first, *_] = suggest(str(out / "sft" / "run"), ["Film 1", "Film 2"], ["Film 3", "Film 9"])
+    assert 0.5 <= first.share <= 1
+
+
 def test_a_model_that_was_trained_anew_in_its_place(done, tmp_path):
     shutil.copytree(done[0] / "out" / "model" / "run", tmp_path / "model")
     config = configured(tmp_path, model=str(tmp_path / "model"))

@@ -2,7 +2,7 @@
 
 OUTPUT/questions/        train, validation and test as groups; texts; facts of the test questions
 OUTPUT/model/            the starting model, where it is made from nothing
-OUTPUT/sft/run/          supervised training on the titles that were taken
+OUTPUT/sft/run/          supervised training on the titles that were taken; sft/merged where it is an adapter
 OUTPUT/METHOD/run/       a method's training from the SFT model; METHOD/train.jsonl is its data
 OUTPUT/evaluation/       every model's ranks and answers
 OUTPUT/report.html, OUTPUT/result.json
@@ -26,7 +26,7 @@ from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, tune
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
 
 Tell = Callable[[str], None]
 
@@ -101,14 +101,16 @@ def _new(config: RecommendConfig) -> Callable[[Path], Found]:
 def _sft(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
         _select(folder, lambda groups: [()] * len(groups))
-        return _tuned(config, folder, start, {"name": "sft"}, config.sft)
+        found = _tuned(config, folder, start, {"name": "sft"}, config.sft)
+        merge_where_adapted(folder, config.sft)
+        return found
 
     return run
 
 
 def _tune(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
-        start = str(folder.parent / "sft" / "run")
+        start = str(whole_model(folder.parent / "sft", config.sft))
 
         def negatives(groups: Sequence[PreferenceGroup]) -> list[tuple[int, ...]]:
             n = method.negatives
