@@ -196,6 +196,9 @@ def test_other_data_is_another_recipe(done):
     [
         ({"methods": [{"name": "sft"}]}, "sft names two stages"),
         ({"methods": [{"name": "a"}, {"name": "a"}]}, "a names two stages"),
+        ({"questions": {"candidates": 3}}, "s_dpo takes 3 titles beside the target, and questions.candidates is 3"),
+        ({"new_model": {"hidden": 64, "heads": 3}}, "hidden is 64 and heads 3; expected heads of an even whole size"),
+        ({"new_model": {"hidden": 36, "heads": 4}}, "hidden is 36 and heads 4; expected heads of an even whole size"),
         ({"metods": []}, "metods: there is no such key (did you mean methods?)"),
         ({"questions": {"candidates": 1}}, "questions.candidates: input should be greater than or equal to 2"),
         (

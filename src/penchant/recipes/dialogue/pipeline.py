@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from penchant.data.groups import PreferenceGroup
+from penchant.recipes.checking import check_tuning
 from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig
 from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
@@ -40,6 +42,7 @@ def dialogue(config: DialogueConfig, *, only: str | None = None, tell: Tell = la
         PenchantError: the data, configuration, models or endpoint are at fault.
     """
     folder = Path(config.output)
+    _check(config)
     return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
@@ -91,6 +94,14 @@ def stages(config: DialogueConfig) -> list[Stage]:
         Stage("answers", "every model's answers", answered, lambda place: answer_all(config, rows, place)),
         Stage("evaluation", "what changed", _measured(config.measures), lambda place: evaluate(config, rows, place)),
     ]
+
+
+def _check(config: DialogueConfig) -> None:
+    """Refuse now what a method would refuse once the SFT models are there."""
+    rated = any(source.pairs == "ratings" for source in config.sources.values())
+    pair = PreferenceGroup("", ("", ""), scores=(1.0, 0.0) if rated else None, preferred=None if rated else 0)
+    for name, method in config.methods.items():
+        check_tuning(f"methods.{name}", method.objective, method, [pair], f"methods.{name}")
 
 
 def _measured(measures: MeasuresConfig) -> dict[str, Any]:

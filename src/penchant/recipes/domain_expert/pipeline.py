@@ -20,8 +20,9 @@ from typing import Any
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.engine.residual import add_residual
+from penchant.recipes.checking import check_tuning
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.data import prepare
+from penchant.recipes.domain_expert.data import prepare, read_preferences
 from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
@@ -46,6 +47,7 @@ def domain_expert(
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
+    _check(config)
     return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
@@ -102,6 +104,12 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
             lambda place: evaluate(config, place, base, instruct, str(adapted(config))),
         ),
     ]
+
+
+def _check(config: DomainExpertConfig) -> None:
+    """Refuse now what the expert in conversation would refuse after all stages before it."""
+    expert, file = config.conversation, config.preferences
+    check_tuning("conversation", expert.objective, expert, read_preferences(file), file)
 
 
 def adapted(config: DomainExpertConfig) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from penchant.config import Section, TrainingConfig
 from penchant.recipes.recommend.histories import Rules
@@ -89,6 +89,16 @@ class RecommendConfig(Section):
         if min(value, default=1) < 1:
             raise ValueError(f"{min(value)} is no cutoff; expected 1 or more")
         return sorted({1, *value})
+
+    @model_validator(mode="after")
+    def _offers_enough(self) -> RecommendConfig:
+        for method in self.methods:
+            if method.negatives >= self.questions.candidates:
+                raise ValueError(
+                    f"methods: {method.name} takes {method.negatives} titles beside the target, and "
+                    f"questions.candidates is {self.questions.candidates}; expected fewer negatives or more candidates"
+                )
+        return self
 
     @field_validator("methods")
     @classmethod

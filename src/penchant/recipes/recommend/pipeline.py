@@ -17,6 +17,7 @@ from typing import Any
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
+from penchant.recipes.checking import check_tuning
 from penchant.recipes.fingerprints import fingerprint, named_weights
 from penchant.recipes.reading import read_log_probs
 from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
@@ -41,6 +42,7 @@ def recommend(config: RecommendConfig, *, only: str | None = None, tell: Tell = 
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
+    _check(config)
     return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
@@ -77,6 +79,14 @@ def stages(config: RecommendConfig) -> list[Stage]:
     wanted = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
     listed.append(Stage("evaluation", "ranks and answers on test questions", wanted, _evaluating(config, start)))
     return listed
+
+
+def _check(config: RecommendConfig) -> None:
+    """Refuse now what a method would refuse once the SFT model is there."""
+    for method in config.methods:
+        asked = PreferenceGroup("", ("",) * (1 + method.negatives), preferred=0)
+        setting = f"methods.{method.name}"
+        check_tuning(setting, method.objective, method, [asked], setting)
 
 
 def _asking(config: RecommendConfig) -> Callable[[Path], Found]:
