@@ -14,6 +14,7 @@ from penchant.cli import run
 from penchant.config_errors import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
+from penchant.recipes.recommend.baselines import NAMES
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 from penchant.recipes.recommend.serving import suggest
@@ -96,6 +97,7 @@ def test_baselines_know_the_circle(done):
     _, found = done
     assert found["questions"]["baselines"]["last item"]["hit_ratio@1"]["value"] > 0.9
     assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(0.2)
+    assert tuple(found["questions"]["baselines"]) == NAMES
 
 
 def test_suggestions_are_the_recipes_own_ranks(done):
@@ -196,6 +198,15 @@ def test_other_data_is_another_recipe(done):
     [
         ({"methods": [{"name": "sft"}]}, "sft names two stages"),
         ({"methods": [{"name": "a"}, {"name": "a"}]}, "a names two stages"),
+        ({"methods": [{"name": "evaluation"}]}, "evaluation names two stages"),
+        ({"methods": [{"name": "start"}]}, "start is another row of the tables"),
+        ({"methods": [{"name": "popularity"}]}, "popularity is another row of the tables"),
+        ({"methods": [{"name": "item-kNN"}]}, "item-kNN is another row of the tables"),
+        ({"methods": [{"name": "chance"}]}, "chance is another row of the tables"),
+        ({"methods": [{"name": "result.json"}]}, "result.json cannot name a method's folder"),
+        ({"methods": [{"name": "report.html"}]}, "report.html cannot name a method's folder"),
+        ({"methods": [{"name": "."}]}, ". cannot name a method's folder"),
+        ({"methods": [{"name": ".."}]}, ".. cannot name a method's folder"),
         ({"questions": {"candidates": 3}}, "s_dpo takes 3 titles beside the target, and questions.candidates is 3"),
         ({"new_model": {"hidden": 64, "heads": 3}}, "hidden is 64 and heads 3; expected heads of an even whole size"),
         ({"new_model": {"hidden": 36, "heads": 4}}, "hidden is 36 and heads 4; expected heads of an even whole size"),

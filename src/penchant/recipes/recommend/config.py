@@ -7,12 +7,18 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from penchant.config import Section, TrainingConfig
+from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.histories import Rules
 from penchant.recipes.recommend.prompts import Wording
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
 
 RULES, WORDING = Rules(), Wording()
+
+STAGES = ("questions", "model", "sft", "evaluation")
+FILES = ("result.json", "report.html")
+START = "start"
+"""The row of the model that training starts from."""
 
 
 class QuestionsConfig(Section):
@@ -104,8 +110,11 @@ class RecommendConfig(Section):
     @classmethod
     def _named_apart(cls, value: list[MethodConfig]) -> list[MethodConfig]:
         names = [each.name for each in value]
-        taken = {"questions", "model", "sft", "evaluation"}
         for name in names:
-            if names.count(name) > 1 or name in taken:
+            if names.count(name) > 1 or name in STAGES:
                 raise ValueError(f"{name} names two stages")
+            if name in (START, *baselines.NAMES):
+                raise ValueError(f"{name} is another row of the tables; expected a name of its own")
+            if name in FILES or name.startswith("."):
+                raise ValueError(f"{name} cannot name a method's folder; expected another, without a dot in front")
         return value

@@ -20,7 +20,7 @@ from penchant.data.writing import write_anew
 from penchant.recipes.checking import check_tuning
 from penchant.recipes.fingerprints import fingerprint, named_weights
 from penchant.recipes.reading import read_log_probs
-from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
+from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
 from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue
@@ -158,7 +158,7 @@ def _tuned(
 
 def _evaluating(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
-        models = {"start": start} | {
+        models = {START: start} | {
             name: str(folder.parent / name / "run") for name in ("sft", *(method.name for method in config.methods))
         }
         return evaluate(config, folder, models, _log_probs)
