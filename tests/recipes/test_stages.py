@@ -10,7 +10,7 @@ import pytest
 
 from penchant.errors import ConfigError
 from penchant.recipes import stages as recipe
-from penchant.recipes.stages import RECORD, Stage
+from penchant.recipes.stages import BEGUN, RECORD, Stage
 
 
 class Killed(BaseException):
@@ -53,6 +53,51 @@ def test_one_that_was_killed_is_run_again(tmp_path):
     assert log == ["a", "b", "b", "c"]
 
 
+def test_what_was_begun_with_other_settings_is_thrown_away(tmp_path):
+    """As a starting model of a size that was changed after Ctrl-C."""
+
+    def growing(size: int, *, kill: bool = False) -> list[Stage]:
+        def run(folder: Path) -> dict[str, int]:
+            start = folder / "start" / "size"
+            if not start.exists():
+                start.parent.mkdir()
+                start.write_text(str(size))
+            if kill:
+                raise Killed
+            return {"size": int(start.read_text())}
+
+        return [*stages([])[:1], Stage("model", "a model", {"size": size}, run)]
+
+    told: list[str] = []
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run_stages(tmp_path, growing(192, kill=True))
+    assert json.loads((tmp_path / "model" / BEGUN).read_text())["settings"]["model"] == {"size": 192}
+    found = run_stages(tmp_path, growing(96), tell=told.append)
+    assert found["model"] == {"size": 96}
+    assert told[-1] == "it was begun when model's size was 192; now it is 96: it begins anew"
+    assert sorted(item.name for item in (tmp_path / "model").iterdir()) == [RECORD, "start"]
+
+
+def test_what_was_begun_after_other_stages_is_thrown_away(tmp_path):
+    with pytest.raises(Killed):
+        run_stages(tmp_path, stages([], kill="b"))
+    (tmp_path / "b" / "half").touch()
+    shutil.rmtree(tmp_path / "a")
+    run_stages(tmp_path, [*stages([], size=2)[:1], *stages([])[1:]])
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a", "b", "c"]
+    assert not (tmp_path / "b" / "half").exists()
+
+
+def test_what_was_begun_with_the_same_settings_is_kept(tmp_path):
+    with pytest.raises(Killed):
+        run_stages(tmp_path, stages([], kill="b"))
+    (tmp_path / "b" / "half").touch()
+    run_stages(tmp_path, stages([]))
+    assert (tmp_path / "b" / "half").exists()
+    assert not (tmp_path / "b" / BEGUN).exists()
+
+
 def test_one_alone(tmp_path):
     log: list[str] = []
     with pytest.raises(ConfigError, match="stage 'a' comes before 'b' and is not done"):
@@ -85,6 +130,15 @@ def test_a_broken_record(tmp_path, text):
     (tmp_path / "b" / RECORD).write_text(text)
     with pytest.raises(ConfigError, match="not a stage's record"):
         run_stages(tmp_path, stages([]))
+
+
+def test_a_broken_record_of_what_was_begun(tmp_path):
+    with pytest.raises(Killed):
+        run_stages(tmp_path, stages([], kill="b"))
+    (tmp_path / "b" / BEGUN).write_text("{}")
+    with pytest.raises(ConfigError, match="not a stage's record"):
+        run_stages(tmp_path, stages([]))
+    assert (tmp_path / "b" / "made").exists()
 
 
 def test_the_record_is_readable(tmp_path):

@@ -37,6 +37,15 @@ def test_json_lines_and_plain_text(tmp_path):
     assert [each.text for each in read_passages(str(plain))] == ["One\nline.", "Two.\n"]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_separators_of_unicode_end_no_row(tmp_path, separator):
+    text = f"One{separator}two."
+    file = tmp_path / "texts.jsonl"
+    rows = [json.dumps({"text": each}, ensure_ascii=False) for each in (text, "Three.")]
+    file.write_text("\n".join(rows) + "\n\n", encoding="utf-8")
+    assert read_passages(str(file)) == [Passage(text, "1"), Passage("Three.", "2")]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from penchant.config import Section
 from penchant.engine.folders import whole_folder
@@ -38,6 +38,16 @@ class SizesConfig(Section):
     layers: int = Field(Sizes.layers, ge=1)
     heads: int = Field(Sizes.heads, ge=1)
     context: int = Field(Sizes.context, ge=32)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> SizesConfig:
+        size, left = divmod(self.hidden, self.heads)
+        if left or size % 2:
+            raise ValueError(
+                f"hidden is {self.hidden} and heads {self.heads}; expected heads of an even whole size, "
+                f"as hidden={2 * self.heads * max(1, round(self.hidden / self.heads / 2))}"
+            )
+        return self
 
     @property
     def sizes(self) -> Sizes:

@@ -64,7 +64,9 @@ def read_passages(source: str, *, text: str = "text", section: str | None = None
         raise DataError(f"it cannot be read: {found}", where=source, fix="check the path; the file is UTF-8") from error
     if not source.endswith(".jsonl"):
         return [Passage(part, str(n)) for n, part in enumerate(re.split(r"\n\s*\n", whole)) if part.strip()]
-    return [_passage(line, f"{source}, line {n}", n, text, section) for n, line in enumerate(whole.splitlines(), 1)]
+    # Not splitlines: a string of JSON may hold the separators of Unicode, as U+2028.
+    lines = [(n, line) for n, line in enumerate(whole.split("\n"), 1) if line.strip()]
+    return [_passage(line, f"{source}, line {n}", n, text, section) for n, line in lines]
 
 
 def _passage(line: str, where: str, number: int, text: str, section: str | None) -> Passage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from penchant.cli import run
 from penchant.config_errors import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
+from penchant.recipes.recommend.baselines import NAMES
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 from penchant.recipes.recommend.serving import suggest
@@ -95,6 +97,7 @@ def test_baselines_know_the_circle(done):
     _, found = done
     assert found["questions"]["baselines"]["last item"]["hit_ratio@1"]["value"] > 0.9
     assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(0.2)
+    assert tuple(found["questions"]["baselines"]) == NAMES
 
 
 def test_suggestions_are_the_recipes_own_ranks(done):
@@ -145,6 +148,30 @@ def test_done_is_not_done_again(done):
     assert all(line.endswith("done before") for line in told)
 
 
+def test_methods_go_on_from_an_adapter(done, tmp_path):
+    """Merged: an adapter is not put on another one."""
+    lora = {"training": STEPS, "lora": {"rank": 2}}
+    own = str(done[0] / "out" / "model" / "run")
+    found = recommend(configured(tmp_path, model=own, sft=lora, methods=[{"name": "s_dpo", "choose": "hard", **lora}]))
+    out = tmp_path / "out"
+    record = json.loads((out / "s_dpo" / "run" / "adapter_config.json").read_text())
+    assert record["base_model_name_or_path"] == str(out / "sft" / "merged")
+    assert (out / "sft" / "merged" / "model.safetensors").exists()
+    assert set(found["evaluation"]["models"]) == {"start", "sft", "s_dpo"}
+    [first, *_] = suggest(str(out / "sft" / "run"), ["Film 1", "Film 2"], ["Film 3", "Film 9"])
+    assert 0.5 <= first.share <= 1
+
+
+def test_a_model_that_was_trained_anew_in_its_place(done, tmp_path):
+    shutil.copytree(done[0] / "out" / "model" / "run", tmp_path / "model")
+    config = configured(tmp_path, model=str(tmp_path / "model"))
+    recommend(config, only="questions")
+    recommend(config, only="sft")
+    shutil.copy(done[0] / "out" / "sft" / "run" / "model.safetensors", tmp_path / "model")
+    with pytest.raises(ConfigError, match="the stage was done when sft's weights was"):
+        recommend(config, only="sft")
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
     config, out, undisturbed = tmp_path / "recommend.yaml", tmp_path / "out", done[0] / "out"
@@ -171,6 +198,18 @@ def test_other_data_is_another_recipe(done):
     [
         ({"methods": [{"name": "sft"}]}, "sft names two stages"),
         ({"methods": [{"name": "a"}, {"name": "a"}]}, "a names two stages"),
+        ({"methods": [{"name": "evaluation"}]}, "evaluation names two stages"),
+        ({"methods": [{"name": "start"}]}, "start is another row of the tables"),
+        ({"methods": [{"name": "popularity"}]}, "popularity is another row of the tables"),
+        ({"methods": [{"name": "item-kNN"}]}, "item-kNN is another row of the tables"),
+        ({"methods": [{"name": "chance"}]}, "chance is another row of the tables"),
+        ({"methods": [{"name": "result.json"}]}, "result.json cannot name a method's folder"),
+        ({"methods": [{"name": "report.html"}]}, "report.html cannot name a method's folder"),
+        ({"methods": [{"name": "."}]}, ". cannot name a method's folder"),
+        ({"methods": [{"name": ".."}]}, ".. cannot name a method's folder"),
+        ({"questions": {"candidates": 3}}, "s_dpo takes 3 titles beside the target, and questions.candidates is 3"),
+        ({"new_model": {"hidden": 64, "heads": 3}}, "hidden is 64 and heads 3; expected heads of an even whole size"),
+        ({"new_model": {"hidden": 36, "heads": 4}}, "hidden is 36 and heads 4; expected heads of an even whole size"),
         ({"metods": []}, "metods: there is no such key (did you mean methods?)"),
         ({"questions": {"candidates": 1}}, "questions.candidates: input should be greater than or equal to 2"),
         (

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from penchant.data.files import read_rows
 from penchant.data.groups import Message, PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
-from penchant.data.splitting import split_by_prompt
 from penchant.data.writing import write_anew
 from penchant.errors import DataError, located
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.style import style_leak
 from penchant.recipes.dialogue.config import DialogueConfig, SourceConfig
 from penchant.recipes.dialogue.construction import Pair, for_review, from_ratings, from_styles
+from penchant.recipes.dialogue.parting import PARTS, parts_of, topics_of
 from penchant.recipes.dialogue.reading import read_answered
 from penchant.recipes.reviewing import read_verdicts
 from penchant.recipes.stages import Found
 
-PARTS = ("train", "validation", "test")
 QUEUE = "queue.jsonl"
 
 
@@ -49,29 +49,22 @@ def construct(config: DialogueConfig, folder: Path) -> Found:
     supervised: dict[str, list[PreferenceGroup]] = {part: [] for part in PARTS}
     questions: list[Question] = []
     left_out: dict[str, dict[str, int]] = {}
-    whose: dict[str, str] = {}
+    pairs: dict[str, list[Pair]] = {}
     for name, source in config.sources.items():
-        pairs, left_out[name] = _pairs(config, source)
-        for pair in pairs:
-            first = whose.setdefault(pair.better.question, name)
-            if first != name:
-                raise DataError(
-                    f"a question is in {first} too: {pair.better.question[:80]!r}",
-                    where=source.file,
-                    fix="no question may be in two sources, or it could be in training and in the test",
-                )
-        groups = [_group(config, name, n, pair) for n, pair in enumerate(pairs)]
-        topics = {as_text(ask(config, p.better.question)): p.better.topic or p.better.question for p in pairs}
-        with located(source.file):
-            rest, test = split_by_prompt(groups, held_out=config.held_out, seed=config.seed, topics=topics)
-            share = config.held_out / (1 - config.held_out)
-            train, validation = split_by_prompt(rest, held_out=share, seed=config.seed, topics=topics)
-        for part, split in zip(PARTS, (train, validation, test), strict=True):
-            parts[part] += split
-            supervised[part] += list(_better(split))
-        tested = {group.id for group in test}
-        asked = [pair for group, pair in zip(groups, pairs, strict=True) if group.id in tested]
-        questions += list(_questions(name, asked))[: config.questions]
+        pairs[name], left_out[name] = _pairs(config, source)
+    _refuse_shared(config, pairs)
+    topic_of = topics_of((pair.better.question, pair.better.topic) for those in pairs.values() for pair in those)
+    topics = {name: {topic_of[pair.better.question] for pair in those} for name, those in pairs.items()}
+    files = {name: source.file for name, source in config.sources.items()}
+    part_of = parts_of(topics, files, config.held_out, config.seed)
+    for name, those in pairs.items():
+        for part in PARTS:
+            own = [(n, pair) for n, pair in enumerate(those) if part_of[topic_of[pair.better.question]] == part]
+            groups = [_group(config, name, n, pair) for n, pair in own]
+            parts[part] += groups
+            supervised[part] += list(_better(groups))
+            if part == "test":
+                questions += list(_questions(name, [pair for _, pair in own]))[: config.questions]
     for part in PARTS:
         write_anew(parts[part], folder / f"preferences_{part}.jsonl")
         write_anew(supervised[part], folder / f"supervised_{part}.jsonl")
@@ -120,8 +113,7 @@ def audit(folder: Path) -> Found:
 
 def read_questions(folder: Path) -> list[Question]:
     """The test's, as `construct` wrote them."""
-    lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Question(**json.loads(line)) for line in lines]
+    return [Question(**row) for _, row in read_rows(folder / "questions.jsonl")]
 
 
 def ask(config: DialogueConfig, question: str) -> Text:
@@ -129,6 +121,19 @@ def ask(config: DialogueConfig, question: str) -> Text:
     if config.template is None:
         return (Message(role="user", content=question),)
     return config.template.replace("{question}", question)
+
+
+def _refuse_shared(config: DialogueConfig, pairs: Mapping[str, Sequence[Pair]]) -> None:
+    whose: dict[str, str] = {}
+    for name, those in pairs.items():
+        for pair in those:
+            first = whose.setdefault(pair.better.question, name)
+            if first != name:
+                raise DataError(
+                    f"a question is in {first} too: {pair.better.question[:80]!r}",
+                    where=config.sources[name].file,
+                    fix="no question may be in two sources: give it to one of them",
+                )
 
 
 def _pairs(config: DialogueConfig, source: SourceConfig) -> tuple[list[Pair], dict[str, int]]:

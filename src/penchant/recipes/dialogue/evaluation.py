@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from penchant.data.files import read_rows
 from penchant.data.groups import as_text
 from penchant.evaluation.answering import answer
 from penchant.evaluation.files import write_atomically
@@ -113,7 +114,7 @@ def questions(config: DialogueConfig, folder: Path) -> list[Question]:
 
 
 def _answers(file: Path) -> list[str]:
-    return [json.loads(line)["answer"] for line in file.read_text(encoding="utf-8").splitlines()]
+    return [row["answer"] for _, row in read_rows(file)]
 
 
 def _by_question(asked: Sequence[Question], values: Values) -> str:

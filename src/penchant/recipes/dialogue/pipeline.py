@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.data.groups import PreferenceGroup
+from penchant.recipes.checking import check_tuning
+from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig
 from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
 from penchant.recipes.dialogue.report import write_result
-from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
 from penchant.recipes.new_base import new_base
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Found, Stage, run_stages
@@ -40,6 +42,7 @@ def dialogue(config: DialogueConfig, *, only: str | None = None, tell: Tell = la
         PenchantError: the data, configuration, models or endpoint are at fault.
     """
     folder = Path(config.output)
+    _check(config)
     return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
@@ -77,21 +80,39 @@ def stages(config: DialogueConfig) -> list[Stage]:
                 "texts": fingerprint(str(config.new_models.texts)),
             }
             listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _new(config, model.new)))
-        tuned = [_stage(config, name, "sft", seed, start) for seed in config.seeds]
+        weights = named_weights(model.model)
+        tuned = [_stage(config, name, "sft", seed, start, weights) for seed in config.seeds]
         places = {seed: _place(config, name, "sft", seed) for seed in config.seeds}
         rows.append(Row(name, "sft", tuple(places.values())))
         for method in config.methods:
-            tuned += [_stage(config, name, method, seed, places[seed]) for seed in config.seeds]
+            tuned += [_stage(config, name, method, seed, places[seed], weights) for seed in config.seeds]
             rows.append(Row(name, method, tuple(_place(config, name, method, seed) for seed in config.seeds)))
         listed += tuned
     answered = {key: settings[key] for key in ("answer_tokens", "sheet")}
-    empathic = config.measures.empathic
-    measures = settings["measures"] | {"empathic": fingerprint(empathic) if empathic is not None else None}
     return [
         *listed,
         Stage("answers", "every model's answers", answered, lambda place: answer_all(config, rows, place)),
-        Stage("evaluation", "what changed", measures, lambda place: evaluate(config, rows, place)),
+        Stage("evaluation", "what changed", _measured(config.measures), lambda place: evaluate(config, rows, place)),
     ]
+
+
+def _check(config: DialogueConfig) -> None:
+    """Refuse now what a method would refuse once the SFT models are there."""
+    rated = any(source.pairs == "ratings" for source in config.sources.values())
+    pair = PreferenceGroup("", ("", ""), scores=(1.0, 0.0) if rated else None, preferred=None if rated else 0)
+    for name, method in config.methods.items():
+        check_tuning(f"methods.{name}", method.objective, method, [pair], f"methods.{name}")
+
+
+def _measured(measures: MeasuresConfig) -> dict[str, Any]:
+    """What decides measures: files and models by their contents."""
+    return {
+        "bert_score": encoder_settings(measures.bert_score),
+        "sentences": named_weights(measures.sentences),
+        "entailment": named_weights(measures.entailment),
+        "empathic": None if measures.empathic is None else fingerprint(measures.empathic),
+        "judge": judge_settings(measures.judge),
+    }
 
 
 def _place(config: DialogueConfig, model: str, method: str, seed: int) -> str:
@@ -100,8 +121,8 @@ def _place(config: DialogueConfig, model: str, method: str, seed: int) -> str:
     return str(whole_model(place, config.sft) if method == "sft" else place / "run")
 
 
-def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: str) -> Stage:
-    """Tuning by a method, with a seed, from a model."""
+def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: str, weights: str | None) -> Stage:
+    """Tuning by a method, with a seed, from a model; `weights` are of the base that was named."""
     tuned: TunedConfig = config.sft if method == "sft" else config.methods[method]
     objective: Mapping[str, Any] = {"name": "sft"} if method == "sft" else config.methods[method].objective
     kind = "supervised" if method == "sft" else "preferences"
@@ -114,7 +135,8 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
             merge_where_adapted(place, seeded)
         return {}
 
-    settings = tuned.model_dump(mode="json") | {"seed": seed, "model": config.models[model].model}
+    settings = tuned.model_dump(mode="json")
+    settings |= {"seed": seed, "model": config.models[model].model, "weights": weights}
     return Stage(f"{model}-{method}-{seed}", f"{model}: {method}, seed {seed}", settings, run)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from penchant.data.files import read_rows
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.report import RunReport, Sample, Table, show, write_report
 from penchant.evaluation.win_rate import verdict_tables
@@ -131,8 +132,7 @@ def _samples(folder: Path, config: DialogueConfig) -> list[Sample]:
     """The last model's answers before and after the first method, to the first question of each source."""
     model, method, seed = list(config.models)[-1], next(iter(config.methods)), config.seeds[0]
     before, after = (
-        [json.loads(line) for line in (folder / "answers" / f"{model}-{each}-{seed}.jsonl").open(encoding="utf-8")]
-        for each in ("sft", method)
+        [row for _, row in read_rows(folder / "answers" / f"{model}-{each}-{seed}.jsonl")] for each in ("sft", method)
     )
     first = {row["set"]: n for n, row in reversed(list(enumerate(before))) if row["set"] in config.sources}
     return [

@@ -29,9 +29,7 @@ def prepare(config: DomainExpertConfig, folder: Path) -> Found:
         counts[name] = _write(folder / f"{name}.jsonl", as_groups(those, rules.chunk_words))
     for name in SETS:
         file = getattr(config, name)
-        groups = read_groups(file).groups
-        if name == "preferences" and not all(group.pairs for group in groups):
-            raise DataError("a group says of no answer that it is better", where=file, fix="give chosen and rejected")
+        groups = read_preferences(file) if name == "preferences" else read_groups(file).groups
         with located(file):
             rest, test = split_by_prompt(groups, held_out=config.held_out, seed=config.seed)
             share = config.held_out / (1 - config.held_out)
@@ -39,6 +37,18 @@ def prepare(config: DomainExpertConfig, folder: Path) -> Found:
         for part, split in zip(PARTS, (train, validation, test), strict=True):
             counts[f"{name}_{part}"] = _write(folder / f"{name}_{part}.jsonl", split)
     return {"passages": len(passages), "left_out": dropped, "groups": counts}
+
+
+def read_preferences(file: str) -> list[PreferenceGroup]:
+    """Groups that all say which answer is better.
+
+    Raises:
+        DataError: one does not, or the file cannot be read.
+    """
+    groups = read_groups(file).groups
+    if not all(group.pairs for group in groups):
+        raise DataError("a group says of no answer that it is better", where=file, fix="give chosen and rejected")
+    return list(groups)
 
 
 def _write(file: Path, groups: Sequence[PreferenceGroup]) -> int:

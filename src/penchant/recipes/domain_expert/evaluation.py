@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from penchant.data.groups import as_text
+from penchant.data.files import read_rows
 from penchant.evaluation.figures import line_chart
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.judges import EndpointJudge
@@ -18,8 +18,8 @@ from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import bootstrap_ratio
 from penchant.evaluation.win_rate import verdict_tables, win_rate
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import Asked, perplexity, preference_accuracy
-from penchant.recipes.domain_expert.routing import EXPERTS
+from penchant.recipes.domain_expert.measures import Asked, content, perplexity, preference_accuracy
+from penchant.recipes.domain_expert.routing import EXPERTS, USER
 from penchant.recipes.stages import Found
 
 
@@ -75,11 +75,12 @@ def _routed(
     alike: BertScore | None,
 ) -> dict[str, Any]:
     """Each request answered by the expert that the router chose."""
-    lines = (folder.parent / "router" / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
-    chosen = {row["request"]: row["expert"] for row in map(json.loads, lines)}
+    decisions = read_rows(folder.parent / "router" / "decisions.jsonl")
+    chosen = {row["request"]: row["expert"] for _, row in decisions}
     found: dict[str, Any] = {}
     for name in EXPERTS.values():
-        answers = [said[chosen[as_text(prompt)]][name][number] for number, prompt in enumerate(asked[name].prompts)]
+        experts = [chosen[content(prompt, USER)] for prompt in asked[name].prompts]
+        answers = [said[expert][name][number] for number, expert in enumerate(experts)]
         found |= {key: value.to_json() for key, value in asked[name].measures(name, answers, alike).items()}
     return found
 

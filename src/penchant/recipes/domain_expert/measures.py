@@ -20,6 +20,16 @@ from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.reading import pairs_right, read_log_probs
 
 
+def content(text: Text, role: str | None = None) -> str:
+    """A text itself; of messages what the last one says, or the last of a role, nothing where there is none.
+
+    Answers come as bare words, and a server asks its router with the user's last words: neither names a role.
+    """
+    if isinstance(text, str):
+        return text
+    return next((each["content"] for each in reversed(text) if role in (None, each["role"])), "")
+
+
 @dataclass(frozen=True)
 class Asked:
     """Prompts, each with the answer that is right."""
@@ -35,7 +45,7 @@ class Asked:
             first.setdefault(as_text(group.prompt), group)
         groups = list(first.values())[:most]
         right = [group.candidates[group.pairs[0][0] if group.pairs else 0] for group in groups]
-        return cls(tuple(group.prompt for group in groups), tuple(as_text(text).strip() for text in right))
+        return cls(tuple(group.prompt for group in groups), tuple(content(text).strip() for text in right))
 
     def answered(self, model: str, config: DomainExpertConfig) -> list[str]:
         """The model's likeliest words."""

@@ -20,12 +20,13 @@ from typing import Any
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.engine.residual import add_residual
+from penchant.recipes.checking import check_tuning
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.data import prepare
+from penchant.recipes.domain_expert.data import prepare, read_preferences
 from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
-from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
 from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
@@ -46,6 +47,7 @@ def domain_expert(
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
+    _check(config)
     return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
@@ -70,11 +72,16 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         ]
     return [
         *listed,
-        Stage("adapted", "pretraining on the field's text", settings["adaptation"], _adapt(config, base)),
+        Stage(
+            "adapted",
+            "pretraining on the field's text",
+            settings["adaptation"] | {"base": named_weights(config.base)},
+            _adapt(config, base),
+        ),
         Stage(
             "residual",
             "the instruction residual, at several scales",
-            settings["residual"] | measured,
+            settings["residual"] | measured | {"instruct": named_weights(config.instruct)},
             _residual(config, base, instruct),
         ),
         Stage(
@@ -93,10 +100,16 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage(
             "evaluation",
             "every model on what was held out",
-            {key: settings[key] for key in ("bert_score", "judge")},
+            {"bert_score": encoder_settings(config.bert_score), "judge": judge_settings(config.judge)},
             lambda place: evaluate(config, place, base, instruct, str(adapted(config))),
         ),
     ]
+
+
+def _check(config: DomainExpertConfig) -> None:
+    """Refuse now what the expert in conversation would refuse after all stages before it."""
+    expert, file = config.conversation, config.preferences
+    check_tuning("conversation", expert.objective, expert, read_preferences(file), file)
 
 
 def adapted(config: DomainExpertConfig) -> Path:

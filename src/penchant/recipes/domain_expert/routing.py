@@ -7,18 +7,21 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.groups import PreferenceGroup
 from penchant.data.reading import read_groups
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.statistics import proportion
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import Asked
+from penchant.recipes.domain_expert.measures import Asked, content
 from penchant.recipes.reading import read_log_probs
 from penchant.recipes.stages import Found
 from penchant.serving.router import Router
 
 EXPERTS = {"conversation": "preferences", "structured": "tasks"}
 """Each expert, with the set its requests are from."""
+
+USER = "user"
+"""Whose last words a server asks the router about."""
 
 
 def lessons(config: DomainExpertConfig, data: Path) -> list[PreferenceGroup]:
@@ -42,7 +45,7 @@ def route(config: DomainExpertConfig, folder: Path) -> Found:
     router = _drawn(config, data)[0].calibrated(log_probs)
     router.save(folder)
     requests = [
-        (as_text(prompt), expert)
+        (content(prompt, USER), expert)
         for expert, name in EXPERTS.items()
         for prompt in Asked.of(data / f"{name}_test.jsonl", config.answers).prompts
     ]
@@ -70,7 +73,8 @@ def _drawn(config: DomainExpertConfig, data: Path) -> tuple[Router, dict[str, li
     settings, draw = config.router, random.Random(config.seed)
     examples, left = [], {}
     for expert, name in EXPERTS.items():
-        prompts = list(dict.fromkeys(as_text(g.prompt) for g in read_groups(data / f"{name}_train.jsonl").groups))
+        groups = read_groups(data / f"{name}_train.jsonl").groups
+        prompts = list(dict.fromkeys(content(group.prompt, USER) for group in groups))
         draw.shuffle(prompts)
         examples += [(text, expert) for text in prompts[: settings.shots]]
         left[expert] = prompts[settings.shots :]

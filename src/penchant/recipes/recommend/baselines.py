@@ -12,6 +12,11 @@ from functools import cache
 
 from penchant.recipes.recommend.histories import Histories, Question
 
+CHANCE, POPULARITY, LAST_ITEM, NEIGHBOURS = "chance", "popularity", "last item", "item-kNN"
+POSITION, OVERLAP = "place in the list alone", "list alone"
+NAMES = (CHANCE, POPULARITY, LAST_ITEM, NEIGHBOURS, POSITION, OVERLAP)
+"""Of their rows, which no method may take."""
+
 Offered = Sequence[str]
 Scorer = Callable[[Question, Offered], Sequence[float]]
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from penchant.config import Section, TrainingConfig
+from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.histories import Rules
 from penchant.recipes.recommend.prompts import Wording
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
 
 RULES, WORDING = Rules(), Wording()
+
+STAGES = ("questions", "model", "sft", "evaluation")
+FILES = ("result.json", "report.html")
+START = "start"
+"""The row of the model that training starts from."""
 
 
 class QuestionsConfig(Section):
@@ -90,12 +96,25 @@ class RecommendConfig(Section):
             raise ValueError(f"{min(value)} is no cutoff; expected 1 or more")
         return sorted({1, *value})
 
+    @model_validator(mode="after")
+    def _offers_enough(self) -> RecommendConfig:
+        for method in self.methods:
+            if method.negatives >= self.questions.candidates:
+                raise ValueError(
+                    f"methods: {method.name} takes {method.negatives} titles beside the target, and "
+                    f"questions.candidates is {self.questions.candidates}; expected fewer negatives or more candidates"
+                )
+        return self
+
     @field_validator("methods")
     @classmethod
     def _named_apart(cls, value: list[MethodConfig]) -> list[MethodConfig]:
         names = [each.name for each in value]
-        taken = {"questions", "model", "sft", "evaluation"}
         for name in names:
-            if names.count(name) > 1 or name in taken:
+            if names.count(name) > 1 or name in STAGES:
                 raise ValueError(f"{name} names two stages")
+            if name in (START, *baselines.NAMES):
+                raise ValueError(f"{name} is another row of the tables; expected a name of its own")
+            if name in FILES or name.startswith("."):
+                raise ValueError(f"{name} cannot name a method's folder; expected another, without a dot in front")
         return value

@@ -2,7 +2,7 @@
 
 OUTPUT/questions/        train, validation and test as groups; texts; facts of the test questions
 OUTPUT/model/            the starting model, where it is made from nothing
-OUTPUT/sft/run/          supervised training on the titles that were taken
+OUTPUT/sft/run/          supervised training on the titles that were taken; sft/merged where it is an adapter
 OUTPUT/METHOD/run/       a method's training from the SFT model; METHOD/train.jsonl is its data
 OUTPUT/evaluation/       every model's ranks and answers
 OUTPUT/report.html, OUTPUT/result.json
@@ -17,16 +17,17 @@ from typing import Any
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
-from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.checking import check_tuning
+from penchant.recipes.fingerprints import fingerprint, named_weights
 from penchant.recipes.reading import read_log_probs
-from penchant.recipes.recommend.config import MethodConfig, RecommendConfig
+from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
 from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, tune
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
 
 Tell = Callable[[str], None]
 
@@ -41,6 +42,7 @@ def recommend(config: RecommendConfig, *, only: str | None = None, tell: Tell = 
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
+    _check(config)
     return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
 
 
@@ -60,7 +62,7 @@ def stages(config: RecommendConfig) -> list[Stage]:
         Stage(
             "sft",
             "supervised training on titles taken",
-            {"model": config.model, **settings["sft"]},
+            {"model": config.model, "weights": named_weights(config.model), **settings["sft"]},
             _sft(config, start),
         )
     )
@@ -77,6 +79,14 @@ def stages(config: RecommendConfig) -> list[Stage]:
     wanted = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
     listed.append(Stage("evaluation", "ranks and answers on test questions", wanted, _evaluating(config, start)))
     return listed
+
+
+def _check(config: RecommendConfig) -> None:
+    """Refuse now what a method would refuse once the SFT model is there."""
+    for method in config.methods:
+        asked = PreferenceGroup("", ("",) * (1 + method.negatives), preferred=0)
+        setting = f"methods.{method.name}"
+        check_tuning(setting, method.objective, method, [asked], setting)
 
 
 def _asking(config: RecommendConfig) -> Callable[[Path], Found]:
@@ -101,14 +111,16 @@ def _new(config: RecommendConfig) -> Callable[[Path], Found]:
 def _sft(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
         _select(folder, lambda groups: [()] * len(groups))
-        return _tuned(config, folder, start, {"name": "sft"}, config.sft)
+        found = _tuned(config, folder, start, {"name": "sft"}, config.sft)
+        merge_where_adapted(folder, config.sft)
+        return found
 
     return run
 
 
 def _tune(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
-        start = str(folder.parent / "sft" / "run")
+        start = str(whole_model(folder.parent / "sft", config.sft))
 
         def negatives(groups: Sequence[PreferenceGroup]) -> list[tuple[int, ...]]:
             n = method.negatives
@@ -146,7 +158,7 @@ def _tuned(
 
 def _evaluating(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
-        models = {"start": start} | {
+        models = {START: start} | {
             name: str(folder.parent / name / "run") for name in ("sft", *(method.name for method in config.methods))
         }
         return evaluate(config, folder, models, _log_probs)

@@ -179,14 +179,14 @@ def _texts(histories: Histories, titles: Mapping[str, str], config: RecommendCon
 def _baselines(config: RecommendConfig, drawn: Questions) -> dict[str, Any]:
     histories, offers, train, test = drawn.histories, drawn.offers, drawn.parts["train"], drawn.parts["test"]
     scorers: dict[str, baselines.Scorer] = {
-        "chance": baselines.chance,
-        "popularity": baselines.popularity(histories),
-        "last item": baselines.last_item(histories),
-        "item-kNN": baselines.neighbours(histories),
+        baselines.CHANCE: baselines.chance,
+        baselines.POPULARITY: baselines.popularity(histories),
+        baselines.LAST_ITEM: baselines.last_item(histories),
+        baselines.NEIGHBOURS: baselines.neighbours(histories),
     }
     of_lists: dict[str, baselines.Scorer] = {
-        "place in the list alone": baselines.position(offers, train),
-        "list alone": baselines.overlap(offers, train),
+        baselines.POSITION: baselines.position(offers, train),
+        baselines.OVERLAP: baselines.overlap(offers, train),
     }
     found = {name: measured(each, test, offers, config.cutoffs) for name, each in {**scorers, **of_lists}.items()}
     asked = test[: config.catalogue]

@@ -1,0 +1,39 @@
+"""What a recipe's tuning stages would refuse, refused before the first of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import ConfigError
+from penchant.recipes.tuning import TunedConfig, tuning_run
+from penchant.training.needs import usable
+
+
+def check_tuning(
+    setting: str, objective: Mapping[str, Any], tuned: TunedConfig, groups: Sequence[PreferenceGroup], source: str
+) -> None:
+    """Build the objective and hold it against groups as the stage will have them.
+
+    Args:
+        setting: the stage's, for people.
+        groups: one will do, where all are alike.
+        source: where they are from, for people.
+
+    Raises:
+        ConfigError: the stage's settings are not valid, or do not tune a model that answers.
+        DataError: there is nothing in the groups that the objective learns from.
+    """
+    # Nothing is read or written: a mistake is told where the user made it, not where the run would be.
+    run = tuning_run(Path(setting), "unread", Path("unread.jsonl"), None, objective, tuned)
+    name, needs = run.method.name, run.method.needs
+    reason = None
+    if needs.head or needs.trains != "log_probs":
+        reason = f"{name} does not tune what answers"
+    elif needs.many_references:
+        reason = f"{name} mixes references, and the stage has one, the model it starts from"
+    if reason is not None:
+        raise ConfigError(reason, where=setting, fix="objective.name=dpo")
+    usable(run, list(groups), "training", source, [])

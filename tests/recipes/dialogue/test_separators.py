@@ -1,0 +1,47 @@
+"""What people and models write may hold Unicode's own ends of lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from penchant.config_errors import validated
+from penchant.evaluation.answering import Answers
+from penchant.recipes.dialogue import evaluation
+from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.data import read_questions
+from penchant.recipes.dialogue.evaluation import Row
+from penchant.recipes.dialogue.pipeline import dialogue
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_questions_and_answers_are_read_back(tmp_path, monkeypatch, separator):
+    rows = [
+        {"question": f"One{separator}two {n}?", "answer": f"Rest{separator}well {votes}.", "r": votes}
+        for n in range(8)
+        for votes in (0, 2)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    source = {"file": str(tmp_path / "a.jsonl"), "pairs": "ratings", "rating": "r"}
+    values = {"sources": {"a": source}, "models": {"m": {"model": "unread"}}, "output": str(tmp_path / "out")}
+    config = validated(DialogueConfig, values, "test")
+    dialogue(config, only="data")
+    asked = read_questions(tmp_path / "out" / "data")
+    assert len(asked) == 2
+    assert all(each.reference == f"Rest{separator}well 2." for each in asked)
+    assert all(each.question.startswith(f"One{separator}two") for each in asked)
+
+    said = f"Sleep{separator}now."
+    monkeypatch.setattr(
+        evaluation, "answer", lambda place, prompts, sampling: Answers(tuple(prompts), ((said,),) * len(prompts))
+    )
+    folder = tmp_path / "out" / "answers"
+    folder.mkdir()
+    every = ("one", "two", "three")
+    found = evaluation.answer_all(
+        config, [Row("m", "base", ("x",)), Row("m", "sft", every), Row("m", "dpo", every)], folder
+    )
+    assert found == {"questions": 20, "models": 7}
+    assert evaluation._answers(folder / "m-dpo-0.jsonl") == [said] * 20

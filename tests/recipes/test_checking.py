@@ -1,0 +1,81 @@
+"""What a tuning stage would refuse is refused before the first stage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from penchant.config_errors import validated
+from penchant.data.groups import PreferenceGroup
+from penchant.errors import ConfigError, DataError, PenchantError
+from penchant.recipes.checking import check_tuning
+from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.pipeline import dialogue
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.pipeline import domain_expert
+from penchant.recipes.recommend.config import RecommendConfig
+from penchant.recipes.recommend.pipeline import recommend
+from penchant.recipes.tuning import TunedConfig
+
+PAIR = PreferenceGroup("", ("a", "b"), preferred=0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"name": "dppo"}, "dppo"),
+        ({"name": "dpo", "betta": 1}, "betta"),
+        ({"name": "dpo", "beta": "high"}, "beta"),
+        ({"name": "preference_head"}, "preference_head does not tune what answers"),
+        ({"name": "bradley_terry"}, "bradley_terry does not tune what answers"),
+        ({"name": "multi_reference"}, "multi_reference mixes references, and the stage has one"),
+    ],
+)
+def test_an_objective_that_cannot_tune(objective, message):
+    with pytest.raises(ConfigError, match=f"(?s)here: .*{message}"):
+        check_tuning("here", objective, TunedConfig(), [PAIR], "here")
+
+
+def test_groups_an_objective_cannot_learn_from():
+    check_tuning("here", {"name": "dpo"}, TunedConfig(), [PAIR], "here")
+    with pytest.raises(DataError, match=r"here: rloo learns from scores"):
+        check_tuning("here", {"name": "rloo"}, TunedConfig(), [PAIR], "here")
+    with pytest.raises(DataError, match="dpo compares at least 2 candidates"):
+        check_tuning("here", {"name": "dpo"}, TunedConfig(), [PreferenceGroup("", ("a",))], "here")
+
+
+def test_before_anything_is_made(tmp_path):
+    """In each recipe that takes an objective."""
+    wrong = {"objective": {"name": "dpo", "betta": 1}}
+    rows = "".join(json.dumps({"prompt": f"{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(9))
+    (tmp_path / "data.jsonl").write_text(rows)
+    data, output = str(tmp_path / "data.jsonl"), {"output": str(tmp_path / "out")}
+    expert = dict.fromkeys(("instructions", "preferences", "tasks"), data) | {"texts": {"file": data}}
+    source = {"file": data, "pairs": "styles"}
+    recipes = (
+        (recommend, RecommendConfig, {"interactions": data, "titles": data, "methods": [{"name": "a", **wrong}]}),
+        (domain_expert, DomainExpertConfig, expert | {"base": "b", "instruct": "i", "conversation": wrong}),
+        (
+            dialogue,
+            DialogueConfig,
+            {"sources": {"a": source}, "models": {"m": {"model": "b"}}, "methods": {"a": wrong}},
+        ),
+    )
+    settings = ("methods.a", "conversation", "methods.a")
+    for (run, kind, values), setting in zip(recipes, settings, strict=True):
+        with pytest.raises(PenchantError, match=rf"(?s)^{setting}: .*objective.betta: dpo has no such"):
+            run(validated(kind, output | values, "test"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_for_scores_where_nothing_is_rated(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    values = {
+        "models": {"m": {"model": "b"}},
+        "methods": {"a": {"objective": {"name": "rloo"}}},
+        "output": str(tmp_path / "out"),
+    }
+    source = {"file": str(tmp_path / "a.jsonl"), "pairs": "styles"}
+    with pytest.raises(DataError, match=r"methods\.a: rloo learns from scores"):
+        dialogue(validated(DialogueConfig, values | {"sources": {"a": source}}, "test"))
