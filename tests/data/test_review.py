@@ -58,6 +58,12 @@ def test_undo_takes_back_the_latest_also_after_a_restart(tmp_path_factory, steps
     assert ids(review.waiting) == [group.id for group in GROUPS if group.id not in expected]
 
 
+def test_ids_that_hold_separators_of_lines(tmp_path):
+    file, odd = tmp_path / "verdicts.jsonl", [replace(group, id=f"{group.id}\u2028\x85") for group in GROUPS]
+    Review(odd, file).give(odd[1], "accept")
+    assert ids(Review(odd, file).accepted) == [odd[1].id]
+
+
 def test_a_changed_group_is_asked_about_again(tmp_path):
     file = tmp_path / "verdicts.jsonl"
     Review(GROUPS, file).give(GROUPS[0], "accept")

@@ -101,7 +101,9 @@ def _read(file: Path) -> dict[str, tuple[Verdict, str]]:
     if not file.exists():
         return {}
     found: dict[str, tuple[Verdict, str]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    # No splitlines, which also splits at U+2028: an id may hold one.
+    *lines, last = file.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
             row = json.loads(line)
             name, verdict, of = row["id"], row["verdict"], row["of"]

@@ -18,7 +18,7 @@ from typing import Any
 from penchant.engine.grammars import grammar_library
 from penchant.evaluation.tool_calls.grammars import python_calls
 from penchant.evaluation.tool_calls.questions import read_bfcl
-from penchant.recipes.fingerprints import fingerprint
+from penchant.recipes.fingerprints import fingerprint, named_weights
 from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.recipes.tool_calling.config import ToolCallingConfig
@@ -141,7 +141,7 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
         merge_where_adapted(place, tuned)
         return {}
 
-    settings = step.model_dump(mode="json") | {"seed": seed, "model": config.model}
+    settings = step.model_dump(mode="json") | {"seed": seed, "model": named_weights(config.model)}
     name = "-".join(steps)
     return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)
 
