@@ -21,6 +21,7 @@ from penchant.errors import ConfigError, located
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
 from penchant.training.needs import check_references, check_sampled, fitted, usable
+from penchant.training.prompts import prompts_to_answer
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Inputs:
     """A run's data.
 
     Attributes:
+        train: groups to learn from; where candidates are sampled, one for each prompt to answer.
         notes: what was detected, and what happened to rows.
         fingerprint: a hash of every group, its facts and its token ids.
     """
@@ -91,15 +93,17 @@ def tokenize_inputs(
             kept.append([])
             continue
         with located(source):
-            tokenized, report = tokenize_groups(
-                groups,
-                tokenizer,
-                max_length=limit,
-                truncation=data.truncation,
-                # Of prompts that will be answered while training, there is no response yet.
-                empty="keep" if name == "training" and config.candidates == "sampled" else data.empty,
-                identical=data.identical,
-            )
+            if name == "training" and config.candidates == "sampled":
+                tokenized, report = prompts_to_answer(config, groups, tokenizer, limit)
+            else:
+                tokenized, report = tokenize_groups(
+                    groups,
+                    tokenizer,
+                    max_length=limit,
+                    truncation=data.truncation,
+                    empty=data.empty,
+                    identical=data.identical,
+                )
         notes += report_notes(name, report)
         kept.append(tokenized)
     return Inputs(kept[0], kept[1], notes, _fingerprint([*kept[0], *kept[1]]))
