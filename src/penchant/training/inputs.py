@@ -20,7 +20,8 @@ from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, located
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
-from penchant.training.needs import check_references, check_sampled, fitted, usable
+from penchant.training.directions import direction
+from penchant.training.needs import check_head, check_references, check_sampled, fitted, usable
 from penchant.training.prompts import prompts_to_answer
 from penchant.training.references import reference_sources
 
@@ -118,6 +119,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
         PenchantError: as training would.
     """
     check_sampled(config, 1)
+    check_head(config)
     check_references(config)
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
@@ -161,7 +163,7 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
 
 
 def _check_metric(metric: str, objective: Objective, references: int) -> None:
-    """Refuse a metric the objective does not have, by asking it for those of one pair."""
+    """Refuse a metric that the objective does not have, by asking it for those of one pair, or that has no better."""
     pair = group_facts([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
     pair = replace(pair, rewards=torch.zeros(1, 2))
     nothing = torch.zeros(references, 1, 2)
@@ -169,11 +171,12 @@ def _check_metric(metric: str, objective: Objective, references: int) -> None:
     if isinstance(objective, Fitted):
         state = fitted(objective, nothing, pair, state)
     output = objective.evaluate(torch.zeros(1, 2), nothing, pair, state)
-    if metric not in ("loss", *output.metrics):
-        raise ConfigError(
-            f"evaluation.metric is {metric!r}, which {objective.name} does not have",
-            fix=f"one of: {', '.join(['loss', *output.metrics])}",
-        )
+    known = ["loss", *output.metrics]
+    fix = f"one of: {', '.join(name for name in known if direction(name) is not None)}"
+    if metric not in known:
+        raise ConfigError(f"evaluation.metric is {metric!r}, which {objective.name} does not have", fix=fix)
+    if direction(metric) is None:
+        raise ConfigError(f"evaluation.metric is {metric!r}, which is better neither higher nor lower", fix=fix)
 
 
 def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:

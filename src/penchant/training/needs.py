@@ -78,6 +78,19 @@ def check_sampled(config: RunConfig, processes: int) -> None:
         raise ConfigError("candidates is sampled: it runs in one process", fix="start it without torchrun")
 
 
+def check_head(config: RunConfig) -> None:
+    """Refuse a frozen backbone where no head is trained.
+
+    Raises:
+        ConfigError: says that all weights would be trained.
+    """
+    if config.head.freeze_backbone and not config.method.needs.head:
+        raise ConfigError(
+            f"head.freeze_backbone is true, and {config.method.name} has no head: it would train the whole model",
+            fix="head.freeze_backbone=false, or train a head: objective.name=preference_head",
+        )
+
+
 def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
     """Refuse a reference that cannot read what the policy draws: it is given the very tokens.
 

@@ -24,7 +24,7 @@ from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained
-from penchant.training.needs import check_live_reference, check_references, check_sampled, fitted
+from penchant.training.needs import check_head, check_live_reference, check_references, check_sampled, fitted
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
 
@@ -88,6 +88,7 @@ def read_run(
         PenchantError: the configuration, the data or the model's folder is at fault.
     """
     check_sampled(config, processes)
+    check_head(config)
     if notice := check_references(config):
         tell(notice)
     base = adapter_base(config.model)
