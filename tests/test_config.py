@@ -170,6 +170,20 @@ class TestProblems:
             ({"training": {"max_grad_norm": float("inf")}}, "training.max_grad_norm: input should be a finite number"),
             ({"training": {"betas": [0.9]}}, "training.betas.1: this key is needed"),
             ({"training": None}, "training: "),
+            (
+                {"data": {"train": "x", "held_out": 0.1, "held_out_split": "test"}},
+                "data.held_out is 0.1, a share of the training data, and data.held_out_split is 'test'",
+            ),
+            ({"evaluation": {"every": 5}}, "evaluation.every is 5, and no held-out data is named: give data.held_out"),
+            ({"evaluation": {"patience": 2}}, "evaluation.patience is 2, and evaluation.every is null"),
+            (
+                {"evaluation": {"metric": "rewards/margins"}},
+                "evaluation.metric is 'rewards/margins', and evaluation.ev",
+            ),
+            (
+                {"objective": {"name": "preference_head"}, "head": {"freeze_backbone": True}, "lora": {}},
+                "head.freeze_backbone is true, so lora would train nothing",
+            ),
         ],
     )
     def test_each_names_its_key(self, sections, says):
@@ -189,6 +203,25 @@ class TestProblems:
         assert "4 problem(s)" in text
         for key in ("training.batch_size", "training.seed", "evaluation.evry", "beta is -1.0"):
             assert text.count(key) == 1
+
+    def test_settings_without_effect_are_told_all_at_once_with_the_rest(self):
+        with pytest.raises(ConfigError) as caught:
+            parsed(evaluation={"patience": 2, "metric": "kl"}, objective={"name": "dpo", "beta": -1})
+        assert "3 problem(s)" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "sections",
+        [
+            {"data": {"train": "x", "held_out": "y", "held_out_split": "test"}},
+            {"data": {"train": "x", "held_out_split": "test"}, "evaluation": {"every": 5}},
+            {"data": {"train": "x", "held_out": 0.1}, "evaluation": {"every": 5, "patience": 2, "metric": "kl"}},
+            {"objective": {"name": "preference_head"}, "head": {"freeze_backbone": True}},
+            {"objective": {"name": "preference_head"}, "lora": {}},
+        ],
+    )
+    def test_settings_that_have_an_effect_load_again(self, sections):
+        config = parsed(**sections)
+        assert dump_config(parse_config(yaml.safe_load(dump_config(config)), "again")) == dump_config(config)
 
     def test_long_values_are_shortened(self):
         with pytest.raises(ConfigError) as caught:

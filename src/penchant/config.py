@@ -34,7 +34,7 @@ class DataConfig(Section):
     columns: dict[str, str] = Field({}, description="our column name: the file's")
     split: str | None = Field(None, description="split of a `datasets` folder or hub id")
     held_out_split: str | None = Field(
-        None, description="split of `held_out`, or of `train`'s source where `held_out` is null"
+        None, description="split of the file `held_out`, or of `train`'s source where `held_out` is null"
     )
     chat_template: str | None = Field(None, description="file with a Jinja chat template")
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
@@ -85,8 +85,14 @@ class EvaluationConfig(Section):
     """Held-out evaluation during training, and what follows from it."""
 
     every: int | None = Field(None, ge=1, description="steps; null: before the first step and after the last")
-    metric: str = Field("loss", description="decides which checkpoint is best: loss, or an objective's metric")
-    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better one")
+    metric: str = Field(
+        "loss",
+        description="decides which checkpoint is best, where `every` is given: loss, or an objective's metric; "
+        "docs/metrics.md says which are better lower",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations, `every` steps apart, without a better one"
+    )
     samples: int = Field(4, ge=0, description="held-out prompts answered before and after, for the report")
     sample_tokens: int = Field(128, ge=1, description="longest sampled answer")
 
@@ -109,7 +115,9 @@ class SamplingConfig(Section):
 
     samples: int = Field(4, ge=1, description="candidates for each prompt")
     every: int = Field(1, ge=1, description="optimizer steps that use one draw; 1 is on-policy")
-    max_new_tokens: int = Field(128, ge=1)
+    max_new_tokens: int = Field(
+        128, ge=1, description="longest response; with its prompt within data.max_length, or data.truncation decides"
+    )
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
 
@@ -121,7 +129,9 @@ class HeadConfig(Section):
         "identity", description="between the last token's hidden state and the head's weight"
     )
     dropout: float = Field(0.0, ge=0, lt=1)
-    freeze_backbone: bool = Field(False, description="train the head alone; the language model cannot change")
+    freeze_backbone: bool = Field(
+        False, description="train the head alone, without lora; the language model cannot change"
+    )
     weight_decay: float = Field(0.1, ge=0, description="of the head's weights")
 
 
@@ -228,6 +238,7 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
     config: RunConfig | None = None
     try:
         config = RunConfig.model_validate(values)
+        problems += _without_effect(config)
     except ValidationError as error:
         problems += [explain(dict(problem), RunConfig) for problem in error.errors()]
     if isinstance(values.get("objective"), dict):
@@ -238,6 +249,27 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
     if problems or config is None:
         raise refusal(problems, where)
     return config
+
+
+def _without_effect(config: RunConfig) -> list[str]:
+    """Settings that others make void."""
+    problems, data, evaluation = [], config.data, config.evaluation
+    if isinstance(data.held_out, float) and data.held_out_split is not None:
+        problems.append(
+            f"data.held_out is {data.held_out}, a share of the training data, and data.held_out_split is "
+            f"{data.held_out_split!r}: give one of the two"
+        )
+    if evaluation.every is not None and data.held_out is None and data.held_out_split is None:
+        problems.append(f"evaluation.every is {evaluation.every}, and no held-out data is named: give data.held_out")
+    for name, value, default in (("patience", evaluation.patience, None), ("metric", evaluation.metric, "loss")):
+        if evaluation.every is None and value != default:
+            problems.append(
+                f"evaluation.{name} is {value!r}, and evaluation.every is null, so nothing is judged while training: "
+                f"give evaluation.every, or leave evaluation.{name} out"
+            )
+    if config.lora is not None and config.head.freeze_backbone:
+        problems.append("head.freeze_backbone is true, so lora would train nothing: leave one of them out")
+    return problems
 
 
 def dump_config(config: RunConfig) -> str:

@@ -354,6 +354,16 @@ class TestModelFolder:
         says = ["evaluation.metric is 'acuracy', which dpo does not have", "rewards/accuracies"]
         refused_run("evaluation.every=1", "evaluation.metric=acuracy", says=says)
 
+    def test_metric_that_is_better_neither_way(self, refused_run):
+        says = ["evaluation.metric is 'rewards/ties', which is better neither higher nor lower", "rewards/margins"]
+        refused_run("evaluation.every=1", "evaluation.metric=rewards/ties", says=says)
+
+    def test_patience_without_evaluations(self, refused_run):
+        refused_run("evaluation.patience=2", says=["evaluation.patience is 2, and evaluation.every is null"])
+
+    def test_frozen_backbone_without_a_head(self, refused_run):
+        refused_run("head.freeze_backbone=true", says=["head.freeze_backbone is true, and dpo has no head"])
+
 
 class TestOtherVerbs:
     def test_generate_from_a_file_that_is_missing(self, refused, tiny_model, tmp_path):

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from penchant.data.groups import Message, PreferenceGroup, Text
-from penchant.data.tokenization import tokenize_groups, tokenize_prompts
+from penchant.data.tokenization import tokenize_groups, tokenize_prompts, turn_end
 from penchant.data.tokenized import TokenizedGroup
 from penchant.errors import DataError, ModelError
 
@@ -364,6 +364,26 @@ def test_prompts_alone_are_those_of_the_groups() -> None:
     assert ids[2] == [BOS]
     assert tokenize_prompts([""], words("none", bos_token=""))[0].tolist() == [EOS]
     assert tokenize_prompts([], tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (THINK, "<|im_end|>"),
+        (CHATML.replace("<|im_end|>\n", "<|im_end|>\n<|im_end|>\n"), "<|im_end|>"),
+        (INST, "</s>"),
+        (OPEN, "</s>"),
+        ("{{ raise_exception('a system message is needed') }}", None),
+        (None, None),
+    ],
+)
+def test_what_ends_a_turn_is_what_training_ends_it_with(template: str | None, end: str | None) -> None:
+    tokenizer = pieces(template)
+    expected = None if end is None else tokenizer.convert_tokens_to_ids(end)
+    assert turn_end(tokenizer) == expected
+    if end is not None:
+        assert one(group((user("the cat"),), "sat"), tokenizer)[1][0][-1] == expected
 
 
 # Traps: what other libraries do wrong, each with the test that keeps it out

@@ -7,7 +7,7 @@ import pytest
 from penchant.config import parse_config
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
-from penchant.training.needs import check_references, check_sampled, usable
+from penchant.training.needs import check_head, check_references, check_sampled, usable
 
 
 def config(objective: str, **sections: object):
@@ -64,6 +64,16 @@ class TestSampled:
     def test_several_processes(self):
         with pytest.raises(ConfigError, match="one process"):
             check_sampled(config("rloo", candidates="sampled", reward={"function": "f.py:g"}), 2)
+
+
+class TestHead:
+    def test_a_frozen_backbone_without_a_head(self):
+        with pytest.raises(ConfigError, match=r"head\.freeze_backbone is true, and dpo has no head"):
+            check_head(config("dpo", head={"freeze_backbone": True}))
+
+    def test_a_frozen_backbone_with_one(self):
+        check_head(config("preference_head", head={"freeze_backbone": True}))
+        check_head(config("dpo", head={"pooling": "tanh"}))
 
 
 class TestUsable:

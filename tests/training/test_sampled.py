@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from penchant.config import load_config
-from penchant.errors import PenchantError
+from penchant.errors import ConfigError, DataError, PenchantError
 from penchant.training.run import train
 
 REWARD = """
@@ -179,3 +179,125 @@ def test_prompts_alone_are_enough(online, tmp_path):
     file.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("the old cat", "it runs", "dog sees")))
     folder = run(online({"name": "rloo"}, data={"train": str(file), "held_out": None}))
     assert lines(folder)[-1]["step"] == 6
+
+
+@pytest.fixture(scope="session")
+def other_words(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model with a tokenizer that has the ids of two words the other way round."""
+    folder = tmp_path_factory.mktemp("other_words") / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["cat"], words["dog"] = words["dog"], words["cat"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def short_context(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model with a context of 16 tokens."""
+    folder = tmp_path_factory.mktemp("short") / "model"
+    shutil.copytree(tiny_model, folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "max_position_embeddings": 16}))
+    return folder
+
+
+def test_a_reference_with_another_tokenizer_is_refused(online, other_words, tmp_path):
+    """It would be given the policy's ids, which are other words to it."""
+    file = online({"name": "rloo"}, data={"held_out": None}, reference=str(other_words))
+    with pytest.raises(ConfigError, match=r"2 of the model's 25 tokens .* the first is 'cat'") as error:
+        run(file)
+    assert error.value.where == str(other_words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_that_is_not_asked_may_have_any_tokenizer(online, other_words):
+    file = online({"name": "simpo"}, data={"held_out": None}, reference=str(other_words))
+    assert lines(run(file, "training.max_steps=1"))[-1]["step"] == 1
+
+
+def test_a_reference_with_too_short_a_context_is_refused(online, short_context):
+    file = online({"name": "rloo"}, data={"held_out": None}, reference=str(short_context))
+    with pytest.raises(ConfigError, match=r"the reference's context is 16 tokens; .* have 21"):
+        run(file)
+
+
+class TestLongPrompts:
+    """Prompts of 3, 4 and 7 tokens with the start token, and up to 8 tokens of answer."""
+
+    @pytest.fixture
+    def file(self, online, tmp_path) -> Path:
+        rows = [{"id": f"p{n}", "prompt": p} for n, p in enumerate(["a dog", "it runs by", "the old cat sees a dog"])]
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return online({"name": "rloo"}, data={"train": str(prompts), "held_out": None})
+
+    @staticmethod
+    def answered(folder: Path) -> set[int]:
+        """Numbers of the prompts."""
+        rows = json.loads((folder / "samples" / "step-00000000.json").read_text()).values()
+        return {row["prompt"] for each in rows for row in each}
+
+    @pytest.mark.parametrize(
+        ("limit", "found"),
+        [
+            ("data.max_length=14", "the longest prompt has 7 tokens, its answer up to sampling.max_new_tokens=8, and"),
+            ("data.max_length=14", "data.max_length is 14 (1 of 3 prompts are too long: p2)"),
+            ("data.max_length=11", "(2 of 3 prompts are too long: p1, p2)"),
+            ("sampling.max_new_tokens=122", "sampling.max_new_tokens=122, and the model's context is 128 tokens"),
+            ("sampling.max_new_tokens=127", "sampling.max_new_tokens is 127 and the model's context is 128 tokens"),
+        ],
+    )
+    def test_are_refused_by_default(self, file, tmp_path, limit, found):
+        with pytest.raises(ConfigError) as error:
+            run(file, limit)
+        assert found in str(error.value)
+        assert not (tmp_path / "run").exists()
+
+    def test_just_fit(self, file):
+        folder = run(file, "data.max_length=15", "training.max_steps=2")
+        assert json.loads((folder / "run.json").read_text())["notes"][1:] == []
+
+    def test_are_left_out_and_counted(self, file):
+        folder = run(file, "data.max_length=14", "data.truncation=drop", "training.max_steps=2")
+        notes = json.loads((folder / "run.json").read_text())["notes"]
+        assert notes[1:] == ["training: too long dropped: 1 of 3 groups (p2)"]
+        assert self.answered(folder) == {0, 1}
+
+    def test_all_left_out(self, file):
+        with pytest.raises(DataError, match=r"no prompt is left to answer \(too long dropped: 3\)"):
+            run(file, "data.max_length=10", "data.truncation=drop", "sampling.max_new_tokens=8")
+
+    def test_are_cut_at_the_beginning_and_counted(self, file, tiny_model):
+        from penchant.engine.loading import load_tokenizer
+        from penchant.training.inputs import tokenize_inputs
+
+        config = load_config(file, ["data.max_length=12", "data.truncation=keep_end_of_prompt"])
+        tokenizer = load_tokenizer(str(tiny_model))
+        inputs = tokenize_inputs(config, tokenizer, 128, lambda line: None)
+        assert inputs.notes[1:] == ["training: prompt truncated: 1 of 3 groups (p2)"]
+        read = [tokenizer.decode(group.prompt) for group in inputs.train]
+        assert read == ["<s> a dog", "<s> it runs by", "<s> sees a dog"]
+        assert lines(run(file, "data.max_length=12", "data.truncation=keep_end_of_prompt"))[-1]["step"] == 6
+
+
+def test_each_prompt_is_asked_once_and_empty_ones_are_counted(online, tmp_path, tiny_model):
+    """Whatever the data's responses are like: equal, empty, or too long."""
+    from penchant.engine.loading import load_tokenizer
+    from penchant.training.inputs import tokenize_inputs
+
+    rows = [
+        {"id": "a", "prompt": "the cat", "chosen": " runs", "rejected": " runs"},
+        {"id": "b", "prompt": "", "chosen": " runs", "rejected": " sees"},
+        {"id": "c", "prompt": "the cat", "chosen": " runs" * 200, "rejected": ""},
+        {"id": "d", "prompt": "a dog", "chosen": "", "rejected": " sees"},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config(online({"name": "rloo"}, data={"train": str(file), "held_out": None}))
+    tokenizer = load_tokenizer(str(tiny_model))
+    inputs = tokenize_inputs(config, tokenizer, 128, lambda line: None)
+    assert [group.group.id for group in inputs.train] == ["a", "d"]
+    assert [tokenizer.decode(group.prompt) for group in inputs.train] == ["<s> the cat", "<s> a dog"]
+    assert inputs.notes[-1] == "training: empty prompt dropped: 1 of 3 groups (b)"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
-from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
-from penchant.errors import DataError
+from penchant.errors import DataError, PenchantError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,6 +82,18 @@ def tokenize_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase
         _started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
     )
     return [np.array(ids or [special.first], dtype=np.int64) for ids in started]
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id training ends an assistant's turn with; None without a chat template that renders a plain exchange."""
+    if tokenizer.chat_template is None:
+        return None
+    asked = PreferenceGroup((Message(role="user", content="a"),), ("b",))
+    try:
+        [exchange], _ = tokenize_groups([asked], tokenizer, max_length=10**9, empty="keep")
+    except PenchantError:  # A template may want a system message, or tools; what its turns end with stays unknown.
+        return None
+    return int(exchange.responses[0][-1])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.distribution import local_device
-from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.loading import adapter_base, context_length, load_config, load_model, load_tokenizer
 from penchant.engine.progress import Progress
 from penchant.errors import DataError
 from penchant.evaluation.generation import Sampling, generate
@@ -60,6 +60,15 @@ def read_prompts(source: str) -> list[Text]:
 def distinct_prompts(groups: Sequence[PreferenceGroup]) -> list[Text]:
     """The prompts of the groups, each once, in their order; empty ones left out."""
     return [prompt for prompt in {as_text(group.prompt): group.prompt for group in groups}.values() if prompt]
+
+
+def with_room(model: str, prompts: Sequence[Text], new_tokens: int, *, chat_template: str | None = None) -> list[Text]:
+    """The prompts after which a model's context has room for so many tokens more."""
+    limit = context_length(load_config(adapter_base(model) or model, weights=False))
+    if limit is None:
+        return list(prompts)
+    ids = tokenize_prompts(prompts, load_tokenizer(model, chat_template=chat_template))
+    return [prompt for prompt, read in zip(prompts, ids, strict=True) if len(read) + new_tokens <= limit]
 
 
 def answer(model: str, prompts: Sequence[Text], sampling: Sampling, *, chat_template: str | None = None) -> Answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from penchant.data.tokenization import turn_end
 from penchant.data.tokenized import Ids
 from penchant.engine.sampling import Sampling, sample
 
@@ -41,10 +42,14 @@ def generate(
 
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a response: the generation configuration's and the tokenizer's."""
+    """The ids that end a response: the generation configuration's, the tokenizer's, and the chat template's.
+
+    A base model with a chat template that was trained here ends its turns with the template's token, and never gives
+    its own end-of-sequence token.
+    """
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = configured if isinstance(configured, list) else [configured]
-    return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
+    return sorted({end for end in [*ends, tokenizer.eos_token_id, turn_end(tokenizer)] if end is not None})
 
 
 def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequence[int]) -> str:

@@ -20,7 +20,9 @@ from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, located
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
-from penchant.training.needs import check_references, check_sampled, fitted, usable
+from penchant.training.directions import direction
+from penchant.training.needs import check_head, check_references, check_sampled, fitted, usable
+from penchant.training.prompts import prompts_to_answer
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Inputs:
     """A run's data.
 
     Attributes:
+        train: groups to learn from; where candidates are sampled, one for each prompt to answer.
         notes: what was detected, and what happened to rows.
         fingerprint: a hash of every group, its facts and its token ids.
     """
@@ -91,15 +94,17 @@ def tokenize_inputs(
             kept.append([])
             continue
         with located(source):
-            tokenized, report = tokenize_groups(
-                groups,
-                tokenizer,
-                max_length=limit,
-                truncation=data.truncation,
-                # Of prompts that will be answered while training, there is no response yet.
-                empty="keep" if name == "training" and config.candidates == "sampled" else data.empty,
-                identical=data.identical,
-            )
+            if name == "training" and config.candidates == "sampled":
+                tokenized, report = prompts_to_answer(config, groups, tokenizer, limit)
+            else:
+                tokenized, report = tokenize_groups(
+                    groups,
+                    tokenizer,
+                    max_length=limit,
+                    truncation=data.truncation,
+                    empty=data.empty,
+                    identical=data.identical,
+                )
         notes += report_notes(name, report)
         kept.append(tokenized)
     return Inputs(kept[0], kept[1], notes, _fingerprint([*kept[0], *kept[1]]))
@@ -114,6 +119,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
         PenchantError: as training would.
     """
     check_sampled(config, 1)
+    check_head(config)
     check_references(config)
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
@@ -157,7 +163,7 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
 
 
 def _check_metric(metric: str, objective: Objective, references: int) -> None:
-    """Refuse a metric the objective does not have, by asking it for those of one pair."""
+    """Refuse a metric that the objective does not have, by asking it for those of one pair, or that has no better."""
     pair = group_facts([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
     pair = replace(pair, rewards=torch.zeros(1, 2))
     nothing = torch.zeros(references, 1, 2)
@@ -165,11 +171,12 @@ def _check_metric(metric: str, objective: Objective, references: int) -> None:
     if isinstance(objective, Fitted):
         state = fitted(objective, nothing, pair, state)
     output = objective.evaluate(torch.zeros(1, 2), nothing, pair, state)
-    if metric not in ("loss", *output.metrics):
-        raise ConfigError(
-            f"evaluation.metric is {metric!r}, which {objective.name} does not have",
-            fix=f"one of: {', '.join(['loss', *output.metrics])}",
-        )
+    known = ["loss", *output.metrics]
+    fix = f"one of: {', '.join(name for name in known if direction(name) is not None)}"
+    if metric not in known:
+        raise ConfigError(f"evaluation.metric is {metric!r}, which {objective.name} does not have", fix=fix)
+    if direction(metric) is None:
+        raise ConfigError(f"evaluation.metric is {metric!r}, which is better neither higher nor lower", fix=fix)
 
 
 def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:

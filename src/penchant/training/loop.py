@@ -23,11 +23,12 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, reshard
 from penchant.engine.progress import Progress
 from penchant.engine.scoring import Scorer, micro_batches
-from penchant.errors import TrainingError
+from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
 from penchant.training.backward import Batch, Result, arguments, backward, say
 from penchant.training.batches import Order, Source, Split
 from penchant.training.checkpoints import Checkpoints
+from penchant.training.directions import direction
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
@@ -170,7 +171,7 @@ class Loop:
         means = {name: total / count for name, (total, count) in sums.items() if count}
         if self.world.is_main:
             self.metrics.write({"step": self.at.step, **{f"eval_{name}": value for name, value in means.items()}})
-        if self.config.evaluation.every and self.at.step:
+        if self.config.evaluation.every:
             self._judge(means)
 
     def save(self) -> None:
@@ -183,7 +184,16 @@ class Loop:
 
     def _judge(self, means: Mapping[str, float]) -> None:
         metric = self.config.evaluation.metric
-        value = means[metric] if metric == "loss" else -means[metric]
+        if metric not in means:
+            judged = ", ".join(name for name in means if direction(name) is not None)
+            raise ConfigError(
+                f"evaluation.metric is {metric!r}, and no held-out group has anything that it counts",
+                where=str(self.folder),
+                fix=f"add held-out groups that have it; or output=DIR and evaluation.metric one of: {judged}",
+            )
+        if self.at.step == 0:
+            return  # What training starts from is no checkpoint of it.
+        value = means[metric] if direction(metric) == "lower" else -means[metric]
         if self.at.best is None or value < self.at.best:
             self.at.best, self.at.worse = value, 0
             self.save_best()

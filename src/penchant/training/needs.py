@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup
+from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
 from penchant.errors import ConfigError, DataError
 from penchant.objectives import Fitted, Groups, Objective, State
+from penchant.training.references import reference_sources
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def check_references(config: RunConfig) -> str | None:
@@ -70,6 +76,52 @@ def check_sampled(config: RunConfig, processes: int) -> None:
         raise ConfigError(f"candidates is sampled: {reason}", fix="candidates=given")
     if processes > 1:
         raise ConfigError("candidates is sampled: it runs in one process", fix="start it without torchrun")
+
+
+def check_head(config: RunConfig) -> None:
+    """Refuse a frozen backbone where no head is trained.
+
+    Raises:
+        ConfigError: says that all weights would be trained.
+    """
+    if config.head.freeze_backbone and not config.method.needs.head:
+        raise ConfigError(
+            f"head.freeze_backbone is true, and {config.method.name} has no head: it would train the whole model",
+            fix="head.freeze_backbone=false, or train a head: objective.name=preference_head",
+        )
+
+
+def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+    """Refuse a reference that cannot read what the policy draws: it is given the very tokens.
+
+    Args:
+        longest: tokens of the longest prompt with its answer.
+
+    Raises:
+        PenchantError: its tokenizer is another, its context is too short, or it is not there.
+    """
+    ours = tokenizer.get_vocab()
+    for source in filter(None, reference_sources(config)):
+        theirs = load_tokenizer(source).get_vocab()
+        others = [token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token) != ours[token]]
+        if others:
+            raise ConfigError(
+                "candidates is sampled: the reference is given the very tokens that are drawn, and its tokenizer is "
+                f"another ({len(others)} of the model's {len(ours)} tokens have no id or another one in it; the first "
+                f"is {others[0]!r})",
+                where=source,
+                fix="name a reference with the model's own tokenizer, or none: it is the model training starts from; "
+                "with candidates=given each reads the text with its own",
+            )
+        limit = context_length(load_config(adapter_base(source) or source, weights=False))
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"the reference's context is {limit} tokens; the longest prompt and its answer, of up to "
+                f"sampling.max_new_tokens={config.sampling.max_new_tokens}, have {longest}",
+                where=source,
+                fix=f"lower sampling.max_new_tokens, or leave long prompts out: data.max_length={limit} "
+                "data.truncation=drop",
+            )
 
 
 def usable(

@@ -50,6 +50,7 @@ class LiveReference:
     """The reference of candidates that are drawn while training: it stays in memory.
 
     Where adapters are trained on the starting model, that model without them is the reference; else it is a second one.
+    It reads the tokens that were drawn, so its tokenizer is the policy's: see `needs.check_live_reference`.
     """
 
     def __init__(self, config: RunConfig, model: Trained, world: World) -> None:

@@ -15,7 +15,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import context_length
-from penchant.evaluation.answering import answer, distinct_prompts
+from penchant.evaluation.answering import answer, distinct_prompts, with_room
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
@@ -85,7 +85,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
     if held_out and needs.trains == "log_probs":
         before, after = _held_out(config, held_out, tell)
         document = {"before": before.to_json(), "after": after.to_json()}
-        samples = _samples(config, held_out)
+        samples = _samples(config, held_out, tell)
     if held_out and (needs.head or needs.trains == "rewards"):
         choosing = _choosing(config, held_out)
         document["reward_accuracy"] = None if choosing is None else choosing.to_json()
@@ -166,11 +166,17 @@ def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> Estimat
     return rank_by_reward([group.group for group in fitting], reward).accuracy
 
 
-def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> list[Sample]:
-    prompts = distinct_prompts(held_out)[: config.evaluation.samples]
+def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell) -> list[Sample]:
+    wanted, tokens = config.evaluation.samples, config.evaluation.sample_tokens
+    every = distinct_prompts(held_out) if wanted else []
+    # A model with learned positions fails beyond its context, and others answer with what they never learnt.
+    prompts = with_room(config.model, every, tokens, chat_template=config.data.chat_template)[:wanted]
+    if len(prompts) < min(wanted, len(every)):
+        short = f"{len(prompts)} of {min(wanted, len(every))} samples"
+        tell(f"{short}: other prompts leave evaluation.sample_tokens={tokens} no room in the context")
     if not prompts:
         return []
-    sampling = Sampling(max_new_tokens=config.evaluation.sample_tokens, seed=config.training.seed)
+    sampling = Sampling(max_new_tokens=tokens, seed=config.training.seed)
     before, after = (
         answer(model, prompts, sampling, chat_template=config.data.chat_template)
         for model in (config.model, config.output)

@@ -10,14 +10,12 @@ import torch
 
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
-from penchant.data.tokenization import tokenize_prompts
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
 from penchant.engine.folders import disk_errors
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
-from penchant.evaluation.answering import distinct_prompts
 from penchant.evaluation.rewards import open_reward
 from penchant.objectives import Fitted
 from penchant.training.backward import arguments
@@ -26,7 +24,7 @@ from penchant.training.folder import check, take
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained
-from penchant.training.needs import check_references, check_sampled, fitted
+from penchant.training.needs import check_head, check_live_reference, check_references, check_sampled, fitted
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
 
@@ -90,6 +88,7 @@ def read_run(
         PenchantError: the configuration, the data or the model's folder is at fault.
     """
     check_sampled(config, processes)
+    check_head(config)
     if notice := check_references(config):
         tell(notice)
     base = adapter_base(config.model)
@@ -106,6 +105,9 @@ def read_run(
         tell(f"dropout is off, so that log-ratios compare like with like: {dropout}")
     limit = context_length(model_config)
     inputs = tokenize_inputs(config, tokenizer, limit, tell)
+    if config.candidates == "sampled":
+        longest = max(len(group.prompt) for group in inputs.train) + config.sampling.max_new_tokens
+        check_live_reference(config, tokenizer, longest)
     for note in inputs.notes:
         tell(note)
     return inputs, tokenizer, limit or NO_LIMIT
@@ -161,14 +163,13 @@ def _sampled(
 ) -> SampledBatches:
     assert config.reward is not None
     settings = config.training
-    prompts = distinct_prompts([group.group for group in inputs.train])
     reward = open_reward(config.reward, device=world.device, dtype=settings.dtype)
-    tell(f"{config.sampling.samples} candidates drawn for each of {len(prompts)} prompts, scored by {reward.name}")
+    tell(f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts, scored by {reward.name}")
     return SampledBatches(
         model=model.policy.model,
         tokenizer=tokenizer,
-        prompts=list(zip(prompts, tokenize_prompts(prompts, tokenizer), strict=True)),
-        order=Order(len(prompts), settings.batch_size, settings.seed, settings.shuffle),
+        prompts=[(group.group.prompt, group.prompt) for group in inputs.train],
+        order=Order(len(inputs.train), settings.batch_size, settings.seed, settings.shuffle),
         settings=config.sampling,
         reward=reward,
         references=LiveReference(config, model, world) if config.method.needs.references else _no_references,

@@ -1,0 +1,59 @@
+"""What a finished run's report leaves out, and says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from penchant.config import load_config
+from penchant.training.report import write_run_report
+from penchant.training.run import train
+
+
+@pytest.fixture
+def learned_positions(tiny_model: Path, tmp_path: Path) -> Path:
+    """A GPT-2 that fails beyond its 16 positions, with the tiny model's tokenizer."""
+    folder = tmp_path / "gpt2"
+    shutil.copytree(tiny_model, folder)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=25, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2)
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answered", "told"),
+    [
+        (2, ["a dog", "it runs by"], []),
+        (
+            3,
+            ["a dog", "it runs by"],
+            ["2 of 3 samples: other prompts leave evaluation.sample_tokens=12 no room in the context"],
+        ),
+        (0, [], []),
+    ],
+)
+def test_samples_are_of_prompts_that_leave_room(
+    write_config, tmp_path, monkeypatch, learned_positions, wanted, answered, told
+):
+    prompts = ("the old cat sees a big dog then", "a dog", "the old cat sees a big dog", "it runs by")
+    rows = [{"prompt": prompt, "chosen": " a cat", "rejected": " dog"} for prompt in prompts]
+    file = tmp_path / "held_out.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = write_config(
+        model=str(learned_positions),
+        data={"train": str(file), "held_out": str(file)},
+        training={"max_steps": 1},
+        evaluation={"samples": wanted, "sample_tokens": 12},
+    )
+    folder, said, shown = train(load_config(short)), [], []
+    monkeypatch.setattr("penchant.training.report.write_report", lambda file, report: shown.append(report.samples))
+    write_run_report(folder, said.append)
+    assert [[sample.prompt for sample in samples] for samples in shown] == [answered]
+    assert [line for line in said if not line.startswith(("held-out: ", "report: "))] == told
