@@ -250,8 +250,7 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default spelt out."""
     values = config.model_dump()
-    file = {"file": config.objective["file"]} if "file" in config.objective else {}
-    values["objective"] = {**describe_objective(config.method), **file}
+    values["objective"] = describe_objective(config.method, config.objective)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
