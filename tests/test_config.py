@@ -91,6 +91,7 @@ class TestOverrides:
             ("training.learning_rate=5E-7", "training.learning_rate", 5e-7),
             ("training.gradient_checkpointing=true", "training.gradient_checkpointing", True),
             ("training.betas=[0.8, 0.9]", "training.betas", (0.8, 0.9)),
+            ("training.betas=[0, 0.999]", "training.betas", (0.0, 0.999)),
             ("data.train=other.jsonl", "data.train", "other.jsonl"),
             ("data.max_length=64", "data.max_length", 64),
             ("data.columns={prompt: question}", "data.columns", {"prompt": "question"}),
@@ -169,6 +170,8 @@ class TestProblems:
             ({"training": {"epochs": float("nan")}}, "training.epochs: "),
             ({"training": {"max_grad_norm": float("inf")}}, "training.max_grad_norm: input should be a finite number"),
             ({"training": {"betas": [0.9]}}, "training.betas.1: this key is needed"),
+            ({"training": {"betas": [0.9, 1.0]}}, "training.betas: each of the two lies in [0, 1), found [0.9, 1.0]"),
+            ({"training": {"betas": [-0.1, 0.9]}}, "training.betas: each of the two lies in [0, 1), found [-0.1, 0.9]"),
             ({"training": None}, "training: "),
             (
                 {"data": {"train": "x", "held_out": 0.1, "held_out_split": "test"}},

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from penchant.cli import run
 from penchant.config import dump_config, load_config, parse_config
 from penchant.config_objective import build_objective, describe_objective
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, SFT, Part, WeightedSum
+from penchant.training.report import write_run_report
 from penchant.training.run import train
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "new-method.md"
@@ -51,6 +56,79 @@ class TestFromAFile:
         assert len(losses) == 3
         assert all(math.isfinite(loss) for loss in losses)
         assert load_config(folder / "config.yaml").method == config.method
+
+    def test_it_is_whole_again_in_its_run(self, method_file, write_config):
+        """As a part of a sum, beside a sum with another of them: saved, reported, resumed."""
+        parts = [{"name": "r_dpo", "file": str(method_file), "alpha": 0.5}, {"name": "sft", "weight": 0.2}]
+        deeper = {"name": "weighted_sum", "parts": [{"name": "r_dpo", "file": str(method_file), "weight": 0.1}]}
+        objective = {"name": "weighted_sum", "parts": [*parts, deeper]}
+        config = load_config(write_config(objective=objective, training={"max_steps": 3}, checkpoints={"every": 1}))
+        folder = train(config)
+        assert write_run_report(folder).steps == 3
+        saved = load_config(folder / "config.yaml")
+        assert saved.method == config.method
+        values = saved.objective["parts"]
+        assert [values[0]["file"], values[2]["parts"][0]["file"]] == [str(method_file)] * 2
+        assert "file" not in values[1]
+        log = (folder / "metrics.jsonl").read_bytes()
+        shutil.rmtree(folder / "checkpoints" / "step-00000003")
+        assert run(["train", str(folder), "--resume"]) == 0
+        assert (folder / "metrics.jsonl").read_bytes() == log
+
+    @pytest.mark.parametrize("in_a_sum", [False, True])
+    def test_a_run_is_not_resumed_with_another_formula(self, method_file, write_config, in_a_sum, capsys):
+        method = {"name": "r_dpo", "file": str(method_file)}
+        objective = {"name": "weighted_sum", "parts": [{"name": "sft"}, method]} if in_a_sum else method
+        folder = train(load_config(write_config(objective=objective, training={"max_steps": 2})))
+        log = (folder / "metrics.jsonl").read_bytes()
+        text = method_file.read_text()
+        assert text.count("self.alpha * ") == 1
+        method_file.write_text(text.replace("self.alpha * ", "self.alpha / "))
+        assert run(["train", str(folder), "--resume"]) == 2
+        told = capsys.readouterr().err
+        assert f"{folder}: the method's file {method_file} is not what this run was started with" in told
+        assert "put the old file back to resume" in told
+        assert (folder / "metrics.jsonl").read_bytes() == log
+        method_file.write_text(text)
+        assert train(load_config(folder / "config.yaml"), resume=True) == folder
+
+    def test_a_run_that_did_not_write_its_methods_down_resumes(self, method_file, write_config):
+        objective = {"name": "r_dpo", "file": str(method_file)}
+        folder = train(load_config(write_config(objective=objective, training={"max_steps": 2})))
+        record = json.loads((folder / "run.json").read_text())
+        (content,) = record.pop("methods").values()
+        assert re.fullmatch("[0-9a-f]{16}", content)
+        (folder / "run.json").write_text(json.dumps(record))
+        assert train(load_config(folder / "config.yaml"), resume=True) == folder
+
+    def test_an_edit_within_a_second_is_read(self, method_file, monkeypatch):
+        """Python's own import would find the file of the same length compiled, and go on with the number before."""
+        monkeypatch.setattr("sys.dont_write_bytecode", False)
+        text = method_file.read_text()
+        assert "alpha: float = 0.01" in text
+        for alpha in (0.03, 0.04, 0.05):
+            method_file.write_text(text.replace("alpha: float = 0.01", f"alpha: float = {alpha}"))
+            assert build_objective({"name": "r_dpo", "file": str(method_file)}).alpha == alpha
+        assert not (method_file.parent / "__pycache__").exists()
+
+    def test_it_knows_where_it_stands_and_its_annotations(self, tmp_path):
+        """A file of numbers may lie beside it, and what its fields are is what Python makes of its own source."""
+        file = tmp_path / "mine.py"
+        file.write_text(
+            "from dataclasses import dataclass, fields\n"
+            "from penchant.objectives import DPO\n"
+            "@dataclass(frozen=True)\nclass Mine(DPO):\n    name = 'mine'\n    size: int = len(open(__file__).read())\n"
+        )
+        method = build_objective({"name": "mine", "file": str(file)})
+        assert method.size == len(file.read_text())
+        assert {field.name: field.type for field in dataclasses.fields(method)}["size"] is int
+
+    def test_a_file_of_another_kind(self, tmp_path):
+        file = tmp_path / "method.txt"
+        file.write_text("x = 1")
+        with pytest.raises(ConfigError, match="this is no Python file") as error:
+            build_objective({"name": "mine", "file": str(file)})
+        assert error.value.where == str(file)
 
     def test_unknown_class_names_those_there_are(self, method_file):
         with pytest.raises(ConfigError, match=r"name = 'rdpo' \(did you mean r_dpo\?\)"):
@@ -97,6 +175,14 @@ class TestFromAPackage:
     def test_it_is_found_by_name(self, installed):
         installed("penchant.objectives.dpo:DPO")
         assert build_objective({"name": "theirs", "beta": 0.3}) == DPO(beta=0.3)
+
+    def test_a_saved_configuration_keeps_the_packages_name(self, installed):
+        """What the class calls itself need not be what the package offers it as."""
+        installed("penchant.objectives.dpo:DPO")
+        for objective in ({"name": "theirs"}, {"name": "weighted_sum", "parts": [{"name": "theirs"}]}):
+            values = {"model": "m", "data": "d", "output": "o", "objective": objective}
+            saved = yaml.safe_load(dump_config(parse_config(values, "here")))["objective"]
+            assert saved.get("parts", [saved])[0]["name"] == "theirs"
 
     def test_one_that_fails_to_import(self, installed):
         installed("no_such_package.module:Method")

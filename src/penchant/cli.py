@@ -104,7 +104,10 @@ def train(
     file = run / "config.yaml" if resume and run.is_dir() else run
     if resume and run.is_dir() and not file.exists():
         raise ConfigError("the folder holds no run", where=str(run), fix="name the run's output folder, or its YAML")
-    config = load_config(file, [*overrides, f"output={run}"] if file != run else overrides)
+    config = load_config(file, overrides)
+    if file != run:
+        # Not as an override, which is YAML: a folder may be called 2024, or hold a #.
+        config = config.model_copy(update={"output": str(run)})
     tell = teller(as_json)
     folder = train_run(config, resume=resume, tell=tell)
     if is_main_process():

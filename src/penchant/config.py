@@ -70,7 +70,7 @@ class TrainingConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0, description="below 1: share of the steps; else steps")
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW's moving averages, each in [0, 1)")
     epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -79,6 +79,13 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute layers in the backward, for memory")
     shuffle: bool = Field(True, description="a new order each epoch; false keeps the file's")
     seed: int = Field(0, ge=0)
+
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("each of the two lies in [0, 1)")
+        return value
 
 
 class EvaluationConfig(Section):
@@ -275,8 +282,7 @@ def _without_effect(config: RunConfig) -> list[str]:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default spelt out."""
     values = config.model_dump()
-    file = {"file": config.objective["file"]} if "file" in config.objective else {}
-    values["objective"] = {**describe_objective(config.method), **file}
+    values["objective"] = describe_objective(config.method, config.objective)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import math
 import sys
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -59,14 +60,35 @@ def build_objective(values: dict[str, Any]) -> Objective:
     return objective
 
 
-def describe_objective(objective: Objective) -> dict[str, Any]:
-    """Name and hyper-parameters, as they stand in a configuration."""
+def describe_objective(objective: Objective, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Name and hyper-parameters, as they stand in a configuration.
+
+    Args:
+        given: what it was built from: the objective does not know its file, nor its name among plug-ins.
+    """
+    name = given.get("name", objective.name)
     if isinstance(objective, WeightedSum):
-        parts = [{"weight": part.weight, **describe_objective(part.objective)} for part in objective.parts]
-        return {"name": objective.name, "parts": parts}
+        described = []
+        for i, part in enumerate(objective.parts):
+            values = given["parts"][i] if "parts" in given else {}
+            described.append({"weight": part.weight, **describe_objective(part.objective, values)})
+        return {"name": name, "parts": described}
     fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    return {"name": objective.name, **plain}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    file = {} if given.get("file") is None else {"file": str(given["file"])}
+    return {"name": name, **plain, **file}
+
+
+def method_files(given: Mapping[str, Any]) -> dict[str, str]:
+    """The user's own files that an objective is built from, each with a hash of its content.
+
+    Args:
+        given: the objective as it stands in a configuration that was checked.
+    """
+    if given.get("file") is not None:
+        return {str(given["file"]): _content_hash(Path(given["file"]))}
+    parts = given.get("parts", ()) if given.get("name") == WeightedSum.name else ()
+    return {file: content for part in parts for file, content in method_files(part).items()}
 
 
 def _weighted_sum(given: dict[str, Any]) -> WeightedSum:
@@ -106,16 +128,16 @@ def _from_file(file: str, name: object) -> type[Objective]:
     path = Path(file)
     if not path.is_file():
         raise ConfigError("objective.file: there is no such file", where=file, fix="name the method's .py file")
+    if path.suffix != ".py":
+        raise ConfigError("objective.file: this is no Python file", where=file, fix="name the method's .py file")
     # One module for each content of the file, so that a class is the same class wherever it is asked for.
-    module_name = f"penchant_objective_{hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}"
+    module_name = f"penchant_objective_{_content_hash(path)}"
     if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        if spec is None or spec.loader is None:
-            raise ConfigError("objective.file: this is no Python file", where=file, fix="name the method's .py file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
+        sys.modules[module_name] = module = ModuleType(module_name)
+        module.__file__ = file
         try:
-            spec.loader.exec_module(module)
+            # Not by Python's import, which takes a file of the same second and length for the one it compiled last.
+            exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise _broken(f"objective.file {file}", error) from error
@@ -130,6 +152,10 @@ def _from_file(file: str, name: object) -> type[Objective]:
             fix=f"it has: {', '.join(sorted(named)) or 'none'}",
         )
     return _checked(named[name], str(name), file)
+
+
+def _content_hash(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
 
 
 def _checked(method: Any, name: str, where: str) -> type[Objective]:

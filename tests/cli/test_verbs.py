@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,18 @@ class TestTrain:
         document = answered("train", folder, "--resume")
         assert document == json.loads(trained["out"])
         assert {name: (folder / name).read_bytes() for name in kept} == kept
+
+    @pytest.mark.parametrize("name", ["2024", "2026-05-01", "runs/a #2", "null", "a: b", "[1"])
+    def test_a_resumed_folder_may_have_any_name(self, answered, trained, tmp_path, monkeypatch, name):
+        """Names that YAML reads as a number, a date, a comment, nothing, keys, or not at all."""
+        shutil.copytree(trained["folder"], tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / name / "model.safetensors").unlink()
+        document = answered("train", name, "--resume")
+        assert document == {**json.loads(trained["out"]), "output": name}
+        again, first = (folder / "model.safetensors" for folder in (tmp_path / name, trained["folder"]))
+        assert again.read_bytes() == first.read_bytes()
+        assert [folder.name for folder in tmp_path.iterdir()] == [name.split("/")[0]]
 
 
 class TestPlan:

@@ -191,15 +191,28 @@ def test_evaluation_is_dpo_at_beta_0():
     torch.testing.assert_close(output.weights, expected.weights)
 
 
-def test_a_batch_without_a_pair_leaves_the_moving_values():
+def test_a_batch_without_a_pair_changes_nothing():
     policy, reference, groups = batch([1.0, 2.0])
     none = replace(groups, better=torch.zeros_like(groups.better))
-    state = {**BetaDPO().initial_state(0), "mean": torch.tensor(3.0).double(), "deviation": torch.tensor(1.0).double()}
-    output, after = BetaDPO()(policy, reference, none, state)
-    assert float(after["mean"]) == 3.0
-    assert int(after["step"]) == 1
+    state = {**BetaDPO().initial_state(5), "mean": torch.tensor(3.0).double(), "deviation": torch.tensor(1.0).double()}
+    output, after = BetaDPO()(policy, reference, none, {**state, "step": torch.tensor(7)})
+    assert {name: float(value) for name, value in after.items()} == {"seed": 5, "step": 7, "mean": 3, "deviation": 1}
     assert float(output.loss.total) == 0
     assert float(output.loss.count) == 0
+
+
+@pytest.mark.parametrize(("start", "level"), [("first_batch", [4.0, 3.7]), ("zero", [0.4, 0.46])])
+def test_the_first_batch_is_the_first_that_has_a_pair(start, level):
+    """Means 4 and 1, m = 0.9: of candidates that are sampled, the first prompts' may all have equal rewards."""
+    objective = BetaDPO(start=start, keep=1.0)
+    policy, reference, groups = batch([100.0, 100.0])
+    none = replace(groups, better=torch.zeros_like(groups.better))
+    _, state = objective(policy, reference, none, objective.initial_state(0))
+    for gaps, expected in zip(BATCHES, level, strict=False):
+        _, state = objective(*batch(gaps), state)
+        assert float(state["mean"]) == pytest.approx(expected, rel=1e-6)
+        _, state = objective(policy, reference, none, state)
+    assert int(state["step"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 
 from penchant.data.trees import TreeBatch
+from penchant.engine.database import CACHE, explained, open_cache
+from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,8 +30,17 @@ _LOOK_UP_AT_ONCE = 500
 
 
 def cache_folder() -> Path:
-    """Where caches live: ``$PENCHANT_CACHE``, else ``~/.cache/penchant``."""
-    return Path(os.environ.get("PENCHANT_CACHE") or Path.home() / ".cache" / "penchant")
+    """Where caches live: ``$PENCHANT_CACHE``, else ``~/.cache/penchant``.
+
+    Raises:
+        ConfigError: there is neither: a container may run as a user it does not know.
+    """
+    try:
+        return Path(os.environ.get("PENCHANT_CACHE") or Path.home() / ".cache" / "penchant")
+    except RuntimeError as error:
+        raise ConfigError(
+            "there is no home folder to keep a cache in", fix="set PENCHANT_CACHE to a folder you can write to"
+        ) from error
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -72,6 +82,10 @@ class ReferenceCache:
         model: the model's fingerprint.
         computed: how it is run, as in ``TreeScorer float32 cpu``.
         folder: holds the file; made if missing.
+
+    Raises:
+        ConfigError: the file cannot be used; here and in every call, as is
+        DiskFullError: there was no room.
     """
 
     def __init__(self, model: str, computed: str, folder: Path) -> None:
@@ -79,14 +93,11 @@ class ReferenceCache:
 
         versions = f"{torch.__version__} {transformers.__version__} {_engine_code()}"
         self._prefix = f"{model} {computed} {versions}".encode()
-        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "log_probs.sqlite"
-        self._connection = sqlite3.connect(self._file, timeout=60, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode=WAL")
+        table = "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
+        self._connection = open_cache(self._file, table)
+        # What a power cut takes is computed again.
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
-        )
 
     def look_up(self, batches: Iterable[TreeBatch]) -> dict[int, list[float]]:
         """For each batch that is known, by its number: a log-prob for each candidate, in the row's order."""
@@ -95,13 +106,16 @@ class ReferenceCache:
         for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
             asked = keys[start : start + _LOOK_UP_AT_ONCE]
             marks = ",".join("?" * len(asked))
-            found.update(self._connection.execute(f"SELECT key, value FROM log_probs WHERE key IN ({marks})", asked))
+            query = f"SELECT key, value FROM log_probs WHERE key IN ({marks})"
+            with explained(self._file, CACHE):
+                found.update(self._connection.execute(query, asked))
         return {i: np.frombuffer(found[key], np.float64).tolist() for i, key in enumerate(keys) if key in found}
 
     def keep(self, batch: TreeBatch, log_probs: Sequence[float]) -> None:
         """Keep a batch's log-probs, one a candidate."""
         value = np.asarray(log_probs, np.float64).tobytes()
-        self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", (self._key(batch), value))
+        with explained(self._file, CACHE):
+            self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", (self._key(batch), value))
 
     def close(self) -> None:
         self._connection.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from penchant.engine.loading import adapter_base, check_folder, explained, refuse_missing, remove_dropout
+from penchant.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,12 +22,20 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
         source: a folder in Hugging Face or PEFT format, or a hub id.
 
     Raises:
-        ModelError: nothing there, damaged, or weights missing: the head's too, so a language model is refused.
+        ModelError: nothing there, damaged, or weights missing: the head's too, so a language model is refused, and
+            its adapter.
     """
     from transformers import AutoModelForSequenceClassification
 
     check_folder(source)
     base = adapter_base(source)
+    adapter = {} if base is None else json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
+    if adapter.get("task_type") == "CAUSAL_LM":
+        raise ModelError(
+            "this is a language model's adapter, which has no head to say a reward",
+            where=source,
+            fix=f"name a reward model; or train one from it: model={source} objective.name=bradley_terry",
+        )
     with explained(source):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             base or source,
@@ -52,6 +62,8 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
 def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A reward model to train: a language model's backbone with a fresh head of one output, or a reward model as it is.
 
+    A language model's adapter folder is merged into its base.
+
     The head's numbers come from torch's generator: seed it first.
 
     Raises:
@@ -60,16 +72,19 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     check_folder(source)
+    base = adapter_base(source)
     with explained(source):
-        config = AutoConfig.from_pretrained(adapter_base(source) or source)
-    if any("SequenceClassification" in name for name in config.architectures or ()):
+        config = AutoConfig.from_pretrained(base or source)
+    if is_reward_model(source) or any("SequenceClassification" in name for name in config.architectures or ()):
         return load_reward_model(source, dtype=dtype)
     with explained(source):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True
+            base or source, dtype=dtype, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True
         )
     report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith("score.")}
     refuse_missing(source, report)
+    if base is not None:
+        model = _with_backbone_of(source, model)
     torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
@@ -77,10 +92,19 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
     return model
 
 
+def _with_backbone_of(source: str, model: PreTrainedModel) -> PreTrainedModel:
+    """Merge a language model's adapter folder into a reward model's backbone."""
+    from peft import PeftConfig, PeftModel
+
+    with explained(source):
+        config = PeftConfig.from_pretrained(source)
+        config.task_type = None  # A language model's would be asked to generate.
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, source, config=config).merge_and_unload()
+    return merged.requires_grad_(True)
+
+
 def is_reward_model(source: str) -> bool:
     """Whether a local folder holds a sequence-classification model."""
-    import json
-
     for name in ("config.json", "adapter_config.json"):
         file = Path(source) / name
         if file.is_file():

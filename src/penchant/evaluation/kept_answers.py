@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from penchant.evaluation.database import explained
+from penchant.engine.database import CACHE, explained, open_cache
 
 
 class KeptAnswers:
@@ -20,31 +19,26 @@ class KeptAnswers:
         folder: holds the file; made if missing.
 
     Raises:
-        DataError: the file cannot be used.
-        DiskFullError: here and in `keep`.
+        ConfigError: the file cannot be used; here and in every call, as is
+        DiskFullError: there was no room.
     """
 
     def __init__(self, by: str, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._by, self._file = by, folder / "answers.sqlite"
-        # Judges answer from several threads; SQLite itself takes turns.
-        with explained(self._file):
-            self._connection = sqlite3.connect(self._file, timeout=60, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            table = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
-            self._connection.execute(table)
+        table = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
+        self._connection = open_cache(self._file, table)
 
     def get(self, asked: Any) -> Any:
         """The answer, or None where it is not kept."""
         query = "SELECT value FROM answers WHERE key = ?"
-        with explained(self._file):
+        with explained(self._file, CACHE):
             row = self._connection.execute(query, (self._key(asked),)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def keep(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Keep (asked, answer) pairs, all JSON values."""
         rows = [(self._key(asked), json.dumps(answer)) for asked, answer in pairs]
-        with explained(self._file):
+        with explained(self._file, CACHE):
             self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ class BetaDPO:
         keep: rho, the share of pairs kept, in (0, 1].
         momentum: m, of the moving values, in [0, 1).
         level: one beta for the ``batch``, or one for each ``instance`` (the paper finds it unstable).
-        start: moving values begin with the ``first_batch`` or at ``zero``.
+        start: moving values begin with the ``first_batch`` that has a pair, or at ``zero``.
     """
 
     beta: float = 0.1
@@ -89,9 +89,9 @@ class BetaDPO:
 
     def _follow(self, gaps: Tensor, state: State) -> State:
         """The moving values after this batch, all of it."""
-        after = {**state, "step": state["step"] + 1}
         if not len(gaps):
-            return after
+            return state  # Not a step, or the next batch would not be the first and the values would begin at 0.
+        after = {**state, "step": state["step"] + 1}
         found = {"mean": gaps.mean(), "deviation": gaps.std() if len(gaps) > 1 else gaps.new_zeros(())}
         first = self.start == "first_batch" and int(state["step"]) == 0
         m = 0.0 if first else self.momentum

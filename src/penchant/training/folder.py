@@ -2,7 +2,7 @@
 
 OUTPUT/
     config.yaml             the resolved configuration
-    run.json                fingerprints of configuration and data, environment, notes
+    run.json                fingerprints of configuration, data and the user's own methods, environment, notes
     metrics.jsonl           what the objective logged
     timing.jsonl            seconds and tokens per second
     checkpoints/            to resume from
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config import RunConfig, dump_config
+from penchant.config_objective import method_files
 from penchant.errors import ConfigError
 from penchant.evaluation.files import write_atomically
 
@@ -66,7 +67,13 @@ def take(config: RunConfig, fingerprint: str, notes: list[str]) -> None:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", dump_config(config))
-    record = {"config": _config_hash(config), "data": fingerprint, "environment": environment(), "notes": notes}
+    record = {
+        "config": _config_hash(config),
+        "data": fingerprint,
+        "methods": method_files(config.objective),
+        "environment": environment(),
+        "notes": notes,
+    }
     write_atomically(folder / "run.json", json.dumps(record, indent=2))
 
 
@@ -83,6 +90,15 @@ def _same_run(folder: Path, config: RunConfig, fingerprint: str) -> None:
             f"the configuration is not what this run was started with; it differs in: {_changed(folder, config)}",
             where=str(folder),
             fix=f"resume with the run's own: penchant train --resume {folder}; or start a new run: output=DIR",
+        )
+    now = method_files(config.objective)
+    # A run of an older Penchant did not write them down.
+    changed = [file for file, content in record.get("methods", now).items() if now[file] != content]
+    if changed:
+        raise ConfigError(
+            f"the method's file {changed[0]} is not what this run was started with",
+            where=str(folder),
+            fix="put the old file back to resume, or start a new run: output=DIR",
         )
 
 

@@ -1,0 +1,145 @@
+"""SQLite files that several processes write to: opened by all at once, and failures in the user's words."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError
+
+FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+"""A database that was closed finds no room for the memory that its readers share: it does not say that this is why."""
+PATIENCE = 60
+"""Seconds to wait for other processes."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do about a file that cannot be used, and whose mistake it is.
+
+    Attributes:
+        folder: its folder cannot be made.
+        damaged: it is no database, or no longer one.
+        closed: it cannot be opened, or not be written.
+        disk: the disk under it fails, or cannot lock files.
+    """
+
+    error: type[PenchantError]
+    folder: str
+    damaged: str
+    closed: str
+    disk: str
+
+    def fix(self, kind: int) -> str | None:
+        """For one of SQLite's kinds of failure; None where a user can do nothing."""
+        return {
+            sqlite3.SQLITE_NOTADB: self.damaged,
+            sqlite3.SQLITE_CORRUPT: self.damaged,
+            sqlite3.SQLITE_CANTOPEN: self.closed,
+            sqlite3.SQLITE_READONLY: self.closed,
+            sqlite3.SQLITE_BUSY: "wait for the process that holds it, or end it",
+            sqlite3.SQLITE_IOERR: self.disk,
+            sqlite3.SQLITE_PROTOCOL: self.disk,
+        }.get(kind)
+
+
+NAMED = Advice(
+    DataError,
+    folder="name a file in another folder",
+    damaged="name another file, or move this one away",
+    closed="name another file, or allow this one to be written",
+    disk="name a file on another disk",
+)
+"""For a file that the user named."""
+CACHE = Advice(
+    ConfigError,
+    folder="set PENCHANT_CACHE to a folder you can write to",
+    damaged="move it away: a new one is made",
+    closed="allow it to be written, or set PENCHANT_CACHE to a folder you can write to",
+    disk="see that the disk has room, or set PENCHANT_CACHE to a folder on another one",
+)
+"""For a cache, which the user did not name."""
+
+
+def connect(path: Path, advice: Advice = NAMED, *, several_threads: bool = False) -> sqlite3.Connection:
+    """A connection that commits each statement; the file and its folder are made if missing.
+
+    Raises:
+        DataError: neither can be; a ConfigError for a cache.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"its folder cannot be made: {error.strerror}"
+        raise advice.error(found, where=str(path), fix=advice.folder) from error
+    with explained(path, advice):
+        return sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=not several_threads)
+
+
+def open_cache(path: Path, table: str) -> sqlite3.Connection:
+    """A cache of ours for any number of processes and threads.
+
+    Args:
+        table: the statement that makes its table where there is none.
+
+    Raises:
+        ConfigError: it cannot be made or used.
+        DiskFullError: there was no room.
+    """
+    # SQLite itself lets threads take turns.
+    connection = connect(path, CACHE, several_threads=True)
+    try:
+        with explained(path, CACHE):
+            write_ahead(connection)
+            connection.execute(table)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Readers beside a writer. Of processes that switch to it together, SQLite refuses some without a wait."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _kind(error.sqlite_errorcode) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+@contextmanager
+def explained(path: Path, advice: Advice = NAMED) -> Iterator[None]:
+    """SQLite's failures in the user's words; our own mistakes with it stay what they are.
+
+    Raises:
+        DataError: the file is no database, or cannot be used; a ConfigError for a cache.
+        DiskFullError: there was no room.
+    """
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # Python's own complaints have no code.
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in FULL:
+            raise DiskFullError(
+                "the disk is full; what was stored before is untouched",
+                where=str(path),
+                fix="free some space, then give the same command again: it goes on where it stopped",
+            ) from error
+        fix = advice.fix(_kind(code))
+        if fix is None:
+            raise
+        raise advice.error(f"it cannot be used: {error}", where=str(path), fix=fix) from error
+
+
+def _kind(code: int) -> int:
+    """A failure's kind without its particulars, which are the higher bytes."""
+    return code & 0xFF
