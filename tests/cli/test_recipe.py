@@ -18,6 +18,7 @@ def config(tmp_path: Path) -> Path:
     (tmp_path / "titles.csv").write_text("\n".join(["item,title", *(f"i{n},Film {n}" for n in range(12))]) + "\n")
     values = {name: str(tmp_path / f"{name}.csv") for name in ("interactions", "titles")}
     values |= {"output": str(tmp_path / "out"), "questions": {"candidates": 3, "min_count": 1}}
+    values |= {"methods": [{"name": "s_dpo", "objective": {"name": "s_dpo"}, "negatives": 2}]}
     file = tmp_path / "recommend.yaml"
     file.write_text(yaml.safe_dump(values))
     return file
@@ -28,7 +29,7 @@ def test_one_stage_alone(config, capsys):
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(1 / 3)
-    assert "1 of 6: questions from interactions" in printed.err
+    assert "1 of 5: questions from interactions" in printed.err
     assert run(["recipe", "recommend", str(config), "--stage", "questions"]) == 0
     assert "done before" in capsys.readouterr().out
 
@@ -40,6 +41,7 @@ def test_one_stage_alone(config, capsys):
         (["--stage", "stf"], "there is no stage 'stf'"),
         (["questions.min_history=100"], "no questions for training and validation and test"),
         (["questions.candidates=20"], "to draw 19 others from"),
+        (["methods=[{name: s_dpo, negatives: 3}]"], "takes 3 titles beside the target"),
         (["questions.template=Who?"], "the template holds {history} 0 times; expected once"),
         (["columns={user: who}"], "no user; looked for the columns who"),
         (["colums={user: who}"], "colums: there is no such key (did you mean columns?)"),
