@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from penchant.config import TrainingConfig
 from penchant.engine.denoising import Denoiser
@@ -71,11 +72,21 @@ def test_a_denoiser_made_otherwise_is_not_taken_for_this_one(tmp_path, small_den
         train_denoiser(start, noise, others, folder)
     assert error.value.where == str(folder)
     (start / "scheduler" / "scheduler_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="was made with other settings: start"):
+    with pytest.raises(ConfigError, match="was made with other settings: noise_schedule"):
         train_denoiser(start, noise, settings, folder)
     (tmp_path / "new.json").unlink()
     with pytest.raises(ConfigError, match="was made with other settings: it does not say which"):
         train_denoiser(small_denoiser, noise, settings, folder)
+
+
+def test_a_denoiser_from_another_start(tmp_path, small_denoiser):
+    start, settings = tmp_path / "start", TrainingConfig(max_steps=1, learning_rate=1e-3)
+    shutil.copytree(small_denoiser, start)
+    train_denoiser(start, noise, settings, tmp_path / "new")
+    file = start / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 2 * weight for name, weight in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match="was made with other settings: start\n"):
+        train_denoiser(start, noise, settings, tmp_path / "new")
 
 
 def test_a_denoiser_stops_at_what_is_no_number(tmp_path, small_denoiser):
