@@ -55,14 +55,19 @@ def test_it_ends_with_the_one_that_asked(tmp_path, sent):
     beats = tmp_path / "beats"
     beat = f"import time\nwhile True:\n    open({str(beats)!r}, 'a').write('.')\n    time.sleep(0.01)"
     script = tmp_path / "script.py"
-    script.write_text(f"from penchant.evaluation.tool_calls.alone import alone\nalone(exec, {beat!r}, {{}})")
+    # A shell's background job ignores Ctrl-C, and so do the processes it starts.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script.write_text(f"{heard}from penchant.evaluation.tool_calls.alone import alone\nalone(exec, {beat!r}, {{}})")
     with subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while not beats.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert beats.exists()
-        process.send_signal(sent)
-        process.wait(30)
+        try:
+            deadline = time.monotonic() + 60
+            while not beats.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert beats.exists()
+            process.send_signal(sent)
+            process.wait(30)
+        finally:
+            process.kill()
     time.sleep(0.3)
     before = beats.stat().st_size
     time.sleep(0.3)
