@@ -121,7 +121,10 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
             deadline=deadline,
             deliver=deliver,
         )
-        worker.submit(job)
+        if asked.model == ROUTER:
+            worker.go_on(job)
+        else:
+            worker.submit(job)
         if asked.stream:
             return StreamingResponse(_streamed(answer, job, events), media_type="text/event-stream")
         return JSONResponse(await _whole(answer, job, events, request))

@@ -87,7 +87,15 @@ class Worker:
         Raises:
             Overloaded: too many wait already, or the worker has been stopped.
         """
-        self._put(job)
+        self._put(job, self._most)
+
+    def go_on(self, job: Job) -> None:
+        """Put in the job of a request that waited once already, for the router: it is not refused now for others.
+
+        Raises:
+            Overloaded: the worker has been stopped.
+        """
+        self._put(job, None)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run something in the thread of the models; it waits in the queue as a job does.
@@ -96,11 +104,11 @@ class Worker:
             Overloaded: as of `submit`, also by the future where the worker stops before its turn.
         """
         call = _Call(function, Future())
-        self._put(call)
+        self._put(call, self._most)
         return call.found
 
-    def _put(self, item: Job | _Call[Any]) -> None:
-        if self.waiting >= self._most or not self._thread.is_alive():
+    def _put(self, item: Job | _Call[Any], most: int | None) -> None:
+        if (most is not None and self.waiting >= most) or not self._thread.is_alive():
             raise Overloaded
         self._jobs.put(item)
 
