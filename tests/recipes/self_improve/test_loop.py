@@ -220,15 +220,20 @@ def test_the_pointer_is_whole_while_it_is_replaced(tmp_path):
     assert [each.update for each in seen] == sorted(each.update for each in seen)
 
 
+def ready_to_update(config, done):
+    """The buffer of a folder that was begun, with four groups of a run that is done."""
+    open_folder(config)
+    serve(Path(config.output), Served(0, config.model))
+    buffer = open_buffer(config)
+    for group in ReplayBuffer(done[2] / "buffer.sqlite", 100).draw(4, seed=0):
+        buffer.add(group, 1.0)
+    return buffer
+
+
 def test_an_update_that_was_killed_ends_the_same(done, tmp_path, learner):
     """After the draw and before the decision: the same draw, the same weights."""
     config = configured(tmp_path, learner)
-    open_folder(config)
-    serve(tmp_path / "out", Served(0, learner))
-    source = ReplayBuffer(done[2] / "buffer.sqlite", 100)
-    buffer = open_buffer(config)
-    for group in source.draw(4, seed=0):
-        buffer.add(group, 1.0)
+    buffer = ready_to_update(config, done)
     update(config, buffer, 1)
     folder = tmp_path / "out" / "updates" / "1"
     drawn, decided = (folder / "train.jsonl").read_bytes(), json.loads((folder / "result.json").read_text())
@@ -249,11 +254,7 @@ def test_an_update_that_was_killed_ends_the_same(done, tmp_path, learner):
 def test_an_update_that_finds_no_room(done, tmp_path, learner, monkeypatch):
     """Whoever wrote what did not fit; the trainer would start again after anything but an error in words."""
     config = configured(tmp_path, learner)
-    open_folder(config)
-    serve(tmp_path / "out", Served(0, learner))
-    buffer = open_buffer(config)
-    for group in ReplayBuffer(done[2] / "buffer.sqlite", 100).draw(4, seed=0):
-        buffer.add(group, 1.0)
+    buffer = ready_to_update(config, done)
 
     def full(*_):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -267,11 +268,7 @@ def test_an_update_that_finds_no_room(done, tmp_path, learner, monkeypatch):
 def test_an_update_that_was_killed_before_it_began(done, tmp_path, learner, monkeypatch):
     """After the draw: it draws again, and priorities are lowered once."""
     config = configured(tmp_path, learner)
-    open_folder(config)
-    serve(tmp_path / "out", Served(0, learner))
-    buffer = open_buffer(config)
-    for group in ReplayBuffer(done[2] / "buffer.sqlite", 100).draw(4, seed=0):
-        buffer.add(group, 1.0)
+    buffer = ready_to_update(config, done)
 
     def killed(*_):
         raise KeyboardInterrupt
