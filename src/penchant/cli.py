@@ -229,18 +229,19 @@ def generate(
     """
     from penchant.evaluation.answering import answer, read_prompts
     from penchant.evaluation.generation import Sampling
+    from penchant.evaluation.held_out import Reading
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
     sampling = Sampling(best_of or samples, max_new_tokens, temperature, top_p, seed, batch_size)
-    asked = read_prompts(prompts)[:limit]
+    asked, reading = read_prompts(prompts)[:limit], Reading(chat_template=chat_template)
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, asked, sampling, head=head, chat_template=chat_template)
+        best = answer_best_of(model, asked, sampling, head=head, reading=reading)
         deliver(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, asked, sampling, chat_template=chat_template)
+    answers = answer(model, asked, sampling, reading)
     deliver(answers.to_json(), as_json, answers.table)
 
 

@@ -64,6 +64,7 @@ def score(
     """
     from penchant.data.reading import read_groups
     from penchant.engine.distribution import local_device
+    from penchant.evaluation.held_out import Reading
     from penchant.evaluation.rewards import open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
@@ -72,7 +73,9 @@ def score(
     read = read_groups(data, format=format, split=split)
     tell_all(tell, read.notes)
     reward = open_reward(
-        config, device=local_device(), chat_template=chat_template, token_budget=token_budget, dtype=dtype
+        config,
+        device=local_device(),
+        reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
     )
     result = score_file(read.groups, reward, output)
     deliver(result.to_json(), as_json, result.table)
@@ -131,9 +134,7 @@ def rank(
             reward = open_reward(
                 reward_from(model=model),
                 device=local_device(),
-                chat_template=chat_template,
-                token_budget=token_budget,
-                dtype=dtype,
+                reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
             )
             ranking = rank_by_reward(read.groups, reward)
         else:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from penchant.config_errors import explain, refusal, validated
 from penchant.config_objective import build_objective, describe_objective
 from penchant.config_reward import RewardConfig
+from penchant.data.rendering import AsChat, ControlText, Learn, Rendering
 from penchant.data.tokenized import Truncation
 from penchant.errors import ConfigError
 from penchant.objectives import Objective
@@ -37,6 +38,24 @@ class DataConfig(Section):
         None, description="split of the file `held_out`, or of `train`'s source where `held_out` is null"
     )
     chat_template: str | None = Field(None, description="file with a Jinja chat template")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="variables for the chat template, as in {enable_thinking: false}; a row's own come on top",
+    )
+    date: str | None = Field(
+        None, description="the day a chat template writes as today's, as in 2026-11-30; null: the day the run starts"
+    )
+    as_chat: AsChat = Field(
+        "auto",
+        description="whether plain prompts and responses are read as a user's and an assistant's message; auto leaves "
+        "them plain and warns where the model has a chat template",
+    )
+    control_text: ControlText = Field(
+        "text", description="what a control token written inside a message becomes: plain text, the token, or an error"
+    )
+    learn: Learn | None = Field(
+        None, description="assistant turns to learn from; null: all of them for sft, the last one for preferences"
+    )
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
     truncation: Truncation = Field("error", description="what to do with longer rows")
     empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates")
@@ -179,6 +198,13 @@ class RunConfig(Section):
         if self.candidates == "sampled" and self.reward is None:
             raise ValueError("candidates: sampled needs a reward, as in reward: {function: my_reward.py:score}")
         return self
+
+    @property
+    def rendering(self) -> Rendering:
+        """How the run's rows become text."""
+        data = self.data
+        learn = data.learn or ("all" if self.objective.get("name") == "sft" else "last")
+        return Rendering(data.chat_template_kwargs, data.date, data.as_chat, data.control_text, learn)
 
     @property
     def method(self) -> Objective:

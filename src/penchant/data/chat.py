@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class GroupText:
     events: tuple[str, ...] = ()
 
 
-def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase) -> GroupText:
+def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> GroupText:
     """The group's texts; plain text is joined with nothing between, messages go through the chat template.
 
     A candidate that follows an assistant message continues that message.
@@ -52,17 +53,17 @@ def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase) -> Gr
         events.append("assistant_message_continued")
     if any(message["role"] != ASSISTANT for messages in turns for message in messages):
         events.append("other_roles_in_response")
-    sequences = tuple(_render(_conversation(prompt, messages), tokenizer) for messages in turns)
-    return GroupText(group, prompt_text(prompt, tokenizer), sequences, True, tuple(events))
+    sequences = tuple(_render(_conversation(prompt, messages), tokenizer, rendering) for messages in turns)
+    return GroupText(group, prompt_text(prompt, tokenizer, rendering), sequences, True, tuple(events))
 
 
-def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> str:
+def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> str:
     """What the model reads before it answers; errors as in `group_text`."""
     if isinstance(prompt, str):
         return prompt
     if not prompt:
         raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
-    return _render(prompt, tokenizer, answer_next=True)
+    return _render(prompt, tokenizer, rendering, answer_next=True)
 
 
 def is_blank(candidate: Text) -> bool:
@@ -93,7 +94,13 @@ def _conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[M
     return [*prompt[:-1], whole, *turns[1:]]
 
 
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, answer_next: bool = False) -> str:
+def _render(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    *,
+    answer_next: bool = False,
+) -> str:
     if tokenizer.chat_template is None:
         raise ModelError(
             "the data is conversational (lists of messages), the tokenizer has no chat template",
@@ -108,6 +115,7 @@ def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, 
             tokenize=False,
             add_generation_prompt=answer_next and not continued,
             continue_final_message=continued,
+            **rendering.template_kwargs,
         )
     except Exception as error:  # A template is a program: it can raise anything.
         raise DataError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import end_of_prompt, tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
@@ -22,6 +23,7 @@ def read_again(
     tokenizer: PreTrainedTokenizerBase,
     *,
     context: int,
+    rendering: Rendering = PLAIN,
     truncation: Truncation = "error",
 ) -> tuple[list[TokenizedGroup], int]:
     """The same groups by a second model's tokenizer, and how many of them it had to read less of than the first did.
@@ -32,6 +34,7 @@ def read_again(
     Args:
         groups: as the first model reads them.
         context: tokens the second model can read.
+        rendering: how rows become text, as for the first model.
         truncation: as the groups were read with. With ``keep_end_of_prompt`` prompts too long for the second model are
             cut further, but for one that reads the first model's tokens: a shorter limit for both is exact there.
 
@@ -41,7 +44,9 @@ def read_again(
     if not groups:
         return [], 0
     special = SpecialTokens.of(tokenizer)
-    whole, _ = tokenize_groups([group.group for group in groups], tokenizer, max_length=sys.maxsize)
+    whole, _ = tokenize_groups(
+        [group.group for group in groups], tokenizer, max_length=sys.maxsize, rendering=rendering
+    )
     read: list[TokenizedGroup] = []
     refused: list[TokenizedGroup] = []
     alike, shortened = True, 0

@@ -14,6 +14,7 @@ import numpy as np
 
 from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
 from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
 from penchant.errors import DataError, PenchantError
@@ -34,6 +35,7 @@ def tokenize_groups(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
+    rendering: Rendering = PLAIN,
     truncation: Truncation = "error",
     empty: Literal["error", "drop", "keep"] = "error",
     identical: Literal["error", "drop"] = "error",
@@ -42,6 +44,7 @@ def tokenize_groups(
 
     Args:
         max_length: tokens of the prompt with its longest response.
+        rendering: how rows become text.
         truncation: what happens to longer groups; a response is never cut.
         empty: what happens to a group with a candidate that has no text or no tokens; kept, it is its end alone.
         identical: what happens to a group with a candidate of the same ids as one it is better than.
@@ -59,7 +62,7 @@ def tokenize_groups(
     special = SpecialTokens.of(tokenizer)
     kept: list[TokenizedGroup] = []
     for start in range(0, len(groups), _BATCH):
-        texts = _texts(groups[start : start + _BATCH], tokenizer, ledger)
+        texts = _texts(groups[start : start + _BATCH], tokenizer, rendering, ledger)
         for text, ids in _encode(texts, tokenizer, ledger):
             group = _assemble(text, ids, special, ledger)
             if group is not None and group.longest > max_length:
@@ -74,23 +77,25 @@ def tokenize_groups(
     return kept, ledger.report
 
 
-def tokenize_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+def tokenize_prompts(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
+) -> list[Ids]:
     """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
     special = SpecialTokens.of(tokenizer)
-    encoded = _ids([prompt_text(prompt, tokenizer) for prompt in prompts], tokenizer)
+    encoded = _ids([prompt_text(prompt, tokenizer, rendering) for prompt in prompts], tokenizer)
     started = (
         _started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
     )
     return [np.array(ids or [special.first], dtype=np.int64) for ids in started]
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def turn_end(tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> int | None:
     """The id training ends an assistant's turn with; None without a chat template that renders a plain exchange."""
     if tokenizer.chat_template is None:
         return None
     asked = PreferenceGroup((Message(role="user", content="a"),), ("b",))
     try:
-        [exchange], _ = tokenize_groups([asked], tokenizer, max_length=10**9, empty="keep")
+        [exchange], _ = tokenize_groups([asked], tokenizer, max_length=10**9, rendering=rendering, empty="keep")
     except PenchantError:  # A template may want a system message, or tools; what its turns end with stays unknown.
         return None
     return int(exchange.responses[0][-1])
@@ -128,7 +133,9 @@ class _Ledger:
             raise DataError(f"{worst.what} ({count})", where=f"group {worst.group}", fix=worst.fix)
 
 
-def _texts(groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, ledger: _Ledger) -> list[GroupText]:
+def _texts(
+    groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, rendering: Rendering, ledger: _Ledger
+) -> list[GroupText]:
     texts = []
     for group in groups:
         blank = [k for k, candidate in enumerate(group.candidates) if is_blank(candidate)]
@@ -136,7 +143,7 @@ def _texts(groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase
             ledger.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
             continue
         try:
-            texts.append(group_text(group, tokenizer))
+            texts.append(group_text(group, tokenizer, rendering))
         except DataError as error:
             ledger.refuse("not_rendered", _Problem(group.id, error.what, error.fix))
     return texts

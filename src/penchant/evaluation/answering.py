@@ -15,6 +15,7 @@ from penchant.engine.loading import adapter_base, context_length, load_config, l
 from penchant.engine.progress import Progress
 from penchant.errors import DataError
 from penchant.evaluation.generation import Sampling, generate
+from penchant.evaluation.held_out import AS_IS, Reading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,20 +63,20 @@ def distinct_prompts(groups: Sequence[PreferenceGroup]) -> list[Text]:
     return [prompt for prompt in {as_text(group.prompt): group.prompt for group in groups}.values() if prompt]
 
 
-def with_room(model: str, prompts: Sequence[Text], new_tokens: int, *, chat_template: str | None = None) -> list[Text]:
+def with_room(model: str, prompts: Sequence[Text], new_tokens: int, reading: Reading = AS_IS) -> list[Text]:
     """The prompts after which a model's context has room for so many tokens more."""
     limit = context_length(load_config(adapter_base(model) or model, weights=False))
     if limit is None:
         return list(prompts)
-    ids = tokenize_prompts(prompts, load_tokenizer(model, chat_template=chat_template))
+    ids = tokenize_prompts(prompts, load_tokenizer(model, chat_template=reading.chat_template), reading.rendering)
     return [prompt for prompt, read in zip(prompts, ids, strict=True) if len(read) + new_tokens <= limit]
 
 
-def answer(model: str, prompts: Sequence[Text], sampling: Sampling, *, chat_template: str | None = None) -> Answers:
+def answer(model: str, prompts: Sequence[Text], sampling: Sampling, reading: Reading = AS_IS) -> Answers:
     """Load a model, sample its responses, let it go."""
-    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     loaded = load_model(model).to(local_device())
     with Progress("generating", len(prompts), "prompts") as progress:
-        ids = tokenize_prompts(prompts, tokenizer)
+        ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
         responses = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
     return Answers(tuple(prompts), tuple(map(tuple, responses)))

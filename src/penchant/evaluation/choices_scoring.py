@@ -14,12 +14,11 @@ from penchant.engine.reference_cache import model_fingerprint
 from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
 from penchant.errors import ConfigError, located
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
-from penchant.evaluation.held_out import Reading
+from penchant.evaluation.held_out import AS_IS, Reading
 
 if TYPE_CHECKING:
     pass
 
-AS_IS = Reading()
 """Nothing dropped or cut."""
 
 OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
@@ -98,7 +97,7 @@ def score_tasks(
         ConfigError: a length limit beyond the model's context.
         ModelError: the model or its head cannot be loaded.
     """
-    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     templated = frozen.tokenizer.chat_template is not None
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"
     tell(f"questions are read as {form}")
@@ -132,7 +131,12 @@ def tokenize_questions(
     # Which option is right is kept from the tokenizer: options of the same tokens are a tie here, not an error.
     groups = [replace(form(question), preferred=None) for question in questions]
     tokenized, report = tokenize_groups(
-        groups, frozen.tokenizer, max_length=limit, truncation=reading.truncation, empty=reading.empty
+        groups,
+        frozen.tokenizer,
+        max_length=limit,
+        rendering=reading.rendering,
+        truncation=reading.truncation,
+        empty=reading.empty,
     )
     return tokenized, report.counts
 

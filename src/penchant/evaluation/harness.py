@@ -25,10 +25,10 @@ from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.scoring import precision
 from penchant.errors import ConfigError, DataError
-from penchant.evaluation.choices_scoring import AS_IS, OptionScorer, load_scorer, without_end
+from penchant.evaluation.choices_scoring import OptionScorer, load_scorer, without_end
 from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.harness_requests import Generation, Request, by_context, named, rolling_windows
-from penchant.evaluation.held_out import Reading
+from penchant.evaluation.held_out import AS_IS, Reading
 
 Tell = Callable[[str], None]
 
@@ -103,7 +103,12 @@ class Loaded:
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
         world = World(0, 1, local_device())
-        return cls(FrozenModel.load(model, world, reading.dtype, reading.chat_template), world, reading, tell)
+        return cls(
+            FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
+            world,
+            reading,
+            tell,
+        )
 
     @property
     def limit(self) -> int:
@@ -116,7 +121,11 @@ class Loaded:
             for of in members
         ]
         groups, report = tokenize_groups(
-            texts, self.frozen.tokenizer, max_length=self.limit, truncation=self.reading.truncation
+            texts,
+            self.frozen.tokenizer,
+            max_length=self.limit,
+            rendering=self.reading.rendering,
+            truncation=self.reading.truncation,
         )
         for event, count in sorted(report.counts.items()):
             self.tell(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
@@ -201,7 +210,7 @@ class LogProbs:
         return responses
 
     def _prompt(self, request: Request, sampling: Sampling) -> Ids:
-        [ids] = tokenize_prompts([request.args[0]], self.loaded.frozen.tokenizer)
+        [ids] = tokenize_prompts([request.args[0]], self.loaded.frozen.tokenizer, self.loaded.reading.rendering)
         room = self.loaded.limit - sampling.max_new_tokens
         if len(ids) <= room:
             return ids

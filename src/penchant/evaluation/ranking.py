@@ -21,7 +21,7 @@ from penchant.engine.scoring import choose_scorer, sample_groups, score_with_hea
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling, ends_of, generate
-from penchant.evaluation.held_out import Reading, score
+from penchant.evaluation.held_out import AS_IS, Reading, score
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.score_file import accuracy_of_scores
 from penchant.evaluation.statistics import Estimate
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 By = Literal["head", "log_prob", "mean_log_prob"]
-AS_IS = Reading()
 
 
 @dataclass(frozen=True)
@@ -139,11 +138,12 @@ def _by_head(
     tell: Callable[[str], None],
 ) -> list[tuple[PreferenceGroup, list[float]]]:
     head = load_head(model, name)  # before the model: a folder without one is told at once
-    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized, report = tokenize_groups(
         groups,
         frozen.tokenizer,
         max_length=reading.max_length or frozen.context,
+        rendering=reading.rendering,
         truncation=reading.truncation,
         empty=reading.empty,
         identical="drop",
@@ -188,7 +188,7 @@ class BestOf:
 
 
 def answer_best_of(
-    model: str, prompts: Sequence[Text], sampling: Sampling, *, head: str = NAME, chat_template: str | None = None
+    model: str, prompts: Sequence[Text], sampling: Sampling, *, head: str = NAME, reading: Reading = AS_IS
 ) -> BestOf:
     """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
 
@@ -196,14 +196,14 @@ def answer_best_of(
         ModelError: the folder has no such head.
     """
     chooser = load_head(model, head)
-    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     world = World(0, 1, local_device())
     loaded = load_model(model).to(world.device)
     with Progress("generating", len(prompts), "prompts") as progress:
-        ids = tokenize_prompts(prompts, tokenizer)
+        ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
         drawn = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
     groups = [PreferenceGroup(p, tuple(of), id=str(i)) for i, (p, of) in enumerate(zip(prompts, drawn, strict=True))]
-    tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, empty="keep")
+    tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")
     scorer = HeadedScorer(choose_scorer(loaded, sample_groups(tokenized)).scorer, chooser.to(world.device)).eval()
     rewards = score_with_head(scorer, tokenized, world=world, budget=AS_IS.token_budget, dtype=AS_IS.dtype)
     best = [max(range(len(row)), key=row.__getitem__) for row in rewards]

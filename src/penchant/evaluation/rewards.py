@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
 from penchant.errors import ConfigError, DataError
+from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.evaluation.user_functions import import_function, shown
 
 if TYPE_CHECKING:
@@ -35,14 +37,12 @@ def open_reward(
     config: RewardConfig,
     *,
     device: torch.device,
-    chat_template: str | None = None,
-    token_budget: int = 8192,
-    dtype: str = "float32",
+    reading: Reading = AS_IS,
 ) -> Reward:
     """The reward a configuration names.
 
     Args:
-        chat_template, token_budget, dtype: of a reward model; see a run's configuration.
+        reading: how a reward model reads the prompts and responses.
 
     Raises:
         PenchantError: it cannot be loaded or imported.
@@ -50,7 +50,7 @@ def open_reward(
     if config.function is not None:
         return FunctionReward.load(config.function)
     if config.model is not None:
-        return ModelReward.load(config.model, config.label, device, chat_template, token_budget, dtype)
+        return ModelReward.load(config.model, config.label, device, reading)
     from penchant.evaluation.judges import EndpointReward
 
     assert config.judge is not None
@@ -139,14 +139,13 @@ class ModelReward:
 
     Attributes:
         label: which of the model's outputs.
-        token_budget: tokens in a padded batch.
+        reading: how it reads prompts and responses; the token budget is of a padded batch.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     label: int
-    token_budget: int
-    dtype: str
+    reading: Reading
     name: str
 
     @classmethod
@@ -155,9 +154,7 @@ class ModelReward:
         source: str,
         label: int | None,
         device: torch.device,
-        chat_template: str | None,
-        token_budget: int,
-        dtype: str,
+        reading: Reading,
     ) -> ModelReward:
         """Load the model; errors as in `engine.loading`."""
         import torch
@@ -166,8 +163,8 @@ class ModelReward:
         from penchant.engine.reference_cache import model_fingerprint, tokenizer_fingerprint
         from penchant.engine.reward_model import load_reward_model
 
-        tokenizer = load_tokenizer(source, chat_template=chat_template)
-        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        tokenizer = load_tokenizer(source, chat_template=reading.chat_template)
+        weights = torch.bfloat16 if reading.dtype == "bfloat16" else torch.float32
         model = load_reward_model(source, dtype=weights).to(device).eval()
         outputs = int(model.config.num_labels)
         if label is None and outputs > 1:
@@ -179,8 +176,9 @@ class ModelReward:
         if (label or 0) >= outputs:
             raise ConfigError(f"reward.label is {label}, the model has {outputs} outputs", where=source)
         weights_and_words = f"{model_fingerprint(model)} {tokenizer_fingerprint(tokenizer)}"
-        name = f"model {source} {weights_and_words} {label} {dtype}"
-        return cls(model, tokenizer, label or 0, token_budget, dtype, name)
+        rendering = "" if reading.rendering == PLAIN else f" {reading.rendering}"
+        name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering}"
+        return cls(model, tokenizer, label or 0, reading, name)
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         from penchant.engine.frozen import NO_LIMIT
@@ -191,7 +189,9 @@ class ModelReward:
             for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))
         ]
         limit = context_length(self.model.config) or NO_LIMIT
-        tokenized, _ = tokenize_groups(groups, self.tokenizer, max_length=limit, truncation="error", empty="keep")
+        tokenized, _ = tokenize_groups(
+            groups, self.tokenizer, max_length=limit, rendering=self.reading.rendering, empty="keep"
+        )
         rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
         scores = iter(self._score(rows))
         return [[next(scores) for _ in given] for given in responses]
@@ -203,7 +203,7 @@ class ModelReward:
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         found: dict[int, float] = {}
         while order:
-            fits = max(1, self.token_budget // len(rows[order[0]]))
+            fits = max(1, self.reading.token_budget // len(rows[order[0]]))
             part, order = order[:fits], order[fits:]
             width = len(rows[part[0]])
             ids = torch.zeros(len(part), width, dtype=torch.int64)

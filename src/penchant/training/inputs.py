@@ -101,6 +101,7 @@ def tokenize_inputs(
                     groups,
                     tokenizer,
                     max_length=limit,
+                    rendering=config.rendering,
                     truncation=data.truncation,
                     empty=data.empty,
                     identical=data.identical,
@@ -154,10 +155,13 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
     """The groups with the run's reward as their scores; preferences they have stay what they are."""
     if config.reward is None or not groups:
         return groups
+    from penchant.evaluation.held_out import Reading
     from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.score_file import with_scores
 
-    reward = open_reward(config.reward, device=local_device(), token_budget=config.training.token_budget)
+    reward = open_reward(
+        config.reward, device=local_device(), reading=Reading(token_budget=config.training.token_budget)
+    )
     tell(f"scores of {len(groups)} groups by {reward.name}")
     return with_scores(groups, reward)
 

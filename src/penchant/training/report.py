@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,16 +126,7 @@ def _cell(value: object) -> str | None:
 def _held_out(
     config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell
 ) -> tuple[PreferenceReport, PreferenceReport]:
-    data, world = config.data, World(0, 1, local_device())
-    reading = Reading(
-        data.max_length,
-        data.truncation,
-        data.empty,
-        data.identical,
-        data.chat_template,
-        config.training.token_budget,
-        config.training.dtype,
-    )
+    world, reading = World(0, 1, local_device()), Reading.of_run(config)
     sources = reference_sources(config)
     reference = (sources[0] or config.model) if sources else None
     beta = float(getattr(config.method, "beta", 0.1))
@@ -151,14 +142,15 @@ def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> Estimat
     """How the trained reward model, or head, orders the held-out pairs that fit the model."""
     world, data = World(0, 1, local_device()), config.data
     if config.method.needs.head:
-        reading = Reading(data.max_length, data.truncation, data.empty, "drop", data.chat_template)
+        reading = replace(Reading.of_run(config), identical="drop")
         return rank(config.output, held_out, world, by="head", reading=reading).accuracy
-    reward = open_reward(RewardConfig(model=config.output), device=world.device, chat_template=data.chat_template)
+    reward = open_reward(RewardConfig(model=config.output), device=world.device, reading=Reading.of_run(config))
     assert isinstance(reward, ModelReward)
     fitting, _ = tokenize_groups(
         held_out,
         reward.tokenizer,
         max_length=data.max_length or context_length(reward.model.config) or NO_LIMIT,
+        rendering=config.rendering,
         truncation="drop",
         empty="drop",
         identical="drop",
@@ -170,17 +162,15 @@ def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell)
     wanted, tokens = config.evaluation.samples, config.evaluation.sample_tokens
     every = distinct_prompts(held_out) if wanted else []
     # A model with learned positions fails beyond its context, and others answer with what they never learnt.
-    prompts = with_room(config.model, every, tokens, chat_template=config.data.chat_template)[:wanted]
+    reading = Reading.of_run(config)
+    prompts = with_room(config.model, every, tokens, reading)[:wanted]
     if len(prompts) < min(wanted, len(every)):
         short = f"{len(prompts)} of {min(wanted, len(every))} samples"
         tell(f"{short}: other prompts leave evaluation.sample_tokens={tokens} no room in the context")
     if not prompts:
         return []
     sampling = Sampling(max_new_tokens=tokens, seed=config.training.seed)
-    before, after = (
-        answer(model, prompts, sampling, chat_template=config.data.chat_template)
-        for model in (config.model, config.output)
-    )
+    before, after = (answer(model, prompts, sampling, reading) for model in (config.model, config.output))
     triples = zip(prompts, before.responses, after.responses, strict=True)
     return [Sample(as_text(prompt), first[0], second[0]) for prompt, first, second in triples]
 

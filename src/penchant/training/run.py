@@ -16,6 +16,7 @@ from penchant.engine.folders import disk_errors
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
+from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import open_reward
 from penchant.objectives import Fitted
 from penchant.training.backward import arguments
@@ -163,7 +164,7 @@ def _sampled(
 ) -> SampledBatches:
     assert config.reward is not None
     settings = config.training
-    reward = open_reward(config.reward, device=world.device, dtype=settings.dtype)
+    reward = open_reward(config.reward, device=world.device, reading=Reading(dtype=settings.dtype))
     tell(f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts, scored by {reward.name}")
     return SampledBatches(
         model=model.policy.model,
