@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,7 +37,7 @@ def add_adapters(
         found: Any = get_peft_model(model, config)
     except (ValueError, re.error) as error:
         raise ConfigError(
-            f"lora.targets: {str(error).splitlines()[0]}",
+            f"lora.targets: {reason_of(error)}",
             fix=f"use all-linear, or names of the model's layers: {', '.join(_linear_names(model))}",
         ) from error
     adapted: PeftModel = found
