@@ -35,6 +35,7 @@ def add_adapters(
                 raise ValueError(f"no module is called {name}")
         # The type says that a model of transformers is wanted; any module serves.
         found: Any = get_peft_model(model, config)
+        _refuse_inexact(found)
     except (ValueError, re.error) as error:
         raise ConfigError(
             f"lora.targets: {reason_of(error)}",
@@ -42,6 +43,20 @@ def add_adapters(
         ) from error
     adapted: PeftModel = found
     return adapted
+
+
+def _refuse_inexact(adapted: nn.Module) -> None:
+    """Raise ValueError where an adapter is on an embedding that does more than look rows up (OPT's of positions).
+
+    PEFT's forward would look its own rows up by the first argument, whatever that is, and merged it would be another.
+    """
+    for name, module in adapted.named_modules():
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, nn.Embedding) and hasattr(module, "lora_embedding_A"):
+            plain = type(base).forward is nn.Embedding.forward or hasattr(base, "embed_scale")
+            if not plain:
+                short = name.removeprefix("base_model.model.")
+                raise ValueError(f"{short} is a {type(base).__name__}, whose forward is not an embedding's")
 
 
 def _linear_names(model: nn.Module) -> list[str]:
