@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,16 +36,9 @@ def merge_adapter_into(
     Raises:
         ModelError: the adapter cannot be read, holds weights that the model does not take, or cannot be merged.
     """
-    try:
-        return merge(load_adapter(model, source, task=task, absent=absent))
-    except PenchantError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"the adapter cannot be put on its base model: {reason_of(error)}",
-            where=source,
-            fix="check base_model_name_or_path in its adapter_config.json, or get the whole folder again",
-        ) from error
+    adapted = load_adapter(model, source, task=task, absent=absent)
+    with _explained(source):
+        return merge(adapted)
 
 
 def load_adapter(
@@ -63,6 +58,13 @@ def load_adapter(
     Raises:
         ModelError: as `merge_adapter_into`.
     """
+    with _explained(source):
+        return _load(model, source, name, task, absent)
+
+
+def _load(
+    model: PreTrainedModel | PeftModel, source: str, name: str, task: str | None, absent: tuple[str, ...]
+) -> PeftModel:
     from peft import PeftModel, get_peft_model
     from peft.utils import set_peft_model_state_dict
 
@@ -107,9 +109,22 @@ def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict
     return weights
 
 
+def rows_of_adapter(model: PreTrainedModel, source: str) -> int | None:
+    """Rows of the embedding that an adapter folder was trained with; None where nothing tells, or no weights are there.
+
+    Args:
+        model: the adapter's base; may be on the meta device.
+    """
+    if not any((Path(source) / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        return None
+    with _explained(source):
+        return adapter_rows(model, adapter_weights(source), _config(source))
+
+
 def is_shareable(source: str) -> bool:
     """Whether a base model under the adapter of a folder stays as it is, so that others can share it."""
-    return all(".lora_" in key for key in adapter_weights(source))
+    with _explained(source):
+        return all(".lora_" in key for key in adapter_weights(source))
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:
@@ -151,6 +166,22 @@ def _settle_ties(model: PreTrainedModel) -> None:
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
         if hasattr(config, "tie_word_embeddings"):
             config.tie_word_embeddings = bool(ties)
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Turns a library's exception about an adapter folder into an error that says all of it."""
+    try:
+        yield
+    except PenchantError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the adapter cannot be loaded: {reason_of(error)}",
+            where=source,
+            fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
+            "or get the whole folder again",
+        ) from error
 
 
 def _config(source: str) -> PeftConfig:

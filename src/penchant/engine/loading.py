@@ -162,6 +162,8 @@ def _tokenizer_there(source: str) -> PreTrainedTokenizerBase:
     _check_there(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
+        if (base := adapter_base(source)) is not None:
+            return _tokenizer_there(base)
         raise ModelError(
             "the folder has no tokenizer",
             where=source,
