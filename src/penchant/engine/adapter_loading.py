@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from penchant.engine.adapter_biases import add_biases, declare_biases
 from penchant.engine.adapter_vocabulary import adapter_rows, refuse_unknown_rows
 from penchant.errors import ModelError, PenchantError, reason_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
+
+_COPY = ".modules_to_save."
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
 def merge_adapter_into(
@@ -38,7 +42,13 @@ def merge_adapter_into(
     """
     adapted = load_adapter(model, source, task=task, absent=absent)
     with _explained(source):
-        return merge(adapted)
+        biased = any(any(getattr(layer, "lora_bias", {}).values()) for layer in adapted.modules())
+        if biased:
+            add_biases(adapted)
+        merged = merge(adapted)
+        if biased:
+            declare_biases(merged, source)
+        return merged
 
 
 def load_adapter(
@@ -91,7 +101,8 @@ def _load(
     config.base_model_name_or_path = base
     prefix = getattr(adapted.base_model, "prefix", "")
     missing = [key for key in result.missing_keys if prefix and prefix in key and f".{name}" in key]
-    _refuse("which the model does not have", result.unexpected_keys, name, source)
+    unexpected = [key for key in result.unexpected_keys if not _is_repeated(key, weights)]
+    _refuse("which the model does not have", unexpected, name, source)
     _refuse("which are not in its file", missing, name, source)
     found: PeftModel = adapted.eval()
     return found
@@ -106,6 +117,11 @@ def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict
     from peft.utils import load_peft_weights
 
     weights: dict[str, Tensor] = load_peft_weights(source, device="cpu", key_mapping=dict(names or {}) or None)
+    # Of a module that is trained whole PEFT writes the weights twice where the vocabulary has grown.
+    for key in [key for key in weights if _COPY in key]:
+        plain = key.replace(_COPY, ".")
+        if plain not in weights or torch.equal(weights[plain], weights[key]):
+            weights[plain] = weights.pop(key)
     return weights
 
 
@@ -217,6 +233,14 @@ def _refuse(why: str, keys: list[str], name: str, source: str) -> None:
             fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
             "or get the whole folder again",
         )
+
+
+def _is_repeated(key: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is another's: PEFT writes tokens that are trained alone for both of two tied modules."""
+    tensor = weights.get(key)
+    if tensor is None or not key.endswith(_TOKENS):
+        return False
+    return any(other != key and other.endswith(_TOKENS) and torch.equal(weights[other], tensor) for other in weights)
 
 
 def _is_of(key: str, modules: tuple[str, ...]) -> bool:
