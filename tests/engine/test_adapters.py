@@ -6,7 +6,6 @@ The oracle is a second copy of the model under PEFT, as PEFT runs it: each candi
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -250,7 +249,9 @@ def test_saved_merged_and_alone_are_what_was_trained(model_of, make_groups, tiny
         merge_adapter(str(folder), merged)
         found["merged"] = by_hand(hf.AutoModelForCausalLM.from_pretrained(merged).eval(), batch)
     for name, log_probs in found.items():
-        torch.testing.assert_close(log_probs, before, rtol=1e-5, atol=2e-5, msg=lambda text, name=name: f"{name} {text}")
+        torch.testing.assert_close(
+            log_probs, before, rtol=1e-5, atol=2e-5, msg=lambda text, name=name: f"{name} {text}"
+        )
 
 
 def test_an_adapter_of_one_tied_module_unties(model_of, tiny_model, tmp_path):

@@ -1,4 +1,4 @@
-"""Adapters with biases (``lora_bias``) on layers without: the layers get biases, as the model's configuration can say."""
+"""Adapters with biases (``lora_bias``) on layers that have none: the layers get some, as the configuration can say."""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 
 
-def adapter_rows(
-    model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor], config: PeftConfig
-) -> int | None:
+def adapter_rows(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor], config: PeftConfig) -> int | None:
     """V of the model that the adapter was trained on; None where nothing in it tells.
 
     Args:

@@ -79,7 +79,7 @@ def _active_names(layer: Any) -> list[str]:
 
 
 def _active_layer(head: Any) -> Any:
-    """The layer that computes what the head does: the trained copy, or the one below adapters that are off or merged."""
+    """The layer that computes what the head does: a trained copy, or the one under adapters that are off or merged."""
     if _is_linear(head):
         return head
     if hasattr(head, "modules_to_save"):

@@ -92,9 +92,11 @@ class Policy:
 
 def _is_tied(model: nn.Module, name: str) -> bool:
     """Whether a weight is another's, by the model's own list and in fact."""
-    source = getattr(model, "all_tied_weights_keys", {}).get(name)
-    parameters = dict(model.named_parameters(remove_duplicate=False)) if source is not None else {}
-    return name in parameters and parameters[name] is parameters.get(source)
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    if name not in ties:
+        return False
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return name in parameters and parameters[name] is parameters.get(ties[name])
 
 
 def _full_weights(scorer: nn.Module, model: nn.Module, world: World) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class Blueprint:
 
 
 def read_shape(source: str) -> PretrainedConfig:
-    """The configuration of a model whose weights need not be there; of an adapter's its base's, its vocabulary grown."""
+    """The configuration of a model whose weights need not be there; of an adapter its base's, the vocabulary grown."""
     base = adapter_base(source)
     if base is None:
         return load_config(source, weights=False)
