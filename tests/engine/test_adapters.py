@@ -13,6 +13,7 @@ import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from penchant.data.trees import pack
+from penchant.engine.adapters import idle_adapters
 from penchant.engine.attention import TREE
 from penchant.engine.distribution import World
 from penchant.engine.lean import lighten
@@ -289,3 +290,14 @@ def test_the_whole_reason_is_told(model_of):
         Policy(model_of("llama"), None).add_lora(**SETTINGS, targets=r".*layers\.0")
     assert "not supported" in error.value.what
     assert "\n" not in error.value.what
+
+
+def test_adapters_that_no_gradient_came_to(model_of):
+    policy = Policy(model_of("llama"), None)
+    policy.add_lora(**SETTINGS, targets=["q_proj", "lm_head", "embed_tokens"])
+    everything = ["lm_head", "model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))]
+    assert sorted(idle_adapters(policy.adapters)) == everything
+    with torch.no_grad():
+        policy.model.lm_head.lora_B["default"].weight[0, 0] = 1e-9
+        policy.model.model.embed_tokens.lora_embedding_A["default"][0, 0] = 1e-9
+    assert sorted(idle_adapters(policy.adapters)) == everything[2:]

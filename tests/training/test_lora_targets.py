@@ -15,7 +15,7 @@ from penchant.config import load_config
 from penchant.data.reading import read_groups
 from penchant.engine.distribution import World
 from penchant.engine.loading import load_model, merge_adapter
-from penchant.errors import TrainingError
+from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.held_out import score
 from penchant.training import loop
 from penchant.training.plan import plan
@@ -153,3 +153,30 @@ def _failing(after: int):
         return own(*arguments)
 
     return backward
+
+
+class TestPreferenceHeads:
+    """They read what comes before the output head."""
+
+    @pytest.mark.parametrize("targets", [["lm_head"], r".*(q_proj|lm_head)"], ids=str)
+    def test_an_adapter_that_nothing_would_train_is_refused(self, write_config, targets):
+        file = write_config(objective={"name": "preference_head"}, lora={"rank": 4, "targets": targets})
+        for start in (train, plan):
+            with pytest.raises(ConfigError, match=r"lora\.targets names the output head"):
+                start(load_config(file, []))
+        assert not Path(load_config(file, []).output).exists()
+
+    def test_beside_a_loss_of_log_probs_it_is_trained(self, write_config):
+        parts = [{"weight": 1.0, "name": name} for name in ("preference_head", "sft")]
+        told: list[str] = []
+        file = write_config(
+            objective={"name": "weighted_sum", "parts": parts}, lora={"rank": 4, "targets": ["q_proj", "lm_head"]}
+        )
+        folder = train(load_config(file, []), tell=told.append)
+        assert load_file(folder / "adapter_model.safetensors")["base_model.model.lm_head.lora_B.weight"].any()
+        assert not any("as before training" in line for line in told)
+
+    def test_an_adapter_that_nothing_trained_is_told(self, write_config):
+        told: list[str] = []
+        train(load_config(write_config(lora={"rank": 4}, training={"learning_rate": 1e-60}), []), tell=told.append)
+        assert any(line.startswith("14 adapters are as before training") for line in told)

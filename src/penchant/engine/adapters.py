@@ -12,6 +12,9 @@ from penchant.errors import ConfigError, reason_of
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_WHOLE = ("score", "classifier")
+"""What PEFT trains whole in a sequence classifier."""
+
 
 def add_adapters(
     model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: str | list[str], task: str | None = None
@@ -39,7 +42,7 @@ def add_adapters(
     except (ValueError, re.error) as error:
         raise ConfigError(
             f"lora.targets: {reason_of(error)}",
-            fix=f"use all-linear, or names of the model's layers: {', '.join(_linear_names(model))}",
+            fix=f"use all-linear, or names of the model's layers: {', '.join(_linear_names(model, task))}",
         ) from error
     adapted: PeftModel = found
     return adapted
@@ -59,7 +62,20 @@ def _refuse_inexact(adapted: nn.Module) -> None:
                 raise ValueError(f"{short} is a {type(base).__name__}, whose forward is not an embedding's")
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    """The ends of the names of linear layers, each once."""
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    return sorted({name for name in names if not name.isdigit()})
+def idle_adapters(adapted: nn.Module) -> list[str]:
+    """Names of layers whose adapters are the identity still: no gradient has come to them."""
+    idle = []
+    for name, module in adapted.named_modules():
+        parts = [*getattr(module, "lora_B", {}).values(), *getattr(module, "lora_embedding_A", {}).values()]
+        weights = [part.weight if isinstance(part, nn.Module) else part for part in parts]
+        if weights and not any(weight.any() for weight in weights):
+            idle.append(name.removeprefix("base_model.model."))
+    return idle
+
+
+def _linear_names(model: nn.Module, task: str | None) -> list[str]:
+    """The ends of the names of linear layers, each once; without a reward model's head, which is trained whole."""
+    kinds = ("Linear", "Conv1D")
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in kinds)
+    whole = _WHOLE if task == "SEQ_CLS" else ()
+    return sorted({name for name in names if not name.isdigit() and name not in whole})

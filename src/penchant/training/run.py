@@ -11,6 +11,7 @@ import torch
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.adapters import idle_adapters
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
 from penchant.engine.folders import disk_errors, is_full
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
@@ -81,6 +82,8 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
             release(config)
         raise
     model.save(Path(config.output), world)
+    if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
+        tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
 
 
 def read_run(
