@@ -75,7 +75,10 @@ class LoraConfig(Section):
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="module names (the output head and the embedding too), a regular expression, or all-linear",
+    )
 
 
 class TrainingConfig(Section):

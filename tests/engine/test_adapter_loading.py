@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from penchant.engine.loading import load_model, load_tokenizer, merge_adapter
+from penchant.engine.reward_model import start_reward_model
 from penchant.errors import ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -184,3 +185,23 @@ class TestRefused:
         write_adapter(tmp_path / "base", tmp_path / "adapter", lora_bias=True, target_modules=["gate_proj"])
         with pytest.raises(ModelError, match="lora_bias"):
             load_model(str(tmp_path / "adapter"))
+
+
+def test_what_is_trained_alike_stays_tied(tiny_model, tmp_path):
+    """Tokens trained alone are one change of both modules; a reward model has no output head to tie or untie."""
+    write_adapter(tiny_model, tmp_path / "tokens", trainable_token_indices=[5, 9])
+    merged = load_model(str(tmp_path / "tokens"))
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    assert merged.config.tie_word_embeddings
+    write_adapter(tiny_model, tmp_path / "embedding", target_modules=["embed_tokens"])
+    reward = start_reward_model(str(tmp_path / "embedding"))
+    assert reward.config.tie_word_embeddings
+    expected = load_model(str(tmp_path / "embedding")).model.embed_tokens.weight
+    assert torch.equal(reward.model.embed_tokens.weight, expected)
+
+
+def test_a_head_of_a_language_models_adapter_is_left_out_of_a_reward_model(tiny_model, tmp_path):
+    write_adapter(tiny_model, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    weight = "model.layers.1.self_attn.q_proj.weight"
+    reward, language = start_reward_model(str(tmp_path / "adapter")), load_model(str(tmp_path / "adapter"))
+    assert torch.equal(reward.get_parameter(weight), language.get_parameter(weight))

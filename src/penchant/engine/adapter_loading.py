@@ -179,9 +179,11 @@ def _settle_ties(model: PreTrainedModel) -> None:
             setattr(model.get_submodule(module), last, other)
         elif weight is not other:
             del ties[name]
-    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+    head = model.get_output_embeddings()
+    tied = head is None or head.weight is model.get_input_embeddings().weight
+    for config in (model.config, model.config.get_text_config()):
         if hasattr(config, "tie_word_embeddings"):
-            config.tie_word_embeddings = bool(ties)
+            config.tie_word_embeddings = tied
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def idle_adapters(adapted: nn.Module) -> list[str]:
     idle = []
     for name, module in adapted.named_modules():
         parts = [*getattr(module, "lora_B", {}).values(), *getattr(module, "lora_embedding_A", {}).values()]
-        weights = [part.weight if isinstance(part, nn.Module) else part for part in parts]
-        if weights and not any(weight.any() for weight in weights):
+        weights = [getattr(part, "weight", part) for part in parts]
+        if weights and not any(bool(weight.any()) for weight in weights):
             idle.append(name.removeprefix("base_model.model."))
     return idle
 
