@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
-from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
-from penchant.errors import DataError, PenchantError
+from penchant.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,16 +89,9 @@ def tokenize_prompts(
     return [np.array(ids or [special.first], dtype=np.int64) for ids in started]
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> int | None:
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id training ends an assistant's turn with; None without a chat template that renders a plain exchange."""
-    if tokenizer.chat_template is None:
-        return None
-    asked = PreferenceGroup((Message(role="user", content="a"),), ("b",))
-    try:
-        [exchange], _ = tokenize_groups([asked], tokenizer, max_length=10**9, rendering=rendering, empty="keep")
-    except PenchantError:  # A template may want a system message, or tools; what its turns end with stays unknown.
-        return None
-    return int(exchange.responses[0][-1])
+    return None if tokenizer.eos_token_id is None else SpecialTokens.of(tokenizer).turn_end
 
 
 @dataclass(frozen=True)
@@ -192,11 +185,12 @@ def _assemble(
     """Put starts and ends right, find the boundary, and refuse what cannot be learnt from."""
     group, events = text.group, set(text.events)
     prompt, *sequences = (_started(ids, text.templated, special, events) for ids in encoded)
-    already = not text.templated and ("[INST]" in text.prompt or not special.special.isdisjoint(encoded[0]))
+    already = not text.templated and ("[INST]" in text.prompt or not special.control.isdisjoint(encoded[0]))
     if already:
         events.add("already_templated_prompt")
     ends = special.ends if text.templated or already else frozenset({special.eos})
-    sequences = [_ended(ids, ends, text.templated, special, events) for ids in sequences]
+    end = special.turn_end if already and special.turn_end is not None else special.eos
+    sequences = [_ended(ids, ends, end, text.templated, special, events) for ids in sequences]
     common = [_common(prompt, ids) for ids in sequences]
     for k, ids in enumerate(sequences):
         if len(ids) - common[k] <= 1 and _EMPTY not in ledger.keeping:
@@ -230,15 +224,15 @@ def _started(ids: list[int], templated: bool, special: SpecialTokens, events: se
 
 
 def _ended(
-    ids: list[int], ends: frozenset[int], templated: bool, special: SpecialTokens, events: set[str]
+    ids: list[int], ends: frozenset[int], default: int, templated: bool, special: SpecialTokens, events: set[str]
 ) -> list[int]:
-    """The ids with exactly one end-of-turn token behind them."""
+    """The ids with exactly one end-of-turn token behind them, the default one where there is none."""
     stripped, end, times = special.strip_end(ids, ends)
     if times > 1:
         events.add("duplicate_end_of_turn_removed")
     if templated and not times:
         events.add("template_without_end_of_turn")
-    return [*stripped, end]
+    return [*stripped, end if times else default]
 
 
 def _common(prompt: list[int], ids: list[int]) -> int:
