@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from penchant.data.control_messages import message_events, shielded
+from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import DataError, ModelError
@@ -22,7 +24,8 @@ class GroupText:
 
     Attributes:
         group: where it comes from.
-        prompt: what stands before a response at inference.
+        prompt: what stands before a response at inference; control text of messages stands in codes, here and in the
+            sequences, for `ControlText.encode`.
         sequences: K texts, the prompt with each candidate.
         templated: whether a chat template made them.
         events: what happened on the way, by name.
@@ -53,6 +56,7 @@ def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rende
         events.append("assistant_message_continued")
     if any(message["role"] != ASSISTANT for messages in turns for message in messages):
         events.append("other_roles_in_response")
+    events += message_events([*prompt, *(message for messages in turns for message in messages)], tokenizer, rendering)
     sequences = tuple(_render(_conversation(prompt, messages), tokenizer, rendering) for messages in turns)
     return GroupText(group, prompt_text(prompt, tokenizer, rendering), sequences, True, tuple(events))
 
@@ -111,15 +115,18 @@ def _render(
     continued = answer_next and messages[-1]["role"] == ASSISTANT
     try:
         text: str = tokenizer.apply_chat_template(
-            list(messages),
+            shielded(messages, tokenizer, rendering),
             tokenize=False,
             add_generation_prompt=answer_next and not continued,
             continue_final_message=continued,
             **rendering.template_kwargs,
         )
+    except DataError:
+        raise
     except Exception as error:  # A template is a program: it can raise anything.
+        refusal = ControlText.of(tokenizer).plain(" ".join(str(error).split())) or type(error).__name__
         raise DataError(
-            f"the chat template refuses the messages: {' '.join(str(error).split()) or type(error).__name__}",
+            f"the chat template refuses the messages: {refusal}",
             fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE",
         ) from error
     return text

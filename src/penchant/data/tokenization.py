@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
+from penchant.data.control_text import ControlText, is_coded
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.special_tokens import SpecialTokens
@@ -151,13 +152,16 @@ def _empty(group: PreferenceGroup, candidate: int, found: str) -> _Problem:
 
 
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    if not unique:
-        return []
-    encoded: list[list[int]] = tokenizer(
-        list(unique), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )["input_ids"]
-    return [encoded[unique[text]] for text in texts]
+    unique = list(dict.fromkeys(texts))
+    coded = [text for text in unique if is_coded(text)]
+    plain = [text for text in unique if not is_coded(text)]
+    ids = dict(zip(coded, ControlText.of(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
+    if plain:
+        encoded: list[list[int]] = tokenizer(
+            plain, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+        ids |= zip(plain, encoded, strict=True)
+    return [ids[text] for text in texts]
 
 
 def _encode(
