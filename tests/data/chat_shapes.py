@@ -45,8 +45,8 @@ DEEPSEEK = (
 QWEN3 = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}"
-    ""
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}\nAnswer within <tool_call></tool_call>.<|im_end|>\n{% endif %}"
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}\nAnswer within <tool_call></tool_call>."
+    "<|im_end|>\n{% endif %}"
     "{% for m in messages %}{% if m.role == 'assistant' %}{% set content = m.content or '' %}"
     "{% set thought = m.reasoning_content or '' %}"
     "{% if '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"

@@ -191,7 +191,7 @@ def test_an_end_of_turn_written_behind_an_answer_stands_once() -> None:
     (tokenized,), report = tokenize_groups([group], tokenizer, max_length=1000)
     assert [tokenizer.decode(ids) for ids in tokenized.responses] == ["d<|im_end|>", "e<|im_end|>"]
     assert tokenizer.decode(tokenized.prompt).count("b<|im_end|>\n<|im_start|>user") == 1
-    assert report.counts == {"duplicate_end_of_turn_removed": 1}
+    assert report.counts == {"duplicate_end_of_turn_removed": 1, "earlier_assistant_turns_not_learnt": 1}
 
 
 def test_plain_text_is_parsed_as_ever() -> None:

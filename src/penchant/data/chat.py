@@ -10,6 +10,8 @@ from penchant.data.control_messages import message_events, shielded
 from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.special_tokens import SpecialTokens
+from penchant.data.turns import Turn, learnt_turns
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class GroupText:
         sequences: K texts, the prompt with each candidate.
         templated: whether a chat template made them.
         events: what happened on the way, by name.
+        turns: for each sequence, the assistant's turns that are learnt; None where all behind the prompt is one.
     """
 
     group: PreferenceGroup
@@ -36,6 +39,13 @@ class GroupText:
     sequences: tuple[str, ...]
     templated: bool
     events: tuple[str, ...] = ()
+    turns: tuple[tuple[Turn, ...] | None, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All texts that are tokenized: the prompt, the sequences, and where turns begin and end."""
+        turns = [turn for of in self.turns for turn in of or ()]
+        return (self.prompt, *self.sequences, *(part for t in turns for part in (t.before, t.through) if part))
 
 
 def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> GroupText:
@@ -57,8 +67,14 @@ def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rende
     if any(message["role"] != ASSISTANT for messages in turns for message in messages):
         events.append("other_roles_in_response")
     events += message_events([*prompt, *(message for messages in turns for message in messages)], tokenizer, rendering)
-    sequences = tuple(_render(_conversation(prompt, messages), tokenizer, rendering) for messages in turns)
-    return GroupText(group, prompt_text(prompt, tokenizer, rendering), sequences, True, tuple(events))
+    whole = [_conversation(prompt, messages) for messages in turns]
+    sequences = tuple(_render(messages, tokenizer, rendering) for messages in whole)
+    size = len(prompt) - ("assistant_message_continued" in events)
+    if any(message["role"] == ASSISTANT for message in prompt[:size]):
+        events.append(f"earlier_assistant_turns_{'' if rendering.learn == 'all' else 'not_'}learnt")
+    learnt = [_learnt(m, size, text, tokenizer, rendering, events) for m, text in zip(whole, sequences, strict=True)]
+    asked = prompt_text(prompt, tokenizer, rendering)
+    return GroupText(group, asked, sequences, True, tuple(dict.fromkeys(events)), tuple(learnt))
 
 
 def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> str:
@@ -96,6 +112,34 @@ def _conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[M
     begun, rest = prompt[-1], turns[0]
     whole: Message = {**begun, "content": begun["content"] + rest["content"]}
     return [*prompt[:-1], whole, *turns[1:]]
+
+
+def _learnt(
+    messages: Sequence[Message],
+    prompt: int,
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    events: list[str],
+) -> tuple[Turn, ...] | None:
+    """The turns of a conversation that are learnt; what is not found is not learnt, and noted."""
+
+    def render(part: Sequence[Message], answer_next: bool) -> str:
+        return _render(part, tokenizer, rendering, answer_next=answer_next)
+
+    ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(SpecialTokens.of(tokenizer).ends)]
+    located = learnt_turns(messages, prompt, rendering.learn, text, ends, render)
+    if located is None:
+        return None
+    turns, missing = located
+    if missing:
+        events.append("assistant_turn_without_bounds_not_learnt")
+    if not turns:
+        raise DataError(
+            "none of the assistant's turns is found in what the chat template writes of them",
+            fix="use a template that ends each turn with an end-of-turn token: data.chat_template=FILE",
+        )
+    return turns
 
 
 def _render(

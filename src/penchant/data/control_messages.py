@@ -60,7 +60,7 @@ def _contents(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _without_end(message: Message, tokenizer: PreTrainedTokenizerBase) -> Message:
-    content, end = message["content"], SpecialTokens.of(tokenizer).turn_end
+    content, end = message.get("content"), SpecialTokens.of(tokenizer).turn_end
     if message["role"] != "assistant" or not isinstance(content, str) or end is None:
         return message
     written = re.escape(str(tokenizer.convert_ids_to_tokens(end)))
