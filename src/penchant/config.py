@@ -55,8 +55,8 @@ class DataConfig(Section):
     )
     learn: Learn | None = Field(
         None,
-        description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all for sft, "
-        "last for preferences",
+        description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all "
+        "for sft, last for preferences",
     )
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
     truncation: Truncation = Field("error", description="what to do with longer rows")

@@ -221,6 +221,16 @@ def test_equal_turns_are_each_found_where_they_stand() -> None:
     assert runs(group, tokenizer) == ["yes<|eot_id|>"] * 3
 
 
+@pytest.mark.parametrize("rendering", [ALL, LAST])
+def test_two_answers_in_a_row_are_two_turns(rendering: Rendering) -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    group, events = tokenized(
+        tokenizer, (user("one?"),), (assistant("first"), assistant("second")), rendering=rendering
+    )
+    assert runs(group, tokenizer) == ["first<|im_end|>", "second<|im_end|>"]
+    assert events == {}
+
+
 def test_an_answer_that_goes_on_with_a_message_is_learnt_from_there() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     talk = (user("one?"), assistant("first"), user("two?"), assistant("sec"))

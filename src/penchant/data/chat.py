@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from penchant.data.control_messages import message_events, shielded
 from penchant.data.control_text import ControlText
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ASSISTANT = "assistant"
+Finish = Literal["closed", "asked", "open"]
+"""After the last message: nothing more, the beginning of the next answer, or its own end left out, to go on with it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Ren
         return prompt
     if not prompt:
         raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
-    return _render(prompt, tokenizer, rendering, answer_next=True)
+    return _render(prompt, tokenizer, rendering, "open" if prompt[-1]["role"] == ASSISTANT else "asked")
 
 
 def is_blank(candidate: Text) -> bool:
@@ -125,7 +127,7 @@ def _learnt(
     """The turns of a conversation that are learnt; what is not found is not learnt, and noted."""
 
     def render(part: Sequence[Message], answer_next: bool) -> str:
-        return _render(part, tokenizer, rendering, answer_next=answer_next)
+        return _render(part, tokenizer, rendering, "asked" if answer_next else "closed")
 
     ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(SpecialTokens.of(tokenizer).ends)]
     located = learnt_turns(messages, prompt, rendering.learn, text, ends, render)
@@ -146,8 +148,7 @@ def _render(
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     rendering: Rendering,
-    *,
-    answer_next: bool = False,
+    finish: Finish = "closed",
 ) -> str:
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -156,13 +157,12 @@ def _render(
             fix="use the chat model's own tokenizer, set tokenizer.chat_template, or name a file: "
             "data.chat_template=FILE",
         )
-    continued = answer_next and messages[-1]["role"] == ASSISTANT
     try:
         text: str = tokenizer.apply_chat_template(
             shielded(messages, tokenizer, rendering),
             tokenize=False,
-            add_generation_prompt=answer_next and not continued,
-            continue_final_message=continued,
+            add_generation_prompt=finish == "asked",
+            continue_final_message=finish == "open",
             **rendering.template_kwargs,
         )
     except DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
@@ -110,7 +111,7 @@ def _marked(pieces: Sequence[str], learnt: Sequence[bool] | None = None) -> str:
     shown = [piece.replace("\n", "↵\n") for piece in pieces]
     if learnt is None:
         return TOKEN_MARK.join(shown)
-    switches = (before != after for before, after in zip(learnt, learnt[1:], strict=False))
+    switches = (before != after for before, after in pairwise(learnt))
     marks = [BOUNDARY_MARK if switch else TOKEN_MARK for switch in switches]
     return "".join(part for pair in zip(shown, [*marks, ""], strict=True) for part in pair)
 
