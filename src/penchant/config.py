@@ -54,7 +54,9 @@ class DataConfig(Section):
         "text", description="what a control token written inside a message becomes: plain text, the token, or an error"
     )
     learn: Learn | None = Field(
-        None, description="assistant turns to learn from; null: all of them for sft, the last one for preferences"
+        None,
+        description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all "
+        "for sft, last for preferences",
     )
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
     truncation: Truncation = Field("error", description="what to do with longer rows")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from penchant.data.control_messages import message_events, shielded
+from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.special_tokens import SpecialTokens
+from penchant.data.turns import Turn, learnt_turns
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ASSISTANT = "assistant"
+Finish = Literal["closed", "asked", "open"]
+"""After the last message: nothing more, the beginning of the next answer, or its own end left out, to go on with it."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,12 @@ class GroupText:
 
     Attributes:
         group: where it comes from.
-        prompt: what stands before a response at inference.
+        prompt: what stands before a response at inference; control text of messages stands in codes, here and in the
+            sequences, for `ControlText.encode`.
         sequences: K texts, the prompt with each candidate.
         templated: whether a chat template made them.
         events: what happened on the way, by name.
+        turns: for each sequence, the assistant's turns that are learnt; None where all behind the prompt is one.
     """
 
     group: PreferenceGroup
@@ -33,6 +41,13 @@ class GroupText:
     sequences: tuple[str, ...]
     templated: bool
     events: tuple[str, ...] = ()
+    turns: tuple[tuple[Turn, ...] | None, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All texts that are tokenized: the prompt, the sequences, and where turns begin and end."""
+        turns = [turn for of in self.turns for turn in of or ()]
+        return (self.prompt, *self.sequences, *(part for t in turns for part in (t.before, t.through) if part))
 
 
 def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> GroupText:
@@ -53,8 +68,15 @@ def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rende
         events.append("assistant_message_continued")
     if any(message["role"] != ASSISTANT for messages in turns for message in messages):
         events.append("other_roles_in_response")
-    sequences = tuple(_render(_conversation(prompt, messages), tokenizer, rendering) for messages in turns)
-    return GroupText(group, prompt_text(prompt, tokenizer, rendering), sequences, True, tuple(events))
+    events += message_events([*prompt, *(message for messages in turns for message in messages)], tokenizer, rendering)
+    whole = [_conversation(prompt, messages) for messages in turns]
+    sequences = tuple(_render(messages, tokenizer, rendering) for messages in whole)
+    size = len(prompt) - ("assistant_message_continued" in events)
+    if any(message["role"] == ASSISTANT for message in prompt[:size]):
+        events.append(f"earlier_assistant_turns_{'' if rendering.learn == 'all' else 'not_'}learnt")
+    learnt = [_learnt(m, size, text, tokenizer, rendering, events) for m, text in zip(whole, sequences, strict=True)]
+    asked = prompt_text(prompt, tokenizer, rendering)
+    return GroupText(group, asked, sequences, True, tuple(dict.fromkeys(events)), tuple(learnt))
 
 
 def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> str:
@@ -63,7 +85,7 @@ def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Ren
         return prompt
     if not prompt:
         raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
-    return _render(prompt, tokenizer, rendering, answer_next=True)
+    return _render(prompt, tokenizer, rendering, "open" if prompt[-1]["role"] == ASSISTANT else "asked")
 
 
 def is_blank(candidate: Text) -> bool:
@@ -94,12 +116,39 @@ def _conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[M
     return [*prompt[:-1], whole, *turns[1:]]
 
 
+def _learnt(
+    messages: Sequence[Message],
+    prompt: int,
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    events: list[str],
+) -> tuple[Turn, ...] | None:
+    """The turns of a conversation that are learnt; what is not found is not learnt, and noted."""
+
+    def render(part: Sequence[Message], answer_next: bool) -> str:
+        return _render(part, tokenizer, rendering, "asked" if answer_next else "closed")
+
+    ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(SpecialTokens.of(tokenizer).ends)]
+    located = learnt_turns(messages, prompt, rendering.learn, text, ends, render)
+    if located is None:
+        return None
+    turns, missing = located
+    if missing:
+        events.append("assistant_turn_without_bounds_not_learnt")
+    if not turns:
+        raise DataError(
+            "none of the assistant's turns is found in what the chat template writes of them",
+            fix="use a template that ends each turn with an end-of-turn token: data.chat_template=FILE",
+        )
+    return turns
+
+
 def _render(
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     rendering: Rendering,
-    *,
-    answer_next: bool = False,
+    finish: Finish = "closed",
 ) -> str:
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -108,18 +157,20 @@ def _render(
             fix="use the chat model's own tokenizer, set tokenizer.chat_template, or name a file: "
             "data.chat_template=FILE",
         )
-    continued = answer_next and messages[-1]["role"] == ASSISTANT
     try:
         text: str = tokenizer.apply_chat_template(
-            list(messages),
+            shielded(messages, tokenizer, rendering),
             tokenize=False,
-            add_generation_prompt=answer_next and not continued,
-            continue_final_message=continued,
+            add_generation_prompt=finish == "asked",
+            continue_final_message=finish == "open",
             **rendering.template_kwargs,
         )
+    except DataError:
+        raise
     except Exception as error:  # A template is a program: it can raise anything.
+        refusal = ControlText.of(tokenizer).plain(" ".join(str(error).split())) or type(error).__name__
         raise DataError(
-            f"the chat template refuses the messages: {' '.join(str(error).split()) or type(error).__name__}",
+            f"the chat template refuses the messages: {refusal}",
             fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE",
         ) from error
     return text

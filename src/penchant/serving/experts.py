@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
@@ -36,8 +37,12 @@ class Expert:
         return text_after(self.tokenizer, prompt, tokens)
 
     def prompt(self, messages: Sequence[Message]) -> Ids:
-        """What the model reads: by its chat template; without one, the last message's text."""
-        text: Text = tuple(messages) if self.tokenizer.chat_template is not None else messages[-1]["content"]
+        """What the model reads: by its chat template; without one, the last message's text.
+
+        Control tokens that a client writes are text in both.
+        """
+        last = ControlText.of(self.tokenizer).coded(messages[-1]["content"])
+        text: Text = tuple(messages) if self.tokenizer.chat_template is not None else last
         return tokenize_prompts([text], self.tokenizer)[0]
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from penchant.config import RunConfig
+from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, shard
 from penchant.engine.heads import HeadedScorer, PreferenceHead, require_endings, save_head
@@ -141,8 +142,7 @@ def _headed(
     if world.size > 1:
         raise ConfigError("a preference head is trained in one process", fix="start it without torchrun")
     assert isinstance(scorer, (TreeScorer, PaddedScorer))
-    ends = {policy.tokenizer.eos_token_id, *(int(group.responses[0][-1]) for group in groups[:1])}
-    require_endings(groups, sorted(ends))
+    require_endings(groups, sorted(SpecialTokens.of(policy.tokenizer).ends))
     headed = add_head(config, policy, scorer)
     headed.head.to(world.device)
     return headed

@@ -183,7 +183,7 @@ def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) 
 
 
 def _targets(groups: MicroBatch) -> int:
-    return sum(len(response) for group in groups for response in group.responses)
+    return sum(sum(group.tokens) for group in groups)
 
 
 def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
