@@ -23,6 +23,7 @@ from penchant.cli_output import (
     Json,
     Length,
     Rows,
+    SaveDtype,
     Seed,
     Source,
     Split,
@@ -246,7 +247,7 @@ def generate(
 
 
 @app.command
-def merge(adapter: Path, output: Path) -> None:
+def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> None:
     """Merge a LoRA adapter into its base model, and write an ordinary model folder.
 
     Parameters
@@ -255,10 +256,12 @@ def merge(adapter: Path, output: Path) -> None:
         A run's output folder, or any PEFT adapter folder.
     output
         A new folder.
+    save_dtype
+        Of the weights written; auto is the base model's.
     """
     from penchant.engine.loading import merge_adapter
 
-    merge_adapter(str(adapter), output)
+    merge_adapter(str(adapter), output, save_dtype)
     teller(False)(f"{output}: merged")
 
 

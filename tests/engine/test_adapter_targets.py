@@ -86,6 +86,5 @@ def test_a_name_that_is_no_layer_is_answered_with_all_that_there_are():
     model = hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**_HEADS))
     with pytest.raises(ConfigError, match="no module is called q_prj") as refused:
         add(model, ["q_prj", "v_proj"])
-    assert refused.value.fix == (
-        "use all-linear, or names of the model's layers: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
-    )
+    listed = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    assert refused.value.fix == f"use all-linear, or names of the model's layers: {listed}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from penchant.data.tokenization import turn_end
+from penchant.engine.generation_ends import as_list
 from penchant.engine.gguf_reading import gguf_library
 from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
 from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
@@ -68,12 +70,14 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
     check_vocabulary(model, tokenizer, source)
     vocabulary = vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings, source)
     types = _types(library, model, stored)
+    ends = _further_ends(model, tokenizer)
 
     def write(aside: Path) -> None:
         writer = library.GGUFWriter(aside, model.config.model_type)
         try:
             _describe(library, writer, model, output.stem, stored)
             _add_tokenizer(writer, vocabulary, tokenizer)
+            _add_ends(writer, ends)
             _write_tensors(library, writer, model, types)
         finally:
             writer.close()
@@ -84,7 +88,7 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
         tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
         kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
         bytes=output.stat().st_size,
-        notes=vocabulary.notes,
+        notes=vocabulary.notes + _ends_notes(tokenizer, ends),
     )
 
 
@@ -164,6 +168,28 @@ def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTok
         )
     elif tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _further_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids beside eos that end a response; the chat template's end of turn first."""
+    configured = [] if model.generation_config is None else as_list(model.generation_config.eos_token_id)
+    turn = turn_end(tokenizer)
+    ends = dict.fromkeys([*([] if turn is None else [turn]), *configured])
+    return [end for end in ends if end != tokenizer.eos_token_id]
+
+
+def _add_ends(writer: Any, ends: Sequence[int]) -> None:
+    """llama.cpp stops at an end of turn and an end of message as it does at eos."""
+    for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False):
+        add(number)
+
+
+def _ends_notes(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list[str]:
+    """A GGUF file has room for two ends beside eos."""
+    if len(ends) <= 2:
+        return []
+    left_out = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(ends[2:]))
+    return [f"the model also ends a response with {left_out}; the file has no room for more than three ends"]
 
 
 def _write_tensors(library: Any, writer: Any, model: PreTrainedModel, types: dict[str, Any]) -> None:

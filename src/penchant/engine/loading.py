@@ -10,11 +10,14 @@ import torch
 
 from penchant.engine.adapter_loading import merge_adapter_into
 from penchant.engine.folders import whole_folder
-from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
+from penchant.engine.generation_ends import read_generation_config
+from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_ends, gguf_tokenizer, is_gguf
 from penchant.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from penchant.engine.saved_dtype import SaveDtype
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
@@ -82,6 +85,7 @@ def adapter_base(source: str) -> str | None:
 def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
     merged = merge_adapter_into(load_model(base, dtype=dtype), source)
     remove_dropout(merged)
+    read_generation_config(merged, source)
     return merged
 
 
@@ -99,6 +103,8 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
         )
     refuse_missing(source, report)
+    if model.generation_config is not None and (ends := gguf_ends(source)):
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     # The weights are ordinary ones now, to train and to save; an adapter on them must find its way back to the file.
     model.hf_quantizer.remove_quantization_config(model)
     model.name_or_path = model.config.name_or_path = source
@@ -106,18 +112,27 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def merge_adapter(source: str, output: Path) -> None:
+def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> None:
     """Write an adapter folder's base model with the adapter merged in, as an ordinary model folder.
+
+    Args:
+        save_dtype: of the weights written; merging is done in float32.
 
     Raises:
         ModelError: `source` is no adapter folder, or `output` is there already.
     """
+    from penchant.engine.saved_dtype import saved_dtype, write_dtype
+
     if adapter_base(source) is None:
         raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
     if output.exists():
         raise ModelError("it is there already", where=str(output), fix="name a new folder")
+    model = load_model(source)
+    stored = saved_dtype(source, save_dtype).fitting(dict(model.named_parameters()))
+    stored.round_weights(model)
     with whole_folder(output) as aside:
-        load_model(source).save_pretrained(aside)
+        model.save_pretrained(aside)
+        write_dtype(aside, stored.dtype)
         load_tokenizer(source).save_pretrained(aside)
 
 

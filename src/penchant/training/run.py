@@ -25,7 +25,7 @@ from penchant.training.batches import Given, Order, References, Source, Split
 from penchant.training.folder import check, release, take
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
-from penchant.training.model import Trained, load_trained
+from penchant.training.model import Trained, load_trained, trained_responses
 from penchant.training.needs import check_head, check_live_reference, check_references, check_sampled, fitted
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
@@ -136,6 +136,7 @@ def _prepare(
     if needs.mismatched:
         every = add_mismatched(every, settings.seed, longest)
     model = load_trained(config, tokenizer, every or inputs.train, world, tell)
+    model.policy.trained = trained_responses(config, inputs.train)
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
         tables = [own if table is None else table for table in tables]
