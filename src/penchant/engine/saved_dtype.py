@@ -73,8 +73,8 @@ def saved_dtype(source: str, choice: SaveDtype) -> SavedDtype:
         base = below
     stored = _of_gguf(base) if is_gguf(base) else _of_folder(Path(base))
     if stored is None:
-        configured = getattr(load_config(base, weights=False), "dtype", None)
-        stored = SavedDtype(configured if configured in _BY_NAME.values() else torch.float32)
+        configured = str(getattr(load_config(base, weights=False), "dtype", None)).removeprefix("torch.")
+        stored = SavedDtype(_BY_NAME.get(configured, torch.float32))
     return stored
 
 

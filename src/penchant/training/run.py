@@ -23,6 +23,7 @@ from penchant.objectives import Fitted
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
 from penchant.training.folder import check, release, take
+from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained, trained_responses
@@ -65,11 +66,12 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     inputs, tokenizer, limit = read_run(config, world.size, tell)
-    begun = check(config, inputs.fingerprint, resume=resume)
+    begun = check(config, inputs.fingerprint, resume=resume, tell=tell)
+    hashes = input_hashes(config) if world.is_main and not begun else {}
     loop, model = _prepare(config, world, inputs, tokenizer, limit, tell)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not begun:
-        take(config, inputs.fingerprint, inputs.notes)
+        take(config, inputs.fingerprint, inputs.notes, hashes)
     world.barrier()
     if begun:
         loop.resume()
