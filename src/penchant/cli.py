@@ -34,6 +34,7 @@ from penchant.cli_output import (
     teller,
 )
 from penchant.cli_plan import plan
+from penchant.cli_push import push
 from penchant.cli_rank import rank, score
 from penchant.cli_recipe import recipe, recommend
 from penchant.cli_serve import serve
@@ -52,6 +53,7 @@ app.command(data)
 app.command(compare)
 app.command(export)
 app.command(plan)
+app.command(push)
 app.command(rank)
 app.command(recipe)
 app.command(recommend)
@@ -260,8 +262,10 @@ def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> Non
         Of the weights written; auto is the base model's.
     """
     from penchant.engine.loading import merge_adapter
+    from penchant.training.model_card import write_merged_card
 
     merge_adapter(str(adapter), output, save_dtype)
+    write_merged_card(adapter, output)
     teller(False)(f"{output}: merged")
 
 

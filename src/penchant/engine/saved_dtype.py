@@ -92,6 +92,19 @@ def write_dtype(folder: Path, dtype: torch.dtype) -> None:
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def stored_types(source: Path) -> list[str]:
+    """Types of the weights in a folder's safetensors or in a GGUF file, that of most first; ``float32``, ``Q4_1``."""
+    sizes: Counter[str] = Counter()
+    if source.is_file():
+        for tensor in gguf_library().GGUFReader(source).tensors:
+            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+        return [name for name, _ in sizes.most_common()]
+    for file in source.glob("*.safetensors"):
+        for _, kind, elements in _header(file):
+            sizes[str(_BY_SAFETENSORS.get(kind, kind)).removeprefix("torch.")] += elements
+    return [name for name, _ in sizes.most_common()]
+
+
 def _of_folder(folder: Path) -> SavedDtype | None:
     """From the headers of a folder's safetensors; None where it has none."""
     by_name: dict[str, torch.dtype] = {}
@@ -118,8 +131,5 @@ def _header(file: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def _of_gguf(source: str) -> SavedDtype:
-    sizes: Counter[str] = Counter()
-    for tensor in gguf_library().GGUFReader(source).tensors:
-        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
-    commonest = sizes.most_common(1)[0][0] if sizes else ""
-    return SavedDtype(_BY_GGUF.get(commonest, torch.float32))
+    types = stored_types(Path(source))
+    return SavedDtype(_BY_GGUF.get(types[0], torch.float32) if types else torch.float32)

@@ -8,6 +8,7 @@ OUTPUT/
     checkpoints/            to resume from
     best/                   the best model by held-out evaluation, where it was evaluated during training
     model.safetensors, ...  the final model, in Hugging Face format (or the adapter, in PEFT's)
+    README.md               model card, with Hugging Face metadata
     evaluation.json         held-out preference metrics before and after
     report.html
 """

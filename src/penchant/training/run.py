@@ -27,6 +27,7 @@ from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained, trained_responses
+from penchant.training.model_card import write_model_card
 from penchant.training.needs import check_head, check_live_reference, check_references, check_sampled, fitted
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
@@ -84,6 +85,8 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
             release(config)
         raise
     model.save(Path(config.output), world)
+    if world.is_main:
+        write_model_card(Path(config.output), config)
     if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
         tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
 
