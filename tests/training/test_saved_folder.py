@@ -1,4 +1,4 @@
-"""A finished run's folder: it stops where training said, in its base's dtype, and its numbers are the saved weights'."""
+"""A finished run's folder: it stops where training said, and its dtype and numbers are those of its weights."""
 
 from __future__ import annotations
 

@@ -205,9 +205,7 @@ def _held_out(folder: Path, weights: Path, config: RunConfig) -> tuple[list[tupl
         rows.append(("reward_accuracy", "", choosing))
     types = stored_types(weights)
     if rows and config.lora is None and types != ["float32"]:
-        notes.append(
-            f"Measured on the weights as they were saved, in {', '.join(types)}; while training they are float32."
-        )
+        notes.append(f"Measured on the weights as saved, in {', '.join(types)}; metrics.jsonl holds float32's numbers.")
     return rows, notes
 
 

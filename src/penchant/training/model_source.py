@@ -74,9 +74,8 @@ def card_metadata(file: Path | None) -> dict[str, Any]:
     """The YAML in front of a card; empty where there is none, or none that can be read."""
     if file is None or not file.is_file():
         return {}
-    match = re.match(
-        r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---", file.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-    )
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    match = re.match(r"\s*---[ \t]*\n(.*?)\n---", text, re.DOTALL)
     try:
         values = yaml.safe_load(match[1]) if match else {}
     except yaml.YAMLError:
