@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.gguf_reading import gguf_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,6 +102,12 @@ def read_generation_config(model: PreTrainedModel, folder: str) -> None:
 
     if model.can_generate() and (Path(folder) / FILE).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def read_gguf_ends(model: PreTrainedModel, source: str) -> None:
+    """End a model's responses where its GGUF file says: transformers reads eos alone."""
+    if model.generation_config is not None and (ends := gguf_ends(source)):
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def as_list(ids: int | Sequence[int] | None) -> list[int]:

@@ -10,8 +10,8 @@ import torch
 
 from penchant.engine.adapter_loading import merge_adapter_into
 from penchant.engine.folders import whole_folder
-from penchant.engine.generation_ends import read_generation_config
-from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_ends, gguf_tokenizer, is_gguf
+from penchant.engine.generation_ends import read_generation_config, read_gguf_ends
+from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
 from penchant.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
         )
     refuse_missing(source, report)
-    if model.generation_config is not None and (ends := gguf_ends(source)):
-        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    read_gguf_ends(model, source)
     # The weights are ordinary ones now, to train and to save; an adapter on them must find its way back to the file.
     model.hf_quantizer.remove_quantization_config(model)
     model.name_or_path = model.config.name_or_path = source
@@ -113,10 +112,7 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> None:
-    """Write an adapter folder's base model with the adapter merged in, as an ordinary model folder.
-
-    Args:
-        save_dtype: of the weights written; merging is done in float32.
+    """Write an adapter folder's base model with the adapter merged in, in float32, as an ordinary model folder.
 
     Raises:
         ModelError: `source` is no adapter folder, or `output` is there already.
