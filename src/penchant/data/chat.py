@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, is_blank, spoken
 from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.template import Template, on_day
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ASSISTANT = "assistant"
+__all__ = ["GroupText", "group_text", "is_blank", "prompt_text"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,16 @@ def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rende
     prompt = group.prompt
     if isinstance(prompt, str):
         return GroupText(group, prompt, tuple(_joined(prompt, c, k) for k, c in enumerate(group.candidates)), False)
-    turns = [_messages(candidate) for candidate in group.candidates]
-    events = []
-    if prompt and prompt[-1]["role"] == ASSISTANT:
+    turns = [spoken(candidate) for candidate in group.candidates]
+    events, context = [], context_of(prompt)
+    if prompt and _is_begun(prompt[-1]):
         events.append("assistant_message_continued")
     if any(message["role"] != ASSISTANT for messages in turns for message in messages):
         events.append("other_roles_in_response")
-    sequences = tuple(_render(_conversation(prompt, messages), tokenizer, rendering) for messages in turns)
+    whole = [_conversation(prompt, messages) for messages in turns]
+    sequences = tuple(_render(messages, context, tokenizer, rendering) for messages in whole)
+    template = Template.of(tokenizer, bool(context.tools))
+    events += dict.fromkeys(event for messages in whole for event in template.ignored(messages, rendering, context))
     return GroupText(group, prompt_text(prompt, tokenizer, rendering), sequences, True, tuple(events))
 
 
@@ -63,14 +68,7 @@ def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Ren
         return prompt
     if not prompt:
         raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
-    return _render(prompt, tokenizer, rendering, answer_next=True)
-
-
-def is_blank(candidate: Text) -> bool:
-    """Whether a candidate holds nothing but white space."""
-    if isinstance(candidate, str):
-        return not candidate.strip()
-    return not any(message["content"].strip() for message in candidate)
+    return _render(prompt, context_of(prompt), tokenizer, rendering, answer_next=True)
 
 
 def _joined(prompt: str, candidate: Text, k: int) -> str:
@@ -82,20 +80,22 @@ def _joined(prompt: str, candidate: Text, k: int) -> str:
     )
 
 
-def _messages(candidate: Text) -> tuple[Message, ...]:
-    return (Message(role=ASSISTANT, content=candidate),) if isinstance(candidate, str) else candidate
+def _is_begun(last: Message) -> bool:
+    """Whether a prompt's last message is an answer to go on with; a call is whole."""
+    return last["role"] == ASSISTANT and not last.get("tool_calls")
 
 
 def _conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
-    if not prompt or prompt[-1]["role"] != ASSISTANT or turns[0]["role"] != ASSISTANT:
+    if not prompt or not _is_begun(prompt[-1]) or turns[0]["role"] != ASSISTANT:
         return [*prompt, *turns]
     begun, rest = prompt[-1], turns[0]
-    whole: Message = {**begun, "content": begun["content"] + rest["content"]}
+    whole: Message = {**begun, **rest, "content": content_of(begun) + content_of(rest)}
     return [*prompt[:-1], whole, *turns[1:]]
 
 
 def _render(
     messages: Sequence[Message],
+    context: Context,
     tokenizer: PreTrainedTokenizerBase,
     rendering: Rendering,
     *,
@@ -108,18 +108,29 @@ def _render(
             fix="use the chat model's own tokenizer, set tokenizer.chat_template, or name a file: "
             "data.chat_template=FILE",
         )
-    continued = answer_next and messages[-1]["role"] == ASSISTANT
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=answer_next and not continued,
-            continue_final_message=continued,
-            **rendering.template_kwargs,
+    continued = answer_next and _is_begun(messages[-1])
+    template = Template.of(tokenizer, bool(context.tools))
+    if any(message.get("tool_calls") for message in messages) and not template.mentions("tool_calls"):
+        raise DataError(
+            "the messages have tool calls, and the chat template writes none",
+            fix="use a template that does: data.chat_template=FILE; or leave these rows out, counted: "
+            "data.refused=drop",
         )
+    try:
+        with on_day(template.source, rendering.date):
+            text: str = tokenizer.apply_chat_template(
+                template.messages(messages),
+                tools=[dict(tool) for tool in context.tools] or None,
+                documents=[dict(document) for document in context.documents] or None,
+                tokenize=False,
+                add_generation_prompt=answer_next and not continued,
+                continue_final_message=continued,
+                **template.variables(rendering, context),
+            )
     except Exception as error:  # A template is a program: it can raise anything.
         raise DataError(
             f"the chat template refuses the messages: {' '.join(str(error).split()) or type(error).__name__}",
-            fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE",
+            fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE; or "
+            "leave these rows out, counted: data.refused=drop",
         ) from error
     return text

@@ -18,6 +18,9 @@ RANKS = ("ranks", "ranking", "rank")
 PREFERRED = ("preferred", "best")
 WORTH = ("pairwise", "scores", *RANKS, *PREFERRED)
 NOT_OURS = ("pairwise", "ranking", "rank", "best")
+BESIDE = ("system", "tools", "documents", "chat_template_kwargs")
+"""Columns of any format that go to the chat template."""
+
 RATINGS = ("overall_score", "fine-grained_score", "score")
 
 
@@ -48,7 +51,7 @@ def _comparison(cell: Cell, k: int) -> tuple[int, int]:
 
 
 def is_prompts(row: Values) -> bool:
-    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source"}
+    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source", *BESIDE}
 
 
 def prompts(row: Row) -> Converted:

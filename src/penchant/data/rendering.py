@@ -33,5 +33,29 @@ class Rendering:
     learn: Learn = "last"
 
 
+RESERVED = {
+    **dict.fromkeys(("messages", "conversation"), "is the row's messages"),
+    **dict.fromkeys(("tools", "documents"), "is a column of the data"),
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), "is set where a response begins"),
+    "chat_template": "is data.chat_template",
+    "strftime_now": "is the date: data.date",
+    **dict.fromkeys(
+        (
+            "tokenize",
+            "sanitize_control_tokens",
+            "padding",
+            "truncation",
+            "max_length",
+            "return_tensors",
+            "return_dict",
+            "return_assistant_tokens_mask",
+            "tokenizer_kwargs",
+        ),
+        "is the tokenizer's, not the template's",
+    ),
+}
+"""Names that a chat template's variables cannot have: why."""
+
+
 PLAIN = Rendering()
 """The defaults."""

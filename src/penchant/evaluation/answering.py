@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.messages import context_of
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.distribution import local_device
@@ -30,7 +31,7 @@ class Answers:
 
     def to_json(self) -> dict[str, Any]:
         pairs = zip(self.prompts, self.responses, strict=True)
-        return {"answers": [{"prompt": prompt, "responses": list(responses)} for prompt, responses in pairs]}
+        return {"answers": [{**_row(prompt), "responses": list(responses)} for prompt, responses in pairs]}
 
     @property
     def table(self) -> Table:
@@ -41,6 +42,10 @@ class Answers:
         for prompt, responses in zip(self.prompts, self.responses, strict=True):
             table.add_row(Plain(as_text(prompt)), Plain("\n\n".join(responses)))
         return table
+
+
+def _row(prompt: Text) -> dict[str, Any]:
+    return {"prompt": prompt, **context_of(prompt).columns()}
 
 
 def read_prompts(source: str) -> list[Text]:

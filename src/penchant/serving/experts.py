@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.messages import content_of
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.data.trees import pack
@@ -34,9 +35,9 @@ class Expert:
     def decode(self, prompt: Ids, tokens: Sequence[int]) -> str:
         return text_after(self.tokenizer, prompt, tokens)
 
-    def prompt(self, messages: Sequence[Message]) -> Ids:
+    def prompt(self, messages: tuple[Message, ...]) -> Ids:
         """What the model reads: by its chat template; without one, the last message's text."""
-        text: Text = tuple(messages) if self.tokenizer.chat_template is not None else messages[-1]["content"]
+        text: Text = messages if self.tokenizer.chat_template is not None else content_of(messages[-1])
         return tokenize_prompts([text], self.tokenizer)[0]
 
     @torch.no_grad()
