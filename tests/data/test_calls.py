@@ -75,7 +75,8 @@ SPELLINGS: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
     ("OpenAI", {"messages": OPENAI, "tools": [TOOL]},
      (USER, {"role": "assistant", "tool_calls": [call("Rome", id="c1")]},
       {**RESULT, "tool_call_id": "c1", "name": "weather"})),
-    ("TRL", {"prompt": [USER], "completion": [calling("Rome"), RESULT, ANSWER], "tools": json.dumps([SCHEMA])}, (USER,)),
+    ("TRL", {"prompt": [USER], "completion": [calling("Rome"), RESULT, ANSWER], "tools": json.dumps([SCHEMA])},
+     (USER,)),
     ("LLaMA-Factory", {"conversations": TURNS, "tools": json.dumps([SCHEMA])}, (USER, CALLED, RESULT)),
     ("ms-swift", {"messages": SWIFT, "tools": json.dumps([json.dumps(SCHEMA)])}, (USER, CALLED, RESULT)),
     ("OpenAI's functions", {"messages": OLD, "tools": [{"type": "function", **SCHEMA}]},
@@ -119,7 +120,7 @@ def test_a_call_turn_that_is_no_json_stays_text_and_is_counted(read: Any) -> Non
         (
             {"prompt": [USER], "completion": [{"role": "assistant", "tool_calls": [
                 {"function": {"name": "weather", "arguments": "{city}"}}]}]},
-            "column 'completion[0].tool_calls[0].function.arguments' is text, \"{city}\"; expected the call's arguments",
+            "column 'completion[0].tool_calls[0].function.arguments' is text, \"{city}\"; expected the call's arg",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]},
          "column 'messages[0].content[0].type' is text, \"image_url\"; expected parts of type text"),
