@@ -85,6 +85,13 @@ class Template:
         return {"tool_calls": [{**call, "function": called} for call, called in zip(calls, functions, strict=True)]}
 
 
+def writes_today(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template of the tokenizer reads the clock."""
+    found = tokenizer.chat_template
+    sources = list(found.values()) if isinstance(found, dict) else [found]
+    return any(Template(source).writes_today for source in sources if source is not None)
+
+
 @contextmanager
 def on_day(source: str, day: str | None) -> Iterator[None]:
     """The template's clock stands at midnight of this day, as in ``2026-11-30``; None leaves it running."""
