@@ -1,4 +1,4 @@
-"""Rows that the chat template refuses, or the tokenizer cannot read: an error with their names, or dropped and counted."""
+"""Rows that the chat template or the tokenizer refuses: an error that names them, or dropped and counted."""
 
 from __future__ import annotations
 

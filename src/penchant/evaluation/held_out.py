@@ -80,6 +80,8 @@ def score(
         tell: called with what happened to rows.
     """
     reading = reading.on_one_day(model, tell)
+    if reference is not None:
+        reading = reading.on_one_day(reference, tell)
     policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized = read_held_out(policy, model, groups, reading, tell)
     log_probs = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype, tell)
