@@ -145,6 +145,13 @@ def test_parts_of_type_text_stay_parts(read: Any) -> None:
     assert as_text(group.prompt) == "user: Rain in\nRome?"
 
 
+def test_tools_that_stand_in_the_system_text_too_are_counted(read: Any) -> None:
+    system = {"role": "system", "content": f"<tools>{json.dumps(SCHEMA)}</tools>"}
+    found = read({"messages": [system, USER, ANSWER], "tools": json.dumps([SCHEMA])})
+    assert any("data.columns={unused: tools}" in note for note in found.notes)
+    read({"messages": [USER, ANSWER], "tools": "weather"}, columns={"unused": "tools"})
+
+
 def test_empty_columns_are_none(read: Any) -> None:
     (group,) = read({"messages": [USER, ANSWER], "tools": "[]", "documents": [], "chat_template_kwargs": {}}).groups
     assert context_of(group.prompt).columns() == {}

@@ -77,7 +77,11 @@ def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any) -> None:
 
 def test_no_day_is_kept_where_no_template_writes_one(write_config: Any, clock: Any) -> None:
     clock(FIRST)
-    assert kept_day(train(load_config(write_config(training={"max_steps": 1})))) is None
+    file = write_config(training={"max_steps": 1})
+    assert kept_day(train(load_config(file))) is None
+    told: list[str] = []
+    train(load_config(file, [f"data.date={NEXT}", "output=" + str(file.parent / "other")]), tell=told.append)
+    assert f"data.date is {NEXT}, and no chat template of this run writes a date" in told
 
 
 def test_a_run_is_measured_and_asked_on_its_day(dated: Path, conversations: Path, clock: Any) -> None:

@@ -14,6 +14,11 @@ from penchant.data.messages import Message, content_of, in_context
 AS_MESSAGES = "plain prompt and responses read as messages, for a system text, tools or documents stand beside them"
 """The event; where it happened to one row, the others are read the same way."""
 
+TOOLS_TWICE = (
+    "tools stand in the system text and in a column, so most chat templates write them twice; to leave the column out: "
+    "data.columns={unused: tools}"
+)
+
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -32,6 +37,8 @@ def with_beside(group: PreferenceGroup, row: Row) -> PreferenceGroup:
         group = plain_as_messages(group)
     assert not isinstance(group.prompt, str)
     prompt = group.prompt if system is None else _with_system(system, group.prompt)
+    if found.tools and prompt and prompt[0]["role"] in SYSTEM and "<tools>" in content_of(prompt[0]):
+        row.ledger.count(TOOLS_TWICE, row.where)
     return replace(group, prompt=in_context(prompt, found))
 
 

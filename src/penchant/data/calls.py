@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 from penchant.data.fields import Cell, Row
 from penchant.data.messages import Context, Function, ToolCall
 from penchant.data.rendering import RESERVED
+from penchant.errors import DataError
+
+BESIDE = ("system", "tools", "documents", "chat_template_kwargs")
+"""Columns of any format that go to the chat template."""
 
 THOUGHT_ENDS = "</think>"
 
@@ -97,7 +102,7 @@ def _tool(cell: Cell) -> Mapping[str, Any]:
     if not isinstance(tool.get("name"), str):
         if "type" in tool:  # A server's own, as a web search: templates that know it read its type.
             return tool
-        raise cell.refusal('a tool, as in {"type": "function", "function": {"name": ..., "parameters": {...}}}')
+        raise _refusal(cell, 'a tool, as in {"type": "function", "function": {"name": ..., "parameters": {...}}}')
     if tool.get("type") == "function":
         del tool["type"]
     return {"type": "function", "function": tool}
@@ -109,14 +114,14 @@ def _variables(cell: Cell) -> Mapping[str, Any]:
     variables = _object(cell, "an object of variables for the chat template")
     for name in variables:
         if name in RESERVED:
-            raise cell.refusal(f"no variable '{name}', which {RESERVED[name]}")
+            raise _refusal(cell, f"no variable '{name}', which {RESERVED[name]}")
     return variables
 
 
 def _object(cell: Cell, expected: str) -> Mapping[str, Any]:
     value = _parsed(cell, expected).value
     if not isinstance(value, dict):
-        raise cell.refusal(expected)
+        raise _refusal(cell, expected)
     return value
 
 
@@ -127,4 +132,9 @@ def _parsed(cell: Cell, expected: str) -> Cell:
     try:
         return Cell(json.loads(cell.text()), cell.column, cell.row)
     except (ValueError, RecursionError) as error:
-        raise cell.refusal(expected) from error
+        raise (_refusal(cell, expected) if cell.column in BESIDE else cell.refusal(expected)) from error
+
+
+def _refusal(cell: Cell, expected: str) -> DataError:
+    column = re.split(r"[.\[]", cell.column)[0]
+    return cell.refusal(expected, f"correct it, or leave the column out: data.columns={{unused: {column}}}")

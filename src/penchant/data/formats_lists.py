@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from penchant.data.calls import BESIDE
 from penchant.data.conversations import joined, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup
@@ -18,9 +19,6 @@ RANKS = ("ranks", "ranking", "rank")
 PREFERRED = ("preferred", "best")
 WORTH = ("pairwise", "scores", *RANKS, *PREFERRED)
 NOT_OURS = ("pairwise", "ranking", "rank", "best")
-BESIDE = ("system", "tools", "documents", "chat_template_kwargs")
-"""Columns of any format that go to the chat template."""
-
 RATINGS = ("overall_score", "fine-grained_score", "score")
 
 

@@ -87,9 +87,18 @@ class Template:
 
 def writes_today(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template of the tokenizer reads the clock."""
+    return any(template.writes_today for template in _all(tokenizer))
+
+
+def takes_a_day(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template of the tokenizer writes a day that can be set."""
+    return any(template.writes_today or template.mentions(DATE_STRING) for template in _all(tokenizer))
+
+
+def _all(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
     found = tokenizer.chat_template
     sources = list(found.values()) if isinstance(found, dict) else [found]
-    return any(Template(source).writes_today for source in sources if source is not None)
+    return [Template(source) for source in sources if source is not None]
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -13,6 +14,9 @@ from penchant.data.rendering import Rendering
 from penchant.data.template import writes_today
 from penchant.engine.loading import load_tokenizer
 from penchant.errors import PenchantError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def recorded_day(folder: str | Path) -> str | None:
@@ -26,21 +30,17 @@ def recorded_day(folder: str | Path) -> str | None:
     return None if day is None else str(day)
 
 
-def write_today(models: Iterable[tuple[str, str | None]]) -> bool:
-    """Whether a model's chat template writes today's date.
+def tokenizers(models: Iterable[tuple[str, str | None]]) -> Iterator[PreTrainedTokenizerBase]:
+    """The models' tokenizers, one after another; what cannot be loaded is refused elsewhere.
 
     Args:
-        models: folders or hub ids, each with a template's file that stands for its own; what cannot be loaded is
-            refused elsewhere.
+        models: folders or hub ids, each with a template's file that stands for its own.
     """
     for source, template in models:
         try:
-            tokenizer = load_tokenizer(source, chat_template=template)
+            yield load_tokenizer(source, chat_template=template)
         except PenchantError:
             continue
-        if writes_today(tokenizer):
-            return True
-    return False
 
 
 def today() -> str:
@@ -56,7 +56,7 @@ def on_one_day(
     Args:
         chat_template: a template's file that stands for the model's own.
     """
-    if rendering.date is not None or not write_today([(model, chat_template)]):
+    if rendering.date is not None or not any(map(writes_today, tokenizers([(model, chat_template)]))):
         return rendering
     day = recorded_day(model)
     tell(f"the chat template writes {day or today()} as today's date" + (", as the run did" if day else ""))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from penchant.config import RunConfig
-from penchant.evaluation.dates import recorded_day, today, write_today
+from penchant.data.template import takes_a_day, writes_today
+from penchant.evaluation.dates import recorded_day, today, tokenizers
 from penchant.training.references import reference_sources
 
 
@@ -28,14 +29,24 @@ def with_day(config: RunConfig, day: str | None) -> RunConfig:
 
 def run_writes_today(config: RunConfig) -> bool:
     """Whether a chat template of the run's models writes today's date: policy, references or reward model."""
+    return any(map(writes_today, tokenizers(_models(config))))
+
+
+def _models(config: RunConfig) -> list[tuple[str, str | None]]:
     template = config.data.chat_template
-    models = [(source, template) for source in dict.fromkeys([config.model, *reference_sources(config)]) if source]
+    models: list[tuple[str, str | None]] = [
+        (source, template) for source in dict.fromkeys([config.model, *reference_sources(config)]) if source
+    ]
     if config.reward is not None and config.reward.model is not None:
         models.append((config.reward.model, None))
-    return write_today(models)
+    return models
 
 
 def day_note(config: RunConfig) -> list[str]:
     """A line for people, where a day is set."""
     day = config.data.date
-    return [] if day is None else [f"chat templates that write today's date write {day}, also when this run is resumed"]
+    if day is None:
+        return []
+    if not any(map(takes_a_day, tokenizers(_models(config)))):
+        return [f"data.date is {day}, and no chat template of this run writes a date"]
+    return [f"the chat template writes {day} as today's date, also when this run is resumed"]
