@@ -55,7 +55,9 @@ class DataConfig(Section):
         "text", description="what a control token written inside a message becomes: plain text, the token, or an error"
     )
     learn: Learn | None = Field(
-        None, description="assistant turns to learn from; null: all of them for sft, the last one for preferences"
+        None,
+        description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all "
+        "for sft, last for preferences",
     )
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
     truncation: Truncation = Field("error", description="what to do with longer rows")
@@ -103,7 +105,10 @@ class LoraConfig(Section):
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="module names (the output head and the embedding too), a regular expression, or all-linear",
+    )
 
 
 class TrainingConfig(Section):

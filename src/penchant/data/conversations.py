@@ -208,7 +208,10 @@ def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> t
 def last_turn(conversation: Conversation, cell: Cell) -> tuple[Conversation, tuple[Text, ...]]:
     """A conversation's prompt and its last message, the one response."""
     if any(turn["role"] == "assistant" for turn in conversation[:-1]):
-        cell.row.ledger.count("earlier assistant turns read as prompt; only the last is the response", cell.row.where)
+        cell.row.ledger.count(
+            "the last assistant turn is the response, earlier ones are its prompt; data.learn=all learns them too",
+            cell.row.where,
+        )
     return split_off([conversation], [cell])
 
 

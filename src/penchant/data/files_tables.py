@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from penchant.data.files_text import Rows
-from penchant.errors import DataError
+from penchant.errors import DataError, reason_of
 
 
 def parquet_file(stream: BinaryIO, name: str) -> Rows:
@@ -29,7 +29,7 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         after = f" after row {number}" if number else ""
         raise DataError(
-            f"a broken Parquet file{after}: {_first_line(error)}", where=name, fix="copy or write it again"
+            f"a broken Parquet file{after}: {reason_of(error)}", where=name, fix="copy or write it again"
         ) from error
 
 
@@ -46,7 +46,7 @@ def saved_folder(folder: Path, split: str | None) -> Rows:
     # The library raises whatever its parts do; a folder that it cannot load is the user's to mend.
     except Exception as error:
         raise DataError(
-            f"a `datasets` folder that does not load: {_first_line(error)}",
+            f"a `datasets` folder that does not load: {reason_of(error)}",
             where=folder.name,
             fix="save it again with save_to_disk",
         ) from error
@@ -61,7 +61,7 @@ def hub_dataset(source: str, split: str | None) -> Rows:
     # Offline, absent, gated, broken: the library has no common class for them.
     except Exception as error:
         raise DataError(
-            f"no file or folder of this name here, and the hub did not give a data set: {_first_line(error)}",
+            f"no file or folder of this name here, and the hub did not give a data set: {reason_of(error)}",
             where=source,
             fix=f"name a local file; or download it first: hf download --repo-type dataset {source} --local-dir DIR",
         ) from error
@@ -112,7 +112,3 @@ def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
 
 def no_splits(split: str, name: str) -> DataError:
     return DataError(f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave split out")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from penchant.engine.adapter_loading import merge_adapter_into
 from penchant.engine.folders import whole_folder
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
-from penchant.errors import ModelError
+from penchant.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,20 +67,22 @@ def adapter_base(source: str) -> str | None:
     if not file.is_file():
         return None
     try:
-        base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise ModelError("the adapter does not say which model it belongs to", where=str(file)) from error
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not isinstance(base, str) or not base:
+            raise ValueError("no name")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "the adapter does not say which model it belongs to",
+            where=str(file),
+            fix="set base_model_name_or_path in it to the base model's folder or hub id",
+        ) from error
     return base
 
 
 def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
-    from peft import PeftModel
-
-    model = load_model(base, dtype=dtype)
-    with explained(source):
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, source).merge_and_unload()
+    merged = merge_adapter_into(load_model(base, dtype=dtype), source)
     remove_dropout(merged)
-    return merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
+    return merged
 
 
 def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -159,6 +162,8 @@ def _tokenizer_there(source: str) -> PreTrainedTokenizerBase:
     _check_there(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
+        if (base := adapter_base(source)) is not None:
+            return _tokenizer_there(base)
         raise ModelError(
             "the folder has no tokenizer",
             where=source,
@@ -273,7 +278,6 @@ class explained:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, ModelError):
             return
-        text = (str(error).strip() or type(error).__name__).split("\n")[0]
         if not Path(self.source).exists():
             raise ModelError(
                 "this is no local folder, and the model hub did not give it",
@@ -282,5 +286,5 @@ class explained:
             ) from error
         kind = "file" if Path(self.source).is_file() else "folder"
         raise ModelError(
-            f"it cannot be loaded: {text}", where=self.source, fix=f"get the whole {kind} again"
+            f"it cannot be loaded: {reason_of(error)}", where=self.source, fix=f"get the whole {kind} again"
         ) from error

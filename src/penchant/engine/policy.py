@@ -68,11 +68,10 @@ class Policy:
         if world.is_main:
             aside = folder / ".writing-model"
             shutil.rmtree(aside, ignore_errors=True)
-            tied = getattr(self.model, "all_tied_weights_keys", {})
             weights = {
                 name: tensor.to(dtype) if tensor.is_floating_point() else tensor
                 for name, tensor in weights.items()
-                if name not in tied
+                if not _is_tied(self.model, name)
             }
             if self.adapters is not None:
                 prefix = "base_model.model."
@@ -80,7 +79,8 @@ class Policy:
                 base = self.adapters.peft_config["default"].base_model_name_or_path
                 if base and Path(base).exists():
                     self.adapters.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
-                self.adapters.save_pretrained(aside, state_dict=adapters)
+                # The base's embedding stays as it is: under an adapter it need not be written, nor rounded to `dtype`.
+                self.adapters.save_pretrained(aside, state_dict=adapters, save_embedding_layers=False)
             else:
                 self.model.save_pretrained(aside, state_dict=weights)
             self.tokenizer.save_pretrained(aside)
@@ -88,6 +88,15 @@ class Policy:
                 os.replace(file, folder / file.name)
             aside.rmdir()
         world.barrier()
+
+
+def _is_tied(model: nn.Module, name: str) -> bool:
+    """Whether a weight is another's, by the model's own list and in fact."""
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    if name not in ties:
+        return False
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return name in parameters and parameters[name] is parameters.get(ties[name])
 
 
 def _full_weights(scorer: nn.Module, model: nn.Module, world: World) -> dict[str, Tensor]:

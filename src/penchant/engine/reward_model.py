@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from penchant.engine.adapter_loading import merge_adapter_into
 from penchant.engine.loading import adapter_base, check_folder, explained, refuse_missing, remove_dropout
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_HEADS = ("lm_head", "embed_out")
+"""Names of language models' output heads."""
 
 
 def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -45,12 +49,7 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
             **({"num_labels": 1} if base else {}),
         )
     if base is not None:
-        from peft import PeftModel
-
-        with explained(source):
-            # The adapter brings the head.
-            model = PeftModel.from_pretrained(model, source).merge_and_unload()
-        model.requires_grad_(True)
+        model = merge_adapter_into(model, source)  # The adapter brings the head.
     else:
         refuse_missing(source, report)
     if model.config.pad_token_id is None:
@@ -94,13 +93,8 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
 
 def _with_backbone_of(source: str, model: PreTrainedModel) -> PreTrainedModel:
     """Merge a language model's adapter folder into a reward model's backbone."""
-    from peft import PeftConfig, PeftModel
-
-    with explained(source):
-        config = PeftConfig.from_pretrained(source)
-        config.task_type = None  # A language model's would be asked to generate.
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, source, config=config).merge_and_unload()
-    return merged.requires_grad_(True)
+    # A language model's task would be asked to generate, and its output head has no counterpart here.
+    return merge_adapter_into(model, source, task="FEATURE_EXTRACTION", absent=_HEADS)
 
 
 def is_reward_model(source: str) -> bool:

@@ -55,6 +55,11 @@ class Sampled:
     ids: Ids
     ended: bool
 
+    @property
+    def content(self) -> list[int]:
+        """Its tokens without the end token."""
+        return self.ids[: len(self.ids) - self.ended].tolist()
+
 
 class Guide(Protocol):
     """Says what may come next in one response, as a grammar does."""

@@ -67,7 +67,7 @@ def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequen
     if not model._can_set_attn_implementation():
         return Choice(padded, _notice(family, "its attention is not open to other implementations"))
     AttentionInterface.register(TREE, tree_attention)
-    sample = [replace(group, responses=group.responses[:_CHECKED]) for group in sample]
+    sample = [replace(group, responses=group.responses[:_CHECKED], learnt=None) for group in sample]
     batch = pack(sample).to(model.device)
     own = model.config._attn_implementation
     training = model.training

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.linear import compute_dtype, linear_log_probs, row_multiple
+from penchant.engine.linear import compute_dtype, row_multiple
+from penchant.engine.output_head import head_log_probs
 from penchant.engine.tied import Shared, embed, is_tied
 from penchant.engine.tree_plan import TreePlan
 
@@ -41,11 +42,9 @@ class TreeScorer(nn.Module):
         head = self.model.get_output_embeddings()
         shared = Shared() if is_tied(self.model.get_input_embeddings(), head) else None
         hidden = last_hidden(self.model, batch, shared)
-        used = hidden.index_select(0, batch.source).to(compute_dtype(head.weight))
-        token_log_probs = linear_log_probs(
-            used,
-            head.weight,
-            head.bias,
+        token_log_probs = head_log_probs(
+            head,
+            hidden.index_select(0, batch.source),
             batch.targets,
             softcap=getattr(self.model.config, "final_logit_softcapping", None),
             shared=shared,
@@ -63,7 +62,7 @@ def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: Shared | None 
         shared: what the head of a tied embedding was given.
     """
     embedding = model.get_input_embeddings()
-    multiple = row_multiple(batch.input_ids.device, compute_dtype(embedding.weight))
+    multiple = row_multiple(batch.input_ids.device, compute_dtype(next(embedding.parameters())))
     filled = batch.filled(multiple)
     ids: dict[str, Tensor] = {"input_ids": filled.input_ids[None]}
     if shared is not None:

@@ -133,7 +133,7 @@ def scored_groups(
         ScoredGroup(
             group=group.group,
             prompt_tokens=len(group.prompt),
-            tokens=tuple(map(len, group.responses)),
+            tokens=group.tokens,
             log_probs=tuple(log_probs[i]),
             reference_log_probs=None if reference_log_probs is None else tuple(reference_log_probs[i]),
         )

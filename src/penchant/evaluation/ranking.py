@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
-from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
@@ -20,7 +20,7 @@ from penchant.engine.progress import Progress
 from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import Sampling, ends_of, generate
+from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.held_out import AS_IS, Reading, score
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.score_file import accuracy_of_scores
@@ -151,17 +151,11 @@ def _by_head(
     )
     for event, count in sorted(report.counts.items()):
         tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
-    require_endings(tokenized, ends_of(frozen.model, frozen.tokenizer) + _turn_ends(tokenized))
+    require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
     choice = choose_scorer(frozen.model, sample_groups(tokenized))
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return list(zip([each.group for each in tokenized], rewards, strict=True))
-
-
-def _turn_ends(groups: Sequence[TokenizedGroup]) -> list[int]:
-    """What a chat template ends a turn with: where all responses agree, that is it."""
-    last = {int(response[-1]) for group in groups for response in group.responses}
-    return list(last) if len(last) == 1 else []
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from penchant.config import RunConfig, dump_config
 from penchant.config_objective import method_files
 from penchant.errors import ConfigError
 from penchant.evaluation.files import write_atomically
+
+_STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl")
+"""What a run's folder holds before its first step."""
 
 
 def check(config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
@@ -75,6 +79,17 @@ def take(config: RunConfig, fingerprint: str, notes: list[str]) -> None:
         "notes": notes,
     }
     write_atomically(folder / "run.json", json.dumps(record, indent=2))
+
+
+def release(config: RunConfig) -> None:
+    """Give the output folder back after a run that failed before its first step: nothing is there to go on with."""
+    folder = Path(config.output)
+    if any(item.name not in _STARTED for item in folder.iterdir() if item.name[0] != "."):
+        return
+    for name in _STARTED:
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # Something of another process, or a mount.
+        folder.rmdir()
 
 
 def _same_run(folder: Path, config: RunConfig, fingerprint: str) -> None:

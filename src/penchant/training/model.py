@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from penchant.config import RunConfig
+from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, shard
 from penchant.engine.heads import HeadedScorer, PreferenceHead, require_endings, save_head
 from penchant.engine.loading import check_vocabulary, load_model
+from penchant.engine.output_head import lora_rank
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reference_cache import model_fingerprint
@@ -21,6 +23,8 @@ from penchant.engine.reward_model import start_reward_model
 from penchant.engine.scoring import LanguageScorer, Scorer, choose_reward_scorer, choose_scorer, sample_groups
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ConfigError
+from penchant.objectives import Objective, WeightedSum
+from penchant.objectives import PreferenceHead as PreferenceHeadLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,11 +112,28 @@ def adapt(config: RunConfig, policy: Policy) -> None:
 
 
 def add_head(config: RunConfig, policy: Policy, scorer: LanguageScorer) -> HeadedScorer:
-    """The scorer with a fresh preference head, on the default device."""
+    """The scorer with a fresh preference head, on the default device.
+
+    Raises:
+        ConfigError: adapters are on the output head, and no loss reads what it says.
+    """
+    if lora_rank(policy.model.get_output_embeddings()) and not _reads_log_probs(config.method):
+        raise ConfigError(
+            "lora.targets names the output head, and a preference head reads the hidden states before it: "
+            "its adapter would never change",
+            fix="leave it out of lora.targets, or add a loss of log-probs with objective.name=weighted_sum",
+        )
     head = PreferenceHead(policy.model.config.hidden_size, config.head.pooling, config.head.dropout)
     if config.head.freeze_backbone:
         policy.model.requires_grad_(False)
     return HeadedScorer(scorer, head)
+
+
+def _reads_log_probs(objective: Objective) -> bool:
+    """Whether a loss depends on log-probs."""
+    if isinstance(objective, WeightedSum):
+        return any(_reads_log_probs(part.objective) for part in objective.parts if part.weight)
+    return not isinstance(objective, PreferenceHeadLoss)
 
 
 def _headed(
@@ -121,8 +142,7 @@ def _headed(
     if world.size > 1:
         raise ConfigError("a preference head is trained in one process", fix="start it without torchrun")
     assert isinstance(scorer, (TreeScorer, PaddedScorer))
-    ends = {policy.tokenizer.eos_token_id, *(int(group.responses[0][-1]) for group in groups[:1])}
-    require_endings(groups, sorted(ends))
+    require_endings(groups, sorted(SpecialTokens.of(policy.tokenizer).ends))
     headed = add_head(config, policy, scorer)
     headed.head.to(world.device)
     return headed

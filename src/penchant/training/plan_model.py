@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.config import RunConfig
+from penchant.engine.adapter_loading import rows_of_adapter
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.lean import lighten
 from penchant.engine.loading import adapter_base, explained, load_config, remove_dropout
@@ -72,8 +73,17 @@ class Blueprint:
 
 
 def read_shape(source: str) -> PretrainedConfig:
-    """The configuration of a model whose weights need not be there."""
-    return load_config(adapter_base(source) or source, weights=False)
+    """The configuration of a model whose weights need not be there; of an adapter its base's, the vocabulary grown."""
+    base = adapter_base(source)
+    if base is None:
+        return load_config(source, weights=False)
+    shape = read_shape(base)
+    with torch.device("meta"):
+        model = blank_model(shape, False, torch.float32)
+    rows = rows_of_adapter(model, source)
+    if rows is not None:
+        shape.get_text_config().vocab_size = rows
+    return shape
 
 
 def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> PreTrainedModel:

@@ -11,8 +11,9 @@ import torch
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.adapters import idle_adapters
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
-from penchant.engine.folders import disk_errors
+from penchant.engine.folders import disk_errors, is_full
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
@@ -22,7 +23,7 @@ from penchant.objectives import Fitted
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
 from penchant.training.dates import day_note, on_one_day, with_day
-from penchant.training.folder import check, take
+from penchant.training.folder import check, release, take
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained
@@ -75,8 +76,16 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     if begun:
         loop.resume()
         tell(f"going on after step {loop.at.step} of {loop.total}")
-    loop.run()
+    try:
+        loop.run()
+    except Exception as error:
+        # A full disk is told to be resumed, and can be.
+        if world.is_main and not begun and loop.at.step == 0 and not is_full(error):
+            release(config)
+        raise
     model.save(Path(config.output), world)
+    if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
+        tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
 
 
 def read_run(
