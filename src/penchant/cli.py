@@ -241,10 +241,10 @@ def generate(
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, asked, sampling, head=head, reading=reading)
+        best = answer_best_of(model, asked, sampling, head=head, reading=reading, tell=teller(as_json))
         deliver(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, asked, sampling, reading)
+    answers = answer(model, asked, sampling, reading, teller(as_json))
     deliver(answers.to_json(), as_json, answers.table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from penchant.config_errors import explain, refusal, validated
 from penchant.config_objective import build_objective, describe_objective
 from penchant.config_reward import RewardConfig
-from penchant.data.rendering import AsChat, ControlText, Learn, Rendering
+from penchant.data.rendering import RESERVED, AsChat, ControlText, Learn, Refused, Rendering
 from penchant.data.tokenized import Truncation
 from penchant.errors import ConfigError
 from penchant.objectives import Objective
@@ -62,6 +63,33 @@ class DataConfig(Section):
     truncation: Truncation = Field("error", description="what to do with longer rows")
     empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates")
     identical: Literal["error", "drop"] = Field("error", description="what to do where chosen equals rejected")
+    refused: Refused = Field(
+        "error", description="what to do with rows that the chat template refuses or the tokenizer cannot read"
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in RESERVED:
+                raise ValueError(f"{name!r} is no variable to set: it {RESERVED[name]}")
+        return value
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, value: object) -> object:
+        # YAML makes a date of 2026-11-30 itself.
+        if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+            return value.isoformat()
+        return value
+
+    @field_validator("date")
+    @classmethod
+    def _iso(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else datetime.date.fromisoformat(value).isoformat()
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no day, as 2026-11-30 is") from error
 
     @field_validator("held_out")
     @classmethod
@@ -214,7 +242,7 @@ class RunConfig(Section):
         """How the run's rows become text."""
         data = self.data
         learn = data.learn or ("all" if self.objective.get("name") == "sft" else "last")
-        return Rendering(data.chat_template_kwargs, data.date, data.as_chat, data.control_text, learn)
+        return Rendering(data.chat_template_kwargs, data.date, data.as_chat, data.control_text, learn, data.refused)
 
     @property
     def method(self) -> Objective:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from penchant.data.control_text import ControlText
-from penchant.data.groups import Message
+from penchant.data.messages import NO_CONTEXT, Context, Message
 from penchant.data.rendering import Rendering
 from penchant.data.special_tokens import SpecialTokens
 from penchant.errors import DataError
@@ -42,9 +42,35 @@ def shielded(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, re
     return [{**control.coded(content), _ROLE: message["role"]} for content, message in contents]
 
 
-def message_events(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> list[str]:
-    """What is to be counted of the control tokens in messages, by name."""
+def shielded_context(context: Context, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Context:
+    """The tools, documents and variables as the template gets them.
+
+    Raises:
+        DataError: they hold control text, and `control_text` is ``error``.
+    """
+    control = ControlText.of(tokenizer)
+    present = [] if rendering.control_text == "token" else control.present(context.columns())
+    if not present:
+        return context
+    if rendering.control_text == "error":
+        raise DataError(
+            f"the tools, documents or variables beside the messages hold the control token {present[0]!r}",
+            fix="correct or remove the row, or read such tokens as plain text: data.control_text=text",
+        )
+    tools, documents = (tuple(map(control.coded, each)) for each in (context.tools, context.documents))
+    return Context(tools, documents, control.coded(context.template_kwargs))
+
+
+def message_events(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    context: Context = NO_CONTEXT,
+) -> list[str]:
+    """What is to be counted of the control tokens in messages and beside them, by name."""
     present = ControlText.of(tokenizer).present
+    if present(context.columns()):
+        return [f"control_text_read_as_{'token' if rendering.control_text == 'token' else 'text'}"]
     if not present(messages):
         return []
     if rendering.control_text == "token":

@@ -25,7 +25,7 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
         for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{name}, row {number}", row
+                yield f"{name}, row {number}", _without_padding(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         after = f" after row {number}" if number else ""
         raise DataError(
@@ -77,7 +77,18 @@ def _rows(loaded: Any, split: str | None, name: str) -> Rows:
     elif split is not None:
         raise no_splits(split, name)
     for number, row in enumerate(loaded, 1):
-        yield f"{name}, row {number}", row
+        yield f"{name}, row {number}", _without_padding(row)
+
+
+def _without_padding(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with objects inside its cells as they were before the table gave all of a column the same fields."""
+    return {name: _unpadded(value) for name, value in row.items()}
+
+
+def _unpadded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _unpadded(inner) for name, inner in value.items() if inner is not None}
+    return [_unpadded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,10 @@ def read_again(
         return [], 0
     special = SpecialTokens.of(tokenizer)
     whole, _ = tokenize_groups(
-        [group.group for group in groups], tokenizer, max_length=sys.maxsize, rendering=rendering
+        [group.group for group in groups],
+        tokenizer,
+        max_length=sys.maxsize,
+        rendering=replace(rendering, refused="error"),
     )
     read: list[TokenizedGroup] = []
     refused: list[TokenizedGroup] = []

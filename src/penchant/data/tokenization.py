@@ -20,7 +20,7 @@ from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.shortening import within
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
-from penchant.errors import DataError
+from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,8 @@ _BATCH = 1024
 _EMPTY = "empty_candidate_dropped"
 _IDENTICAL = "identical_candidates_dropped"
 _TOO_LONG = "too_long_dropped"
+_REFUSED = "refused_by_template_dropped"
+_UNREADABLE = "not_readable_dropped"
 
 
 def tokenize_groups(
@@ -56,7 +58,14 @@ def tokenize_groups(
         DataError: groups that cannot be used as they are, all of one kind at once; or no group is left.
         ModelError: no chat template for conversations, or no end-of-sequence token.
     """
-    policies = {_EMPTY: empty, _IDENTICAL: identical, _TOO_LONG: truncation}
+    refused = rendering.refused
+    policies = {
+        _EMPTY: empty,
+        _IDENTICAL: identical,
+        _TOO_LONG: truncation,
+        _REFUSED: refused,
+        _UNREADABLE: refused,
+    }
     ledger = _Ledger(
         TokenizationReport(groups=len(groups)),
         frozenset(event for event, policy in policies.items() if policy == "drop"),
@@ -90,6 +99,25 @@ def tokenize_prompts(
         started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
     )
     return [np.array(ids or [special.first], dtype=np.int64) for ids in begun]
+
+
+def readable_prompts(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
+) -> list[Text]:
+    """The prompts, without those that the chat template or the tokenizer refuses where these are dropped."""
+    if rendering.refused == "error":
+        return list(prompts)
+    return [prompt for prompt in prompts if _is_readable(prompt, tokenizer, rendering)]
+
+
+def _is_readable(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> bool:
+    try:
+        tokenize_prompts([prompt], tokenizer, rendering)
+    except ModelError:
+        raise
+    except Exception:  # Tokenizers raise bare exceptions.
+        return False
+    return True
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -141,7 +169,7 @@ def _texts(
         try:
             texts.append(group_text(group, tokenizer, rendering))
         except DataError as error:
-            ledger.refuse("not_rendered", _Problem(group.id, error.what, error.fix))
+            ledger.refuse(_REFUSED, _Problem(group.id, error.what, error.fix))
     return texts
 
 
@@ -180,8 +208,11 @@ def _encode(
                 encoded.append((text, _ids(text.parts, tokenizer)))
             except Exception as error:
                 what = f"the tokenizer cannot read the text: {error}"
-                fix = "correct or remove these rows; often it is half of a surrogate pair, as in \\ud83d alone"
-                ledger.refuse("not_readable", _Problem(text.group.id, what, fix))
+                fix = (
+                    "correct these rows (often it is half of a surrogate pair, as in \\ud83d alone), or have them "
+                    "dropped and counted: data.refused=drop"
+                )
+                ledger.refuse(_UNREADABLE, _Problem(text.group.id, what, fix))
         return encoded
 
 

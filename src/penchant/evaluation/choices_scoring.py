@@ -98,6 +98,7 @@ def score_tasks(
         ConfigError: a length limit beyond the model's context.
         ModelError: the model or its head cannot be loaded.
     """
+    reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     templated = frozen.tokenizer.chat_template is not None
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"

@@ -138,6 +138,7 @@ def _by_head(
     tell: Callable[[str], None],
 ) -> list[tuple[PreferenceGroup, list[float]]]:
     head = load_head(model, name)  # before the model: a folder without one is told at once
+    reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized, report = tokenize_groups(
         groups,
@@ -182,7 +183,13 @@ class BestOf:
 
 
 def answer_best_of(
-    model: str, prompts: Sequence[Text], sampling: Sampling, *, head: str = NAME, reading: Reading = AS_IS
+    model: str,
+    prompts: Sequence[Text],
+    sampling: Sampling,
+    *,
+    head: str = NAME,
+    reading: Reading = AS_IS,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> BestOf:
     """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
 
@@ -190,6 +197,7 @@ def answer_best_of(
         ModelError: the folder has no such head.
     """
     chooser = load_head(model, head)
+    reading = reading.on_one_day(model, tell)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     world = World(0, 1, local_device())
     loaded = load_model(model).to(world.device)

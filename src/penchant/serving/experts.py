@@ -11,6 +11,7 @@ import torch
 
 from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.messages import content_of
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.data.trees import pack
@@ -36,13 +37,13 @@ class Expert:
     def decode(self, prompt: Ids, tokens: Sequence[int]) -> str:
         return text_after(self.tokenizer, prompt, tokens)
 
-    def prompt(self, messages: Sequence[Message]) -> Ids:
+    def prompt(self, messages: tuple[Message, ...]) -> Ids:
         """What the model reads: by its chat template; without one, the last message's text.
 
         Control tokens that a client writes are text in both.
         """
-        last = ControlText.of(self.tokenizer).coded(messages[-1]["content"])
-        text: Text = tuple(messages) if self.tokenizer.chat_template is not None else last
+        last = ControlText.of(self.tokenizer).coded(content_of(messages[-1]))
+        text: Text = messages if self.tokenizer.chat_template is not None else last
         return tokenize_prompts([text], self.tokenizer)[0]
 
     @torch.no_grad()

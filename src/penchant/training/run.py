@@ -22,6 +22,7 @@ from penchant.evaluation.rewards import open_reward
 from penchant.objectives import Fitted
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
+from penchant.training.dates import day_note, on_one_day, with_day
 from penchant.training.folder import check, release, take
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
@@ -66,6 +67,7 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
+    config = with_day(config, world.broadcast(on_one_day(config).data.date))
     inputs, tokenizer, limit = read_run(config, world.size, tell)
     begun = check(config, inputs.fingerprint, resume=resume, tell=tell)
     hashes = input_hashes(config) if world.is_main and not begun else {}
@@ -123,6 +125,7 @@ def read_run(
     if config.candidates == "sampled":
         longest = max(len(group.prompt) for group in inputs.train) + config.sampling.max_new_tokens
         check_live_reference(config, tokenizer, longest)
+    inputs.notes.extend(day_note(config))
     for note in inputs.notes:
         tell(note)
     return inputs, tokenizer, limit or NO_LIMIT
