@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from penchant.engine.adapters import add_adapters
+from penchant.engine.checkpoint import save_model
 from penchant.engine.distribution import World
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
+from penchant.engine.multimodal import qualify_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,6 +55,7 @@ class Policy:
         """
         remove_dropout(self.model)
         self.adapters = add_adapters(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, task=task)
+        qualify_targets(self.adapters)
         fuse_adapters(self.adapters)
 
     def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype) -> None:
@@ -82,7 +85,7 @@ class Policy:
                 # The base's embedding stays as it is: under an adapter it need not be written, nor rounded to `dtype`.
                 self.adapters.save_pretrained(aside, state_dict=adapters, save_embedding_layers=False)
             else:
-                self.model.save_pretrained(aside, state_dict=weights)
+                save_model(self.model, aside, weights)
             self.tokenizer.save_pretrained(aside)
             for file in sorted(aside.iterdir()):
                 os.replace(file, folder / file.name)
