@@ -14,6 +14,7 @@ from penchant.engine.gguf_reading import gguf_library
 from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
 from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
 from penchant.engine.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
+from penchant.engine.multimodal import is_multimodal, text_config, text_model
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LARGEST_F16 = 65504
+TEXT_PART = "only the text part is in the file: llama.cpp reads a multimodal model's towers from a file of their own"
 
 Stored = Literal["f32", "f16", "q8_0"]
 
@@ -33,7 +35,7 @@ class Exported:
         tensors: how many tensors are stored in each type.
         kept_apart: tensors that q8_0 was asked for and whose rows are no whole number of its blocks of 32.
         bytes: the file's size.
-        notes: where llama.cpp makes other tokens of some texts than this tokenizer.
+        notes: where llama.cpp makes other tokens of some texts than this tokenizer, and what the file leaves out.
     """
 
     tensors: dict[str, int]
@@ -64,9 +66,10 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
     """
     _check_output(output)
     library = gguf_library()
-    check_architecture(load_config(adapter_base(source) or source), source)
+    config = load_config(adapter_base(source) or source)
+    check_architecture(text_config(config), source)
     tokenizer = load_tokenizer(source)
-    model = load_model(source)
+    model = text_model(load_model(source))
     check_vocabulary(model, tokenizer, source)
     vocabulary = vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings, source)
     types = _types(library, model, stored)
@@ -88,7 +91,7 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
         tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
         kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
         bytes=output.stat().st_size,
-        notes=vocabulary.notes + _ends_notes(tokenizer, ends),
+        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *([TEXT_PART] if is_multimodal(config) else [])],
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from penchant.engine.adapter_loading import merge_adapter_into
+from penchant.engine.checkpoint import keep_language_part, save_model
 from penchant.engine.folders import whole_folder
 from penchant.engine.generation_ends import read_generation_config, read_gguf_ends
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
+from penchant.engine.multimodal import generation_class, refuse_tower_adapters, text_config
 from penchant.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
@@ -26,16 +28,17 @@ _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model, its dropout off; an adapter folder is merged into its base.
 
+    Of a multimodal checkpoint the original class, with the language part alone; `save_model` writes all of it again.
+
     Args:
         source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file, whose weights are dequantised.
         dtype: of the weights.
 
     Raises:
-        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration.
+        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration, or
+            tensors that the model does not use.
         ConfigError: a GGUF file without the package `gguf`.
     """
-    from transformers import AutoModelForCausalLM
-
     if is_gguf(source):
         return _load_dequantised(source, dtype)
     check_folder(source)
@@ -44,12 +47,13 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
         return _load_merged(source, adapter, dtype)
     with explained(source):
         # Without `ignore_mismatched_sizes` the library names the weights in a log only; they are refused below.
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = generation_class(load_config(source)).from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     refuse_missing(source, report)
+    keep_language_part(model, source)
     remove_dropout(model)
-    return model
+    return cast("PreTrainedModel", model)
 
 
 def refuse_missing(source: str, report: dict[str, Any]) -> None:
@@ -83,7 +87,9 @@ def adapter_base(source: str) -> str | None:
 
 
 def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
-    merged = merge_adapter_into(load_model(base, dtype=dtype), source)
+    model = load_model(base, dtype=dtype)
+    refuse_tower_adapters(model, source)
+    merged = merge_adapter_into(model, source)
     remove_dropout(merged)
     read_generation_config(merged, source)
     return merged
@@ -127,7 +133,7 @@ def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> 
     stored = saved_dtype(source, save_dtype).fitting(dict(model.named_parameters()))
     stored.round_weights(model)
     with whole_folder(output) as aside:
-        model.save_pretrained(aside)
+        save_model(model, aside)
         write_dtype(aside, stored.dtype)
         load_tokenizer(source).save_pretrained(aside)
 
@@ -220,7 +226,7 @@ def load_config(source: str, *, weights: bool = True) -> PretrainedConfig:
 def context_length(config: PretrainedConfig) -> int | None:
     """Tokens the model was made for, or None where it has no limit."""
     for name in ("max_position_embeddings", "n_positions"):
-        limit = getattr(config, name, None)
+        limit = getattr(text_config(config), name, None)
         if limit is not None:
             return int(limit)
     return None
@@ -230,7 +236,7 @@ def dropout_settings(config: PretrainedConfig) -> str:
     """The dropouts a configuration asks for, as ``name 0.1, ...``; empty where there are none."""
     asked = {
         name: value
-        for name, value in config.to_dict().items()
+        for name, value in text_config(config).to_dict().items()
         if ("drop" in name and isinstance(value, float) and value > 0)
     }
     return ", ".join(f"{name} {value:g}" for name, value in asked.items())

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from penchant.engine.adapters import add_adapters
+from penchant.engine.checkpoint import save_model
 from penchant.engine.distribution import World
 from penchant.engine.generation_ends import TrainedResponses, write_generation_config
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
+from penchant.engine.multimodal import qualify_targets
 from penchant.engine.saved_dtype import SavedDtype, write_dtype
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Policy:
         """
         remove_dropout(self.model)
         self.adapters = add_adapters(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, task=task)
+        qualify_targets(self.adapters)
         fuse_adapters(self.adapters)
 
     def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype | SavedDtype) -> None:
@@ -85,7 +88,7 @@ class Policy:
                 # The base's embedding stays as it is: under an adapter it need not be written, nor rounded to `dtype`.
                 self.adapters.save_pretrained(aside, state_dict=adapters, save_embedding_layers=False)
             else:
-                self.model.save_pretrained(aside, state_dict=weights)
+                save_model(self.model, aside, weights)
                 write_dtype(aside, stored.dtype)
             if self.trained is not None:
                 write_generation_config(aside, self.model, self.tokenizer, self.trained)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penchant.engine.checkpoint import copy_processors
 from penchant.engine.folders import whole_folder
 from penchant.engine.generation_ends import FILE as GENERATION
 from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
@@ -51,8 +52,9 @@ def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale:
             _write(ours, theirs, tuned, aside, scale)
         config = json.loads((ours / "config.json").read_text(encoding="utf-8"))
         if rows is not None:
-            config["vocab_size"] = rows
+            config.get("text_config", config)["vocab_size"] = rows
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        copy_processors(adapted, aside)
         load_tokenizer(instruct).save_pretrained(aside)
         # Where responses end, and how they are sampled, goes with the instruct model's template.
         for folder in (of_instruct, ours):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from penchant.engine.adapter_loading import merge_adapter_into
-from penchant.engine.loading import adapter_base, check_folder, explained, refuse_missing, remove_dropout
+from penchant.engine.checkpoint import keep_language_part
+from penchant.engine.loading import adapter_base, check_folder, explained, load_config, refuse_missing, remove_dropout
+from penchant.engine.multimodal import classification_class, refuse_tower_adapters, text_config
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
         ModelError: nothing there, damaged, or weights missing: the head's too, so a language model is refused, and
             its adapter.
     """
-    from transformers import AutoModelForSequenceClassification
-
     check_folder(source)
     base = adapter_base(source)
     adapter = {} if base is None else json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
@@ -40,20 +40,15 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
             where=source,
             fix=f"name a reward model; or train one from it: model={source} objective.name=bradley_terry",
         )
-    with explained(source):
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            base or source,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **({"num_labels": 1} if base else {}),
-        )
+    model, report = _classifier(base or source, dtype, **({"num_labels": 1} if base else {}))
     if base is not None:
+        refuse_tower_adapters(model, source)
         model = merge_adapter_into(model, source)  # The adapter brings the head.
     else:
         refuse_missing(source, report)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
+    config = text_config(model.config)
+    if config.pad_token_id is None:
+        config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
     remove_dropout(model)
     return model
 
@@ -68,7 +63,7 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
     Raises:
         ModelError: as `load_reward_model`; or a classifier of several outputs.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     check_folder(source)
     base = adapter_base(source)
@@ -76,19 +71,27 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
         config = AutoConfig.from_pretrained(base or source)
     if is_reward_model(source) or any("SequenceClassification" in name for name in config.architectures or ()):
         return load_reward_model(source, dtype=dtype)
-    with explained(source):
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            base or source, dtype=dtype, num_labels=1, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+    model, report = _classifier(base or source, dtype, num_labels=1)
     report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith("score.")}
     refuse_missing(source, report)
     if base is not None:
         model = _with_backbone_of(source, model)
     torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
+    text = text_config(model.config)
+    if text.pad_token_id is None:
+        text.pad_token_id = text.eos_token_id if isinstance(text.eos_token_id, int) else 0
     remove_dropout(model)
     return model
+
+
+def _classifier(source: str, dtype: torch.dtype, **labels: int) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and which weights its files lack."""
+    with explained(source):
+        model, report = classification_class(load_config(source), source).from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **labels
+        )
+    keep_language_part(model, source, replaced=rf"(^|\.)({'|'.join(_HEADS)})\.")
+    return model, report
 
 
 def _with_backbone_of(source: str, model: PreTrainedModel) -> PreTrainedModel:

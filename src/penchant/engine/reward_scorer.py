@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
+from penchant.engine.multimodal import language_model
 from penchant.engine.padded import pad_right, unpack
-from penchant.engine.tree import backbone, last_hidden
+from penchant.engine.tree import last_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +48,7 @@ class PaddedRewardScorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
         sequences, _ = unpack(batch)
-        hidden = backbone(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
+        hidden = language_model(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
         ends = torch.tensor([len(sequence) - 1 for sequence in sequences])
         # Not the model's own pooling: it looks for the pad token, which may be the end token.
         return batch.table(self.model.score(hidden[torch.arange(len(ends)), ends])[:, 0].double())

@@ -12,10 +12,12 @@ import torch
 from penchant.config import RunConfig
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.checkpoint import checkpoint_of
 from penchant.engine.distribution import World, shard
 from penchant.engine.generation_ends import TrainedResponses
 from penchant.engine.heads import HeadedScorer, PreferenceHead, require_endings, save_head
 from penchant.engine.loading import check_vocabulary, load_model
+from penchant.engine.multimodal import text_config
 from penchant.engine.output_head import lora_rank
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
@@ -76,6 +78,8 @@ def load_trained(
     load = start_reward_model if rewards else load_model
     policy = Policy(load(config.model, dtype=loaded), tokenizer)
     policy.model.to(world.device)
+    if (checkpoint := checkpoint_of(policy.model)) and checkpoint.notice:
+        tell(checkpoint.notice)
     check_vocabulary(policy.model, tokenizer, config.model)
     fingerprint = model_fingerprint(policy.model)
     sample = sample_groups(groups)
@@ -141,7 +145,7 @@ def add_head(config: RunConfig, policy: Policy, scorer: LanguageScorer) -> Heade
             "its adapter would never change",
             fix="leave it out of lora.targets, or add a loss of log-probs with objective.name=weighted_sum",
         )
-    head = PreferenceHead(policy.model.config.hidden_size, config.head.pooling, config.head.dropout)
+    head = PreferenceHead(text_config(policy.model.config).hidden_size, config.head.pooling, config.head.dropout)
     if config.head.freeze_backbone:
         policy.model.requires_grad_(False)
     return HeadedScorer(scorer, head)
