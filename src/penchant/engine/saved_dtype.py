@@ -19,6 +19,7 @@ SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _BY_SAFETENSORS = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BY_GGUF = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TEXT_PARTS = ("text_config", "language_config", "llm_config", "decoder")
 _BY_NAME = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -79,11 +80,12 @@ def saved_dtype(source: str, choice: SaveDtype) -> SavedDtype:
 
 
 def write_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """Write a dtype into a folder's config.json, its parts' too: transformers writes that of the weights in memory."""
+    """Write the dtype of the language part into a folder's config.json: transformers writes that of weights in memory."""
     file = folder / "config.json"
     values = json.loads(file.read_text(encoding="utf-8"))
     name = str(dtype).removeprefix("torch.")
-    for section in (values, *(value for value in values.values() if isinstance(value, dict))):
+    # Other parts, as an image tower, are not trained and keep their dtype.
+    for section in (values, *(values[part] for part in _TEXT_PARTS if isinstance(values.get(part), dict))):
         for key in ("dtype", "torch_dtype"):
             if key in section:
                 section[key] = name
