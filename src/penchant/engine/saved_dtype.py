@@ -80,7 +80,7 @@ def saved_dtype(source: str, choice: SaveDtype) -> SavedDtype:
 
 
 def write_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """Write the dtype of the language part into a folder's config.json: transformers writes that of weights in memory."""
+    """Write the language part's dtype into a folder's config.json: transformers writes that of weights in memory."""
     file = folder / "config.json"
     values = json.loads(file.read_text(encoding="utf-8"))
     name = str(dtype).removeprefix("torch.")
