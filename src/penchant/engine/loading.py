@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.engine.folders import whole_folder
+from penchant.engine.heads import copy_heads
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
+from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
         dtype: of the weights.
 
     Raises:
-        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration.
+        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration; or
+            a reward model, which has no language-model head.
         ConfigError: a GGUF file without the package `gguf`.
     """
     from transformers import AutoModelForCausalLM
@@ -35,6 +38,7 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
     if is_gguf(source):
         return _load_dequantised(source, dtype)
     check_folder(source)
+    require_language_model(source)
     adapter = adapter_base(source)
     if adapter is not None:
         return _load_merged(source, adapter, dtype)
@@ -106,6 +110,8 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
 def merge_adapter(source: str, output: Path) -> None:
     """Write an adapter folder's base model with the adapter merged in, as an ordinary model folder.
 
+    A reward model's adapter becomes a sequence classifier with its head; preference heads are copied beside the model.
+
     Raises:
         ModelError: `source` is no adapter folder, or `output` is there already.
     """
@@ -113,9 +119,19 @@ def merge_adapter(source: str, output: Path) -> None:
         raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
     if output.exists():
         raise ModelError("it is there already", where=str(output), fix="name a new folder")
+    tokenizer = load_tokenizer(source)
+    if model_kind(source).is_reward_model:
+        from penchant.engine.pad_token import set_pad_token
+        from penchant.engine.reward_model import load_reward_model
+
+        model = load_reward_model(source)
+        set_pad_token(model, tokenizer, grow=True)
+    else:
+        model = load_model(source)
     with whole_folder(output) as aside:
-        load_model(source).save_pretrained(aside)
-        load_tokenizer(source).save_pretrained(aside)
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        copy_heads(source, aside)
 
 
 def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:

@@ -135,7 +135,7 @@ class FunctionReward:
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A sequence-classification model's logit at the last token, which ends the response.
+    """A sequence-classification model's logit at the token that transformers reads: the last that is no pad token.
 
     Attributes:
         label: which of the model's outputs.
@@ -217,14 +217,18 @@ class ModelReward:
         return [found[i] for i in range(len(rows))]
 
     def _last(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[N, labels] logits at each row's last token.
+        """[N, labels] logits at each row's last token that is not the configuration's pad token."""
+        import torch
 
-        The library looks for it by the pad token's id, which may be the end token's own; the mask is right.
-        """
+        from penchant.engine.pad_token import pad_token_id
+
         backbone = getattr(self.model, self.model.base_model_prefix)
         head = getattr(self.model, "score", None)
         if head is None:  # a bidirectional classifier, whose head reads the first token
             return self.model(input_ids=ids, attention_mask=mask).logits
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        last = mask.sum(1) - 1
+        pad = pad_token_id(self.model)
+        # Not the model's own pooling: these rows are padded with another token.
+        read = mask if pad is None else mask * (ids != pad)
+        last = (read * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
         return head(hidden[range(len(ids)), last])

@@ -83,8 +83,7 @@ def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> P
     shape = copy.deepcopy(shape)
     if rewards:
         shape.num_labels = 1
-        if shape.pad_token_id is None:
-            shape.pad_token_id = shape.eos_token_id if isinstance(shape.eos_token_id, int) else 0
+        shape.pad_token_id = shape.get_text_config().pad_token_id = None
     family: Any = AutoModelForSequenceClassification if rewards else AutoModelForCausalLM
     with explained(str(shape.name_or_path or shape.model_type)):
         model: PreTrainedModel = family.from_config(shape, dtype=dtype)
