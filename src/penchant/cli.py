@@ -124,7 +124,7 @@ def evaluate(
     per_example: Path | None = None,
     format: Format = None,
     split: Split = None,
-    beta: Annotated[float, Parameter(validator=Number(gt=0))] = 0.1,
+    beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     max_length: Length | None = None,
     truncation: Truncation = "error",
     empty: Rows = "error",
@@ -139,13 +139,14 @@ def evaluate(
     Parameters
     ----------
     model
-        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file.
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file. A reward model is measured
+        by its rewards.
     reference
         Frozen model to measure implicit rewards against; without one, log-probs are compared.
     per_example
         Write a JSON line for each group to this file.
     beta
-        Scale of the implicit reward, for calibration only.
+        Scale of the implicit reward, for calibration only; 0.1 if not given.
     max_length
         Tokens of prompt + response; the model's context if not given.
     truncation
@@ -161,8 +162,8 @@ def evaluate(
     """
     from penchant.data.reading import read_groups
     from penchant.engine.distribution import enter_world, leave_world
-    from penchant.evaluation.held_out import Reading, score
-    from penchant.evaluation.preferences import evaluate_preferences, write_per_example
+    from penchant.evaluation.held_out import Reading
+    from penchant.evaluation.measuring import measure_model
     from penchant.evaluation.preferences_table import render
 
     tell = teller(as_json)
@@ -172,15 +173,20 @@ def evaluate(
     world = enter_world()
     try:
         with located(data):
-            scored = score(model, read.groups, world, reference=reference, reading=reading, tell=tell)
+            report = measure_model(
+                model,
+                read.groups,
+                world,
+                reference=reference,
+                beta=beta,
+                reading=reading,
+                per_example=per_example,
+                tell=tell,
+            )
     finally:
         leave_world(world)
-    if not world.is_main:
-        return
-    report = evaluate_preferences(scored, beta=beta)
-    if per_example is not None:
-        write_per_example(scored, per_example)
-    deliver(report.to_json(), as_json, render(report))
+    if report is not None:
+        deliver(report.to_json(), as_json, render(report))
 
 
 @app.command

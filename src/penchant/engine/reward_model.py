@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-
 def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A sequence-classification model, its dropout off; an adapter folder is merged into its base.
 
