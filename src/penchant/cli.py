@@ -263,9 +263,11 @@ def merge(adapter: Path, output: Path) -> None:
         A new folder.
     """
     from penchant.engine.loading import merge_adapter
+    from penchant.engine.model_kind import model_kind
 
     merge_adapter(str(adapter), output)
-    teller(False)(f"{output}: merged")
+    heads = "".join(f", with its preference head {name}" for name in model_kind(str(output)).heads)
+    teller(False)(f"{output}: merged{heads}")
 
 
 @app.command
@@ -285,10 +287,13 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
     scale
         How much of it: 1 is all.
     """
+    from penchant.engine.model_kind import model_kind
     from penchant.engine.residual import add_residual
 
     add_residual(str(adapted), str(base), str(instruct), output, scale=scale)
     teller(False)(f"{output}: written")
+    if heads := model_kind(str(adapted)).heads:
+        teller(False)(f"the preference head is left out ({', '.join(heads)}): it read the model as it was")
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ def said(content: str) -> dict[str, str]:
 
 
 SYSTEM = {"role": "system", "content": "be brief"}
+TAKEN = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
 TREE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
 
 
@@ -101,6 +102,21 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
     ("rank as a table's floats", "ranked", {"prompt": "p", "completions": ["a", "b"], "rank": [2.0, 1.0]},
      group("p", "a", "b", ranks=(2, 1))),
     ("best", "ranked", {"prompt": "p", "responses": ["a", "b"], "best": 1}, group("p", "a", "b", preferred=1)),
+    ("best by its text", "ranked", {"prompt": "p", "responses": ["a", "b", "1"], "best": "1"},
+     group("p", "a", "b", "1", preferred=2)),
+    ("best by its message", "ranked", {"prompt": [user("p")], "responses": [[said("a")], [said("b")]], "best": "b"},
+     group([user("p")], [said("a")], [said("b")], preferred=1)),
+    ("preferred by its text", "penchant", {"prompt": "p", "candidates": ["a", "b"], "preferred": "b"},
+     group("p", "a", "b", preferred=1)),
+    ("recommendation", "s_dpo",
+     {"historyList": ["Up", "Ran"], "itemList": ["Jaws", "Heat", "Jaws", "12"], "trueSelection": "Heat"},
+     group(TAKEN, "Jaws", "Heat", "12", preferred=1)),
+    ("recommendation with lists in texts", "s_dpo",
+     {"historyList": "Up::Ran", "itemList": '["Jaws", "Heat", 12]', "trueSelection": 12},
+     group(TAKEN, "Jaws", "Heat", "12", preferred=2)),
+    ("recommendation with lists as Python prints them", "s_dpo",
+     {"historyList": "['Up', 'Ran']", "itemList": "['Jaws', \"It's a trap\"]", "trueSelection": "It's a trap"},
+     group(TAKEN, "Jaws", "It's a trap", preferred=1)),
     ("scored messages", "ranked", {"prompt": "p", "responses": [said("a"), [said("b")]], "scores": [0.5, 1]},
      group([user("p")], [said("a")], [said("b")], scores=(0.5, 1.0))),
     ("list of rejected", "several_rejected", {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},
@@ -253,3 +269,35 @@ class TestCounted:
     def test_turns_that_are_not_trained(self, read: Any) -> None:
         row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
         assert "1 x earlier assistant turns read as prompt; only the last is the response" in read(row).notes[1]
+
+
+ITEMS = {"historyList": ["Up"], "itemList": ["Jaws", "Heat"], "trueSelection": "Heat"}
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"prompt": "p", "candidates": ["a", "b"], "preferred": "c"}, "which none of them is, or its 0-based index"),
+        ({"prompt": "p", "candidates": ["a", "a", "b"], "preferred": "a"}, "which 2 of them are"),
+        ({"prompt": "p", "candidates": ["a", "b"], "preferred": 2}, "the 0-based index of one of the 2 candidates"),
+        (
+            {**ITEMS, "trueSelection": "Ran"},
+            "column 'trueSelection' is text, \"Ran\"; expected the text of one of the 2",
+        ),
+        ({**ITEMS, "itemList": "[Jaws"}, "items with '::' between them"),
+        ({**ITEMS, "itemList": [["Jaws"], ["Heat"]]}, "column 'itemList[0]' is a list"),
+    ],
+)
+def test_a_preferred_text_that_is_no_candidates(read: Any, row: dict[str, Any], found: str) -> None:
+    message = refused(read, row)
+    assert found in message
+    assert "rows.jsonl, line 1" in message
+
+
+def test_recommendations_from_csv(tmp_path: Path) -> None:
+    file = tmp_path / "sdpo.csv"
+    cells = ["\"['Up', 'Ran']\"", "\"['Jaws', 'Heat']\"", "Heat"]
+    file.write_text("historyList,itemList,trueSelection\n" + ",".join(cells) + "\n" + "Up::Ran,Jaws::Heat,Heat\n")
+    read_in = read_groups(file)
+    assert read_in.format == "s_dpo"
+    assert [(of.prompt, of.candidates, of.preferred) for of in read_in.groups] == [(TAKEN, ("Jaws", "Heat"), 1)] * 2

@@ -12,6 +12,7 @@ from penchant.engine.gguf_reading import gguf_library
 from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
 from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
 from penchant.engine.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
+from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Exported:
         tensors: how many tensors are stored in each type.
         kept_apart: tensors that q8_0 was asked for and whose rows are no whole number of its blocks of 32.
         bytes: the file's size.
-        notes: where llama.cpp makes other tokens of some texts than this tokenizer.
+        notes: where llama.cpp makes other tokens of some texts than this tokenizer, and what the file does not hold.
     """
 
     tensors: dict[str, int]
@@ -61,6 +62,7 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
             nothing is left of it then.
     """
     _check_output(output)
+    require_language_model(source)
     library = gguf_library()
     check_architecture(load_config(adapter_base(source) or source), source)
     tokenizer = load_tokenizer(source)
@@ -84,7 +86,14 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
         tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
         kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
         bytes=output.stat().st_size,
-        notes=vocabulary.notes,
+        notes=[*vocabulary.notes, *_left_out(source)],
+    )
+
+
+def _left_out(source: str) -> list[str]:
+    heads = model_kind(source).heads
+    return (
+        [f"GGUF holds the language model alone: the preference head is left out ({', '.join(heads)})"] if heads else []
     )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.engine.folders import whole_folder
-from penchant.engine.heads import copy_heads
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
+from penchant.engine.heads import copy_heads
 from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.errors import ModelError
 

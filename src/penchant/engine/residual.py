@@ -19,6 +19,7 @@ from torch import Tensor
 
 from penchant.engine.folders import whole_folder
 from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.errors import ModelError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -87,6 +88,7 @@ def _local(source: str) -> Path:
         ModelError: there is none, it is an adapter, or its weights are in another format.
     """
     check_folder(source)
+    require_language_model(source)
     if adapter_base(source) is not None:
         raise ModelError("this is an adapter", where=source, fix=f"merge it first: penchant merge {source} MERGED")
     folder = Path(source)

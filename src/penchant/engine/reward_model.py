@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.engine.loading import adapter_base, check_folder, explained, refuse_missing, remove_dropout
-from penchant.engine.model_kind import model_kind
+from penchant.engine.model_kind import ModelKind, model_kind
 from penchant.engine.pad_token import PAD_TOKEN_CHECKED, forget_pad_token
 from penchant.errors import ModelError
 
@@ -42,6 +42,7 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
         trained_at_end = _is_run(source) and not model_kind(base).is_reward_model
     else:
         model, report = _classifier(source, dtype)
+        _refuse_language_model(source, kind, report)
         refuse_missing(source, report)
         trained_at_end = _is_run(source) and not getattr(model.config, PAD_TOKEN_CHECKED, False)
     if trained_at_end:
@@ -107,6 +108,17 @@ def _merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
     with explained(source):
         merged: PreTrainedModel = PeftModel.from_pretrained(model, source).merge_and_unload()
     return merged.requires_grad_(True)
+
+
+def _refuse_language_model(source: str, kind: ModelKind, report: dict[str, Any]) -> None:
+    lacks = sorted(name for name in report["missing_keys"] if name.startswith("score."))
+    if lacks and not kind.is_reward_model:
+        raise ModelError(
+            f"this is a language model, a {kind.architecture}, which has no head to say a reward: {len(lacks)} weights "
+            f"are not in the model's files; the first is {lacks[0]}",
+            where=source,
+            fix=f"name a reward model; or train one from it: model={source} objective.name=bradley_terry",
+        )
 
 
 def _adapter_head(source: str) -> tuple[str, int] | None:

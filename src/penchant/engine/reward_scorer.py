@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.padded import pad_right, unpack
 from penchant.engine.pad_token import pad_token_id
+from penchant.engine.padded import pad_right, unpack
 from penchant.engine.tree import backbone, last_hidden
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ _OF_PAIRS = {
     "length_accuracy": f"share of pairs whose preferred response has more tokens (a tie is wrong); {_OVER_PAIRS}",
 }
 _OF_TEXT = {
-    "eval_loss": "mean negative log-prob of a token, end-of-turn included; nats per token; over the tokens of responses "
-    "nothing is preferred to",
+    "eval_loss": "mean negative log-prob of a token, end-of-turn included; nats per token; over the tokens of "
+    "responses that nothing is preferred to",
     "perplexity": "exp of eval_loss",
 }
 

@@ -19,7 +19,7 @@ CHOSEN_FROM = "over groups of more than 2 candidates of which one is preferred t
 _TIES = "the mean over all orders of ties"
 CHOICE_METRICS = {
     **{
-        f"hit_ratio@{k}": f"share of groups whose preferred candidate is among the {k} with the highest {{score}}; {_TIES}"
+        f"hit_ratio@{k}": f"share of groups whose preferred candidate is among the {k} highest by {{score}}; {_TIES}"
         for k in (1, *CUTOFFS)
     },
     "mrr": f"1 / rank of the preferred candidate by {{score}}; {_TIES}",
