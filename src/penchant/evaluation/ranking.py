@@ -16,6 +16,7 @@ from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
 from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.engine.progress import Progress
 from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
 from penchant.evaluation.answering import Answers
@@ -108,6 +109,7 @@ def rank(
     Raises:
         PenchantError: the model has no such head, or rows do not fit.
     """
+    require_language_model(model)
     if by == "head":
         numbered = _by_head(model, groups, world, head, reading, tell)
     else:
@@ -205,6 +207,7 @@ def answer_best_of(
     Raises:
         ModelError: the folder has no such head.
     """
+    require_language_model(model)
     chooser = load_head(model, head)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     world = World(0, 1, local_device())
