@@ -55,7 +55,9 @@ def test_merge_carries_the_head(folders, tiny_pairs, tmp_path, capsys):
     merged = tmp_path / "merged"
     assert run(["merge", str(folders["lora"]), str(merged)]) == 0
     assert "merged, with its preference head preference_head" in capsys.readouterr().out
-    before, after = (asked(capsys, "rank", of, "--data", tiny_pairs, "--by", "head", "--json") for of in (folders["lora"], merged))
+    before, after = (
+        asked(capsys, "rank", of, "--data", tiny_pairs, "--by", "head", "--json") for of in (folders["lora"], merged)
+    )
     assert before["groups"] == after["groups"]
     assert before["accuracy"] == after["accuracy"]
     best = ["the old cat", "--best-of", 3, "--max-new-tokens", 5, "--seed", 1, "--json"]
@@ -69,7 +71,10 @@ def test_evaluate_says_how_the_head_is_measured(folders, tiny_pairs, capsys, kin
     assert run(["evaluate", str(folders[kind]), "--data", str(tiny_pairs), "--json"]) == 0
     out, told = capsys.readouterr()
     assert "log_prob_accuracy" in json.loads(out)
-    assert f"the language model is measured here, and the head by: penchant rank {folders[kind]} --data FILE --by head" in told
+    assert (
+        f"the language model is measured here, and the head by: penchant rank {folders[kind]} --data FILE --by head"
+        in told
+    )
 
 
 def test_a_frozen_models_log_probs_are_the_starts(folders, tiny_model, tiny_pairs, capsys):
@@ -78,13 +83,24 @@ def test_a_frozen_models_log_probs_are_the_starts(folders, tiny_model, tiny_pair
 
 
 def test_residual_says_that_the_head_is_left_out(folders, tiny_model, tmp_path, capsys):
-    command = ["residual", folders["full"], "--base", tiny_model, "--instruct", tiny_model, "--output", tmp_path / "new"]
+    command = [
+        "residual",
+        folders["full"],
+        "--base",
+        tiny_model,
+        "--instruct",
+        tiny_model,
+        "--output",
+        tmp_path / "new",
+    ]
     assert run([str(part) for part in command]) == 0
     assert "the preference head is left out (preference_head)" in capsys.readouterr().out
     assert not list((tmp_path / "new").glob("preference_head*"))
 
 
-@pytest.mark.parametrize(("objective", "said"), [("sft", "is not part of this run"), ("preference_head", "a fresh one is")])
+@pytest.mark.parametrize(
+    ("objective", "said"), [("sft", "is not part of this run"), ("preference_head", "a fresh one is")]
+)
 def test_a_further_run_says_that_the_head_is_not_carried_on(folders, configs, tmp_path, capsys, objective, said):
     settings = [f"model={folders['full']}", f"output={tmp_path / 'next'}", f"objective.name={objective}"]
     assert run(["train", str(configs["full"]), *settings, "training.max_steps=1"]) == 0

@@ -95,7 +95,11 @@ def test_rank_by_reward_agrees(folders, tiny_pairs, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "named"),
-    [(["--reference", "x"], "--reference:"), (["--beta", "0.2"], "--beta:"), (["--reference", "x", "--beta", "1"], "and")],
+    [
+        (["--reference", "x"], "--reference:"),
+        (["--beta", "0.2"], "--beta:"),
+        (["--reference", "x", "--beta", "1"], "and"),
+    ],
 )
 def test_what_a_reward_model_has_not_is_refused(folders, tiny_pairs, capsys, flags, named):
     assert run(["evaluate", str(folders["full"]), "--data", str(tiny_pairs), *flags]) == 2
