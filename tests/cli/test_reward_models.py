@@ -164,7 +164,8 @@ def test_where_a_language_model_is_needed(verb, kind, folders, settings, tiny_mo
     (calls / "possible_answer" / "BFCL_v4_simple_python.json").write_text(json.dumps(answer))
     recipe = Path(__file__).parents[2] / "examples" / "recipes" / "recommend.yaml"
     names = {
-        "recipe": recipe, "it": folders[kind], "new": tmp_path / "new", "data": tiny_pairs, "model": tiny_model, "run": file,
+        "recipe": recipe,
+        "it": folders[kind], "new": tmp_path / "new", "data": tiny_pairs, "model": tiny_model, "run": file,
         "bench": bench, "piqa": piqa, "calls": calls,
     }  # fmt: skip
     assert run([part.format(**names) for part in VERBS[verb]]) == 2

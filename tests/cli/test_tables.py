@@ -15,6 +15,7 @@ from penchant import cli_output
 from penchant.cli import run
 from penchant.cli_output import deliver
 
+NOUNS = ["cat", "dog", "tree", "river", "house", "bird", "big"]
 LONG = "a_variant_with_a_name_that_is_longer_than_the_column_it_stands_in_and_has_no_space"
 
 
@@ -43,7 +44,7 @@ def test_long_names_and_headers_are_whole(printed, inside):
 def test_the_evaluation_table(printed, tiny_model, tmp_path):
     """Its longest metric names, with one preferred of seven and long sources."""
     rows = [
-        {"prompt": f"the {word}", "candidates": [f" {other}" for other in "cat dog tree river house bird big".split()],
+        {"prompt": f"the {word}", "candidates": [f" {other}" for other in NOUNS],
          "preferred": i, "source": f"{LONG}_{i}"}
         for i, word in enumerate(["cat", "dog", "bird"])
     ]  # fmt: skip

@@ -269,35 +269,3 @@ class TestCounted:
     def test_turns_that_are_not_trained(self, read: Any) -> None:
         row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
         assert "1 x earlier assistant turns read as prompt; only the last is the response" in read(row).notes[1]
-
-
-ITEMS = {"historyList": ["Up"], "itemList": ["Jaws", "Heat"], "trueSelection": "Heat"}
-
-
-@pytest.mark.parametrize(
-    ("row", "found"),
-    [
-        ({"prompt": "p", "candidates": ["a", "b"], "preferred": "c"}, "which none of them is, or its 0-based index"),
-        ({"prompt": "p", "candidates": ["a", "a", "b"], "preferred": "a"}, "which 2 of them are"),
-        ({"prompt": "p", "candidates": ["a", "b"], "preferred": 2}, "the 0-based index of one of the 2 candidates"),
-        (
-            {**ITEMS, "trueSelection": "Ran"},
-            "column 'trueSelection' is text, \"Ran\"; expected the text of one of the 2",
-        ),
-        ({**ITEMS, "itemList": "[Jaws"}, "items with '::' between them"),
-        ({**ITEMS, "itemList": [["Jaws"], ["Heat"]]}, "column 'itemList[0]' is a list"),
-    ],
-)
-def test_a_preferred_text_that_is_no_candidates(read: Any, row: dict[str, Any], found: str) -> None:
-    message = refused(read, row)
-    assert found in message
-    assert "rows.jsonl, line 1" in message
-
-
-def test_recommendations_from_csv(tmp_path: Path) -> None:
-    file = tmp_path / "sdpo.csv"
-    cells = ["\"['Up', 'Ran']\"", "\"['Jaws', 'Heat']\"", "Heat"]
-    file.write_text("historyList,itemList,trueSelection\n" + ",".join(cells) + "\n" + "Up::Ran,Jaws::Heat,Heat\n")
-    read_in = read_groups(file)
-    assert read_in.format == "s_dpo"
-    assert [(of.prompt, of.candidates, of.preferred) for of in read_in.groups] == [(TAKEN, ("Jaws", "Heat"), 1)] * 2

@@ -38,7 +38,7 @@ def likelihood(
     if not nll:
         return {}
     loss = bootstrap_ratio(nll, counts, clusters, resamples=resamples, seed=seed)
-    return {"eval_loss": loss, "perplexity": Estimate(*map(_exp, (loss.value, loss.low, loss.high)), loss.n)}
+    return {"eval_loss": loss, "perplexity": Estimate(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)}
 
 
 def learnt_candidates(group: PreferenceGroup) -> list[int]:

@@ -69,7 +69,7 @@ def score_rewards(
             where=model,
             fix=f"score the data by one output: penchant score FILE --model {model} --label 0 --output SCORED.jsonl",
         )
-    tokenized = read_held_out(FrozenModel(loaded, tokenizer), model, groups, reading, tell)
+    tokenized = read_held_out(FrozenModel(loaded, tokenizer, reading.rendering), model, groups, reading, tell)
     choice = choose_reward_scorer(loaded, sample_groups(tokenized))
     if choice.notice:
         tell(choice.notice)
