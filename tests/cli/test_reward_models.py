@@ -113,7 +113,14 @@ def test_several_outputs_are_not_one_reward(tmp_path, tiny_model, tiny_pairs, ca
     hf.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "three")
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "three")
     assert run(["evaluate", str(tmp_path / "three"), "--data", str(tiny_pairs)]) == 2
-    assert "has 3 outputs" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "has 3 outputs" in message
+    by_label = ["rank", str(tmp_path / "three"), "--data", str(tiny_pairs), "--by", "reward", "--json"]
+    assert " ".join(by_label[2:3] + by_label[4:6]) in message
+    assert run(by_label) == 2
+    assert "--label 1" in capsys.readouterr().err
+    assert run([*by_label, "--label", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["groups"]) == 48
 
 
 VERBS = {

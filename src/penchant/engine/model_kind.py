@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,7 @@ def _json(file: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+@cache
 def _hub_config(source: str) -> dict[str, Any] | None:
     from transformers import PretrainedConfig
 

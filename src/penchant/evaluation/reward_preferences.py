@@ -67,7 +67,7 @@ def score_rewards(
             f"the classifier {type(loaded).__name__} has {loaded.config.num_labels} outputs: {loaded.config.id2label}; "
             "a causal reward model with one output is measured",
             where=model,
-            fix=f"score the data by one output: penchant score FILE --model {model} --label 0 --output SCORED.jsonl",
+            fix=f"rank by one of its outputs: penchant rank {model} --data FILE --by reward --label 0",
         )
     tokenized = read_held_out(FrozenModel(loaded, tokenizer, reading.rendering), model, groups, reading, tell)
     choice = choose_reward_scorer(loaded, sample_groups(tokenized))

@@ -171,10 +171,14 @@ class ModelReward:
             raise ConfigError(
                 f"the reward model has {outputs} outputs: {model.config.id2label}",
                 where=source,
-                fix="say which is the reward: reward.label=1",
+                fix="say which is the reward, as in --label 1 (in a run: reward.label=1)",
             )
         if (label or 0) >= outputs:
-            raise ConfigError(f"reward.label is {label}, the model has {outputs} outputs", where=source)
+            raise ConfigError(
+                f"reward.label is {label}, the model has {outputs} outputs",
+                where=source,
+                fix=f"name one from 0 to {outputs - 1}",
+            )
         weights_and_words = f"{model_fingerprint(model)} {tokenizer_fingerprint(tokenizer)}"
         rendering = "" if reading.rendering == PLAIN else f" {reading.rendering}"
         name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering}"
