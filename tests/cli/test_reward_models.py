@@ -116,7 +116,7 @@ def test_several_outputs_are_not_one_reward(tmp_path, tiny_model, tiny_pairs, ca
     message = capsys.readouterr().err
     assert "has 3 outputs" in message
     by_label = ["rank", str(tmp_path / "three"), "--data", str(tiny_pairs), "--by", "reward", "--json"]
-    assert " ".join(by_label[2:3] + by_label[4:6]) in message
+    assert "--data FILE --by reward --label 0" in message
     assert run(by_label) == 2
     assert "--label 1" in capsys.readouterr().err
     assert run([*by_label, "--label", "2"]) == 0

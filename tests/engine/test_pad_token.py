@@ -164,6 +164,15 @@ class TestForeign:
         for scorer in (chosen.scorer, PaddedRewardScorer(load_reward_model(str(folder)).eval())):
             assert scorer(pack(groups))[0].tolist() == pytest.approx(expected, abs=1e-5)
 
+    def test_kept_rewards_are_of_one_pad_token(self, tmp_path, tiny_model):
+        """Rewards are kept on disk under the reward's name, and another pad token reads another token."""
+        names = set()
+        for pad in (None, 0, EOS):
+            folder = self.saved(tmp_path / f"pad-{pad}", tiny_model, pad)
+            config = RewardConfig(model=str(folder))
+            names.add(open_reward(config, device=torch.device("cpu")).name.replace(str(folder), ""))
+        assert len(names) == 3
+
     def test_training_goes_on_as_it_is_read(self, tmp_path, tiny_model, reward_run):
         """Its pad token is the end, and so it stays: the head goes on being read before the end."""
         folder = reward_run(self.saved(tmp_path / "foreign", tiny_model, EOS))

@@ -160,6 +160,7 @@ class ModelReward:
         import torch
 
         from penchant.engine.loading import load_tokenizer
+        from penchant.engine.pad_token import pad_token_id
         from penchant.engine.reference_cache import model_fingerprint, tokenizer_fingerprint
         from penchant.engine.reward_model import load_reward_model
 
@@ -181,7 +182,8 @@ class ModelReward:
             )
         weights_and_words = f"{model_fingerprint(model)} {tokenizer_fingerprint(tokenizer)}"
         rendering = "" if reading.rendering == PLAIN else f" {reading.rendering}"
-        name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering}"
+        # The pad token decides which token is read.
+        name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering} pad {pad_token_id(model)}"
         return cls(model, tokenizer, label or 0, reading, name)
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
