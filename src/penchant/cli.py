@@ -23,6 +23,7 @@ from penchant.cli_output import (
     Json,
     Length,
     Rows,
+    SaveDtype,
     Seed,
     Source,
     Split,
@@ -33,6 +34,7 @@ from penchant.cli_output import (
     teller,
 )
 from penchant.cli_plan import plan
+from penchant.cli_push import push
 from penchant.cli_rank import rank, score
 from penchant.cli_recipe import recipe, recommend
 from penchant.cli_serve import serve
@@ -51,6 +53,7 @@ app.command(data)
 app.command(compare)
 app.command(export)
 app.command(plan)
+app.command(push)
 app.command(rank)
 app.command(recipe)
 app.command(recommend)
@@ -244,15 +247,15 @@ def generate(
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, asked, sampling, head=head, reading=reading)
+        best = answer_best_of(model, asked, sampling, head=head, reading=reading, tell=teller(as_json))
         deliver(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, asked, sampling, reading)
+    answers = answer(model, asked, sampling, reading, teller(as_json))
     deliver(answers.to_json(), as_json, answers.table)
 
 
 @app.command
-def merge(adapter: Path, output: Path) -> None:
+def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> None:
     """Merge a LoRA adapter into its base model, and write an ordinary model folder.
 
     Parameters
@@ -261,11 +264,15 @@ def merge(adapter: Path, output: Path) -> None:
         A run's output folder, or any PEFT adapter folder.
     output
         A new folder.
+    save_dtype
+        Of the weights written; auto is the base model's.
     """
     from penchant.engine.loading import merge_adapter
     from penchant.engine.model_kind import model_kind
+    from penchant.training.model_card import write_merged_card
 
-    merge_adapter(str(adapter), output)
+    merge_adapter(str(adapter), output, save_dtype)
+    write_merged_card(adapter, output)
     heads = "".join(f", with its preference head {name}" for name in model_kind(str(output)).heads)
     teller(False)(f"{output}: merged{heads}")
 

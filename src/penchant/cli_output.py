@@ -16,6 +16,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 Rows = Literal["error", "drop"]
 Truncation = Literal["error", "drop", "keep_end_of_prompt"]
 Dtype = Literal["float32", "bfloat16"]
+SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Length = Annotated[int, Parameter(validator=Number(gte=2))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0))]

@@ -254,9 +254,11 @@ class TestTranscripts:
 
 
 class TestCounted:
-    def test_message_fields_that_are_not_used(self, read: Any) -> None:
-        found = read({"messages": [{**user("p"), "name": "Ann", "tool_calls": None}, said("a")]})
-        assert found.notes[1:] == ("rows.jsonl: 1 x field 'name' of messages not used (first: rows.jsonl, line 1)",)
+    def test_message_fields_that_are_the_templates(self, read: Any) -> None:
+        found = read({"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, said("a")]})
+        kept = "rows.jsonl: 1 x field 'mood' of messages kept for the chat template (first: rows.jsonl, line 1)"
+        assert found.notes[1:] == (kept,)
+        assert found.groups[0].prompt == ({**user("p"), "name": "Ann", "mood": "calm"},)
 
     def test_the_score_that_was_taken(self, read: Any) -> None:
         row = {"instruction": "p", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 2}]}
@@ -268,4 +270,4 @@ class TestCounted:
 
     def test_turns_that_are_not_trained(self, read: Any) -> None:
         row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
-        assert "1 x earlier assistant turns read as prompt; only the last is the response" in read(row).notes[1]
+        assert "1 x the last assistant turn is the response, earlier ones are its prompt" in read(row).notes[1]

@@ -20,6 +20,21 @@ from penchant.data.writing import write_groups
 from penchant.errors import ConfigError, PenchantError
 from penchant.training.inputs import check_inputs, read_inputs
 
+RENDERED = (
+    "chat_template",
+    "chat_template_kwargs",
+    "date",
+    "as_chat",
+    "control_text",
+    "learn",
+    "max_length",
+    "truncation",
+    "empty",
+    "identical",
+    "refused",
+)
+"""Keys of a run's data that say how groups become tokens, whatever file they are in."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -146,6 +161,16 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     return shared, cells
 
 
+def configurations(bench: Bench, where: str) -> list[RunConfig]:
+    """The base's run and each variant's, on the base's own data.
+
+    Raises:
+        ConfigError: all that is wrong with any method.
+    """
+    base = _run(bench, {"objective": {"name": "sft"}}, Path(bench.output), where)
+    return [base, *_configs(bench, variants(bench), where).values()]
+
+
 def _configs(bench: Bench, every: Sequence[Variant], where: str) -> dict[str, RunConfig]:
     """Each variant's run on the base's own data, by the variant's name."""
     names = [variant.name for variant in every]
@@ -203,8 +228,7 @@ def _run(bench: Bench, values: dict[str, Any], output: Path, where: str) -> RunC
     if isinstance(data, str):
         merged["data"] = {"train": data}
     if "train" in values.get("data", {}):
-        kept = ("chat_template", "max_length", "truncation", "empty", "identical")
-        merged["data"] = {key: value for key, value in merged["data"].items() if key in kept}
+        merged["data"] = {key: value for key, value in merged["data"].items() if key in RENDERED}
     _merge(merged, values)
     merged.setdefault("evaluation", {}).setdefault("samples", 0)
     return parse_config({**merged, "output": str(output)}, where)

@@ -205,7 +205,7 @@ class Yardstick:
             drawn = sample(policy.model, asked, draw, ends=ends, advance=progress.advance)
         groups = []
         for prompt, ids, (found,) in zip(self.prompts, asked, drawn, strict=True):
-            text = text_after(tokenizer, ids, found.ids.tolist())
+            text = text_after(tokenizer, ids, found.content)
             groups.append(TokenizedGroup(ids, (found.ids,), PreferenceGroup(prompt, (text,))))
         return groups
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from penchant.data.calls import BESIDE
 from penchant.data.conversations import joined, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, Text
@@ -48,7 +49,7 @@ def _comparison(cell: Cell, k: int) -> tuple[int, int]:
 
 
 def is_prompts(row: Values) -> bool:
-    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source"}
+    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source", *BESIDE}
 
 
 def prompts(row: Row) -> Converted:

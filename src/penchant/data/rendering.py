@@ -9,6 +9,7 @@ from typing import Any, Literal
 Learn = Literal["last", "all"]
 AsChat = Literal["auto", "true", "false"]
 ControlText = Literal["text", "token", "error"]
+Refused = Literal["error", "drop"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Rendering:
         control_text: what control tokens written inside a message are: ``text`` that cannot act as control, the
             ``token`` itself, or an ``error``.
         learn: which assistant turns of a conversation are learnt from: the ``last`` one, or ``all``.
+        refused: what happens to a row that the chat template refuses, or whose text the tokenizer cannot read.
     """
 
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -31,6 +33,31 @@ class Rendering:
     as_chat: AsChat = "auto"
     control_text: ControlText = "text"
     learn: Learn = "last"
+    refused: Refused = "error"
+
+
+RESERVED = {
+    **dict.fromkeys(("messages", "conversation"), "is the row's messages"),
+    **dict.fromkeys(("tools", "documents"), "is a column of the data"),
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), "is set where a response begins"),
+    "chat_template": "is data.chat_template",
+    "strftime_now": "is the date: data.date",
+    **dict.fromkeys(
+        (
+            "tokenize",
+            "sanitize_control_tokens",
+            "padding",
+            "truncation",
+            "max_length",
+            "return_tensors",
+            "return_dict",
+            "return_assistant_tokens_mask",
+            "tokenizer_kwargs",
+        ),
+        "is the tokenizer's, not the template's",
+    ),
+}
+"""Names that a chat template's variables cannot have: why."""
 
 
 PLAIN = Rendering()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.shortening import end_of_prompt, later_prompt, within
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenization import end_of_prompt, tokenize_groups
+from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.errors import DataError
 
@@ -45,7 +47,10 @@ def read_again(
         return [], 0
     special = SpecialTokens.of(tokenizer)
     whole, _ = tokenize_groups(
-        [group.group for group in groups], tokenizer, max_length=sys.maxsize, rendering=rendering
+        [group.group for group in groups],
+        tokenizer,
+        max_length=sys.maxsize,
+        rendering=replace(rendering, refused="error"),
     )
     read: list[TokenizedGroup] = []
     refused: list[TokenizedGroup] = []
@@ -54,8 +59,7 @@ def read_again(
         second = _same_share(uncut, first, special)
         if second.longest > context:
             same = same_ids(first, second)
-            room = context - (second.longest - len(second.prompt))
-            shorter = None if same or truncation != "keep_end_of_prompt" else end_of_prompt(second, room, special)
+            shorter = None if same or truncation != "keep_end_of_prompt" else within(second, context, special)
             if shorter is None:
                 refused.append(second)
                 alike = alike and same
@@ -77,11 +81,19 @@ def _same_share(uncut: TokenizedGroup, first: TokenizedGroup, special: SpecialTo
     """As much of the prompt as the first model reads of its own; rounded up, and at least one token."""
     if not first.cut:
         return uncut
+    while _turns(uncut) > _turns(first) and (later := later_prompt(uncut)) is not None:
+        uncut = later
     size = len(uncut.prompt)
     start = size - len(special.strip_start(uncut.prompt.tolist())[0])
     share = -(-size * len(first.prompt) // (len(first.prompt) + first.cut))
     # Start tokens alone are not a prompt's end.
     return end_of_prompt(uncut, min(size, max(share, start + 1)), special) or uncut
+
+
+def _turns(group: TokenizedGroup) -> int:
+    """Learnt stretches of the first response."""
+    mask = group.masks[0]
+    return int(mask[0]) + int((mask[1:] & ~mask[:-1]).sum())
 
 
 def _too_long(refused: Sequence[TokenizedGroup], groups: int, context: int, alike: bool) -> DataError:

@@ -19,7 +19,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
-from penchant.errors import DataError, ModelError
+from penchant.errors import DataError, ModelError, reason_of
 
 Pooling = Literal["identity", "tanh", "dropout_tanh", "swiglu"]
 NAME = "preference_head"
@@ -153,8 +153,7 @@ def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:
         head = PreferenceHead(**settings)
         head.load_state_dict(load_file(file))
     except Exception as error:
-        found = str(error).splitlines()[0]
         raise ModelError(
-            f"the preference head cannot be read: {found}", where=str(file), fix="train it again"
+            f"the preference head cannot be read: {reason_of(error)}", where=str(file), fix="train it again"
         ) from error
     return head.eval()

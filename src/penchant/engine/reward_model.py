@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from penchant.engine.loading import adapter_base, check_folder, explained, refuse_missing, remove_dropout
+from penchant.engine.adapter_loading import merge_adapter_into
+from penchant.engine.checkpoint import keep_language_part
+from penchant.engine.loading import adapter_base, check_folder, explained, load_config, refuse_missing, remove_dropout
 from penchant.engine.model_kind import ModelKind, model_kind
+from penchant.engine.multimodal import classification_class, refuse_tower_adapters
 from penchant.engine.pad_token import PAD_TOKEN_CHECKED, forget_pad_token
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_HEADS = ("lm_head", "embed_out")
+"""Names of language models' output heads."""
 
 
 def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -85,19 +91,16 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
 
 def _classifier(source: str, dtype: torch.dtype, **labels: int) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and which weights its files lack."""
-    from transformers import AutoModelForSequenceClassification
-
     with explained(source):
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model, report = classification_class(load_config(source), source).from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **labels
         )
+    keep_language_part(model, source, replaced=rf"(^|\.)({'|'.join(_HEADS)})\.")
     return model, report
 
 
 def _merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
     """A reward model's adapter in its base; the head is the adapter's, or the base's where the adapter has none."""
-    from peft import PeftModel
-
     head = _adapter_head(source)
     model, report = _classifier(base, dtype, **({} if head is None else {"num_labels": head[1]}))
     if head is not None:
@@ -105,9 +108,8 @@ def _merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
             names = report.get(kind, ())
             report[kind] = {n for n in names if not (n if isinstance(n, str) else n[0]).startswith(head[0])}
     refuse_missing(base, report)
-    with explained(source):
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, source).merge_and_unload()
-    return merged.requires_grad_(True)
+    refuse_tower_adapters(model, source)
+    return merge_adapter_into(model, source)
 
 
 def _refuse_language_model(source: str, kind: ModelKind, report: dict[str, Any]) -> None:
@@ -138,13 +140,8 @@ def _adapter_head(source: str) -> tuple[str, int] | None:
 
 def _with_backbone_of(source: str, model: PreTrainedModel) -> PreTrainedModel:
     """Merge a language model's adapter folder into a reward model's backbone."""
-    from peft import PeftConfig, PeftModel
-
-    with explained(source):
-        config = PeftConfig.from_pretrained(source)
-        config.task_type = None  # A language model's would be asked to generate.
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, source, config=config).merge_and_unload()
-    return merged.requires_grad_(True)
+    # A language model's task would be asked to generate, and its output head has no counterpart here.
+    return merge_adapter_into(model, source, task="FEATURE_EXTRACTION", absent=_HEADS)
 
 
 def _is_run(source: str) -> bool:

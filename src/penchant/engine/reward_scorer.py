@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
+from penchant.engine.multimodal import language_model
 from penchant.engine.pad_token import pad_token_id
 from penchant.engine.padded import pad_right, unpack
-from penchant.engine.tree import backbone, last_hidden
+from penchant.engine.tree import last_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +53,7 @@ class PaddedRewardScorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
         sequences, _ = unpack(batch)
-        hidden = backbone(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
+        hidden = language_model(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
         # Not the model's own pooling: these rows are padded with another token.
         pad = pad_token_id(self.model)
         ends = torch.tensor([place_read(sequence, pad) for sequence in sequences])

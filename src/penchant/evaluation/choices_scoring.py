@@ -43,7 +43,8 @@ def without_end(group: TokenizedGroup) -> TokenizedGroup:
 
     Tokenization refuses a response that is nothing but its end, so at least one token is left of each.
     """
-    return replace(group, responses=tuple(response[:-1] for response in group.responses))
+    learnt = None if group.learnt is None else tuple(mask[:-1] for mask in group.learnt)
+    return replace(group, responses=tuple(response[:-1] for response in group.responses), learnt=learnt)
 
 
 def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> list[dict[str, tuple[float, ...]]]:
@@ -55,7 +56,7 @@ def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> lis
     answers = [without_end(group) for group in groups]
     columns = {
         "log": [
-            tuple(value / len(response) for value, response in zip(values, answer.responses, strict=True))
+            tuple(value / tokens for value, tokens in zip(values, answer.tokens, strict=True))
             for values, answer in zip(scorer.log_probs(answers), answers, strict=True)
         ],
         "log_sum": list(map(tuple, scorer.log_probs(groups))),
@@ -97,6 +98,7 @@ def score_tasks(
         ConfigError: a length limit beyond the model's context.
         ModelError: the model or its head cannot be loaded.
     """
+    reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     templated = frozen.tokenizer.chat_template is not None
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"

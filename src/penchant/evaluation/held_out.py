@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from penchant.config import RunConfig
@@ -14,6 +14,7 @@ from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
 from penchant.errors import ConfigError, located
+from penchant.evaluation.dates import on_one_day
 from penchant.evaluation.preferences import PreferenceReport, ScoredGroup, evaluate_preferences
 
 
@@ -54,6 +55,10 @@ class Reading:
             config.rendering,
         )
 
+    def on_one_day(self, model: str, tell: Callable[[str], None] = lambda line: None) -> Reading:
+        """The same with the day that the model's template writes as today's; see `dates.on_one_day`."""
+        return replace(self, rendering=on_one_day(model, self.chat_template, self.rendering, tell))
+
 
 AS_IS = Reading()
 """The defaults."""
@@ -74,6 +79,9 @@ def score(
         model, reference: folders or hub ids; the reference may have a tokenizer of its own.
         tell: called with what happened to rows.
     """
+    reading = reading.on_one_day(model, tell)
+    if reference is not None:
+        reading = reading.on_one_day(reference, tell)
     policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized = read_held_out(policy, model, groups, reading, tell)
     log_probs = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype, tell)
@@ -125,7 +133,7 @@ def scored_groups(
         ScoredGroup(
             group=group.group,
             prompt_tokens=len(group.prompt),
-            tokens=tuple(map(len, group.responses)),
+            tokens=group.tokens,
             log_probs=tuple(log_probs[i]),
             reference_log_probs=None if reference_log_probs is None else tuple(reference_log_probs[i]),
         )

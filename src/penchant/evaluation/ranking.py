@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
-from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
@@ -21,7 +21,7 @@ from penchant.engine.progress import Progress
 from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import Sampling, ends_of, generate
+from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.held_out import AS_IS, Reading, score
 from penchant.evaluation.one_preferred import OnePreferred
 from penchant.evaluation.preference_pairs import prompt_numbers, row_of
@@ -150,6 +150,7 @@ def _by_head(
     tell: Callable[[str], None],
 ) -> list[tuple[PreferenceGroup, list[float]]]:
     head = load_head(model, name)  # before the model: a folder without one is told at once
+    reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized, report = tokenize_groups(
         groups,
@@ -162,17 +163,11 @@ def _by_head(
     )
     for event, count in sorted(report.counts.items()):
         tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
-    require_endings(tokenized, ends_of(frozen.model, frozen.tokenizer) + _turn_ends(tokenized))
+    require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
     choice = choose_scorer(frozen.model, sample_groups(tokenized))
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return list(zip([each.group for each in tokenized], rewards, strict=True))
-
-
-def _turn_ends(groups: Sequence[TokenizedGroup]) -> list[int]:
-    """What a chat template ends a turn with: where all responses agree, that is it."""
-    last = {int(response[-1]) for group in groups for response in group.responses}
-    return list(last) if len(last) == 1 else []
 
 
 @dataclass(frozen=True)
@@ -200,7 +195,13 @@ class BestOf:
 
 
 def answer_best_of(
-    model: str, prompts: Sequence[Text], sampling: Sampling, *, head: str = NAME, reading: Reading = AS_IS
+    model: str,
+    prompts: Sequence[Text],
+    sampling: Sampling,
+    *,
+    head: str = NAME,
+    reading: Reading = AS_IS,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> BestOf:
     """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
 
@@ -209,6 +210,7 @@ def answer_best_of(
     """
     require_language_model(model)
     chooser = load_head(model, head)
+    reading = reading.on_one_day(model, tell)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     world = World(0, 1, local_device())
     loaded = load_model(model).to(world.device)

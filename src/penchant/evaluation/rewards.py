@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from penchant.config_reward import JudgeConfig, RewardConfig
@@ -164,6 +164,7 @@ class ModelReward:
         from penchant.engine.reference_cache import model_fingerprint, tokenizer_fingerprint
         from penchant.engine.reward_model import load_reward_model
 
+        reading = reading.on_one_day(source)
         tokenizer = load_tokenizer(source, chat_template=reading.chat_template)
         weights = torch.bfloat16 if reading.dtype == "bfloat16" else torch.float32
         model = load_reward_model(source, dtype=weights).to(device).eval()
@@ -196,7 +197,11 @@ class ModelReward:
         ]
         limit = context_length(self.model.config) or NO_LIMIT
         tokenized, _ = tokenize_groups(
-            groups, self.tokenizer, max_length=limit, rendering=self.reading.rendering, empty="keep"
+            groups,
+            self.tokenizer,
+            max_length=limit,
+            rendering=replace(self.reading.rendering, refused="error"),
+            empty="keep",
         )
         rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
         scores = iter(self._score(rows))

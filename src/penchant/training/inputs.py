@@ -192,4 +192,6 @@ def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:
         digest.update(repr(known).encode())
         for ids in (tokenized.prompt, *tokenized.responses):
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        for mask in tokenized.learnt or ():
+            digest.update(b"learnt " + mask.tobytes())
     return digest.hexdigest()

@@ -26,6 +26,7 @@ from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_re
 from penchant.evaluation.rewards import ModelReward, open_reward
 from penchant.evaluation.statistics import Estimate
 from penchant.training.inputs import read_inputs
+from penchant.training.model_card import metric_text, write_model_card
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class RunResult:
             for name, before, after in held_out_rows(self.before, self.after):
                 table.add_row(name, before, after)
         if self.choosing is not None:
-            table.add_row("reward accuracy", "", _cell(self.choosing.to_json()) or "")
+            table.add_row("reward accuracy", "", metric_text(self.choosing.to_json()) or "")
         return table
 
 
@@ -100,6 +101,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
         after=after,
         choosing=choosing,
     )
+    write_model_card(folder, config)
     write_report(folder / "report.html", _run_report(config, result, lines, samples, notes))
     tell(f"report: {folder / 'report.html'}")
     return result
@@ -110,18 +112,10 @@ def held_out_rows(before: PreferenceReport, after: PreferenceReport) -> list[tup
     rows = []
     first, second = before.to_json(), after.to_json()
     for name in second["definitions"]:
-        cells = [_cell(document.get(name)) for document in (first, second)]
+        cells = [metric_text(document.get(name)) for document in (first, second)]
         if any(cells):
             rows.append((name, cells[0] or "", cells[1] or ""))
     return rows
-
-
-def _cell(value: object) -> str | None:
-    if not isinstance(value, dict) or value.get("value") is None:
-        return None
-    if value.get("low") is None:
-        return f"{value['value']:.4f}"
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
 
 
 def _held_out(
@@ -145,7 +139,7 @@ def _measured(report: PreferenceReport) -> str:
     size = f"{report.groups} groups of {report.prompts} prompts"
     if not report.groups:
         size = f"{report.groups_without_pairs} groups without a pair"
-    loss = [f"{name} {_cell(report.metrics[name].to_json())}" for name in LIKELIHOOD if name in report.metrics]
+    loss = [f"{name} {metric_text(report.metrics[name].to_json())}" for name in LIKELIHOOD if name in report.metrics]
     return ", ".join([size, *loss])
 
 
@@ -195,7 +189,7 @@ def _run_report(
 ) -> RunReport:
     tables = []
     if result.choosing is not None:
-        row = ("reward accuracy", _cell(result.choosing.to_json()) or "", str(result.choosing.n))
+        row = ("reward accuracy", metric_text(result.choosing.to_json()) or "", str(result.choosing.n))
         note = "Share of held-out pairs whose preferred response has the higher reward (a tie is wrong): mean over a "
         note += "group's pairs, then over groups, with the 95 % interval of a bootstrap over prompts."
         tables.append(Table("What was trained to choose", ("metric", "value", "groups"), [row], note))

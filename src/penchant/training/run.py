@@ -11,8 +11,9 @@ import torch
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.adapters import idle_adapters
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
-from penchant.engine.folders import disk_errors
+from penchant.engine.folders import disk_errors, is_full
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
@@ -21,10 +22,13 @@ from penchant.evaluation.rewards import open_reward
 from penchant.objectives import Fitted
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
-from penchant.training.folder import check, take
+from penchant.training.dates import day_note, on_one_day, with_day
+from penchant.training.folder import check, release, take
+from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
-from penchant.training.model import Trained, load_trained
+from penchant.training.model import Trained, load_trained, trained_responses
+from penchant.training.model_card import write_model_card
 from penchant.training.needs import (
     check_head,
     check_live_reference,
@@ -70,18 +74,30 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
+    config = with_day(config, world.broadcast(on_one_day(config).data.date))
     inputs, tokenizer, limit = read_run(config, world.size, tell)
-    begun = check(config, inputs.fingerprint, resume=resume)
+    begun = check(config, inputs.fingerprint, resume=resume, tell=tell)
+    hashes = input_hashes(config) if world.is_main and not begun else {}
     loop, model = _prepare(config, world, inputs, tokenizer, limit, tell)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not begun:
-        take(config, inputs.fingerprint, inputs.notes)
+        take(config, inputs.fingerprint, inputs.notes, hashes)
     world.barrier()
     if begun:
         loop.resume()
         tell(f"going on after step {loop.at.step} of {loop.total}")
-    loop.run()
+    try:
+        loop.run()
+    except Exception as error:
+        # A full disk is told to be resumed, and can be.
+        if world.is_main and not begun and loop.at.step == 0 and not is_full(error):
+            release(config)
+        raise
     model.save(Path(config.output), world)
+    if world.is_main:
+        write_model_card(Path(config.output), config)
+    if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
+        tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
 
 
 def read_run(
@@ -118,6 +134,7 @@ def read_run(
     if config.candidates == "sampled":
         longest = max(len(group.prompt) for group in inputs.train) + config.sampling.max_new_tokens
         check_live_reference(config, tokenizer, longest)
+    inputs.notes.extend(day_note(config))
     for note in inputs.notes:
         tell(note)
     return inputs, tokenizer, limit or NO_LIMIT
@@ -136,6 +153,7 @@ def _prepare(
     if needs.mismatched:
         every = add_mismatched(every, settings.seed, longest)
     model = load_trained(config, tokenizer, every or inputs.train, world, tell)
+    model.policy.trained = trained_responses(config, inputs.train)
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
         tables = [own if table is None else table for table in tables]
