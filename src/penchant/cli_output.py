@@ -52,4 +52,16 @@ def deliver(document: dict[str, Any], as_json: bool, people: Any) -> None:
     else:
         # A line that names a file is not broken up, and its brackets are not markup.
         plain = isinstance(people, str)
-        console_for(False).print(people, soft_wrap=plain, markup=not plain, highlight=not plain)
+        console_for(False).print(fold_columns(people), soft_wrap=plain, markup=not plain, highlight=not plain)
+
+
+def fold_columns(people: Any) -> Any:
+    """The same, every table in it set to break a cell that is too wide for its column into lines: nothing is cut."""
+    from rich.console import Group
+    from rich.table import Table
+
+    for part in people.renderables if isinstance(people, Group) else [people]:
+        if isinstance(part, Table):
+            for column in part.columns:
+                column.overflow, column.no_wrap = "fold", False
+    return people

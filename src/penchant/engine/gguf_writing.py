@@ -14,12 +14,13 @@ from penchant.engine.gguf_reading import gguf_library
 from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
 from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
 from penchant.engine.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
+from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.engine.multimodal import is_multimodal, text_config, text_model
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LARGEST_F16 = 65504
 TEXT_PART = "only the text part is in the file: llama.cpp reads a multimodal model's towers from a file of their own"
@@ -65,6 +66,7 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
             nothing is left of it then.
     """
     _check_output(output)
+    require_language_model(source)
     library = gguf_library()
     config = load_config(adapter_base(source) or source)
     check_architecture(text_config(config), source)
@@ -91,8 +93,14 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
         tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
         kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
         bytes=output.stat().st_size,
-        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *([TEXT_PART] if is_multimodal(config) else [])],
+        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *_left_out(source, config)],
     )
+
+
+def _left_out(source: str, config: PretrainedConfig) -> list[str]:
+    heads = model_kind(source).heads
+    lines = [f"GGUF holds the language model alone: the preference head is left out ({', '.join(heads)})"]
+    return [*(lines if heads else []), *([TEXT_PART] if is_multimodal(config) else [])]
 
 
 def _check_output(output: Path) -> None:

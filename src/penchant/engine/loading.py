@@ -13,6 +13,8 @@ from penchant.engine.checkpoint import keep_language_part, save_model
 from penchant.engine.folders import whole_folder
 from penchant.engine.generation_ends import read_generation_config, read_gguf_ends
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
+from penchant.engine.heads import copy_heads
+from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.engine.multimodal import generation_class, refuse_tower_adapters, text_config
 from penchant.errors import ModelError, reason_of
 
@@ -36,12 +38,13 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
 
     Raises:
         ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration, or
-            tensors that the model does not use.
+            tensors that the model does not use; or a reward model, which has no language-model head.
         ConfigError: a GGUF file without the package `gguf`.
     """
     if is_gguf(source):
         return _load_dequantised(source, dtype)
     check_folder(source)
+    require_language_model(source)
     adapter = adapter_base(source)
     if adapter is not None:
         return _load_merged(source, adapter, dtype)
@@ -120,6 +123,8 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
 def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> None:
     """Write an adapter folder's base model with the adapter merged in, in float32, as an ordinary model folder.
 
+    A reward model's adapter becomes a sequence classifier with its head; preference heads are copied beside the model.
+
     Raises:
         ModelError: `source` is no adapter folder, or `output` is there already.
     """
@@ -129,13 +134,22 @@ def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> 
         raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
     if output.exists():
         raise ModelError("it is there already", where=str(output), fix="name a new folder")
-    model = load_model(source)
+    tokenizer = load_tokenizer(source)
+    if model_kind(source).is_reward_model:
+        from penchant.engine.pad_token import set_pad_token
+        from penchant.engine.reward_model import load_reward_model
+
+        model = load_reward_model(source)
+        set_pad_token(model, tokenizer, grow=True)
+    else:
+        model = load_model(source)
     stored = saved_dtype(source, save_dtype).fitting(dict(model.named_parameters()))
     stored.round_weights(model)
     with whole_folder(output) as aside:
         save_model(model, aside)
         write_dtype(aside, stored.dtype)
-        load_tokenizer(source).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        copy_heads(source, aside)
 
 
 def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:

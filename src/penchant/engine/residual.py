@@ -21,6 +21,7 @@ from penchant.engine.checkpoint import copy_processors
 from penchant.engine.folders import whole_folder
 from penchant.engine.generation_ends import FILE as GENERATION
 from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.errors import ModelError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -95,6 +96,7 @@ def _local(source: str) -> Path:
         ModelError: there is none, it is an adapter, or its weights are in another format.
     """
     check_folder(source)
+    require_language_model(source)
     if adapter_base(source) is not None:
         raise ModelError("this is an adapter", where=source, fix=f"merge it first: penchant merge {source} MERGED")
     folder = Path(source)

@@ -19,6 +19,7 @@ from penchant.engine.heads import HeadedScorer, PreferenceHead, require_endings,
 from penchant.engine.loading import check_vocabulary, load_model
 from penchant.engine.multimodal import text_config
 from penchant.engine.output_head import lora_rank
+from penchant.engine.pad_token import set_pad_token
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reference_cache import model_fingerprint
@@ -81,6 +82,9 @@ def load_trained(
     if (checkpoint := checkpoint_of(policy.model)) and checkpoint.notice:
         tell(checkpoint.notice)
     check_vocabulary(policy.model, tokenizer, config.model)
+    if rewards:
+        # Under LoRA a row more of the embedding would not be in the adapter's folder.
+        set_pad_token(policy.model, tokenizer, grow=config.lora is None)
     fingerprint = model_fingerprint(policy.model)
     sample = sample_groups(groups)
     choice = choose_reward_scorer(policy.model, sample) if rewards else choose_scorer(policy.model, sample)

@@ -98,9 +98,7 @@ def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> P
     shape = copy.deepcopy(shape)
     if rewards:
         shape.num_labels = 1
-        text = text_config(shape)
-        if text.pad_token_id is None:
-            text.pad_token_id = text.eos_token_id if isinstance(text.eos_token_id, int) else 0
+        shape.pad_token_id = text_config(shape).pad_token_id = None
     source = str(shape.name_or_path or shape.model_type)
     with explained(source):
         family = classification_class(shape, source) if rewards else generation_class(shape)

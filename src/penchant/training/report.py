@@ -19,7 +19,8 @@ from penchant.evaluation.answering import answer, distinct_prompts, with_room
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
-from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences
+from penchant.evaluation.likelihood import LIKELIHOOD
+from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences, with_likelihood
 from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
 from penchant.evaluation.rewards import ModelReward, open_reward
@@ -127,9 +128,19 @@ def _held_out(
     reports = []
     for model in (config.model, config.output):
         scored = score(model, held_out, world, reference=reference, reading=reading)
-        reports.append(evaluate_preferences(scored, beta=beta))
-    tell(f"held-out: {reports[1].groups} groups of {reports[1].prompts} prompts")
+        report = evaluate_preferences(scored, beta=beta)
+        reports.append(with_likelihood(report, scored) if config.method.name == "sft" else report)
+    tell(f"held-out: {_measured(reports[1])}")
     return reports[0], reports[1]
+
+
+def _measured(report: PreferenceReport) -> str:
+    """How much was measured, and the loss where it is of single responses."""
+    size = f"{report.groups} groups of {report.prompts} prompts"
+    if not report.groups:
+        size = f"{report.groups_without_pairs} groups without a pair"
+    loss = [f"{name} {metric_text(report.metrics[name].to_json())}" for name in LIKELIHOOD if name in report.metrics]
+    return ", ".join([size, *loss])
 
 
 def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> Estimate | None:
@@ -185,11 +196,10 @@ def _run_report(
     if result.before is not None and result.after is not None:
         definitions = result.after.to_json()["definitions"]
         rows = [(*row, definitions[row[0]]) for row in held_out_rows(result.before, result.after)]
-        n = f"{result.after.groups} groups of {result.after.prompts} prompts"
-        note = (
-            f"{n}; in brackets the 95 % interval of a bootstrap over prompts. If length_accuracy is far from a half, "
-        )
-        note += "compare accuracy with it: a model that learnt only length reaches that."
+        note = f"{_measured(result.after)}; in brackets the 95 % interval of a bootstrap over prompts."
+        if result.after.groups:
+            note += " If length_accuracy is far from a half, compare accuracy with it: a model that learnt only length "
+            note += "reaches that."
         tables.append(Table("Held-out preferences", ("metric", "before", "after", "what it is"), rows, note))
     summary = [
         ("model", config.model),

@@ -29,7 +29,14 @@ from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
 from penchant.training.model import Trained, load_trained, trained_responses
 from penchant.training.model_card import write_model_card
-from penchant.training.needs import check_head, check_live_reference, check_references, check_sampled, fitted
+from penchant.training.needs import (
+    check_head,
+    check_live_reference,
+    check_models,
+    check_references,
+    check_sampled,
+    fitted,
+)
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
 
@@ -108,6 +115,8 @@ def read_run(
     check_head(config)
     if notice := check_references(config):
         tell(notice)
+    for line in check_models(config):
+        tell(line)
     base = adapter_base(config.model)
     if base is not None and config.lora is not None:
         # The new adapter's folder would name the bare base, and lose the adapter it was trained on.
