@@ -42,6 +42,7 @@ def usable_targets(names: list[str], model: nn.Module, refusal: str) -> str:
     usable = [name for name in names if f"'{name}'" not in refusal and name not in unused]
     if not usable:
         return "train all weights: leave lora out"
-    if usable == names:
+    layers = {name.rpartition(".")[2] for name, _ in model.named_modules()} - {""}
+    if usable == names and not any(f"'{layer}'" in refusal for layer in layers):
         return f"use all-linear, or names of the model's layers: {', '.join(names)}"
     return f"name layers that can have one: lora.targets=[{','.join(usable)}]"
