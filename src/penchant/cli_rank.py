@@ -87,6 +87,7 @@ def rank(
     data: Source,
     by: Annotated[Literal["head", "log_prob", "mean_log_prob", "reward"], Parameter()] = "mean_log_prob",
     head: str = "preference_head",
+    label: int | None = None,
     output: Path | None = None,
     format: Format = None,
     split: Split = None,
@@ -107,6 +108,8 @@ def rank(
         The preference head's reward, the candidate's log-prob (summed or per token), or a reward model's output.
     head
         The head's name, where the folder holds several.
+    label
+        Which of a reward model's outputs is the reward, where it has several.
     output
         Write a JSON line for each group to this file: order (the best first) and scores.
     truncation
@@ -132,7 +135,7 @@ def rank(
     with located(data):
         if by == "reward":
             reward = open_reward(
-                reward_from(model=model),
+                reward_from(model=model, label=label),
                 device=local_device(),
                 reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
             )

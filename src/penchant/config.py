@@ -128,6 +128,11 @@ class TrainingConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the matrix products; trained weights stay float32"
     )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of the weights on disk; auto: that of the model training starts from, float32 for adapters; "
+        "checkpoints are float32",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute layers in the backward, for memory")
     shuffle: bool = Field(True, description="a new order each epoch; false keeps the file's")
     seed: int = Field(0, ge=0)

@@ -21,6 +21,7 @@ def said(content: str) -> dict[str, str]:
 
 
 SYSTEM = {"role": "system", "content": "be brief"}
+TAKEN = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
 TREE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
 
 
@@ -101,6 +102,21 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
     ("rank as a table's floats", "ranked", {"prompt": "p", "completions": ["a", "b"], "rank": [2.0, 1.0]},
      group("p", "a", "b", ranks=(2, 1))),
     ("best", "ranked", {"prompt": "p", "responses": ["a", "b"], "best": 1}, group("p", "a", "b", preferred=1)),
+    ("best by its text", "ranked", {"prompt": "p", "responses": ["a", "b", "1"], "best": "1"},
+     group("p", "a", "b", "1", preferred=2)),
+    ("best by its message", "ranked", {"prompt": [user("p")], "responses": [[said("a")], [said("b")]], "best": "b"},
+     group([user("p")], [said("a")], [said("b")], preferred=1)),
+    ("preferred by its text", "penchant", {"prompt": "p", "candidates": ["a", "b"], "preferred": "b"},
+     group("p", "a", "b", preferred=1)),
+    ("recommendation", "s_dpo",
+     {"historyList": ["Up", "Ran"], "itemList": ["Jaws", "Heat", "Jaws", "12"], "trueSelection": "Heat"},
+     group(TAKEN, "Jaws", "Heat", "12", preferred=1)),
+    ("recommendation with lists in texts", "s_dpo",
+     {"historyList": "Up::Ran", "itemList": '["Jaws", "Heat", 12]', "trueSelection": 12},
+     group(TAKEN, "Jaws", "Heat", "12", preferred=2)),
+    ("recommendation with lists as Python prints them", "s_dpo",
+     {"historyList": "['Up', 'Ran']", "itemList": "['Jaws', \"It's a trap\"]", "trueSelection": "It's a trap"},
+     group(TAKEN, "Jaws", "It's a trap", preferred=1)),
     ("scored messages", "ranked", {"prompt": "p", "responses": [said("a"), [said("b")]], "scores": [0.5, 1]},
      group([user("p")], [said("a")], [said("b")], scores=(0.5, 1.0))),
     ("list of rejected", "several_rejected", {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},

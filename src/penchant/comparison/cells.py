@@ -146,6 +146,8 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     groups, held_out, notes = _read(base)
     parts = _parts(bench, groups, base.training.seed)
     _refuse(_unfit(configs, parts, held_out), where)
+    for name in (name for name, config in configs.items() if config.method.needs.head):
+        notes.append(f"{name}: its language model is compared; its preference head by: penchant rank RUN --by head")
     shared = _share(base, parts, held_out, notes, folder / "data")
     cells = []
     for size, file in shared.train:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from penchant.engine.adapter_targets import refuse_other_forwards, usable_targets
 from penchant.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add_adapters(
     """
     from peft import LoraConfig, get_peft_model
 
+    names = _linear_names(model, task)  # before PEFT wraps some of them
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=task)
     try:
         # PEFT is content where one of several names is found.
@@ -39,11 +41,10 @@ def add_adapters(
         # The type says that a model of transformers is wanted; any module serves.
         found: Any = get_peft_model(model, config)
         _refuse_inexact(found)
+        refuse_other_forwards(found)
     except (ValueError, re.error) as error:
-        raise ConfigError(
-            f"lora.targets: {reason_of(error)}",
-            fix=f"use all-linear, or names of the model's layers: {', '.join(_linear_names(model, task))}",
-        ) from error
+        reason = reason_of(error)
+        raise ConfigError(f"lora.targets: {reason}", fix=usable_targets(names, model, reason)) from error
     adapted: PeftModel = found
     return adapted
 

@@ -6,6 +6,7 @@ Shapes: N candidates, D hidden size.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -105,6 +106,29 @@ def save_head(folder: Path, head: PreferenceHead, name: str = NAME) -> None:
     save_file(weights, aside)
     aside.replace(folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(head.settings), encoding="utf-8")
+
+
+def head_names(folder: str | Path) -> tuple[str, ...]:
+    """Names of the preference heads in a local folder, in alphabetical order."""
+    return tuple(sorted(file.stem for file in Path(folder).glob("*.json") if _is_head(file)))
+
+
+def copy_heads(source: str | Path, output: Path) -> tuple[str, ...]:
+    """Copy a folder's preference heads beside another copy of its model; returns their names."""
+    names = head_names(source)
+    for name in names:
+        for suffix in (".safetensors", ".json"):
+            shutil.copyfile(Path(source) / f"{name}{suffix}", output / f"{name}{suffix}")
+    return names
+
+
+def _is_head(settings: Path) -> bool:
+    if not settings.with_suffix(".safetensors").is_file():
+        return False
+    try:
+        return {"size", "pooling"} <= json.loads(settings.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:

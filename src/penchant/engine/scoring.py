@@ -16,6 +16,7 @@ from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.distribution import World, reshard
 from penchant.engine.heads import HeadedScorer
 from penchant.engine.lean import lighten
+from penchant.engine.multimodal import set_attention
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
@@ -74,9 +75,9 @@ def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequen
     model.eval()
     try:
         with torch.no_grad():
-            model.set_attn_implementation("eager")
+            set_attention(model, "eager")
             expected = _one_by_one(padded, sample, model.device)
-            model.set_attn_implementation(TREE)
+            set_attention(model, TREE)
             lighten(model)
             actual = tree(batch).flatten()[batch.slots]
         difference = _largest_difference(actual, expected, model.dtype)
@@ -87,7 +88,7 @@ def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequen
         model.train(training)
     if reason is None:
         return Choice(tree, None)
-    model.set_attn_implementation(own)
+    set_attention(model, own)
     return Choice(padded, _notice(family, reason))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.linear import compute_dtype, row_multiple
+from penchant.engine.multimodal import language_model, text_config
 from penchant.engine.output_head import head_log_probs
 from penchant.engine.tied import Shared, embed, is_tied
 from penchant.engine.tree_plan import TreePlan
@@ -46,7 +47,7 @@ class TreeScorer(nn.Module):
             head,
             hidden.index_select(0, batch.source),
             batch.targets,
-            softcap=getattr(self.model.config, "final_logit_softcapping", None),
+            softcap=getattr(text_config(self.model.config), "final_logit_softcapping", None),
             shared=shared,
         )
         # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
@@ -67,16 +68,10 @@ def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: Shared | None 
     ids: dict[str, Tensor] = {"input_ids": filled.input_ids[None]}
     if shared is not None:
         ids = {"inputs_embeds": embed(filled.input_ids, embedding.weight, embedding.padding_idx, shared)[None]}
-    hidden: Tensor = backbone(model)(
+    hidden: Tensor = language_model(model)(
         **ids,
         position_ids=filled.positions[None],
         use_cache=False,
         tree=TreePlan(filled, multiple),
     ).last_hidden_state[0]
     return hidden
-
-
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The model without its head."""
-    inner: nn.Module = getattr(model, model.base_model_prefix)
-    return inner

@@ -25,6 +25,7 @@ from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizedGroup
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
+from penchant.engine.multimodal import set_attention
 from penchant.engine.scoring import precision
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.choices_scoring import OptionScorer, load_scorer, without_end
@@ -143,7 +144,7 @@ class Loaded:
             return ask(load_scorer(self.frozen, groups, self.world, head, self.reading, self.tell))
         finally:
             if model.config._attn_implementation != own:
-                model.set_attn_implementation(own)
+                set_attention(model, own)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text; without a generation prompt its last message is left open."""

@@ -4,8 +4,8 @@ language model's own distribution is what it was."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,12 +16,15 @@ from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
 from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.engine.progress import Progress
 from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.held_out import AS_IS, Reading, score
+from penchant.evaluation.one_preferred import OnePreferred
+from penchant.evaluation.preference_pairs import prompt_numbers, row_of
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.score_file import accuracy_of_scores
 from penchant.evaluation.statistics import Estimate
@@ -40,11 +43,14 @@ class Ranking:
         by: what the numbers are.
         groups: with `scores`, higher is better.
         accuracy: share of the data's own pairs that are ordered as people did (a tie is wrong); None without pairs.
+        choices: hit ratio, NDCG and reciprocal rank where the data prefers one candidate of more than two; see
+            `one_preferred`.
     """
 
     by: str
     groups: tuple[PreferenceGroup, ...]
     accuracy: Estimate | None
+    choices: Mapping[str, Estimate] = field(default_factory=dict)
 
     def lines(self) -> list[dict[str, Any]]:
         """For each group its id, the candidates' indices from the best down, and their scores in the data's order."""
@@ -58,7 +64,8 @@ class Ranking:
 
     def to_json(self) -> dict[str, Any]:
         accuracy = None if self.accuracy is None else self.accuracy.to_json()
-        return {"by": self.by, "groups": self.lines(), "accuracy": accuracy}
+        choices = {name: estimate.to_json() for name, estimate in self.choices.items()}
+        return {"by": self.by, "groups": self.lines(), "accuracy": accuracy, **choices}
 
     def write(self, path: Path) -> None:
         """A JSON line for each group."""
@@ -74,12 +81,11 @@ class Ranking:
             best = line["order"][0]
             shown = as_text(group.candidates[best])
             table.add_row(Plain(as_text(group.prompt)[-200:]), Plain(shown[:400]), f"{line['scores'][best]:.4f}")
-        if len(self.groups) > 20:
-            table.caption = f"the first 20 of {len(self.groups)} groups"
+        notes = [f"the first 20 of {len(self.groups)} groups"] if len(self.groups) > 20 else []
         if self.accuracy is not None:
-            of = self.accuracy
-            accuracy = f"orders the data's pairs: {of.value:.4f} [{of.low:.4f}, {of.high:.4f}] of {of.n} groups"
-            table.caption = f"{table.caption}; {accuracy}" if table.caption else accuracy
+            notes.append(f"orders the data's pairs: {_shown(self.accuracy)} of {self.accuracy.n} groups")
+        notes += [f"{name}: {_shown(estimate)} of {estimate.n} groups" for name, estimate in self.choices.items()]
+        table.caption = Plain("\n".join(notes)) if notes else None
         return table
 
 
@@ -103,6 +109,7 @@ def rank(
     Raises:
         PenchantError: the model has no such head, or rows do not fit.
     """
+    require_language_model(model)
     if by == "head":
         numbered = _by_head(model, groups, world, head, reading, tell)
     else:
@@ -126,7 +133,12 @@ def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking
 def _ranking(by: str, numbered: Sequence[tuple[PreferenceGroup, Sequence[float]]]) -> Ranking:
     groups = [group for group, _ in numbered]
     scored = tuple(replace(group, scores=tuple(numbers)) for group, numbers in numbered)
-    return Ranking(by, scored, accuracy_of_scores(groups, scored))
+    choices = OnePreferred.of(groups, prompt_numbers(groups)).compare(row_of([numbers for _, numbers in numbered]))
+    return Ranking(by, scored, accuracy_of_scores(groups, scored), choices)
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 def _by_head(
@@ -196,6 +208,7 @@ def answer_best_of(
     Raises:
         ModelError: the folder has no such head.
     """
+    require_language_model(model)
     chooser = load_head(model, head)
     reading = reading.on_one_day(model, tell)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)

@@ -135,7 +135,7 @@ class FunctionReward:
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A sequence-classification model's logit at the last token, which ends the response.
+    """A sequence-classification model's logit at the token that transformers reads: the last that is no pad token.
 
     Attributes:
         label: which of the model's outputs.
@@ -160,6 +160,7 @@ class ModelReward:
         import torch
 
         from penchant.engine.loading import load_tokenizer
+        from penchant.engine.pad_token import pad_token_id
         from penchant.engine.reference_cache import model_fingerprint, tokenizer_fingerprint
         from penchant.engine.reward_model import load_reward_model
 
@@ -172,13 +173,18 @@ class ModelReward:
             raise ConfigError(
                 f"the reward model has {outputs} outputs: {model.config.id2label}",
                 where=source,
-                fix="say which is the reward: reward.label=1",
+                fix="say which is the reward, as in --label 1 (in a run: reward.label=1)",
             )
         if (label or 0) >= outputs:
-            raise ConfigError(f"reward.label is {label}, the model has {outputs} outputs", where=source)
+            raise ConfigError(
+                f"reward.label is {label}, the model has {outputs} outputs",
+                where=source,
+                fix=f"name one from 0 to {outputs - 1}",
+            )
         weights_and_words = f"{model_fingerprint(model)} {tokenizer_fingerprint(tokenizer)}"
         rendering = "" if reading.rendering == PLAIN else f" {reading.rendering}"
-        name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering}"
+        # The pad token decides which token is read.
+        name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering} pad {pad_token_id(model)}"
         return cls(model, tokenizer, label or 0, reading, name)
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
@@ -222,14 +228,18 @@ class ModelReward:
         return [found[i] for i in range(len(rows))]
 
     def _last(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[N, labels] logits at each row's last token.
+        """[N, labels] logits at each row's last token that is not the configuration's pad token."""
+        import torch
 
-        The library looks for it by the pad token's id, which may be the end token's own; the mask is right.
-        """
+        from penchant.engine.pad_token import pad_token_id
+
         backbone = getattr(self.model, self.model.base_model_prefix)
         head = getattr(self.model, "score", None)
         if head is None:  # a bidirectional classifier, whose head reads the first token
             return self.model(input_ids=ids, attention_mask=mask).logits
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        last = mask.sum(1) - 1
+        pad = pad_token_id(self.model)
+        # Not the model's own pooling: these rows are padded with another token.
+        read = mask if pad is None else mask * (ids != pad)
+        last = (read * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
         return head(hidden[range(len(ids)), last])

@@ -18,6 +18,7 @@ from penchant.data.trees import pack
 from penchant.engine.adapter_loading import is_shareable, load_adapter
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import adapter_base, context_length, load_model, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.engine.padded import PaddedScorer
 from penchant.evaluation.generation import ends_of, text_after
 
@@ -68,6 +69,8 @@ class Experts:
         self._adapters: dict[str, str] = {}
         self._experts: dict[str, Expert] = {}
         shared: dict[str, Any] = {}
+        for folder in folders.values():
+            require_language_model(folder)
         for name, folder in folders.items():
             base = adapter_base(folder)
             siblings = [n for n, f in folders.items() if adapter_base(f) == base]

@@ -21,7 +21,7 @@ from penchant.errors import ConfigError, located
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
-from penchant.training.needs import check_head, check_references, check_sampled, fitted, usable
+from penchant.training.needs import check_head, check_models, check_references, check_sampled, fitted, usable
 from penchant.training.prompts import prompts_to_answer
 from penchant.training.references import reference_sources
 
@@ -121,6 +121,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     """
     check_sampled(config, 1)
     check_head(config)
+    check_models(config)
     check_references(config)
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))

@@ -19,12 +19,14 @@ from penchant.evaluation.answering import answer, distinct_prompts, with_room
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
-from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences
+from penchant.evaluation.likelihood import LIKELIHOOD
+from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences, with_likelihood
 from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
 from penchant.evaluation.rewards import ModelReward, open_reward
 from penchant.evaluation.statistics import Estimate
 from penchant.training.inputs import read_inputs
+from penchant.training.model_card import metric_text, write_model_card
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class RunResult:
             for name, before, after in held_out_rows(self.before, self.after):
                 table.add_row(name, before, after)
         if self.choosing is not None:
-            table.add_row("reward accuracy", "", _cell(self.choosing.to_json()) or "")
+            table.add_row("reward accuracy", "", metric_text(self.choosing.to_json()) or "")
         return table
 
 
@@ -99,6 +101,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
         after=after,
         choosing=choosing,
     )
+    write_model_card(folder, config)
     write_report(folder / "report.html", _run_report(config, result, lines, samples, notes))
     tell(f"report: {folder / 'report.html'}")
     return result
@@ -109,18 +112,10 @@ def held_out_rows(before: PreferenceReport, after: PreferenceReport) -> list[tup
     rows = []
     first, second = before.to_json(), after.to_json()
     for name in second["definitions"]:
-        cells = [_cell(document.get(name)) for document in (first, second)]
+        cells = [metric_text(document.get(name)) for document in (first, second)]
         if any(cells):
             rows.append((name, cells[0] or "", cells[1] or ""))
     return rows
-
-
-def _cell(value: object) -> str | None:
-    if not isinstance(value, dict) or value.get("value") is None:
-        return None
-    if value.get("low") is None:
-        return f"{value['value']:.4f}"
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
 
 
 def _held_out(
@@ -133,9 +128,19 @@ def _held_out(
     reports = []
     for model in (config.model, config.output):
         scored = score(model, held_out, world, reference=reference, reading=reading)
-        reports.append(evaluate_preferences(scored, beta=beta))
-    tell(f"held-out: {reports[1].groups} groups of {reports[1].prompts} prompts")
+        report = evaluate_preferences(scored, beta=beta)
+        reports.append(with_likelihood(report, scored) if config.method.name == "sft" else report)
+    tell(f"held-out: {_measured(reports[1])}")
     return reports[0], reports[1]
+
+
+def _measured(report: PreferenceReport) -> str:
+    """How much was measured, and the loss where it is of single responses."""
+    size = f"{report.groups} groups of {report.prompts} prompts"
+    if not report.groups:
+        size = f"{report.groups_without_pairs} groups without a pair"
+    loss = [f"{name} {metric_text(report.metrics[name].to_json())}" for name in LIKELIHOOD if name in report.metrics]
+    return ", ".join([size, *loss])
 
 
 def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> Estimate | None:
@@ -184,18 +189,17 @@ def _run_report(
 ) -> RunReport:
     tables = []
     if result.choosing is not None:
-        row = ("reward accuracy", _cell(result.choosing.to_json()) or "", str(result.choosing.n))
+        row = ("reward accuracy", metric_text(result.choosing.to_json()) or "", str(result.choosing.n))
         note = "Share of held-out pairs whose preferred response has the higher reward (a tie is wrong): mean over a "
         note += "group's pairs, then over groups, with the 95 % interval of a bootstrap over prompts."
         tables.append(Table("What was trained to choose", ("metric", "value", "groups"), [row], note))
     if result.before is not None and result.after is not None:
         definitions = result.after.to_json()["definitions"]
         rows = [(*row, definitions[row[0]]) for row in held_out_rows(result.before, result.after)]
-        n = f"{result.after.groups} groups of {result.after.prompts} prompts"
-        note = (
-            f"{n}; in brackets the 95 % interval of a bootstrap over prompts. If length_accuracy is far from a half, "
-        )
-        note += "compare accuracy with it: a model that learnt only length reaches that."
+        note = f"{_measured(result.after)}; in brackets the 95 % interval of a bootstrap over prompts."
+        if result.after.groups:
+            note += " If length_accuracy is far from a half, compare accuracy with it: a model that learnt only length "
+            note += "reaches that."
         tables.append(Table("Held-out preferences", ("metric", "before", "after", "what it is"), rows, note))
     summary = [
         ("model", config.model),

@@ -24,10 +24,19 @@ from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
 from penchant.training.dates import day_note, on_one_day, with_day
 from penchant.training.folder import check, release, take
+from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
-from penchant.training.model import Trained, load_trained
-from penchant.training.needs import check_head, check_live_reference, check_references, check_sampled, fitted
+from penchant.training.model import Trained, load_trained, trained_responses
+from penchant.training.model_card import write_model_card
+from penchant.training.needs import (
+    check_head,
+    check_live_reference,
+    check_models,
+    check_references,
+    check_sampled,
+    fitted,
+)
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
 
@@ -67,11 +76,12 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     config = with_day(config, world.broadcast(on_one_day(config).data.date))
     inputs, tokenizer, limit = read_run(config, world.size, tell)
-    begun = check(config, inputs.fingerprint, resume=resume)
+    begun = check(config, inputs.fingerprint, resume=resume, tell=tell)
+    hashes = input_hashes(config) if world.is_main and not begun else {}
     loop, model = _prepare(config, world, inputs, tokenizer, limit, tell)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not begun:
-        take(config, inputs.fingerprint, inputs.notes)
+        take(config, inputs.fingerprint, inputs.notes, hashes)
     world.barrier()
     if begun:
         loop.resume()
@@ -84,6 +94,8 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
             release(config)
         raise
     model.save(Path(config.output), world)
+    if world.is_main:
+        write_model_card(Path(config.output), config)
     if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
         tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
 
@@ -103,6 +115,8 @@ def read_run(
     check_head(config)
     if notice := check_references(config):
         tell(notice)
+    for line in check_models(config):
+        tell(line)
     base = adapter_base(config.model)
     if base is not None and config.lora is not None:
         # The new adapter's folder would name the bare base, and lose the adapter it was trained on.
@@ -139,6 +153,7 @@ def _prepare(
     if needs.mismatched:
         every = add_mismatched(every, settings.seed, longest)
     model = load_trained(config, tokenizer, every or inputs.train, world, tell)
+    model.policy.trained = trained_responses(config, inputs.train)
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
         tables = [own if table is None else table for table in tables]
