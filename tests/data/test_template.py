@@ -265,3 +265,40 @@ def test_the_templates_own_refusal_is_an_error() -> None:
     short: Any = {**calling("Rome"), "tool_calls": [{**calling("Rome")["tool_calls"][0], "id": "c"}]}
     with pytest.raises(DataError, match="ids have nine letters"):
         group_text(group((USER,), (short,)), letters(INST))
+
+
+def test_results_of_calls_are_read_and_not_learnt() -> None:
+    tokenizer = letters(TAGS)
+    asked = group((USER,), (calling("Rome"), RESULT, ANSWER), tools=(TOOL,))
+    [tokenized], _ = tokenize_groups([asked], tokenizer, max_length=10_000)
+    learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
+    assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
+
+
+def test_earlier_calls_are_learnt_where_all_turns_are() -> None:
+    tokenizer = letters(TAGS)
+    asked = group((USER, calling("Rome"), RESULT), (ANSWER,), tools=(TOOL,))
+    [tokenized], _ = tokenize_groups([asked], tokenizer, max_length=10_000, rendering=Rendering(learn="all"))
+    learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
+    assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
+
+
+@pytest.mark.parametrize("beside", ["tools", "documents", "calls"])
+def test_control_text_beside_the_messages_is_text(beside: str) -> None:
+    tokenizer = letters(TAGS + "{% for d in documents or [] %}{{ d.text }}{% endfor %}")
+    mark, end = "<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def ends(word: str) -> int:
+        tool = {"type": "function", "function": {"name": "weather", "description": word}}
+        context = {"tools": (tool,)} if beside == "tools" else {"documents": ({"text": word},)}
+        candidate = (calling(word if beside == "calls" else "Rome"),)
+        [read], _ = tokenize_groups([group((USER,), candidate, **context)], tokenizer, max_length=10_000)
+        ids = [*read.prompt.tolist(), *read.responses[0].tolist()]
+        assert word in tokenizer.decode(ids)
+        return ids.count(end)
+
+    assert ends(mark) == ends("nothing")
+    named = {"tools": ({"type": "function", "function": {"name": mark}},)}
+    asked, refusing = [group((USER,), (ANSWER,), **named)], Rendering(control_text="error")
+    with pytest.raises(DataError, match="control token"):
+        tokenize_groups(asked, tokenizer, max_length=10_000, rendering=refusing)
