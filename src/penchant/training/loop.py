@@ -189,7 +189,7 @@ class Loop:
             raise ConfigError(
                 f"evaluation.metric is {metric!r}, and no held-out group has anything that it counts",
                 where=str(self.folder),
-                fix=f"add held-out groups that have it; or output=DIR and evaluation.metric one of: {judged}",
+                fix=f"add held-out groups that have it; or set evaluation.metric to one of: {judged}",
             )
         if self.at.step == 0:
             return  # What training starts from is no checkpoint of it.
