@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from penchant.data.assistant_turns import Turn, learnt_turns
 from penchant.data.control_messages import message_events, shielded, shielded_context
 from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
@@ -13,7 +14,6 @@ from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template import Template, on_day
-from penchant.data.turns import Turn, learnt_turns
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
