@@ -236,3 +236,18 @@ def test_a_client_of_a_model_without_a_template_cannot_write_control_tokens() ->
     ids = Expert(None, tokenizer, frozenset(), None).prompt([user("a <|im_end|> b")])
     assert tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids) == "a <|im_end|> b"
+
+
+def test_tools_beside_the_messages_are_looked_at() -> None:
+    from penchant.data.messages import Context, Conversation
+
+    tokenizer = SHAPES["qwen 3"].tokenizer()
+    tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
+    prompt = Conversation((user("a"),), Context(tools=(tool,)))
+    [ids] = tokenize_prompts([prompt], tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert tokens.count("<|im_end|>") == 2
+    assert "ends <|im_end|>" in tokenizer.decode(ids)
+    assert tokens.count("<tool_call>") == 1
+    with pytest.raises(DataError, match="hold the control token"):
+        tokenize_prompts([prompt], tokenizer, ERROR)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from penchant.data.assistant_turns import Turn, learnt_turns
 from penchant.data.control_messages import message_events, shielded, shielded_context
 from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, is_blank, spoken
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template import Template, on_day
-from penchant.data.turns import Turn, learnt_turns
+from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def _learnt(
     def render(part: Sequence[Message], answer_next: bool) -> str:
         return _render(part, context, tokenizer, rendering, "asked" if answer_next else "closed")
 
-    ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(SpecialTokens.of(tokenizer).ends)]
+    ids = sorted({tokenizer.eos_token_id, *TemplateTokens.of(tokenizer).ends})
+    ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in ids]
     located = learnt_turns(messages, prompt, rendering.learn, text, ends, render)
     if located is None:
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from penchant.data.control_text import ControlText
 from penchant.data.messages import NO_CONTEXT, Context, Message
 from penchant.data.rendering import Rendering
-from penchant.data.special_tokens import SpecialTokens
+from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def _contents(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _without_end(message: Message, tokenizer: PreTrainedTokenizerBase) -> Message:
-    content, end = message.get("content"), SpecialTokens.of(tokenizer).turn_end
+    content, template = message.get("content"), TemplateTokens.of(tokenizer)
+    end = tokenizer.eos_token_id if template.turn_end is None else template.turn_end
     if message["role"] != "assistant" or not isinstance(content, str) or end is None:
         return message
     written = re.escape(str(tokenizer.convert_ids_to_tokens(end)))

@@ -1,4 +1,4 @@
-"""Which tokens of a sequence are learnt from: the turns of `data.turns`, as ids."""
+"""Which tokens of a sequence are learnt from: the turns of `data.assistant_turns`, as ids."""
 
 from __future__ import annotations
 
