@@ -237,7 +237,7 @@ def generate(
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, asked, sampling, head=head, chat_template=chat_template)
+        best = answer_best_of(model, asked, sampling, head=head, chat_template=chat_template, tell=teller(as_json))
         deliver(best.to_json(), as_json, best.table)
         return
     answers = answer(model, asked, sampling, chat_template=chat_template)

@@ -52,7 +52,7 @@ def rounding_note(rounding: float | None) -> str:
 
 
 def measure_rounding(
-    module: nn.Module, numbers: Callable[[], Tensor], autocast: AbstractContextManager[None]
+    module: nn.Module, numbers: Callable[[], Tensor], autocast: Callable[[], AbstractContextManager[None]]
 ) -> float | None:
     """How far a module's numbers are off from its own in float32; None where it does not run in float32.
 
@@ -60,7 +60,7 @@ def measure_rounding(
         numbers: computes them with the module, without gradients.
         autocast: the context they are computed in.
     """
-    with autocast:
+    with autocast():
         rounded = numbers()
     try:
         with in_float32(module):
@@ -70,11 +70,12 @@ def measure_rounding(
 
 
 @contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
+def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None]:
     """Run a model of half precision in float32, each module's weights cast while it runs; autocast is off.
 
     Args:
         model: on one device, not sharded; its weights and dtype are afterwards what they were.
+        head: a module of it whose weights are used without its forward; they are cast all the while.
 
     Raises:
         NoFloat32: the largest module does not fit in float32, or the code does not run so.
@@ -84,8 +85,13 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     needed = max((2 * sum(t.nbytes for t in _own_half(module).values()) for module in owners), default=0)
     if needed > available_bytes(device) // 2:
         raise NoFloat32(f"a module takes {needed >> 20} MB in float32")
-    handles = [handle for module in owners for handle in _cast_while_running(module)]
+    held = _own_half(head) if head is not None else {}
+    originals = {name: tensor.data for name, tensor in held.items()}
+    handles: list[RemovableHandle] = []
     try:
+        for tensor in held.values():
+            tensor.data = tensor.float()
+        handles += [handle for module in owners for handle in _cast_while_running(module)]
         with torch.autocast(device.type, enabled=False):
             yield
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -93,6 +99,8 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for name, tensor in held.items():
+            tensor.data = originals[name]
 
 
 def _own_half(module: nn.Module) -> dict[str, Tensor]:

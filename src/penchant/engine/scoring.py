@@ -18,7 +18,7 @@ from penchant.engine.heads import HeadedScorer
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
-from penchant.engine.rounding import is_half, rounding_note
+from penchant.engine.rounding import is_half, measure_rounding, rounding_note
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_check import TreeCheck
 
@@ -114,6 +114,22 @@ def _notice(model: PreTrainedModel, reason: str, times: float) -> str:
         f"{type(model).__name__} is run padded, one row a candidate, which computes about {times:.1f} times the tokens "
         f"of the packed tree: the tree is not exact for it ({reason})."
     )
+
+
+@torch.no_grad()
+def headed_notes(
+    choice: Choice[LanguageScorer], scorer: HeadedScorer, sample: Sequence[TokenizedGroup], dtype: str
+) -> list[str]:
+    """`Choice.notes` of a model whose preference head's rewards are compared."""
+    notes = [] if choice.notice is None else [choice.notice]
+    if not choice.half:
+        return notes
+    batch = pack(sample[:2]).to(scorer.model.device)
+    training = scorer.training
+    scorer.eval()
+    rounding = measure_rounding(scorer, lambda: scorer(batch)[1], lambda: precision(scorer.model.device, dtype))
+    scorer.train(training)
+    return [*notes, rounding_note(rounding)]
 
 
 def sample_groups(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:

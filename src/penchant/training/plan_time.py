@@ -67,7 +67,7 @@ def check_tree(blueprint: Blueprint, sample: Sequence[TokenizedGroup], device: t
     with torch.device(device):
         model = blank_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32)
     choose: Callable[..., Choice[Any]] = choose_reward_scorer if blueprint.rewards else choose_scorer
-    choice = choose(model, _within(sample, vocabulary))
+    choice = choose(model, _within(sample, vocabulary), blueprint.config.training.dtype)
     padded = isinstance(choice.scorer, (PaddedScorer, PaddedRewardScorer))
     notes = (*blueprint.notes, choice.notice) if choice.notice else blueprint.notes
     return replace(blueprint, padded=padded, notes=notes)

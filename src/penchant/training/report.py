@@ -82,9 +82,17 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
     before, after, choosing, samples = None, None, None, []
     needs = config.method.needs
     document: dict[str, Any] = {}
+    measured: list[str] = []
+
+    def note(line: str) -> None:
+        if line not in [*notes, *measured]:
+            measured.append(line)
+            tell(line)
+
     if held_out and needs.trains == "log_probs":
-        before, after = _held_out(config, held_out, tell)
-        document = {"before": before.to_json(), "after": after.to_json()}
+        before, after = _held_out(config, held_out, note)
+        tell(f"held-out: {after.groups} groups of {after.prompts} prompts")
+        document = {"before": before.to_json(), "after": after.to_json(), **({"notes": measured} if measured else {})}
         samples = _samples(config, held_out, tell)
     if held_out and (needs.head or needs.trains == "rewards"):
         choosing = _choosing(config, held_out)
@@ -99,7 +107,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
         after=after,
         choosing=choosing,
     )
-    write_report(folder / "report.html", _run_report(config, result, lines, samples, notes))
+    write_report(folder / "report.html", _run_report(config, result, lines, samples, [*notes, *measured]))
     tell(f"report: {folder / 'report.html'}")
     return result
 
@@ -141,9 +149,8 @@ def _held_out(
     beta = float(getattr(config.method, "beta", 0.1))
     reports = []
     for model in (config.model, config.output):
-        scored = score(model, held_out, world, reference=reference, reading=reading)
+        scored = score(model, held_out, world, reference=reference, reading=reading, tell=tell)
         reports.append(evaluate_preferences(scored, beta=beta))
-    tell(f"held-out: {reports[1].groups} groups of {reports[1].prompts} prompts")
     return reports[0], reports[1]
 
 
