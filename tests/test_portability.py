@@ -50,6 +50,7 @@ from pathlib import Path
 assert available_bytes(torch.device("cpu")) > 1 << 20
 assert cost_of(Path("nowhere"))["peak_memory_mb"] >= 0
 from penchant.cli import run
+sys.platform = platform  # the console library asks Windows itself
 sys.exit(run(["--help"]))
 """
 

@@ -116,7 +116,7 @@ def process_bytes(device: torch.device) -> int:
         return torch.cuda.memory_reserved(device)
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # no /proc on macOS, no sysconf on Windows
         return int(getattr(_process_memory(), "rss", 0))
 
 

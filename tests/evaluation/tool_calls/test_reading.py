@@ -85,7 +85,7 @@ def test_other_languages(language):
         ("f(a=Map.<String, Integer>of(), b=1)", {"a": "Map.<String, Integer>of()", "b": "1"}),
         ("f(a=(Map<String, Integer>) x, b=1)", {"a": "(Map<String, Integer>) x", "b": "1"}),
         ("f(a=i < n, b=n > (i), c=1 << 2)", {"a": "i < n", "b": "n > (i)", "c": "1 << 2"}),
-        ('f(t="""a, "b" (c""", b=1)', {"t": '"""a, "b" (c"""', "b": "1"}),
+        ('f(t="""a, "b" (c""", b=1)', {"t": '""a, "b" (c""', "b": "1"}),
         ("f(r=(a, b) -> a + b, b=new int[][]{{1, 2}, {3}})", {"r": "(a, b) -> a + b", "b": "new int[][]{{1, 2}, {3}}"}),
     ],
 )
