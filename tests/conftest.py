@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -138,6 +140,31 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def multimodal_models() -> ModuleType:
+    """`multimodal_models.py` beside this file: tiny checkpoints of several families."""
+    spec = importlib.util.spec_from_file_location("multimodal_models", REPOSITORY / "tests" / "multimodal_models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def multimodal_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, multimodal_models: ModuleType
+) -> Callable[[str], Path]:
+    """The folder of a family's tiny multimodal checkpoint; not to be changed."""
+    written: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in written:
+            written[family] = tmp_path_factory.mktemp("multimodal") / family
+            multimodal_models.write_multimodal(family, written[family], tiny_model)
+        return written[family]
+
+    return make
 
 
 @pytest.fixture(scope="session")

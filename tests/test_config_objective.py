@@ -86,8 +86,8 @@ class TestFromAFile:
         method_file.write_text(text.replace("self.alpha * ", "self.alpha / "))
         assert run(["train", str(folder), "--resume"]) == 2
         told = capsys.readouterr().err
-        assert f"{folder}: the method's file {method_file} is not what this run was started with" in told
-        assert "put the old file back to resume" in told
+        assert f"{folder}: objective.file ({method_file}) is not what this run was started with" in told
+        assert "put it back as it was to resume" in told
         assert (folder / "metrics.jsonl").read_bytes() == log
         method_file.write_text(text)
         assert train(load_config(folder / "config.yaml"), resume=True) == folder
@@ -96,8 +96,8 @@ class TestFromAFile:
         objective = {"name": "r_dpo", "file": str(method_file)}
         folder = train(load_config(write_config(objective=objective, training={"max_steps": 2})))
         record = json.loads((folder / "run.json").read_text())
-        (content,) = record.pop("methods").values()
-        assert re.fullmatch("[0-9a-f]{16}", content)
+        (stamp,) = record.pop("inputs")["objective.file"]["files"].values()
+        assert re.fullmatch("[0-9a-f]{32}", stamp["hash"])
         (folder / "run.json").write_text(json.dumps(record))
         assert train(load_config(folder / "config.yaml"), resume=True) == folder
 

@@ -23,6 +23,7 @@ from penchant.cli_output import (
     Json,
     Length,
     Rows,
+    SaveDtype,
     Seed,
     Source,
     Split,
@@ -33,6 +34,7 @@ from penchant.cli_output import (
     teller,
 )
 from penchant.cli_plan import plan
+from penchant.cli_push import push
 from penchant.cli_rank import rank, score
 from penchant.cli_recipe import recipe, recommend
 from penchant.cli_serve import serve
@@ -51,6 +53,7 @@ app.command(data)
 app.command(compare)
 app.command(export)
 app.command(plan)
+app.command(push)
 app.command(rank)
 app.command(recipe)
 app.command(recommend)
@@ -124,7 +127,7 @@ def evaluate(
     per_example: Path | None = None,
     format: Format = None,
     split: Split = None,
-    beta: Annotated[float, Parameter(validator=Number(gt=0))] = 0.1,
+    beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     max_length: Length | None = None,
     truncation: Truncation = "error",
     empty: Rows = "error",
@@ -139,13 +142,14 @@ def evaluate(
     Parameters
     ----------
     model
-        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file.
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file. A reward model is measured
+        by its rewards.
     reference
         Frozen model to measure implicit rewards against; without one, log-probs are compared.
     per_example
         Write a JSON line for each group to this file.
     beta
-        Scale of the implicit reward, for calibration only.
+        Scale of the implicit reward, for calibration only; 0.1 if not given.
     max_length
         Tokens of prompt + response; the model's context if not given.
     truncation
@@ -161,8 +165,8 @@ def evaluate(
     """
     from penchant.data.reading import read_groups
     from penchant.engine.distribution import enter_world, leave_world
-    from penchant.evaluation.held_out import Reading, score
-    from penchant.evaluation.preferences import evaluate_preferences, write_per_example
+    from penchant.evaluation.held_out import Reading
+    from penchant.evaluation.measuring import measure_model
     from penchant.evaluation.preferences_table import render
 
     tell = teller(as_json)
@@ -172,15 +176,20 @@ def evaluate(
     world = enter_world()
     try:
         with located(data):
-            scored = score(model, read.groups, world, reference=reference, reading=reading, tell=tell)
+            report = measure_model(
+                model,
+                read.groups,
+                world,
+                reference=reference,
+                beta=beta,
+                reading=reading,
+                per_example=per_example,
+                tell=tell,
+            )
     finally:
         leave_world(world)
-    if not world.is_main:
-        return
-    report = evaluate_preferences(scored, beta=beta)
-    if per_example is not None:
-        write_per_example(scored, per_example)
-    deliver(report.to_json(), as_json, render(report))
+    if report is not None:
+        deliver(report.to_json(), as_json, render(report))
 
 
 @app.command
@@ -229,23 +238,24 @@ def generate(
     """
     from penchant.evaluation.answering import answer, read_prompts
     from penchant.evaluation.generation import Sampling
+    from penchant.evaluation.held_out import Reading
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
     sampling = Sampling(best_of or samples, max_new_tokens, temperature, top_p, seed, batch_size)
-    asked = read_prompts(prompts)[:limit]
+    asked, reading = read_prompts(prompts)[:limit], Reading(chat_template=chat_template)
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, asked, sampling, head=head, chat_template=chat_template, tell=teller(as_json))
+        best = answer_best_of(model, asked, sampling, head=head, reading=reading, tell=teller(as_json))
         deliver(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, asked, sampling, chat_template=chat_template)
+    answers = answer(model, asked, sampling, reading, teller(as_json))
     deliver(answers.to_json(), as_json, answers.table)
 
 
 @app.command
-def merge(adapter: Path, output: Path) -> None:
+def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> None:
     """Merge a LoRA adapter into its base model, and write an ordinary model folder.
 
     Parameters
@@ -254,11 +264,17 @@ def merge(adapter: Path, output: Path) -> None:
         A run's output folder, or any PEFT adapter folder.
     output
         A new folder.
+    save_dtype
+        Of the weights written; auto is the base model's.
     """
     from penchant.engine.loading import merge_adapter
+    from penchant.engine.model_kind import model_kind
+    from penchant.training.model_card import write_merged_card
 
-    merge_adapter(str(adapter), output)
-    teller(False)(f"{output}: merged")
+    merge_adapter(str(adapter), output, save_dtype)
+    write_merged_card(adapter, output)
+    heads = "".join(f", with its preference head {name}" for name in model_kind(str(output)).heads)
+    teller(False)(f"{output}: merged{heads}")
 
 
 @app.command
@@ -278,10 +294,13 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
     scale
         How much of it: 1 is all.
     """
+    from penchant.engine.model_kind import model_kind
     from penchant.engine.residual import add_residual
 
     add_residual(str(adapted), str(base), str(instruct), output, scale=scale)
     teller(False)(f"{output}: written")
+    if heads := model_kind(str(adapted)).heads:
+        teller(False)(f"the preference head is left out ({', '.join(heads)}): it read the model as it was")
 
 
 def main() -> None:

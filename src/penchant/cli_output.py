@@ -16,6 +16,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 Rows = Literal["error", "drop"]
 Truncation = Literal["error", "drop", "keep_end_of_prompt"]
 Dtype = Literal["float32", "bfloat16"]
+SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Length = Annotated[int, Parameter(validator=Number(gte=2))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0))]
@@ -51,4 +52,16 @@ def deliver(document: dict[str, Any], as_json: bool, people: Any) -> None:
     else:
         # A line that names a file is not broken up, and its brackets are not markup.
         plain = isinstance(people, str)
-        console_for(False).print(people, soft_wrap=plain, markup=not plain, highlight=not plain)
+        console_for(False).print(fold_columns(people), soft_wrap=plain, markup=not plain, highlight=not plain)
+
+
+def fold_columns(people: Any) -> Any:
+    """The same, every table in it set to break a cell that is too wide for its column into lines: nothing is cut."""
+    from rich.console import Group
+    from rich.table import Table
+
+    for part in people.renderables if isinstance(people, Group) else [people]:
+        if isinstance(part, Table):
+            for column in part.columns:
+                column.overflow, column.no_wrap = "fold", False
+    return people

@@ -64,6 +64,7 @@ def score(
     """
     from penchant.data.reading import read_groups
     from penchant.engine.distribution import local_device
+    from penchant.evaluation.held_out import Reading
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
@@ -72,7 +73,9 @@ def score(
     read = read_groups(data, format=format, split=split)
     tell_all(tell, read.notes)
     reward = open_reward(
-        config, device=local_device(), chat_template=chat_template, token_budget=token_budget, dtype=dtype
+        config,
+        device=local_device(),
+        reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
     )
     if isinstance(reward, ModelReward):
         tell_all(tell, reward.rounding_notes(read.groups))
@@ -86,6 +89,7 @@ def rank(
     data: Source,
     by: Annotated[Literal["head", "log_prob", "mean_log_prob", "reward"], Parameter()] = "mean_log_prob",
     head: str = "preference_head",
+    label: int | None = None,
     output: Path | None = None,
     format: Format = None,
     split: Split = None,
@@ -106,6 +110,8 @@ def rank(
         The preference head's reward, the candidate's log-prob (summed or per token), or a reward model's output.
     head
         The head's name, where the folder holds several.
+    label
+        Which of a reward model's outputs is the reward, where it has several.
     output
         Write a JSON line for each group to this file: order (the best first) and scores.
     truncation
@@ -131,11 +137,9 @@ def rank(
     with located(data):
         if by == "reward":
             reward = open_reward(
-                reward_from(model=model),
+                reward_from(model=model, label=label),
                 device=local_device(),
-                chat_template=chat_template,
-                token_budget=token_budget,
-                dtype=dtype,
+                reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
             )
             if isinstance(reward, ModelReward):
                 tell_all(tell, reward.rounding_notes(read.groups))

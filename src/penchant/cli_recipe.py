@@ -37,6 +37,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
         Run this stage alone; those before it must be done.
     """
     from penchant.config import load_section
+    from penchant.recipes.checking import check_base_models
 
     kind, run, table = {
         "recommend": _recommend,
@@ -46,6 +47,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
         "self-improve": _self_improve,
     }[name]()
     loaded = load_section(kind, config, overrides)
+    check_base_models(loaded)
     found = run(loaded, only=stage, tell=teller(as_json))
     done = "evaluation" in found
     deliver(found, as_json, table(found, Path(loaded.output) / "report.html") if done else f"done: {', '.join(found)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from penchant.config_errors import explain, refusal, validated
 from penchant.config_objective import build_objective, describe_objective
 from penchant.config_reward import RewardConfig
+from penchant.data.rendering import RESERVED, AsChat, ControlText, Learn, Refused, Rendering
 from penchant.data.tokenized import Truncation
 from penchant.errors import ConfigError
 from penchant.objectives import Objective
@@ -37,10 +39,57 @@ class DataConfig(Section):
         None, description="split of the file `held_out`, or of `train`'s source where `held_out` is null"
     )
     chat_template: str | None = Field(None, description="file with a Jinja chat template")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="variables for the chat template, as in {enable_thinking: false}; a row's own come on top",
+    )
+    date: str | None = Field(
+        None, description="the day a chat template writes as today's, as in 2026-11-30; null: the day the run starts"
+    )
+    as_chat: AsChat = Field(
+        "auto",
+        description="whether plain prompts and responses are read as a user's and an assistant's message; auto leaves "
+        "them plain and warns where the model has a chat template",
+    )
+    control_text: ControlText = Field(
+        "text", description="what a control token written inside a message becomes: plain text, the token, or an error"
+    )
+    learn: Learn | None = Field(
+        None,
+        description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all "
+        "for sft, last for preferences",
+    )
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
     truncation: Truncation = Field("error", description="what to do with longer rows")
     empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates")
     identical: Literal["error", "drop"] = Field("error", description="what to do where chosen equals rejected")
+    refused: Refused = Field(
+        "error", description="what to do with rows that the chat template refuses or the tokenizer cannot read"
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in RESERVED:
+                raise ValueError(f"{name!r} is no variable to set: it {RESERVED[name]}")
+        return value
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, value: object) -> object:
+        # YAML makes a date of 2026-11-30 itself.
+        if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+            return value.isoformat()
+        return value
+
+    @field_validator("date")
+    @classmethod
+    def _iso(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else datetime.date.fromisoformat(value).isoformat()
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no day, as 2026-11-30 is") from error
 
     @field_validator("held_out")
     @classmethod
@@ -56,7 +105,10 @@ class LoraConfig(Section):
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="module names (the output head and the embedding too), a regular expression, or all-linear",
+    )
 
 
 class TrainingConfig(Section):
@@ -75,6 +127,11 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the matrix products; trained weights stay float32"
+    )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of the weights on disk; auto: that of the model training starts from, float32 for adapters; "
+        "checkpoints are float32",
     )
     gradient_checkpointing: bool = Field(False, description="recompute layers in the backward, for memory")
     shuffle: bool = Field(True, description="a new order each epoch; false keeps the file's")
@@ -179,6 +236,13 @@ class RunConfig(Section):
         if self.candidates == "sampled" and self.reward is None:
             raise ValueError("candidates: sampled needs a reward, as in reward: {function: my_reward.py:score}")
         return self
+
+    @property
+    def rendering(self) -> Rendering:
+        """How the run's rows become text."""
+        data = self.data
+        learn = data.learn or ("all" if self.objective.get("name") == "sft" else "last")
+        return Rendering(data.chat_template_kwargs, data.date, data.as_chat, data.control_text, learn, data.refused)
 
     @property
     def method(self) -> Objective:

@@ -54,6 +54,11 @@ class DiskFullError(TrainingError):
     """A run that had to stop for want of space: no other run could go on either."""
 
 
+def reason_of(error: BaseException) -> str:
+    """All that an exception says, in one line; its type's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def from_extra(extra: str, what: str) -> Iterator[None]:
     """Around the import of a package that comes with one of Penchant's extras.

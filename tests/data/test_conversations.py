@@ -31,7 +31,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["p"]}, "column 'prompt[0]' is text, \"p\"; expected an object with role or from"),
     ({"prompt": [{"role": "wizard", "content": "p"}]}, "column 'prompt[0].role' is text, \"wizard\"; expected a role"),
     ({"chosen": [{"role": "assistant", "content": [{"text": "a"}]}]}, "column 'chosen[0].content' is a list"),
-    ({"chosen": [said(None) | {"tool_calls": [1]}]}, "expected an object with content or value"),
+    ({"chosen": [said(None)]}, "expected an object with content or value"),
+    (
+        {"chosen": [said(None) | {"tool_calls": [1]}]},
+        "column 'chosen[0].tool_calls[0]' is a number, 1; expected a tool",
+    ),
     ({"chosen": [user("q"), said("a")]}, "expected a conversation that starts with the same prompt as 'chosen'"),
     (
         {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
@@ -54,7 +58,7 @@ BAD_ALONE: list[tuple[dict[str, Any], str]] = [
     ({"messages": [user("p"), said("a"), user("q")]}, "begins with a message of role 'user'; expected the assistant's"),
     ({"messages": [said("a")]}, "expected a message before the response"),
     (
-        {"messages": [{"role": "system", "content": "s"}, user("p"), said("a")], "system": "s"},
+        {"messages": [{"role": "system", "content": "s"}, user("p"), said("a")], "system": "t"},
         "where the conversation has",
     ),
     (

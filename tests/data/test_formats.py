@@ -21,6 +21,7 @@ def said(content: str) -> dict[str, str]:
 
 
 SYSTEM = {"role": "system", "content": "be brief"}
+TAKEN = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
 TREE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
 
 
@@ -101,6 +102,21 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
     ("rank as a table's floats", "ranked", {"prompt": "p", "completions": ["a", "b"], "rank": [2.0, 1.0]},
      group("p", "a", "b", ranks=(2, 1))),
     ("best", "ranked", {"prompt": "p", "responses": ["a", "b"], "best": 1}, group("p", "a", "b", preferred=1)),
+    ("best by its text", "ranked", {"prompt": "p", "responses": ["a", "b", "1"], "best": "1"},
+     group("p", "a", "b", "1", preferred=2)),
+    ("best by its message", "ranked", {"prompt": [user("p")], "responses": [[said("a")], [said("b")]], "best": "b"},
+     group([user("p")], [said("a")], [said("b")], preferred=1)),
+    ("preferred by its text", "penchant", {"prompt": "p", "candidates": ["a", "b"], "preferred": "b"},
+     group("p", "a", "b", preferred=1)),
+    ("recommendation", "s_dpo",
+     {"historyList": ["Up", "Ran"], "itemList": ["Jaws", "Heat", "Jaws", "12"], "trueSelection": "Heat"},
+     group(TAKEN, "Jaws", "Heat", "12", preferred=1)),
+    ("recommendation with lists in texts", "s_dpo",
+     {"historyList": "Up::Ran", "itemList": '["Jaws", "Heat", 12]', "trueSelection": 12},
+     group(TAKEN, "Jaws", "Heat", "12", preferred=2)),
+    ("recommendation with lists as Python prints them", "s_dpo",
+     {"historyList": "['Up', 'Ran']", "itemList": "['Jaws', \"It's a trap\"]", "trueSelection": "It's a trap"},
+     group(TAKEN, "Jaws", "It's a trap", preferred=1)),
     ("scored messages", "ranked", {"prompt": "p", "responses": [said("a"), [said("b")]], "scores": [0.5, 1]},
      group([user("p")], [said("a")], [said("b")], scores=(0.5, 1.0))),
     ("list of rejected", "several_rejected", {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},
@@ -238,9 +254,11 @@ class TestTranscripts:
 
 
 class TestCounted:
-    def test_message_fields_that_are_not_used(self, read: Any) -> None:
-        found = read({"messages": [{**user("p"), "name": "Ann", "tool_calls": None}, said("a")]})
-        assert found.notes[1:] == ("rows.jsonl: 1 x field 'name' of messages not used (first: rows.jsonl, line 1)",)
+    def test_message_fields_that_are_the_templates(self, read: Any) -> None:
+        found = read({"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, said("a")]})
+        kept = "rows.jsonl: 1 x field 'mood' of messages kept for the chat template (first: rows.jsonl, line 1)"
+        assert found.notes[1:] == (kept,)
+        assert found.groups[0].prompt == ({**user("p"), "name": "Ann", "mood": "calm"},)
 
     def test_the_score_that_was_taken(self, read: Any) -> None:
         row = {"instruction": "p", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 2}]}
@@ -252,4 +270,4 @@ class TestCounted:
 
     def test_turns_that_are_not_trained(self, read: Any) -> None:
         row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
-        assert "1 x earlier assistant turns read as prompt; only the last is the response" in read(row).notes[1]
+        assert "1 x the last assistant turn is the response, earlier ones are its prompt" in read(row).notes[1]

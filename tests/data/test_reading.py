@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from penchant.data.messages import context_of
 from penchant.data.reading import FORMATS, read_groups
 from penchant.errors import DataError
 
@@ -44,8 +45,8 @@ class TestAccount:
             lines(tmp_path / "a.jsonl", {**TURNS, "tools": "[]", "images": [], "chat_template_kwargs": {}})
         )
         assert found.notes[0] == (
-            "a.jsonl: 1 group, format pairs (prompt, chosen, rejected; conversational); "
-            "columns not used: tools, images, chat_template_kwargs"
+            "a.jsonl: 1 group, format pairs (prompt, chosen, rejected, tools, chat_template_kwargs; conversational); "
+            "columns not used: images"
         )
 
     def test_ids_default_to_the_rows_number(self, tmp_path: Path) -> None:
@@ -258,10 +259,13 @@ class TestRealData:
 
     def test_dialogues_with_calls(self, shared_data: Path) -> None:
         found = read_groups(shared_data / "glaive_toolcall" / "glaive_toolcall_en_demo.json")
-        assert found.notes[0].endswith(
-            "300 groups, format sft (conversations; conversational); columns not used: tools"
-        )
+        assert found.notes[0].endswith("300 groups, format sft (conversations, tools; conversational)")
         assert "211 x turns from 'observation' read as role 'tool'" in "".join(found.notes)
+        assert "211 x turns from 'function_call' read as tool calls" in "".join(found.notes)
+        called = [call for g in found.groups for turn in g.prompt for call in turn.get("tool_calls", [])]
+        assert len(called) == 211
+        assert all(isinstance(call["function"]["arguments"], dict) for call in called)
+        assert sum(bool(context_of(group.prompt).tools) for group in found.groups) == 191
         assert all(group.pairs == () and len(group.candidates) == 1 for group in found.groups)
 
     def test_function_questions_are_no_preferences(self, shared_data: Path) -> None:

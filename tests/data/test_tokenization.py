@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.rendering import Rendering
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts, turn_end
 from penchant.data.tokenized import TokenizedGroup
 from penchant.errors import DataError, ModelError
@@ -182,9 +183,9 @@ def test_bos_and_pad_that_are_also_eos_are_an_end_of_turn() -> None:
 
 def test_another_special_token_before_the_end_of_turn_stays() -> None:
     tokenizer = pieces(CHATML, "none")
-    _, (response,), events = one(group((user("the"),), "cat</s>"), tokenizer)
+    _, (response,), events = one(group((user("the"),), "cat</s>"), tokenizer, rendering=Rendering(control_text="token"))
     assert response[-2:] == [EOS, tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    assert events == {}
+    assert events == {"control_text_read_as_token": 1}
 
 
 def test_tokenizer_without_eos_is_refused() -> None:

@@ -376,3 +376,20 @@ def rewritten(folder, tmp_path, *, without="", bias="", scaling=""):
     writer.write_tensors_to_file()
     writer.close()
     return tmp_path / "bad.gguf"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"], r".*(embed_tokens|lm_head)"], ids=str)
+@pytest.mark.parametrize("name", ["llama-tied", "qwen2-tied"])
+def test_an_adapter_on_one_of_two_tied_modules(name, targets, folders, tmp_path, ids):
+    """The file has an output of its own then; PEFT's unmerged model says what it computes."""
+    from peft import LoraConfig, get_peft_model
+
+    model = hf.AutoModelForCausalLM.from_pretrained(folders[name])
+    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    export_gguf(str(tmp_path / "adapter"), tmp_path / "a.gguf", "f32")
+    expected = logits(adapted, ids)
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "a.gguf")), ids), expected, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(as_llama_cpp_computes(tmp_path / "a.gguf", ids).float(), expected, rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ import pytest
 import regex
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from penchant.engine.gguf_writing import export_gguf
 from penchant.engine.loading import load_tokenizer
@@ -109,7 +110,7 @@ def by_merges(told: dict[str, Any], numbers: dict[str, int], text: str) -> list[
         words = [found for word in words for found in regex.findall(pattern, word)]
     ids = []
     for word in words:
-        spelled = "".join(hf.convert_slow_tokenizer.bytes_to_unicode()[byte] for byte in word.encode())
+        spelled = "".join(bytes_to_unicode()[byte] for byte in word.encode())
         if told["pre"] == "llama-bpe" and spelled in numbers:
             ids.append(numbers[spelled])
             continue
@@ -268,11 +269,43 @@ class TestRefused:
         with pytest.raises(ModelError, match="split by the rules named 'vikin'"):
             load_tokenizer(str(file))
 
-    def test_a_special_token_that_transformers_would_lose(self, tmp_path):
-        tokenizer = shapes.byte_level()
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<｜end｜>"]})
+
+ADDED = ["<tool>", "New York", " lead", "日本語", "naïve", "<｜end｜>"]
+
+
+class TestAddedTokens:
+    """Tokens that a user adds: the same ids in the file's reading and by llama.cpp's rules, or a note."""
+
+    @pytest.mark.parametrize("special", [True, False])
+    @pytest.mark.parametrize("make", [*BYTE_LEVEL, "prepend", "none"])
+    def test_as_they_are_written(self, make, special, tmp_path):
+        tokenizer = BYTE_LEVEL[make][1]() if make in BYTE_LEVEL else shapes.sentence_piece(make)
+        tokenizer.add_tokens([AddedToken(text, normalized=False, special=special) for text in ADDED])
+        original, ours, file = exported(tmp_path, tokenizer)
+        told = metadata(file)
+        assert len(ours) == len(original)
+        for text in ADDED:
+            for example in (f"the {text} cat", f"cat{text}cat", text, f"{text} it's 12"):
+                ids = original(example)["input_ids"]
+                assert original.convert_tokens_to_ids(text) in ids
+                assert ours(example)["input_ids"] == ids, example
+                assert by_the_file(told, example) == ids, example
+
+    @pytest.mark.parametrize("text", ["<tool>", "New York", " lead", "日本語"])
+    def test_matched_in_normalized_text_is_noted(self, text, tmp_path):
+        tokenizer = shapes.sentence_piece("prepend")
+        tokenizer.add_tokens([text])  # not special, and looked for in the normalized text: what transformers does
         folder = shapes.build(tmp_path / "model", "Llama", tokenizer, **SMALL)
-        export_gguf(str(folder), tmp_path / "a.gguf", "f16")  # llama.cpp reads it
-        assert "<｜end｜>" in metadata(tmp_path / "a.gguf")["tokens"]
-        with pytest.raises(ModelError, match="would lose its token '<｜end｜>'"):
-            load_tokenizer(str(tmp_path / "a.gguf"))
+        notes = export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
+        assert [text in note and "AddedToken(text, normalized=False)" in note for note in notes] == [True]
+        told = metadata(tmp_path / "a.gguf")
+        example = f"cat{text}cat"
+        assert by_the_file(told, example) != load_tokenizer(str(folder))(example)["input_ids"]  # the note is true
+
+    @pytest.mark.parametrize("make", ["first", "none"])
+    def test_where_normalizing_leaves_them_as_they_are_there_is_no_note(self, make, tmp_path):
+        tokenizer = shapes.sentence_piece(make)
+        tokenizer.add_tokens(["<tool>", "New York"])
+        folder = shapes.build(tmp_path / "model", "Llama", tokenizer, **SMALL)
+        notes = export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
+        assert not [note for note in notes if "added tokens" in note]

@@ -63,6 +63,13 @@ def test_the_dtype_is_the_adapted_models(tmp_path, tiny_model, three):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
 
 
+def test_where_responses_end_is_the_instruct_models(three, tmp_path):
+    file = Path(three[2]) / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [2, 5], "temperature": 0.6, "do_sample": False}))
+    add_residual(*three, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == json.loads(file.read_text())
+
+
 def test_tokens_that_tuning_added(three, tmp_path, tiny_model):
     words = AutoTokenizer.from_pretrained(tiny_model)
     n = len(words)

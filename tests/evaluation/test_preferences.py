@@ -50,6 +50,9 @@ BY_HAND = {
     "top1": 0.0,  # of group 3 alone: worth 3, 1, 1, rewards 1, 1, 2
     "ndcg": (2 / math.log2(3) + 2 / 2) / 2 / 2,  # the best has gain 2 and shares the places 2 and 3
     "kendall_tau": -1 / 2,  # none right, one wrong, of 2 pairs untied in the one and 2 in the other
+    "hit_ratio@1": 0.0,  # of group 3 too, whose first is preferred to both others: a better one, and a tie
+    "mrr": (1 / 2 + 1 / 3) / 2,
+    "ndcg@5": (1 / math.log2(3) + 1 / 2) / 2,
     "ties": 1 / 6,
     "length_accuracy": (1 + 1 + 1 / 2) / 3,
     "log_prob_accuracy": 1 / 3,
@@ -58,12 +61,18 @@ BY_HAND = {
     "log_prob_top1": 0.0,  # -6, -6, -4: as above
     "log_prob_ndcg": (2 / math.log2(3) + 2 / 2) / 2 / 2,
     "log_prob_kendall_tau": -1 / 2,
+    "log_prob_hit_ratio@1": 0.0,
+    "log_prob_mrr": (1 / 2 + 1 / 3) / 2,
+    "log_prob_ndcg@5": (1 / math.log2(3) + 1 / 2) / 2,
     "mean_log_prob_accuracy": 2 / 3,
     "mean_log_prob_auc": 12 / 16,  # -1, -1, -2, -2 against four times -2
     "mean_log_prob_margin": 2 / 3,
     "mean_log_prob_top1": 0.0,  # -2, -2, -2: a tie with a worse one is wrong
     "mean_log_prob_ndcg": 2 * (1 + 1 / math.log2(3) + 1 / 2) / 3 / 2,
     "mean_log_prob_kendall_tau": 0.0,
+    "mean_log_prob_hit_ratio@1": 1 / 3,  # all tie: any of the three places
+    "mean_log_prob_mrr": (1 + 1 / 2 + 1 / 3) / 3,
+    "mean_log_prob_ndcg@5": (1 + 1 / math.log2(3) + 1 / 2) / 3,
 }
 
 
@@ -72,7 +81,8 @@ def test_every_metric_by_hand() -> None:
     assert (report.groups, report.groups_without_pairs, report.pairs, report.prompts) == (3, 1, 4, 2)
     assert {name: estimate.value for name, estimate in report.metrics.items()} == pytest.approx(BY_HAND)
     assert {name: estimate.n for name, estimate in report.metrics.items()} == {
-        name: 4 if name.endswith("auc") else 1 if name.endswith(("top1", "ndcg", "tau")) else 3 for name in BY_HAND
+        name: 4 if name.endswith("auc") else 1 if name.endswith(("top1", "ndcg", "tau", "@1", "mrr", "@5")) else 3
+        for name in BY_HAND
     }
     assert (report.accuracy, report.auc, report.margin) == tuple(
         report.metrics[name] for name in ("accuracy", "auc", "margin")
@@ -87,7 +97,7 @@ def test_the_interval_resamples_prompts_not_groups() -> None:
 
 def test_without_a_reference_the_main_metrics_are_of_log_probs() -> None:
     report = evaluate_preferences([replace(each, reference_log_probs=None) for each in THREE])
-    same = ("accuracy", "auc", "margin", "top1", "ndcg", "kendall_tau")
+    same = ("accuracy", "auc", "margin", "top1", "ndcg", "kendall_tau", "hit_ratio@1", "mrr", "ndcg@5")
     expected = BY_HAND | {name: BY_HAND[f"log_prob_{name}"] for name in same}
     assert {name: estimate.value for name, estimate in report.metrics.items()} == pytest.approx(expected)
     assert report.calibration is None

@@ -14,6 +14,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.engine.loading import load_tokenizer
 from penchant.engine.reward_model import start_reward_model
 from penchant.errors import ConfigError, DataError, ModelError, PenchantError
+from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import FunctionReward, ModelReward, open_reward, reward_from
 from penchant.evaluation.score_file import with_scores
 
@@ -120,7 +121,7 @@ class TestModels:
 
     @pytest.mark.parametrize("budget", [1, 25, 10000])
     def test_equals_a_plain_forward_whatever_the_batch(self, reward_folder, budget):
-        reward = open_reward(RewardConfig(model=str(reward_folder)), device=CPU, token_budget=budget)
+        reward = open_reward(RewardConfig(model=str(reward_folder)), device=CPU, reading=Reading(token_budget=budget))
         found = reward(self.PROMPTS, self.RESPONSES)
         tokenizer = hf.AutoTokenizer.from_pretrained(reward_folder)
         model = hf.AutoModelForSequenceClassification.from_pretrained(reward_folder).eval()
@@ -158,7 +159,9 @@ class TestModels:
         def scores(template: str) -> tuple[float, ...]:
             file = tmp_path / "template.jinja"
             file.write_text(template)
-            reward = open_reward(RewardConfig(model=str(reward_folder)), device=CPU, chat_template=str(file))
+            reward = open_reward(
+                RewardConfig(model=str(reward_folder)), device=CPU, reading=Reading(chat_template=str(file))
+            )
             return with_scores([group], reward)[0].scores
 
         plain = "{% for m in messages %} {{ m.content }}{% endfor %}"

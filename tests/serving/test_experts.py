@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.sampling import Sampling, sample
@@ -90,3 +91,42 @@ def test_adapters_of_one_base_keep_its_ends_and_nothing_else(tiny_model, tmp_pat
     for name in ("a", "b"):
         assert experts.peek(name).ends == {2, 3}
         assert served(experts, name, batch=4) == measured(tmp_path / name, [2, 3])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_changes_its_base_does_not_share_it(tiny_model, tmp_path):
+    """Biases of the base, a head trained whole, a grown vocabulary: what others on the same base must not see."""
+    from peft import LoraConfig, get_peft_model
+
+    base = tmp_path / "base"
+    configuration = AutoConfig.from_pretrained(tiny_model, attention_bias=True)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(configuration).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(base)
+    kinds = {
+        "plain": {},
+        "head": {"target_modules": ["q_proj", "lm_head"]},
+        "biased": {"bias": "all"},
+        "whole": {"modules_to_save": ["lm_head"]},
+        "grown": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    }
+    expected, ids = {}, torch.tensor([[1, 5, 9, 7]])
+    for seed, (name, settings) in enumerate(kinds.items()):
+        torch.manual_seed(seed)
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+        if name == "grown":
+            tokenizer.add_tokens(["<call>"])
+            model.resize_token_embeddings(len(tokenizer))
+        adapted = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": ["q_proj"], **settings}))
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+            expected[name] = adapted.eval()(ids).logits
+        adapted.save_pretrained(tmp_path / name, save_embedding_layers=name == "grown")
+        tokenizer.save_pretrained(tmp_path / name)
+    experts = Experts({name: str(tmp_path / name) for name in kinds})
+    assert experts.peek("plain").model is experts.peek("head").model
+    for name, logits in expected.items():
+        with torch.no_grad():
+            torch.testing.assert_close(experts.get(name).model(ids).logits, logits, rtol=1e-5, atol=1e-5)

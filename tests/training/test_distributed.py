@@ -41,7 +41,11 @@ def drop_checkpoints_after(folder: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 4}}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"lora": {"rank": 4}}, {"lora": {"rank": 4, "targets": ["embed_tokens", "lm_head"]}}],
+    ids=["full", "lora", "lora on embedding and head"],
+)
 def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_path, sections):
     file = write_config(**sections, checkpoints={"every": 2, "keep": 5})
     one, two = tmp_path / "one", tmp_path / "two"

@@ -98,12 +98,13 @@ class TestParts:
         [
             (),
             ("lora.rank=4",),
+            ("lora.rank=4", "lora.targets=[lm_head, embed_tokens]"),
             ("training.gradient_checkpointing=true",),
             ("training.dtype=bfloat16",),
             ("objective.name=bradley_terry",),
             ("objective.name=preference_head",),
         ],
-        ids=lambda changes: changes[0] if changes else "plain",
+        ids=lambda changes: changes[-1] if changes else "plain",
     )
     def test_activations_are_what_the_real_model_keeps(self, config, changes):
         memory, load, (config, tokenizer, inputs) = counted_memory(config, *changes)

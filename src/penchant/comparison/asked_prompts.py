@@ -34,12 +34,13 @@ def asked_prompts(
         held_out,
         tokenizer,
         max_length=reading.max_length or context,
+        rendering=reading.rendering,
         truncation=reading.truncation,
         empty=reading.empty,
         identical=reading.identical,
     )
     measured = distinct_prompts([each.group for each in kept])
-    lengths = [len(ids) for ids in tokenize_prompts(measured, tokenizer)]
+    lengths = [len(ids) for ids in tokenize_prompts(measured, tokenizer, reading.rendering)]
     new = settings.max_new_tokens
     found = [prompt for prompt, length in zip(measured, lengths, strict=True) if length + new <= context]
     if not found:

@@ -20,6 +20,21 @@ from penchant.data.writing import write_groups
 from penchant.errors import ConfigError, PenchantError
 from penchant.training.inputs import check_inputs, read_inputs
 
+RENDERED = (
+    "chat_template",
+    "chat_template_kwargs",
+    "date",
+    "as_chat",
+    "control_text",
+    "learn",
+    "max_length",
+    "truncation",
+    "empty",
+    "identical",
+    "refused",
+)
+"""Keys of a run's data that say how groups become tokens, whatever file they are in."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -131,6 +146,8 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     groups, held_out, notes = _read(base)
     parts = _parts(bench, groups, base.training.seed)
     _refuse(_unfit(configs, parts, held_out), where)
+    for name in (name for name, config in configs.items() if config.method.needs.head):
+        notes.append(f"{name}: its language model is compared; its preference head by: penchant rank RUN --by head")
     shared = _share(base, parts, held_out, notes, folder / "data")
     cells = []
     for size, file in shared.train:
@@ -142,6 +159,16 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
                 values.setdefault("data", {}).update(train=str(file), held_out=str(shared.held_out_file))
                 cells.append(Planned(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))
     return shared, cells
+
+
+def configurations(bench: Bench, where: str) -> list[RunConfig]:
+    """The base's run and each variant's, on the base's own data.
+
+    Raises:
+        ConfigError: all that is wrong with any method.
+    """
+    base = _run(bench, {"objective": {"name": "sft"}}, Path(bench.output), where)
+    return [base, *_configs(bench, variants(bench), where).values()]
 
 
 def _configs(bench: Bench, every: Sequence[Variant], where: str) -> dict[str, RunConfig]:
@@ -201,8 +228,7 @@ def _run(bench: Bench, values: dict[str, Any], output: Path, where: str) -> RunC
     if isinstance(data, str):
         merged["data"] = {"train": data}
     if "train" in values.get("data", {}):
-        kept = ("chat_template", "max_length", "truncation", "empty", "identical")
-        merged["data"] = {key: value for key, value in merged["data"].items() if key in kept}
+        merged["data"] = {key: value for key, value in merged["data"].items() if key in RENDERED}
     _merge(merged, values)
     merged.setdefault("evaluation", {}).setdefault("samples", 0)
     return parse_config({**merged, "output": str(output)}, where)

@@ -179,13 +179,13 @@ class Yardstick:
     def _score(self, model: str, seed: int) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
         """The held-out groups and fresh samples, under the model and under the start; one in memory at a time."""
         reading, world = self._reading, World(0, 1, local_device())
-        policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+        policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
         own = read_held_out(policy, model, self.held_out, reading, self.tell)
         budget = (world, reading.token_budget, reading.dtype, self.tell)
         log_probs = policy.log_probs([*own, *fresh], *budget)
         del policy
-        start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template)
+        start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template, reading.rendering)
         # The very tokens that were drawn: a text tokenized again may be others, and one that was cut has no end.
         theirs = start.log_probs([*start.retokenize(own, reading.truncation), *fresh], *budget)
         scored = scored_groups([*own, *fresh], log_probs, theirs)
@@ -199,13 +199,13 @@ class Yardstick:
         draw = Sampling(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=seed, batch_size=64
         )
-        asked = tokenize_prompts(self.prompts, tokenizer)
+        asked = tokenize_prompts(self.prompts, tokenizer, policy.rendering)
         with Progress("generating", len(asked), "prompts") as progress:
             ends = ends_of(policy.model, tokenizer)
             drawn = sample(policy.model, asked, draw, ends=ends, advance=progress.advance)
         groups = []
         for prompt, ids, (found,) in zip(self.prompts, asked, drawn, strict=True):
-            text = text_after(tokenizer, ids, found.ids.tolist())
+            text = text_after(tokenizer, ids, found.content)
             groups.append(TokenizedGroup(ids, (found.ids,), PreferenceGroup(prompt, (text,))))
         return groups
 
@@ -251,16 +251,7 @@ class Yardstick:
 
     @cached_property
     def _reading(self) -> Reading:
-        data, training = self.base.data, self.base.training
-        return Reading(
-            data.max_length,
-            data.truncation,
-            data.empty,
-            data.identical,
-            data.chat_template,
-            training.token_budget,
-            training.dtype,
-        )
+        return Reading.of_run(self.base)
 
 
 def _text(sampled: ScoredGroup) -> str:

@@ -15,6 +15,7 @@ import yaml
 from penchant.comparison.cells import Planned, Shared, prepare, repeats, variants
 from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
+from penchant.comparison.dates import on_one_day, same_but_for_no_day
 from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
 from penchant.comparison.origins import Origins
@@ -26,6 +27,7 @@ from penchant.engine.distribution import is_alone
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.files import write_atomically
+from penchant.training.dates import day_note
 from penchant.training.run import train
 
 Tell = Callable[[str], None]
@@ -47,11 +49,12 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
     folder = Path(bench.output)
+    bench = on_one_day(bench, where)
     shared, cells = prepare(bench, where)
     _take(folder, bench, where)
     origins = Origins(folder)
     origins.check(shared.base, cells)
-    for note in [*shared.notes, *repeats(bench)]:
+    for note in [*shared.notes, *day_note(shared.base), *repeats(bench)]:
         tell(note)
     tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
     yardstick = Yardstick(shared.base, shared.held_out, bench.measure, tell)
@@ -156,7 +159,7 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
     file = folder / "compare.yaml"
     if file.exists():
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if before["base"] != bench.model_dump()["base"]:
+        if not same_but_for_no_day(before["base"], bench.model_dump()["base"]):
             raise ConfigError(
                 f"the folder {folder} holds a comparison with another base",
                 where=where,
@@ -217,6 +220,8 @@ def _same_run(planned: Planned) -> None:
     file = planned.folder / "config.yaml"
     before = content(yaml.safe_load(file.read_text(encoding="utf-8")))
     now = content(yaml.safe_load(dump_config(planned.config)))
+    if same_but_for_no_day(before, now):
+        return
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise ConfigError(

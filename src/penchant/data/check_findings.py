@@ -67,6 +67,12 @@ _MEANINGS: dict[str, _Meaning] = {
         "the model would not learn to stop",
         "end the assistant's turn in the template with the end-of-turn token: data.chat_template=FILE",
     ),
+    "control_text": _Meaning(
+        "warning",
+        "{count} of {of} messages hold control tokens ({names}): where a tokenizer finds them, they end or begin turns",
+        "nothing, if they are meant as text, which they are read as; data.control_text=error refuses them, "
+        "data.control_text=token lets them act",
+    ),
     "candidates_in_held_out": _Meaning(
         "warning", "{count} of {of} distinct candidates are also in the held-out data", _SPLIT
     ),
@@ -113,7 +119,8 @@ def _hit(checks: Mapping[str, Hits]) -> Iterator[Finding]:
         # Equal prompts are equal when normalized too: said once.
         said = name == _NORMALIZED and hits.count == checks["prompts_in_held_out"].count
         if hits.count and not said:
-            text = what.format(count=hits.count, of=hits.of, share=hits.count / hits.of)
+            names = ", ".join(hits.names)
+            text = what.format(count=hits.count, of=hits.of, share=hits.count / hits.of, names=names)
             yield Finding(name, severity, hits.count, hits.ids, text, fix)
 
 

@@ -121,11 +121,13 @@ class Hits:
         count: how many.
         of: out of how many looked at.
         ids: of the first few groups concerned.
+        names: what it was, the most frequent first, where a check tells kinds apart.
     """
 
     count: int
     of: int
     ids: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,4 +172,7 @@ class CheckReport:
     def to_json(self) -> dict[str, Any]:
         """All fields by name, of JSON's own types only (lists, string keys)."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        for hits in document["checks"].values():
+            if not hits["names"]:
+                del hits["names"]
         return document

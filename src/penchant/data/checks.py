@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from penchant.data.check_lengths import (
 )
 from penchant.data.check_report import CheckReport, Counts, Hits, Ties
 from penchant.data.check_template import TEMPLATE_FAULTS, template_fault
+from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
 
@@ -263,4 +265,22 @@ def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, H
         return {}
     fault = template_fault(tokenizer)
     of = len(conversational)
-    return {name: corpus.hits(conversational if name == fault else (), of) for name in TEMPLATE_FAULTS}
+    faults = {name: corpus.hits(conversational if name == fault else (), of) for name in TEMPLATE_FAULTS}
+    return faults | {"control_text": _control_text(corpus, conversational, tokenizer)}
+
+
+def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Hits:
+    """Messages that hold control tokens, and how often which; of all messages."""
+    control, tokens = ControlText.of(tokenizer), Counter[str]()
+    numbers: list[int] = []
+    of = 0
+    for number in conversational:
+        group = corpus.groups[number]
+        for text in (group.prompt, *group.candidates):
+            for content in (text,) if isinstance(text, str) else text:
+                of += 1
+                present = control.present(content)
+                tokens.update(present)
+                numbers += [number] * bool(present)
+    names = tuple(f"{token}: {count}" for token, count in tokens.most_common())
+    return replace(corpus.hits(numbers, of), names=names)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from typing import Any, cast
 
+from penchant.data.calls import calls_in_turn, tool_call, tool_calls
 from penchant.data.fields import Cell
-from penchant.data.groups import Message, Text
+from penchant.data.messages import ASSISTANT, REASONING, Message, Part, Text, content_of, same_turn
 from penchant.errors import DataError
 
 ROLES = {
@@ -20,55 +23,127 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
 }
+SYSTEM = ("system", "developer")
+CALL_TURNS = ("function_call", "tool_call")
+"""Roles of turns whose content is a call."""
+
 KEYS = (("role", "content"), ("from", "value"))
+OURS = {"role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id", *REASONING}
 Conversation = tuple[Message, ...]
 
 
 def is_message(value: object) -> bool:
     """Whether a value has the fields of a message."""
-    return isinstance(value, dict) and any(set(keys) <= value.keys() for keys in KEYS)
+    if not isinstance(value, dict):
+        return False
+    return any(set(keys) <= value.keys() for keys in KEYS) or {"role", "tool_calls"} <= value.keys()
 
 
 def message(cell: Cell) -> Message:
-    """One message, ``role``/``content`` or ``from``/``value``, its role in the words of chat templates."""
-    said, content = cell.need("role", "from"), cell.need("content", "value")
+    """One message, ``role``/``content`` or ``from``/``value``, its role in the words of chat templates.
+
+    Its calls, thoughts and other fields are those of the data; fields that are null are left out, as templates want.
+    """
+    said = cell.need("role", "from")
     role = ROLES.get(said.text().lower())
     if role is None:
         raise said.refusal(f"a role: {', '.join(ROLES)}")
     ledger, where = cell.row.ledger, cell.row.where
-    if said.value in ("function_call", "observation", "function"):
+    found: dict[str, Any] = {"role": role}
+    called = _called(cell)
+    if said.value in CALL_TURNS:
+        if (turn := calls_in_turn(cell.need("content", "value"))) is None:
+            ledger.count(f"turns from '{said.value}' that are no JSON, read as text of role '{role}'", where)
+        else:
+            found["content"], called = turn
+            ledger.count(f"turns from '{said.value}' read as tool calls", where)
+    elif said.value != role and role == "tool":
         ledger.count(f"turns from '{said.value}' read as role '{role}'", where)
+    thoughts = any(isinstance(cell.value.get(name), str) for name in REASONING)
+    if "content" not in found:
+        content = cell.find("content", "value") if called or thoughts else cell.need("content", "value")
+        found |= {} if content is None else {"content": _content(content, role)}
+    return cast("Message", {**found, **({"tool_calls": called} if called else {}), **_fields(cell)})
+
+
+def _called(cell: Cell) -> list[Any]:
+    """The calls beside a message's content; OpenAI once had one, under another name."""
+    listed, single = cell.find("tool_calls"), cell.find("function_call")
+    if single is not None and listed is None:
+        cell.row.ledger.count("field 'function_call' of messages read as tool calls", cell.row.where)
+        return [tool_call(single)]
+    return [] if listed is None else [*tool_calls(listed)]
+
+
+def _content(cell: Cell, role: str) -> str | list[Part]:
+    if isinstance(cell.value, str):
+        return cell.text()
+    is_parts = isinstance(cell.value, list) and all(
+        isinstance(part, dict) and isinstance(part.get("type"), str) for part in cell.value
+    )
+    if is_parts:
+        return [_part(part) for part in cell.items()]
+    if role == "tool" and isinstance(cell.value, dict | list | int | float):
+        cell.row.ledger.count("tool results that are no text, written as JSON", cell.row.where)
+        return json.dumps(cell.value, ensure_ascii=False)
+    raise cell.refusal('text, or parts of type text: [{"type": "text", "text": ...}]')
+
+
+def _part(cell: Cell) -> Part:
+    kind = cell.need("type")
+    if kind.value not in ("text", "input_text", "output_text"):
+        raise kind.refusal("parts of type text; images, sound and files are not read")
+    return Part(type="text", text=cell.need("text").text())
+
+
+def _fields(cell: Cell) -> Mapping[str, Any]:
+    """A message's fields besides role, content and calls; those that are not ours are counted."""
+    found = {}
     for key, value in cell.value.items():
-        if value is not None and not any(key in keys for keys in KEYS):
-            ledger.count(f"field '{key}' of messages not used", where)
-    return Message(role=role, content=content.text())
+        if value is None or key in ("role", "from", "content", "value", "tool_calls", "function_call"):
+            continue
+        if key not in OURS:
+            cell.row.ledger.count(f"field '{key}' of messages kept for the chat template", cell.row.where)
+        found[key] = Cell(value, f"{cell.column}.{key}", cell.row).text() if isinstance(value, str) else value
+    return found
 
 
 def messages(cell: Cell) -> Conversation:
-    """A list of at least one message, or one message alone."""
+    """A list of at least one message, or one message alone; turns that are calls join the turn they belong to."""
     if isinstance(cell.value, dict):
         return (message(cell),)
-    found = tuple(map(message, cell.items()))
+    found: list[Message] = []
+    open_call = False
+    for item in cell.items():
+        turn = message(item)
+        is_call = "tool_calls" in turn and item.need("role", "from").value in CALL_TURNS
+        before = found[-1] if found else None
+        if is_call and before and before["role"] == ASSISTANT and (open_call or "tool_calls" not in before):
+            cell.row.ledger.count("calls joined to the assistant's turn before them", cell.row.where)
+            found[-1] = _joined_turns(before, turn)
+        else:
+            found.append(turn)
+        open_call = is_call
     if not found:
         raise cell.refusal("at least one message")
-    return found
+    return tuple(found)
+
+
+def _joined_turns(before: Message, call: Message) -> Message:
+    content = "\n".join(filter(None, (content_of(before), content_of(call))))
+    calls = [*before.get("tool_calls", []), *call.get("tool_calls", [])]
+    return {**before, "content": content, "tool_calls": calls}
 
 
 def text_or_messages(cell: Cell) -> Text:
     return messages(cell) if isinstance(cell.value, list | dict) else cell.text()
-
-
-def with_system(cell: Cell | None, conversation: Conversation) -> Conversation:
-    """The conversation with a system column's text in front; an empty text adds nothing."""
-    if cell is None or not cell.text():
-        return conversation
-    if conversation and conversation[0]["role"] == "system":
-        raise cell.refusal("no system text where the conversation has a system message", "keep one of the two")
-    return (Message(role="system", content=cell.text()), *conversation)
 
 
 def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]:
@@ -94,7 +169,8 @@ def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]
         _check_responses(conversations, cells)
         return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt, tuple(conversations)
     start, responses = split_off(conversations, cells)
-    repeated = start == prompt or prompt in [turn["content"] for turn in start if turn["role"] == "user"]
+    beyond_system = start[1:] if start[0]["role"] in SYSTEM else start
+    repeated = prompt in (start, beyond_system) or prompt in [content_of(t) for t in start if t["role"] == "user"]
     if not repeated:
         raise cells[0].refusal(
             "an assistant's messages, or a whole conversation that holds the prompt",
@@ -113,7 +189,10 @@ def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> t
         DataError: they share no message, or part ways at a message that is not the assistant's.
     """
     abreast = zip(*(conversation[:-1] for conversation in conversations), strict=False)
-    shared = sum(1 for _ in takewhile(lambda turns: all(turn == turns[0] for turn in turns), abreast))
+    shared = sum(1 for _ in takewhile(same_turn, abreast))
+    # Where results of one call differ, the call is the response's first turn.
+    while shared > 1 and all(conversation[shared]["role"] == "tool" for conversation in conversations):
+        shared -= 1
     if shared == 0:
         raise cells[-1].refusal(
             f"a conversation that starts with the same prompt as '{cells[0].column}'"
@@ -129,7 +208,10 @@ def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> t
 def last_turn(conversation: Conversation, cell: Cell) -> tuple[Conversation, tuple[Text, ...]]:
     """A conversation's prompt and its last message, the one response."""
     if any(turn["role"] == "assistant" for turn in conversation[:-1]):
-        cell.row.ledger.count("earlier assistant turns read as prompt; only the last is the response", cell.row.where)
+        cell.row.ledger.count(
+            "the last assistant turn is the response, earlier ones are its prompt; data.learn=all learns them too",
+            cell.row.where,
+        )
     return split_off([conversation], [cell])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from penchant.data.files_text import Rows
-from penchant.errors import DataError
+from penchant.errors import DataError, reason_of
 
 
 def parquet_file(stream: BinaryIO, name: str) -> Rows:
@@ -25,11 +25,11 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
         for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{name}, row {number}", row
+                yield f"{name}, row {number}", _without_padding(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         after = f" after row {number}" if number else ""
         raise DataError(
-            f"a broken Parquet file{after}: {_first_line(error)}", where=name, fix="copy or write it again"
+            f"a broken Parquet file{after}: {reason_of(error)}", where=name, fix="copy or write it again"
         ) from error
 
 
@@ -46,7 +46,7 @@ def saved_folder(folder: Path, split: str | None) -> Rows:
     # The library raises whatever its parts do; a folder that it cannot load is the user's to mend.
     except Exception as error:
         raise DataError(
-            f"a `datasets` folder that does not load: {_first_line(error)}",
+            f"a `datasets` folder that does not load: {reason_of(error)}",
             where=folder.name,
             fix="save it again with save_to_disk",
         ) from error
@@ -61,7 +61,7 @@ def hub_dataset(source: str, split: str | None) -> Rows:
     # Offline, absent, gated, broken: the library has no common class for them.
     except Exception as error:
         raise DataError(
-            f"no file or folder of this name here, and the hub did not give a data set: {_first_line(error)}",
+            f"no file or folder of this name here, and the hub did not give a data set: {reason_of(error)}",
             where=source,
             fix=f"name a local file; or download it first: hf download --repo-type dataset {source} --local-dir DIR",
         ) from error
@@ -77,7 +77,18 @@ def _rows(loaded: Any, split: str | None, name: str) -> Rows:
     elif split is not None:
         raise no_splits(split, name)
     for number, row in enumerate(loaded, 1):
-        yield f"{name}, row {number}", row
+        yield f"{name}, row {number}", _without_padding(row)
+
+
+def _without_padding(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with objects inside its cells as they were before the table gave all of a column the same fields."""
+    return {name: _unpadded(value) for name, value in row.items()}
+
+
+def _unpadded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _unpadded(inner) for name, inner in value.items() if inner is not None}
+    return [_unpadded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
@@ -101,7 +112,3 @@ def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
 
 def no_splits(split: str, name: str) -> DataError:
     return DataError(f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave split out")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -28,7 +28,7 @@ LARGEST_CELL = 2**31 - 1
 JSON_COLUMNS = {
     "messages", "conversations", "context", "completions", "candidates", "responses", "scores", "ranks", "ranking",
     "rank", "pairwise", "comparisons", "labels", "rejected_messages", "data", "annotations", "history", "label",
-    "weight", "preferred", "best",
+    "weight", "preferred", "best", "tools", "documents", "chat_template_kwargs",
 }  # fmt: skip
 MESSAGE_COLUMNS = {"prompt", "chosen", "rejected", "completion"}
 EMPTY_IS_NULL = re.compile("|".join([*JSON_COLUMNS, "id", "source", "system", r"rejected_?\d+"]))

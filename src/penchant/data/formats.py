@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penchant.data import formats_lists, formats_pairs, formats_vendors
+from penchant.data import formats_items, formats_lists, formats_pairs, formats_vendors
 from penchant.data.fields import Row
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
@@ -48,6 +48,7 @@ _ALL = (
         formats_lists.is_ultrafeedback,
         formats_lists.ultrafeedback,
     ),
+    Format("s_dpo", ("historyList", "itemList", "trueSelection"), formats_items.is_s_dpo, formats_items.s_dpo),
     Format("penchant", ("prompt", "candidates"), formats_lists.is_penchant, formats_lists.penchant),
     Format(
         "ranked",

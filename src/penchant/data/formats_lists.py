@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from penchant.data.calls import BESIDE
 from penchant.data.conversations import joined, text_or_messages
 from penchant.data.fields import Cell, Row
-from penchant.data.groups import PreferenceGroup
+from penchant.data.groups import PreferenceGroup, Text
 
 Values = Mapping[str, Any]
 Converted = Iterator[PreferenceGroup]
@@ -35,7 +36,7 @@ def penchant(row: Row) -> Converted:
         comparisons=None if compared is None else tuple(_comparison(cell, k) for cell in compared.items()),
         scores=_scores(row, k),
         ranks=None if ranks is None else tuple(cell.whole() for cell in ranks.items_for(k)),
-        preferred=_preferred(row, k),
+        preferred=_preferred(row, group.candidates),
         labels=None if labels is None else tuple(cell.yes_or_no() for cell in labels.items_for(k)),
     )
 
@@ -48,7 +49,7 @@ def _comparison(cell: Cell, k: int) -> tuple[int, int]:
 
 
 def is_prompts(row: Values) -> bool:
-    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source"}
+    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source", *BESIDE}
 
 
 def prompts(row: Row) -> Converted:
@@ -75,7 +76,7 @@ def ranked(row: Row) -> Converted:
         comparisons=None if pairwise is None else _compared(pairwise, k),
         scores=_scores(row, k),
         ranks=None if ranks is None else tuple(_rank(cell) for cell in ranks.items_for(k)),
-        preferred=_preferred(row, k),
+        preferred=_preferred(row, group.candidates),
     )
 
 
@@ -103,9 +104,29 @@ def _scores(row: Row, k: int) -> tuple[float, ...] | None:
     return None if scores is None else tuple(cell.number() for cell in scores.items_for(k))
 
 
-def _preferred(row: Row, k: int) -> int | None:
-    preferred = row.find(*PREFERRED)
-    return None if preferred is None else preferred.index(k)
+def _preferred(row: Row, candidates: Sequence[Text]) -> int | None:
+    """The preferred candidate's index, of its index or its text."""
+    cell = row.find(*PREFERRED)
+    if cell is None:
+        return None
+    return cell.index(len(candidates)) if not isinstance(cell.value, str) else place_of(cell, candidates)
+
+
+def place_of(cell: Cell, candidates: Sequence[Text]) -> int:
+    """The index of the one candidate whose text, or last message, is the cell's.
+
+    Raises:
+        DataError: no candidate reads so, or several do.
+    """
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in candidates]
+    places = [i for i, text in enumerate(texts) if text == cell.text()]
+    if len(places) != 1:
+        times = f"which {len(places)} of them are" if places else "which none of them is"
+        raise cell.refusal(
+            f"the text of one of the {len(texts)} candidates, {times}, or its 0-based index",
+            "write the candidate's text letter by letter, or its index",
+        )
+    return places[0]
 
 
 def _objects(value: object, key: str) -> bool:

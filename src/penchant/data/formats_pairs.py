@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from penchant.data.conversations import joined, last_turn, messages, split_off, text_or_messages, with_system
+from penchant.data.conversations import joined, last_turn, messages, split_off, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.errors import DataError
@@ -115,7 +115,7 @@ def sft(row: Row) -> Converted:
 def _prompt_and_response(row: Row) -> tuple[Text, tuple[Text, ...]]:
     whole = row.find("messages", "conversations")
     if whole is not None:
-        return last_turn(with_system(row.find("system"), messages(whole)), whole)
+        return last_turn(messages(whole), whole)
     completion = row.need("completion")
     prompt = row.need("prompt") if "prompt" in row.values else None
     if prompt is None and not isinstance(completion.value, str):
@@ -124,7 +124,7 @@ def _prompt_and_response(row: Row) -> tuple[Text, tuple[Text, ...]]:
 
 
 def alpaca_prompt(row: Row) -> tuple[Message, ...]:
-    """Messages of an Alpaca row: system, history, then instruction and input on a line of its own."""
+    """Messages of an Alpaca row: history, then instruction and input on a line of its own."""
     turns: list[Message] = []
     for past in history.items() if (history := row.find("history")) else ():
         question, answer = past.items_for(2)
@@ -132,7 +132,7 @@ def alpaca_prompt(row: Row) -> tuple[Message, ...]:
     asked, given = row.need("instruction").text(), row.find("input")
     content = "\n".join(filter(None, [asked, given.text() if given else ""]))
     turns.append(Message(role="user", content=content))
-    return with_system(row.find("system"), tuple(turns))
+    return tuple(turns)
 
 
 def is_text(row: Values) -> bool:

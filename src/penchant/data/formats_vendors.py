@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from penchant.data.conversations import joined, messages, split_off, text_or_messages, with_system
+from penchant.data.conversations import joined, messages, split_off, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.formats_pairs import alpaca_prompt
 from penchant.data.groups import PreferenceGroup
@@ -28,7 +28,7 @@ def llama_factory(row: Row) -> Converted:
     output = row.find("output") if not row.find("chosen") else None
     cells = [row.need("chosen"), row.need("rejected")] if output is None else output.items_for(2)
     conversation = row.need("conversations") if "conversations" in row.values else None
-    prompt = with_system(row.find("system"), messages(conversation)) if conversation else alpaca_prompt(row)
+    prompt = messages(conversation) if conversation else alpaca_prompt(row)
     if conversation and prompt[-1]["role"] == "assistant":
         raise conversation.refusal("a conversation whose last turn is not the assistant's")
     yield replace(row.group(*joined(prompt, cells)), preferred=0)

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, replace
 
+from penchant.data.messages import Message, Text, as_text, spoken
 
-class Message(TypedDict):
-    """One turn of a conversation, as chat templates take it."""
-
-    role: str
-    content: str
-
-
-Text = str | tuple[Message, ...]
-"""Plain text, or the messages of a conversation."""
+__all__ = ["Message", "PreferenceGroup", "Text", "as_messages", "as_text"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +18,8 @@ class PreferenceGroup:
     them, in the order below, that is not None.
 
     Attributes:
-        prompt: text, or the messages before the response.
+        prompt: text, or the messages before the response; a `Conversation` where tools, documents or template
+            variables come with them.
         candidates: K responses, each text or messages (most often one assistant message).
         comparisons: explicit (better, worse) index pairs; a pair that is absent is a tie or was not compared.
         scores: K numbers, higher is better; equal scores are a tie.
@@ -81,8 +74,12 @@ class PreferenceGroup:
             yield from ((i, j) for i in k for j in k if self.labels[i] and not self.labels[j])
 
 
-def as_text(value: Text) -> str:
-    """Plain text of a prompt or candidate, for people and for comparing: messages are joined as ``role: content``."""
-    if isinstance(value, str):
-        return value
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in value)
+def as_messages(group: PreferenceGroup) -> PreferenceGroup:
+    """The group with plain texts as messages: its prompt a user's, its candidates the assistant's.
+
+    An empty prompt has no message.
+    """
+    prompt = group.prompt
+    if isinstance(prompt, str):
+        prompt = (Message(role="user", content=prompt),) if prompt else ()
+    return replace(group, prompt=prompt, candidates=tuple(map(spoken, group.candidates)))

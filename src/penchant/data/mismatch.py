@@ -50,5 +50,9 @@ def add_mismatched(groups: Sequence[TokenizedGroup], seed: int, longest: int) ->
             labels=None if known.labels is None else (*known.labels, False),
             mismatched=len(known.candidates),
         )
-        result.append(TokenizedGroup(group.prompt, (*group.responses, lender.responses[chosen][:room]), together))
+        learnt = None
+        if group.learnt is not None or lender.learnt is not None:
+            learnt = (*group.masks, lender.masks[chosen][:room])
+        responses = (*group.responses, lender.responses[chosen][:room])
+        result.append(TokenizedGroup(group.prompt, responses, together, learnt=learnt))
     return result

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from penchant.data.beside import AS_MESSAGES, plain_as_messages, with_beside
 from penchant.data.fields import Ledger, Row
 from penchant.data.files import read_rows
 from penchant.data.formats import FORMATS, Format, Located, detect, format_named
@@ -70,15 +71,15 @@ def read_groups(
 
 def _converted(format: Format, rows: Sequence[Located], ledger: Ledger, name: str) -> tuple[list[PreferenceGroup], str]:
     """The rows' groups, and the one kind that all are of."""
-    groups: list[PreferenceGroup] = []
-    counts: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    located: list[tuple[str, PreferenceGroup]] = []
     for number, (where, values) in enumerate(rows):
-        for group in format.convert(Row(values, where, number, ledger)):
-            groups.append(group)
-            kind = _kind(group)
-            counts[kind] += 1
-            first.setdefault(kind, where)
+        row = Row(values, where, number, ledger)
+        located += [(where, with_beside(group, row)) for group in format.convert(row)]
+    if ledger.events[AS_MESSAGES]:
+        located = [(where, plain_as_messages(group)) for where, group in located]
+    groups = [group for _, group in located]
+    counts = Counter(map(_kind, groups))
+    first = {_kind(group): where for where, group in reversed(located)}
     if not groups:
         raise DataError(
             f"no row could be used: {'; '.join(_events(ledger))}",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.shortening import end_of_prompt, later_prompt, within
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenization import end_of_prompt, tokenize_groups
+from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.errors import DataError
 
@@ -22,6 +25,7 @@ def read_again(
     tokenizer: PreTrainedTokenizerBase,
     *,
     context: int,
+    rendering: Rendering = PLAIN,
     truncation: Truncation = "error",
 ) -> tuple[list[TokenizedGroup], int]:
     """The same groups by a second model's tokenizer, and how many of them it had to read less of than the first did.
@@ -32,6 +36,7 @@ def read_again(
     Args:
         groups: as the first model reads them.
         context: tokens the second model can read.
+        rendering: how rows become text, as for the first model.
         truncation: as the groups were read with. With ``keep_end_of_prompt`` prompts too long for the second model are
             cut further, but for one that reads the first model's tokens: a shorter limit for both is exact there.
 
@@ -41,7 +46,12 @@ def read_again(
     if not groups:
         return [], 0
     special = SpecialTokens.of(tokenizer)
-    whole, _ = tokenize_groups([group.group for group in groups], tokenizer, max_length=sys.maxsize)
+    whole, _ = tokenize_groups(
+        [group.group for group in groups],
+        tokenizer,
+        max_length=sys.maxsize,
+        rendering=replace(rendering, refused="error"),
+    )
     read: list[TokenizedGroup] = []
     refused: list[TokenizedGroup] = []
     alike, shortened = True, 0
@@ -49,8 +59,7 @@ def read_again(
         second = _same_share(uncut, first, special)
         if second.longest > context:
             same = same_ids(first, second)
-            room = context - (second.longest - len(second.prompt))
-            shorter = None if same or truncation != "keep_end_of_prompt" else end_of_prompt(second, room, special)
+            shorter = None if same or truncation != "keep_end_of_prompt" else within(second, context, special)
             if shorter is None:
                 refused.append(second)
                 alike = alike and same
@@ -72,11 +81,19 @@ def _same_share(uncut: TokenizedGroup, first: TokenizedGroup, special: SpecialTo
     """As much of the prompt as the first model reads of its own; rounded up, and at least one token."""
     if not first.cut:
         return uncut
+    while _turns(uncut) > _turns(first) and (later := later_prompt(uncut)) is not None:
+        uncut = later
     size = len(uncut.prompt)
     start = size - len(special.strip_start(uncut.prompt.tolist())[0])
     share = -(-size * len(first.prompt) // (len(first.prompt) + first.cut))
     # Start tokens alone are not a prompt's end.
     return end_of_prompt(uncut, min(size, max(share, start + 1)), special) or uncut
+
+
+def _turns(group: TokenizedGroup) -> int:
+    """Learnt stretches of the first response."""
+    mask = group.masks[0]
+    return int(mask[0]) + int((mask[1:] & ~mask[:-1]).sum())
 
 
 def _too_long(refused: Sequence[TokenizedGroup], groups: int, context: int, alike: bool) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
@@ -31,7 +32,7 @@ def show_group(
 
     Args:
         tokenized: its ids; prompt and responses are then shown as tokens, ``│`` between two of them and ``║`` where
-            the prompt ends and the responses begin.
+            the prompt ends and the responses begin, and where tokens begin or cease to be learnt from.
         tokenizer: the one the ids come from; without it the ids themselves are shown.
     """
     from rich.console import Group
@@ -48,9 +49,14 @@ def show_group(
         marked = _marked(_pieces(prompt, (), tokenizer)) + BOUNDARY_MARK
         parts += _section(f"prompt, {_tokens(len(prompt))}", marked)
         for k, response in enumerate(tokenized.responses):
-            marked = BOUNDARY_MARK + _marked(_pieces(response.tolist(), prompt, tokenizer))
-            parts += _section(f"{_title(group, k)}, {_tokens(len(response))}", marked)
-        parts.append(Styled(f"{TOKEN_MARK} between tokens, {BOUNDARY_MARK} where the prompt ends", style="dim"))
+            mask = tokenized.masks[k].tolist()
+            marked = BOUNDARY_MARK * mask[0] + _marked(_pieces(response.tolist(), prompt, tokenizer), mask)
+            learnt = "" if all(mask) else f", {sum(mask)} learnt"
+            parts += _section(f"{_title(group, k)}, {_tokens(len(response))}{learnt}", marked)
+        legend = f"{TOKEN_MARK} between tokens, {BOUNDARY_MARK} where the prompt ends"
+        if tokenized.learnt is not None:
+            legend += ", and where tokens begin or cease to be learnt"
+        parts.append(Styled(legend, style="dim"))
     return Panel(Group(*parts), title=Styled(_heading(group)), title_align="left")
 
 
@@ -100,9 +106,14 @@ def _tokens(count: int) -> str:
     return f"{count} token" if count == 1 else f"{count} tokens"
 
 
-def _marked(pieces: Sequence[str]) -> str:
+def _marked(pieces: Sequence[str], learnt: Sequence[bool] | None = None) -> str:
     # A line break is shown and kept, so that long texts stay readable.
-    return TOKEN_MARK.join(piece.replace("\n", "↵\n") for piece in pieces)
+    shown = [piece.replace("\n", "↵\n") for piece in pieces]
+    if learnt is None:
+        return TOKEN_MARK.join(shown)
+    switches = (before != after for before, after in pairwise(learnt))
+    marks = [BOUNDARY_MARK if switch else TOKEN_MARK for switch in switches]
+    return "".join(part for pair in zip(shown, [*marks, ""], strict=True) for part in pair)
 
 
 def _pieces(ids: Sequence[int], before: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

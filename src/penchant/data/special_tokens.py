@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ class SpecialTokens:
         start: ids the tokenizer itself puts in front of a text, most often BOS; empty where it puts none.
         bos: the BOS id, whether or not the tokenizer puts it in front.
         eos: the end-of-sequence id.
-        ends: ids that can end a turn in a chat template, `eos` among them.
-        special: all special ids but the unknown one; in a text they show that a chat template was already applied.
+        ends: ids that end a response: `eos`, and what the chat template ends the assistant's turns with; no other.
+        turn_end: what the chat template ends an answer with, else `eos`; None without a template that renders one.
+        control: `eos`, BOS, padding and what the template writes around messages; in a plain text they show that it was
+            already applied.
         is_blank: whether an id decodes to white space only.
     """
 
@@ -30,7 +33,8 @@ class SpecialTokens:
     bos: int | None
     eos: int
     ends: frozenset[int]
-    special: frozenset[int]
+    turn_end: int | None
+    control: frozenset[int]
     is_blank: Callable[[int], bool]
 
     @classmethod
@@ -46,9 +50,8 @@ class SpecialTokens:
                 where=tokenizer.name_or_path or None,
                 fix='set "eos_token" in its tokenizer_config.json',
             )
-        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
-        never_ends = {tokenizer.pad_token_id, tokenizer.bos_token_id} - {tokenizer.eos_token_id}
+        template = TemplateTokens.of(tokenizer)
+        eos = tokenizer.eos_token_id
 
         @cache
         def is_blank(token: int) -> bool:
@@ -57,9 +60,10 @@ class SpecialTokens:
         return cls(
             start=_start(tokenizer),
             bos=tokenizer.bos_token_id,
-            eos=tokenizer.eos_token_id,
-            ends=frozenset(special - never_ends),
-            special=frozenset(special),
+            eos=eos,
+            ends=template.ends | {eos},
+            turn_end=(eos if template.turn_end is None else template.turn_end) if template.renders else None,
+            control=frozenset(tokenizer.convert_tokens_to_ids(list(template.control))),
             is_blank=is_blank,
         )
 
@@ -88,16 +92,21 @@ class SpecialTokens:
         """The ids without what ends them, the end-of-turn id found (else `eos`), and how many times it stood there.
 
         White space behind an end-of-turn token is what a template puts between turns; white space that ends plain text
-        is the author's and stays.
+        is the author's and stays. What a template writes behind its own end of turn, as `eos` of the conversation, is
+        no part of the turn.
         """
         size, end, times = len(ids), self.eos, 0
         while True:
             last = size
             while last and self.is_blank(ids[last - 1]) and ids[last - 1] not in ends:
                 last -= 1
-            if not last or ids[last - 1] not in ends or (times and ids[last - 1] != end):
+            if not last or ids[last - 1] not in ends:
                 return list(ids[:size]), end, times
-            size, end, times = last - 1, ids[last - 1], times + 1
+            before = ids[last - 1]
+            if times and before not in (end, self.turn_end):
+                return list(ids[:size]), end, times
+            size, times = last - 1, times + 1 if before == end else 1
+            end = before
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
-from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.control_text import ControlText, is_coded
+from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.masks import common_length, learnt_masks, started
+from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.shortening import within
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
-from penchant.errors import DataError, PenchantError
+from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +31,8 @@ _BATCH = 1024
 _EMPTY = "empty_candidate_dropped"
 _IDENTICAL = "identical_candidates_dropped"
 _TOO_LONG = "too_long_dropped"
+_REFUSED = "refused_by_template_dropped"
+_UNREADABLE = "not_readable_dropped"
 
 
 def tokenize_groups(
@@ -34,6 +40,7 @@ def tokenize_groups(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
+    rendering: Rendering = PLAIN,
     truncation: Truncation = "error",
     empty: Literal["error", "drop", "keep"] = "error",
     identical: Literal["error", "drop"] = "error",
@@ -42,6 +49,7 @@ def tokenize_groups(
 
     Args:
         max_length: tokens of the prompt with its longest response.
+        rendering: how rows become text.
         truncation: what happens to longer groups; a response is never cut.
         empty: what happens to a group with a candidate that has no text or no tokens; kept, it is its end alone.
         identical: what happens to a group with a candidate of the same ids as one it is better than.
@@ -50,7 +58,14 @@ def tokenize_groups(
         DataError: groups that cannot be used as they are, all of one kind at once; or no group is left.
         ModelError: no chat template for conversations, or no end-of-sequence token.
     """
-    policies = {_EMPTY: empty, _IDENTICAL: identical, _TOO_LONG: truncation}
+    refused = rendering.refused
+    policies = {
+        _EMPTY: empty,
+        _IDENTICAL: identical,
+        _TOO_LONG: truncation,
+        _REFUSED: refused,
+        _UNREADABLE: refused,
+    }
     ledger = _Ledger(
         TokenizationReport(groups=len(groups)),
         frozenset(event for event, policy in policies.items() if policy == "drop"),
@@ -59,7 +74,7 @@ def tokenize_groups(
     special = SpecialTokens.of(tokenizer)
     kept: list[TokenizedGroup] = []
     for start in range(0, len(groups), _BATCH):
-        texts = _texts(groups[start : start + _BATCH], tokenizer, ledger)
+        texts = _texts(groups[start : start + _BATCH], tokenizer, rendering, ledger)
         for text, ids in _encode(texts, tokenizer, ledger):
             group = _assemble(text, ids, special, ledger)
             if group is not None and group.longest > max_length:
@@ -74,26 +89,40 @@ def tokenize_groups(
     return kept, ledger.report
 
 
-def tokenize_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+def tokenize_prompts(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
+) -> list[Ids]:
     """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
     special = SpecialTokens.of(tokenizer)
-    encoded = _ids([prompt_text(prompt, tokenizer) for prompt in prompts], tokenizer)
-    started = (
-        _started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
+    encoded = _ids([prompt_text(prompt, tokenizer, rendering) for prompt in prompts], tokenizer)
+    begun = (
+        started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
     )
-    return [np.array(ids or [special.first], dtype=np.int64) for ids in started]
+    return [np.array(ids or [special.first], dtype=np.int64) for ids in begun]
+
+
+def readable_prompts(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
+) -> list[Text]:
+    """The prompts, without those that the chat template or the tokenizer refuses where these are dropped."""
+    if rendering.refused == "error":
+        return list(prompts)
+    return [prompt for prompt in prompts if _is_readable(prompt, tokenizer, rendering)]
+
+
+def _is_readable(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> bool:
+    try:
+        tokenize_prompts([prompt], tokenizer, rendering)
+    except ModelError:
+        raise
+    except Exception:  # Tokenizers raise bare exceptions.
+        return False
+    return True
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id training ends an assistant's turn with; None without a chat template that renders a plain exchange."""
-    if tokenizer.chat_template is None:
-        return None
-    asked = PreferenceGroup((Message(role="user", content="a"),), ("b",))
-    try:
-        [exchange], _ = tokenize_groups([asked], tokenizer, max_length=10**9, empty="keep")
-    except PenchantError:  # A template may want a system message, or tools; what its turns end with stays unknown.
-        return None
-    return int(exchange.responses[0][-1])
+    return None if tokenizer.eos_token_id is None else SpecialTokens.of(tokenizer).turn_end
 
 
 @dataclass(frozen=True)
@@ -128,7 +157,9 @@ class _Ledger:
             raise DataError(f"{worst.what} ({count})", where=f"group {worst.group}", fix=worst.fix)
 
 
-def _texts(groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, ledger: _Ledger) -> list[GroupText]:
+def _texts(
+    groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, rendering: Rendering, ledger: _Ledger
+) -> list[GroupText]:
     texts = []
     for group in groups:
         blank = [k for k, candidate in enumerate(group.candidates) if is_blank(candidate)]
@@ -136,9 +167,9 @@ def _texts(groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase
             ledger.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
             continue
         try:
-            texts.append(group_text(group, tokenizer))
+            texts.append(group_text(group, tokenizer, rendering))
         except DataError as error:
-            ledger.refuse("not_rendered", _Problem(group.id, error.what, error.fix))
+            ledger.refuse(_REFUSED, _Problem(group.id, error.what, error.fix))
     return texts
 
 
@@ -151,31 +182,37 @@ def _empty(group: PreferenceGroup, candidate: int, found: str) -> _Problem:
 
 
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    if not unique:
-        return []
-    encoded: list[list[int]] = tokenizer(
-        list(unique), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )["input_ids"]
-    return [encoded[unique[text]] for text in texts]
+    unique = list(dict.fromkeys(texts))
+    coded = [text for text in unique if is_coded(text)]
+    plain = [text for text in unique if not is_coded(text)]
+    ids = dict(zip(coded, ControlText.of(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
+    if plain:
+        encoded: list[list[int]] = tokenizer(
+            plain, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+        ids |= zip(plain, encoded, strict=True)
+    return [ids[text] for text in texts]
 
 
 def _encode(
     texts: Sequence[GroupText], tokenizer: PreTrainedTokenizerBase, ledger: _Ledger
 ) -> list[tuple[GroupText, list[list[int]]]]:
-    """Each group's ids: those of the prompt, then those of each sequence."""
+    """Each group's ids: those of its parts, in their order."""
     try:
-        flat = iter(_ids([part for text in texts for part in (text.prompt, *text.sequences)], tokenizer))
-        return [(text, [next(flat) for _ in range(1 + len(text.sequences))]) for text in texts]
+        flat = iter(_ids([part for text in texts for part in text.parts], tokenizer))
+        return [(text, [next(flat) for _ in text.parts]) for text in texts]
     except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; find whose text it is.
         encoded = []
         for text in texts:
             try:
-                encoded.append((text, _ids([text.prompt, *text.sequences], tokenizer)))
+                encoded.append((text, _ids(text.parts, tokenizer)))
             except Exception as error:
                 what = f"the tokenizer cannot read the text: {error}"
-                fix = "correct or remove these rows; often it is half of a surrogate pair, as in \\ud83d alone"
-                ledger.refuse("not_readable", _Problem(text.group.id, what, fix))
+                fix = (
+                    "correct these rows (often it is half of a surrogate pair, as in \\ud83d alone), or have them "
+                    "dropped and counted: data.refused=drop"
+                )
+                ledger.refuse(_UNREADABLE, _Problem(text.group.id, what, fix))
         return encoded
 
 
@@ -184,13 +221,15 @@ def _assemble(
 ) -> TokenizedGroup | None:
     """Put starts and ends right, find the boundary, and refuse what cannot be learnt from."""
     group, events = text.group, set(text.events)
-    prompt, *sequences = (_started(ids, text.templated, special, events) for ids in encoded)
-    already = not text.templated and ("[INST]" in text.prompt or not special.special.isdisjoint(encoded[0]))
+    raw = encoded[: 1 + len(text.sequences)]
+    prompt, *sequences = (started(ids, text.templated, special, events) for ids in raw)
+    already = not text.templated and ("[INST]" in text.prompt or not special.control.isdisjoint(encoded[0]))
     if already:
         events.add("already_templated_prompt")
     ends = special.ends if text.templated or already else frozenset({special.eos})
-    sequences = [_ended(ids, ends, text.templated, special, events) for ids in sequences]
-    common = [_common(prompt, ids) for ids in sequences]
+    end = special.turn_end if already and special.turn_end is not None else special.eos
+    sequences = [_ended(ids, ends, end, text.templated, special, events) for ids in sequences]
+    common = [common_length(prompt, ids) for ids in sequences]
     for k, ids in enumerate(sequences):
         if len(ids) - common[k] <= 1 and _EMPTY not in ledger.keeping:
             ledger.refuse(_EMPTY, _empty(group, k, "has no tokens"))
@@ -198,6 +237,12 @@ def _assemble(
     boundary = min(common)
     if boundary < len(prompt):
         events.add("boundary_moved")
+    masks = learnt_masks(text, encoded, sequences, boundary, special, events)
+    if masks is not None:
+        boundary = min(boundary, *(int(mask.argmax()) for mask in masks))
+        learnt = tuple(mask[boundary:] for mask in masks)
+    else:
+        learnt = None
     if boundary == 0:
         events.add("start_token_added")
         prompt, sequences, boundary = [special.first], [[special.first, *ids] for ids in sequences], 1
@@ -208,37 +253,19 @@ def _assemble(
     if same is not None:
         ledger.refuse(_IDENTICAL, _identical(group, *same))
         return None
-    return TokenizedGroup(np.array(prompt[:boundary], dtype=np.int64), responses, group)
-
-
-def _started(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
-    """The ids with the tokenizer's start tokens in front once; a chat template decides itself whether to have them."""
-    stripped, times = special.strip_start(ids)
-    if times > 1:
-        events.add("duplicate_bos_removed")
-    if templated and special.start and not times:
-        events.add("template_without_bos")
-        return stripped
-    return special.with_start(stripped, times)
+    return TokenizedGroup(np.array(prompt[:boundary], dtype=np.int64), responses, group, learnt=learnt)
 
 
 def _ended(
-    ids: list[int], ends: frozenset[int], templated: bool, special: SpecialTokens, events: set[str]
+    ids: list[int], ends: frozenset[int], default: int, templated: bool, special: SpecialTokens, events: set[str]
 ) -> list[int]:
-    """The ids with exactly one end-of-turn token behind them."""
+    """The ids with exactly one end-of-turn token behind them, the default one where there is none."""
     stripped, end, times = special.strip_end(ids, ends)
     if times > 1:
         events.add("duplicate_end_of_turn_removed")
     if templated and not times:
         events.add("template_without_end_of_turn")
-    return [*stripped, end]
-
-
-def _common(prompt: list[int], ids: list[int]) -> int:
-    """Length of the common prefix."""
-    if ids[: len(prompt)] == prompt:
-        return len(prompt)
-    return next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
+    return [*stripped, end if times else default]
 
 
 def _same_in_a_pair(group: PreferenceGroup, responses: Sequence[Ids]) -> tuple[int, int] | None:
@@ -268,7 +295,7 @@ def _shortened(
         )
         ledger.refuse(_TOO_LONG, _Problem(name, found, fix, group.longest))
         return None
-    shorter = end_of_prompt(group, max_length - (group.longest - len(group.prompt)), special)
+    shorter = within(group, max_length, special)
     if shorter is None:
         found += ", and the response alone leaves no room for a token of the prompt; responses are never cut"
         fix = "raise data.max_length up to the model's context, or leave such groups out, counted: data.truncation=drop"
@@ -276,13 +303,3 @@ def _shortened(
         return None
     ledger.report.note("prompt_truncated", name)
     return shorter
-
-
-def end_of_prompt(group: TokenizedGroup, tokens: int, special: SpecialTokens) -> TokenizedGroup | None:
-    """The group with so many tokens of its prompt, the start tokens and the last; None without room for one of each."""
-    ids, _ = special.strip_start(group.prompt.tolist())
-    head = len(group.prompt) - len(ids)
-    if tokens <= head:
-        return None
-    prompt = np.concatenate([group.prompt[:head], group.prompt[head - tokens :]])
-    return TokenizedGroup(prompt, group.responses, group.group, cut=group.cut + len(group.prompt) - len(prompt))

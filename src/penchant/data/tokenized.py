@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from penchant.data.groups import PreferenceGroup
 
 Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 Truncation = Literal["error", "drop", "keep_end_of_prompt"]
 
 
@@ -24,12 +25,27 @@ class TokenizedGroup:
         responses: K arrays of ids, each at least one long; the last id is the end-of-turn token.
         group: the group the ids come from.
         cut: tokens of the prompt that were left out at its beginning.
+        learnt: K masks, one for each response: True where a token is the assistant's, and is counted and learnt from;
+            None where all are. The others, as a user's turns between the assistant's, are only read.
     """
 
     prompt: Ids
     responses: tuple[Ids, ...]
     group: PreferenceGroup
     cut: int = 0
+    learnt: tuple[Mask, ...] | None = None
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """`learnt`, all True where it is None."""
+        return self.learnt or tuple(np.ones(len(response), dtype=np.bool_) for response in self.responses)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """How many tokens of each response are learnt from."""
+        if self.learnt is None:
+            return tuple(map(len, self.responses))
+        return tuple(int(mask.sum()) for mask in self.learnt)
 
     @property
     def length(self) -> int:

@@ -47,12 +47,14 @@ class TreeBatch:
         reach: [T] int64, the row's index after the last token that sees this one.
         branches: one per group, in the order of the row.
         source: [N] int64, the row's index whose hidden state predicts each target.
-        targets: [N] int64, the candidates' token ids, in order.
+        targets: [N] int64, the candidates' token ids, in order; only those that are learnt.
         paths: [sum of lengths] int64, each candidate's targets, candidate after candidate.
-        lengths: [C] int64, tokens of each candidate.
+        lengths: [C] int64, targets of each candidate.
         ends: [C] int64, the row's index of each candidate's last token.
         slots: [C] int64, each candidate's place in the flattened [G, K].
         shape: (G, K).
+        learnt: [tokens of all candidates] bool, candidate after candidate: which of them are targets; None where all
+            are.
     """
 
     input_ids: Tensor
@@ -66,6 +68,7 @@ class TreeBatch:
     ends: Tensor
     slots: Tensor
     shape: tuple[int, int]
+    learnt: Tensor | None = None
 
     def to(self, device: torch.device) -> TreeBatch:
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -101,14 +104,14 @@ def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
         reach.append(np.full(p, start + group.length))
         last_of_prompt = start + p - 1
         start += p
-        for c, response in enumerate(group.responses):
+        for c, (response, mask) in enumerate(zip(group.responses, group.masks, strict=True)):
             n = len(response)
             ids.append(response)
             positions.append(np.arange(p, p + n))
             reach.append(np.full(n, start + n))
-            source.append(np.concatenate(([last_of_prompt], np.arange(start, start + n - 1))))
-            targets.append(response)
-            lengths.append(n)
+            source.append(np.concatenate(([last_of_prompt], np.arange(start, start + n - 1)))[mask])
+            targets.append(response[mask])
+            lengths.append(int(mask.sum()))
             slots.append(g * k + c)
             start += n
             ends.append(start - 1)
@@ -124,7 +127,15 @@ def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
         ends=torch.tensor(ends),
         slots=torch.tensor(slots),
         shape=(len(groups), k),
+        learnt=learnt_of(groups),
     )
+
+
+def learnt_of(groups: Sequence[TokenizedGroup]) -> Tensor | None:
+    """Which tokens of all candidates are learnt from, one after the other; None where all are."""
+    if all(group.learnt is None for group in groups):
+        return None
+    return torch.from_numpy(np.concatenate([mask for group in groups for mask in group.masks]))
 
 
 def cut(costs: Sequence[int], budget: int) -> list[list[int]]:

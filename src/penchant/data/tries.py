@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.data.trees import Branches, TreeBatch, as_tensor
+from penchant.data.trees import Branches, TreeBatch, as_tensor, learnt_of
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ def pack_trie(group: TokenizedGroup) -> TreeBatch:
         branches=(Branches(p, tuple(sizes.tolist()), forked=True),),
         source=as_tensor(p + trie.parents),
         targets=as_tensor(trie.ids),
-        paths=as_tensor(np.concatenate(trie.paths)),
-        lengths=torch.tensor([len(path) for path in trie.paths]),
+        paths=as_tensor(np.concatenate([path[mask] for path, mask in zip(trie.paths, group.masks, strict=True)])),
+        lengths=torch.tensor(group.tokens),
         ends=as_tensor(p + np.array([path[-1] for path in trie.paths])),
         slots=torch.arange(k),
         shape=(1, k),
+        learnt=learnt_of([group]),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import context_of
 from penchant.errors import DataError
 
 FACTS = ("comparisons", "scores", "ranks", "preferred", "labels", "source")
@@ -73,5 +74,6 @@ def _lines(groups: Sequence[PreferenceGroup], path: Path) -> Iterable[bytes]:
 def row_of(group: PreferenceGroup) -> dict[str, Any]:
     """A group as a row of the format `penchant`."""
     row: dict[str, Any] = {"id": group.id, "prompt": group.prompt, "candidates": group.candidates}
+    row |= context_of(group.prompt).columns()
     row |= {name: value for name in FACTS if (value := getattr(group, name)) is not None}
     return row if group.weight == 1 else row | {"weight": group.weight}

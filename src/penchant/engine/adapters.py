@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from penchant.errors import ConfigError
+from penchant.engine.adapter_targets import refuse_other_forwards, usable_targets
+from penchant.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+_WHOLE = ("score", "classifier")
+"""What PEFT trains whole in a sequence classifier."""
 
 
 def add_adapters(
@@ -27,6 +31,7 @@ def add_adapters(
     """
     from peft import LoraConfig, get_peft_model
 
+    names = _linear_names(model, task)  # before PEFT wraps some of them
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=task)
     try:
         # PEFT is content where one of several names is found.
@@ -35,16 +40,43 @@ def add_adapters(
                 raise ValueError(f"no module is called {name}")
         # The type says that a model of transformers is wanted; any module serves.
         found: Any = get_peft_model(model, config)
+        _refuse_inexact(found)
+        refuse_other_forwards(found)
     except (ValueError, re.error) as error:
-        raise ConfigError(
-            f"lora.targets: {str(error).splitlines()[0]}",
-            fix=f"use all-linear, or names of the model's layers: {', '.join(_linear_names(model))}",
-        ) from error
+        reason = reason_of(error)
+        raise ConfigError(f"lora.targets: {reason}", fix=usable_targets(names, model, reason)) from error
     adapted: PeftModel = found
     return adapted
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    """The ends of the names of linear layers, each once."""
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    return sorted({name for name in names if not name.isdigit()})
+def _refuse_inexact(adapted: nn.Module) -> None:
+    """Raise ValueError where an adapter is on an embedding that does more than look rows up (OPT's of positions).
+
+    PEFT's forward would look its own rows up by the first argument, whatever that is, and merged it would be another.
+    """
+    for name, module in adapted.named_modules():
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, nn.Embedding) and hasattr(module, "lora_embedding_A"):
+            plain = type(base).forward is nn.Embedding.forward or hasattr(base, "embed_scale")
+            if not plain:
+                short = name.removeprefix("base_model.model.")
+                raise ValueError(f"{short} is a {type(base).__name__}, whose forward is not an embedding's")
+
+
+def idle_adapters(adapted: nn.Module) -> list[str]:
+    """Names of layers whose adapters are the identity still: no gradient has come to them."""
+    idle = []
+    for name, module in adapted.named_modules():
+        parts = [*getattr(module, "lora_B", {}).values(), *getattr(module, "lora_embedding_A", {}).values()]
+        weights = [getattr(part, "weight", part) for part in parts]
+        if weights and not any(bool(weight.any()) for weight in weights):
+            idle.append(name.removeprefix("base_model.model."))
+    return idle
+
+
+def _linear_names(model: nn.Module, task: str | None) -> list[str]:
+    """The ends of the names of linear layers, each once; without a reward model's head, which is trained whole."""
+    kinds = ("Linear", "Conv1D")
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in kinds)
+    whole = _WHOLE if task == "SEQ_CLS" else ()
+    return sorted({name for name in names if not name.isdigit() and name not in whole})

@@ -54,16 +54,23 @@ def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if _is_full(cause):
-                raise DiskFullError(
-                    "the disk is full; what was saved before is untouched",
-                    where=str(folder),
-                    fix=f"free some space, then go on with: {go_on}",
-                ) from error
-            cause = cause.__cause__ or cause.__context__
-        raise
+        if not is_full(error):
+            raise
+        raise DiskFullError(
+            "the disk is full; what was saved before is untouched",
+            where=str(folder),
+            fix=f"free some space, then go on with: {go_on}",
+        ) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk is behind an exception, however deep a library wrapped it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if _is_full(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _is_full(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.second_reading import read_again
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.distribution import World, shard
@@ -29,15 +30,23 @@ class FrozenModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    rendering: Rendering = PLAIN
 
     @classmethod
-    def load(cls, source: str, world: World, dtype: str, chat_template: str | None = None) -> FrozenModel:
+    def load(
+        cls,
+        source: str,
+        world: World,
+        dtype: str,
+        chat_template: str | None = None,
+        rendering: Rendering = PLAIN,
+    ) -> FrozenModel:
         """Load a model and its tokenizer onto this process's device; errors as in `engine.loading`."""
         tokenizer = load_tokenizer(source, chat_template=chat_template)
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         model = load_model(source, dtype=weights).to(world.device).requires_grad_(False)
         check_vocabulary(model, tokenizer, source)
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, rendering)
 
     @property
     def context(self) -> int:
@@ -51,7 +60,9 @@ class FrozenModel:
         tell: Callable[[str], None] = lambda line: None,
     ) -> list[TokenizedGroup]:
         """The same groups by this model's tokenizer, prompts cut where they were; errors as in `read_again`."""
-        read, shortened = read_again(groups, self.tokenizer, context=self.context, truncation=truncation)
+        read, shortened = read_again(
+            groups, self.tokenizer, context=self.context, rendering=self.rendering, truncation=truncation
+        )
         if shortened:
             tell(
                 f"prompts cut further for a reference with its own tokenizer and a context of {self.context} tokens: "

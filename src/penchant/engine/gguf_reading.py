@@ -79,6 +79,13 @@ def gguf_tokenizer(source: str) -> PreTrainedTokenizerBase:
     )
 
 
+def gguf_ends(source: str) -> list[int]:
+    """The ids that end a response, as llama.cpp reads them: eos, end of turn, end of message."""
+    file = gguf_library().GGUFReader(source)
+    numbers = (_value(file, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return list(dict.fromkeys(int(number) for number in numbers if number is not None))
+
+
 def _value(file: Any, key: str) -> Any:
     field = file.get_field(key)
     return None if field is None else field.contents()

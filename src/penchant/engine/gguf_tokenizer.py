@@ -36,21 +36,21 @@ def as_llama_cpp_reads(
 ) -> PreTrainedTokenizerBase:
     """A tokenizer that `transformers` built from a GGUF file, splitting text as llama.cpp does.
 
-    Without it text is split by GPT-2's rules where `transformers` does not know the name of others, and tokens that
-    the file does not have are added to its own.
+    Without it text is split by GPT-2's rules where `transformers` does not know the name of others, tokens that the
+    file does not have are added to its own, and added tokens with a space or another letter outside the byte alphabet
+    are not recognized in text.
 
     Raises:
-        ModelError: how it splits text is not known here, or a special token is spelled so that it would be lost.
+        ModelError: how it splits text is not known here.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     state = tokenizer_json(built, where)
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens)]
+    _add_all_tokens(state, tokens, types)
     if kind == "llama":
         _split_like_the_first_llama(state, space_prefix)
     elif kind == "gpt2":
-        _refuse_lost(tokens, types, where)
         _split_by_name(state, pre, where)
     else:
         raise ModelError(f"its tokenizer is of the kind {kind!r}", where=where, fix="known are gpt2 and llama")
@@ -88,15 +88,16 @@ def _split_by_name(state: dict[str, Any], pre: str | None, where: str) -> None:
     state["model"]["ignore_merges"] = pre in WHOLE_WORDS_FIRST
 
 
-def _refuse_lost(tokens: Sequence[str], types: Sequence[int], where: str) -> None:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    spelled = set(ByteLevel.alphabet())
-    added = (text for text, type_ in zip(tokens, types, strict=False) if type_ in (CONTROL, USER_DEFINED))
-    for text in added:
-        if not set(text) <= spelled:
-            raise ModelError(
-                f"transformers would lose its token {text!r}",
-                where=where,
-                fix="name the folder that the file was made from",
-            )
+def _add_all_tokens(state: dict[str, Any], tokens: Sequence[str], types: Sequence[int]) -> None:
+    """The file's control and user-defined tokens, and no others: matched as they are written, before text is split."""
+    added = {token["id"]: token for token in state["added_tokens"] if token["id"] < len(tokens)}
+    vocabulary = state["model"]["vocab"]
+    spelled = {number: text for text, number in vocabulary.items()}
+    for number, (text, type_) in enumerate(zip(tokens, types, strict=False)):
+        if type_ not in (CONTROL, USER_DEFINED) or added.get(number, {}).get("content") == text:
+            continue
+        vocabulary.pop(spelled.get(number), None)
+        vocabulary[text] = number
+        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added[number] = {"id": number, "content": text, **plain, "special": type_ == CONTROL}
+    state["added_tokens"] = [added[number] for number in sorted(added)]

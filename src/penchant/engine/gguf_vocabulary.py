@@ -86,6 +86,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> 
         raise _refusal("the tokenizer marks the parts of words", where)
     add_bos, add_eos = _added_by_itself(tokenizer, where)
     tokens, types, notes = _tokens(tokenizer, state, rows)
+    notes += _normalized_notes(tokenizer, state)
     merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
     if model.get("byte_fallback"):
         space_prefix, told = _spaces(state, where)
@@ -173,6 +174,22 @@ def _tokens(
             "llama.cpp takes them as they are"
         )
     return tokens, types, notes
+
+
+def _normalized_notes(tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]) -> list[str]:
+    """Added tokens that this tokenizer looks for in the normalized text, and llama.cpp in the text as it is."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is None:
+        return []
+    texts = [added["content"] for added in state["added_tokens"] if added["normalized"]]
+    changed = [text for text in texts if normalizer.normalize_str(text).replace(SPACE, " ") != text]
+    if not changed:
+        return []
+    first = changed[0]
+    note = f"{len(changed)} added tokens are looked for in the normalized text (the first is {first!r}, looked for as "
+    note += f"{normalizer.normalize_str(first)!r}), and llama.cpp looks for them in the text as it is: texts that hold "
+    note += "them become other tokens there; before training, add them with AddedToken(text, normalized=False)"
+    return [note]
 
 
 def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:

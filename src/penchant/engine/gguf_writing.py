@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from penchant.data.tokenization import turn_end
+from penchant.engine.generation_ends import as_list
 from penchant.engine.gguf_reading import gguf_library
 from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
 from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
 from penchant.engine.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
+from penchant.engine.model_kind import model_kind, require_language_model
+from penchant.engine.multimodal import is_multimodal, text_config, text_model
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LARGEST_F16 = 65504
+TEXT_PART = "only the text part is in the file: llama.cpp reads a multimodal model's towers from a file of their own"
 
 Stored = Literal["f32", "f16", "q8_0"]
 
@@ -31,7 +36,7 @@ class Exported:
         tensors: how many tensors are stored in each type.
         kept_apart: tensors that q8_0 was asked for and whose rows are no whole number of its blocks of 32.
         bytes: the file's size.
-        notes: where llama.cpp makes other tokens of some texts than this tokenizer.
+        notes: where llama.cpp makes other tokens of some texts than this tokenizer, and what the file leaves out.
     """
 
     tensors: dict[str, int]
@@ -61,19 +66,23 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
             nothing is left of it then.
     """
     _check_output(output)
+    require_language_model(source)
     library = gguf_library()
-    check_architecture(load_config(adapter_base(source) or source), source)
+    config = load_config(adapter_base(source) or source)
+    check_architecture(text_config(config), source)
     tokenizer = load_tokenizer(source)
-    model = load_model(source)
+    model = text_model(load_model(source))
     check_vocabulary(model, tokenizer, source)
     vocabulary = vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings, source)
     types = _types(library, model, stored)
+    ends = _further_ends(model, tokenizer)
 
     def write(aside: Path) -> None:
         writer = library.GGUFWriter(aside, model.config.model_type)
         try:
             _describe(library, writer, model, output.stem, stored)
             _add_tokenizer(writer, vocabulary, tokenizer)
+            _add_ends(writer, ends)
             _write_tensors(library, writer, model, types)
         finally:
             writer.close()
@@ -84,8 +93,14 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
         tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
         kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
         bytes=output.stat().st_size,
-        notes=vocabulary.notes,
+        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *_left_out(source, config)],
     )
+
+
+def _left_out(source: str, config: PretrainedConfig) -> list[str]:
+    heads = model_kind(source).heads
+    lines = [f"GGUF holds the language model alone: the preference head is left out ({', '.join(heads)})"]
+    return [*(lines if heads else []), *([TEXT_PART] if is_multimodal(config) else [])]
 
 
 def _check_output(output: Path) -> None:
@@ -164,6 +179,28 @@ def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTok
         )
     elif tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _further_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids beside eos that end a response; the chat template's end of turn first."""
+    configured = [] if model.generation_config is None else as_list(model.generation_config.eos_token_id)
+    turn = turn_end(tokenizer)
+    ends = dict.fromkeys([*([] if turn is None else [turn]), *configured])
+    return [end for end in ends if end != tokenizer.eos_token_id]
+
+
+def _add_ends(writer: Any, ends: Sequence[int]) -> None:
+    """llama.cpp stops at an end of turn and an end of message as it does at eos."""
+    for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False):
+        add(number)
+
+
+def _ends_notes(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list[str]:
+    """A GGUF file has room for two ends beside eos."""
+    if len(ends) <= 2:
+        return []
+    left_out = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(ends[2:]))
+    return [f"the model also ends a response with {left_out}; the file has no room for more than three ends"]
 
 
 def _write_tensors(library: Any, writer: Any, model: PreTrainedModel, types: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ Shapes: N candidates, D hidden size.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +19,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
-from penchant.errors import DataError, ModelError
+from penchant.errors import DataError, ModelError, reason_of
 
 Pooling = Literal["identity", "tanh", "dropout_tanh", "swiglu"]
 NAME = "preference_head"
@@ -107,6 +108,29 @@ def save_head(folder: Path, head: PreferenceHead, name: str = NAME) -> None:
     (folder / f"{name}.json").write_text(json.dumps(head.settings), encoding="utf-8")
 
 
+def head_names(folder: str | Path) -> tuple[str, ...]:
+    """Names of the preference heads in a local folder, in alphabetical order."""
+    return tuple(sorted(file.stem for file in Path(folder).glob("*.json") if _is_head(file)))
+
+
+def copy_heads(source: str | Path, output: Path) -> tuple[str, ...]:
+    """Copy a folder's preference heads beside another copy of its model; returns their names."""
+    names = head_names(source)
+    for name in names:
+        for suffix in (".safetensors", ".json"):
+            shutil.copyfile(Path(source) / f"{name}{suffix}", output / f"{name}{suffix}")
+    return names
+
+
+def _is_head(settings: Path) -> bool:
+    if not settings.with_suffix(".safetensors").is_file():
+        return False
+    try:
+        return {"size", "pooling"} <= json.loads(settings.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:
     """Read a head, ready to score.
 
@@ -129,8 +153,7 @@ def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:
         head = PreferenceHead(**settings)
         head.load_state_dict(load_file(file))
     except Exception as error:
-        found = str(error).splitlines()[0]
         raise ModelError(
-            f"the preference head cannot be read: {found}", where=str(file), fix="train it again"
+            f"the preference head cannot be read: {reason_of(error)}", where=str(file), fix="train it again"
         ) from error
     return head.eval()

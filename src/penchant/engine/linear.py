@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from penchant.engine.tied import Shared
-from penchant.engine.vocabulary import OutputLayer, blocks
+from penchant.engine.vocabulary import LowRank, OutputLayer, blocks
 
 KEPT_ELEMENTS = 1 << 27
 """Logits kept for the backward (512 MiB in float32)."""
@@ -32,8 +32,9 @@ def linear_log_probs(
     *,
     softcap: float | None = None,
     shared: Shared | None = None,
+    adapter: LowRank | None = None,
 ) -> Tensor:
-    """Log-softmax of ``hidden @ weight.T + bias`` at the targets.
+    """Log-softmax of ``hidden @ weight.T + bias``, with an adapter ``+ low @ up.T``, at the targets.
 
     Args:
         hidden: [N, D], in the dtype of the matrix product.
@@ -42,15 +43,20 @@ def linear_log_probs(
         targets: [N] int64.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
         shared: where the backward leaves the weight's gradient, for an embedding of the same weight to add to.
+        adapter: its low [N, r] in the dtype of `hidden`, its up [V, r].
 
     Returns:
         [N] log-probs, nats, in float32 or better.
     """
     n = len(targets)
     missing = -n % row_multiple(hidden.device, hidden.dtype)
+    low, up = (None, None) if adapter is None else adapter
     if missing:
         hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
-    log_probs: Tensor = _LinearLogProbs.apply(hidden, weight, bias, targets, softcap, torch.is_grad_enabled(), shared)
+        low = None if low is None else pad(low, (0, 0, 0, missing))
+    log_probs: Tensor = _LinearLogProbs.apply(
+        hidden, weight, bias, low, up, targets, softcap, torch.is_grad_enabled(), shared
+    )
     return log_probs[:n]
 
 
@@ -83,19 +89,21 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        low: Tensor | None,
+        up: Tensor | None,
         targets: Tensor,
         softcap: float | None,
         graded: bool,
         shared: Shared | None,
     ) -> Tensor:
         # Without a graph a trained weight says that it needs a gradient all the same.
-        needs_hidden, needs_weight, needs_bias = (graded and needed for needed in ctx.needs_input_grad[:3])
-        ctx.softcap, ctx.shared, ctx.trained = softcap, shared, needs_weight or needs_bias
-        head, vocabulary, device = OutputLayer(weight, bias, softcap), len(weight), hidden.device
+        needs_hidden, *needs_layer = (graded and needed for needed in ctx.needs_input_grad[:5])
+        ctx.softcap, ctx.shared, ctx.trained = softcap, shared, any(needs_layer)
+        head, vocabulary, device = OutputLayer(weight, bias, softcap, _low_rank(low, up)), len(weight), hidden.device
         if ctx.trained:
             keep = kept_blocks(len(targets), vocabulary, device)
             log_probs, normalisers, ctx.kept = head.log_probs(hidden, targets, keep)
-            ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+            ctx.save_for_backward(hidden, weight, bias, low, up, targets, normalisers)
             return log_probs
         if not needs_hidden:
             return head.log_probs(hidden, targets, 0)[0]
@@ -105,7 +113,7 @@ class _LinearLogProbs(torch.autograd.Function):
         for x, of_x, words in zip(hidden.split(rows), unit.split(rows), targets.split(rows), strict=True):
             log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
             ones = torch.ones_like(normalisers)
-            gradient, *_ = head.gradients(x, words, normalisers, ones, kept, (True, False, False))
+            gradient = head.gradients(x, words, normalisers, ones, kept, (True, False, False, False, False)).hidden
             assert gradient is not None
             of_x.copy_(gradient)
             parts.append(log_probs)
@@ -116,13 +124,16 @@ class _LinearLogProbs(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.trained:
             (unit,) = ctx.saved_tensors
-            return unit * upstream[:, None].to(unit.dtype), *(None,) * 6
-        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+            return unit * upstream[:, None].to(unit.dtype), *(None,) * 8
+        hidden, weight, bias, low, up, targets, normalisers = ctx.saved_tensors
         # The logits become their gradient in place: a second backward computes them anew.
         kept, ctx.kept = ctx.kept, []
-        needs = ctx.needs_input_grad[:3]
-        head = OutputLayer(weight, bias, ctx.softcap)
-        of_hidden, of_weight, of_bias = head.gradients(hidden, targets, normalisers, upstream, kept, needs)
+        head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up))
+        found = head.gradients(hidden, targets, normalisers, upstream, kept, ctx.needs_input_grad[:5])
         if ctx.shared is not None:
-            ctx.shared.gradient = of_weight
-        return of_hidden, of_weight, of_bias, *(None,) * 4
+            ctx.shared.gradient = found.weight
+        return *found, *(None,) * 4
+
+
+def _low_rank(low: Tensor | None, up: Tensor | None) -> LowRank | None:
+    return None if low is None or up is None else LowRank(low, up)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from penchant.engine.adapter_loading import merge_adapter_into
+from penchant.engine.checkpoint import keep_language_part, save_model
 from penchant.engine.folders import whole_folder
+from penchant.engine.generation_ends import read_generation_config, read_gguf_ends
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
-from penchant.errors import ModelError
+from penchant.engine.heads import copy_heads
+from penchant.engine.model_kind import model_kind, require_language_model
+from penchant.engine.multimodal import generation_class, refuse_tower_adapters, text_config
+from penchant.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from penchant.engine.saved_dtype import SaveDtype
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
@@ -22,30 +30,33 @@ _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model, its dropout off; an adapter folder is merged into its base.
 
+    Of a multimodal checkpoint the original class, with the language part alone; `save_model` writes all of it again.
+
     Args:
         source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file, whose weights are dequantised.
         dtype: of the weights.
 
     Raises:
-        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration.
+        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration, or
+            tensors that the model does not use; or a reward model, which has no language-model head.
         ConfigError: a GGUF file without the package `gguf`.
     """
-    from transformers import AutoModelForCausalLM
-
     if is_gguf(source):
         return _load_dequantised(source, dtype)
     check_folder(source)
+    require_language_model(source)
     adapter = adapter_base(source)
     if adapter is not None:
         return _load_merged(source, adapter, dtype)
     with explained(source):
         # Without `ignore_mismatched_sizes` the library names the weights in a log only; they are refused below.
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = generation_class(load_config(source)).from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     refuse_missing(source, report)
+    keep_language_part(model, source)
     remove_dropout(model)
-    return model
+    return cast("PreTrainedModel", model)
 
 
 def refuse_missing(source: str, report: dict[str, Any]) -> None:
@@ -66,20 +77,25 @@ def adapter_base(source: str) -> str | None:
     if not file.is_file():
         return None
     try:
-        base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise ModelError("the adapter does not say which model it belongs to", where=str(file)) from error
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not isinstance(base, str) or not base:
+            raise ValueError("no name")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "the adapter does not say which model it belongs to",
+            where=str(file),
+            fix="set base_model_name_or_path in it to the base model's folder or hub id",
+        ) from error
     return base
 
 
 def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
-    from peft import PeftModel
-
     model = load_model(base, dtype=dtype)
-    with explained(source):
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, source).merge_and_unload()
+    refuse_tower_adapters(model, source)
+    merged = merge_adapter_into(model, source)
     remove_dropout(merged)
-    return merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
+    read_generation_config(merged, source)
+    return merged
 
 
 def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -96,6 +112,7 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
         )
     refuse_missing(source, report)
+    read_gguf_ends(model, source)
     # The weights are ordinary ones now, to train and to save; an adapter on them must find its way back to the file.
     model.hf_quantizer.remove_quantization_config(model)
     model.name_or_path = model.config.name_or_path = source
@@ -103,19 +120,36 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def merge_adapter(source: str, output: Path) -> None:
-    """Write an adapter folder's base model with the adapter merged in, as an ordinary model folder.
+def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> None:
+    """Write an adapter folder's base model with the adapter merged in, in float32, as an ordinary model folder.
+
+    A reward model's adapter becomes a sequence classifier with its head; preference heads are copied beside the model.
 
     Raises:
         ModelError: `source` is no adapter folder, or `output` is there already.
     """
+    from penchant.engine.saved_dtype import saved_dtype, write_dtype
+
     if adapter_base(source) is None:
         raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
     if output.exists():
         raise ModelError("it is there already", where=str(output), fix="name a new folder")
+    tokenizer = load_tokenizer(source)
+    if model_kind(source).is_reward_model:
+        from penchant.engine.pad_token import set_pad_token
+        from penchant.engine.reward_model import load_reward_model
+
+        model = load_reward_model(source)
+        set_pad_token(model, tokenizer, grow=True)
+    else:
+        model = load_model(source)
+    stored = saved_dtype(source, save_dtype).fitting(dict(model.named_parameters()))
+    stored.round_weights(model)
     with whole_folder(output) as aside:
-        load_model(source).save_pretrained(aside)
-        load_tokenizer(source).save_pretrained(aside)
+        save_model(model, aside)
+        write_dtype(aside, stored.dtype)
+        tokenizer.save_pretrained(aside)
+        copy_heads(source, aside)
 
 
 def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
@@ -159,6 +193,8 @@ def _tokenizer_there(source: str) -> PreTrainedTokenizerBase:
     _check_there(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
+        if (base := adapter_base(source)) is not None:
+            return _tokenizer_there(base)
         raise ModelError(
             "the folder has no tokenizer",
             where=source,
@@ -204,7 +240,7 @@ def load_config(source: str, *, weights: bool = True) -> PretrainedConfig:
 def context_length(config: PretrainedConfig) -> int | None:
     """Tokens the model was made for, or None where it has no limit."""
     for name in ("max_position_embeddings", "n_positions"):
-        limit = getattr(config, name, None)
+        limit = getattr(text_config(config), name, None)
         if limit is not None:
             return int(limit)
     return None
@@ -214,7 +250,7 @@ def dropout_settings(config: PretrainedConfig) -> str:
     """The dropouts a configuration asks for, as ``name 0.1, ...``; empty where there are none."""
     asked = {
         name: value
-        for name, value in config.to_dict().items()
+        for name, value in text_config(config).to_dict().items()
         if ("drop" in name and isinstance(value, float) and value > 0)
     }
     return ", ".join(f"{name} {value:g}" for name, value in asked.items())
@@ -273,7 +309,6 @@ class explained:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, ModelError):
             return
-        text = (str(error).strip() or type(error).__name__).split("\n")[0]
         if not Path(self.source).exists():
             raise ModelError(
                 "this is no local folder, and the model hub did not give it",
@@ -282,5 +317,5 @@ class explained:
             ) from error
         kind = "file" if Path(self.source).is_file() else "folder"
         raise ModelError(
-            f"it cannot be loaded: {text}", where=self.source, fix=f"get the whole {kind} again"
+            f"it cannot be loaded: {reason_of(error)}", where=self.source, fix=f"get the whole {kind} again"
         ) from error

@@ -40,11 +40,14 @@ class PaddedScorer(nn.Module):
         return self._log_probs(batch, out.logits, sequences, prompts), last
 
     def _log_probs(self, batch: TreeBatch, logits: Tensor, sequences: list[Tensor], prompts: list[int]) -> Tensor:
-        sums = []
+        sums, start = [], 0
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
             used = logits[row, prompt - 1 : len(sequence) - 1]
             log_probs = used.to(torch.promote_types(used.dtype, torch.float32)).log_softmax(-1)
-            sums.append(log_probs.gather(-1, sequence[prompt:, None]).double().sum())
+            each = log_probs.gather(-1, sequence[prompt:, None])[:, 0].double()
+            learnt = slice(None) if batch.learnt is None else batch.learnt[start : start + len(each)]
+            sums.append(each[learnt].sum())
+            start += len(each)
         return batch.table(torch.stack(sums))
 
 

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from penchant.engine.adapters import add_adapters
+from penchant.engine.checkpoint import save_model
 from penchant.engine.distribution import World
+from penchant.engine.generation_ends import TrainedResponses, write_generation_config
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
+from penchant.engine.multimodal import qualify_targets
+from penchant.engine.saved_dtype import SavedDtype, write_dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,11 +32,14 @@ class Policy:
     Attributes:
         model: the causal language model; with LoRA its layers hold the adapters.
         adapters: PEFT's wrapper around it, or None where all weights are trained.
+        trained: the responses it is trained on, for the generation configuration that is saved; None leaves that as
+            it is.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapters: PeftModel | None = None
+    trained: TrainedResponses | None = None
 
     def add_lora(
         self,
@@ -53,9 +60,10 @@ class Policy:
         """
         remove_dropout(self.model)
         self.adapters = add_adapters(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, task=task)
+        qualify_targets(self.adapters)
         fuse_adapters(self.adapters)
 
-    def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype) -> None:
+    def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype | SavedDtype) -> None:
         """Write the model in Hugging Face format, or the adapter in PEFT's, with its tokenizer.
 
         Files are written aside and then moved in, so that a folder never holds half a file.
@@ -68,26 +76,37 @@ class Policy:
         if world.is_main:
             aside = folder / ".writing-model"
             shutil.rmtree(aside, ignore_errors=True)
-            tied = getattr(self.model, "all_tied_weights_keys", {})
-            weights = {
-                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in weights.items()
-                if name not in tied
-            }
+            weights = {name: tensor for name, tensor in weights.items() if not _is_tied(self.model, name)}
+            stored = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).fitting(weights)
+            weights = {name: stored.cast(name, tensor) for name, tensor in weights.items()}
             if self.adapters is not None:
                 prefix = "base_model.model."
                 adapters: dict[str, Any] = {prefix + name: tensor for name, tensor in weights.items()}
                 base = self.adapters.peft_config["default"].base_model_name_or_path
                 if base and Path(base).exists():
                     self.adapters.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
-                self.adapters.save_pretrained(aside, state_dict=adapters)
+                # The base's embedding stays as it is: under an adapter it need not be written, nor rounded to `dtype`.
+                self.adapters.save_pretrained(aside, state_dict=adapters, save_embedding_layers=False)
             else:
-                self.model.save_pretrained(aside, state_dict=weights)
+                save_model(self.model, aside, weights)
+                write_dtype(aside, stored.dtype)
+            if self.trained is not None:
+                write_generation_config(aside, self.model, self.tokenizer, self.trained)
+            (aside / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the run's own
             self.tokenizer.save_pretrained(aside)
             for file in sorted(aside.iterdir()):
                 os.replace(file, folder / file.name)
             aside.rmdir()
         world.barrier()
+
+
+def _is_tied(model: nn.Module, name: str) -> bool:
+    """Whether a weight is another's, by the model's own list and in fact."""
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    if name not in ties:
+        return False
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return name in parameters and parameters[name] is parameters.get(ties[name])
 
 
 def _full_weights(scorer: nn.Module, model: nn.Module, world: World) -> dict[str, Tensor]:

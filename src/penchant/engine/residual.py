@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penchant.engine.checkpoint import copy_processors
 from penchant.engine.folders import whole_folder
+from penchant.engine.generation_ends import FILE as GENERATION
 from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.errors import ModelError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -29,8 +32,8 @@ Shapes = dict[str, tuple[int, ...]]
 def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale: float = 1.0) -> None:
     """Write a model folder; the adapted model's weights are read a file at a time, the others' a tensor at a time.
 
-    Configuration and dtype are the adapted model's, tokenizer and chat template the instruct model's. Rows of the
-    embedding that tuning has added to the base's are taken as they are.
+    Configuration and dtype are the adapted model's; tokenizer, chat template and generation settings the instruct
+    model's. Rows of the embedding that tuning has added to the base's are taken as they are.
 
     Args:
         adapted, base, instruct: model folders or hub ids.
@@ -50,9 +53,15 @@ def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale:
             _write(ours, theirs, tuned, aside, scale)
         config = json.loads((ours / "config.json").read_text(encoding="utf-8"))
         if rows is not None:
-            config["vocab_size"] = rows
+            config.get("text_config", config)["vocab_size"] = rows
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        copy_processors(adapted, aside)
         load_tokenizer(instruct).save_pretrained(aside)
+        # Where responses end, and how they are sampled, goes with the instruct model's template.
+        for folder in (of_instruct, ours):
+            if (folder / GENERATION).is_file():
+                (aside / GENERATION).write_bytes((folder / GENERATION).read_bytes())
+                break
 
 
 def _write(adapted: Path, base: Mapping[str, Any], instruct: Mapping[str, Any], output: Path, scale: float) -> None:
@@ -87,6 +96,7 @@ def _local(source: str) -> Path:
         ModelError: there is none, it is an adapter, or its weights are in another format.
     """
     check_folder(source)
+    require_language_model(source)
     if adapter_base(source) is not None:
         raise ModelError("this is an adapter", where=source, fix=f"merge it first: penchant merge {source} MERGED")
     folder = Path(source)

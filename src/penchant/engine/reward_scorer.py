@@ -1,4 +1,7 @@
-"""Rewards of candidates by a sequence-classification model: its head at each candidate's last token."""
+"""Rewards of candidates by a sequence-classification model: its head at the token that transformers reads.
+
+That is a candidate's last token that is not the configuration's pad token; the last of all where there is none.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
+from penchant.engine.multimodal import language_model
+from penchant.engine.pad_token import pad_token_id
 from penchant.engine.padded import pad_right, unpack
-from penchant.engine.tree import backbone, last_hidden
+from penchant.engine.tree import last_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +35,8 @@ class TreeRewardScorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
         hidden = last_hidden(self.model, batch)
-        return batch.table(self.model.score(hidden.index_select(0, batch.ends))[:, 0].double())
+        read = positions_read(batch, pad_token_id(self.model))
+        return batch.table(self.model.score(hidden.index_select(0, read))[:, 0].double())
 
 
 class PaddedRewardScorer(nn.Module):
@@ -47,7 +53,33 @@ class PaddedRewardScorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
         sequences, _ = unpack(batch)
-        hidden = backbone(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
-        ends = torch.tensor([len(sequence) - 1 for sequence in sequences])
-        # Not the model's own pooling: it looks for the pad token, which may be the end token.
+        hidden = language_model(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
+        # Not the model's own pooling: these rows are padded with another token.
+        pad = pad_token_id(self.model)
+        ends = torch.tensor([place_read(sequence, pad) for sequence in sequences])
         return batch.table(self.model.score(hidden[torch.arange(len(ends)), ends])[:, 0].double())
+
+
+def place_read(sequence: Tensor, pad: int | None) -> int:
+    """The index in [T] ids of the last that is no pad token; 0 where all are, as in transformers."""
+    if pad is None:
+        return len(sequence) - 1
+    kept = (sequence != pad).nonzero()
+    return int(kept[-1]) if len(kept) else 0
+
+
+def positions_read(batch: TreeBatch, pad: int | None) -> Tensor:
+    """[C] the row's index of each candidate's last token that is no pad token.
+
+    Of a candidate that is nothing but pad tokens it is the prompt's last token.
+    """
+    if pad is None:
+        return batch.ends
+    tokens, size = batch.targets.index_select(0, batch.paths), len(batch.paths)
+    firsts = batch.lengths.cumsum(0) - batch.lengths
+    place = torch.arange(size, device=tokens.device) - firsts.repeat_interleave(batch.lengths, output_size=size)
+    kept = torch.where(tokens != pad, place + 1, 0).double()
+    count = torch.segment_reduce(kept, "max", lengths=batch.lengths).long()
+    # The hidden state that predicts the first of the pad tokens at the end is the last other token's.
+    before = batch.source.index_select(0, batch.paths.index_select(0, (firsts + count).clamp(max=size - 1)))
+    return torch.where(count < batch.lengths, before, batch.ends)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from penchant.data.tokenized import Ids
 from penchant.engine.attention import TREE
+from penchant.engine.multimodal import set_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,11 @@ class Sampled:
 
     ids: Ids
     ended: bool
+
+    @property
+    def content(self) -> list[int]:
+        """Its tokens without the end token."""
+        return self.ids[: len(self.ids) - self.ended].tolist()
 
 
 class Guide(Protocol):
@@ -110,12 +116,12 @@ def _own_attention(model: PreTrainedModel) -> Iterator[None]:
     """The tree is for whole rows; a step at a time goes through the library's own attention."""
     before = model.config._attn_implementation
     if before == TREE:
-        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        set_attention(model, "sdpa" if model._supports_sdpa else "eager")
     try:
         yield
     finally:
         if before == TREE:
-            model.set_attn_implementation(before)
+            set_attention(model, before)
 
 
 def _respond(
@@ -215,7 +221,7 @@ class _Reading:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         index = torch.tensor(rows, device=self.mask.device)
-        self.cache.batch_select_indices(index)
+        _select_rows(self.cache, index)
         self.mask, self.positions, self.logits = self.mask[index], self.positions[index], self.logits[index]
 
 
@@ -262,9 +268,17 @@ def _read(model: PreTrainedModel, prompts: Sequence[Ids], samples: int) -> _Read
         alone = _Rereading(model, [], out.logits)
         first = [alone._next(prompt.tolist()) for prompt in prompts for _ in range(samples)]
         return _Rereading(model, [p.tolist() for p in prompts for _ in range(samples)], torch.stack(first))
-    cache.batch_repeat_interleave(samples)
+    _select_rows(cache, torch.arange(len(prompts), device=ids.device).repeat_interleave(samples))
     repeated = (t.repeat_interleave(samples, 0) for t in (mask, positions[:, -1], out.logits[:, -1]))
     return _Reading(model, cache, *repeated)
+
+
+def _select_rows(cache: Any, index: Tensor) -> None:
+    """Make the cache that of these rows, which may come several times."""
+    if all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        cache.batch_select_indices(index)
+    else:  # Layers of linear attention hold states, which only beam search's way of selecting knows.
+        cache.reorder_cache(index)
 
 
 def _known(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:

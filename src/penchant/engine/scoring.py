@@ -15,6 +15,7 @@ from penchant.data.trees import TreeBatch, cut, pack
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distribution import World, reshard
 from penchant.engine.heads import HeadedScorer
+from penchant.engine.multimodal import set_attention
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
@@ -100,7 +101,7 @@ def _choose(
     if verdict.reason is None:
         return Choice(tree, None, verdict.rounding, half)
     if model._can_set_attn_implementation():
-        model.set_attn_implementation(own)
+        set_attention(model, own)
     return Choice(padded, _notice(model, verdict.reason, _times(tree, padded, sample)), verdict.rounding, half)
 
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.linear import compute_dtype, linear_log_probs, row_multiple
+from penchant.engine.linear import compute_dtype, row_multiple
+from penchant.engine.multimodal import language_model, text_config
+from penchant.engine.output_head import head_log_probs
 from penchant.engine.tied import Shared, embed, is_tied
 from penchant.engine.tree_plan import TreePlan
 
@@ -41,13 +43,11 @@ class TreeScorer(nn.Module):
         head = self.model.get_output_embeddings()
         shared = Shared() if is_tied(self.model.get_input_embeddings(), head) else None
         hidden = last_hidden(self.model, batch, shared)
-        used = hidden.index_select(0, batch.source).to(compute_dtype(head.weight))
-        token_log_probs = linear_log_probs(
-            used,
-            head.weight,
-            head.bias,
+        token_log_probs = head_log_probs(
+            head,
+            hidden.index_select(0, batch.source),
             batch.targets,
-            softcap=getattr(self.model.config, "final_logit_softcapping", None),
+            softcap=getattr(text_config(self.model.config), "final_logit_softcapping", None),
             shared=shared,
         )
         # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
@@ -63,21 +63,15 @@ def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: Shared | None 
         shared: what the head of a tied embedding was given.
     """
     embedding = model.get_input_embeddings()
-    multiple = row_multiple(batch.input_ids.device, compute_dtype(embedding.weight))
+    multiple = row_multiple(batch.input_ids.device, compute_dtype(next(embedding.parameters())))
     filled = batch.filled(multiple)
     ids: dict[str, Tensor] = {"input_ids": filled.input_ids[None]}
     if shared is not None:
         ids = {"inputs_embeds": embed(filled.input_ids, embedding.weight, embedding.padding_idx, shared)[None]}
-    hidden: Tensor = backbone(model)(
+    hidden: Tensor = language_model(model)(
         **ids,
         position_ids=filled.positions[None],
         use_cache=False,
         tree=TreePlan(filled, multiple),
     ).last_hidden_state[0]
     return hidden
-
-
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The model without its head."""
-    inner: nn.Module = getattr(model, model.base_model_prefix)
-    return inner

@@ -18,6 +18,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, UnsupportedAttention
 from penchant.engine.lean import lighten, unlighten
+from penchant.engine.multimodal import set_attention
 from penchant.engine.rounding import NoFloat32, in_float32, largest
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class TreeCheck:
     ) -> Tensor:
         """[C] by padded rows: one at a time, since all logits of many rows are gigabytes, or a group's together."""
         if attention is not None:
-            self.model.set_attn_implementation(attention)
+            set_attention(self.model, attention)
         alone = [replace(group, responses=(response,)) for group in sample for response in group.responses]
         batches = [pack([group]).to(self.model.device) for group in (sample if together else alone)]
         with nullcontext() if exact else self.autocast():
@@ -177,14 +178,14 @@ class TreeCheck:
 
     def _by_tree(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
         batch = pack(sample).to(self.model.device)
-        self.model.set_attn_implementation(TREE)
+        set_attention(self.model, TREE)
         lighten(self.model)
         with nullcontext() if exact else self.autocast():
             return self.tree(batch).flatten()[batch.slots]
 
 
 def _cut(sample: Sequence[TokenizedGroup], candidates: int) -> list[TokenizedGroup]:
-    return [replace(group, responses=group.responses[:candidates]) for group in sample]
+    return [replace(group, responses=group.responses[:candidates], learnt=None) for group in sample]
 
 
 def _candidates(sample: Sequence[TokenizedGroup]) -> int:

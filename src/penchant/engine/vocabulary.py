@@ -2,13 +2,14 @@
 
 Each block's logits are worked on while the caches hold them, and its rows of the weight's gradient are written once.
 
-Shapes: N target tokens, D hidden size, V vocabulary; n rows of a part, B words of a block.
+Shapes: N target tokens, D hidden size, V vocabulary, r rank of an adapter; n rows of a part, B words of a block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,13 +44,35 @@ def blocks(tokens: int, vocabulary: int, device: torch.device) -> list[slice]:
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
+Needs = tuple[bool, bool, bool, bool, bool]
+"""Whether gradients by hidden states, weight, bias, and an adapter's low and up are needed."""
+
+
+class LowRank(NamedTuple):
+    """A low-rank adapter's part of the logits, ``low @ up.T``: low [N, r], up [V, r]."""
+
+    low: Tensor
+    up: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients by an output layer's inputs; None where they are not needed."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    low: Tensor | None = None
+    up: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class OutputLayer:
-    """The output layer: weight [V, D], bias [V] or None, the logits' cap or None."""
+    """The output layer: weight [V, D], bias [V] or None, the logits' cap or None, an adapter's logits or None."""
 
     weight: Tensor
     bias: Tensor | None
     softcap: float | None
+    adapter: LowRank | None = None
 
     def log_probs(self, hidden: Tensor, targets: Tensor, keep: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The targets' log-probs [N], each row's log-sum-exp [N], and the raw logits [N, B] of so many blocks."""
@@ -81,17 +104,15 @@ class OutputLayer:
         normalisers: Tensor,
         upstream: Tensor,
         kept: list[Tensor],
-        needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of ``upstream . log_probs`` by hidden states, weight and bias, where needed.
+        needs: Needs,
+    ) -> Gradients:
+        """Of ``upstream . log_probs`` by hidden states, weight, bias and the adapter's two factors, where needed.
 
         Args:
             kept: the first blocks' logits; used up, and let go of one by one.
+            needs: which of the five are needed.
         """
-        # Of float32 at least: a sum over blocks would be rounded at each.
-        of_hidden = torch.empty_like(hidden, dtype=normalisers.dtype) if needs[0] else None
-        of_weight = torch.empty_like(self.weight) if needs[1] else None
-        of_bias = torch.empty_like(self.bias) if needs[2] and self.bias is not None else None
+        sums = self._empty_gradients(hidden, normalisers.dtype, needs)
         kept.reverse()
         for block in blocks(len(hidden), len(self.weight), hidden.device):
             logits = kept.pop() if kept else self._logits(hidden, block)
@@ -103,14 +124,38 @@ class OutputLayer:
             else:
                 for part in passes(_pass_rows(logits), logits, *per_row):
                     _to_gradient(self.softcap, *part)
-            if of_hidden is not None:
-                _add_product(of_hidden, logits, self.weight[block], first=block.start == 0)
-            if of_weight is not None:
-                _add_product(of_weight[block], logits.T, hidden, first=True)
-            if of_bias is not None:
-                of_bias[block] = logits.sum(0)
+            self._add_block(sums, logits, hidden, block)
             del logits
-        return None if of_hidden is None else of_hidden.to(hidden.dtype), of_weight, of_bias
+        of_hidden = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
+        of_low = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
+        return sums._replace(hidden=of_hidden, low=of_low)
+
+    def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: Needs) -> Gradients:
+        """Room for the gradients; sums over blocks are of float32 at least, or they would be rounded at each."""
+        needs_hidden, needs_weight, needs_bias, needs_low, needs_up = needs
+        adapter = self.adapter
+        return Gradients(
+            torch.empty_like(hidden, dtype=dtype) if needs_hidden else None,
+            torch.empty_like(self.weight) if needs_weight else None,
+            torch.empty_like(self.bias) if needs_bias and self.bias is not None else None,
+            torch.empty_like(adapter.low, dtype=dtype) if needs_low and adapter is not None else None,
+            torch.empty_like(adapter.up) if needs_up and adapter is not None else None,
+        )
+
+    def _add_block(self, sums: Gradients, logits: Tensor, hidden: Tensor, block: slice) -> None:
+        """Add what a block's gradient by its logits [N, B] gives."""
+        start = block.start == 0
+        if sums.hidden is not None:
+            _add_product(sums.hidden, logits, self.weight[block], first=start)
+        if sums.weight is not None:
+            _add_product(sums.weight[block], logits.T, hidden, first=True)
+        if sums.bias is not None:
+            sums.bias[block] = logits.sum(0)
+        if self.adapter is not None:
+            if sums.low is not None:
+                _add_product(sums.low, logits, self.adapter.up[block], first=start)
+            if sums.up is not None:
+                _add_product(sums.up[block], logits.T, self.adapter.low, first=True)
 
     def _logits(self, hidden: Tensor, block: slice) -> Tensor:
         """[N, B] raw logits. Of several blocks each takes the same room, so that one freed fits the next."""
@@ -120,6 +165,8 @@ class OutputLayer:
         torch.mm(hidden, self.weight[block].to(hidden.dtype).T, out=logits)
         if self.bias is not None:
             logits.add_(self.bias[block].to(hidden.dtype))
+        if self.adapter is not None:
+            logits.addmm_(self.adapter.low, self.adapter.up[block].to(hidden.dtype).T)
         return logits
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.messages import context_of
 from penchant.data.reading import read_groups
-from penchant.data.tokenization import tokenize_prompts
+from penchant.data.tokenization import readable_prompts, tokenize_prompts
 from penchant.engine.distribution import local_device
+from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import adapter_base, context_length, load_config, load_model, load_tokenizer
 from penchant.engine.progress import Progress
 from penchant.errors import DataError
 from penchant.evaluation.generation import Sampling, generate
+from penchant.evaluation.held_out import AS_IS, Reading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +32,7 @@ class Answers:
 
     def to_json(self) -> dict[str, Any]:
         pairs = zip(self.prompts, self.responses, strict=True)
-        return {"answers": [{"prompt": prompt, "responses": list(responses)} for prompt, responses in pairs]}
+        return {"answers": [{**_row(prompt), "responses": list(responses)} for prompt, responses in pairs]}
 
     @property
     def table(self) -> Table:
@@ -40,6 +43,10 @@ class Answers:
         for prompt, responses in zip(self.prompts, self.responses, strict=True):
             table.add_row(Plain(as_text(prompt)), Plain("\n\n".join(responses)))
         return table
+
+
+def _row(prompt: Text) -> dict[str, Any]:
+    return {"prompt": prompt, **context_of(prompt).columns()}
 
 
 def read_prompts(source: str) -> list[Text]:
@@ -62,20 +69,27 @@ def distinct_prompts(groups: Sequence[PreferenceGroup]) -> list[Text]:
     return [prompt for prompt in {as_text(group.prompt): group.prompt for group in groups}.values() if prompt]
 
 
-def with_room(model: str, prompts: Sequence[Text], new_tokens: int, *, chat_template: str | None = None) -> list[Text]:
+def with_room(model: str, prompts: Sequence[Text], new_tokens: int, reading: Reading = AS_IS) -> list[Text]:
     """The prompts after which a model's context has room for so many tokens more."""
-    limit = context_length(load_config(adapter_base(model) or model, weights=False))
-    if limit is None:
-        return list(prompts)
-    ids = tokenize_prompts(prompts, load_tokenizer(model, chat_template=chat_template))
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
+    prompts = readable_prompts(prompts, tokenizer, reading.rendering)
+    ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
+    limit = context_length(load_config(adapter_base(model) or model, weights=False)) or NO_LIMIT
     return [prompt for prompt, read in zip(prompts, ids, strict=True) if len(read) + new_tokens <= limit]
 
 
-def answer(model: str, prompts: Sequence[Text], sampling: Sampling, *, chat_template: str | None = None) -> Answers:
+def answer(
+    model: str,
+    prompts: Sequence[Text],
+    sampling: Sampling,
+    reading: Reading = AS_IS,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Answers:
     """Load a model, sample its responses, let it go."""
-    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    reading = reading.on_one_day(model, tell)
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     loaded = load_model(model).to(local_device())
     with Progress("generating", len(prompts), "prompts") as progress:
-        ids = tokenize_prompts(prompts, tokenizer)
+        ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
         responses = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
     return Answers(tuple(prompts), tuple(map(tuple, responses)))

@@ -14,12 +14,11 @@ from penchant.engine.reference_cache import model_fingerprint
 from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, score_with_head
 from penchant.errors import ConfigError, located
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
-from penchant.evaluation.held_out import Reading
+from penchant.evaluation.held_out import AS_IS, Reading
 
 if TYPE_CHECKING:
     pass
 
-AS_IS = Reading()
 """Nothing dropped or cut."""
 
 OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
@@ -44,7 +43,8 @@ def without_end(group: TokenizedGroup) -> TokenizedGroup:
 
     Tokenization refuses a response that is nothing but its end, so at least one token is left of each.
     """
-    return replace(group, responses=tuple(response[:-1] for response in group.responses))
+    learnt = None if group.learnt is None else tuple(mask[:-1] for mask in group.learnt)
+    return replace(group, responses=tuple(response[:-1] for response in group.responses), learnt=learnt)
 
 
 def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> list[dict[str, tuple[float, ...]]]:
@@ -56,7 +56,7 @@ def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> lis
     answers = [without_end(group) for group in groups]
     columns = {
         "log": [
-            tuple(value / len(response) for value, response in zip(values, answer.responses, strict=True))
+            tuple(value / tokens for value, tokens in zip(values, answer.tokens, strict=True))
             for values, answer in zip(scorer.log_probs(answers), answers, strict=True)
         ],
         "log_sum": list(map(tuple, scorer.log_probs(groups))),
@@ -98,7 +98,8 @@ def score_tasks(
         ConfigError: a length limit beyond the model's context.
         ModelError: the model or its head cannot be loaded.
     """
-    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    reading = reading.on_one_day(model, tell)
+    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     templated = frozen.tokenizer.chat_template is not None
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"
     tell(f"questions are read as {form}")
@@ -132,7 +133,12 @@ def tokenize_questions(
     # Which option is right is kept from the tokenizer: options of the same tokens are a tie here, not an error.
     groups = [replace(form(question), preferred=None) for question in questions]
     tokenized, report = tokenize_groups(
-        groups, frozen.tokenizer, max_length=limit, truncation=reading.truncation, empty=reading.empty
+        groups,
+        frozen.tokenizer,
+        max_length=limit,
+        rendering=reading.rendering,
+        truncation=reading.truncation,
+        empty=reading.empty,
     )
     return tokenized, report.counts
 

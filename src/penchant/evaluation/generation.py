@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from penchant.data.tokenization import turn_end
+from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenized import Ids
 from penchant.engine.sampling import Sampling, sample
 
@@ -24,7 +24,7 @@ def generate(
     numbers: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[str]]:
-    """Sample responses to tokenized prompts; text without special tokens, the prompt not repeated.
+    """Sample responses to tokenized prompts; text without what ends it, the prompt not repeated.
 
     Args:
         prompts: ids as training sees them.
@@ -36,7 +36,7 @@ def generate(
     """
     drawn = sample(model, prompts, sampling, ends=ends_of(model, tokenizer), numbers=numbers, advance=advance)
     return [
-        [text_after(tokenizer, prompt, each.ids.tolist()) for each in found]
+        [text_after(tokenizer, prompt, each.content) for each in found]
         for prompt, found in zip(prompts, drawn, strict=True)
     ]
 
@@ -49,12 +49,20 @@ def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     """
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = configured if isinstance(configured, list) else [configured]
-    return sorted({end for end in [*ends, tokenizer.eos_token_id, turn_end(tokenizer)] if end is not None})
+    return sorted(
+        {end for end in [*ends, tokenizer.eos_token_id, *TemplateTokens.of(tokenizer).ends] if end is not None}
+    )
 
 
 def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequence[int]) -> str:
-    """A response's text, without special tokens."""
+    """A response's text without what ends it, BOS and padding; special tokens that are content stay.
+
+    Args:
+        response: without an end that only the model's generation configuration knows: `Sampled.content`.
+    """
+    silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    silent |= TemplateTokens.of(tokenizer).ends
     # Decoded together with the prompt: some tokenizers take a leading space away from whatever is decoded first.
-    before = tokenizer.decode(prompt.tolist(), skip_special_tokens=True)
-    whole = tokenizer.decode([*prompt.tolist(), *response], skip_special_tokens=True)
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(response, skip_special_tokens=True)
+    asked, answered = ([i for i in ids if i not in silent] for ids in (prompt.tolist(), response))
+    before, whole = tokenizer.decode(asked), tokenizer.decode([*asked, *answered])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(answered)

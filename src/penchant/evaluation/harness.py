@@ -18,17 +18,20 @@ import numpy as np
 import torch
 
 from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import NO_CONTEXT
 from penchant.data.special_tokens import SpecialTokens
+from penchant.data.template import Template, on_day
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizedGroup
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
+from penchant.engine.multimodal import set_attention
 from penchant.engine.scoring import precision
 from penchant.errors import ConfigError, DataError
-from penchant.evaluation.choices_scoring import AS_IS, OptionScorer, load_scorer, without_end
+from penchant.evaluation.choices_scoring import OptionScorer, load_scorer, without_end
 from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.harness_requests import Generation, Request, by_context, named, rolling_windows
-from penchant.evaluation.held_out import Reading
+from penchant.evaluation.held_out import AS_IS, Reading
 
 Tell = Callable[[str], None]
 
@@ -96,14 +99,19 @@ class Loaded:
 
     @classmethod
     def of(cls, model: str, reading: Reading, tell: Tell) -> Loaded:
-        if "drop" in (reading.truncation, reading.empty):
+        if "drop" in (reading.truncation, reading.empty, reading.rendering.refused):
             raise ConfigError(
                 "every request of the harness wants an answer, so none can be dropped",
                 where="reading",
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
-        world = World(0, 1, local_device())
-        return cls(FrozenModel.load(model, world, reading.dtype, reading.chat_template), world, reading, tell)
+        world, reading = World(0, 1, local_device()), reading.on_one_day(model, tell)
+        return cls(
+            FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
+            world,
+            reading,
+            tell,
+        )
 
     @property
     def limit(self) -> int:
@@ -116,7 +124,11 @@ class Loaded:
             for of in members
         ]
         groups, report = tokenize_groups(
-            texts, self.frozen.tokenizer, max_length=self.limit, truncation=self.reading.truncation
+            texts,
+            self.frozen.tokenizer,
+            max_length=self.limit,
+            rendering=self.reading.rendering,
+            truncation=self.reading.truncation,
         )
         for event, count in sorted(report.counts.items()):
             self.tell(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
@@ -132,16 +144,19 @@ class Loaded:
             return ask(load_scorer(self.frozen, groups, self.world, head, self.reading, self.tell))
         finally:
             if model.config._attn_implementation != own:
-                model.set_attn_implementation(own)
+                set_attention(model, own)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text; without a generation prompt its last message is left open."""
-        text: str = self.frozen.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        template, rendering = Template.of(self.frozen.tokenizer), self.reading.rendering
+        with on_day(template.source, rendering.date):
+            text: str = self.frozen.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **template.variables(rendering, NO_CONTEXT),
+            )
         return text
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -201,7 +216,7 @@ class LogProbs:
         return responses
 
     def _prompt(self, request: Request, sampling: Sampling) -> Ids:
-        [ids] = tokenize_prompts([request.args[0]], self.loaded.frozen.tokenizer)
+        [ids] = tokenize_prompts([request.args[0]], self.loaded.frozen.tokenizer, self.loaded.reading.rendering)
         room = self.loaded.limit - sampling.max_new_tokens
         if len(ids) <= room:
             return ids

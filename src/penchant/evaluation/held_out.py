@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
 from penchant.errors import ConfigError, located
+from penchant.evaluation.dates import on_one_day
 from penchant.evaluation.preferences import PreferenceReport, ScoredGroup, evaluate_preferences
 
 
@@ -25,6 +28,7 @@ class Reading:
         chat_template: a file with a Jinja template to use instead of the tokenizer's.
         token_budget: tokens in a micro-batch.
         dtype: ``float32`` or ``bfloat16``.
+        rendering: how rows become text.
     """
 
     max_length: int | None = None
@@ -34,6 +38,30 @@ class Reading:
     chat_template: str | None = None
     token_budget: int = 8192
     dtype: Literal["float32", "bfloat16"] = "float32"
+    rendering: Rendering = PLAIN
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Reading:
+        """As a run reads its data."""
+        data, training = config.data, config.training
+        return cls(
+            data.max_length,
+            data.truncation,
+            data.empty,
+            data.identical,
+            data.chat_template,
+            training.token_budget,
+            training.dtype,
+            config.rendering,
+        )
+
+    def on_one_day(self, model: str, tell: Callable[[str], None] = lambda line: None) -> Reading:
+        """The same with the day that the model's template writes as today's; see `dates.on_one_day`."""
+        return replace(self, rendering=on_one_day(model, self.chat_template, self.rendering, tell))
+
+
+AS_IS = Reading()
+"""The defaults."""
 
 
 def score(
@@ -42,7 +70,7 @@ def score(
     world: World,
     *,
     reference: str | None = None,
-    reading: Reading = Reading(),
+    reading: Reading = AS_IS,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[ScoredGroup]:
     """Log-probs of every candidate by a model, and by a reference if one is named; one model in memory at a time.
@@ -51,13 +79,16 @@ def score(
         model, reference: folders or hub ids; the reference may have a tokenizer of its own.
         tell: called with what happened to rows.
     """
-    policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    reading = reading.on_one_day(model, tell)
+    if reference is not None:
+        reading = reading.on_one_day(reference, tell)
+    policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized = read_held_out(policy, model, groups, reading, tell)
     log_probs = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype, tell)
     del policy
     reference_log_probs: list[list[float]] | None = None
     if reference is not None:
-        frozen = FrozenModel.load(reference, world, reading.dtype, reading.chat_template)
+        frozen = FrozenModel.load(reference, world, reading.dtype, reading.chat_template, reading.rendering)
         with located(reference):
             theirs = frozen.retokenize(tokenized, reading.truncation, tell)
         reference_log_probs = frozen.log_probs(theirs, world, reading.token_budget, reading.dtype, tell)
@@ -82,6 +113,7 @@ def read_held_out(
         groups,
         policy.tokenizer,
         max_length=reading.max_length or policy.context,
+        rendering=reading.rendering,
         truncation=reading.truncation,
         empty=reading.empty,
         identical=reading.identical,
@@ -101,7 +133,7 @@ def scored_groups(
         ScoredGroup(
             group=group.group,
             prompt_tokens=len(group.prompt),
-            tokens=tuple(map(len, group.responses)),
+            tokens=group.tokens,
             log_probs=tuple(log_probs[i]),
             reference_log_probs=None if reference_log_probs is None else tuple(reference_log_probs[i]),
         )
@@ -110,6 +142,7 @@ def scored_groups(
 
 
 __all__ = [
+    "AS_IS",
     "PreferenceReport",
     "Reading",
     "ScoredGroup",

@@ -8,21 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.groups import PreferenceGroup
 from penchant.errors import ModelError
-from penchant.evaluation.calibration import Calibration, calibrate
+from penchant.evaluation.calibration import Calibration
 from penchant.evaluation.files import write_atomically
-from penchant.evaluation.orders import ORDER_METRICS, ORDERED, Orders
-from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_auc, bootstrap_mean
-
-PairValues = Floats | NDArray[np.bool_]
+from penchant.evaluation.likelihood import LIKELIHOOD, likelihood
+from penchant.evaluation.metric_definitions import LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, definitions
+from penchant.evaluation.preference_pairs import PreferencePairs, SourceMetrics, metrics_by_source, row_of
+from penchant.evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -53,21 +50,13 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True)
-class SourceMetrics:
-    """The main metrics of one source's groups."""
-
-    groups: int
-    accuracy: Estimate
-    margin: Estimate
-
-
-@dataclass(frozen=True)
 class PreferenceReport:
     """How well a model prefers what people preferred.
 
     Attributes:
         groups: groups with at least one pair; these are measured.
-        groups_without_pairs: groups where nothing is known or all is tied; these are left out.
+        groups_without_pairs: groups where nothing is known or all is tied; `eval_loss` and `perplexity` alone are of
+            them, where they have one candidate or there are no others.
         pairs: (better, worse) pairs of the measured groups.
         prompts: distinct prompts of the measured groups; the intervals resample these.
         metrics: name -> estimate; `definitions` says what each is.
@@ -119,7 +108,9 @@ def evaluate_preferences(
 ) -> PreferenceReport:
     """Accuracy, AUC and margin of the model's preferences, each with a 95 % interval over prompts.
 
-    Where groups of more than two candidates have a known order, also top-1, NDCG and Kendall's tau of it.
+    Where groups of more than two candidates have a known order, also top-1, NDCG and Kendall's tau of it; where one of
+    them is preferred to all others, its hit ratio, NDCG and reciprocal rank. Responses that stand alone have a loss
+    and a perplexity.
 
     A group's value is the mean over its pairs, and a metric is the mean over groups whatever their K; the groups'
     `weight` is the loss's and counts nothing here. Without a reference the main metrics are those of the log-probs.
@@ -137,13 +128,13 @@ def evaluate_preferences(
     if len(referenced) > 1:
         raise ValueError("some groups have reference log-probs and some do not")
     measured = [each for each in scored if each.group.pairs]
-    pairs = _Pairs.of(measured, resamples, seed)
-    log_probs = _row([each.log_probs for each in measured])
-    tokens = _row([each.tokens for each in measured])
+    pairs = PreferencePairs.of([each.group for each in measured], resamples, seed)
+    log_probs = row_of([each.log_probs for each in measured])
+    tokens = row_of([each.tokens for each in measured])
     summed = pairs.compare(log_probs)
     rewards, main, calibration = log_probs, summed, None
     if True in referenced:
-        rewards = log_probs - _row([each.reference_log_probs or () for each in measured])
+        rewards = log_probs - row_of([each.reference_log_probs or () for each in measured])
         main, calibration = pairs.compare(rewards), pairs.calibrate(rewards, beta)
     metrics = {
         **main,
@@ -151,17 +142,36 @@ def evaluate_preferences(
         "length_accuracy": pairs.mean(pairs.margins(tokens) > 0),
         **{f"log_prob_{name}": estimate for name, estimate in summed.items()},
         **{f"mean_log_prob_{name}": estimate for name, estimate in pairs.compare(log_probs / tokens).items()},
+        **_likelihood([each for each in scored if not measured or len(each.tokens) == 1], resamples, seed),
     }
+    scores = {
+        "": LOG_PROB if calibration is None else LOG_RATIO,
+        "log_prob_": LOG_PROB,
+        "mean_log_prob_": MEAN_LOG_PROB,
+    }
+    lines = definitions(metrics, scores)
     return PreferenceReport(
         groups=len(measured),
         groups_without_pairs=len(scored) - len(measured),
         pairs=len(pairs.group),
         prompts=len(set(pairs.prompt.tolist())),
         metrics=metrics,
-        by_source=_by_source(measured, pairs, pairs.margins(rewards)),
+        by_source=metrics_by_source([each.group for each in measured], pairs, pairs.margins(rewards)),
         calibration=calibration,
-        definitions=_definitions(calibration, ordered=bool(pairs.orders.worth)),
+        definitions=lines if calibration is None else {**lines, "calibration": calibration.definition},
     )
+
+
+def with_likelihood(report: PreferenceReport, scored: Sequence[ScoredGroup]) -> PreferenceReport:
+    """The report with loss and perplexity of all groups' responses that nothing is preferred to, as SFT learns them."""
+    metrics = {**report.metrics, **_likelihood(scored)}
+    lines = {**definitions(LIKELIHOOD, {"": LOG_PROB}), **report.definitions}
+    return replace(report, metrics=metrics, definitions=lines)
+
+
+def _likelihood(scored: Sequence[ScoredGroup], resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+    groups, log_probs = [each.group for each in scored], [each.log_probs for each in scored]
+    return likelihood(groups, log_probs, [each.tokens for each in scored], resamples=resamples, seed=seed)
 
 
 def write_per_example(scored: Sequence[ScoredGroup], path: Path) -> None:
@@ -183,106 +193,6 @@ def write_per_example(scored: Sequence[ScoredGroup], path: Path) -> None:
         line = {"id": each.group.id, "prompt_tokens": each.prompt_tokens, "candidates": candidates}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """All pairs in one row.
-
-    Attributes:
-        chosen, rejected: [P] positions in the row of candidates.
-        group: [P] the pair's group.
-        prompt: [G] the group's prompt; numbered in the order of the prompts' texts, so that the order of the groups
-            does not change the resamples.
-    """
-
-    chosen: Ints
-    rejected: Ints
-    group: Ints
-    prompt: Ints
-    orders: Orders
-    resamples: int
-    seed: int
-
-    @classmethod
-    def of(cls, scored: Sequence[ScoredGroup], resamples: int, seed: int) -> _Pairs:
-        rows, start = [], 0
-        for g, each in enumerate(scored):
-            rows += [(start + better, start + worse, g) for better, worse in each.group.pairs]
-            start += len(each.tokens)
-        chosen, rejected, group = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-        prompts = [as_text(each.group.prompt) for each in scored]
-        number = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
-        prompt = np.array([number[prompt] for prompt in prompts], dtype=np.int64)
-        orders = Orders.of([each.group for each in scored], prompt, resamples, seed)
-        return cls(chosen, rejected, group, prompt, orders, resamples, seed)
-
-    def margins(self, scores: Floats) -> Floats:
-        """[P] chosen minus rejected of [C] scores."""
-        return scores[self.chosen] - scores[self.rejected]
-
-    def group_means(self, values: PairValues) -> Floats:
-        """[G] means of [P] values over each group's pairs."""
-        return np.bincount(self.group, weights=values) / np.bincount(self.group)
-
-    def mean(self, values: PairValues) -> Estimate:
-        """Mean over groups of [P] values."""
-        return bootstrap_mean(self.group_means(values), self.prompt, resamples=self.resamples, seed=self.seed)
-
-    def compare(self, scores: Floats) -> dict[str, Estimate]:
-        """How [C] scores order the pairs, and whole groups where their order is known."""
-        margins = self.margins(scores)
-        pools = scores[self.chosen], scores[self.rejected]
-        auc = bootstrap_auc(*pools, self.prompt[self.group], resamples=self.resamples, seed=self.seed)
-        of_pairs = {"accuracy": self.mean(margins > 0), "auc": auc, "margin": self.mean(margins)}
-        return {**of_pairs, **self.orders.compare(scores)}
-
-    def calibrate(self, rewards: Floats, beta: float) -> Calibration:
-        """Whether [C] log-ratios times beta are calibrated."""
-        clusters = self.prompt[self.group]
-        return calibrate(self.margins(rewards), clusters, beta, resamples=self.resamples, seed=self.seed)
-
-
-def _row(values: Sequence[Sequence[float]]) -> Floats:
-    """[C] the candidates of all groups in one row."""
-    return np.array([value for each in values for value in each], dtype=np.float64)
-
-
-def _by_source(scored: Sequence[ScoredGroup], pairs: _Pairs, margins: Floats) -> dict[str, SourceMetrics]:
-    names = np.array([each.group.source or "(no source)" for each in scored])
-    correct, margin = pairs.group_means(margins > 0), pairs.group_means(margins)
-    found = sorted(set(names.tolist()))
-    metrics = {}
-    for name in found if len(found) > 1 else ():
-        of = names == name
-        accuracy, mean_margin = (
-            bootstrap_mean(values[of], pairs.prompt[of], resamples=pairs.resamples, seed=pairs.seed)
-            for values in (correct, margin)
-        )
-        metrics[name] = SourceMetrics(int(of.sum()), accuracy, mean_margin)
-    return metrics
-
-
-def _definitions(calibration: Calibration | None, *, ordered: bool) -> dict[str, str]:
-    """One line for each metric; a calibration comes with a reference, and then the main metrics are of rewards."""
-    reward = ("log-ratio log pi(y|x) - log ref(y|x)", "nats, not multiplied by beta")
-    summed = ("summed log-prob", "nats")
-    main = summed if calibration is None else reward
-    mean = ("log-prob per token, end-of-turn included", "nats per token")
-    lines = {}
-    for prefix, (score, unit) in {"": main, "log_prob_": summed, "mean_log_prob_": mean}.items():
-        lines[f"{prefix}accuracy"] = f"share of pairs whose preferred response has the higher {score} (a tie is wrong)"
-        lines[f"{prefix}auc"] = f"ROC-AUC of {score}: preferred against other responses of all prompts (a tie is half)"
-        lines[f"{prefix}margin"] = f"{score}: preferred minus other response; {unit}"
-        if not prefix:
-            lines["ties"] = f"share of pairs with exactly equal {score}"
-            lines["length_accuracy"] = "share of pairs whose preferred response has more tokens (a tie is wrong)"
-        if ordered:
-            lines |= {f"{prefix}{name}": line.format(score=score) for name, line in ORDER_METRICS.items()}
-    for name, line in lines.items():
-        averaged = "pooled over pairs" if name.endswith("auc") else "mean over a group’s pairs, then over groups"
-        lines[name] = f"{line}; {f'mean {ORDERED}' if name.endswith(tuple(ORDER_METRICS)) else averaged}"
-    return lines if calibration is None else {**lines, "calibration": calibration.definition}
 
 
 def _require_finite(scored: Sequence[ScoredGroup]) -> None:

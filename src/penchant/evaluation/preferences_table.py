@@ -25,11 +25,15 @@ def _parts(report: PreferenceReport) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    left_out = f"; {report.groups_without_pairs} without a pair left out" if report.groups_without_pairs else ""
-    yield Text(f"{report.pairs} pairs in {report.groups} groups of {report.prompts} prompts{left_out}")
+    if report.groups:
+        left_out = f"; {report.groups_without_pairs} without a pair left out" if report.groups_without_pairs else ""
+        yield Text(f"{report.pairs} pairs in {report.groups} groups of {report.prompts} prompts{left_out}")
+    else:
+        yield Text(f"{report.groups_without_pairs} groups, none with a preferred response and another")
     metrics = Table("metric", "value", "95 % interval", "n")
-    for name, estimate in report.metrics.items():
-        metrics.add_row(Text(name), *_cells(estimate))
+    shown = [name for name, estimate in report.metrics.items() if estimate.n]
+    for name in shown:
+        metrics.add_row(Text(name), *_cells(report.metrics[name]))
     yield metrics
     if report.by_source:
         sources = Table("source", "groups", "accuracy", "95 % interval", "margin", "95 % interval")
@@ -39,8 +43,10 @@ def _parts(report: PreferenceReport) -> Iterator[RenderableType]:
     if report.calibration is not None and report.calibration.bins:
         yield from _calibration(report.calibration)
     yield Text("The intervals are of a bootstrap over prompts.")
-    for name, definition in report.definitions.items():
-        yield Text.assemble((name, "bold"), f": {definition}")
+    for name in shown:
+        yield Text.assemble((name, "bold"), f": {report.definitions[name]}")
+    if report.calibration is not None and report.calibration.bins:
+        yield Text.assemble(("calibration", "bold"), f": {report.calibration.definition}")
 
 
 def _calibration(calibration: Calibration) -> Iterator[RenderableType]:

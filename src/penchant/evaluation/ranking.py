@@ -4,24 +4,27 @@ language model's own distribution is what it was."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
-from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
 from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.engine.progress import Progress
 from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, score_with_head
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import Sampling, ends_of, generate
-from penchant.evaluation.held_out import Reading, score
+from penchant.evaluation.generation import Sampling, generate
+from penchant.evaluation.held_out import AS_IS, Reading, score
+from penchant.evaluation.one_preferred import OnePreferred
+from penchant.evaluation.preference_pairs import prompt_numbers, row_of
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.score_file import accuracy_of_scores
 from penchant.evaluation.statistics import Estimate
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 By = Literal["head", "log_prob", "mean_log_prob"]
-AS_IS = Reading()
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class Ranking:
         by: what the numbers are.
         groups: with `scores`, higher is better.
         accuracy: share of the data's own pairs that are ordered as people did (a tie is wrong); None without pairs.
+        choices: hit ratio, NDCG and reciprocal rank where the data prefers one candidate of more than two; see
+            `one_preferred`.
     """
 
     by: str
     groups: tuple[PreferenceGroup, ...]
     accuracy: Estimate | None
+    choices: Mapping[str, Estimate] = field(default_factory=dict)
 
     def lines(self) -> list[dict[str, Any]]:
         """For each group its id, the candidates' indices from the best down, and their scores in the data's order."""
@@ -59,7 +64,8 @@ class Ranking:
 
     def to_json(self) -> dict[str, Any]:
         accuracy = None if self.accuracy is None else self.accuracy.to_json()
-        return {"by": self.by, "groups": self.lines(), "accuracy": accuracy}
+        choices = {name: estimate.to_json() for name, estimate in self.choices.items()}
+        return {"by": self.by, "groups": self.lines(), "accuracy": accuracy, **choices}
 
     def write(self, path: Path) -> None:
         """A JSON line for each group."""
@@ -75,12 +81,11 @@ class Ranking:
             best = line["order"][0]
             shown = as_text(group.candidates[best])
             table.add_row(Plain(as_text(group.prompt)[-200:]), Plain(shown[:400]), f"{line['scores'][best]:.4f}")
-        if len(self.groups) > 20:
-            table.caption = f"the first 20 of {len(self.groups)} groups"
+        notes = [f"the first 20 of {len(self.groups)} groups"] if len(self.groups) > 20 else []
         if self.accuracy is not None:
-            of = self.accuracy
-            accuracy = f"orders the data's pairs: {of.value:.4f} [{of.low:.4f}, {of.high:.4f}] of {of.n} groups"
-            table.caption = f"{table.caption}; {accuracy}" if table.caption else accuracy
+            notes.append(f"orders the data's pairs: {_shown(self.accuracy)} of {self.accuracy.n} groups")
+        notes += [f"{name}: {_shown(estimate)} of {estimate.n} groups" for name, estimate in self.choices.items()]
+        table.caption = Plain("\n".join(notes)) if notes else None
         return table
 
 
@@ -104,6 +109,7 @@ def rank(
     Raises:
         PenchantError: the model has no such head, or rows do not fit.
     """
+    require_language_model(model)
     if by == "head":
         numbered = _by_head(model, groups, world, head, reading, tell)
     else:
@@ -127,7 +133,12 @@ def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking
 def _ranking(by: str, numbered: Sequence[tuple[PreferenceGroup, Sequence[float]]]) -> Ranking:
     groups = [group for group, _ in numbered]
     scored = tuple(replace(group, scores=tuple(numbers)) for group, numbers in numbered)
-    return Ranking(by, scored, accuracy_of_scores(groups, scored))
+    choices = OnePreferred.of(groups, prompt_numbers(groups)).compare(row_of([numbers for _, numbers in numbered]))
+    return Ranking(by, scored, accuracy_of_scores(groups, scored), choices)
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 def _by_head(
@@ -139,18 +150,20 @@ def _by_head(
     tell: Callable[[str], None],
 ) -> list[tuple[PreferenceGroup, list[float]]]:
     head = load_head(model, name)  # before the model: a folder without one is told at once
-    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template)
+    reading = reading.on_one_day(model, tell)
+    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized, report = tokenize_groups(
         groups,
         frozen.tokenizer,
         max_length=reading.max_length or frozen.context,
+        rendering=reading.rendering,
         truncation=reading.truncation,
         empty=reading.empty,
         identical="drop",
     )
     for event, count in sorted(report.counts.items()):
         tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
-    require_endings(tokenized, ends_of(frozen.model, frozen.tokenizer) + _turn_ends(tokenized))
+    require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
@@ -158,12 +171,6 @@ def _by_head(
         tell(note)
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return list(zip([each.group for each in tokenized], rewards, strict=True))
-
-
-def _turn_ends(groups: Sequence[TokenizedGroup]) -> list[int]:
-    """What a chat template ends a turn with: where all responses agree, that is it."""
-    last = {int(response[-1]) for group in groups for response in group.responses}
-    return list(last) if len(last) == 1 else []
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,7 @@ def answer_best_of(
     sampling: Sampling,
     *,
     head: str = NAME,
-    chat_template: str | None = None,
+    reading: Reading = AS_IS,
     tell: Callable[[str], None] = lambda line: None,
 ) -> BestOf:
     """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
@@ -207,15 +214,17 @@ def answer_best_of(
     Raises:
         ModelError: the folder has no such head.
     """
+    require_language_model(model)
     chooser = load_head(model, head)
-    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    reading = reading.on_one_day(model, tell)
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     world = World(0, 1, local_device())
     loaded = load_model(model).to(world.device)
     with Progress("generating", len(prompts), "prompts") as progress:
-        ids = tokenize_prompts(prompts, tokenizer)
+        ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
         drawn = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
     groups = [PreferenceGroup(p, tuple(of), id=str(i)) for i, (p, of) in enumerate(zip(prompts, drawn, strict=True))]
-    tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, empty="keep")
+    tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")
     choice = choose_scorer(loaded, sample_groups(tokenized))
     if choice.notice:
         tell(choice.notice)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
 from penchant.errors import ConfigError, DataError
+from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.evaluation.user_functions import import_function, shown
 
 if TYPE_CHECKING:
@@ -36,14 +38,12 @@ def open_reward(
     config: RewardConfig,
     *,
     device: torch.device,
-    chat_template: str | None = None,
-    token_budget: int = 8192,
-    dtype: str = "float32",
+    reading: Reading = AS_IS,
 ) -> Reward:
     """The reward a configuration names.
 
     Args:
-        chat_template, token_budget, dtype: of a reward model; see a run's configuration.
+        reading: how a reward model reads the prompts and responses.
 
     Raises:
         PenchantError: it cannot be loaded or imported.
@@ -51,7 +51,7 @@ def open_reward(
     if config.function is not None:
         return FunctionReward.load(config.function)
     if config.model is not None:
-        return ModelReward.load(config.model, config.label, device, chat_template, token_budget, dtype)
+        return ModelReward.load(config.model, config.label, device, reading)
     from penchant.evaluation.judges import EndpointReward
 
     assert config.judge is not None
@@ -136,18 +136,17 @@ class FunctionReward:
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A sequence-classification model's logit at the last token, which ends the response.
+    """A sequence-classification model's logit at the token that transformers reads: the last that is no pad token.
 
     Attributes:
         label: which of the model's outputs.
-        token_budget: tokens in a padded batch.
+        reading: how it reads prompts and responses; the token budget is of a padded batch.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     label: int
-    token_budget: int
-    dtype: str
+    reading: Reading
     name: str
 
     @classmethod
@@ -156,32 +155,38 @@ class ModelReward:
         source: str,
         label: int | None,
         device: torch.device,
-        chat_template: str | None,
-        token_budget: int,
-        dtype: str,
+        reading: Reading,
     ) -> ModelReward:
         """Load the model; errors as in `engine.loading`."""
         import torch
 
         from penchant.engine.loading import load_tokenizer
+        from penchant.engine.pad_token import pad_token_id
         from penchant.engine.reference_cache import model_fingerprint, tokenizer_fingerprint
         from penchant.engine.reward_model import load_reward_model
 
-        tokenizer = load_tokenizer(source, chat_template=chat_template)
-        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        reading = reading.on_one_day(source)
+        tokenizer = load_tokenizer(source, chat_template=reading.chat_template)
+        weights = torch.bfloat16 if reading.dtype == "bfloat16" else torch.float32
         model = load_reward_model(source, dtype=weights).to(device).eval()
         outputs = int(model.config.num_labels)
         if label is None and outputs > 1:
             raise ConfigError(
                 f"the reward model has {outputs} outputs: {model.config.id2label}",
                 where=source,
-                fix="say which is the reward: reward.label=1",
+                fix="say which is the reward, as in --label 1 (in a run: reward.label=1)",
             )
         if (label or 0) >= outputs:
-            raise ConfigError(f"reward.label is {label}, the model has {outputs} outputs", where=source)
+            raise ConfigError(
+                f"reward.label is {label}, the model has {outputs} outputs",
+                where=source,
+                fix=f"name one from 0 to {outputs - 1}",
+            )
         weights_and_words = f"{model_fingerprint(model)} {tokenizer_fingerprint(tokenizer)}"
-        name = f"model {source} {weights_and_words} {label} {dtype}"
-        return cls(model, tokenizer, label or 0, token_budget, dtype, name)
+        rendering = "" if reading.rendering == PLAIN else f" {reading.rendering}"
+        # The pad token decides which token is read.
+        name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering} pad {pad_token_id(model)}"
+        return cls(model, tokenizer, label or 0, reading, name)
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         from penchant.engine.frozen import NO_LIMIT
@@ -192,7 +197,13 @@ class ModelReward:
             for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))
         ]
         limit = context_length(self.model.config) or NO_LIMIT
-        tokenized, _ = tokenize_groups(groups, self.tokenizer, max_length=limit, truncation="error", empty="keep")
+        tokenized, _ = tokenize_groups(
+            groups,
+            self.tokenizer,
+            max_length=limit,
+            rendering=replace(self.reading.rendering, refused="error"),
+            empty="keep",
+        )
         rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
         scores = iter(self._score(rows))
         return [[next(scores) for _ in given] for given in responses]
@@ -220,7 +231,7 @@ class ModelReward:
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         found: dict[int, float] = {}
         while order:
-            fits = max(1, self.token_budget // len(rows[order[0]]))
+            fits = max(1, self.reading.token_budget // len(rows[order[0]]))
             part, order = order[:fits], order[fits:]
             width = len(rows[part[0]])
             ids = torch.zeros(len(part), width, dtype=torch.int64)
@@ -234,14 +245,18 @@ class ModelReward:
         return [found[i] for i in range(len(rows))]
 
     def _last(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[N, labels] logits at each row's last token.
+        """[N, labels] logits at each row's last token that is not the configuration's pad token."""
+        import torch
 
-        The library looks for it by the pad token's id, which may be the end token's own; the mask is right.
-        """
+        from penchant.engine.pad_token import pad_token_id
+
         backbone = getattr(self.model, self.model.base_model_prefix)
         head = getattr(self.model, "score", None)
         if head is None:  # a bidirectional classifier, whose head reads the first token
             return self.model(input_ids=ids, attention_mask=mask).logits
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        last = mask.sum(1) - 1
+        pad = pad_token_id(self.model)
+        # Not the model's own pooling: these rows are padded with another token.
+        read = mask if pad is None else mask * (ids != pad)
+        last = (read * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
         return head(hidden[range(len(ids)), last])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.messages import as_json
 from penchant.data.writing import write_groups
 from penchant.engine.progress import Progress
 from penchant.engine.reference_cache import cache_folder
@@ -41,7 +42,7 @@ def with_scores(
     with closing(KeptAnswers(reward.name, cache_folder())) as kept:
         for start in range(0, len(groups), AT_ONCE):
             part = groups[start : start + AT_ONCE]
-            asked = [[group.prompt, list(group.candidates)] for group in part]
+            asked = [[as_json(group.prompt), list(group.candidates)] for group in part]
             found = [kept.get(each) for each in asked]
             missing = [i for i, numbers in enumerate(found) if numbers is None]
             if missing:

@@ -1,4 +1,4 @@
-"""What a recipe's tuning stages would refuse, refused before the first of them runs."""
+"""What a recipe's stages would refuse, refused before the first of them runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from penchant.data.groups import PreferenceGroup
+from penchant.engine.model_kind import require_language_model
 from penchant.errors import ConfigError
 from penchant.recipes.tuning import TunedConfig, tuning_run
 from penchant.training.needs import usable
+
+
+def check_base_models(config: BaseModel) -> None:
+    """Refuse a reward model among the language models a recipe's configuration names.
+
+    Raises:
+        ModelError: names the folder and what it holds.
+    """
+    parts = [config, *(getattr(config, "models", None) or {}).values()]
+    for source in (getattr(part, key, None) for part in parts for key in ("model", "base", "instruct")):
+        if isinstance(source, str):
+            require_language_model(source)
 
 
 def check_tuning(

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from penchant.data.groups import Message
+from penchant.data.messages import Message, content_of
 from penchant.errors import PenchantError
 from penchant.serving.experts import Experts
 from penchant.serving.jobs import End, Event, Failure, Job, Piece
@@ -147,7 +147,8 @@ async def _choose(
 ) -> Decision:
     if router is None or asked.model != ROUTER:
         return Decision(asked.model, asked.model, 1.0)
-    question = router.question(next((m.content for m in reversed(asked.messages) if m.role == "user"), ""))
+    heard = (content_of(m) for m in reversed(_conversation(asked)) if m["role"] == "user")
+    question = router.question(next(heard, ""))
     found = worker.call(lambda: experts.get(router.asks).log_probs([question]))
     try:
         [log_probs] = await asyncio.wait_for(asyncio.wrap_future(found), deadline - time.monotonic())
@@ -159,11 +160,18 @@ async def _choose(
 
 
 def _prompt(asked: ChatRequest, experts: Experts, name: str) -> Any:
-    messages: list[Message] = [{"role": turn.role, "content": turn.content} for turn in asked.messages]
+    messages = _conversation(asked)
     try:
         return experts.peek(name).prompt(messages)
     except PenchantError as error:
         raise invalid(str(error), param="messages") from error
+
+
+def _conversation(asked: ChatRequest) -> tuple[Message, ...]:
+    try:
+        return asked.conversation
+    except PenchantError as error:
+        raise invalid(error.what, param="messages") from error
 
 
 def _room(asked: ChatRequest, experts: Experts, name: str, prompt: int, limits: Limits) -> int:

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.messages import content_of
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.data.trees import pack
+from penchant.engine.adapter_loading import is_shareable, load_adapter
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import adapter_base, context_length, load_model, load_tokenizer
+from penchant.engine.model_kind import require_language_model
 from penchant.engine.padded import PaddedScorer
 from penchant.evaluation.generation import ends_of, text_after
 
@@ -34,9 +38,13 @@ class Expert:
     def decode(self, prompt: Ids, tokens: Sequence[int]) -> str:
         return text_after(self.tokenizer, prompt, tokens)
 
-    def prompt(self, messages: Sequence[Message]) -> Ids:
-        """What the model reads: by its chat template; without one, the last message's text."""
-        text: Text = tuple(messages) if self.tokenizer.chat_template is not None else messages[-1]["content"]
+    def prompt(self, messages: tuple[Message, ...]) -> Ids:
+        """What the model reads: by its chat template; without one, the last message's text.
+
+        Control tokens that a client writes are text in both.
+        """
+        last = ControlText.of(self.tokenizer).coded(content_of(messages[-1]))
+        text: Text = messages if self.tokenizer.chat_template is not None else last
         return tokenize_prompts([text], self.tokenizer)[0]
 
     @torch.no_grad()
@@ -61,10 +69,12 @@ class Experts:
         self._adapters: dict[str, str] = {}
         self._experts: dict[str, Expert] = {}
         shared: dict[str, Any] = {}
+        for folder in folders.values():
+            require_language_model(folder)
         for name, folder in folders.items():
             base = adapter_base(folder)
             siblings = [n for n, f in folders.items() if adapter_base(f) == base]
-            if base is None or len(siblings) == 1:
+            if base is None or len(siblings) == 1 or not is_shareable(folder):
                 model: Any = load_model(folder)
             else:
                 model = self._with_adapter(name, folder, base, shared)
@@ -92,14 +102,10 @@ class Experts:
         return self._experts[name]
 
     def _with_adapter(self, name: str, folder: str, base: str, shared: dict[str, Any]) -> Any:
-        from peft import PeftModel
-
         # A name of a module may hold no dot.
         self._adapters[name] = f"expert{len(self._adapters)}"
-        if base not in shared:
-            shared[base] = PeftModel.from_pretrained(load_model(base), folder, adapter_name=self._adapters[name])
-        else:
-            shared[base].load_adapter(folder, adapter_name=self._adapters[name])
+        under = shared[base] if base in shared else load_model(base)
+        shared[base] = load_adapter(under, folder, name=self._adapters[name])
         return shared[base]
 
 

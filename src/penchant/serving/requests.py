@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from penchant.data.calls import context
+from penchant.data.conversations import messages
+from penchant.data.fields import Cell, Ledger, Row
+from penchant.data.messages import Message, in_context
 
 
 class Turn(BaseModel):
-    """A message."""
+    """A message; an assistant's may be what was answered before, its fields of null left out."""
 
     model_config = ConfigDict(extra="forbid")
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
     name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {name: held for name, held in value.items() if held is not None} if isinstance(value, dict) else value
 
 
 class StreamOptions(BaseModel):
@@ -30,6 +43,9 @@ class ChatRequest(BaseModel):
 
     model: str
     messages: list[Turn] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float = Field(1.0, ge=0, le=2)
@@ -47,6 +63,18 @@ class ChatRequest(BaseModel):
         if value is not None and not all([value] if isinstance(value, str) else value):
             raise ValueError("an empty stop sequence would stop everything")
         return value
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages with their tools and the chat template's variables.
+
+        Raises:
+            DataError: content that is no text, or a call's arguments that are no JSON.
+        """
+        turns = [turn.model_dump(exclude_none=True) for turn in self.messages]
+        tools = self.tools if self.tool_choice == "auto" else None
+        row = Row({"tools": tools, "chat_template_kwargs": self.chat_template_kwargs}, "the request", 0, Ledger())
+        return in_context(messages(Cell(turns, "messages", row)), context(row))
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ def arguments(said: Tensor, groups: Sequence[TokenizedGroup], references: Refere
     policy, rewards = (said[0], said[1]) if said.ndim == 3 else (said, None)
     tables = [padded_table(table, policy.shape[1]) for table in references]
     reference = torch.stack(tables) if tables else policy.new_zeros(0, *policy.shape)
-    lengths = [[len(response) for response in group.responses] for group in groups]
+    lengths = [group.tokens for group in groups]
     known = group_facts([group.group for group in groups], lengths)
     facts = replace(known.to(policy.device), rewards=rewards)
     return policy, reference.to(policy.device), facts

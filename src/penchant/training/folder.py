@@ -2,12 +2,13 @@
 
 OUTPUT/
     config.yaml             the resolved configuration
-    run.json                fingerprints of configuration, data and the user's own methods, environment, notes
+    run.json                fingerprints of configuration, data, and all models and files it names; environment, notes
     metrics.jsonl           what the objective logged
     timing.jsonl            seconds and tokens per second
     checkpoints/            to resume from
     best/                   the best model by held-out evaluation, where it was evaluated during training
     model.safetensors, ...  the final model, in Hugging Face format (or the adapter, in PEFT's)
+    README.md               model card, with Hugging Face metadata
     evaluation.json         held-out preference metrics before and after
     report.html
 """
@@ -18,24 +19,37 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from penchant.config import RunConfig, dump_config
+from penchant.config import RunConfig, dump_config, parse_config
 from penchant.config_objective import method_files
 from penchant.errors import ConfigError
 from penchant.evaluation.files import write_atomically
+from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
+
+_STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl")
+"""What a run's folder holds before its first step."""
 
 
-def check(config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
+def check(
+    config: RunConfig,
+    fingerprint: str,
+    *,
+    resume: bool,
+    tell: Callable[[str], None] = lambda line: None,
+) -> bool:
     """Whether the output folder holds this run to go on with, or can be taken for it; writes nothing.
 
     Args:
         fingerprint: of the run's data.
+        tell: called with what cannot be compared with the run's start.
 
     Raises:
-        ConfigError: it holds another run, or something else; or the run to resume had other data or settings.
+        ConfigError: it holds another run, or something else; or the run to resume had other data, settings, models or
+            files.
     """
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
@@ -58,26 +72,47 @@ def check(config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
     if resume and not held:
         raise ConfigError("there is no run to resume", where=str(folder), fix="leave out --resume to start one")
     if begun:
-        _same_run(folder, config, fingerprint)
+        _same_run(folder, config, fingerprint, tell)
     return begun
 
 
-def take(config: RunConfig, fingerprint: str, notes: list[str]) -> None:
-    """Take the output folder for a new run: from here on it holds one."""
+def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[str, Input]) -> None:
+    """Take the output folder for a new run: from here on it holds one.
+
+    Args:
+        inputs: hashes of the models and files it is started from, taken before they were loaded.
+    """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", dump_config(config))
     record = {
         "config": _config_hash(config),
         "data": fingerprint,
-        "methods": method_files(config.objective),
+        "inputs": {"scheme": SCHEME, **_with_hub_commits(config, inputs)},
         "environment": environment(),
         "notes": notes,
     }
     write_atomically(folder / "run.json", json.dumps(record, indent=2))
 
 
-def _same_run(folder: Path, config: RunConfig, fingerprint: str) -> None:
+def release(config: RunConfig) -> None:
+    """Give the output folder back after a run that failed before its first step: nothing is there to go on with."""
+    folder = Path(config.output)
+    if any(item.name not in _STARTED for item in folder.iterdir() if item.name[0] != "."):
+        return
+    for name in _STARTED:
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # Something of another process, or a mount.
+        folder.rmdir()
+
+
+def _with_hub_commits(config: RunConfig, inputs: Mapping[str, Input]) -> dict[str, Input]:
+    """The inputs with the commits of models that were only fetched when they were loaded."""
+    fetched = [key for key, value in inputs.items() if not value["files"]]
+    return {**inputs, **input_hashes(config, fetched)}
+
+
+def _same_run(folder: Path, config: RunConfig, fingerprint: str, tell: Callable[[str], None]) -> None:
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if record["data"] != fingerprint:
         raise ConfigError(
@@ -85,21 +120,48 @@ def _same_run(folder: Path, config: RunConfig, fingerprint: str) -> None:
             where=str(folder),
             fix="put the old data back to resume, or start a new run: output=DIR",
         )
-    if record["config"] != _config_hash(config):
+    if record["config"] != _config_hash(config) and not _same_but_for_new_keys(folder, config, record["config"]):
         raise ConfigError(
             f"the configuration is not what this run was started with; it differs in: {_changed(folder, config)}",
             where=str(folder),
             fix=f"resume with the run's own: penchant train --resume {folder}; or start a new run: output=DIR",
         )
-    now = method_files(config.objective)
-    # A run of an older Penchant did not write them down.
-    changed = [file for file, content in record.get("methods", now).items() if now[file] != content]
-    if changed:
+    _same_inputs(folder, config, record, tell)
+
+
+def _same_inputs(folder: Path, config: RunConfig, record: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    before = dict(record.get("inputs", {}))
+    if before.pop("scheme", None) != SCHEME:
+        tell("this run was started by an older Penchant, which did not record what its models and files held")
+        now = method_files(config.objective)
+        recorded = record.get("methods", {})
+        names = [f"objective.file ({file})" for file, content in recorded.items() if now.get(file) != content]
+    else:
+        inputs = input_hashes(config)
+        names = [_in_words(key, inputs[key]["path"], files) for key, files in changed_inputs(before, inputs).items()]
+        for name in touched_inputs(before, inputs):
+            tell(f"{name} was written since this run was started; its sampled blocks are the same, so it is used")
+    if names:
         raise ConfigError(
-            f"the method's file {changed[0]} is not what this run was started with",
+            f"{'; '.join(names)} is not what this run was started with",
             where=str(folder),
-            fix="put the old file back to resume, or start a new run: output=DIR",
+            fix="put it back as it was to resume, or start a new run: output=DIR",
         )
+
+
+def _in_words(key: str, path: str, files: list[str]) -> str:
+    return f"{key} ({path})" if files == [Path(path).name] else f"{key} ({path}: {', '.join(files)})"
+
+
+def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bool:
+    """Whether a run of an older Penchant differs only in keys that have come since, which then have their defaults."""
+    import yaml
+
+    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    text = yaml.safe_dump({**values, "output": ""}, sort_keys=False, allow_unicode=True)
+    if hashlib.blake2b(text.encode(), digest_size=16).hexdigest() != recorded:
+        return False  # the file was changed by hand since
+    return _config_hash(parse_config(values, str(folder / "config.yaml"))) == _config_hash(config)
 
 
 def _changed(folder: Path, config: RunConfig) -> str:

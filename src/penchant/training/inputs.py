@@ -21,7 +21,7 @@ from penchant.errors import ConfigError, located
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
-from penchant.training.needs import check_head, check_references, check_sampled, fitted, usable
+from penchant.training.needs import check_head, check_models, check_references, check_sampled, fitted, usable
 from penchant.training.prompts import prompts_to_answer
 from penchant.training.references import reference_sources
 
@@ -101,6 +101,7 @@ def tokenize_inputs(
                     groups,
                     tokenizer,
                     max_length=limit,
+                    rendering=config.rendering,
                     truncation=data.truncation,
                     empty=data.empty,
                     identical=data.identical,
@@ -120,6 +121,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     """
     check_sampled(config, 1)
     check_head(config)
+    check_models(config)
     check_references(config)
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
@@ -154,10 +156,13 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
     """The groups with the run's reward as their scores; preferences they have stay what they are."""
     if config.reward is None or not groups:
         return groups
+    from penchant.evaluation.held_out import Reading
     from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.score_file import with_scores
 
-    reward = open_reward(config.reward, device=local_device(), token_budget=config.training.token_budget)
+    reward = open_reward(
+        config.reward, device=local_device(), reading=Reading(token_budget=config.training.token_budget)
+    )
     tell(f"scores of {len(groups)} groups by {reward.name}")
     return with_scores(groups, reward)
 
@@ -187,4 +192,6 @@ def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:
         digest.update(repr(known).encode())
         for ids in (tokenized.prompt, *tokenized.responses):
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        for mask in tokenized.learnt or ():
+            digest.update(b"learnt " + mask.tobytes())
     return digest.hexdigest()

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from penchant.config import RunConfig
+from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.checkpoint import checkpoint_of
 from penchant.engine.distribution import World, shard
+from penchant.engine.generation_ends import TrainedResponses
 from penchant.engine.heads import HeadedScorer, PreferenceHead, require_endings, save_head
 from penchant.engine.loading import check_vocabulary, load_model
+from penchant.engine.multimodal import text_config
+from penchant.engine.output_head import lora_rank
+from penchant.engine.pad_token import set_pad_token
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reference_cache import model_fingerprint
 from penchant.engine.reward_model import start_reward_model
+from penchant.engine.saved_dtype import SavedDtype, saved_dtype
 from penchant.engine.scoring import LanguageScorer, Scorer, choose_reward_scorer, choose_scorer, sample_groups
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ConfigError
+from penchant.objectives import Objective, WeightedSum
+from penchant.objectives import PreferenceHead as PreferenceHeadLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +48,7 @@ class Trained:
     policy: Policy
     scorer: Scorer
     fingerprint: str
-    dtype: torch.dtype
+    dtype: SavedDtype
 
     def save(self, folder: Path, world: World) -> None:
         """Write it in Hugging Face's or PEFT's format, and a head beside it."""
@@ -63,7 +72,6 @@ def load_trained(
     Raises:
         PenchantError: the model is at fault, or cannot be trained so.
     """
-    saved = torch.bfloat16 if config.training.dtype == "bfloat16" else torch.float32
     loaded = weights_dtype(config)
     # A fresh head and adapters start from random numbers, the same on every process and in every start.
     torch.manual_seed(config.training.seed)
@@ -71,7 +79,12 @@ def load_trained(
     load = start_reward_model if rewards else load_model
     policy = Policy(load(config.model, dtype=loaded), tokenizer)
     policy.model.to(world.device)
+    if (checkpoint := checkpoint_of(policy.model)) and checkpoint.notice:
+        tell(checkpoint.notice)
     check_vocabulary(policy.model, tokenizer, config.model)
+    if rewards:
+        # Under LoRA a row more of the embedding would not be in the adapter's folder.
+        set_pad_token(policy.model, tokenizer, grow=config.lora is None)
     fingerprint = model_fingerprint(policy.model)
     sample = sample_groups(groups)
     dtype = config.training.dtype
@@ -85,7 +98,24 @@ def load_trained(
         scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
-    return Trained(policy, scorer, fingerprint, saved)
+    return Trained(policy, scorer, fingerprint, _saved_dtype(config))
+
+
+def _saved_dtype(config: RunConfig) -> SavedDtype:
+    """Adapters are small, and stay float32 unless asked otherwise; all weights have the dtype of the base's."""
+    choice = config.training.save_dtype
+    return saved_dtype(config.model, "float32" if config.lora is not None and choice == "auto" else choice)
+
+
+def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> TrainedResponses | None:
+    """What responses the language model learns; None where it learns none."""
+    if config.method.needs.trains == "rewards" or config.head.freeze_backbone or not groups:
+        return None
+    trained = TrainedResponses.of(groups)
+    if config.candidates == "given":
+        return trained
+    tokens = config.sampling.max_new_tokens
+    return replace(trained, shortest=1, longest=tokens, sequence=max(len(group.prompt) for group in groups) + tokens)
 
 
 def weights_dtype(config: RunConfig) -> torch.dtype:
@@ -109,11 +139,28 @@ def adapt(config: RunConfig, policy: Policy) -> None:
 
 
 def add_head(config: RunConfig, policy: Policy, scorer: LanguageScorer) -> HeadedScorer:
-    """The scorer with a fresh preference head, on the default device."""
-    head = PreferenceHead(policy.model.config.hidden_size, config.head.pooling, config.head.dropout)
+    """The scorer with a fresh preference head, on the default device.
+
+    Raises:
+        ConfigError: adapters are on the output head, and no loss reads what it says.
+    """
+    if lora_rank(policy.model.get_output_embeddings()) and not _reads_log_probs(config.method):
+        raise ConfigError(
+            "lora.targets names the output head, and a preference head reads the hidden states before it: "
+            "its adapter would never change",
+            fix="leave it out of lora.targets, or add a loss of log-probs with objective.name=weighted_sum",
+        )
+    head = PreferenceHead(text_config(policy.model.config).hidden_size, config.head.pooling, config.head.dropout)
     if config.head.freeze_backbone:
         policy.model.requires_grad_(False)
     return HeadedScorer(scorer, head)
+
+
+def _reads_log_probs(objective: Objective) -> bool:
+    """Whether a loss depends on log-probs."""
+    if isinstance(objective, WeightedSum):
+        return any(_reads_log_probs(part.objective) for part in objective.parts if part.weight)
+    return not isinstance(objective, PreferenceHeadLoss)
 
 
 def _headed(
@@ -122,8 +169,7 @@ def _headed(
     if world.size > 1:
         raise ConfigError("a preference head is trained in one process", fix="start it without torchrun")
     assert isinstance(scorer, (TreeScorer, PaddedScorer))
-    ends = {policy.tokenizer.eos_token_id, *(int(group.responses[0][-1]) for group in groups[:1])}
-    require_endings(groups, sorted(ends))
+    require_endings(groups, sorted(SpecialTokens.of(policy.tokenizer).ends))
     headed = add_head(config, policy, scorer)
     headed.head.to(world.device)
     return headed

@@ -10,6 +10,7 @@ from torch import Tensor
 from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
+from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.errors import ConfigError, DataError
 from penchant.objectives import Fitted, Groups, Objective, State
 from penchant.training.references import reference_sources
@@ -40,6 +41,24 @@ def check_references(config: RunConfig) -> str | None:
             fix="name one with reference=MODEL, or use objective.name=multi_reference",
         )
     return None
+
+
+def check_models(config: RunConfig) -> list[str]:
+    """Refuse a reward model where the run needs a language model; returns a notice where a head is not carried on.
+
+    Raises:
+        ModelError: names the folder and what it holds.
+    """
+    if config.method.needs.trains == "log_probs":
+        require_language_model(config.model)
+    if config.method.needs.references:
+        for source in filter(None, reference_sources(config)):
+            require_language_model(source)
+    heads = model_kind(config.model).heads
+    if not heads:
+        return []
+    named = f"the preference head beside {config.model} ({', '.join(heads)}) is not part of this run"
+    return [f"{named}; a fresh one is trained" if config.method.needs.head else named]
 
 
 def fitted(objective: Fitted, reference: Tensor, groups: Groups, state: State) -> State:

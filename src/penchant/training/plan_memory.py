@@ -14,8 +14,10 @@ from penchant.engine.allocator import habits
 from penchant.engine.heap import Heap, has_holes
 from penchant.engine.linear import linear_log_probs
 from penchant.engine.memory import Ledger, counted, without_data
+from penchant.engine.output_head import lora_rank
 from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
+from penchant.engine.vocabulary import LowRank
 from penchant.training.optimizer import build_optimizer
 from penchant.training.plan_layers import find_depths
 from penchant.training.plan_model import Blueprint, meta_reference, read_shape, shallow
@@ -238,21 +240,24 @@ def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) 
     inner = getattr(scorer, "_inner", (scorer,))[0]
     if not isinstance(inner, TreeScorer):
         return 0
-    like = inner.model.get_output_embeddings().weight
+    head = inner.model.get_output_embeddings()
+    like, rank = head.weight, lora_rank(head)
     compute = torch.bfloat16 if dtype == "bfloat16" else like.dtype
     with counted() as ledger:
         weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
         ids = torch.empty(targets, dtype=torch.int64, device=device)
         hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
+        low, up = (torch.empty(n, rank, dtype=compute, device=device, requires_grad=True) for n in (targets, len(like)))
+        adapter = LowRank(low, up) if rank else None
         ledger.reset()
         before = ledger.live
-        linear_log_probs(hidden, weight, None, ids).sum().backward()
-        own = weight.grad.nbytes if weight.grad is not None else 0
+        linear_log_probs(hidden, weight, None, ids, adapter=adapter).sum().backward()
+        own = sum(each.grad.nbytes for each in (weight, up) if each.grad is not None)
         return max(0, ledger.peak - before - own)
 
 
 def _targets(groups: MicroBatch) -> int:
-    return sum(len(response) for group in groups for response in group.responses)
+    return sum(sum(group.tokens) for group in groups)
 
 
 def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:

@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.config import RunConfig
+from penchant.engine.adapter_loading import rows_of_adapter
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.lean import lighten
 from penchant.engine.loading import adapter_base, explained, load_config, remove_dropout
+from penchant.engine.multimodal import (
+    blank_language_model,
+    classification_class,
+    generation_class,
+    set_attention,
+    text_config,
+)
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
@@ -53,11 +61,11 @@ class Blueprint:
 
     @property
     def layers(self) -> int:
-        return int(self.shape.num_hidden_layers)
+        return int(text_config(self.shape).num_hidden_layers)
 
     @property
     def vocabulary(self) -> int:
-        return int(self.shape.get_text_config().vocab_size)
+        return int(text_config(self.shape).vocab_size)
 
     def scorer(self, model: PreTrainedModel) -> Scorer:
         """The model dressed for training: adapters, checkpointing, a head, as the configuration asks."""
@@ -76,22 +84,29 @@ class Blueprint:
 
 
 def read_shape(source: str) -> PretrainedConfig:
-    """The configuration of a model whose weights need not be there."""
-    return load_config(adapter_base(source) or source, weights=False)
+    """The configuration of a model whose weights need not be there; of an adapter its base's, the vocabulary grown."""
+    base = adapter_base(source)
+    if base is None:
+        return load_config(source, weights=False)
+    shape = read_shape(base)
+    with torch.device("meta"):
+        model = blank_model(shape, False, torch.float32)
+    rows = rows_of_adapter(model, source)
+    if rows is not None:
+        shape.get_text_config().vocab_size = rows
+    return shape
 
 
 def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> PreTrainedModel:
     """A model of this configuration with random weights, on the default device; its dropout off."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     shape = copy.deepcopy(shape)
     if rewards:
         shape.num_labels = 1
-        if shape.pad_token_id is None:
-            shape.pad_token_id = shape.eos_token_id if isinstance(shape.eos_token_id, int) else 0
-    family: Any = AutoModelForSequenceClassification if rewards else AutoModelForCausalLM
-    with explained(str(shape.name_or_path or shape.model_type)):
-        model: PreTrainedModel = family.from_config(shape, dtype=dtype)
+        shape.pad_token_id = text_config(shape).pad_token_id = None
+    source = str(shape.name_or_path or shape.model_type)
+    with explained(source):
+        family = classification_class(shape, source) if rewards else generation_class(shape)
+        model = blank_language_model(family, shape, dtype)
     remove_dropout(model)
     return model
 
@@ -138,12 +153,13 @@ def meta_reference(shape: PretrainedConfig, padded: bool, dtype: torch.dtype) ->
 def shallow(shape: PretrainedConfig, layers: int, vocabulary: int) -> PretrainedConfig:
     """The configuration with fewer layers and rows of the embedding; lists with an entry for each layer are cut too."""
     smaller = copy.deepcopy(shape)
-    whole = int(shape.num_hidden_layers)
-    for name, value in vars(smaller).items():
+    text = text_config(smaller)
+    whole = int(text.num_hidden_layers)
+    for name, value in vars(text).items():
         if isinstance(value, list) and len(value) == whole:
-            setattr(smaller, name, value[:layers])
-    smaller.num_hidden_layers = layers
-    smaller.vocab_size = vocabulary
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    text.vocab_size = vocabulary
     return smaller
 
 
@@ -153,6 +169,6 @@ def _scorer(model: PreTrainedModel, padded: bool, rewards: bool) -> Any:
     if padded:
         return PaddedRewardScorer(model) if rewards else PaddedScorer(model)
     AttentionInterface.register(TREE, tree_attention)
-    model.set_attn_implementation(TREE)
+    set_attention(model, TREE)
     lighten(model)
     return TreeRewardScorer(model) if rewards else TreeScorer(model)

@@ -17,6 +17,7 @@ import torch
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.memory import available_bytes
+from penchant.engine.multimodal import text_config
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reward_scorer import PaddedRewardScorer
 from penchant.engine.scoring import Choice, Scorer, choose_reward_scorer, choose_scorer, precision
@@ -96,7 +97,7 @@ def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device
     vocabulary = _vocabulary(blueprint)
     _check_room(blueprint, vocabulary, device)
     dtype = blueprint.config.training.dtype
-    rate = _matrix_rate(int(blueprint.shape.hidden_size), dtype, device)
+    rate = _matrix_rate(int(text_config(blueprint.shape).hidden_size), dtype, device)
     thin, deep = (_real(blueprint, layers, vocabulary, device) for layers in (1, 2))
     groups = _within(typical, vocabulary)
     shortest = min(groups, key=lambda group: group.length)
@@ -219,7 +220,7 @@ def _real(blueprint: Blueprint, layers: int, vocabulary: int, device: torch.devi
 
 
 def _vocabulary(blueprint: Blueprint) -> int:
-    return min(blueprint.vocabulary, EMBEDDING_ELEMENTS // int(blueprint.shape.hidden_size))
+    return min(blueprint.vocabulary, EMBEDDING_ELEMENTS // int(text_config(blueprint.shape).hidden_size))
 
 
 def _within(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[TokenizedGroup]:
@@ -245,6 +246,7 @@ def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedG
             group,
             prompt=group.prompt[: max(SHORTEST, int(len(group.prompt) * share))],
             responses=tuple(each[: max(SHORTEST, int(len(each) * share))] for each in group.responses),
+            learnt=None,
         )
         for group in groups
     ]

@@ -136,7 +136,7 @@ def _kept(groups: MicroBatch) -> int:
 
 
 def _predicted(groups: MicroBatch) -> int:
-    return sum(len(response) for group in groups for response in group.responses)
+    return sum(sum(group.tokens) for group in groups)
 
 
 def _few(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:

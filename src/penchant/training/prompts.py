@@ -38,7 +38,11 @@ def prompts_to_answer(
         first.setdefault(as_text(group.prompt), alone)
     # The rules of all data: what cannot be read is refused with its group's name.
     tokenized, report = tokenize_groups(
-        [group for group in first.values() if group.prompt], tokenizer, max_length=NO_LIMIT, empty="keep"
+        [group for group in first.values() if group.prompt],
+        tokenizer,
+        max_length=NO_LIMIT,
+        rendering=config.rendering,
+        empty="keep",
     )
     report.groups = len(first)
     for group in first.values():
@@ -46,7 +50,7 @@ def prompts_to_answer(
             report.note("empty_prompt_dropped", group.id)
     # A response begins behind the whole prompt, wherever the data's would.
     report.counts.pop("boundary_moved", None)
-    ids = tokenize_prompts([each.group.prompt for each in tokenized], tokenizer)
+    ids = tokenize_prompts([each.group.prompt for each in tokenized], tokenizer, config.rendering)
     room = limit - config.sampling.max_new_tokens
     special, kept = SpecialTokens.of(tokenizer), []
     _refuse_no_room(config, limit, 1 + max(len(special.start), 1))

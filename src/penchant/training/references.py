@@ -63,7 +63,7 @@ class LiveReference:
         self._frozen: FrozenModel | None = None
         if self._adapters is None:
             self._frozen = FrozenModel.load(
-                source or config.model, world, config.training.dtype, config.data.chat_template
+                source or config.model, world, config.training.dtype, config.data.chat_template, config.rendering
             )
         self._chosen: Scorer | None = None
 
@@ -98,7 +98,7 @@ def _table(
     tell: Callable[[str], None],
 ) -> Table:
     settings = config.training
-    frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template)
+    frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template, config.rendering)
     with located(source):
         theirs = frozen.retokenize(groups, config.data.truncation, tell)
     if config.method.needs.mismatched:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ from penchant.evaluation.answering import answer, distinct_prompts, with_room
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
-from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences
+from penchant.evaluation.likelihood import LIKELIHOOD
+from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences, with_likelihood
 from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
 from penchant.evaluation.rewards import ModelReward, open_reward
 from penchant.evaluation.statistics import Estimate
 from penchant.training.inputs import read_inputs
+from penchant.training.model_card import metric_text, write_model_card
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class RunResult:
             for name, before, after in held_out_rows(self.before, self.after):
                 table.add_row(name, before, after)
         if self.choosing is not None:
-            table.add_row("reward accuracy", "", _cell(self.choosing.to_json()) or "")
+            table.add_row("reward accuracy", "", metric_text(self.choosing.to_json()) or "")
         return table
 
 
@@ -90,8 +92,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
             tell(line)
 
     if held_out and needs.trains == "log_probs":
-        before, after = _held_out(config, held_out, note)
-        tell(f"held-out: {after.groups} groups of {after.prompts} prompts")
+        before, after = _held_out(config, held_out, tell, note)
         document = {"before": before.to_json(), "after": after.to_json(), **({"notes": measured} if measured else {})}
         samples = _samples(config, held_out, tell)
     if held_out and (needs.head or needs.trains == "rewards"):
@@ -107,6 +108,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
         after=after,
         choosing=choosing,
     )
+    write_model_card(folder, config)
     write_report(folder / "report.html", _run_report(config, result, lines, samples, [*notes, *measured]))
     tell(f"report: {folder / 'report.html'}")
     return result
@@ -117,55 +119,50 @@ def held_out_rows(before: PreferenceReport, after: PreferenceReport) -> list[tup
     rows = []
     first, second = before.to_json(), after.to_json()
     for name in second["definitions"]:
-        cells = [_cell(document.get(name)) for document in (first, second)]
+        cells = [metric_text(document.get(name)) for document in (first, second)]
         if any(cells):
             rows.append((name, cells[0] or "", cells[1] or ""))
     return rows
 
 
-def _cell(value: object) -> str | None:
-    if not isinstance(value, dict) or value.get("value") is None:
-        return None
-    if value.get("low") is None:
-        return f"{value['value']:.4f}"
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-
-
 def _held_out(
-    config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell
+    config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell, note: Tell
 ) -> tuple[PreferenceReport, PreferenceReport]:
-    data, world = config.data, World(0, 1, local_device())
-    reading = Reading(
-        data.max_length,
-        data.truncation,
-        data.empty,
-        data.identical,
-        data.chat_template,
-        config.training.token_budget,
-        config.training.dtype,
-    )
+    world, reading = World(0, 1, local_device()), Reading.of_run(config)
     sources = reference_sources(config)
     reference = (sources[0] or config.model) if sources else None
     beta = float(getattr(config.method, "beta", 0.1))
     reports = []
     for model in (config.model, config.output):
-        scored = score(model, held_out, world, reference=reference, reading=reading, tell=tell)
-        reports.append(evaluate_preferences(scored, beta=beta))
+        scored = score(model, held_out, world, reference=reference, reading=reading, tell=note)
+        report = evaluate_preferences(scored, beta=beta)
+        reports.append(with_likelihood(report, scored) if config.method.name == "sft" else report)
+    tell(f"held-out: {_measured(reports[1])}")
     return reports[0], reports[1]
+
+
+def _measured(report: PreferenceReport) -> str:
+    """How much was measured, and the loss where it is of single responses."""
+    size = f"{report.groups} groups of {report.prompts} prompts"
+    if not report.groups:
+        size = f"{report.groups_without_pairs} groups without a pair"
+    loss = [f"{name} {metric_text(report.metrics[name].to_json())}" for name in LIKELIHOOD if name in report.metrics]
+    return ", ".join([size, *loss])
 
 
 def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> Estimate | None:
     """How the trained reward model, or head, orders the held-out pairs that fit the model."""
     world, data = World(0, 1, local_device()), config.data
     if config.method.needs.head:
-        reading = Reading(data.max_length, data.truncation, data.empty, "drop", data.chat_template)
+        reading = replace(Reading.of_run(config), identical="drop")
         return rank(config.output, held_out, world, by="head", reading=reading).accuracy
-    reward = open_reward(RewardConfig(model=config.output), device=world.device, chat_template=data.chat_template)
+    reward = open_reward(RewardConfig(model=config.output), device=world.device, reading=Reading.of_run(config))
     assert isinstance(reward, ModelReward)
     fitting, _ = tokenize_groups(
         held_out,
         reward.tokenizer,
         max_length=data.max_length or context_length(reward.model.config) or NO_LIMIT,
+        rendering=config.rendering,
         truncation="drop",
         empty="drop",
         identical="drop",
@@ -177,17 +174,15 @@ def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell)
     wanted, tokens = config.evaluation.samples, config.evaluation.sample_tokens
     every = distinct_prompts(held_out) if wanted else []
     # A model with learned positions fails beyond its context, and others answer with what they never learnt.
-    prompts = with_room(config.model, every, tokens, chat_template=config.data.chat_template)[:wanted]
+    reading = Reading.of_run(config)
+    prompts = with_room(config.model, every, tokens, reading)[:wanted]
     if len(prompts) < min(wanted, len(every)):
         short = f"{len(prompts)} of {min(wanted, len(every))} samples"
         tell(f"{short}: other prompts leave evaluation.sample_tokens={tokens} no room in the context")
     if not prompts:
         return []
     sampling = Sampling(max_new_tokens=tokens, seed=config.training.seed)
-    before, after = (
-        answer(model, prompts, sampling, chat_template=config.data.chat_template)
-        for model in (config.model, config.output)
-    )
+    before, after = (answer(model, prompts, sampling, reading) for model in (config.model, config.output))
     triples = zip(prompts, before.responses, after.responses, strict=True)
     return [Sample(as_text(prompt), first[0], second[0]) for prompt, first, second in triples]
 
@@ -201,18 +196,17 @@ def _run_report(
 ) -> RunReport:
     tables = []
     if result.choosing is not None:
-        row = ("reward accuracy", _cell(result.choosing.to_json()) or "", str(result.choosing.n))
+        row = ("reward accuracy", metric_text(result.choosing.to_json()) or "", str(result.choosing.n))
         note = "Share of held-out pairs whose preferred response has the higher reward (a tie is wrong): mean over a "
         note += "group's pairs, then over groups, with the 95 % interval of a bootstrap over prompts."
         tables.append(Table("What was trained to choose", ("metric", "value", "groups"), [row], note))
     if result.before is not None and result.after is not None:
         definitions = result.after.to_json()["definitions"]
         rows = [(*row, definitions[row[0]]) for row in held_out_rows(result.before, result.after)]
-        n = f"{result.after.groups} groups of {result.after.prompts} prompts"
-        note = (
-            f"{n}; in brackets the 95 % interval of a bootstrap over prompts. If length_accuracy is far from a half, "
-        )
-        note += "compare accuracy with it: a model that learnt only length reaches that."
+        note = f"{_measured(result.after)}; in brackets the 95 % interval of a bootstrap over prompts."
+        if result.after.groups:
+            note += " If length_accuracy is far from a half, compare accuracy with it: a model that learnt only length "
+            note += "reaches that."
         tables.append(Table("Held-out preferences", ("metric", "before", "after", "what it is"), rows, note))
     summary = [
         ("model", config.model),

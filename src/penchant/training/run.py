@@ -11,20 +11,32 @@ import torch
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.adapters import idle_adapters
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
-from penchant.engine.folders import disk_errors
+from penchant.engine.folders import disk_errors, is_full
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.errors import ConfigError
+from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import open_reward
 from penchant.objectives import Fitted
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
-from penchant.training.folder import check, take
+from penchant.training.dates import day_note, on_one_day, with_day
+from penchant.training.folder import check, release, take
+from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Interrupted, Loop
-from penchant.training.model import Trained, load_trained
-from penchant.training.needs import check_head, check_live_reference, check_references, check_sampled, fitted
+from penchant.training.model import Trained, load_trained, trained_responses
+from penchant.training.model_card import write_model_card
+from penchant.training.needs import (
+    check_head,
+    check_live_reference,
+    check_models,
+    check_references,
+    check_sampled,
+    fitted,
+)
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
 
@@ -62,8 +74,10 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
 
 def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
+    config = with_day(config, world.broadcast(on_one_day(config).data.date))
     inputs, tokenizer, limit = read_run(config, world.size, tell)
-    begun = check(config, inputs.fingerprint, resume=resume)
+    begun = check(config, inputs.fingerprint, resume=resume, tell=tell)
+    hashes = input_hashes(config) if world.is_main and not begun else {}
     notes = [*inputs.notes]
 
     def note(line: str) -> None:
@@ -73,13 +87,23 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     loop, model = _prepare(config, world, inputs, tokenizer, limit, note)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not begun:
-        take(config, inputs.fingerprint, notes)
+        take(config, inputs.fingerprint, notes, hashes)
     world.barrier()
     if begun:
         loop.resume()
         tell(f"going on after step {loop.at.step} of {loop.total}")
-    loop.run()
+    try:
+        loop.run()
+    except Exception as error:
+        # A full disk is told to be resumed, and can be.
+        if world.is_main and not begun and loop.at.step == 0 and not is_full(error):
+            release(config)
+        raise
     model.save(Path(config.output), world)
+    if world.is_main:
+        write_model_card(Path(config.output), config)
+    if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
+        tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
 
 
 def read_run(
@@ -97,6 +121,8 @@ def read_run(
     check_head(config)
     if notice := check_references(config):
         tell(notice)
+    for line in check_models(config):
+        tell(line)
     base = adapter_base(config.model)
     if base is not None and config.lora is not None:
         # The new adapter's folder would name the bare base, and lose the adapter it was trained on.
@@ -114,6 +140,7 @@ def read_run(
     if config.candidates == "sampled":
         longest = max(len(group.prompt) for group in inputs.train) + config.sampling.max_new_tokens
         check_live_reference(config, tokenizer, longest)
+    inputs.notes.extend(day_note(config))
     for note in inputs.notes:
         tell(note)
     return inputs, tokenizer, limit or NO_LIMIT
@@ -132,6 +159,7 @@ def _prepare(
     if needs.mismatched:
         every = add_mismatched(every, settings.seed, longest)
     model = load_trained(config, tokenizer, every or inputs.train, world, tell)
+    model.policy.trained = trained_responses(config, inputs.train)
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
         tables = [own if table is None else table for table in tables]
@@ -169,7 +197,7 @@ def _sampled(
 ) -> SampledBatches:
     assert config.reward is not None
     settings = config.training
-    reward = open_reward(config.reward, device=world.device, dtype=settings.dtype)
+    reward = open_reward(config.reward, device=world.device, reading=Reading(dtype=settings.dtype))
     tell(f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts, scored by {reward.name}")
     return SampledBatches(
         model=model.policy.model,

@@ -97,7 +97,7 @@ class SampledBatches:
         return {str(step): [next(rows) for _ in members] for step, members in steps.items()}
 
     def _texts(self, prompt: Ids, found: Sequence[Sampled]) -> list[str]:
-        return [text_after(self.tokenizer, prompt, each.ids.tolist()) for each in found]
+        return [text_after(self.tokenizer, prompt, each.content) for each in found]
 
     def _group(self, row: dict[str, Any]) -> TokenizedGroup:
         """The very tokens that were drawn: a text tokenized again may be others."""

@@ -73,13 +73,11 @@ def json_calls(question: ToolQuestion, tags: Tags) -> str:
         call = rules.choice(calls)
         answers += [call, f'"[" {_list_of(call)}? "]"']
         held = tags.opens is not None and tags.closes is not None
-        if held and not tags.shown:
-            answers.append(f"<[{tags.opens}]> LINE? {call} LINE? <[{tags.closes}]>")
         opens, closes = quoted(OPENS), quoted(CLOSES)
-        if held and tags.shown:
+        if held:
             opens, closes = f"({opens} | <[{tags.opens}]>)", f"({closes} | <[{tags.closes}]>)"
         tagged = f"LINE? {call} LINE? {closes}"
-        first = f"(written | SPEECH? <[{tags.opens}]>)" if held and tags.shown else "written"
+        first = f"(written | SPEECH? <[{tags.opens}]>)" if held else "written"
         answers.append(f"{first} {tagged} (LINE? {opens} {tagged})*")
     return rules.grammar(
         f"SPACE? ({' | '.join(answers)})",
@@ -96,18 +94,15 @@ class Tags:
 
     Attributes:
         opens, closes: the tokens' ids; None where there is none.
-        shown: whether an answer's text shows them; special tokens are left out of it.
     """
 
     opens: int | None
     closes: int | None
-    shown: bool
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Tags:
         added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-        both = added.get(OPENS), added.get(CLOSES)
-        return cls(*both, not any(tokenizer.added_tokens_decoder[each].special for each in both if each is not None))
+        return cls(added.get(OPENS), added.get(CLOSES))
 
 
 class _Rules:

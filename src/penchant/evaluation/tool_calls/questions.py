@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.data.files import read_rows
-from penchant.data.groups import Message
+from penchant.data.messages import Message, content_of
 from penchant.errors import DataError
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.tool_calls.calls import Accepted, Call, Fault, Function, Language
@@ -44,7 +44,7 @@ class ToolQuestion:
     @property
     def text(self) -> str:
         """What the last message says."""
-        return self.messages[-1]["content"]
+        return content_of(self.messages[-1])
 
     def fault(self, calls: list[Call] | None) -> Fault | None:
         """What is wrong with an answer's calls (None: no calls could be read); None where nothing is."""
@@ -101,7 +101,7 @@ def _read(file: Path, category: str) -> Iterator[ToolQuestion]:
             raise DataError(f"no question: {error!r}", where=where, fix="a row is id, question and function") from error
         if len(turns) != 1 or not messages:
             raise DataError(f"{len(turns)} turns; expected one", where=where, fix="leave this file out")
-        if not all(isinstance(each["content"], str) for each in messages) or not messages[-1]["content"].strip():
+        if not all(isinstance(each["content"], str) for each in messages) or not content_of(messages[-1]).strip():
             raise DataError(f"question {name} says nothing", where=where, fix="give its last message's content a text")
         asked = ToolQuestion(name, category, messages, functions, accepted=None)
         yield replace(asked, accepted=_accepted(asked, answers, where))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, Text
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Argument, Call, Function, Language
@@ -74,9 +75,13 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", fix="ask in another style: messages or signatures")
     tools = [{"type": "function", "function": _tool(each, question.language)} for each in question.functions]
+    coded = ControlText.of(tokenizer).coded
     return str(
         tokenizer.apply_chat_template(
-            [dict(message) for message in question.messages], tools=tools, add_generation_prompt=True, tokenize=False
+            coded([dict(message) for message in question.messages]),
+            tools=coded(tools),
+            add_generation_prompt=True,
+            tokenize=False,
         )
     )
 

@@ -110,7 +110,7 @@ def answer_questions(
         drawn = sample(model, prompts, sampling, ends=ends, guides=guided, advance=progress.advance)
     answered = []
     for question, prompt, [given] in zip(questions, prompts, drawn, strict=True):
-        answer = text_after(tokenizer, prompt, given.ids.tolist())
+        answer = text_after(tokenizer, prompt, given.content)
         answered.append(Answered(question, answer, question.fault(style.read(answer, question)), given.ended))
     return answered
 

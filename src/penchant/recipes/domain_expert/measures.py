@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.messages import content_of
 from penchant.data.reading import read_groups
 from penchant.evaluation.answering import answer
 from penchant.evaluation.generation import Sampling
@@ -27,7 +28,7 @@ def content(text: Text, role: str | None = None) -> str:
     """
     if isinstance(text, str):
         return text
-    return next((each["content"] for each in reversed(text) if role in (None, each["role"])), "")
+    return next((content_of(each) for each in reversed(text) if role in (None, each["role"])), "")
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from penchant.data.reading import read_groups
 from penchant.evaluation.answering import answer
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
+from penchant.evaluation.one_preferred import Place
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.evaluation.statistics import Estimate
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
-from penchant.recipes.recommend.measures import Place, over_users, ranking_measures, said_measures
+from penchant.recipes.recommend.measures import over_users, ranking_measures, said_measures
 from penchant.recipes.recommend.questions import Asked, read_about, read_catalogue
 from penchant.recipes.stages import Found
 

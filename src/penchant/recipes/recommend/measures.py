@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from penchant.evaluation.one_preferred import Place
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the target stands among the candidates, the best first.
-
-    Attributes:
-        above: candidates with a higher score.
-        tied: with the same score, itself among them.
-    """
-
-    above: int
-    tied: int
-
-    @classmethod
-    def of(cls, scores: Sequence[float], target: int) -> Place:
-        own = scores[target]
-        return cls(sum(score > own for score in scores), sum(score == own for score in scores))
-
-    def hit(self, k: int) -> float:
-        """Probability to be among the first k, ties in random order."""
-        return min(1.0, max(0.0, (k - self.above) / self.tied))
-
-    def ndcg(self, k: int) -> float:
-        """Expected ``1 / log2(1 + rank)`` within the first k (one relevant item: the ideal is 1)."""
-        return self._mean(lambda rank: 1 / math.log2(1 + rank) if rank <= k else 0.0)
-
-    def reciprocal(self) -> float:
-        """Expected ``1 / rank``."""
-        return self._mean(lambda rank: 1 / rank)
-
-    def _mean(self, value: Callable[[int], float]) -> float:
-        return sum(value(self.above + i) for i in range(1, self.tied + 1)) / self.tied
 
 
 def ranking_measures(places: Sequence[Place], users: Sequence[str], cutoffs: Sequence[int]) -> dict[str, Estimate]:

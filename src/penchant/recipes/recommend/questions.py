@@ -15,11 +15,12 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.interactions import read_interactions, read_titles
 from penchant.data.writing import write_anew
 from penchant.evaluation.files import write_atomically
+from penchant.evaluation.one_preferred import Place
 from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.candidates import offer
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.histories import Histories, Question, build_histories
-from penchant.recipes.recommend.measures import Place, ranking_measures
+from penchant.recipes.recommend.measures import ranking_measures
 
 PARTS = ("train", "validation", "test")
 TEXTS = "texts.jsonl"

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from penchant.data.beside import with_beside
 from penchant.data.fields import Ledger, Row
 from penchant.data.formats import format_named
 from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import as_json
 from penchant.data.writing import row_of
 from penchant.errors import DataError
 from penchant.evaluation.database import Database
@@ -207,11 +209,11 @@ def _body(group: PreferenceGroup) -> str:
 
 def _group(body: str) -> PreferenceGroup:
     row = Row(json.loads(body), "the replay buffer", 0, Ledger())
-    return next(format_named("penchant").convert(row))
+    return with_beside(next(format_named("penchant").convert(row)), row)
 
 
 def _text(group: PreferenceGroup) -> bytes:
-    return hashlib.blake2b(json.dumps([group.prompt, group.candidates]).encode(), digest_size=20).digest()
+    return hashlib.blake2b(json.dumps([as_json(group.prompt), group.candidates]).encode(), digest_size=20).digest()
 
 
 def _gumbel(seed: int, text: bytes) -> float:

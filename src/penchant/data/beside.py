@@ -1,0 +1,65 @@
+"""What a row has beside its prompt and responses: a system text, tools, documents, variables for the chat template."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from penchant.data.calls import context
+from penchant.data.conversations import SYSTEM
+from penchant.data.fields import Cell, Row
+from penchant.data.groups import PreferenceGroup, as_messages
+from penchant.data.messages import Message, content_of, in_context
+
+AS_MESSAGES = "plain prompt and responses read as messages, for a system text, tools or documents stand beside them"
+"""The event; where it happened to one row, the others are read the same way."""
+
+TOOLS_TWICE = (
+    "tools stand in the system text and in a column, so most chat templates write them twice; to leave the column out: "
+    "data.columns={unused: tools}"
+)
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def with_beside(group: PreferenceGroup, row: Row) -> PreferenceGroup:
+    """The group with its row's system text as first message, and its tools, documents and variables.
+
+    Raises:
+        DataError: one of the columns is not what it should be, or there are two different system texts.
+    """
+    system, found = row.find("system"), context(row)
+    if not found.columns() and (system is None or not system.text()):
+        return group
+    if isinstance(group.prompt, str):
+        row.ledger.count(AS_MESSAGES, row.where)
+        group = plain_as_messages(group)
+    assert not isinstance(group.prompt, str)
+    prompt = group.prompt if system is None else _with_system(system, group.prompt)
+    if found.tools and prompt and prompt[0]["role"] in SYSTEM and "<tools>" in content_of(prompt[0]):
+        row.ledger.count(TOOLS_TWICE, row.where)
+    return replace(group, prompt=in_context(prompt, found))
+
+
+def plain_as_messages(group: PreferenceGroup) -> PreferenceGroup:
+    """`as_messages`, also of transcripts with Human and Assistant turns (the format hh)."""
+    prompt = group.prompt
+    turns = _TURN.split(f"\n\n{prompt.strip()}") if isinstance(prompt, str) else []
+    if len(turns) < 5 or turns[0] or turns[-1].strip():
+        return as_messages(group)
+    heard = zip(turns[1:-2:2], turns[2:-1:2], strict=True)
+    messages = tuple(Message(role=_ROLES[who], content=text.strip()) for who, text in heard)
+    responses = [text.removeprefix(" ") if isinstance(text, str) else text for text in group.candidates]
+    return as_messages(replace(group, prompt=messages, candidates=tuple(responses)))
+
+
+def _with_system(cell: Cell, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with a system column's text in front; an empty text adds nothing."""
+    if not cell.text():
+        return prompt
+    if prompt and prompt[0]["role"] in SYSTEM:
+        if content_of(prompt[0]) == cell.text():
+            return prompt
+        raise cell.refusal("no system text where the conversation has a system message", "keep one of the two")
+    return (Message(role="system", content=cell.text()), *prompt)

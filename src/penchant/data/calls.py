@@ -1,0 +1,140 @@
+"""Tool calls, and the columns that a chat template is handed: tools, documents, variables. In any tool's spelling."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from penchant.data.fields import Cell, Row
+from penchant.data.messages import Context, Function, ToolCall
+from penchant.data.rendering import RESERVED
+from penchant.errors import DataError
+
+BESIDE = ("system", "tools", "documents", "chat_template_kwargs")
+"""Columns of any format that go to the chat template."""
+
+THOUGHT_ENDS = "</think>"
+
+
+def tool_calls(cell: Cell) -> list[ToolCall]:
+    """A message's calls: a list, or JSON text of one."""
+    return [tool_call(each) for each in _parsed(cell, "a list of tool calls").items()]
+
+
+def tool_call(cell: Cell) -> ToolCall:
+    """One call: OpenAI's ``{"function": {"name", "arguments"}}``, or ``{"name", "arguments"}`` alone.
+
+    Raises:
+        DataError: it has no name, or its arguments are neither an object nor JSON text of one.
+    """
+    cell = _parsed(cell, "a tool call")
+    if not isinstance(cell.value, dict):
+        raise cell.refusal('a tool call, as in {"function": {"name": ..., "arguments": {...}}}')
+    inner = cell.need("function") if isinstance(cell.value.get("function"), dict) else cell
+    called = Function(name=inner.need("name").text(), arguments=_arguments(inner.find("arguments", "parameters")))
+    known = ("name", "arguments", "parameters", "function", "type")
+    others: dict[str, Any] = {key: value for key, value in cell.value.items() if key not in known and value is not None}
+    return cast("ToolCall", {**others, "type": "function", "function": called})
+
+
+def _arguments(cell: Cell | None) -> dict[str, Any]:
+    if cell is None or cell.value == "":
+        return {}
+    value = cell.value
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = cell.value
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise cell.refusal("the call's arguments: an object, or JSON text of one")
+    return value
+
+
+def calls_in_turn(cell: Cell) -> tuple[str, list[ToolCall]] | None:
+    """The text and the calls of a turn that is a call (LLaMA-Factory's function_call, ms-swift's tool_call).
+
+    None where it is no JSON. Thinking in front of the calls is the text.
+    """
+    if not isinstance(cell.value, str):
+        return "", _calls(cell)
+    thought, end, rest = cell.value.rpartition(THOUGHT_ENDS)
+    try:
+        value = json.loads(rest)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict | list):
+        return None
+    return thought + end, _calls(Cell(value, cell.column, cell.row))
+
+
+def _calls(cell: Cell) -> list[ToolCall]:
+    return [tool_call(cell)] if isinstance(cell.value, dict) else [tool_call(each) for each in cell.items()]
+
+
+def context(row: Row) -> Context:
+    """The row's tools, documents and template variables."""
+    tools, documents = row.find("tools"), row.find("documents")
+    variables = row.find("chat_template_kwargs")
+    return Context(
+        () if tools is None else tuple(_tool(each) for each in _listed(tools)),
+        () if documents is None else tuple(_object(each, "a document: an object") for each in _listed(documents)),
+        {} if variables is None else _variables(variables),
+    )
+
+
+def _listed(cell: Cell) -> list[Cell]:
+    if isinstance(cell.value, str) and not cell.value.strip():
+        return []
+    parsed = _parsed(cell, "a list of objects, or JSON text of one")
+    return [] if parsed.value in (None, {}) else [parsed] if isinstance(parsed.value, dict) else parsed.items()
+
+
+def _tool(cell: Cell) -> Mapping[str, Any]:
+    """A tool in OpenAI's form; a bare function's schema is wrapped."""
+    tool = dict(_object(cell, "a tool: an object with a name"))
+    if isinstance(tool.get("function"), dict):
+        return {"type": "function", **tool} if "type" not in tool else tool
+    if not isinstance(tool.get("name"), str):
+        if "type" in tool:  # A server's own, as a web search: templates that know it read its type.
+            return tool
+        raise _refusal(cell, 'a tool, as in {"type": "function", "function": {"name": ..., "parameters": {...}}}')
+    if tool.get("type") == "function":
+        del tool["type"]
+    return {"type": "function", "function": tool}
+
+
+def _variables(cell: Cell) -> Mapping[str, Any]:
+    if isinstance(cell.value, str) and not cell.value.strip():
+        return {}
+    variables = _object(cell, "an object of variables for the chat template")
+    for name in variables:
+        if name in RESERVED:
+            raise _refusal(cell, f"no variable '{name}', which {RESERVED[name]}")
+    return variables
+
+
+def _object(cell: Cell, expected: str) -> Mapping[str, Any]:
+    value = _parsed(cell, expected).value
+    if not isinstance(value, dict):
+        raise _refusal(cell, expected)
+    return value
+
+
+def _parsed(cell: Cell, expected: str) -> Cell:
+    """The cell with JSON text read."""
+    if not isinstance(cell.value, str):
+        return cell
+    try:
+        return Cell(json.loads(cell.text()), cell.column, cell.row)
+    except (ValueError, RecursionError) as error:
+        raise (_refusal(cell, expected) if cell.column in BESIDE else cell.refusal(expected)) from error
+
+
+def _refusal(cell: Cell, expected: str) -> DataError:
+    column = re.split(r"[.\[]", cell.column)[0]
+    return cell.refusal(expected, f"correct it, or leave the column out: data.columns={{unused: {column}}}")

@@ -1,0 +1,139 @@
+"""Control tokens that are written inside messages, as in "What does <|im_end|> mean?", read as the text they are.
+
+Before a template renders a message, each control token in it is replaced by a code that no data holds; afterwards only
+what the template wrote itself is control. The codes are put back into text in `encode`, so that the ids are those of a
+tokenizer which does not know the token there. Texts without codes never come this way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from penchant.data.template_tokens import TemplateTokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+# Private-use characters drawn anew in each process: neither data nor a client of a server can hold the same ones.
+_MARK = "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(6))
+_FIRST = 0x100000
+
+
+def is_coded(text: str) -> bool:
+    """Whether a text holds codes, so that only `ControlText.encode` reads it rightly."""
+    return _MARK in text
+
+
+class ControlText:
+    """A tokenizer's control tokens as text; `TemplateTokens` says which these are.
+
+    Attributes:
+        tokens: as they are written.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+        self.tokens = tuple(tokens)
+        # Not the tokenizer itself, which is the key of what is kept for it.
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._codes = {token: _MARK + chr(_FIRST + i) for i, token in enumerate(self.tokens)}
+        self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in self.tokens}
+        longest_first = sorted(self.tokens, key=len, reverse=True)
+        self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._either = re.compile(f"{_MARK}.|{self._written.pattern}", re.DOTALL)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> ControlText:
+        """The tokenizer's; kept until its tokens or its template change."""
+        key = (TemplateTokens.of(tokenizer).control, len(tokenizer))
+        known = _KNOWN.get(tokenizer)
+        if known is None or known[0] != key:
+            known = _KNOWN[tokenizer] = (key, cls(tokenizer, key[0]))
+        return known[1]
+
+    def present(self, value: object) -> list[str]:
+        """The control tokens in all texts of a value, as often as they stand there.
+
+        Args:
+            value: a text, or lists and mappings of texts, as messages and tools are.
+        """
+        return [token for text in _texts(value) for token in self._written.findall(text)]
+
+    def coded(self, value: Any) -> Any:
+        """The value with a code for each control token in its texts; what holds none is the same object."""
+        if isinstance(value, str):
+            return self._written.sub(lambda found: self._codes[found[0]], value) if self.present(value) else value
+        if isinstance(value, Mapping):
+            return {self.coded(key): self.coded(item) for key, item in value.items()} if self.present(value) else value
+        if isinstance(value, list | tuple):
+            return [self.coded(item) for item in value] if self.present(value) else value
+        return value
+
+    def plain(self, text: str) -> str:
+        """A text with the control tokens that its codes stand for, for people."""
+        written = {code: token for token, code in self._codes.items()}
+        return re.sub(f"{_MARK}.", lambda found: written.get(found[0], ""), text, flags=re.DOTALL)
+
+    def encode(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """Ids of coded texts, no special tokens added: coded tokens are read as text, plain ones as tokens."""
+        if self._inert is None:
+            return [self._by_pieces(text, tokenizer) for text in texts]
+        swapped = self._codes | {code: token for token, code in self._codes.items()}
+        exchanged = [self._either.sub(lambda found: swapped.get(found[0], ""), text) for text in texts]
+        return [encoding.ids for encoding in self._inert.encode_batch(exchanged, add_special_tokens=False)]
+
+    @cached_property
+    def _inert(self) -> Tokenizer | None:
+        """The tokenizer with its control tokens under their codes' names; None where it cannot be made."""
+        from tokenizers import Tokenizer
+
+        if self._backend is None:
+            return None
+        spec = json.loads(self._backend.to_str())
+        for token in spec["added_tokens"]:
+            token["content"] = self._codes.get(token["content"], token["content"])
+        model = spec["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {self._codes.get(piece, piece): i for piece, i in model["vocab"].items()}
+        else:
+            model["vocab"] = [[self._codes.get(piece, piece), score] for piece, score in model["vocab"]]
+        if model.get("unk_token") in self._codes:
+            model["unk_token"] = self._codes[model["unk_token"]]
+        spec |= {"post_processor": None, "truncation": None, "padding": None}
+        inert = Tokenizer.from_str(json.dumps(spec))
+        alike = all(inert.token_to_id(self._codes[token]) == i for token, i in self._ids.items())
+        return inert if alike else None
+
+    def _by_pieces(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """For tokenizers in Python: each coded token on its own, letter by letter where it would be found."""
+        written = {code: token for token, code in self._codes.items()}
+        ids: list[int] = []
+        for piece in re.split(f"({_MARK}.)", text, flags=re.DOTALL):
+            token = written.get(piece)
+            if token is None:
+                ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+                continue
+            for letter in token:
+                ids += tokenizer(letter, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, ControlText]] = WeakKeyDictionary()
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,48 @@
+"""Recommendation data as S-DPO's authors write it: what was taken before, what is offered, and what was taken next."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from penchant.data.fields import Cell, Row
+from penchant.data.formats_lists import place_of
+from penchant.data.groups import PreferenceGroup
+
+SEPARATOR = "::"
+"""Between the items of a list that is one text."""
+
+
+def is_s_dpo(row: Mapping[str, Any]) -> bool:
+    return {"historyList", "itemList", "trueSelection"} <= row.keys()
+
+
+def s_dpo(row: Row) -> Iterator[PreferenceGroup]:
+    """One group: the prompt lists the history, the candidates are the items, repeated ones once."""
+    history, items, chosen = _items(row.need("historyList")), _items(row.need("itemList")), row.need("trueSelection")
+    candidates = list(dict.fromkeys(items))
+    if len(candidates) < len(items):
+        row.ledger.count("items that stand twice in 'itemList', taken once", row.where)
+    prompt = "\n".join(["Chosen before, oldest first:", *history, "Chosen next:", ""])
+    chosen = Cell(chosen.name(), chosen.column, row)
+    yield replace(row.group(prompt, candidates), preferred=place_of(chosen, candidates))
+
+
+def _items(cell: Cell) -> list[str]:
+    """The items of a list, also where it is written as JSON, as Python prints it, or with `::` between items."""
+    if not isinstance(cell.value, str):
+        return [item.name() for item in cell.items()]
+    text = cell.text().strip()
+    if not text.startswith("["):
+        return text.split(SEPARATOR) if text else []
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            values = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(values, list):
+            return [item.name() for item in Cell(values, cell.column, cell.row).items()]
+    raise cell.refusal("a list, a list written as text, or items with '::' between them")

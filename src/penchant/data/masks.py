@@ -1,0 +1,63 @@
+"""Which tokens of a sequence are learnt from: the turns of `data.turns`, as ids."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penchant.data.chat import GroupText
+from penchant.data.special_tokens import SpecialTokens
+from penchant.data.tokenized import Mask
+
+
+def learnt_masks(
+    text: GroupText,
+    encoded: list[list[int]],
+    sequences: list[list[int]],
+    boundary: int,
+    special: SpecialTokens,
+    events: set[str],
+) -> list[Mask] | None:
+    """For each sequence which of its tokens are learnt, boundaries checked as the prompt's is; None for all behind it.
+
+    A turn that does not end with its end of turn, as where a token spans it, is not learnt.
+    """
+    if not any(text.turns):
+        return None
+    known = dict(zip(text.parts, encoded, strict=True))
+    masks = []
+    for turns, whole, ids in zip(text.turns, text.sequences, sequences, strict=True):
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        if turns is None:
+            mask[boundary:] = True
+        for turn in turns or ():
+            start, end = boundary, len(ids)
+            if turn.before is not None:
+                before = started(known[turn.before], True, special, set())
+                start = common_length(before, ids)
+                events |= {"boundary_moved"} if start < len(before) else set()
+            if turn.through != whole:
+                end = common_length(started(known[turn.through], True, special, set()), ids)
+            if ids[end - 1] in special.ends and (start < end - 1 or end == len(ids)):
+                mask[start:end] = True
+            else:
+                events.add("assistant_turn_without_bounds_not_learnt")
+        masks.append(mask)
+    return masks
+
+
+def started(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
+    """The ids with the tokenizer's start tokens in front once; a chat template decides itself whether to have them."""
+    stripped, times = special.strip_start(ids)
+    if times > 1:
+        events.add("duplicate_bos_removed")
+    if templated and special.start and not times:
+        events.add("template_without_bos")
+        return stripped
+    return special.with_start(stripped, times)
+
+
+def common_length(prompt: list[int], ids: list[int]) -> int:
+    """Length of the common prefix."""
+    if ids[: len(prompt)] == prompt:
+        return len(prompt)
+    return next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))

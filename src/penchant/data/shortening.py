@@ -1,0 +1,52 @@
+"""Groups that are too long, without the beginning of their prompts; a response is never cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from penchant.data.special_tokens import SpecialTokens
+from penchant.data.tokenized import TokenizedGroup
+
+
+def within(group: TokenizedGroup, max_length: int, special: SpecialTokens) -> TokenizedGroup | None:
+    """The group without the first tokens of its prompt, of at most so many tokens; None where its response is too long.
+
+    Where several turns of a conversation are learnt, the first of them become prompt until the rest fits.
+    """
+    candidate: TokenizedGroup | None = group
+    while candidate is not None:
+        shorter = end_of_prompt(candidate, max_length - (candidate.longest - len(candidate.prompt)), special)
+        if shorter is not None:
+            return shorter
+        candidate = later_prompt(candidate)
+    return None
+
+
+def later_prompt(group: TokenizedGroup) -> TokenizedGroup | None:
+    """The group with the first of its learnt turns as prompt; None for a single turn, or several responses."""
+    if group.learnt is None or len(group.responses) > 1:
+        return None
+    [mask], [response] = group.learnt, group.responses
+    behind = int(mask.argmin()) if not mask.all() else len(mask)
+    if not mask[behind:].any():
+        return None
+    start = behind + int(mask[behind:].argmax())
+    rest = mask[start:]
+    return replace(
+        group,
+        prompt=np.concatenate([group.prompt, response[:start]]),
+        responses=(response[start:],),
+        learnt=None if rest.all() else (rest,),
+    )
+
+
+def end_of_prompt(group: TokenizedGroup, tokens: int, special: SpecialTokens) -> TokenizedGroup | None:
+    """The group with so many tokens of its prompt, the start tokens and the last; None without room for one of each."""
+    ids, _ = special.strip_start(group.prompt.tolist())
+    head = len(group.prompt) - len(ids)
+    if tokens <= head:
+        return None
+    prompt = np.concatenate([group.prompt[:head], group.prompt[head - tokens :]])
+    return replace(group, prompt=prompt, cut=group.cut + len(group.prompt) - len(prompt))

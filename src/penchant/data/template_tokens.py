@@ -1,0 +1,186 @@
+"""The tokens that a chat template writes by itself: what ends a turn, and what is control where a message holds it.
+
+They are read off renderings of small conversations, because a template is a program: its text alone does not say what
+stands where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SYSTEM, _ASK, _ANSWER, _ASK_AGAIN, _VALUE = "penchantsystem", "penchantask", "penchantanswer", "penchantmore", "value0"
+_BASIC = {"bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"}
+_Messages = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TemplateTokens:
+    """What a tokenizer's chat template writes around messages.
+
+    Attributes:
+        renders: whether the template renders a plain question with its answer.
+        turn_end: the id behind an assistant's answer; None where the template writes none.
+        ends: all ids that end an assistant's turn: `turn_end`, what ends an earlier turn, and a turn of tool calls.
+        control: the control tokens, as they are written; the rule is in docs/tokenization.md.
+    """
+
+    renders: bool
+    turn_end: int | None
+    ends: frozenset[int]
+    control: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
+        """Read them off a tokenizer; kept until its tokens or its template change."""
+        key = (tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer.added_tokens_decoder))
+        known = _KNOWN.get(tokenizer)
+        if known is None or known[0] != key:
+            known = _KNOWN[tokenizer] = (key, _Probe(tokenizer).tokens())
+        return known[1]
+
+
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, TemplateTokens]] = WeakKeyDictionary()
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all special tokens but the unknown one."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+
+
+class _Probe:
+    """Renders small conversations by a tokenizer's template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_ids(tokenizer)
+        self._added = (set(tokenizer.added_tokens_decoder) | self._special) - {tokenizer.unk_token_id}
+        self._never_ends = {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+
+    def tokens(self) -> TemplateTokens:
+        """All that is asked of a template."""
+        plain = self._render([_user(_ASK), _assistant(_ANSWER)]) or self._render(
+            [_system(), _user(_ASK), _assistant(_ANSWER)]
+        )
+        longer = self._render([_user(_ASK), _assistant(_ANSWER), _user(_ASK_AGAIN)], answer_next=True)
+        call = self._call()
+        turn_end = self._turn_end(plain)
+        ends = {i for i in (turn_end, self._earlier_end(longer), self._call_end(call)) if i is not None}
+        in_call = set(self._ids(call.rpartition(_ASK)[2]))
+        written = self._written(plain, longer, in_call)
+        content = (in_call | self._content()) - written
+        tokenizer = self._tokenizer
+        named = {i for i in self._special if self._literal(i) in str(tokenizer.chat_template or "")} - content
+        basic = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} - {None}
+        control = {self._literal(i) for i in written | named | basic | ends}
+        return TemplateTokens(_ANSWER in plain, turn_end, frozenset(ends), tuple(sorted(control - {""})))
+
+    def _turn_end(self, plain: str) -> int | None:
+        """The first added token behind the answer."""
+        _, answer, after = plain.rpartition(_ANSWER)
+        return next((i for i in self._ids(after) if i not in self._never_ends), None) if answer else None
+
+    def _earlier_end(self, longer: str) -> int | None:
+        """What ends an answer that a question follows, where it ends the question too; else it may begin the question.
+
+        A template may end the last turn with another token than the ones before.
+        """
+        behind_answer, behind_question = self._gaps(longer)
+        same = behind_answer[:1] == behind_question[:1] and behind_answer[:1] != behind_answer[-1:]
+        return behind_answer[0] if behind_answer and same and behind_answer[0] not in self._never_ends else None
+
+    def _call_end(self, call: str) -> int | None:
+        """The special token that ends a turn of tool calls."""
+        _, value, after = call.rpartition(_VALUE)
+        ids = self._tokenizer(after.rstrip(), add_special_tokens=False)["input_ids"] if value else []
+        last = ids[-1] if ids else None
+        return last if last in self._special - self._never_ends else None
+
+    def _written(self, plain: str, longer: str, in_call: set[int]) -> set[int]:
+        """The special tokens around messages and tools' results, and what bounds a turn where it is not special."""
+        system = self._render([_system(), _user(_ASK)], answer_next=True)
+        result = {"role": "tool", "name": "probe", "tool_call_id": "probe0000", "content": _ASK_AGAIN}
+        answered = self._render([_user(_ASK), _calling(), result], tools=[_TOOL])
+        around = {i for text in (plain, longer, system) for i in self._ids(text)}
+        behind_answer, behind_question = self._gaps(longer)
+        bounds = {*behind_answer, *behind_question[:1]}
+        return (around & self._special) | (set(self._ids(answered)) & self._special - in_call) | bounds
+
+    def _gaps(self, longer: str) -> tuple[list[int], list[int]]:
+        """Added tokens between the answer and the question behind it, and behind that question."""
+        _, answer, after = longer.partition(_ANSWER)
+        gap, asked, last = after.partition(_ASK_AGAIN)
+        return (self._ids(gap), self._ids(last)) if answer and asked else ([], [])
+
+    def _content(self) -> set[int]:
+        """Added tokens that stand for what a message holds: thoughts, pictures, sounds."""
+        thought = {"role": "assistant", "content": _ANSWER, "reasoning_content": _VALUE, "thinking": _VALUE}
+        texts = [self._render([_user(_ASK), thought]).rpartition(_ASK)[2]]
+        for kind in ("image", "video", "audio"):
+            texts.append(self._render([{"role": "user", "content": [{"type": kind}, {"type": "text", "text": _ASK}]}]))
+        known = self._tokenizer.special_tokens_map.items()
+        texts += [token for name, token in known if name not in _BASIC and isinstance(token, str)]
+        return {i for text in texts for i in self._ids(text)}
+
+    def _call(self) -> str:
+        return self._render([_user(_ASK), _calling()], tools=[_TOOL]) or self._render([_user(_ASK), _calling()])
+
+    def _render(self, messages: _Messages, *, answer_next: bool = False, tools: list[Any] | None = None) -> str:
+        """Empty where the template refuses the messages."""
+        if self._tokenizer.chat_template is None:
+            return ""
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=answer_next, tools=tools
+            )
+        except Exception:  # A template is a program: it can raise anything.
+            return ""
+        return str(text)
+
+    def _ids(self, text: str) -> list[int]:
+        """The added tokens of a text, in order."""
+        if not text:
+            return []
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [i for i in ids if i in self._added and not self._literal(i).isspace()]
+
+    def _literal(self, token: int) -> str:
+        added = self._tokenizer.added_tokens_decoder.get(token)
+        return str(added) if added is not None else str(self._tokenizer.convert_ids_to_tokens(token))
+
+
+def _system() -> dict[str, Any]:
+    return {"role": "system", "content": _SYSTEM}
+
+
+def _user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def _calling() -> dict[str, Any]:
+    function = {"name": "probe", "arguments": {"of": _VALUE}}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "probe0000", "type": "function", "function": function}],
+    }
+
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"of": {"type": "string", "description": "Of what."}}},
+    },
+}

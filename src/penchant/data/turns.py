@@ -1,0 +1,153 @@
+"""Where the assistant's turns lie in a rendered conversation.
+
+The conversation is rendered once, and its turns are learnt as they stand there: a template may write an earlier turn
+otherwise than the last, as those do that drop earlier thoughts. A turn begins where its prompt ends, as at inference,
+and ends with its end of turn. Both are found by rendering the beginning of the conversation, or a copy of it with one
+message marked, and comparing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penchant.data.groups import Message
+from penchant.data.rendering import Learn
+from penchant.errors import DataError
+
+# Private-use characters drawn anew in each process, as in `control_text`: no data holds the same ones.
+_MARK = "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(8))
+
+Render = Callable[[Sequence[Message], bool], str]
+"""Text of messages, with or without the beginning of the next answer; raises DataError."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant's turn.
+
+    Attributes:
+        before: what the model reads before it, the beginning of the conversation's text; None where that is the prompt.
+        through: the beginning of the text up to its end of turn, this included.
+    """
+
+    before: str | None
+    through: str
+
+
+def learnt_turns(
+    messages: Sequence[Message], prompt: int, learn: Learn, whole: str, ends: Sequence[str], render: Render
+) -> tuple[tuple[Turn, ...], int] | None:
+    """The assistant's turns to learn from, and how many were not found; None where all behind the prompt is one turn.
+
+    Args:
+        messages: a prompt with a response, whose last message is the assistant's.
+        prompt: how many of them are the prompt's.
+        learn: ``last`` takes the response's turns, ``all`` the prompt's too.
+        whole: the text of all messages.
+        ends: the texts that end a turn.
+    """
+    first = 0 if learn == "all" else prompt
+    numbers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
+    if numbers == [len(messages) - 1] == [prompt]:
+        return None
+    found: list[Turn] = []
+    for number in numbers:
+        start = None if number == prompt else _start(messages, number, whole, render)
+        if start is None and number != prompt:
+            continue
+        through = whole
+        if number < len(messages) - 1:
+            end = _end(messages, number, start or 0, whole, ends, render)
+            if end is None:
+                continue
+            through = whole[:end]
+        found.append(Turn(None if start is None else whole[:start], through))
+    return tuple(found), len(numbers) - len(found)
+
+
+def _end(
+    messages: Sequence[Message], number: int, start: int, whole: str, ends: Sequence[str], render: Render
+) -> int | None:
+    """Where an earlier turn's end of turn ends in the whole text."""
+    limit = _next_content(messages, number + 1, whole, render)
+    if limit is None:
+        return None
+    end = max((at + len(text) for text in ends if (at := whole.rfind(text, start, limit)) >= 0), default=None)
+    if end is None:
+        return None
+    # Of several ends in a row the first is the turn's.
+    while (shorter := _before_last_end(whole[start:end], ends)) is not None:
+        end = start + shorter
+    return end
+
+
+def _before_last_end(turn: str, ends: Sequence[str]) -> int | None:
+    """Where a turn that ends twice ends first."""
+    last = next(text for text in ends if turn.endswith(text))
+    rest = turn.removesuffix(last).rstrip()
+    return len(rest) if any(rest.endswith(text) for text in ends) else None
+
+
+def _start(messages: Sequence[Message], number: int, whole: str, render: Render) -> int | None:
+    """Where the turn's prompt ends in the whole text."""
+    if number == 0:
+        return None
+    before = _rendered(render, messages[:number], True)
+    if before is None:
+        return None
+    if whole.startswith(before):
+        return len(before)
+    # The template writes the beginning otherwise once more follows; only what stands behind the message before counts.
+    length, rest = len(before), _behind(messages[:number], number - 1, before, render, answer_next=True)
+    place = _behind(messages, number - 1, whole, render, answer_next=False)
+    if rest is None or place is None:
+        return None
+    header = before[rest:length]
+    shared = _common(header, whole[place:])
+    return place + shared if shared or not header else None
+
+
+def _behind(messages: Sequence[Message], number: int, text: str, render: Render, *, answer_next: bool) -> int | None:
+    """Where a message's content ends in the text."""
+    marked = _rendered(render, _marked(messages, number, behind=True), answer_next)
+    if marked is None or _MARK not in marked:
+        return None
+    tail = marked.rpartition(_MARK)[2]
+    return len(text) - len(tail) if text.endswith(tail) else None
+
+
+def _next_content(messages: Sequence[Message], number: int, whole: str, render: Render) -> int | None:
+    """Where a message's content begins in the text."""
+    marked = _rendered(render, _marked(messages, number, behind=False), False)
+    if marked is None or _MARK not in marked:
+        return None
+    head = marked.partition(_MARK)[0]
+    return len(head) if whole.startswith(head) else None
+
+
+def _marked(messages: Sequence[Message], number: int, *, behind: bool) -> list[Message]:
+    """The messages with a mark before or behind one's content."""
+    content: Any = messages[number].get("content")
+    if isinstance(content, list):
+        part = {"type": "text", "text": _MARK}
+        content = [*content, part] if behind else [part, *content]
+    else:
+        content = f"{content or ''}{_MARK}" if behind else f"{_MARK}{content or ''}"
+    changed: Message = {**messages[number], "content": content}
+    return [*messages[:number], changed, *messages[number + 1 :]]
+
+
+def _rendered(render: Render, messages: Sequence[Message], answer_next: bool) -> str | None:
+    try:
+        return render(messages, answer_next)
+    except DataError:
+        return None
+
+
+def _common(first: str, second: str) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

@@ -1,0 +1,249 @@
+"""Adapter folders in PEFT's format: read whole onto their base model, and merged into it.
+
+Where an adapter is on one of two tied modules, the two have weights of their own once it is merged.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from penchant.engine.adapter_biases import add_biases, declare_biases
+from penchant.engine.adapter_vocabulary import adapter_rows, refuse_unknown_rows
+from penchant.errors import ModelError, PenchantError, reason_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+_COPY = ".modules_to_save."
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+
+
+def merge_adapter_into(
+    model: PreTrainedModel, source: str, *, task: str | None = None, absent: tuple[str, ...] = ()
+) -> PreTrainedModel:
+    """A base model with an adapter folder merged in, its vocabulary as large as the adapter's.
+
+    Args:
+        model: the adapter's base; it is changed.
+        task: PEFT's name of the model's task; None is the adapter's own.
+        absent: names of modules that the adapter may hold weights of and this model does not have.
+
+    Raises:
+        ModelError: the adapter cannot be read, holds weights that the model does not take, or cannot be merged.
+    """
+    adapted = load_adapter(model, source, task=task, absent=absent)
+    with _explained(source):
+        biased = any(any(getattr(layer, "lora_bias", {}).values()) for layer in adapted.modules())
+        if biased:
+            add_biases(adapted)
+        merged = merge(adapted)
+        if biased:
+            declare_biases(merged, source)
+        return merged
+
+
+def load_adapter(
+    model: PreTrainedModel | PeftModel,
+    source: str,
+    *,
+    name: str = "default",
+    task: str | None = None,
+    absent: tuple[str, ...] = (),
+) -> PeftModel:
+    """Put an adapter folder's adapter on its base model, beside those that are there.
+
+    Args:
+        name: the adapter's.
+        task, absent: as in `merge_adapter_into`.
+
+    Raises:
+        ModelError: as `merge_adapter_into`.
+    """
+    with _explained(source):
+        return _load(model, source, name, task, absent)
+
+
+def _load(
+    model: PreTrainedModel | PeftModel, source: str, name: str, task: str | None, absent: tuple[str, ...]
+) -> PeftModel:
+    from peft import PeftModel, get_peft_model
+    from peft.utils import set_peft_model_state_dict
+
+    config = _config(source)
+    weights = adapter_weights(source, getattr(model, "_checkpoint_conversion_mapping", None))
+    weights = {key: tensor for key, tensor in weights.items() if not _is_of(key, absent)}
+    if task is not None:
+        config.task_type = task
+    before = model.get_input_embeddings().num_embeddings
+    rows = adapter_rows(model, weights, config)
+    if rows not in (None, before):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        refuse_unknown_rows(model, weights, config, before, source)
+    base = config.base_model_name_or_path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of tied weights, which `merge` sees to.
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            adapted: Any = model
+        else:
+            adapted = get_peft_model(model, config, adapter_name=name)
+        _refuse_missing_copies(adapted, weights, name, source)
+        result = set_peft_model_state_dict(adapted, weights, adapter_name=name)
+    config.base_model_name_or_path = base
+    prefix = getattr(adapted.base_model, "prefix", "")
+    missing = [key for key in result.missing_keys if prefix and prefix in key and f".{name}" in key]
+    unexpected = [key for key in result.unexpected_keys if not _is_repeated(key, weights)]
+    _refuse("which the model does not have", unexpected, name, source)
+    _refuse("which are not in its file", missing, name, source)
+    found: PeftModel = adapted.eval()
+    return found
+
+
+def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """The tensors of an adapter folder's file, by their names there.
+
+    Args:
+        names: patterns of module names of older checkpoints, and what the model calls them.
+    """
+    from peft.utils import load_peft_weights
+
+    weights: dict[str, Tensor] = load_peft_weights(source, device="cpu", key_mapping=dict(names or {}) or None)
+    # Of a module that is trained whole PEFT writes the weights twice where the vocabulary has grown.
+    for key in [key for key in weights if _COPY in key]:
+        plain = key.replace(_COPY, ".")
+        if plain not in weights or torch.equal(weights[plain], weights[key]):
+            weights[plain] = weights.pop(key)
+    return weights
+
+
+def rows_of_adapter(model: PreTrainedModel, source: str) -> int | None:
+    """Rows of the embedding that an adapter folder was trained with; None where nothing tells, or no weights are there.
+
+    Args:
+        model: the adapter's base; may be on the meta device.
+    """
+    if not any((Path(source) / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        return None
+    with _explained(source):
+        return adapter_rows(model, adapter_weights(source), _config(source))
+
+
+def is_shareable(source: str) -> bool:
+    """Whether a base model under the adapter of a folder stays as it is, so that others can share it."""
+    with _explained(source):
+        return all(".lora_" in key for key in adapter_weights(source))
+
+
+def merge(adapted: PeftModel) -> PreTrainedModel:
+    """The base model with its adapters merged in: an ordinary model that computes what the adapted one does."""
+    base: Any = adapted.get_base_model()
+    was_tied = bool(getattr(base.config, "tie_word_embeddings", False))
+    _untie_adapted(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged: Any = adapted.merge_and_unload()
+    if was_tied:
+        _settle_ties(merged)
+    model: PreTrainedModel = merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
+    return model
+
+
+def _untie_adapted(model: nn.Module) -> None:
+    """Give each layer under an adapter weights of its own, where other layers share them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    uses = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        base = layer.get_base_layer()
+        for name, weight in base._parameters.items():
+            if weight is not None and uses[id(weight)] > 1:
+                setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
+
+
+def _settle_ties(model: PreTrainedModel) -> None:
+    """Tie again what came out equal, and take the rest from what the model and its configuration say is tied."""
+    ties = model.all_tied_weights_keys
+    for name, source in list(ties.items()):
+        weight, other = model.get_parameter(name), model.get_parameter(source)
+        if weight is not other and torch.equal(weight, other):
+            module, _, last = name.rpartition(".")
+            setattr(model.get_submodule(module), last, other)
+        elif weight is not other:
+            del ties[name]
+    head = model.get_output_embeddings()
+    tied = head is None or head.weight is model.get_input_embeddings().weight
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "tie_word_embeddings"):
+            config.tie_word_embeddings = tied
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Turns a library's exception about an adapter folder into an error that says all of it."""
+    try:
+        yield
+    except PenchantError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the adapter cannot be loaded: {reason_of(error)}",
+            where=source,
+            fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
+            "or get the whole folder again",
+        ) from error
+
+
+def _config(source: str) -> PeftConfig:
+    from peft import PeftConfig
+
+    config: PeftConfig = PeftConfig.from_pretrained(source)
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"it is a {config.peft_type.value} adapter, which has no weights that could be merged into a model",
+            where=source,
+            fix="train a low-rank adapter instead, with lora.rank=16",
+        )
+    config.inference_mode = True
+    return config
+
+
+def _refuse_missing_copies(adapted: nn.Module, weights: Mapping[str, Tensor], name: str, source: str) -> None:
+    """Raise ModelError where a module that is trained whole is not in the file: PEFT ends with its name only."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module_name, module in adapted.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            keys = [f"{module_name}.{key}" for key in module.adapter_state_dict_load_map(name)]
+            _refuse("which are not in its file", [key for key in keys if key not in weights], name, source)
+
+
+def _refuse(why: str, keys: list[str], name: str, source: str) -> None:
+    if keys:
+        first = keys[0].replace(f".{name}.", ".").removesuffix(f".{name}")
+        raise ModelError(
+            f"the adapter has {len(keys)} weights {why}; the first is {first}",
+            where=source,
+            fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
+            "or get the whole folder again",
+        )
+
+
+def _is_repeated(key: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is another's: PEFT writes tokens that are trained alone for both of two tied modules."""
+    tensor = weights.get(key)
+    if tensor is None or not key.endswith(_TOKENS):
+        return False
+    return any(other != key and other.endswith(_TOKENS) and torch.equal(weights[other], tensor) for other in weights)
+
+
+def _is_of(key: str, modules: tuple[str, ...]) -> bool:
+    return any(f".{name}." in f".{key}" for name in modules)

@@ -1,0 +1,117 @@
+"""generation_config.json as training left the model: where its responses end, and nothing that contradicts it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.gguf_reading import gguf_ends
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class TrainedResponses:
+    """What a model was trained to answer with.
+
+    Attributes:
+        ends: ids that its responses end with: eos, and a chat template's end of turn where one was used.
+        shortest, longest: tokens of a response, its end included.
+        sequence: tokens of the longest prompt with its response.
+    """
+
+    ends: tuple[int, ...]
+    shortest: int
+    longest: int
+    sequence: int
+
+    @classmethod
+    def of(cls, groups: Sequence[TokenizedGroup]) -> TrainedResponses:
+        """Of groups as the model reads them.
+
+        Args:
+            groups: at least one.
+        """
+        lengths = [len(response) for group in groups for response in group.responses]
+        return cls(
+            ends=tuple(sorted({int(response[-1]) for group in groups for response in group.responses})),
+            shortest=min(lengths),
+            longest=max(lengths),
+            sequence=max(group.longest for group in groups),
+        )
+
+
+def write_generation_config(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: TrainedResponses
+) -> None:
+    """Write the model's generation configuration as training left it, beside a model or an adapter.
+
+    A file and no object of transformers: those refuse to be written once changed, where an untouched part (sampling
+    settings beside ``do_sample: false``, say) is at odds with another.
+    """
+    if not model.can_generate() or model.generation_config is None:
+        return
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    values = revised(model.generation_config.to_diff_dict(), tokenizer, trained, limit)
+    (folder / FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def revised(
+    values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, trained: TrainedResponses, context: int | None
+) -> dict[str, Any]:
+    """A generation configuration without what contradicts training; the ends it had stay ends.
+
+    Args:
+        context: tokens the model can read, or None.
+    """
+    # Under this mark transformers makes the configuration anew from config.json.
+    kept = {name: value for name, value in values.items() if name != "_from_model_config"}
+    before = as_list(kept.get("eos_token_id"))
+    ends = list(dict.fromkeys([*before, tokenizer.eos_token_id, *trained.ends]))
+    kept["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    for name in ("pad_token_id", "bos_token_id"):
+        if (number := getattr(tokenizer, name)) is not None:
+            kept[name] = number
+    if (kept.get("max_length") or trained.sequence) < trained.sequence:
+        kept["max_length"] = context or trained.sequence
+    if (kept.get("max_new_tokens") or trained.longest) < trained.longest:
+        kept["max_new_tokens"] = trained.longest
+    if (kept.get("min_new_tokens") or 0) >= trained.shortest:
+        del kept["min_new_tokens"]
+    if (kept.get("min_length") or 0) >= trained.shortest:  # counts the prompt, which may be of one token
+        del kept["min_length"]
+    kept.pop("forced_bos_token_id", None)  # the first token of each response, whatever the prompt
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if kept.get(name):
+            kept[name] = [number for number in kept[name] if number not in ends]
+    if kept.get("bad_words_ids"):
+        kept["bad_words_ids"] = [ids for ids in kept["bad_words_ids"] if not (len(ids) == 1 and ids[0] in ends)]
+    return {name: value for name, value in kept.items() if value != []}
+
+
+def read_generation_config(model: PreTrainedModel, folder: str) -> None:
+    """Give a merged model the generation configuration that stands beside its adapter, where there is one."""
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (Path(folder) / FILE).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def read_gguf_ends(model: PreTrainedModel, source: str) -> None:
+    """End a model's responses where its GGUF file says: transformers reads eos alone."""
+    if model.generation_config is not None and (ends := gguf_ends(source)):
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+
+def as_list(ids: int | Sequence[int] | None) -> list[int]:
+    """Ids of a configuration's entry that holds one, several or none."""
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)

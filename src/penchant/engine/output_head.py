@@ -1,0 +1,97 @@
+"""Log-probs by a model's output head as its own forward computes them, whatever adapter sits on it.
+
+A plain head, and one with low-rank adapters, never has all its logits in memory; of any other the logits are computed.
+
+Shapes: N target tokens, D hidden size, V vocabulary, r rank of an adapter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penchant.engine.linear import compute_dtype, linear_log_probs
+from penchant.engine.one_kernel import capped
+from penchant.engine.tied import Shared
+from penchant.engine.vocabulary import LowRank
+
+
+def head_log_probs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, *, softcap: float | None = None, shared: Shared | None = None
+) -> Tensor:
+    """Log-softmax of ``head(hidden)`` at the targets.
+
+    Args:
+        head: a linear layer, or what PEFT makes of one.
+        hidden: [N, D].
+        targets: [N] int64.
+        softcap, shared: as in `linear_log_probs`.
+
+    Returns:
+        [N] log-probs, nats, in float32 or better.
+    """
+    layer = _active_layer(head)
+    if _is_linear(layer):
+        hidden = hidden.to(compute_dtype(layer.weight))
+        return linear_log_probs(hidden, layer.weight, layer.bias, targets, softcap=softcap, shared=shared)
+    if lora_rank(layer):
+        base = layer.base_layer
+        hidden = hidden.to(compute_dtype(base.weight))
+        adapter = _low_rank(layer, hidden)
+        return linear_log_probs(
+            hidden, base.weight, base.bias, targets, softcap=softcap, shared=shared, adapter=adapter
+        )
+    logits = head(hidden.to(compute_dtype(next(head.parameters()))))
+    log_probs = capped(logits, softcap).log_softmax(-1)
+    return log_probs.gather(-1, targets[:, None])[:, 0]
+
+
+def lora_rank(head: nn.Module) -> int:
+    """The rank of all low-rank adapters in use on a linear head; 0 where there are none, or of another kind."""
+    layer = _active_layer(head)
+    if not hasattr(layer, "lora_A"):
+        return 0
+    from peft.tuners.lora import Linear
+
+    if not isinstance(layer, Linear) or layer.disable_adapters or layer.merged or not _is_linear(layer.base_layer):
+        return 0
+    names = _active_names(layer)
+    # Variants (DoRA and others) and biases of adapters compute something else.
+    if any(name in layer.lora_variant or layer.lora_bias[name] for name in names):
+        return 0
+    return sum(layer.r[name] for name in names)
+
+
+def _low_rank(layer: Any, hidden: Tensor) -> LowRank:
+    low, up = [], []
+    for name in _active_names(layer):
+        down = layer.lora_A[name]
+        inputs = layer.lora_dropout[name](hidden.to(down.weight.dtype))
+        low.append((down(inputs) * layer.scaling[name]).to(hidden.dtype))
+        up.append(layer.lora_B[name].weight)
+    return LowRank(torch.cat(low, -1), torch.cat(up, -1)) if len(low) > 1 else LowRank(low[0], up[0])
+
+
+def _active_names(layer: Any) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
+def _active_layer(head: Any) -> Any:
+    """The layer that computes what the head does: a trained copy, or the one under adapters that are off or merged."""
+    if _is_linear(head):
+        return head
+    if hasattr(head, "modules_to_save"):
+        copies = head.modules_to_save
+        names = head.active_adapters
+        used = not head.disable_adapters and names and all(name in copies for name in names)
+        return _active_layer(copies[names[0]] if used else head.original_module)
+    if hasattr(head, "lora_A") and head.disable_adapters != head.merged:
+        return _active_layer(head.base_layer)
+    return head
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a layer computes a linear layer's product and nothing else."""
+    return type(layer).forward is nn.Linear.forward and not layer._forward_hooks and not layer._forward_pre_hooks

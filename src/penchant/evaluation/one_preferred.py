@@ -1,0 +1,125 @@
+"""Where the one preferred candidate of more than two stands by a score: hit ratio, NDCG and reciprocal rank.
+
+Legend: O groups with one preferred candidate among more than two, C candidates of all groups in one row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from penchant.data.groups import PreferenceGroup
+from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_mean
+
+CUTOFFS = (5, 10)
+"""The k of NDCG, and of hit ratio beyond 1 where candidates are more."""
+
+CHOSEN_FROM = "over groups of more than 2 candidates of which one is preferred to all others and no other pair is known"
+_TIES = "the mean over all orders of ties"
+CHOICE_METRICS = {
+    **{
+        f"hit_ratio@{k}": f"share of groups whose preferred candidate is among the {k} highest by {{score}}; {_TIES}"
+        for k in (1, *CUTOFFS)
+    },
+    "mrr": f"1 / rank of the preferred candidate by {{score}}; {_TIES}",
+    **{
+        f"ndcg@{k}": f"1 / log2(1 + rank) of the preferred candidate by {{score}}, 0 beyond rank {k}; {_TIES}"
+        for k in CUTOFFS
+    },
+}
+"""Name -> definition of each; a mean over groups."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the target stands among the candidates, the best first.
+
+    Attributes:
+        above: candidates with a higher score.
+        tied: with the same score, itself among them.
+    """
+
+    above: int
+    tied: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float], target: int) -> Place:
+        """The place of the candidate `target` by [K] scores."""
+        own = scores[target]
+        return cls(sum(score > own for score in scores), sum(score == own for score in scores))
+
+    def hit(self, k: int) -> float:
+        """Probability to be among the first k, ties in random order."""
+        return min(1.0, max(0.0, (k - self.above) / self.tied))
+
+    def ndcg(self, k: int) -> float:
+        """Expected ``1 / log2(1 + rank)`` within the first k (one relevant item: the ideal is 1)."""
+        return self._mean(lambda rank: 1 / math.log2(1 + rank) if rank <= k else 0.0)
+
+    def reciprocal(self) -> float:
+        """Expected ``1 / rank``."""
+        return self._mean(lambda rank: 1 / rank)
+
+    def _mean(self, value: Callable[[int], float]) -> float:
+        return sum(value(self.above + i) for i in range(1, self.tied + 1)) / self.tied
+
+
+def one_preferred(group: PreferenceGroup) -> int | None:
+    """The candidate that is preferred to all of two or more others, where nothing else is known; None elsewhere."""
+    pairs, k = set(group.pairs), len(group.candidates)
+    if k < 3 or len(pairs) != k - 1:
+        return None
+    (best, *others) = {better for better, _ in pairs}
+    return best if not others and {worse for _, worse in pairs} == set(range(k)) - {best} else None
+
+
+@dataclass(frozen=True)
+class OnePreferred:
+    """The groups with one preferred candidate, among others.
+
+    Attributes:
+        target: [O] the preferred candidate of each.
+        sizes: [O] how many candidates it is one of.
+        first: [O] place of the group's first candidate in the row of candidates.
+        prompt: [O] numbers.
+    """
+
+    target: list[int]
+    sizes: list[int]
+    first: list[int]
+    prompt: list[int]
+    resamples: int = 2000
+    seed: int = 0
+
+    @classmethod
+    def of(cls, groups: Sequence[PreferenceGroup], prompts: Ints, resamples: int = 2000, seed: int = 0) -> OnePreferred:
+        """Those of one preferred candidate; `prompts` numbers every group's prompt."""
+        chosen = cls([], [], [], [], resamples, seed)
+        first = 0
+        for group, prompt in zip(groups, prompts.tolist(), strict=True):
+            target = one_preferred(group)
+            if target is not None:
+                chosen.target.append(target)
+                chosen.sizes.append(len(group.candidates))
+                chosen.first.append(first)
+                chosen.prompt.append(prompt)
+            first += len(group.candidates)
+        return chosen
+
+    def compare(self, scores: Floats) -> dict[str, Estimate]:
+        """Each metric of [C] scores with its interval over prompts; nothing where there is no such group."""
+        if not self.target:
+            return {}
+        rows = zip(self.first, self.sizes, self.target, strict=True)
+        places = [Place.of(scores[first : first + size].tolist(), target) for first, size, target in rows]
+        widest = max(self.sizes)
+        values = {f"hit_ratio@{k}": [place.hit(k) for place in places] for k in (1, *CUTOFFS) if k < widest}
+        values["mrr"] = [place.reciprocal() for place in places]
+        # Beyond the widest list a second cutoff would repeat the first.
+        shown = [k for i, k in enumerate(CUTOFFS) if i == 0 or CUTOFFS[i - 1] < widest]
+        values |= {f"ndcg@{k}": [place.ndcg(k) for place in places] for k in shown}
+        return {
+            name: bootstrap_mean(numbers, self.prompt, resamples=self.resamples, seed=self.seed)
+            for name, numbers in values.items()
+        }

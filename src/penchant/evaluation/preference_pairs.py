@@ -1,0 +1,119 @@
+"""All (better, worse) pairs of many groups in one row, and how scores order them.
+
+Legend: G groups that have a pair, C candidates of all groups in one row, P pairs of all groups in one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.evaluation.calibration import Calibration, calibrate
+from penchant.evaluation.one_preferred import OnePreferred
+from penchant.evaluation.orders import Orders
+from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_auc, bootstrap_mean
+
+PairValues = Floats | NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SourceMetrics:
+    """The main metrics of one source's groups."""
+
+    groups: int
+    accuracy: Estimate
+    margin: Estimate
+
+
+@dataclass(frozen=True)
+class PreferencePairs:
+    """All pairs in one row.
+
+    Attributes:
+        chosen, rejected: [P] positions in the row of candidates.
+        group: [P] the pair's group.
+        orders, choices: the groups whose whole order is known, and those of which one is preferred to all others.
+        prompt: [G] the group's prompt; numbered in the order of the prompts' texts, so that the order of the groups
+            does not change the resamples.
+    """
+
+    chosen: Ints
+    rejected: Ints
+    group: Ints
+    prompt: Ints
+    orders: Orders
+    choices: OnePreferred
+    resamples: int
+    seed: int
+
+    @classmethod
+    def of(cls, groups: Sequence[PreferenceGroup], resamples: int, seed: int) -> PreferencePairs:
+        """The pairs of groups that have some."""
+        rows, start = [], 0
+        for g, group in enumerate(groups):
+            rows += [(start + better, start + worse, g) for better, worse in group.pairs]
+            start += len(group.candidates)
+        chosen, rejected, numbers = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        prompt = prompt_numbers(groups)
+        orders = Orders.of(groups, prompt, resamples, seed)
+        choices = OnePreferred.of(groups, prompt, resamples, seed)
+        return cls(chosen, rejected, numbers, prompt, orders, choices, resamples, seed)
+
+    def margins(self, scores: Floats) -> Floats:
+        """[P] chosen minus rejected of [C] scores."""
+        return scores[self.chosen] - scores[self.rejected]
+
+    def group_means(self, values: PairValues) -> Floats:
+        """[G] means of [P] values over each group's pairs."""
+        return np.bincount(self.group, weights=values) / np.bincount(self.group)
+
+    def mean(self, values: PairValues) -> Estimate:
+        """Mean over groups of [P] values."""
+        return bootstrap_mean(self.group_means(values), self.prompt, resamples=self.resamples, seed=self.seed)
+
+    def compare(self, scores: Floats) -> dict[str, Estimate]:
+        """How [C] scores order the pairs, and whole groups where their order is known."""
+        margins = self.margins(scores)
+        pools = scores[self.chosen], scores[self.rejected]
+        auc = bootstrap_auc(*pools, self.prompt[self.group], resamples=self.resamples, seed=self.seed)
+        of_pairs = {"accuracy": self.mean(margins > 0), "auc": auc, "margin": self.mean(margins)}
+        return {**of_pairs, **self.orders.compare(scores), **self.choices.compare(scores)}
+
+    def calibrate(self, rewards: Floats, beta: float) -> Calibration:
+        """Whether [C] log-ratios times beta are calibrated."""
+        clusters = self.prompt[self.group]
+        return calibrate(self.margins(rewards), clusters, beta, resamples=self.resamples, seed=self.seed)
+
+
+def row_of(values: Sequence[Sequence[float]]) -> Floats:
+    """[C] the candidates of all groups in one row."""
+    return np.array([value for each in values for value in each], dtype=np.float64)
+
+
+def prompt_numbers(groups: Sequence[PreferenceGroup]) -> Ints:
+    """[G] a number for each group's prompt, in the order of the prompts' texts."""
+    prompts = [as_text(group.prompt) for group in groups]
+    numbers = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
+    return np.array([numbers[prompt] for prompt in prompts], dtype=np.int64)
+
+
+def metrics_by_source(
+    groups: Sequence[PreferenceGroup], pairs: PreferencePairs, margins: Floats
+) -> dict[str, SourceMetrics]:
+    """The main metrics of each source's groups; empty where there is only one source."""
+    names = np.array([group.source or "(no source)" for group in groups])
+    correct, margin = pairs.group_means(margins > 0), pairs.group_means(margins)
+    found = sorted(set(names.tolist()))
+    metrics = {}
+    for name in found if len(found) > 1 else ():
+        of = names == name
+        accuracy, mean_margin = (
+            bootstrap_mean(values[of], pairs.prompt[of], resamples=pairs.resamples, seed=pairs.seed)
+            for values in (correct, margin)
+        )
+        metrics[name] = SourceMetrics(int(of.sum()), accuracy, mean_margin)
+    return metrics

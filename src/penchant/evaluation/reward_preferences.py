@@ -1,0 +1,138 @@
+"""A reward model measured on held-out preferences: by its rewards, as a language model is by its log-probs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.distribution import World, shard
+from penchant.engine.frozen import FrozenModel
+from penchant.engine.loading import check_vocabulary, load_tokenizer
+from penchant.engine.reward_model import load_reward_model
+from penchant.engine.scoring import choose_reward_scorer, sample_groups, score_groups
+from penchant.errors import ConfigError, ModelError
+from penchant.evaluation.files import write_atomically
+from penchant.evaluation.held_out import Reading, read_held_out
+from penchant.evaluation.metric_definitions import REWARD, definitions
+from penchant.evaluation.preference_pairs import PreferencePairs, metrics_by_source, row_of
+from penchant.evaluation.preferences import PreferenceReport
+
+
+@dataclass(frozen=True)
+class RewardedGroup:
+    """A group and its K candidates' rewards.
+
+    Attributes:
+        rewards: K outputs of the model's head.
+        tokens: K counts of the candidates' tokens, end-of-turn included.
+        prompt_tokens: tokens of the prompt.
+    """
+
+    group: PreferenceGroup
+    rewards: tuple[float, ...]
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+
+
+def score_rewards(
+    model: str,
+    groups: Sequence[PreferenceGroup],
+    world: World,
+    *,
+    reading: Reading,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[RewardedGroup]:
+    """Rewards of every candidate by a reward model of one output, on this process's device.
+
+    Args:
+        model: folder or hub id.
+        tell: called with what happened to rows.
+
+    Raises:
+        PenchantError: the model cannot be loaded or has several outputs; or rows do not fit.
+    """
+    dtype = torch.bfloat16 if reading.dtype == "bfloat16" else torch.float32
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
+    loaded = load_reward_model(model, dtype=dtype).to(world.device)
+    check_vocabulary(loaded, tokenizer, model)
+    if loaded.config.num_labels != 1 or not hasattr(loaded, "score"):
+        raise ConfigError(
+            f"the classifier {type(loaded).__name__} has {loaded.config.num_labels} outputs: {loaded.config.id2label}; "
+            "a causal reward model with one output is measured",
+            where=model,
+            fix=f"rank by one of its outputs: penchant rank {model} --data FILE --by reward --label 0",
+        )
+    tokenized = read_held_out(FrozenModel(loaded, tokenizer, reading.rendering), model, groups, reading, tell)
+    choice = choose_reward_scorer(loaded, sample_groups(tokenized))
+    if choice.notice:
+        tell(choice.notice)
+    shard(choice.scorer, world)
+    rewards = score_groups(choice.scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
+    return [_rewarded(group, numbers) for group, numbers in zip(tokenized, rewards, strict=True)]
+
+
+def evaluate_rewards(rewarded: Sequence[RewardedGroup], *, resamples: int = 2000, seed: int = 0) -> PreferenceReport:
+    """Accuracy, AUC and margin of rewards, each with a 95 % interval over prompts; means as `evaluate_preferences`.
+
+    Raises:
+        ModelError: a reward is not finite.
+    """
+    _require_finite(rewarded)
+    measured = [each for each in rewarded if each.group.pairs]
+    groups = [each.group for each in measured]
+    pairs = PreferencePairs.of(groups, resamples, seed)
+    rewards, tokens = row_of([each.rewards for each in measured]), row_of([each.tokens for each in measured])
+    metrics = {
+        **pairs.compare(rewards),
+        "ties": pairs.mean(pairs.margins(rewards) == 0),
+        "length_accuracy": pairs.mean(pairs.margins(tokens) > 0),
+    }
+    return PreferenceReport(
+        groups=len(measured),
+        groups_without_pairs=len(rewarded) - len(measured),
+        pairs=len(pairs.group),
+        prompts=len(set(pairs.prompt.tolist())),
+        metrics=metrics,
+        by_source=metrics_by_source(groups, pairs, pairs.margins(rewards)),
+        calibration=None,
+        definitions=definitions(metrics, {"": REWARD}),
+    )
+
+
+def write_rewards(rewarded: Sequence[RewardedGroup], path: Path) -> None:
+    """Write a JSON line for each group: ``id``, ``prompt_tokens``, and each candidate's reward and tokens.
+
+    Raises:
+        ModelError: a reward is not finite.
+        ConfigError: the file cannot be written.
+    """
+    _require_finite(rewarded)
+    lines = []
+    for each in rewarded:
+        numbers = zip(each.rewards, each.tokens, strict=True)
+        candidates = [{"reward": reward, "tokens": tokens} for reward, tokens in numbers]
+        line = {"id": each.group.id, "prompt_tokens": each.prompt_tokens, "candidates": candidates}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(lines))
+
+
+def _rewarded(group: TokenizedGroup, rewards: Sequence[float]) -> RewardedGroup:
+    return RewardedGroup(group.group, tuple(rewards), tuple(map(len, group.responses)), len(group.prompt))
+
+
+def _require_finite(rewarded: Sequence[RewardedGroup]) -> None:
+    for each in rewarded:
+        for k, reward in enumerate(each.rewards):
+            if not math.isfinite(reward):
+                raise ModelError(
+                    f"the reward of candidate {k} is {reward}, expected a finite number",
+                    where=f"group {each.group.id}",
+                    fix="score in float32 (--dtype float32); if it stays so, the model's weights are damaged",
+                )

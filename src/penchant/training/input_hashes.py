@@ -1,0 +1,189 @@
+"""What runs are started from, by content: a path says too little, for what stands there may be another by now.
+
+A file's hash is that of its bytes. One larger than `WHOLE` is hashed by its size, its first and last block and `BLOCKS`
+blocks between them, which a few megabytes of reading do: training changes every weight, and so some of these; a change
+of a few bytes may be missed there. Its time of change is recorded as a hint and never decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from penchant.config import RunConfig
+from penchant.config_objective import method_files
+from penchant.engine.loading import adapter_base
+from penchant.errors import ConfigError
+
+WHOLE = 256 * 2**20
+"""Bytes up to which a file is read whole."""
+
+BLOCKS, BLOCK = 510, 2**14
+"""Blocks sampled within a larger file beside its ends, and the bytes of each."""
+
+SCHEME = 2
+"""Of these records: what an older one holds is hashed otherwise."""
+
+_PARTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.jinja",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "spiece.model",
+)
+"""A model folder's files that are read; a run's folder holds many others, some written later."""
+
+_HUB_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
+
+Stamp = Mapping[str, Any]
+"""Of one file: ``hash``, ``size`` in bytes, ``modified`` in nanoseconds; of a model on the hub ``hash``, its commit."""
+
+Input = Mapping[str, Any]
+"""Of one key of the configuration: ``path``, and ``files``, by name the stamp of each."""
+
+
+def input_hashes(config: RunConfig, keys: Collection[str] | None = None) -> dict[str, Input]:
+    """Hashes of all files and models that a configuration names, its data aside, by key of the configuration.
+
+    A model on the hub is known by its commit in the local cache; one that is not there yet has no files.
+
+    Args:
+        keys: those to hash; None is all.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    return {
+        key: {"path": path, "files": stamps(path)}
+        for key, (path, stamps) in _named(config).items()
+        if keys is None or key in keys
+    }
+
+
+def named_paths(config: RunConfig) -> dict[str, str]:
+    """By key of the configuration the files, functions and models that it names, its data aside."""
+    return {key: path for key, (path, _) in _named(config).items()}
+
+
+def changed_inputs(before: Mapping[str, Input], now: Mapping[str, Input]) -> dict[str, list[str]]:
+    """By key the files whose contents are others now, or that came or went; only of keys that both records have."""
+    changed = {}
+    for key in before.keys() & now.keys():
+        old, new = before[key]["files"], now[key]["files"]
+        # A model on the hub that was not in the cache says nothing.
+        names = old.keys() | new.keys() if old and new else ()
+        differ = [name for name in sorted(names) if _hash(old, name) != _hash(new, name)]
+        if differ:
+            changed[key] = differ
+    return dict(sorted(changed.items()))
+
+
+def touched_inputs(before: Mapping[str, Input], now: Mapping[str, Input]) -> list[str]:
+    """Large files that were written since and whose sampled blocks are the same."""
+    return [
+        f"{key} ({now[key]['path']}): {name}"
+        for key in sorted(before.keys() & now.keys())
+        for name, stamp in now[key]["files"].items()
+        if str(stamp["hash"]).startswith("sampled-")
+        and _hash(before[key]["files"], name) == stamp["hash"]
+        and before[key]["files"][name].get("modified") != stamp.get("modified")
+    ]
+
+
+def _hash(files: Mapping[str, Stamp], name: str) -> str | None:
+    return files[name]["hash"] if name in files else None
+
+
+def _named(config: RunConfig) -> dict[str, tuple[str, Callable[[str], dict[str, Stamp]]]]:
+    """Key -> what it names, and how that is hashed."""
+    reward = config.reward
+    judge = None if reward is None else reward.judge
+    named: dict[str, tuple[str | None, Callable[[str], dict[str, Stamp]]]] = {
+        "model": (config.model, _model_stamps),
+        "reference": (config.reference, _model_stamps),
+        **{f"references.{i}": (name, _model_stamps) for i, name in enumerate(config.references)},
+        "reward.model": (None if reward is None else reward.model, _model_stamps),
+        "reward.function": (None if reward is None else reward.function, _function_stamps),
+        "reward.judge.prompt": (None if judge is None else judge.prompt, _file_stamps),
+        "data.chat_template": (config.data.chat_template, _file_stamps),
+    }
+    methods = list(method_files(config.objective))
+    for number, file in enumerate(methods):
+        named["objective.file" if len(methods) == 1 else f"objective.file.{number}"] = (file, _file_stamps)
+    return {key: (path, stamps) for key, (path, stamps) in named.items() if path is not None}
+
+
+def _model_stamps(source: str) -> dict[str, Stamp]:
+    """Of a folder's files (an adapter's base too), of a file, or of a model on the hub."""
+    path = Path(source)
+    if path.is_file():
+        return _file_stamps(source)
+    if not path.is_dir():
+        commit = _hub_commit(source)
+        return {} if commit is None else {"commit": {"hash": commit}}
+    files = sorted({file for part in _PARTS for file in path.glob(part) if file.is_file()})
+    stamps = {file.name: _stamp(file) for file in files}
+    if (base := adapter_base(source)) is not None:
+        stamps.update({f"base {base}: {name}": stamp for name, stamp in _model_stamps(base).items()})
+    return stamps
+
+
+def _function_stamps(where: str) -> dict[str, Stamp]:
+    """Of the file that a function stands in; the function is not called, nor its module run."""
+    module = where.rpartition(":")[0]
+    if module.endswith(".py"):
+        return _file_stamps(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # told where the function is called
+        return {}
+    return {} if spec is None or spec.origin is None or not Path(spec.origin).is_file() else _file_stamps(spec.origin)
+
+
+def _file_stamps(path: str) -> dict[str, Stamp]:
+    return {Path(path).name: _stamp(Path(path))}
+
+
+def _stamp(file: Path) -> Stamp:
+    try:
+        status = file.stat()
+        digest = _content_hash(file) if status.st_size <= WHOLE else _sampled_hash(file, status.st_size)
+    except OSError as error:
+        raise ConfigError(f"it cannot be read: {error.strerror}", where=str(file), fix="check the path") from error
+    return {"hash": digest, "size": status.st_size, "modified": status.st_mtime_ns}
+
+
+def _content_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+
+
+def _sampled_hash(file: Path, size: int) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        for number in range(BLOCKS + 2):
+            stream.seek((size - BLOCK) * number // (BLOCKS + 1))
+            digest.update(stream.read(BLOCK))
+    return f"sampled-{digest.hexdigest()[:32]}"
+
+
+def _hub_commit(source: str) -> str | None:
+    """The commit that a hub id stands for in the local cache; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        files = [try_to_load_from_cache(source, name) for name in _HUB_FILES]
+    except HFValidationError:
+        return None
+    return next((Path(file).parent.name for file in files if isinstance(file, str)), None)

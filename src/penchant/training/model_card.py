@@ -1,0 +1,234 @@
+"""A saved folder's README.md: a model card with Hugging Face metadata, so that the folder can be pushed as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penchant.config import RunConfig, load_config
+from penchant.config_objective import describe_objective
+from penchant.engine.loading import adapter_base
+from penchant.engine.saved_dtype import stored_types
+from penchant.evaluation.files import write_atomically
+from penchant.training.model_source import ModelSource, describe_source
+from penchant.training.references import reference_sources
+from penchant.training.saved_kind import SavedKind
+
+FILE = "README.md"
+
+_TRAINING = (
+    *("epochs", "max_steps", "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm"),
+    *("dtype", "seed"),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says; absent parts are left out.
+
+    Attributes:
+        name: the folder's.
+        what: one sentence.
+        base: the model that training started from.
+        kind: decides the metadata and how it is loaded.
+        tags: beside `penchant`.
+        rows: name and value of what made it.
+        data: lines on the data.
+        held_out: metric, before, after.
+        notes: sentences under the table of numbers.
+        versions: packages by name.
+        datasets: hub ids.
+    """
+
+    name: str
+    what: str
+    base: ModelSource
+    kind: SavedKind
+    tags: Sequence[str] = ()
+    rows: Sequence[tuple[str, str]] = ()
+    data: Sequence[str] = ()
+    held_out: Sequence[tuple[str, str, str]] = ()
+    notes: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    datasets: Sequence[str] = ()
+
+    def text(self) -> str:
+        """The whole file."""
+        return "\n\n".join(part for part in (self._front(), *self._body()) if part) + "\n"
+
+    def _front(self) -> str:
+        metadata: dict[str, Any] = {
+            "base_model": self.base.hub_name,
+            "library_name": "peft" if self.kind.adapter else "transformers",
+            "pipeline_tag": "text-classification" if self.kind.reward else "text-generation",
+            "tags": ["penchant", *self.tags],
+        }
+        if self.datasets:
+            metadata["datasets"] = list(self.datasets)
+        metadata |= self.base.license
+        return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
+
+    def _body(self) -> list[str]:
+        return [
+            f"# {self.name}",
+            self.what,
+            _section("How it was made", _table(("", ""), self.rows)),
+            _section("Data", "\n".join(f"- {line}" for line in self.data)),
+            _section("Held-out", _table(("metric", "before", "after"), self.held_out), *self.notes),
+            _section("Loading", self.kind.loading(self.base)),
+            _section("Licence", self.base.license_text),
+            _section("Versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+        ]
+
+
+def write_model_card(folder: Path, config: RunConfig) -> None:
+    """Write the card of a run's folder, from what stands in it; with held-out numbers once they were measured."""
+    write_atomically(folder / FILE, run_card(folder, config, SavedKind.of(folder), folder).text())
+
+
+def write_merged_card(source: Path, output: Path) -> None:
+    """Write the card of a folder that an adapter was merged into.
+
+    Args:
+        source: the adapter's folder, a run's or another's.
+    """
+    kind = SavedKind.of(output)
+    if (source / "config.yaml").is_file() and (source / "run.json").is_file():
+        card = run_card(source, load_config(source / "config.yaml"), kind, output)
+        note = "The numbers are those of the adapter beside its base, before it was merged."
+        card = Card(**{**vars(card), "name": output.name, "notes": [*card.notes, note] if card.held_out else []})
+    else:
+        base = describe_source(adapter_base(str(source)) or str(source))
+        what = f"{base.name} with the adapter {source.name} merged into its weights."
+        card = Card(output.name, what, base, kind, rows=_weights_rows(output, base))
+    write_atomically(output / FILE, card.text())
+
+
+def run_card(folder: Path, config: RunConfig, kind: SavedKind, weights: Path) -> Card:
+    """The card of a run.
+
+    Args:
+        folder: the run's.
+        weights: the folder whose weights are described.
+    """
+    base, method = describe_source(config.model), config.method
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    made = "a reward model" if kind.reward else "a language model with a preference head" if kind.head else ""
+    made = made or ("an adapter" if kind.adapter else "a language model")
+    tags = [method.name, *(["lora"] if config.lora is not None else [])]
+    held_out, notes = _held_out(folder, weights, config)
+    return Card(
+        name=Path(config.output).name or folder.name,
+        what=f"{made[0].upper()}{made[1:]} trained from {base.name} with `{method.name}`.",
+        base=base,
+        kind=kind,
+        tags=[*tags, *(["reward-model"] if kind.reward else []), *(["preference-head"] if kind.head else [])],
+        rows=[*_method_rows(config, base), *_weights_rows(weights, base)],
+        data=[*_data_lines(config), f"fingerprint of all token ids and preferences: `{record['data']}`"],
+        held_out=held_out,
+        notes=notes,
+        versions=_versions(record["environment"]),
+        datasets=[config.data.train] if _is_hub_id(config.data.train) else [],
+    )
+
+
+def metric_text(value: object) -> str | None:
+    """A metric of evaluation.json with its 95 % interval; None where it is none or has no value."""
+    if not isinstance(value, dict) or value.get("value") is None:
+        return None
+    if value.get("low") is None:
+        return f"{value['value']:.4f}"
+    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+
+
+def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
+    settings = describe_objective(config.method, config.objective)
+    shown = {name: value for name, value in settings.items() if name not in ("name", "file")}
+    rows = [("starting model", base.name), ("method", f"`{config.method.name}`")]
+    if shown:
+        rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in shown.items())))
+    names = [base.name if source is None else describe_source(source).name for source in reference_sources(config)]
+    if names:
+        rows.append(("reference" if len(names) == 1 else "references", ", ".join(names)))
+    if config.reward is not None:
+        judge = config.reward.judge
+        named = config.reward.model or config.reward.function or (judge.model if judge is not None else "")
+        rows.append(("reward", Path(named).name))
+    if config.lora is not None:
+        lora = config.lora
+        rows.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, targets {lora.targets}"))
+    training = config.training.model_dump()
+    unused = "epochs" if config.training.max_steps is not None else "max_steps"
+    listed = [f"{name} {training[name]}" for name in _TRAINING if name != unused]
+    return [*rows, ("training", ", ".join(listed))]
+
+
+def _weights_rows(folder: Path, base: ModelSource) -> list[tuple[str, str]]:
+    types = ", ".join(stored_types(folder))
+    rows = [("weights on disk", types)] if types else []
+    if base.gguf is not None:
+        noisy = base.gguf not in ("F32", "F16", "BF16")
+        noise = "; they carry its rounding, and so does this model" if noisy else ""
+        rows.append(("base's weights", f"read from a GGUF file of type {base.gguf}{noise}"))
+    return rows
+
+
+def _data_lines(config: RunConfig) -> list[str]:
+    data = config.data
+    lines = [f"trained on {_file_name(data.train)}" + (f", split {data.split}" if data.split else "")]
+    if isinstance(data.held_out, float):
+        lines.append(f"{data.held_out:.0%} of its prompts held out")
+    elif data.held_out is not None or data.held_out_split is not None:
+        split = f", split {data.held_out_split}" if data.held_out_split else ""
+        lines.append(f"held out: {_file_name(data.held_out or data.train)}{split}")
+    return lines
+
+
+def _held_out(folder: Path, weights: Path, config: RunConfig) -> tuple[list[tuple[str, str, str]], list[str]]:
+    file = folder / "evaluation.json"
+    if not file.is_file():
+        return [], []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows, notes = [], []
+    before, after = found.get("before"), found.get("after")
+    if after is not None:
+        cells = {name: [metric_text(part.get(name)) or "" for part in (before, after)] for name in after["definitions"]}
+        rows += [(name, first, second) for name, (first, second) in cells.items() if first or second]
+        notes.append(f"{after['groups']} groups; in brackets the 95 % interval of a bootstrap over prompts.")
+    if (choosing := metric_text(found.get("reward_accuracy"))) is not None:
+        rows.append(("reward_accuracy", "", choosing))
+    types = stored_types(weights)
+    if rows and config.lora is None and types != ["float32"]:
+        notes.append(f"Measured on the weights as saved, in {', '.join(types)}; metrics.jsonl holds float32's numbers.")
+    return rows, notes
+
+
+def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    names = ("penchant", "torch", "transformers", "peft", "tokenizers", "datasets", "python")
+    return {name: str(environment[name]) for name in names if name in environment}
+
+
+def _section(title: str, *parts: str) -> str:
+    return "\n\n".join((f"## {title}", *parts)) if parts and parts[0] else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _file_name(source: str) -> str:
+    """A file's name without its folders, which are this machine's; a hub id whole."""
+    return source if _is_hub_id(source) else Path(source).name
+
+
+def _is_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).exists()

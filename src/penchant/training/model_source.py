@@ -1,0 +1,117 @@
+"""Where a starting model came from, in words that mean something on another machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penchant.engine.gguf_reading import is_gguf
+from penchant.engine.loading import adapter_base
+from penchant.engine.saved_dtype import stored_types
+
+_LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A starting model.
+
+    Attributes:
+        name: for people: a hub id, or a folder's or file's name without the folders above it.
+        hub_name: for a card's `base_model`: the same, in the letters that the hub allows.
+        local: whether it is a folder or file that is on no hub, as far as is known.
+        gguf: the type of most weights in a GGUF file, as in ``Q4_1``; None of other models.
+        license: the keys of a card's metadata that say it; empty where none is known.
+        license_file: whether a file of that name stands beside it.
+    """
+
+    name: str
+    hub_name: str
+    local: bool
+    gguf: str | None = None
+    license: Mapping[str, Any] = field(default_factory=dict)
+    license_file: bool = False
+
+    @property
+    def license_text(self) -> str:
+        """One sentence."""
+        if self.license:
+            return f"As the base model's: {self.license.get('license_name') or self.license.get('license')}."
+        beside = "a licence file stands beside the base model" if self.license_file else "the base model's is not known"
+        return f"None is given here: {beside}; read it before this model is shared."
+
+
+def describe_source(source: str) -> ModelSource:
+    """Read off a model's folder, GGUF file, or the local cache of a hub id; an adapter folder counts by its base."""
+    path = Path(source)
+    if is_gguf(source) and path.is_file():
+        name = path.stem
+        found = _gguf_license(source)
+        return ModelSource(name, _allowed(name), local=True, gguf=stored_types(path)[0], license=found)
+    if not path.is_dir():
+        return ModelSource(source, source, local=False, license=_license(_cached_card(source)))
+    if (base := adapter_base(source)) is not None:
+        below = describe_source(base)
+        name = f"{path.resolve().name} (an adapter on {below.name})"
+        return ModelSource(name, below.hub_name, below.local, below.gguf, _license(path / "README.md") or below.license)
+    hub_id = _of_cache(path)
+    name = hub_id or path.resolve().name
+    return ModelSource(
+        name,
+        hub_id or _allowed(name),
+        local=hub_id is None,
+        license=_license(path / "README.md"),
+        license_file=any(path.glob("LICEN[CS]E*")),
+    )
+
+
+def card_metadata(file: Path | None) -> dict[str, Any]:
+    """The YAML in front of a card; empty where there is none, or none that can be read."""
+    if file is None or not file.is_file():
+        return {}
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    match = re.match(r"\s*---[ \t]*\n(.*?)\n---", text, re.DOTALL)
+    try:
+        values = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _license(file: Path | None) -> dict[str, Any]:
+    values = card_metadata(file)
+    return {key: values[key] for key in _LICENSE_KEYS if isinstance(values.get(key), (str, list))}
+
+
+def _cached_card(source: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, "README.md")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _of_cache(path: Path) -> str | None:
+    """The hub id of a folder in the hub's local cache: .../models--org--name/snapshots/COMMIT."""
+    above = path.absolute().parents
+    name = above[1].name if len(above) > 1 and above[0].name == "snapshots" else ""
+    return name.removeprefix("models--").replace("--", "/") if name.startswith("models--") else None
+
+
+def _gguf_license(source: str) -> dict[str, Any]:
+    from penchant.engine.gguf_reading import gguf_library
+
+    field_ = gguf_library().GGUFReader(source).get_field("general.license")
+    return {} if field_ is None else {"license": str(field_.contents())}
+
+
+def _allowed(name: str) -> str:
+    return re.sub(r"[^\w.-]+|--+|\.\.+", "-", name, flags=re.ASCII).strip("-.")[:96] or "model"

@@ -1,0 +1,295 @@
+"""Tool calls, tools and whatever else stands beside a conversation, in the spellings that data sets have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.data.checks import check_groups
+from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.messages import Context, Conversation, context_of, is_blank
+from penchant.data.reading import GroupSet, read_groups
+from penchant.data.review import Review
+from penchant.data.splitting import split_by_prompt
+from penchant.data.writing import write_groups
+from penchant.errors import DataError
+
+SCHEMA = {"name": "weather", "description": "Of a city.", "parameters": {"type": "object", "properties": {}}}
+TOOL = {"type": "function", "function": SCHEMA}
+USER = {"role": "user", "content": "Rain in Rome?"}
+ANSWER = {"role": "assistant", "content": "No."}
+
+
+def call(city: str, **fields: Any) -> dict[str, Any]:
+    return {**fields, "type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+
+
+def calling(city: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [call(city)]}
+
+
+RESULT = {"role": "tool", "content": '{"rain": false}'}
+WHOLE = (USER, calling("Rome"), RESULT)
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Any:
+    def reader(*rows: Any, **options: Any) -> GroupSet:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return read_groups(file, **options)
+
+    return reader
+
+
+OPENAI = [
+    USER,
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]},
+    {**RESULT, "tool_call_id": "c1", "name": "weather"},
+    ANSWER,
+]  # fmt: skip
+TURNS = [
+    {"from": "human", "value": "Rain in Rome?"},
+    {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Rome"}}'},
+    {"from": "observation", "value": '{"rain": false}'},
+    {"from": "gpt", "value": "No."},
+]
+SWIFT = [
+    USER,
+    {"role": "tool_call", "content": '{"name": "weather", "arguments": {"city": "Rome"}}'},
+    {"role": "tool_response", "content": '{"rain": false}'},
+    ANSWER,
+]
+OLD = [
+    USER,
+    {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": '{"city": "Rome"}'}},
+    {"role": "function", "name": "weather", "content": '{"rain": false}'},
+    ANSWER,
+]
+CALLED = {**calling("Rome"), "content": ""}
+SPELLINGS: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
+    ("OpenAI", {"messages": OPENAI, "tools": [TOOL]},
+     (USER, {"role": "assistant", "tool_calls": [call("Rome", id="c1")]},
+      {**RESULT, "tool_call_id": "c1", "name": "weather"})),
+    ("TRL", {"prompt": [USER], "completion": [calling("Rome"), RESULT, ANSWER], "tools": json.dumps([SCHEMA])},
+     (USER,)),
+    ("LLaMA-Factory", {"conversations": TURNS, "tools": json.dumps([SCHEMA])}, (USER, CALLED, RESULT)),
+    ("ms-swift", {"messages": SWIFT, "tools": json.dumps([json.dumps(SCHEMA)])}, (USER, CALLED, RESULT)),
+    ("OpenAI's functions", {"messages": OLD, "tools": [{"type": "function", **SCHEMA}]},
+     (*WHOLE[:2], {**RESULT, "name": "weather"})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "prompt"), [case[1:] for case in SPELLINGS], ids=[case[0] for case in SPELLINGS])
+def test_every_spelling_is_read_as_one(read: Any, row: dict[str, Any], prompt: tuple[Any, ...]) -> None:
+    (group,) = read(row).groups
+    assert group.prompt == Conversation(prompt, Context(tools=(TOOL,)))
+    assert group.candidates[0][-1] == ANSWER
+
+
+def test_parallel_calls_in_turns_of_their_own_are_one_turn(read: Any) -> None:
+    both = [TURNS[0], {"from": "gpt", "value": "I look."}, TURNS[1], TURNS[1], TURNS[2], TURNS[3]]
+    found = read({"conversations": both})
+    assert found.groups[0].prompt[1] == {
+        "role": "assistant",
+        "content": "I look.",
+        "tool_calls": [call("Rome"), call("Rome")],
+    }
+    assert any("2 x calls joined to the assistant's turn" in note for note in found.notes)
+
+
+def test_a_call_turn_with_a_thought_in_front(read: Any) -> None:
+    turn = {"from": "function_call", "value": "<think>hm</think>" + TURNS[1]["value"]}
+    (group,) = read({"conversations": [TURNS[0], turn]}).groups
+    assert group.candidates[0] == ({**calling("Rome"), "content": "<think>hm</think>"},)
+
+
+def test_a_call_turn_that_is_no_json_stays_text_and_is_counted(read: Any) -> None:
+    found = read({"conversations": [TURNS[0], {"from": "function_call", "value": "weather()"}, TURNS[3]]})
+    assert found.groups[0].prompt[1] == {"role": "assistant", "content": "weather()"}
+    assert any("that are no JSON" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        (
+            {"prompt": [USER], "completion": [{"role": "assistant", "tool_calls": [
+                {"function": {"name": "weather", "arguments": "{city}"}}]}]},
+            "column 'completion[0].tool_calls[0].function.arguments' is text, \"{city}\"; expected the call's arg",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]},
+         "column 'messages[0].content[0].type' is text, \"image_url\"; expected parts of type text"),
+        ({"messages": [USER, ANSWER], "tools": "weather"}, "column 'tools' is text, \"weather\"; expected a list of"),
+        ({"messages": [USER, ANSWER], "tools": [{"parameters": {}}]}, "column 'tools[0]' is an object"),
+        ({"messages": [USER, ANSWER], "chat_template_kwargs": {"tools": []}}, "no variable 'tools', which is a column"),
+        ({"messages": [USER, ANSWER], "documents": ["x"]}, "column 'documents[0]' is text, \"x\"; expected a document"),
+    ],
+)  # fmt: skip
+def test_refused(read: Any, row: dict[str, Any], what: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert what in caught.value.what
+    assert caught.value.where == "rows.jsonl, line 1"
+    assert caught.value.fix
+
+
+def test_parts_of_type_text_stay_parts(read: Any) -> None:
+    parts = [{"type": "text", "text": "Rain in"}, {"type": "text", "text": "Rome?"}]
+    (group,) = read({"messages": [{"role": "user", "content": parts}, ANSWER]}).groups
+    assert group.prompt[0]["content"] == parts
+    assert as_text(group.prompt) == "user: Rain in\nRome?"
+
+
+def test_tools_that_stand_in_the_system_text_too_are_counted(read: Any) -> None:
+    system = {"role": "system", "content": f"<tools>{json.dumps(SCHEMA)}</tools>"}
+    found = read({"messages": [system, USER, ANSWER], "tools": json.dumps([SCHEMA])})
+    assert any("data.columns={unused: tools}" in note for note in found.notes)
+    read({"messages": [USER, ANSWER], "tools": "weather"}, columns={"unused": "tools"})
+
+
+def test_empty_columns_are_none(read: Any) -> None:
+    (group,) = read({"messages": [USER, ANSWER], "tools": "[]", "documents": [], "chat_template_kwargs": {}}).groups
+    assert context_of(group.prompt).columns() == {}
+
+
+PAIR = {"prompt": [USER], "chosen": [calling("Rome")], "rejected": [calling("Oslo")], "tools": [TOOL]}
+
+
+def test_candidates_that_differ_in_their_call_are_two_and_none_is_empty(read: Any) -> None:
+    (group,) = read(PAIR).groups
+    assert not any(map(is_blank, group.candidates))
+    assert as_text(group.candidates[0]) != as_text(group.candidates[1])
+    report = check_groups([group])
+    assert report.checks["empty_candidates"].count == 0
+    assert report.checks["identical_in_a_pair"].count == 0
+
+
+def test_prompts_that_differ_in_their_tools_are_two(read: Any) -> None:
+    other = {**TOOL, "function": {**SCHEMA, "name": "forecast"}}
+    groups = read(PAIR, {**PAIR, "tools": [other]}, {**PAIR, "chat_template_kwargs": {"deep": True}}).groups
+    assert check_groups(groups).counts.prompts == 3
+    assert len({as_text(group.prompt) for group in groups}) == 3
+    kept, out = split_by_prompt(groups, held_out=0.3, seed=0)
+    assert (len(kept), len(out)) == (2, 1)
+    assert groups[0] != groups[1]
+
+
+def test_what_is_beside_the_messages_is_written_and_read_back(read: Any, tmp_path: Path) -> None:
+    beside = {"documents": [{"title": "t", "text": "x"}], "chat_template_kwargs": {"deep": False}}
+    groups = read(
+        {**PAIR, **beside, "chosen": [calling("Rome"), RESULT, ANSWER]}, {**PAIR, "system": "Be brief."}
+    ).groups
+    write_groups(groups, tmp_path / "out.jsonl")
+    assert read_groups(tmp_path / "out.jsonl").groups == groups
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["documents"] == beside["documents"]
+
+
+def test_a_verdict_is_of_the_tools_too(read: Any, tmp_path: Path) -> None:
+    (group,) = read(PAIR).groups
+    (changed,) = read({**PAIR, "tools": [{**TOOL, "function": {**SCHEMA, "name": "forecast"}}]}).groups
+    Review([group], tmp_path / "v.jsonl").give(group, "accept")
+    assert Review([changed], tmp_path / "v.jsonl").stale == 1
+
+
+def test_results_that_differ_after_one_call_leave_the_call_in_the_response(read: Any) -> None:
+    wet = {"role": "tool", "content": "rain"}
+    chosen, rejected = [*WHOLE, ANSWER], [USER, calling("Rome"), wet, {"role": "assistant", "content": "Yes."}]
+    (group,) = read({"chosen": chosen, "rejected": rejected}).groups
+    assert group.prompt == (USER,)
+    assert [[turn["role"] for turn in candidate] for candidate in group.candidates] == [
+        ["assistant", "tool", "assistant"]
+    ] * 2
+
+
+def test_ids_that_a_data_set_gave_to_messages_do_not_part_the_prompt(read: Any) -> None:
+    chosen, rejected = [{**USER, "id": 1}, ANSWER], [{**USER, "id": 2}, {**ANSWER, "content": "Yes."}]
+    (group,) = read({"chosen": chosen, "rejected": rejected}).groups
+    assert group.prompt == ({**USER, "id": 1},)
+
+
+def test_tables_pad_objects_with_nulls(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    other = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object", "required": ["x"]}}}
+    first_tool = {
+        "type": "function",
+        "function": {**SCHEMA, "parameters": {"properties": {"city": {"type": "string"}}}},
+    }
+    rows = [
+        {"messages": [USER, {**calling("Rome"), "content": None}], "tools": [first_tool]},
+        {"messages": [USER, ANSWER], "tools": [other]},
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    first, second = read_groups(tmp_path / "rows.parquet").groups
+    assert context_of(second.prompt).tools == (other,)
+    assert first.candidates == ((calling("Rome"),),)
+
+
+SYSTEM = "Be brief."
+SYSTEM_TURN = {"role": "system", "content": SYSTEM}
+TREE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
+WITH_SYSTEM: dict[str, dict[str, Any]] = {
+    "pairs": {"prompt": "p", "chosen": "a", "rejected": "b"},
+    "pairs of messages": {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]},
+    "implicit_prompt": {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}]},
+    "several_rejected": {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},
+    "unpaired": {"prompt": "p", "completion": "a", "label": True},
+    "unpaired messages": {"messages": [USER, ANSWER], "label": True},
+    "ranked": {"prompt": "p", "responses": ["a", "b"], "best": 1},
+    "penchant": {"prompt": "p", "candidates": ["a", "b"], "preferred": 1},
+    "ultrafeedback": {
+        "instruction": "p",
+        "completions": [{"response": "a", "score": 1}, {"response": "b", "score": 2}],
+    },
+    "llama_factory": {"conversations": [USER], "chosen": ANSWER, "rejected": ANSWER},
+    "alpaca": {"instruction": "p", "input": "", "output": ["a", "b"]},
+    "ms_swift": {"messages": [USER, ANSWER], "rejected_response": "b"},
+    "nemo_rl": {"context": [USER], "completions": [{"rank": 0, "completion": [ANSWER]}]},
+    "sft": {"prompt": "p", "completion": "a"},
+    "prompts": {"prompt": "p"},
+    "hh": {"chosen": TREE + " a", "rejected": TREE + " b"},
+}
+
+
+@pytest.mark.parametrize("row", WITH_SYSTEM.values(), ids=WITH_SYSTEM)
+def test_every_format_uses_a_system_column(read: Any, row: dict[str, Any]) -> None:
+    found, without = read({**row, "system": SYSTEM}), read(row)
+    assert (found.format, len(found.groups)) == (without.format, 1)
+    assert "not used" not in found.notes[0]
+    before, after = without.groups[0], found.groups[0]
+    assert after.prompt[0] == SYSTEM_TURN
+    if not isinstance(before.prompt, str):
+        assert after.prompt[1:] == before.prompt
+    assert after.pairs == before.pairs
+    assert all(not isinstance(candidate, str) for candidate in after.candidates)
+
+
+def test_one_row_with_a_system_text_makes_all_of_them_messages(read: Any) -> None:
+    row = WITH_SYSTEM["pairs"]
+    found = read({**row, "system": SYSTEM}, {**row, "system": ""}, {**row, "system": None})
+    assert [[turn["role"] for turn in group.prompt] for group in found.groups] == [
+        ["system", "user"],
+        ["user"],
+        ["user"],
+    ]
+    assert any("read as messages" in note for note in found.notes)
+
+
+def test_a_transcript_with_a_system_text_becomes_its_turns(read: Any) -> None:
+    (group,) = read({**WITH_SYSTEM["hh"], "system": SYSTEM}).groups
+    said = ("system", SYSTEM), ("user", "hi"), ("assistant", "hello"), ("user", "why?")
+    assert [(turn["role"], turn["content"]) for turn in group.prompt] == list(said)
+    assert [candidate[0]["content"] for candidate in group.candidates] == ["a", "b"]
+
+
+def test_conversations_are_equal_where_their_context_is() -> None:
+    alone = Conversation((USER,))
+    assert alone == (USER,) == alone
+    assert Conversation((USER,), Context(tools=(TOOL,))) != (USER,)
+    assert Conversation((USER,), Context(tools=(TOOL,))) != (USER,)
+    group = PreferenceGroup(Conversation((USER,), Context(tools=(TOOL,))), ("a",))
+    assert group != PreferenceGroup((USER,), ("a",))

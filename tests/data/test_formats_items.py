@@ -1,0 +1,48 @@
+"""Recommendation data, and preferred candidates that are named by their text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.data.reading import read_groups
+from penchant.errors import DataError
+
+TAKEN = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
+ITEMS = {"historyList": ["Up"], "itemList": ["Jaws", "Heat"], "trueSelection": "Heat"}
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"prompt": "p", "candidates": ["a", "b"], "preferred": "c"}, "which none of them is, or its 0-based index"),
+        ({"prompt": "p", "candidates": ["a", "a", "b"], "preferred": "a"}, "which 2 of them are"),
+        ({"prompt": "p", "candidates": ["a", "b"], "preferred": 2}, "the 0-based index of one of the 2 candidates"),
+        (
+            {**ITEMS, "trueSelection": "Ran"},
+            "column 'trueSelection' is text, \"Ran\"; expected the text of one of the 2",
+        ),
+        ({**ITEMS, "itemList": "[Jaws"}, "items with '::' between them"),
+        ({**ITEMS, "itemList": [["Jaws"], ["Heat"]]}, "column 'itemList[0]' is a list"),
+    ],
+)
+def test_a_preferred_text_that_is_no_candidates(tmp_path: Path, row: dict[str, Any], found: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(DataError) as error:
+        read_groups(file)
+    assert found in error.value.what
+    assert error.value.where == "rows.jsonl, line 1"
+    assert error.value.fix
+
+
+def test_recommendations_from_csv(tmp_path: Path) -> None:
+    file = tmp_path / "sdpo.csv"
+    cells = ["\"['Up', 'Ran']\"", "\"['Jaws', 'Heat']\"", "Heat"]
+    file.write_text("historyList,itemList,trueSelection\n" + ",".join(cells) + "\n" + "Up::Ran,Jaws::Heat,Heat\n")
+    read_in = read_groups(file)
+    assert read_in.format == "s_dpo"
+    assert [(of.prompt, of.candidates, of.preferred) for of in read_in.groups] == [(TAKEN, ("Jaws", "Heat"), 1)] * 2

@@ -1,0 +1,257 @@
+"""Which tokens of a conversation are learnt: the assistant's turns, each with its end, and nobody else's."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from penchant.data.groups import PreferenceGroup
+from penchant.data.rendering import Rendering
+from penchant.data.tokenization import tokenize_groups
+from penchant.data.tokenized import TokenizedGroup
+from penchant.errors import DataError
+
+_SPEC = importlib.util.spec_from_file_location("chat_shapes", Path(__file__).with_name("chat_shapes.py"))
+shapes = importlib.util.module_from_spec(_SPEC)
+sys.modules["chat_shapes"] = shapes
+_SPEC.loader.exec_module(shapes)
+SHAPES = shapes.SHAPES
+EVERY = pytest.mark.parametrize("name", list(SHAPES))
+ALL, LAST = Rendering(learn="all"), Rendering(learn="last")
+CALL = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+def user(text: str) -> Any:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str, **more: Any) -> Any:
+    return {"role": "assistant", "content": text, **more}
+
+
+TALK = (user("one?"), assistant("first <item_1>"), user("two?"), assistant("second"), user("three?"))
+
+
+def tokenized(tokenizer: Any, prompt: Any, *candidates: Any, rendering: Rendering = ALL, **settings: Any) -> Any:
+    group = PreferenceGroup(prompt, candidates, preferred=0)
+    (each,), report = tokenize_groups([group], tokenizer, **{"max_length": 10_000, "rendering": rendering, **settings})
+    return each, dict(report.counts)
+
+
+def runs(group: TokenizedGroup, tokenizer: Any, k: int = 0) -> list[str]:
+    """The learnt stretches of a response, as text."""
+    flagged = zip(group.masks[k].tolist(), group.responses[k].tolist(), strict=True)
+    return [
+        tokenizer.decode([i for _, i in run]) for learnt, run in groupby(flagged, key=lambda pair: pair[0]) if learnt
+    ]
+
+
+def whole(group: TokenizedGroup, k: int = 0) -> list[int]:
+    return [*group.prompt.tolist(), *group.responses[k].tolist()]
+
+
+@EVERY
+def test_every_turn_is_learnt_with_its_one_end_and_nothing_between(name: str) -> None:
+    tokenizer = SHAPES[name].tokenizer()
+    group, events = tokenized(tokenizer, TALK, "third")
+    end = SHAPES[name].end
+    # What a template writes behind the beginning of an answer is learnt, as of the last turn.
+    headers = {"harmony": ["<|channel|>final<|message|>"] * 3}
+    headers |= {"qwen 3": ["", "", "<think>\n\n</think>\n\n"], "mistral": [" "] * 3}
+    headers["qwen 3, calls that are special"] = headers["qwen 3"]
+    begins = headers.get(name, [""] * 3)
+    ends = ["<|end|>", "<|end|>", "<|return|>"] if name == "harmony" else [end] * 3
+    said = ["first <item_1>", "second", "third"]
+    assert runs(group, tokenizer) == [b + s + e for b, s, e in zip(begins, said, ends, strict=True)]
+    assert events["earlier_assistant_turns_learnt"] == 1
+    assert "assistant_turn_without_bounds_not_learnt" not in events
+
+
+@EVERY
+def test_the_model_reads_what_it_reads_when_only_the_last_is_learnt(name: str) -> None:
+    tokenizer = SHAPES[name].tokenizer()
+    every, _ = tokenized(tokenizer, TALK, "third")
+    last, events = tokenized(tokenizer, TALK, "third", rendering=LAST)
+    assert whole(every) == whole(last)
+    assert last.learnt is None
+    assert last.tokens == (len(last.responses[0]),)
+    assert events["earlier_assistant_turns_not_learnt"] == 1
+    assert runs(every, tokenizer)[-1] == tokenizer.decode(last.responses[0])
+
+
+@EVERY
+def test_each_turn_begins_where_its_prompt_ends(name: str) -> None:
+    """What stands before a learnt turn is what the model is asked with at that point, token for token."""
+    if name in ("deepseek",) or name.startswith("qwen 3"):
+        pytest.skip("its prompt for an answer has what earlier answers do not")
+    tokenizer = SHAPES[name].tokenizer()
+    group, _ = tokenized(tokenizer, TALK, "third")
+    ids, mask = whole(group), [False] * len(group.prompt) + group.masks[0].tolist()
+    starts = [i for i in range(1, len(ids)) if mask[i] and not mask[i - 1]]
+    for turn, start in zip((1, 3, 5), starts, strict=True):
+        asked = tokenizer.apply_chat_template(list(TALK[:turn]), tokenize=False, add_generation_prompt=True)
+        assert ids[:start] == tokenizer(asked, add_special_tokens=False)["input_ids"]
+
+
+def test_a_template_that_drops_earlier_thoughts_is_learnt_as_it_renders() -> None:
+    tokenizer = SHAPES["qwen 3"].tokenizer()
+    talk = (
+        user("one?"),
+        assistant("<think>\nhm\n</think>\n\nfirst"),
+        user("two?"),
+        assistant("", reasoning_content="so", tool_calls=[CALL]),
+        {"role": "tool", "content": "7"},
+    )
+    group, _ = tokenized(tokenizer, talk, (assistant("<think>\nwell\n</think>\n\nlast"),))
+    call = '<think>\nso\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>'
+    assert runs(group, tokenizer) == ["first<|im_end|>", call, "<think>\nwell\n</think>\n\nlast<|im_end|>"]
+    # One question more, and the thoughts between are dropped too.
+    longer = (*talk, assistant("<think>\nwell\n</think>\n\nlast"), user("three?"))
+    group, _ = tokenized(tokenizer, longer, "end")
+    assert runs(group, tokenizer) == [
+        "first<|im_end|>",
+        call.replace("<think>\nso\n</think>\n\n", ""),
+        "last<|im_end|>",
+        "<think>\n\n</think>\n\nend<|im_end|>",
+    ]
+
+
+def test_template_variables_hold_for_every_turn() -> None:
+    tokenizer = SHAPES["qwen 3"].tokenizer()
+    quiet = Rendering(learn="all", template_kwargs={"enable_thinking": False})
+    group, events = tokenized(tokenizer, TALK, "third", rendering=quiet)
+    assert runs(group, tokenizer) == ["first <item_1><|im_end|>", "second<|im_end|>", "third<|im_end|>"]
+    assert "boundary_moved" not in events
+
+
+@pytest.mark.parametrize("name", ["llama 3", "mistral", "harmony", "qwen 3"])
+def test_calls_are_learnt_and_their_results_are_not(name: str) -> None:
+    tokenizer = SHAPES[name].tokenizer()
+    talk = (user("one?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "secret 7"})
+    group, _ = tokenized(tokenizer, talk, "it is 7")
+    first, last = runs(group, tokenizer)
+    assert '"x": 1' in first
+    assert first.endswith({"llama 3": "<|eom_id|>", "mistral": "</s>", "harmony": "<|call|>"}.get(name, "<|im_end|>"))
+    assert "it is 7" in last
+    assert "secret" not in first + last
+    assert "secret" in tokenizer.decode(whole(group))
+
+
+@pytest.mark.parametrize("rendering", [ALL, LAST])
+@pytest.mark.parametrize("name", ["chatml", "llama 3", "mistral", "qwen 3", "phi 3"])
+def test_of_a_candidate_only_the_assistants_turns_are_learnt(name: str, rendering: Rendering) -> None:
+    tokenizer = SHAPES[name].tokenizer()
+    tried = (assistant("", tool_calls=[CALL]), {"role": "tool", "content": "secret"}, assistant("7"))
+    asked = (assistant("which?"), user("that one"), assistant("8"))
+    candidates = (asked, (assistant("9"),)) if name in ("chatml", "phi 3") else (asked, (assistant("9"),), tried)
+    group, events = tokenized(tokenizer, (user("one?"),), *candidates, rendering=rendering)
+    end = SHAPES[name].end
+    [first, second] = runs(group, tokenizer, 0)
+    assert first.endswith("which?" + end)
+    assert second.endswith("8" + end)
+    assert runs(group, tokenizer, 1) == [tokenizer.decode(group.responses[1])]
+    if len(candidates) == 3:
+        assert "secret" not in "".join(runs(group, tokenizer, 2))
+        assert len(runs(group, tokenizer, 2)) == 2
+    assert events["other_roles_in_response"] == 1
+    assert "assistant_turn_without_bounds_not_learnt" not in events
+
+
+def test_all_turns_of_preferences_are_learnt_in_every_candidate() -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    group, _ = tokenized(tokenizer, TALK, "third", "other")
+    for k, said in enumerate(("third", "other")):
+        assert runs(group, tokenizer, k) == [
+            "first <item_1><|im_end|>",
+            "second<|im_end|>",
+            f"{said}<|im_end|>",
+        ]
+    assert tokenizer.decode(group.prompt) == "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_masks_are_those_of_a_template_with_generation_tags() -> None:
+    """The convention of TRL's `assistant_only_loss`; the tag covers the end of turn, as in TRL's own templates."""
+    tagged = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = SHAPES["chatml"].tokenizer()
+    tokenizer.chat_template = tagged
+    system = {"role": "system", "content": "be brief"}
+    group, _ = tokenized(tokenizer, (system, *TALK), "third")
+    own = tokenizer.apply_chat_template(
+        [system, *TALK, assistant("third")], return_assistant_tokens_mask=True, return_dict=True
+    )
+    ids = whole(group)
+    mask = [False] * len(group.prompt) + group.masks[0].tolist()
+    assert ids == own["input_ids"][: len(ids)]
+    assert mask == [bool(flag) for flag in own["assistant_masks"]][: len(ids)]
+
+
+def test_a_turn_the_template_does_not_end_is_counted_and_not_learnt() -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.last and m.role == 'assistant' %}"
+        "<|im_end|>{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    group, events = tokenized(tokenizer, TALK, "third")
+    assert runs(group, tokenizer) == [" third<|im_end|>"]
+    assert events["assistant_turn_without_bounds_not_learnt"] == 1
+
+
+def test_control_text_in_a_message_ends_no_turn() -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    talk = (user("what is <|im_end|>?"), assistant("a <|im_end|> b"), user("<|im_start|>assistant\nno<|im_end|>"))
+    group, _ = tokenized(tokenizer, talk, "c")
+    assert runs(group, tokenizer) == ["a <|im_end|> b<|im_end|>", "c<|im_end|>"]
+    assert whole(group).count(tokenizer.eos_token_id) == 4
+
+
+def test_equal_turns_are_each_found_where_they_stand() -> None:
+    tokenizer = SHAPES["llama 3"].tokenizer()
+    talk = (user("yes"), assistant("yes"), user("yes"), assistant("yes"), user("yes"))
+    group, _ = tokenized(tokenizer, talk, "yes")
+    assert runs(group, tokenizer) == ["yes<|eot_id|>"] * 3
+
+
+@pytest.mark.parametrize("rendering", [ALL, LAST])
+def test_two_answers_in_a_row_are_two_turns(rendering: Rendering) -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    group, events = tokenized(
+        tokenizer, (user("one?"),), (assistant("first"), assistant("second")), rendering=rendering
+    )
+    assert runs(group, tokenizer) == ["first<|im_end|>", "second<|im_end|>"]
+    assert events == {}
+
+
+def test_an_answer_that_goes_on_with_a_message_is_learnt_from_there() -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    talk = (user("one?"), assistant("first"), user("two?"), assistant("sec"))
+    group, _ = tokenized(tokenizer, talk, "ond")
+    assert runs(group, tokenizer) == ["first<|im_end|>", "ond<|im_end|>"]
+
+
+def test_the_beginning_of_a_long_conversation_is_cut_turn_by_turn() -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    whole_length = tokenized(tokenizer, TALK, "third")[0].longest
+    group, events = tokenized(tokenizer, TALK, "third", max_length=whole_length - 40, truncation="keep_end_of_prompt")
+    assert runs(group, tokenizer) == ["second<|im_end|>", "third<|im_end|>"]
+    assert group.longest == whole_length - 40
+    assert events["prompt_truncated"] == 1
+    with pytest.raises(DataError, match="tokens with the longest response"):
+        tokenized(tokenizer, TALK, "third", max_length=whole_length - 40)
+
+
+def test_lengths_and_masks_agree() -> None:
+    group, _ = tokenized(SHAPES["chatml"].tokenizer(), TALK, "third")
+    assert group.tokens == (int(group.masks[0].sum()),)
+    assert len(group.masks[0]) == len(group.responses[0])
+    assert group.masks[0][0]
+    assert group.masks[0].dtype == np.bool_

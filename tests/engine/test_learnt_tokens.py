@@ -1,0 +1,135 @@
+"""Responses with tokens that are only read: the tree and the padded rows against transformers' own loss in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from penchant.data.mismatch import add_mismatched
+from penchant.data.trees import pack
+from penchant.data.tries import pack_trie
+from penchant.engine.attention import TREE
+from penchant.engine.lean import lighten
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.reference_cache import ReferenceCache
+from penchant.engine.scoring import choose_scorer
+from penchant.engine.tree import TreeScorer
+from penchant.evaluation.choices_scoring import without_end
+from penchant.evaluation.held_out import scored_groups
+from penchant.training.inputs import _fingerprint
+
+SHAPES = [(9, (14, 7)), (1, (9, 3, 5)), (30, (25,))]
+FAMILIES = ["llama", "llama-tied", "qwen3", "mistral-window", "gemma3", "gpt2", "phi3"]
+
+
+@pytest.fixture
+def groups(make_groups):
+    """Masks as turns make them, with long and short stretches; the last token is learnt, and one group is whole."""
+    draw = np.random.default_rng(5)
+    masked = []
+    for number, group in enumerate(make_groups(SHAPES, 3)):
+        masks = [np.repeat(draw.random(9) < 0.5, draw.integers(1, 5, 9))[: len(r)] for r in group.responses]
+        masks = [
+            np.concatenate([mask, np.ones(len(r) - len(mask), bool)])
+            for mask, r in zip(masks, group.responses, strict=True)
+        ]
+        for mask in masks:
+            mask[-1] = True
+        masked.append(replace(group, learnt=None if number == 1 else tuple(masks)))
+    return masked
+
+
+def oracle(model, group, k):
+    """-sum of transformers' loss over labels that are -100 where nothing is learnt."""
+    ids = torch.tensor([*group.prompt.tolist(), *group.responses[k].tolist()])
+    labels = torch.full_like(ids, -100)
+    labels[len(group.prompt) :][torch.from_numpy(group.masks[k])] = ids[len(group.prompt) :][
+        torch.from_numpy(group.masks[k])
+    ]
+    logits = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
+    kept = labels[1:] != -100
+    return logits[:-1][kept].gather(-1, labels[1:][kept][:, None]).sum(), int(kept.sum())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probs_and_gradients_are_those_of_the_learnt_tokens(name, build, groups, all_float64):
+    model = build(name).double()
+    with all_float64():
+        found = [oracle(model, group, k)[0] for group in groups for k in range(len(group.responses))]
+        weights = torch.linspace(-1, 1, len(found), dtype=torch.float64)
+        (torch.stack(found) * weights).sum().backward()
+        expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    batch = pack(groups)
+    for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        if scorer_class is TreeScorer:
+            lighten(model)
+        with all_float64():
+            said = scorer_class(model)(batch)
+            values = said.flatten()[batch.slots]
+            (values * weights).sum().backward()
+        torch.testing.assert_close(values, torch.stack(found), rtol=1e-10, atol=0)
+        for parameter, gradient in expected.items():
+            actual = dict(model.named_parameters())[parameter].grad
+            assert (actual - gradient).norm() <= 1e-8 * gradient.norm() + 1e-12, parameter
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_candidates_that_share_their_beginnings(name, build, groups, all_float64):
+    model = build(name).double()
+    group = groups[0]
+    shared = np.concatenate([group.responses[0][:6], group.responses[1]])
+    learnt = (group.learnt[0], np.concatenate([group.learnt[0][:6], group.learnt[1]]))
+    group = replace(group, responses=(group.responses[0], shared), learnt=learnt)
+    with all_float64():
+        expected = torch.stack([oracle(model, group, k)[0] for k in range(2)])
+        model.set_attn_implementation(TREE)
+        said = TreeScorer(lighten(model) or model)(pack_trie(group))[0]
+    torch.testing.assert_close(said, expected, rtol=1e-10, atol=0)
+
+
+def test_lengths_are_the_learnt_tokens(build, groups):
+    model = build("llama")
+    counts = [[oracle(model, group, k)[1] for k in range(len(group.responses))] for group in groups]
+    assert [list(group.tokens) for group in groups] == counts
+    assert pack(groups).lengths.tolist() == [n for of in counts for n in of]
+    log_probs = [[-1.0] * len(of) for of in counts]
+    assert [list(each.tokens) for each in scored_groups(groups, log_probs, None)] == counts
+
+
+def test_the_last_token_is_left_out_of_the_mask_too(groups):
+    cut = without_end(groups[0])
+    assert [len(mask) for mask in cut.masks] == [len(response) for response in cut.responses]
+    assert cut.tokens == tuple(n - 1 for n in groups[0].tokens)
+
+
+def test_another_mask_is_another_key_and_another_run(groups, tmp_path):
+    whole = [replace(group, learnt=None) for group in groups]
+    cache = ReferenceCache("model", "how", tmp_path)
+    cache.keep(pack(whole), [-1.0] * 6)
+    assert cache.look_up([pack(groups)]) == {}
+    assert cache.look_up([pack(whole)]) == {0: [-1.0] * 6}
+    assert len({_fingerprint(whole), _fingerprint(groups), _fingerprint([*groups[:2], whole[2]])}) == 3
+
+
+def test_the_self_check_reads_masked_groups(build, groups):
+    choice = choose_scorer(build("llama"), groups[:2])
+    assert isinstance(choice.scorer, TreeScorer)
+    assert choice.notice is None
+
+
+def test_a_borrowed_response_keeps_its_mask(groups):
+    prompts = [replace(g, group=replace(g.group, prompt=str(i))) for i, g in enumerate(groups)]
+    for group in add_mismatched(prompts, 0, 100):
+        assert [len(mask) for mask in group.masks] == [len(response) for response in group.responses]
+        lender = next(
+            (g, k)
+            for g in prompts
+            for k, response in enumerate(g.responses)
+            if np.array_equal(response, group.responses[-1])
+        )
+        assert np.array_equal(group.masks[-1], lender[0].masks[lender[1]])

@@ -1,0 +1,82 @@
+"""Requests with tools: what the chat template is handed of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+from transformers import AutoTokenizer
+
+from penchant.data.messages import Context, Conversation
+from penchant.errors import DataError
+from penchant.serving.app import build_app
+from penchant.serving.experts import Experts
+from penchant.serving.limits import Limits
+from penchant.serving.requests import ChatRequest
+
+TOOL = {"type": "function", "function": {"name": "cat", "parameters": {}}}
+USER = {"role": "user", "content": "the old cat"}
+# As the OpenAI client sends an answer back: every field, most of them null.
+ANSWERED = {
+    "role": "assistant",
+    "content": None,
+    "refusal": None,
+    "annotations": None,
+    "audio": None,
+    "function_call": None,
+    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "cat", "arguments": '{"size": 2}'}}],
+}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a dog"}]}
+WHOLE = {"model": "m", "messages": [USER, ANSWERED, RESULT], "tools": [TOOL]}
+
+
+def test_calls_results_and_tools_become_a_conversation() -> None:
+    called = {"id": "c1", "type": "function", "function": {"name": "cat", "arguments": {"size": 2}}}
+    said = (USER, {"role": "assistant", "tool_calls": [called]}, RESULT)
+    assert ChatRequest.model_validate(WHOLE).conversation == Conversation(said, Context(tools=(TOOL,)))
+    none = {**WHOLE, "tool_choice": "none", "chat_template_kwargs": {"deep": False}}
+    assert ChatRequest.model_validate(none).conversation == Conversation(said, Context(template_kwargs={"deep": False}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"messages": [USER, {**ANSWERED, "tool_calls": [{"function": {"name": "cat", "arguments": "size"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "user"}]},
+        {"chat_template_kwargs": {"messages": []}},
+    ],
+)
+def test_what_cannot_be_handed_over_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DataError):
+        _ = ChatRequest.model_validate({**WHOLE, **wrong}).conversation
+
+
+def test_other_choices_of_tools_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        ChatRequest.model_validate({**WHOLE, "tool_choice": "required"})
+
+
+def test_the_model_is_asked_with_them(tiny_model: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% for t in tools or [] %}{{ t.function.name }} dog {% endfor %}{% for m in messages %}"
+        "{{ m.content or '' }} {% for c in m.tool_calls or [] %}{{ c.function.arguments.size }} bird {% endfor %}"
+        "{% endfor %}"
+    )
+    experts = Experts({"m": str(tiny_model)})
+    expert = experts.get("m")
+    object.__setattr__(expert, "tokenizer", tokenizer)
+    served = SimpleNamespace(names=["m"], get=lambda n: expert, peek=lambda n: expert, context=lambda n: 128)
+    with TestClient(build_app(served, None, Limits())) as client:
+        answer = client.post("/v1/chat/completions", json={**WHOLE, "max_tokens": 2}).json()
+        bad = client.post(
+            "/v1/chat/completions", json={**WHOLE, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}
+        )
+    # cat dog, the old cat, an unknown number and bird, a dog
+    assert answer["usage"]["prompt_tokens"] == 2 + 3 + 2 + 2
+    assert bad.status_code == 400
+    assert "parts of type text" in bad.json()["error"]["message"]

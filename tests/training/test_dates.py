@@ -1,0 +1,130 @@
+"""One day for a run whose chat template writes today's date: when it is resumed, measured, asked and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from penchant.comparison.config import load_bench
+from penchant.comparison.run import compare
+from penchant.config import load_config
+from penchant.data.reading import read_groups
+from penchant.engine.distribution import World, local_device
+from penchant.errors import ConfigError
+from penchant.evaluation.answering import answer
+from penchant.evaluation.generation import Sampling
+from penchant.evaluation.held_out import score
+from penchant.training.run import train
+
+# The model's words are few: the day decides which of two of them every conversation begins with.
+TEMPLATE = (
+    "<s> {{ 'cat' if strftime_now('%d') == '30' else 'dog' }} "
+    "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+)
+FIRST, NEXT = "2026-11-30", "2026-12-01"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def turn(day: str) -> None:
+        monkeypatch.setattr("penchant.evaluation.dates.today", lambda: day)
+        monkeypatch.setattr("penchant.training.dates.today", lambda: day)
+        monkeypatch.setattr("penchant.comparison.dates.today", lambda: day)
+
+    return turn
+
+
+@pytest.fixture
+def conversations(tmp_path: Path, tiny_pairs: Path) -> Path:
+    file = tmp_path / "conversations.jsonl"
+    with file.open("w") as stream:
+        for row in map(json.loads, tiny_pairs.read_text().splitlines()):
+            sides = {name: [{"role": "assistant", "content": row[name].strip()}] for name in ("chosen", "rejected")}
+            stream.write(json.dumps({"prompt": [{"role": "user", "content": row["prompt"]}], **sides}) + "\n")
+    return file
+
+
+@pytest.fixture
+def dated(tmp_path: Path, conversations: Path, write_config: Any) -> Path:
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    return write_config(data={"train": str(conversations), "chat_template": str(template)}, evaluation={"samples": 0})
+
+
+def kept_day(folder: Path) -> Any:
+    return yaml.safe_load((folder / "config.yaml").read_text())["data"]["date"]
+
+
+def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any) -> None:
+    clock(FIRST)
+    told: list[str] = []
+    folder = train(load_config(dated), tell=told.append)
+    assert kept_day(folder) == FIRST
+    assert any(FIRST in line for line in told)
+    assert any(FIRST in line for line in json.loads((folder / "run.json").read_text())["notes"])
+    clock(NEXT)
+    for file in (dated, folder / "config.yaml"):
+        train(load_config(file), resume=True)
+    assert kept_day(folder) == FIRST
+    with pytest.raises(ConfigError, match=r"the data|data\.date \(was 2026-11-30, is 2026-12-01\)"):
+        train(load_config(dated, [f"data.date={NEXT}"]), resume=True)
+
+
+def test_no_day_is_kept_where_no_template_writes_one(write_config: Any, clock: Any) -> None:
+    clock(FIRST)
+    file = write_config(training={"max_steps": 1})
+    assert kept_day(train(load_config(file))) is None
+    told: list[str] = []
+    train(load_config(file, [f"data.date={NEXT}", "output=" + str(file.parent / "other")]), tell=told.append)
+    assert f"data.date is {NEXT}, and no chat template of this run writes a date" in told
+
+
+def test_a_run_is_measured_and_asked_on_its_day(dated: Path, conversations: Path, clock: Any) -> None:
+    clock(FIRST)
+    folder = train(load_config(dated, ["training.max_steps=1"]))
+    clock(NEXT)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    groups, told = read_groups(conversations).groups[:4], list[str]()
+    world = World(0, 1, local_device())
+    measured = score(str(folder), groups, world, tell=told.append)
+    assert told[0] == f"the chat template writes {FIRST} as today's date, as the run did"
+    clock(FIRST)
+    moved = folder.rename(folder.with_name("moved"))
+    (moved / "config.yaml").unlink()
+    assert [each.log_probs for each in score(str(moved), groups, world)] == [each.log_probs for each in measured]
+    clock(NEXT)
+    other = score(str(moved), groups, world, tell=told.append)
+    assert told[-1] == f"the chat template writes {NEXT} as today's date"
+    assert [each.log_probs for each in other] != [each.log_probs for each in measured]
+    answer(str(moved), [groups[0].prompt], Sampling(max_new_tokens=2), tell=told.append)
+    assert told[-1] == f"the chat template writes {NEXT} as today's date"
+
+
+def test_a_comparison_goes_on_on_its_day(dated: Path, tmp_path: Path, clock: Any) -> None:
+    base = yaml.safe_load(dated.read_text())
+    values = {
+        "output": str(tmp_path / "bench"),
+        "base": {key: base[key] for key in ("model", "data")} | {"training": {"max_steps": 1, "batch_size": 8}},
+        "methods": ["dpo"],
+        "baseline": "dpo",
+        "seeds": [0],
+        "measure": {"samples": 2, "max_new_tokens": 2},
+    }
+    file = tmp_path / "bench.yaml"
+    file.write_text(yaml.safe_dump(values))
+    clock(FIRST)
+    before = compare(load_bench(file), str(file))
+    clock(NEXT)
+    file.write_text(yaml.safe_dump({**values, "methods": ["dpo", "ipo"]}))
+    after = compare(load_bench(file), str(file))
+    assert {kept_day(Path(cell.folder)) for cell in after.cells if cell.method != "start"} == {FIRST}
+    assert [cell.metrics for cell in before.cells if cell.method == "dpo"] == [
+        cell.metrics for cell in after.cells if cell.method == "dpo"
+    ]
+    with pytest.raises(ConfigError, match="another base"):
+        compare(load_bench(file, [f"base.data.date={NEXT}"]), str(file))

@@ -1,0 +1,181 @@
+"""Runs on multimodal checkpoints: every number is what transformers and PEFT alone compute from the folders."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from penchant.config import load_config
+from penchant.data.reading import read_groups
+from penchant.engine.distribution import World
+from penchant.engine.gguf_writing import export_gguf
+from penchant.engine.heads import load_head
+from penchant.engine.loading import load_model, merge_adapter
+from penchant.errors import ModelError
+from penchant.evaluation.held_out import score
+from penchant.training.plan import plan
+from penchant.training.run import train
+
+FAMILIES = ["qwen3_5", "gemma3", "gemma4", "mistral3", "qwen2_5_vl"]
+TOWERS = ("visual", "vision", "projector", "mtp", "layer_scalar")
+ALONE = World(0, 1, torch.device("cpu"))
+FEW = {"training": {"max_steps": 2, "batch_size": 4, "token_budget": 512}, "evaluation": {"samples": 0}}
+
+
+@pytest.fixture
+def few_pairs(tmp_path, tiny_pairs):
+    """The first pairs, those of letters that every family's tokenizer has."""
+    file = tmp_path / "few.jsonl"
+    file.write_text("".join(tiny_pairs.read_text().splitlines(keepends=True)[:8]))
+    return file
+
+
+@pytest.fixture
+def start(write_config, few_pairs, tmp_path) -> Any:
+    def run(folder, name="run", **sections):
+        data = {"train": str(few_pairs), "held_out": str(few_pairs)}
+        settings = {**FEW, "model": str(folder), "output": str(tmp_path / name), "data": data, **sections}
+        lines: list[str] = []
+        out = train(load_config(write_config(**settings)), tell=lines.append)
+        return out, lines
+
+    return run
+
+
+def original(folder):
+    return hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def log_probs(model, folder, file):
+    """Summed log-prob of every candidate, by transformers alone."""
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    sums = []
+    for row in map(json.loads, file.read_text().splitlines()):
+        prompt = len(tokenizer(row["prompt"]).input_ids)
+        for response in (row["chosen"], row["rejected"]):
+            ids = torch.tensor([[*tokenizer(row["prompt"] + response).input_ids, tokenizer.eos_token_id]])
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[0, prompt - 1 : -1].double()
+            sums.append(logits.log_softmax(-1).gather(-1, ids[0, prompt:, None]).sum().item())
+    return torch.tensor(sums)
+
+
+def measured(folder, file):
+    """The same by `penchant evaluate`."""
+    groups = score(str(folder), read_groups(str(file)).groups, ALONE)
+    return torch.tensor([value for group in groups for value in group.log_probs])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_full_run_changes_the_language_part_only(
+    family, method, start, few_pairs, multimodal_folder, multimodal_models
+):
+    folder = multimodal_folder(family)
+    run, lines = start(folder, objective={"name": method})
+    before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        if any(tower in name for tower in TOWERS):
+            assert torch.equal(after[name], tensor)
+            assert after[name].dtype == tensor.dtype
+    trained = [
+        name for name in before if name.endswith(("layers.1.mlp.down_proj.weight", "layers.1.mlp.up_proj.weight"))
+    ]
+    assert trained
+    assert all(not torch.equal(after[name].float(), before[name].float()) for name in trained)
+    kept = [name for name in before if any(tower in name for tower in TOWERS[:-1])]
+    assert any(line.startswith(f"{len(kept)} tensors of the model's files are not trained") for line in lines)
+    alone = log_probs(original(run), run, few_pairs)
+    torch.testing.assert_close(measured(run, few_pairs), alone, rtol=1e-5, atol=1e-4)
+    assert (run / "preprocessor_config.json").read_bytes() == (folder / "preprocessor_config.json").read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_run_is_the_same_in_peft_and_merged(family, start, few_pairs, tmp_path, multimodal_folder):
+    from peft import PeftModel
+
+    folder = multimodal_folder(family)
+    settings = {"learning_rate": 0.02, **FEW["training"]}
+    run, _ = start(folder, lora={"rank": 2, "targets": "all-linear"}, training=settings)
+    targets = json.loads((run / "adapter_config.json").read_text())["target_modules"]
+    assert all("language_model" in target for target in targets)
+    by_peft = log_probs(PeftModel.from_pretrained(original(folder), run).eval(), run, few_pairs)
+    assert (by_peft - log_probs(original(folder), folder, few_pairs)).abs().max() > 1e-2
+    torch.testing.assert_close(measured(run, few_pairs), by_peft, rtol=1e-5, atol=1e-4)
+    merge_adapter(str(run), tmp_path / "merged")
+    merged = log_probs(original(tmp_path / "merged"), run, few_pairs)
+    torch.testing.assert_close(merged, by_peft, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_reward_model(family, lora, start, multimodal_folder, multimodal_models):
+    folder = multimodal_folder(family)
+    run, _ = start(folder, objective={"name": "bradley_terry"}, lora=lora)
+    if lora is None:
+        before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
+        assert {name for name in before if any(tower in name for tower in TOWERS)} <= after.keys()
+    else:
+        targets = json.loads((run / "adapter_config.json").read_text())["target_modules"]
+        assert all("language_model" in target for target in targets)
+
+
+def test_a_reward_model_that_transformers_lacks_is_refused_before_training(start, multimodal_folder, tmp_path):
+    with pytest.raises(ModelError, match="no sequence classifier of a Mistral3"):
+        start(multimodal_folder("mistral3"), objective={"name": "bradley_terry"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_preference_head(family, start, multimodal_folder, multimodal_models):
+    folder = multimodal_folder(family)
+    run, _ = start(folder, objective={"name": "preference_head"})
+    assert load_head(run).settings["size"] == 32
+    assert multimodal_models.read_tensors(folder).keys() == multimodal_models.read_tensors(run).keys()
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
+def test_it_is_planned_without_its_weights(family, write_config, few_pairs, multimodal_folder, tmp_path):
+    folder = multimodal_folder(family)
+    (tmp_path / "bare").mkdir()
+    for file in folder.iterdir():
+        if not file.name.startswith("model"):
+            (tmp_path / "bare" / file.name).write_bytes(file.read_bytes())
+    data = {"train": str(few_pairs), "held_out": str(few_pairs)}
+    planned = plan(load_config(write_config(**FEW, model=str(tmp_path / "bare"), data=data)))
+    model = original(folder).model.language_model
+    weights = sum(p.nbytes for p in model.parameters()) + (0 if family == "gemma3" else 96 * 32 * 4)
+    assert planned.forecast.memory.weights == pytest.approx(weights, rel=0.05)
+
+
+class TestGGUF:
+    def test_the_text_part_of_a_llava(self, multimodal_folder, tmp_path):
+        pytest.importorskip("gguf")
+        file = Path(__file__).parents[1] / "engine" / "gguf_models.py"
+        spec = importlib.util.spec_from_file_location("gguf_models", file)
+        shapes = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(shapes)
+        tokenizer = shapes.byte_level()
+        config = hf.AutoConfig.from_pretrained(multimodal_folder("llava"))
+        config.text_config.vocab_size = len(tokenizer)
+        folder = tmp_path / "llava"
+        torch.manual_seed(0)
+        hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        exported = export_gguf(str(folder), tmp_path / "text.gguf", "f32")
+        assert any("only the text part" in note for note in exported.notes)
+        ids = torch.tensor([[1, 5, 9, 20, 7]])
+        with torch.no_grad():
+            text = load_model(str(tmp_path / "text.gguf"))(input_ids=ids).logits
+            torch.testing.assert_close(text, original(folder)(input_ids=ids).logits, rtol=0, atol=1e-4)
+
+    def test_other_families_are_refused_by_the_name_of_their_text_part(self, multimodal_folder, tmp_path):
+        pytest.importorskip("gguf")
+        with pytest.raises(ModelError, match="it is a gemma3_text"):
+            export_gguf(str(multimodal_folder("gemma3")), tmp_path / "text.gguf", "f32")
