@@ -65,7 +65,7 @@ def score(
     from penchant.data.reading import read_groups
     from penchant.engine.distribution import local_device
     from penchant.evaluation.held_out import Reading
-    from penchant.evaluation.rewards import open_reward, reward_from
+    from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
     tell = teller(as_json)
@@ -77,6 +77,8 @@ def score(
         device=local_device(),
         reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
     )
+    if isinstance(reward, ModelReward):
+        tell_all(tell, reward.rounding_notes(read.groups))
     result = score_file(read.groups, reward, output)
     deliver(result.to_json(), as_json, result.table)
 
@@ -127,7 +129,7 @@ def rank(
     from penchant.evaluation.held_out import Reading
     from penchant.evaluation.ranking import rank as rank_groups
     from penchant.evaluation.ranking import rank_by_reward
-    from penchant.evaluation.rewards import open_reward, reward_from
+    from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
 
     tell = teller(as_json)
     read = read_groups(data, format=format, split=split)
@@ -139,6 +141,8 @@ def rank(
                 device=local_device(),
                 reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
             )
+            if isinstance(reward, ModelReward):
+                tell_all(tell, reward.rounding_notes(read.groups))
             ranking = rank_by_reward(read.groups, reward)
         else:
             reading = Reading(None, truncation, empty, "drop", chat_template, token_budget, dtype)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from penchant.config import RunConfig, load_config
 from penchant.data.trees import pack
 from penchant.engine.distribution import World
+from penchant.engine.loading import load_tokenizer
 from penchant.engine.memory import Ledger
 from penchant.errors import ModelError
 from penchant.training import plan as planning
+from penchant.training import plan_layers
 from penchant.training.model import load_trained
 from penchant.training.plan import Plan, changed
+from penchant.training.plan_layers import Depths, pattern_depths
 from penchant.training.plan_memory import Load, Memory, count_memory
 from penchant.training.plan_model import Blueprint, read_shape, shallow
 from penchant.training.plan_time import Pace, _pace, _Sizes
@@ -40,6 +45,8 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     monkeypatch.setattr(planning, "SECONDS", 0.02)
     return lambda config, *changes, **options: planning.plan(changed(config, changes), **options)
 
+
+CHECKPOINTED = ("training.gradient_checkpointing=true",)
 
 COUNTED: dict[tuple[str, ...], tuple[Memory, Load, Any]] = {}
 """Counts by what was changed of the one small run, as each takes a second."""
@@ -134,6 +141,87 @@ class TestParts:
             most = max(most, sum(saved.values()))
             del said
         assert 0.6 * memory.activations < most <= memory.activations
+
+
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DEEP = {
+    "llama": lambda: hf.LlamaConfig(**SHAPE, num_hidden_layers=14),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **SHAPE, num_hidden_layers=14, head_dim=8, sliding_window=7, layer_types=PATTERN
+    ),
+    "qwen3-moe": lambda: hf.Qwen3MoeConfig(
+        **SHAPE, num_hidden_layers=14, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        mlp_only_layers=[0], decoder_sparse_step=1,
+    ),
+}  # fmt: skip
+PATTERN = ["sliding_attention", "sliding_attention", "full_attention"] * 4 + ["sliding_attention"] * 2
+
+
+class TestDepth:
+    """Counts of two shallow models, multiplied, against the count of every layer."""
+
+    @pytest.mark.parametrize("family", DEEP)
+    @pytest.mark.parametrize("changes", [(), ("lora.rank=4", "training.dtype=bfloat16"), CHECKPOINTED], ids=str)
+    def test_multiplied_layers_are_the_counted_ones(self, config, monkeypatch, family, changes):
+        config = changed(config, changes)
+        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+        load = lay_out(config, inputs, limit, lambda group: group.length).load().lightened
+        blueprint = Blueprint(config, DEEP[family](), tokenizer)
+        monkeypatch.setattr("penchant.training.plan_memory.has_holes", lambda: False)
+        quick = count_memory(blueprint, load, [None], live=None, device=CPU, baseline=5)
+        monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)
+        whole = count_memory(blueprint, load, [None], live=None, device=CPU, baseline=5)
+        for name, value in vars(whole).items():
+            if name != "training":
+                assert getattr(quick, name) == pytest.approx(value, rel=0.01), name
+        # Where gradients outgrow activations, work on the head is counted beside the most of them.
+        assert 0.99 * whole.training <= quick.training <= (1.01 if "lora.rank=4" in changes else 1.25) * whole.training
+        for name in ("weights", "gradients", "optimizer", "activations", "baseline"):
+            assert getattr(quick, name) == getattr(whole, name), name
+
+    @pytest.mark.parametrize(
+        ("kinds", "expected"),
+        [
+            ("a" * 32, Depths(2, 3, 29)),
+            ("ab" * 10, Depths(2, 4, 8)),
+            ("aab" * 6, Depths(3, 6, 4)),
+            ("b" + "a" * 11, Depths(2, 3, 9)),
+            ("aab" * 4 + "aa", Depths(5, 8, 2)),
+            ("abcdefghij", None),
+            ("aaab", None),
+        ],
+    )
+    def test_the_pattern_of_layers(self, kinds, expected):
+        assert pattern_depths(list(kinds)) == expected
+
+    def test_an_adapter_of_eight_billion_weights_is_planned_in_seconds(self, config, planned, tmp_path):
+        folder = tmp_path / "8b"
+        hf.LlamaConfig(
+            vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=8, max_position_embeddings=8192, tie_word_embeddings=False, bos_token_id=1,
+            eos_token_id=2, architectures=["LlamaForCausalLM"],
+        ).save_pretrained(folder)  # fmt: skip
+        load_tokenizer(config.model).save_pretrained(folder)
+        started = time.process_time()
+        plan = planned(config, f"model={folder}", "lora.rank=16", "training.dtype=bfloat16", available=1 << 40)
+        # Of this process alone; on a free core about as many seconds of the clock.
+        assert time.process_time() - started < 60
+        memory = plan.forecast.memory
+        frozen = 8_030_261_248
+        adapters = 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+        assert memory.weights == pytest.approx(2 * frozen + 4 * adapters, rel=1e-4)
+        assert memory.gradients == 4 * adapters
+        assert plan.forecast.total_seconds > 0
 
 
 class TestSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -15,7 +15,12 @@ from penchant.engine.tree import TreeScorer
 
 
 def catalogue_log_probs(
-    model: FrozenModel, groups: Iterable[TokenizedGroup], world: World, budget: int, dtype: str
+    model: FrozenModel,
+    groups: Iterable[TokenizedGroup],
+    world: World,
+    budget: int,
+    dtype: str,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[list[float]]:
     """Summed log-probs of each group's candidates, nats, one group after the other; nothing is cached.
 
@@ -24,11 +29,15 @@ def catalogue_log_probs(
     Args:
         groups: taken one at a time: all candidates of all questions need not be in memory together.
         budget: tokens in a micro-batch of a model that is run padded.
+        tell: called with how the model is run, where it is not the tree, and what bfloat16 rounds.
     """
     scorer = None
     for group in groups:
         if scorer is None:
-            scorer = choose_scorer(model.model, [group]).scorer.eval()
+            choice = choose_scorer(model.model, [group], dtype)
+            for note in choice.notes:
+                tell(note)
+            scorer = choice.scorer.eval()
         if not isinstance(scorer, TreeScorer):
             yield score_groups(scorer, [group], world=world, budget=budget, dtype=dtype)[0]
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from penchant.errors import DiskFullError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
 """No room on the disk, in one's share of it, or in a file as large as one may write."""
 
 
@@ -30,8 +30,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or a folder's entries (names, renames), to disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Force a file, or a folder's entries (names, renames), to disk; Windows can do so with files alone."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

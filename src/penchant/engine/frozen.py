@@ -44,7 +44,7 @@ class FrozenModel:
         """Load a model and its tokenizer onto this process's device; errors as in `engine.loading`."""
         tokenizer = load_tokenizer(source, chat_template=chat_template)
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        model = load_model(source, dtype=weights).to(world.device)
+        model = load_model(source, dtype=weights).to(world.device).requires_grad_(False)
         check_vocabulary(model, tokenizer, source)
         return cls(model, tokenizer, rendering)
 
@@ -79,9 +79,9 @@ class FrozenModel:
         tell: Callable[[str], None] = lambda line: None,
     ) -> list[list[float]]:
         """Summed log-probs of every candidate, nats; from the cache where they are known."""
-        choice = choose_scorer(self.model, sample_groups(groups))
-        if choice.notice:
-            tell(choice.notice)
+        choice = choose_scorer(self.model, sample_groups(groups), dtype)
+        for note in choice.notes:
+            tell(note)
         fingerprint = model_fingerprint(self.model)
         shard(choice.scorer, world)
         return cached_log_probs(choice.scorer, fingerprint, groups, world, budget, dtype)

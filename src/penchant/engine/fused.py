@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from penchant.engine import one_kernel
 from penchant.engine.linear import compute_dtype
+from penchant.engine.vocabulary import passes
 
 _PASS_ELEMENTS = 1 << 17
 """A gate's rows are worked on so many numbers at a time: they stay in a core's own cache between operations."""
@@ -199,6 +200,5 @@ class _Rotate(torch.autograd.Function):
 
 def _rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of each, some at a time."""
-    flat = [each.reshape(-1, each.shape[-1]) for each in tensors]
-    rows = max(1, _PASS_ELEMENTS // flat[0].shape[1])
-    return zip(*(each.split(rows) for each in flat), strict=True)
+    rows = max(1, _PASS_ELEMENTS // tensors[0].shape[-1])
+    return passes(rows, *(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors))

@@ -92,6 +92,13 @@ def lighten(model: nn.Module) -> None:
                 part.__class__ = leaner(lean, part.__class__)
 
 
+def unlighten(model: nn.Module) -> None:
+    """Undo `lighten`: every layer computes as its own class does."""
+    for module in model.modules():
+        while _LEAN in vars(type(module)):
+            module.__class__ = type(module).__bases__[-1]
+
+
 def _fuse(model: nn.Module) -> None:
     for module in model.modules():
         kind: Any = type(module)

@@ -7,6 +7,7 @@ optimizer step, and nothing is allocated but the count.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from penchant.engine.heap import Block, Heap
+
+UNKNOWN_BYTES = 1 << 62
+"""Memory of a machine that does not say how much it has."""
 
 
 class Ledger(TorchDispatchMode):
@@ -111,10 +115,38 @@ def process_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):  # no /proc on macOS, no sysconf on Windows
+        return int(getattr(_process_memory(), "rss", 0))
+
+
+def most_process_bytes() -> int:
+    """The most this process has held of the machine's memory; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(getattr(_process_memory(), "peak_wset", 0))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _process_memory() -> object:
+    """By psutil, which is there with accelerate; None without it."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil.Process().memory_info()
+
+
+def _machine_bytes() -> int:
+    """Memory of the machine; without an answer as much as is never reached."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        import psutil
+    except ImportError:
+        return UNKNOWN_BYTES
+    return int(psutil.virtual_memory().available)
 
 
 def available_bytes(device: torch.device) -> int:
@@ -125,7 +157,7 @@ def available_bytes(device: torch.device) -> int:
     held = process_bytes(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + held
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    found = [_machine_bytes()]
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
         found.append(int(lines["MemAvailable"].split()[0]) * 1024 + held)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, cut, pack
-from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
+from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distribution import World, reshard
 from penchant.engine.heads import HeadedScorer
-from penchant.engine.lean import lighten
 from penchant.engine.multimodal import set_attention
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
+from penchant.engine.rounding import is_half, measure_rounding, rounding_note
 from penchant.engine.tree import TreeScorer
+from penchant.engine.tree_check import TreeCheck
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,8 +32,8 @@ Scorer = LanguageScorer | RewardScorer | HeadedScorer
 
 Chosen = TypeVar("Chosen", LanguageScorer, RewardScorer)
 
-_CHECKED = 3
-"""Candidates of a group that are looked at to see whether the tree is exact."""
+SAMPLE = 8
+"""Groups that the check at load may look at; two of them mostly suffice."""
 
 WINDOW = 256
 """Groups looked at together when many are packed for a forward-only pass."""
@@ -40,79 +41,106 @@ WINDOW = 256
 
 @dataclass(frozen=True)
 class Choice(Generic[Chosen]):
-    """The scorer for a model, and why, when it is not the tree."""
+    """The scorer for a model, and what there is to say about it.
+
+    Attributes:
+        notice: why it is not the tree, and what that costs; None where it is.
+        rounding: how far its numbers are off from float32 on the sample, in nats (rewards: as they are); None in
+            float32 and float64, and where it could not be measured.
+        half: whether matrix products are rounded to half precision.
+    """
 
     scorer: Chosen
     notice: str | None
+    rounding: float | None = None
+    half: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people who compare candidates by these numbers."""
+        notes = [] if self.notice is None else [self.notice]
+        return [*notes, rounding_note(self.rounding)] if self.half else notes
 
 
-def choose_scorer(model: PreTrainedModel, sample: Sequence[TokenizedGroup]) -> Choice[LanguageScorer]:
+def choose_scorer(
+    model: PreTrainedModel, sample: Sequence[TokenizedGroup], dtype: str = "float32"
+) -> Choice[LanguageScorer]:
     """The tree where it is exact for this model on a real sample, the padded forward where it is not.
 
     Args:
         model: any causal language model.
         sample: a few real groups; at least one with a prompt of some length and two candidates tells the most.
+        dtype: ``float32`` or ``bfloat16``, of the matrix products, as in `precision`.
     """
-    return _choose(model, TreeScorer(model), PaddedScorer(model), sample)
+    return _choose(model, TreeScorer(model), PaddedScorer(model), sample, dtype)
 
 
-def choose_reward_scorer(model: PreTrainedModel, sample: Sequence[TokenizedGroup]) -> Choice[RewardScorer]:
+def choose_reward_scorer(
+    model: PreTrainedModel, sample: Sequence[TokenizedGroup], dtype: str = "float32"
+) -> Choice[RewardScorer]:
     """`choose_scorer` for a sequence-classification model, whose one output is the reward."""
-    return _choose(model, TreeRewardScorer(model), PaddedRewardScorer(model), sample)
+    return _choose(model, TreeRewardScorer(model), PaddedRewardScorer(model), sample, dtype)
 
 
-def _choose(model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequence[TokenizedGroup]) -> Choice[Chosen]:
+def _choose(
+    model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequence[TokenizedGroup], dtype: str
+) -> Choice[Chosen]:
     from transformers import AttentionInterface
 
-    family = type(model).__name__
-    if not model._can_set_attn_implementation():
-        return Choice(padded, _notice(family, "its attention is not open to other implementations"))
-    AttentionInterface.register(TREE, tree_attention)
-    sample = [replace(group, responses=group.responses[:_CHECKED], learnt=None) for group in sample]
-    batch = pack(sample).to(model.device)
+    half = is_half(model.dtype, dtype)
+    check = TreeCheck(model, tree, padded, lambda: precision(model.device, dtype), half)
     own = model.config._attn_implementation
     training = model.training
     model.eval()
+    AttentionInterface.register(TREE, tree_attention)
     try:
         with torch.no_grad():
-            set_attention(model, "eager")
-            expected = _one_by_one(padded, sample, model.device)
-            set_attention(model, TREE)
-            lighten(model)
-            actual = tree(batch).flatten()[batch.slots]
-        difference = _largest_difference(actual, expected, model.dtype)
-        reason = None if difference <= 1 else f"its numbers differ by {difference:.1f} times the tolerance"
-    except (UnsupportedAttention, TypeError, AttributeError) as error:
-        reason = str(error)
+            verdict = check.verdict(sample)
     finally:
         model.train(training)
-    if reason is None:
-        return Choice(tree, None)
-    set_attention(model, own)
-    return Choice(padded, _notice(family, reason))
+    if verdict.reason is None:
+        return Choice(tree, None, verdict.rounding, half)
+    if model._can_set_attn_implementation():
+        set_attention(model, own)
+    return Choice(padded, _notice(model, verdict.reason, _times(tree, padded, sample)), verdict.rounding, half)
 
 
-def _one_by_one(padded: Scorer, sample: Sequence[TokenizedGroup], device: torch.device) -> Tensor:
-    """[C] what the padded forward says of each candidate; alone, since all logits of many rows are gigabytes."""
-    alone = (pack([replace(group, responses=(r,))]) for group in sample for r in group.responses)
-    return torch.cat([padded(batch.to(device)).flatten() for batch in alone])
+def _times(tree: Scorer, padded: Scorer, sample: Sequence[TokenizedGroup]) -> float:
+    """Tokens of padded rows over those of the tree."""
+    return sum(map(padded.cost, sample)) / sum(map(tree.cost, sample))
+
+
+def _notice(model: PreTrainedModel, reason: str, times: float) -> str:
+    return (
+        f"{type(model).__name__} is run padded, one row a candidate, which computes about {times:.1f} times the tokens "
+        f"of the packed tree: the tree is not exact for it ({reason})."
+    )
+
+
+@torch.no_grad()
+def headed_notes(
+    choice: Choice[LanguageScorer], scorer: HeadedScorer, sample: Sequence[TokenizedGroup], dtype: str
+) -> list[str]:
+    """`Choice.notes` of a model whose preference head's rewards are compared."""
+    notes = [] if choice.notice is None else [choice.notice]
+    if not choice.half:
+        return notes
+    batch = pack(sample[:2]).to(scorer.model.device)
+    training = scorer.training
+    scorer.eval()
+    rounding = measure_rounding(scorer, lambda: scorer(batch)[1], lambda: precision(scorer.model.device, dtype))
+    scorer.train(training)
+    return [*notes, rounding_note(rounding)]
 
 
 def sample_groups(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
-    """Two groups for the self-check, of middling length among the first hundred: neither trivial nor slow."""
+    """Groups for the check at load, the ones that are looked at first in front: neither trivial nor slow.
+
+    They are of middling length among the first hundred.
+    """
     ordered = sorted(groups[:100], key=lambda group: group.length)
     middle = len(ordered) // 2
-    return ordered[middle : middle + 2]
-
-
-def _notice(family: str, reason: str) -> str:
-    return f"{family} is run padded, one row a candidate, slower: the packed tree is not exact for it ({reason})."
-
-
-def _largest_difference(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """Largest |actual - expected| as a multiple of what rounding allows in the dtype of the weights."""
-    relative = 1e-5 if dtype in (torch.float32, torch.float64) else 2e-2
-    return float(((actual - expected).abs() / (10 * relative + relative * expected.abs())).max())
+    return [*ordered[middle : middle + SAMPLE], *reversed(ordered[max(0, middle - SAMPLE) : middle])][:SAMPLE]
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:

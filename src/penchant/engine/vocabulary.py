@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from penchant.engine import one_kernel
 
@@ -24,6 +25,9 @@ GPU_BLOCK_ELEMENTS = 1 << 25
 
 LEAST_BLOCK = 512
 """Words of a block, however many the tokens: a matrix product of fewer columns is slow."""
+
+ALIKE = 3
+"""Of passes that take the same memory, where that is counted, so many are made."""
 
 _PASS_ELEMENTS = 1 << 18
 """Of these, exponentials are taken at a time: as many as a core's own cache holds."""
@@ -84,8 +88,9 @@ class OutputLayer:
             if one_kernel.serves(logits):
                 of_block = one_kernel.log_sum_exp(logits, self.softcap)
             else:
-                parts = (one_kernel.capped(part, self.softcap) for (part,) in _passes(logits))
-                of_block = torch.cat([_log_sum_exp(part) for part in parts])
+                of_block = torch.empty_like(normalisers)
+                for part, out in passes(_pass_rows(logits), logits, of_block):
+                    out.copy_(_log_sum_exp(one_kernel.capped(part, self.softcap)))
             normalisers = torch.logaddexp(normalisers, of_block)
             if len(kept) < keep:
                 kept.append(logits)
@@ -117,7 +122,7 @@ class OutputLayer:
             if one_kernel.serves(logits):
                 logits = one_kernel.logits_gradient(logits, *per_row, self.softcap)
             else:
-                for part in _passes(logits, *per_row):
+                for part in passes(_pass_rows(logits), logits, *per_row):
                     _to_gradient(self.softcap, *part)
             self._add_block(sums, logits, hidden, block)
             del logits
@@ -183,10 +188,18 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         out.add_(a @ b)
 
 
-def _passes(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, to be worked on together."""
-    rows = max(1, _PASS_ELEMENTS // logits.shape[1])
-    return zip(*(each.split(rows) for each in (logits, *per_row)), strict=True)
+def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of each tensor, so many at a time, to be worked on together in place.
+
+    Of tensors without data, whose memory is counted, the first rows stand for all: the others take the same.
+    """
+    if isinstance(tensors[0], FakeTensor):
+        return iter([tuple(tensor[:rows] for tensor in tensors)] * ALIKE)
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def _pass_rows(logits: Tensor) -> int:
+    return max(1, _PASS_ELEMENTS // logits.shape[1])
 
 
 def _log_sum_exp(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, shard
 from penchant.engine.frozen import FrozenModel, cached_log_probs
 from penchant.engine.reference_cache import model_fingerprint
-from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
+from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, score_with_head
 from penchant.errors import ConfigError, located
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
@@ -152,9 +152,10 @@ def load_scorer(
     tell: Callable[[str], None],
 ) -> OptionScorer:
     """What the model, and the head in folder `head`, say of groups like these."""
-    choice = choose_scorer(frozen.model, sample_groups(groups))
-    if choice.notice:
-        tell(choice.notice)
+    sample = sample_groups(groups)
+    choice = choose_scorer(frozen.model, sample, reading.dtype)
+    for note in choice.notes:
+        tell(note)
     fingerprint = model_fingerprint(frozen.model)
     shard(choice.scorer, world)
 
@@ -166,6 +167,8 @@ def load_scorer(
     from penchant.engine.heads import HeadedScorer, load_head
 
     headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
+    for note in headed_notes(choice, headed, sample, reading.dtype)[-1:]:
+        tell(f"of the head's rewards: {note}")
 
     def rewards(asked: Sequence[TokenizedGroup]) -> list[list[float]]:
         return score_with_head(headed, asked, world=world, budget=reading.token_budget, dtype=reading.dtype)

@@ -18,7 +18,7 @@ from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.model_kind import require_language_model
 from penchant.engine.progress import Progress
-from penchant.engine.scoring import choose_scorer, sample_groups, score_with_head
+from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, score_with_head
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling, generate
@@ -164,8 +164,11 @@ def _by_head(
     for event, count in sorted(report.counts.items()):
         tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
     require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
-    choice = choose_scorer(frozen.model, sample_groups(tokenized))
+    sample = sample_groups(tokenized)
+    choice = choose_scorer(frozen.model, sample, reading.dtype)
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
+    for note in headed_notes(choice, scorer, sample, reading.dtype):
+        tell(note)
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return list(zip([each.group for each in tokenized], rewards, strict=True))
 
@@ -205,6 +208,9 @@ def answer_best_of(
 ) -> BestOf:
     """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
 
+    Args:
+        tell: called where the model is not run as a packed tree, which takes longer.
+
     Raises:
         ModelError: the folder has no such head.
     """
@@ -219,7 +225,10 @@ def answer_best_of(
         drawn = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
     groups = [PreferenceGroup(p, tuple(of), id=str(i)) for i, (p, of) in enumerate(zip(prompts, drawn, strict=True))]
     tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")
-    scorer = HeadedScorer(choose_scorer(loaded, sample_groups(tokenized)).scorer, chooser.to(world.device)).eval()
+    choice = choose_scorer(loaded, sample_groups(tokenized))
+    if choice.notice:
+        tell(choice.notice)
+    scorer = HeadedScorer(choice.scorer, chooser.to(world.device)).eval()
     rewards = score_with_head(scorer, tokenized, world=world, budget=AS_IS.token_budget, dtype=AS_IS.dtype)
     best = [max(range(len(row)), key=row.__getitem__) for row in rewards]
     chosen = tuple((of[k],) for of, k in zip(drawn, best, strict=True))

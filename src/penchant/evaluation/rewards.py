@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -206,6 +207,22 @@ class ModelReward:
         rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
         scores = iter(self._score(rows))
         return [[next(scores) for _ in given] for given in responses]
+
+    def rounding_notes(self, groups: Sequence[PreferenceGroup]) -> list[str]:
+        """What half precision does to the rewards of the first groups, in a line; nothing in float32."""
+        import torch
+
+        from penchant.engine.rounding import is_half, measure_rounding, rounding_note
+
+        if not is_half(self.model.dtype, "float32") or not groups:
+            return []
+        prompts, responses = [group.prompt for group in groups[:4]], [group.candidates for group in groups[:4]]
+
+        def rewards() -> torch.Tensor:
+            return torch.tensor([value for row in self(prompts, responses) for value in row], dtype=torch.float64)
+
+        with torch.no_grad():
+            return [rounding_note(measure_rounding(self.model, rewards, nullcontext))]
 
     def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """Longest first, so that a batch holds rows of about one length."""

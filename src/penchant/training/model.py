@@ -87,7 +87,8 @@ def load_trained(
         set_pad_token(policy.model, tokenizer, grow=config.lora is None)
     fingerprint = model_fingerprint(policy.model)
     sample = sample_groups(groups)
-    choice = choose_reward_scorer(policy.model, sample) if rewards else choose_scorer(policy.model, sample)
+    dtype = config.training.dtype
+    choice = (choose_reward_scorer if rewards else choose_scorer)(policy.model, sample, dtype)
     if choice.notice:
         tell(choice.notice)
     torch.manual_seed(config.training.seed)

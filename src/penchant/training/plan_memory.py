@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.vocabulary import LowRank
 from penchant.training.optimizer import build_optimizer
-from penchant.training.plan_model import Blueprint, meta_reference
+from penchant.training.plan_layers import find_depths
+from penchant.training.plan_model import Blueprint, meta_reference, read_shape, shallow
 
 MicroBatch = Sequence[TokenizedGroup]
 
@@ -92,20 +93,93 @@ def count_memory(
     device: torch.device,
     baseline: int,
 ) -> Memory:
-    """What a run will hold.
+    """What a run will hold. Of a deep model two depths are counted, and what lies between them is multiplied.
 
     Args:
         references: the models asked before training; None is the one training starts from.
         live: a reference that stays in memory while candidates are drawn.
         baseline: bytes of the process without any tensor.
     """
+    depths = find_depths(blueprint.shape, blueprint.rewards)
+    named = [source for source in dict.fromkeys(references) if source is not None]
+    if depths is None:
+        return _count(blueprint, load, references, live=live, device=device, baseline=baseline)
+    small, large = (
+        _count(
+            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)),
+            replace(load, reference=load.reference[:1]),
+            [None] if None in references else [],
+            live=live,
+            device=device,
+            baseline=baseline,
+        )
+        for layers in (depths.small, depths.large)
+    )
+    asked = [_named_reference(source, blueprint, load, device) for source in named]
+    return _deepened(small, large, depths.repetitions, max(asked, default=0))
+
+
+def _deepened(small: Memory, large: Memory, repetitions: int, named: int) -> Memory:
+    """The memory of a model that repeats its pattern of layers so many times more than the larger one.
+
+    Args:
+        named: the most alive while a named reference is asked.
+    """
+    values = {
+        name: value + repetitions * (value - getattr(small, name))
+        for name, value in vars(large).items()
+        if name != "baseline"
+    }
+    whole = Memory(**{**values, "allocator": max(0, values["allocator"])}, baseline=large.baseline)
+    # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
+    # little is said then.
+    least = _kept_while_training(whole) + large.training - _kept_while_training(large)
+    whole = replace(whole, training=max(whole.training, least))
+    if named <= whole.reference_pass:
+        return whole
+    with_named = replace(whole, reference_pass=named)
+    return replace(with_named, allocator=max(0, whole.alive + whole.allocator - with_named.alive))
+
+
+def _kept_while_training(memory: Memory) -> int:
+    return memory.weights + memory.optimizer + max(memory.activations, memory.gradients)
+
+
+def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torch.device) -> int:
+    """The most alive while a named reference is asked."""
+    shape, dtype = read_shape(source), blueprint.config.training.dtype
+    depths = find_depths(shape, False)
+
+    def peak(layers: int) -> int:
+        smaller = shallow(shape, layers, int(shape.get_text_config().vocab_size))
+        other = meta_reference(smaller, blueprint.padded, getattr(torch, dtype))
+        with counted() as ledger:
+            without_data(other, device)
+            return _forward(other, load.reference, ledger, device, dtype)
+
+    if depths is None:
+        return peak(int(shape.num_hidden_layers))
+    small, large = peak(depths.small), peak(depths.large)
+    return large + depths.repetitions * (large - small)
+
+
+def _count(
+    blueprint: Blueprint,
+    load: Load,
+    references: Sequence[str | None],
+    *,
+    live: str | None,
+    device: torch.device,
+    baseline: int,
+) -> Memory:
+    """What a run will hold, by its whole model; arguments as in `count_memory`."""
     dtype = blueprint.config.training.dtype
     heap = Heap(habits()) if device.type == "cpu" and has_holes() else None
     beside = _weights(live, blueprint, device) if live else 0
     asked = [0]
     for source in dict.fromkeys(references):
         if source is not None:
-            other = meta_reference(source, blueprint.padded, getattr(torch, dtype))
+            other = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
             with counted(heap) as ledger:
                 without_data(other, device)
                 asked.append(_forward(other, load.reference, ledger, device, dtype))
@@ -187,7 +261,7 @@ def _targets(groups: MicroBatch) -> int:
 
 
 def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
-    other = meta_reference(source, blueprint.padded, getattr(torch, blueprint.config.training.dtype))
+    other = meta_reference(read_shape(source), blueprint.padded, getattr(torch, blueprint.config.training.dtype))
     with counted() as ledger:
         without_data(other, device)
         return ledger.live

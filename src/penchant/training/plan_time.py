@@ -24,7 +24,16 @@ from penchant.engine.scoring import Choice, Scorer, choose_reward_scorer, choose
 from penchant.errors import PenchantError
 from penchant.training.model import weights_dtype
 from penchant.training.optimizer import build_optimizer, scale_and_clip
-from penchant.training.plan_model import Blueprint, blank_model, shallow
+from penchant.training.plan_model import Blueprint, blank_model, random_model, shallow
+
+CHECKED_OPERATIONS = 100_000_000_000
+"""Floating-point operations that a padded look at the tree may take: a second or two on a CPU."""
+
+LEAST_TOKENS = 128
+"""Tokens whose pace is measured at least: in bfloat16 a CPU's products are of so many rows."""
+
+SHORTEST = 8
+"""Tokens that are left of a prompt or a response that is cut."""
 
 EMBEDDING_ELEMENTS = 1 << 26
 """The largest embedding that is made for a measurement; of a larger one, a part stands for the whole."""
@@ -65,10 +74,11 @@ def check_tree(blueprint: Blueprint, sample: Sequence[TokenizedGroup], device: t
     """The blueprint, knowing whether the packed tree is exact for its model: found on two layers of random weights."""
     vocabulary = _vocabulary(blueprint)
     _check_room(blueprint, vocabulary, device)
-    with torch.device(device):
-        model = blank_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32)
+    model = random_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32, device)
     choose: Callable[..., Choice[Any]] = choose_reward_scorer if blueprint.rewards else choose_scorer
-    choice = choose(model, _within(sample, vocabulary))
+    # In float32: what random weights round is not what the real ones will.
+    weights = sum(p.numel() for p in model.parameters())
+    choice = choose(model, _shortened(_within(sample[:2], vocabulary), CHECKED_OPERATIONS // (2 * weights)))
     padded = isinstance(choice.scorer, (PaddedScorer, PaddedRewardScorer))
     notes = (*blueprint.notes, choice.notice) if choice.notice else blueprint.notes
     return replace(blueprint, padded=padded, notes=notes)
@@ -91,6 +101,10 @@ def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device
     thin, deep = (_real(blueprint, layers, vocabulary, device) for layers in (1, 2))
     groups = _within(typical, vocabulary)
     shortest = min(groups, key=lambda group: group.length)
+    # A group of which one pass would take too long is cut.
+    most = int(seconds * rate / (6 * sum(p.numel() for p in deep.parameters())))
+    if shortest.length > max(most, LEAST_TOKENS):
+        (shortest,) = groups = _shortened([shortest], max(most, LEAST_TOKENS))
     groups = _affordable(groups, shortest, deep, seconds, device, dtype)
     runs = {
         "deep": lambda: _train(deep, groups, device, dtype),
@@ -114,14 +128,21 @@ def _affordable(
     dtype: str,
 ) -> list[TokenizedGroup]:
     """The first of the groups, so many that all runs over them, three times, take about the seconds."""
-    _train(deep, [shortest], device, dtype)
-    started = time.perf_counter()
-    _train(deep, [shortest], device, dtype)
-    a_token = (time.perf_counter() - started) / shortest.length
+    took = _seconds(deep, shortest, device, dtype)
+    if took < seconds / 4:
+        # The first time programs are compiled too.
+        took = _seconds(deep, shortest, device, dtype)
+    a_token = took / shortest.length
     runs = 3 * 3  # Two kinds of training and two kinds of reading come to three of training two layers.
     while len(groups) > 1 and sum(group.length for group in groups) * a_token * runs > seconds:
         groups = groups[: (len(groups) + 1) // 2]
     return groups
+
+
+def _seconds(scorer: Scorer, group: TokenizedGroup, device: torch.device, dtype: str) -> float:
+    started = time.perf_counter()
+    _train(scorer, [group], device, dtype)
+    return time.perf_counter() - started
 
 
 def _pace(took: dict[str, float], sizes: _Sizes, scale: float, update: float, rate: float) -> Pace:
@@ -192,9 +213,10 @@ def _update_seconds(blueprint: Blueprint, scorer: Scorer) -> float:
 
 
 def _real(blueprint: Blueprint, layers: int, vocabulary: int, device: torch.device) -> Scorer:
+    smaller = shallow(blueprint.shape, layers, vocabulary)
+    model = random_model(smaller, blueprint.rewards, weights_dtype(blueprint.config), device)
     with torch.device(device):
-        smaller = shallow(blueprint.shape, layers, vocabulary)
-        return blueprint.scorer(blank_model(smaller, blueprint.rewards, weights_dtype(blueprint.config)))
+        return blueprint.scorer(model)
 
 
 def _vocabulary(blueprint: Blueprint) -> int:
@@ -214,6 +236,22 @@ def _within(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[Tokenized
     ]
 
 
+def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedGroup]:
+    """The groups with prompts and responses cut by one share, to about so many tokens in all where they have more."""
+    share = tokens / sum(len(group.responses) * group.longest for group in groups)
+    if share >= 1:
+        return list(groups)
+    return [
+        replace(
+            group,
+            prompt=group.prompt[: max(SHORTEST, int(len(group.prompt) * share))],
+            responses=tuple(each[: max(SHORTEST, int(len(each) * share))] for each in group.responses),
+            learnt=None,
+        )
+        for group in groups
+    ]
+
+
 def _check_room(blueprint: Blueprint, vocabulary: int, device: torch.device) -> None:
     with torch.device("meta"):
         model = blank_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32)
@@ -228,7 +266,8 @@ def _check_room(blueprint: Blueprint, vocabulary: int, device: torch.device) -> 
 
 def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
     """Floating-point operations in a second, of products as the model's layers have them."""
-    left = torch.rand(512, size, dtype=getattr(torch, dtype), device=device)
+    rows = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
+    left = torch.rand(rows, size, dtype=getattr(torch, dtype), device=device)
     right = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)
     took = []
     for _ in range(4):
@@ -236,4 +275,4 @@ def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
         left @ right
         _wait(device)
         took.append(time.perf_counter() - started)
-    return 2 * 512 * size * 4 * size / min(took)
+    return 2 * rows * size * 4 * size / min(took)

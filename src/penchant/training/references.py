@@ -53,8 +53,10 @@ class LiveReference:
     It reads the tokens that were drawn, so its tokenizer is the policy's: see `needs.check_live_reference`.
     """
 
-    def __init__(self, config: RunConfig, model: Trained, world: World) -> None:
-        self._settings, self._world = config.training, world
+    def __init__(
+        self, config: RunConfig, model: Trained, world: World, tell: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._settings, self._world, self._tell = config.training, world, tell
         (source,) = reference_sources(config)
         self._adapters = model.policy.adapters if source is None else None
         self._policy = model.scorer
@@ -68,8 +70,7 @@ class LiveReference:
     def __call__(self, groups: Sequence[TokenizedGroup]) -> list[Table]:
         """[1][groups][candidates] log-probs of the groups' own tokens."""
         if self._chosen is None:
-            frozen = self._frozen
-            self._chosen = self._policy if frozen is None else choose_scorer(frozen.model, sample_groups(groups)).scorer
+            self._chosen = self._policy if self._frozen is None else self._choose(self._frozen, groups)
         with self._adapters.disable_adapter() if self._adapters is not None else nullcontext():
             return [
                 score_groups(
@@ -80,6 +81,12 @@ class LiveReference:
                     dtype=self._settings.dtype,
                 )
             ]
+
+    def _choose(self, frozen: FrozenModel, groups: Sequence[TokenizedGroup]) -> Scorer:
+        choice = choose_scorer(frozen.model, sample_groups(groups), self._settings.dtype)
+        if choice.notice:
+            self._tell(choice.notice)
+        return choice.scorer
 
 
 def _table(

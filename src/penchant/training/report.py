@@ -84,9 +84,16 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
     before, after, choosing, samples = None, None, None, []
     needs = config.method.needs
     document: dict[str, Any] = {}
+    measured: list[str] = []
+
+    def note(line: str) -> None:
+        if line not in [*notes, *measured]:
+            measured.append(line)
+            tell(line)
+
     if held_out and needs.trains == "log_probs":
-        before, after = _held_out(config, held_out, tell)
-        document = {"before": before.to_json(), "after": after.to_json()}
+        before, after = _held_out(config, held_out, tell, note)
+        document = {"before": before.to_json(), "after": after.to_json(), **({"notes": measured} if measured else {})}
         samples = _samples(config, held_out, tell)
     if held_out and (needs.head or needs.trains == "rewards"):
         choosing = _choosing(config, held_out)
@@ -102,7 +109,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
         choosing=choosing,
     )
     write_model_card(folder, config)
-    write_report(folder / "report.html", _run_report(config, result, lines, samples, notes))
+    write_report(folder / "report.html", _run_report(config, result, lines, samples, [*notes, *measured]))
     tell(f"report: {folder / 'report.html'}")
     return result
 
@@ -119,7 +126,7 @@ def held_out_rows(before: PreferenceReport, after: PreferenceReport) -> list[tup
 
 
 def _held_out(
-    config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell
+    config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell, note: Tell
 ) -> tuple[PreferenceReport, PreferenceReport]:
     world, reading = World(0, 1, local_device()), Reading.of_run(config)
     sources = reference_sources(config)
@@ -127,7 +134,7 @@ def _held_out(
     beta = float(getattr(config.method, "beta", 0.1))
     reports = []
     for model in (config.model, config.output):
-        scored = score(model, held_out, world, reference=reference, reading=reading)
+        scored = score(model, held_out, world, reference=reference, reading=reading, tell=note)
         report = evaluate_preferences(scored, beta=beta)
         reports.append(with_likelihood(report, scored) if config.method.name == "sft" else report)
     tell(f"held-out: {_measured(reports[1])}")

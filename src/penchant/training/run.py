@@ -78,10 +78,16 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     inputs, tokenizer, limit = read_run(config, world.size, tell)
     begun = check(config, inputs.fingerprint, resume=resume, tell=tell)
     hashes = input_hashes(config) if world.is_main and not begun else {}
-    loop, model = _prepare(config, world, inputs, tokenizer, limit, tell)
+    notes = [*inputs.notes]
+
+    def note(line: str) -> None:
+        notes.append(line)
+        tell(line)
+
+    loop, model = _prepare(config, world, inputs, tokenizer, limit, note)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not begun:
-        take(config, inputs.fingerprint, inputs.notes, hashes)
+        take(config, inputs.fingerprint, notes, hashes)
     world.barrier()
     if begun:
         loop.resume()
@@ -200,7 +206,7 @@ def _sampled(
         order=Order(len(inputs.train), settings.batch_size, settings.seed, settings.shuffle),
         settings=config.sampling,
         reward=reward,
-        references=LiveReference(config, model, world) if config.method.needs.references else _no_references,
+        references=LiveReference(config, model, world, tell) if config.method.needs.references else _no_references,
         folder=Path(config.output) / "samples",
         seed=settings.seed,
     )

@@ -72,6 +72,98 @@ def test_other_languages(language):
         assert read_calls(wrong, language) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "arguments"),
+    [
+        ("[f(m=new HashMap<String, Integer>())]", {"m": "new HashMap<String, Integer>()"}),
+        (
+            "f(m=new HashMap<String, List<Map<Integer, String>>>(), n=1)",
+            {"m": "new HashMap<String, List<Map<Integer, String>>>()", "n": "1"},
+        ),
+        ("f(m=new HashMap<>(), n=2)", {"m": "new HashMap<>()", "n": "2"}),
+        ("f(a=new Pair<String[], ? extends T>[3], b=1)", {"a": "new Pair<String[], ? extends T>[3]", "b": "1"}),
+        ("f(a=Map.<String, Integer>of(), b=1)", {"a": "Map.<String, Integer>of()", "b": "1"}),
+        ("f(a=(Map<String, Integer>) x, b=1)", {"a": "(Map<String, Integer>) x", "b": "1"}),
+        ("f(a=i < n, b=n > (i), c=1 << 2)", {"a": "i < n", "b": "n > (i)", "c": "1 << 2"}),
+        ('f(t="""a, "b" (c""", b=1)', {"t": '""a, "b" (c""', "b": "1"}),
+        ("f(r=(a, b) -> a + b, b=new int[][]{{1, 2}, {3}})", {"r": "(a, b) -> a + b", "b": "new int[][]{{1, 2}, {3}}"}),
+    ],
+)
+def test_java(answer, arguments):
+    assert read_calls(answer, "java") == [Call("f", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "arguments"),
+    [
+        ("[f(m=new Map([['a', 1], ['b', 2]]), n=1)]", {"m": "new Map([['a', 1], ['b', 2]])", "n": "1"}),
+        ("f(g=(a, b) => a + b, h=x => x * 2)", {"g": "(a, b) => a + b", "h": "x => x * 2"}),
+        (
+            "f(g=async (a) => { return [a, 1]; }, h=function (a, b) { return a; })",
+            {"g": "async (a) => { return [a, 1]; }", "h": "function (a, b) { return a; }"},
+        ),
+        ("f(t=`a, (b`, n=1)", {"t": "`a, (b`", "n": "1"}),
+        ("f(t=`${g('}', `x, ${y}`)}, )`, n=1)", {"t": "`${g('}', `x, ${y}`)}, )`", "n": "1"}),
+        ("f(r=/[,(/]+\\/, x/gi, n=6 / 3, m=a / b)", {"r": "/[,(/]+\\/, x/gi", "n": "6 / 3", "m": "a / b"}),
+    ],
+)
+def test_javascript(answer, arguments):
+    assert read_calls(answer, "javascript") == [Call("f", arguments)]
+
+
+@pytest.mark.parametrize("wrong", ["f(t=`a, b)", "f(t=`${a`, n=1)", "f(a=new Map<string, number>())"])
+def test_javascript_that_is_none(wrong):
+    assert read_calls(wrong, "javascript") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<think>\nPerhaps [g(b=2)].\n</think>\n\n", ""),
+        # Where the template opens the block, the answer only closes it.
+        ("Perhaps [g(b=2)].\n</think>\n", ""),
+        ("<think>g</think> so <think>h</think>", "\n"),
+        ("```python\n", "\n```"),
+        ("```\n", "\n```"),
+        ("<think>x</think>```json\n", "```"),
+    ],
+)
+def test_thinking_and_fences_are_left_out(before, after):
+    assert read_calls(f"{before}[f(a=1)]{after}") == [Call("f", {"a": 1})]
+    call = '{"name": "f", "arguments": {"a": 1}}'
+    for text in (call, f"[{call}]", f"<tool_call>\n{call}\n</tool_call>"):
+        assert read_json_calls(f"{before}{text}{after}", []) == [Call("f", {"a": 1})]
+
+
+def test_thinking_that_never_ends_is_no_answer():
+    assert read_calls("<think>\n[f(a=1)]") is None
+    assert read_json_calls('<think><tool_call>{"name": "f", "arguments": {}}</tool_call>', []) is None
+
+
+def test_tags_in_a_string_are_a_string():
+    assert read_calls('[f(a="</think>")]') == [Call("f", {"a": "</think>"})]
+    assert read_json_calls('{"name": "f", "arguments": {"a": "</think>"}}', []) == [Call("f", {"a": "</think>"})]
+
+
+def test_json_as_the_official_handlers_read_it():
+    first, second = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "parameters": {}}'
+    both = [Call("f", {"a": 1}), Call("g", {})]
+    for answer in (
+        f"{first}\n{second}",
+        f"{first}; {second}",
+        f"<|python_tag|>{first}; {second}",
+        f"<tool_call>\n{first}\n</tool_call>\n<tool_call>\n{second}",
+        f"<tool_call>{first}<tool_call>{second}</tool_call>",
+        f"<tool_call>\n{first}\n{second}\n</tool_call>",
+        f"<tool_call>\n```json\n[{first}, {second}]\n```\n</tool_call>",
+        f"<tool_call>{first}</tool_call><tool_call>not this</tool_call><tool_call>{second}</tool_call>",
+    ):
+        assert read_json_calls(answer, []) == both, answer
+    for wrong in ("", "<tool_call>", "<tool_call>no</tool_call>", f"{first} and", f"{first}; no"):
+        assert read_json_calls(wrong, []) is None, wrong
+    assert read_json_calls("[]", []) == []
+
+
 def test_json():
     known = Function.read({"name": "a.f", "parameters": {"properties": {}}}, "test")
     assert native_name("a.f") == "a_f"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,4 +63,6 @@ def _from_status(name: str) -> int | None:
 
 
 def _most_ever() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    from penchant.engine.memory import most_process_bytes
+
+    return most_process_bytes()

@@ -7,10 +7,14 @@ import json
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penchant.evaluation.tool_calls.calls import Call, Function, Language
+from penchant.evaluation.tool_calls.foreign import read_foreign_calls
+
+FENCES = ("json", "python", "tool_code", "java", "javascript", "js")
+"""What stands behind the backticks that open a block of code."""
 
 MOST_DIGITS = 30
 """Of a number in arithmetic that is worked out; larger ones stay text."""
@@ -19,22 +23,29 @@ MOST_DIGITS = 30
 def read_calls(answer: str, language: Language = "python") -> list[Call] | None:
     """The calls of ``[name(argument=value, ...), ...]``; the brackets may be left out.
 
+    Thinking before the answer is left out, as is a code fence around it.
+
     Returns:
         None where the answer is anything else.
     """
-    text = answer.strip("`\n ")
+    text = _answer_alone(answer)
+    if text is None:
+        return None
     if not text.startswith("["):
         text = "[" + text
     if not text.endswith("]"):
         text += "]"
     try:
-        return _python(text) if language == "python" else list(_other(text[1:-1]))
+        return _python(text) if language == "python" else list(read_foreign_calls(text[1:-1], language))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 
 def read_json_calls(answer: str, functions: Sequence[Function]) -> list[Call] | None:
-    """The calls of ``{"name": ..., "arguments": {...}}``: one, a list, or each in ``<tool_call>`` tags.
+    """The calls of ``{"name": ..., "arguments": {...}}``: one, a list, several one after the other, or in tags.
+
+    The tags are ``<tool_call>``; the last one need not be closed, and what is no JSON in one is passed over, as the
+    leaderboard's handlers do. Thinking before the answer is left out, as is a code fence.
 
     Args:
         functions: on offer. Many chat templates forbid dots in names; a name in which they became underscores is
@@ -43,12 +54,13 @@ def read_json_calls(answer: str, functions: Sequence[Function]) -> list[Call] | 
     Returns:
         None where the answer is anything else.
     """
-    tagged = re.findall(r"<tool_call>\s*(.*?)\s*</tool_call>", answer, re.DOTALL)
+    text = _answer_alone(answer)
+    if text is None:
+        return None
     own = {native_name(function.name): function.name for function in functions}
     try:
-        found = [json.loads(text) for text in tagged] if tagged else json.loads(answer.strip("`\n "))
         calls = []
-        for each in found if isinstance(found, list) else [found]:
+        for each in _json_values(text):
             each = each.get("function", each)
             arguments = each.get("arguments", each.get("parameters", {}))
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
@@ -58,6 +70,49 @@ def read_json_calls(answer: str, functions: Sequence[Function]) -> list[Call] | 
         return calls
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _answer_alone(answer: str) -> str | None:
+    """The answer without thinking before it and a code fence around it; None where the thinking never ends."""
+    text = answer.strip()
+    if not text.startswith(("[", "{", "<tool_call>")):
+        *before, text = text.split("</think>")
+        if not before and text.startswith("<think>"):
+            return None
+        text = text.strip()
+    if text.startswith("```"):
+        text = re.sub(rf"\A`+(?:{'|'.join(FENCES)})?(?=[\s\[{{])", "", text)
+    return text.strip("`\n ")
+
+
+def _json_values(text: str) -> list[Any]:
+    """The values of an answer's JSON, those of lists one by one.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    tagged = re.findall(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", text, re.DOTALL)
+    if not tagged:
+        return _one_after_the_other(text.removeprefix("<|python_tag|>"))
+    values, problem = [], ValueError("no JSON")
+    for part in tagged:
+        try:
+            values += _one_after_the_other(_answer_alone(part) or "")
+        except ValueError as error:
+            problem = error
+    if not values:
+        raise problem
+    return values
+
+
+def _one_after_the_other(text: str) -> list[Any]:
+    """JSON values on lines of their own, or with ``;`` or ``,`` between them."""
+    values, decoder, start = [], json.JSONDecoder(), len(text) - len(text.lstrip())
+    while start < len(text) or not text:
+        value, end = decoder.raw_decode(text, start)
+        values += value if isinstance(value, list) else [value]
+        start = end + len(re.match(r"\s*[;,]?\s*", text[end:])[0])  # type: ignore[index]  # matches anything
+    return values
 
 
 def native_name(name: str) -> str:
@@ -140,48 +195,3 @@ def _arithmetic(node: ast.expr) -> Any:
             except ArithmeticError as error:
                 raise ValueError("no number") from error
     raise ValueError("arithmetic of something else than numbers")
-
-
-def _other(text: str) -> Iterator[Call]:
-    """Calls whose arguments are literals of another language: the text of each, quotes around a string taken off."""
-    for part in _split(text):
-        found = re.fullmatch(r"\s*([A-Za-z_$][\w$.]*)\s*\((.*)\)\s*;?\s*", part, re.DOTALL)
-        if not found:
-            raise ValueError("no call")
-        arguments: dict[str, str] = {}
-        for pair in _split(found[2]):
-            named = re.fullmatch(r"\s*([A-Za-z_$][\w$]*)\s*=(?!=)\s*(.*?)\s*", pair, re.DOTALL)
-            if not named or named[1] in arguments:
-                raise ValueError("an argument without a name, or a name twice")
-            value = named[2]
-            quoted = len(value) > 1 and value[0] in "\"'" and _closes(value) == len(value)
-            arguments[named[1]] = value[1:-1] if quoted else value
-        yield Call(found[1], arguments)
-
-
-def _split(text: str) -> list[str]:
-    """At the commas that are in no bracket and no string; nothing at all for white space."""
-    parts, depth, start, n = [], 0, 0, 0
-    while n < len(text):
-        letter = text[n]
-        if letter in "\"'":
-            n += _closes(text[n:]) - 1
-        elif letter in "([{":
-            depth += 1
-        elif letter in ")]}":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            parts.append(text[start:n])
-            start = n + 1
-        n += 1
-    if depth:
-        raise ValueError("a bracket without its other")
-    return [*parts, text[start:]] if text.strip() else []
-
-
-def _closes(text: str) -> int:
-    """How long the string at the beginning is, with its quotes."""
-    found = re.match(r"""(["'])(?:\\.|(?!\1).)*\1""", text, re.DOTALL)
-    if not found:
-        raise ValueError("a string without an end")
-    return len(found[0])

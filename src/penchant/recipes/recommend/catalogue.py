@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 from penchant.data.groups import PreferenceGroup
@@ -30,4 +31,4 @@ def rank_catalogue(
         read_held_out(frozen, model, [PreferenceGroup(wording.open_prompt(history), answers, id=str(n))], reading)[0]
         for n, history in enumerate(histories)
     )
-    return catalogue_log_probs(frozen, groups, world, token_budget, reading.dtype)
+    return catalogue_log_probs(frozen, groups, world, token_budget, reading.dtype, warnings.warn)

@@ -11,7 +11,6 @@ served and the new one, the best on the gate's prompts is served from then on, o
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ import torch
 
 from penchant.data.writing import write_anew
 from penchant.engine.folders import disk_errors
-from penchant.errors import PenchantError
+from penchant.errors import ConfigError, PenchantError
 from penchant.evaluation.files import write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
@@ -114,7 +113,19 @@ def _gate(config: SelfImproveConfig, served: Served, number: int) -> float:
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Waits for another trainer of the folder, whose parent was killed, to end."""
+    """Waits for another trainer of the folder, whose parent was killed, to end.
+
+    Raises:
+        ConfigError: the system has no POSIX file locks.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise ConfigError(
+            "updates need a lock on the folder, and this system has no POSIX file locks (the module fcntl)",
+            where=str(output),
+            fix="run this recipe on Linux or macOS; on Windows in WSL",
+        ) from error
     with (output / LOCK).open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

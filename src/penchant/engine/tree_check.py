@@ -1,0 +1,198 @@
+"""Whether the packed tree is exact for a model, on real groups: as exact as the padded forward in the same dtype is.
+
+Shapes: C candidates of the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import pack
+from penchant.engine.attention import TREE, UnsupportedAttention
+from penchant.engine.lean import lighten, unlighten
+from penchant.engine.multimodal import set_attention
+from penchant.engine.rounding import NoFloat32, in_float32, largest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Numbers = Callable[..., Tensor]
+"""A scorer: log-probs or rewards [G, K] of a packed batch."""
+
+Autocast = Callable[[], AbstractContextManager[None]]
+
+MAX_RATIO = 2.0
+"""In half precision the tree may be off by so many times what the padded forward is."""
+
+LEAST_ROUNDING = 1e-4
+"""Nats by which the padded forward is taken to be off at least."""
+
+LOOSER = 10.0
+"""Of a model of half precision that is run in float32, so many times the tolerances of float32 are allowed."""
+
+_GROUPS, _CANDIDATES = 2, 3
+"""Groups, and candidates of each, that are looked at first."""
+
+_MORE_CANDIDATES = 8
+"""Candidates of each group of the sample that are looked at before the tree is refused for its rounding."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check came to.
+
+    Attributes:
+        reason: why the tree is refused; None where it is exact.
+        rounding: how far the numbers of the scorer that is used are off on the sample, in nats (rewards: as they
+            are); None in float32 and float64, and where it could not be measured.
+    """
+
+    reason: str | None
+    rounding: float | None = None
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """Numbers [C] by padded ways in the dtype that is used, and in float32 where the model runs in it."""
+
+    ways: Sequence[Tensor]
+    exact: Tensor | None
+
+    @property
+    def rounding(self) -> float | None:
+        """How far the padded forward is off: from float32, or else from another padded way."""
+        if self.exact is not None:
+            return max(largest(way - self.exact) for way in self.ways)
+        # On the CPU a row has the same bits alone and in a batch: without a second implementation nothing is known.
+        return max((largest(a - b) for a, b in combinations(self.ways, 2)), default=0.0) or None
+
+    @property
+    def allowed(self) -> float:
+        """How far other numbers may be off."""
+        if self.rounding is None:
+            return 0.2 + 0.02 * largest(self.ways[0])
+        return MAX_RATIO * max(self.rounding, LEAST_ROUNDING)
+
+    def error(self, numbers: Tensor) -> float:
+        """How far other numbers are off, by the same measure."""
+        return min(largest(numbers - way) for way in ([self.exact] if self.exact is not None else self.ways))
+
+
+@dataclass(frozen=True)
+class TreeCheck:
+    """The tree and the padded forward of one model, side by side.
+
+    Attributes:
+        autocast: the context in which the model trains and is measured.
+        half: whether its matrix products are rounded to half precision there.
+    """
+
+    model: PreTrainedModel
+    tree: Numbers
+    padded: Numbers
+    autocast: Autocast
+    half: bool
+
+    def verdict(self, sample: Sequence[TokenizedGroup]) -> Verdict:
+        """The verdict on a sample; the model is afterwards run as a tree, or refused with its layers as they were."""
+        if not self.model._can_set_attn_implementation():
+            return Verdict("its attention is not open to other implementations", self._padded_rounding(sample))
+        unlighten(self.model)
+        try:
+            verdict = self._judge(sample)
+        except (UnsupportedAttention, TypeError, AttributeError) as error:
+            unlighten(self.model)
+            return Verdict(str(error), self._padded_rounding(sample))
+        if verdict.reason is not None:
+            unlighten(self.model)
+        return verdict
+
+    def _judge(self, sample: Sequence[TokenizedGroup]) -> Verdict:
+        first = _cut(sample[:_GROUPS], _CANDIDATES)
+        if not self.half:
+            expected = self._by_rows("eager", first)
+            difference = _in_tolerances(self._by_tree(first), expected)
+            return Verdict(None if difference <= 1 else f"its numbers differ by {difference:.1f} times the tolerance")
+        verdict = self._judge_rounding(first)
+        more = _cut(sample, _MORE_CANDIDATES)
+        if verdict.reason is not None and _candidates(more) > _candidates(first):
+            # Of a few candidates the largest error is mostly chance.
+            unlighten(self.model)
+            verdict = self._judge_rounding(more)
+        return verdict
+
+    def _padded_rounding(self, sample: Sequence[TokenizedGroup]) -> float | None:
+        return self._measure(_cut(sample[:_GROUPS], _CANDIDATES)).rounding if self.half else None
+
+    def _judge_rounding(self, sample: Sequence[TokenizedGroup]) -> Verdict:
+        padded = self._measure(sample)
+        if padded.exact is not None and (times := self._difference_in_float32(sample, padded.exact)) > LOOSER:
+            return Verdict(f"its numbers in float32 differ by {times:.1f} times the tolerance", padded.rounding)
+        error, rounding = padded.error(self._by_tree(sample)), padded.rounding
+        if error <= padded.allowed:
+            return Verdict(None, None if rounding is None else error)
+        off = "unknown" if rounding is None else f"{rounding:.2g}"
+        return Verdict(f"its numbers are off by {error:.2g}, the padded forward's in the same dtype by {off}", rounding)
+
+    def _measure(self, sample: Sequence[TokenizedGroup]) -> _Padded:
+        names = self._padded_ways()
+        ways = [self._by_rows(name, sample) for name in names]
+        try:
+            with in_float32(self.model):
+                return _Padded(ways, self._by_rows(names[0], sample, exact=True))
+        except NoFloat32:
+            return _Padded([*ways, *(self._by_rows(name, sample, together=True) for name in names)], None)
+
+    def _difference_in_float32(self, sample: Sequence[TokenizedGroup], exact: Tensor) -> float:
+        """Of the tree from the padded forward, in tolerances; 0 where the tree does not run in float32."""
+        try:
+            with in_float32(self.model, self.model.get_output_embeddings()):
+                return _in_tolerances(self._by_tree(sample, exact=True), exact)
+        except NoFloat32:
+            return 0.0
+
+    def _padded_ways(self) -> list[str | None]:
+        """Attention implementations to compare; None is the model's own."""
+        if not self.model._can_set_attn_implementation():
+            return [None]
+        return ["eager", "sdpa"] if self.model._supports_sdpa else ["eager"]
+
+    def _by_rows(
+        self, attention: str | None, sample: Sequence[TokenizedGroup], *, together: bool = False, exact: bool = False
+    ) -> Tensor:
+        """[C] by padded rows: one at a time, since all logits of many rows are gigabytes, or a group's together."""
+        if attention is not None:
+            set_attention(self.model, attention)
+        alone = [replace(group, responses=(response,)) for group in sample for response in group.responses]
+        batches = [pack([group]).to(self.model.device) for group in (sample if together else alone)]
+        with nullcontext() if exact else self.autocast():
+            return torch.cat([self.padded(batch).flatten()[batch.slots] for batch in batches])
+
+    def _by_tree(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
+        batch = pack(sample).to(self.model.device)
+        set_attention(self.model, TREE)
+        lighten(self.model)
+        with nullcontext() if exact else self.autocast():
+            return self.tree(batch).flatten()[batch.slots]
+
+
+def _cut(sample: Sequence[TokenizedGroup], candidates: int) -> list[TokenizedGroup]:
+    return [replace(group, responses=group.responses[:candidates], learnt=None) for group in sample]
+
+
+def _candidates(sample: Sequence[TokenizedGroup]) -> int:
+    return sum(len(group.responses) for group in sample)
+
+
+def _in_tolerances(actual: Tensor, expected: Tensor) -> float:
+    """Largest |actual - expected| as a multiple of what rounding allows in float32."""
+    relative = 1e-5
+    return largest((actual - expected) / (10 * relative + relative * expected.abs()))

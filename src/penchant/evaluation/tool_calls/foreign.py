@@ -1,0 +1,126 @@
+"""Calls in Java's and JavaScript's syntax, split where a parser of the language would split them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from penchant.evaluation.tool_calls.calls import Call, Language
+
+OPENING, CLOSING = "([{", ")]}"
+
+TYPE_ARGUMENTS = re.compile(r"[\w$\s.,?&@\[\]<>]*")
+"""What may stand between the angle brackets of a generic type. An argument's ``=`` may not: comparisons stay apart."""
+
+REGULAR_EXPRESSION = re.compile(r"/(?![*/])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+/[a-z]*")
+
+BEFORE_EXPRESSION = "=(,:[!&|?{};>"
+"""After these a slash in JavaScript begins a regular expression; after others it divides."""
+
+
+def read_foreign_calls(text: str, language: Language) -> Iterator[Call]:
+    """The calls in a text, their arguments as written, with quotes around a string taken off.
+
+    Args:
+        text: calls with commas between them.
+        language: ``java`` or ``javascript``.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    for part in _split(text, language):
+        call = re.fullmatch(r"\s*([A-Za-z_$][\w$.]*)\s*\((.*)\)\s*;?\s*", part, re.DOTALL)
+        if not call:
+            raise ValueError("no call")
+        arguments: dict[str, str] = {}
+        for pair in _split(call[2], language):
+            named = re.fullmatch(r"\s*([A-Za-z_$][\w$]*)\s*=(?!=)\s*(.*?)\s*", pair, re.DOTALL)
+            if not named or named[1] in arguments:
+                raise ValueError("an argument without a name, or a name twice")
+            value = named[2]
+            quoted = len(value) > 1 and value[0] in "\"'" and _string_length(value, language) == len(value)
+            arguments[named[1]] = value[1:-1] if quoted else value
+        yield Call(call[1], arguments)
+
+
+def _split(text: str, language: Language) -> list[str]:
+    """At the commas that are in no bracket and no literal; nothing at all for white space."""
+    parts, depth, start, n = [], 0, 0, 0
+    while n < len(text):
+        skipped = _literal_length(text, n, language)
+        if skipped:
+            n += skipped
+            continue
+        letter = text[n]
+        if letter in OPENING:
+            depth += 1
+        elif letter in CLOSING:
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append(text[start:n])
+            start = n + 1
+        n += 1
+    if depth:
+        raise ValueError("a bracket without its other")
+    return [*parts, text[start:]] if text.strip() else []
+
+
+def _literal_length(text: str, n: int, language: Language) -> int:
+    """How long the string, template, regular expression or list of type arguments at a place is; 0 without one."""
+    letter = text[n]
+    if letter in "\"'":
+        return _string_length(text[n:], language)
+    if language == "java":
+        return _type_arguments_length(text, n) if letter == "<" else 0
+    if letter == "`":
+        return _template_length(text, n)
+    if letter == "/" and text[:n].rstrip()[-1:] in BEFORE_EXPRESSION:
+        expression = REGULAR_EXPRESSION.match(text, n)
+        return len(expression[0]) if expression else 0
+    return 0
+
+
+def _string_length(text: str, language: Language) -> int:
+    """How long the string at the beginning is, with its quotes."""
+    block = re.match(r'"""(?:\\.|[^\\])*?"""', text, re.DOTALL) if language == "java" else None
+    string = block or re.match(r"""(["'])(?:\\.|(?!\1).)*\1""", text, re.DOTALL)
+    if not string:
+        raise ValueError("a string without an end")
+    return len(string[0])
+
+
+def _type_arguments_length(text: str, start: int) -> int:
+    """Of ``<String, List<Integer>>`` at a place; 0 where the bracket compares."""
+    whole = TYPE_ARGUMENTS.match(text, start)
+    depth = 0
+    for n, letter in enumerate(whole[0] if whole else ""):
+        depth += (letter == "<") - (letter == ">")
+        if depth == 0:
+            return n + 1
+    return 0
+
+
+def _template_length(text: str, start: int) -> int:
+    """Of a template literal at a place, with what is substituted in it."""
+    n = start + 1
+    while n < len(text):
+        if text[n] == "`":
+            return n + 1 - start
+        if text.startswith("${", n):
+            n = _substitution_end(text, n + 2)
+        else:
+            n += 2 if text[n] == "\\" else 1
+    raise ValueError("a template without an end")
+
+
+def _substitution_end(text: str, n: int) -> int:
+    """The place after the brace that closes a substitution."""
+    depth = 1
+    while n < len(text):
+        skipped = _literal_length(text, n, "javascript")
+        if not skipped:
+            depth += (text[n] in OPENING) - (text[n] in CLOSING)
+        n += skipped or 1
+        if depth == 0:
+            return n
+    raise ValueError("a substitution without an end")
