@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
 from penchant.cli_output import (
     Count,
-    Format,
     Json,
     Length,
     Seed,
     Source,
-    Split,
-    Template,
     console_for,
     deliver,
     tell_all,
     teller,
 )
-from penchant.errors import ConfigError, DataError
+from penchant.cli_reading import (
+    CANDIDATES,
+    LENGTHS,
+    ROWS,
+    TEMPLATE,
+    CandidateFlags,
+    LengthFlags,
+    RowFlags,
+    TemplateFlags,
+)
+from penchant.errors import ConfigError, DataError, located
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from penchant.data.groups import PreferenceGroup
     from penchant.data.review import Review
     from penchant.evaluation.style import StyleLeak
 
@@ -38,10 +48,11 @@ def check(
     file: Source,
     *,
     held_out: str | None = None,
+    held_out_split: str | None = None,
     tokenizer: str | None = None,
     max_length: Length | None = None,
-    format: Format = None,
-    split: Split = None,
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
     as_json: Json = False,
 ) -> None:
     """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
@@ -49,7 +60,9 @@ def check(
     Parameters
     ----------
     held_out
-        Another one, to find prompts that are in both.
+        Another one, to find prompts, candidates and conversations that are in both.
+    held_out_split
+        Split of the held-out file, or of FILE where none is named.
     tokenizer
         Folder or hub id, to count in tokens and check its chat template.
     max_length
@@ -57,20 +70,23 @@ def check(
     """
     from penchant.data.check_table import render
     from penchant.data.checks import check_groups
-    from penchant.data.reading import read_groups
 
     if max_length is not None and tokenizer is None:
         raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
     tell = teller(as_json)
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     tell_all(tell, read.notes)
-    other = read_groups(held_out, format=format, split=split).groups if held_out else ()
+    other: Sequence[PreferenceGroup] = ()
+    if held_out is not None or held_out_split is not None:
+        other = replace(rows, split=held_out_split).read(held_out or file).groups
     loaded = None
     if tokenizer is not None:
         from penchant.engine.loading import load_tokenizer
 
-        loaded = load_tokenizer(tokenizer)
-    report = check_groups(read.groups, held_out=other, tokenizer=loaded, max_length=max_length)
+        loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+    report = check_groups(
+        read.groups, held_out=other, tokenizer=loaded, max_length=max_length, rendering=template.rendering
+    )
     deliver(report.to_json(), as_json, render(report))
 
 
@@ -80,9 +96,10 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    chat_template: Template = None,
-    format: Format = None,
-    split: Split = None,
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
+    lengths: LengthFlags = LENGTHS,
+    candidates: CandidateFlags = CANDIDATES,
 ) -> None:
     """Print groups as a person reads them.
 
@@ -95,11 +112,10 @@ def show(
     tokenizer
         Folder or hub id, to mark token boundaries.
     """
-    from penchant.data.reading import read_groups
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
 
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     by_id = {group.id: group for group in read.groups}
     absent = [name for name in ids if name not in by_id]
     if absent:
@@ -115,9 +131,19 @@ def show(
         return
     from penchant.engine.loading import load_tokenizer
 
-    loaded = load_tokenizer(tokenizer, chat_template=chat_template)
-    for tokenized in tokenize_groups(groups, loaded, max_length=sys.maxsize)[0]:
+    loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+    shown, report = tokenize_groups(
+        groups,
+        loaded,
+        max_length=lengths.max_length or sys.maxsize,
+        rendering=template.rendering,
+        truncation=lengths.truncation,
+        empty=candidates.empty,
+        identical=candidates.identical,
+    )
+    for tokenized in shown:
         console.print(show_group(tokenized.group, tokenized, loaded))
+    tell_all(teller(False), report.lines())
 
 
 @data.command(name="split")
@@ -128,8 +154,7 @@ def split_file(
     seed: Seed = 0,
     train_output: Path,
     held_out_output: Path,
-    format: Format = None,
-    split: Split = None,
+    rows: RowFlags = ROWS,
     as_json: Json = False,
 ) -> None:
     """Split a file by prompt, never by row: no prompt is on both sides.
@@ -145,11 +170,11 @@ def split_file(
     held_out_output
         Where the held-out groups are written.
     """
-    from penchant.data.reading import read_groups
     from penchant.data.splitting import split_by_prompt
     from penchant.data.writing import write_groups
 
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
+    tell_all(teller(as_json), read.notes)
     kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed)
     write_groups(kept, train_output)
     try:
@@ -166,22 +191,26 @@ def convert(
     file: Source,
     output: Path,
     *,
-    format: Format = None,
-    split: Split = None,
+    to: Literal["penchant", "messages"] = "penchant",
+    rows: RowFlags = ROWS,
     as_json: Json = False,
 ) -> None:
-    """Write any format we read as our own JSON lines.
+    """Write any format we read as our own JSON lines, with all other columns.
 
     Parameters
     ----------
     output
         Where to write (.jsonl or .jsonl.gz).
+    to
+        penchant: texts stay as they are; messages: bare prompts become a user's message, responses an assistant's.
     """
-    from penchant.data.reading import read_groups
+    from penchant.data.as_chat import require_messages
     from penchant.data.writing import write_groups
 
-    read = read_groups(file, format=format, split=split)
-    write_groups(read.groups, output)
+    read = rows.read(file)
+    with located(file):
+        groups = require_messages(read.groups) if to == "messages" else read.groups
+    write_groups(groups, output)
     notes = list(read.notes)
     deliver(
         {"groups": len(read.groups), "format": read.format, "notes": notes},
@@ -196,8 +225,7 @@ def review(
     *,
     verdicts: Path,
     accepted: Path | None = None,
-    format: Format = None,
-    split: Split = None,
+    rows: RowFlags = ROWS,
     as_json: Json = False,
 ) -> None:
     """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
@@ -211,11 +239,10 @@ def review(
     accepted
         Where the groups accepted so far are written in the end (.jsonl or .jsonl.gz).
     """
-    from penchant.data.reading import read_groups
     from penchant.data.review import Review
     from penchant.data.writing import write_groups
 
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     tell = teller(as_json)
     tell_all(tell, read.notes)
     found = Review(read.groups, verdicts)
@@ -259,12 +286,11 @@ def _ask(found: Review, console: Console) -> None:
 
 
 @data.command
-def audit(file: Source, *, format: Format = None, split: Split = None, as_json: Json = False) -> None:
+def audit(file: Source, *, rows: RowFlags = ROWS, as_json: Json = False) -> None:
     """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
-    from penchant.data.reading import read_groups
     from penchant.evaluation.style import style_leak
 
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     tell_all(teller(as_json), read.notes)
     found = style_leak(read.groups)
     deliver(found.to_json(), as_json, _leak(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from penchant.data.as_chat import PLAIN_TEXT, SWITCH
 from penchant.data.check_report import SEVERITIES, Finding, Hits, LengthBias, Severity, Ties
 
 
@@ -72,6 +73,12 @@ _MEANINGS: dict[str, _Meaning] = {
         "{count} of {of} messages hold control tokens ({names}): where a tokenizer finds them, they end or begin turns",
         "nothing, if they are meant as text, which they are read as; data.control_text=error refuses them, "
         "data.control_text=token lets them act",
+    ),
+    PLAIN_TEXT: _Meaning(
+        "warning",
+        "{count} of {of} groups are a bare prompt and its answers, and the model has a chat template: they are read "
+        "without it",
+        SWITCH,
     ),
     "candidates_in_held_out": _Meaning(
         "warning", "{count} of {of} distinct candidates are also in the held-out data", _SPLIT

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from penchant.data.as_chat import PLAIN_TEXT, chat_group
 from penchant.data.chat import is_blank
 from penchant.data.check_corpus import Corpus
 from penchant.data.check_findings import findings
@@ -26,6 +27,7 @@ from penchant.data.check_report import CheckReport, Counts, Hits, Ties
 from penchant.data.check_template import TEMPLATE_FAULTS, template_fault
 from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def check_groups(
     held_out: Sequence[PreferenceGroup] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
+    rendering: Rendering = PLAIN,
 ) -> CheckReport:
     """Look through preference data before training on it.
 
@@ -48,6 +51,7 @@ def check_groups(
         held_out: groups to be measured on; their prompts must not be among those of `groups`.
         tokenizer: to count in tokens, and to check its chat template where the data is conversational.
         max_length: tokens of a prompt with its longest candidate; needs a tokenizer.
+        rendering: how the groups will become text; needs a tokenizer.
 
     Raises:
         DataError: there are no groups.
@@ -69,7 +73,7 @@ def check_groups(
     if tokenizer is not None:
         counted = count_tokens(corpus, tokenizer)
         lengths.append(length_quantiles(corpus, counted, "tokens"))
-        checks |= _template(corpus, tokenizer)
+        checks |= _template(corpus, tokenizer, rendering)
         if max_length is not None:
             checks["too_long"] = _too_long(corpus, counted, max_length)
     bias = length_bias(corpus, counted, lengths[-1].unit)
@@ -258,15 +262,18 @@ def _too_long(corpus: Corpus, tokens: Ints, max_length: int) -> Hits:
     return corpus.hits(found, len(corpus.groups))
 
 
-def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Hits]:
-    """Conversational groups that suffer from a fault of the chat template; nothing where there are none."""
-    conversational = [i for i, group in enumerate(corpus.groups) if not isinstance(group.prompt, str)]
+def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> dict[str, Hits]:
+    """Conversational groups that suffer from a fault of the chat template, and bare ones that are read without it."""
+    read = [chat_group(group, tokenizer, rendering) for group in corpus.groups]
+    conversational = [i for i, (group, _) in enumerate(read) if not isinstance(group.prompt, str)]
+    plain = [i for i, (_, event) in enumerate(read) if event is not None]
+    hits = {PLAIN_TEXT: corpus.hits(plain, len(read))} if plain else {}
     if not conversational:
-        return {}
+        return hits
     fault = template_fault(tokenizer)
     of = len(conversational)
     faults = {name: corpus.hits(conversational if name == fault else (), of) for name in TEMPLATE_FAULTS}
-    return faults | {"control_text": _control_text(corpus, conversational, tokenizer)}
+    return hits | faults | {"control_text": _control_text(corpus, conversational, tokenizer)}
 
 
 def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Hits:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penchant.data.beside import AS_MESSAGES, plain_as_messages, with_beside
 from penchant.data.fields import Ledger, Row
-from penchant.data.files import read_rows
+from penchant.data.files import read_rows, unread_files
 from penchant.data.formats import FORMATS, Format, Located, detect, format_named
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
@@ -46,8 +46,7 @@ def read_groups(
     """Read preference groups; the format is detected from every row.
 
     Args:
-        source: .json, .jsonl, .csv or .parquet file, also with .gz; a folder of such files; a folder that
-            `datasets` saved; or a hub id.
+        source: as `penchant.data.files.read_rows` takes it: a file, a folder of files, or a hub id.
         format: a name in `FORMATS`, where it should not be detected.
         split: which split of a folder or hub data set.
         columns: our column name -> the source's, as in ``{"prompt": "question"}``.
@@ -65,7 +64,9 @@ def read_groups(
     ledger = Ledger()
     groups, kind = _converted(used, rows, ledger, name)
     account = _account(used, groups, kind, _columns(present, columns or {}, ledger))
-    notes = [account, *_origins(rows, name), *_events(ledger), *_repeated_ids(groups)]
+    others = unread_files(source, split)
+    unread = [f"files not read: {', '.join(others)}"] if others else []
+    notes = [account, *_origins(rows, name), *unread, *_events(ledger), *_repeated_ids(groups)]
     return GroupSet(tuple(groups), used.name, str(source), tuple(f"{name}: {note}" for note in notes))
 
 

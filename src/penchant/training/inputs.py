@@ -140,12 +140,7 @@ def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
 
 def report_notes(name: str, report: TokenizationReport) -> list[str]:
     """What happened to the rows, a line each."""
-    lines = []
-    for event, count in sorted(report.counts.items()):
-        ids = report.examples.get(event, [])
-        shown = ", ".join(ids) + (", ..." if count > len(ids) else "")
-        lines.append(f"{name}: {event.replace('_', ' ')}: {count} of {report.groups} groups ({shown})")
-    return lines
+    return [f"{name}: {line}" for line in report.lines()]
 
 
 def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
@@ -160,9 +155,8 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
     from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.score_file import with_scores
 
-    reward = open_reward(
-        config.reward, device=local_device(), reading=Reading(token_budget=config.training.token_budget)
-    )
+    reading = Reading(token_budget=config.training.token_budget, rendering=config.rendering)
+    reward = open_reward(config.reward, device=local_device(), reading=reading)
     tell(f"scores of {len(groups)} groups by {reward.name}")
     return with_scores(groups, reward)
 

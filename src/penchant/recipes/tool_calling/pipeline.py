@@ -109,7 +109,7 @@ def _check(config: ToolCallingConfig) -> None:
 
 def _asked(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     asked = {key: settings[key] for key in ("style", "held_out", "variants", "mismatched", "seed")}
-    files = sorted(Path(config.questions).rglob("BFCL_v*.json"))
+    files = sorted(Path(config.questions).rglob("BFCL_v*"))
     asked["questions"] = {str(file.relative_to(config.questions)): fingerprint(str(file)) for file in files}
     asked["trajectories"] = None if config.trajectories is None else fingerprint(config.trajectories)
     return asked
