@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from penchant.cli_output import (
     Count,
@@ -154,6 +154,8 @@ def split_file(
     seed: Seed = 0,
     train_output: Path,
     held_out_output: Path,
+    by: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    by_first_turn: Annotated[bool, Parameter(negative="")] = False,
     rows: RowFlags = ROWS,
     as_json: Json = False,
 ) -> None:
@@ -169,13 +171,21 @@ def split_file(
         Where the training groups are written (.jsonl or .jsonl.gz).
     held_out_output
         Where the held-out groups are written.
+    by
+        A column: rows with one value stay together too, as of one user or document; may be repeated.
+    by_first_turn
+        Conversations that begin with the same user's turn stay together too.
     """
-    from penchant.data.splitting import split_by_prompt
-    from penchant.data.writing import write_groups
+    from penchant.data.splitting import column_values, first_turns, split_by_prompt
+    from penchant.data.writing import renamed_columns, write_groups
 
     read = rows.read(file)
     tell_all(teller(as_json), read.notes)
-    kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed)
+    with located(file):
+        together = [column_values(read.groups, column) for column in by]
+        together += [first_turns(read.groups)] if by_first_turn else []
+        kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed, together=together)
+    tell_all(teller(as_json), renamed_columns(read.groups))
     write_groups(kept, train_output)
     try:
         write_groups(out, held_out_output)
@@ -205,13 +215,13 @@ def convert(
         penchant: texts stay as they are; messages: bare prompts become a user's message, responses an assistant's.
     """
     from penchant.data.as_chat import require_messages
-    from penchant.data.writing import write_groups
+    from penchant.data.writing import renamed_columns, write_groups
 
     read = rows.read(file)
     with located(file):
         groups = require_messages(read.groups) if to == "messages" else read.groups
     write_groups(groups, output)
-    notes = list(read.notes)
+    notes = [*read.notes, *renamed_columns(groups)]
     deliver(
         {"groups": len(read.groups), "format": read.format, "notes": notes},
         as_json,
