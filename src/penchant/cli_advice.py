@@ -64,7 +64,7 @@ RUN_VERBS = ("train", "plan")
 BASE_VERBS = ("compare", "sweep")
 RUN_SECTIONS = ("data", "training", "sampling", "reward", "evaluation", "head", "lora", "checkpoints", "logging")
 OPTION = re.compile(
-    rf"(?<![\w.-])(?P<key>(?:{'|'.join(RUN_SECTIONS)})\.[a-z_]+)(?![\w-]|\.\w)(?:=(?P<value>\{{[^}}]*\}}|[^\s,;()]+))?"
+    rf"(?<![\w./-])(?P<key>(?:{'|'.join(RUN_SECTIONS)})\.[a-z_]+)(?![\w-]|\.\w)(?:=(?P<value>\{{[^}}]*\}}|[^\s,;()]+))?"
 )
 
 

@@ -82,7 +82,7 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering
         ModelError: the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
-        raise ModelError("the tokenizer has no chat template", fix="ask in another style: messages or signatures")
+        raise ModelError("the tokenizer has no chat template", fix="--style signatures, which needs none")
     tools = [{"type": "function", "function": _tool(each, question.language)} for each in question.functions]
     coded = ControlText.of(tokenizer).coded
     return str(
