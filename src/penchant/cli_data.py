@@ -31,6 +31,7 @@ from penchant.cli_reading import (
     RowFlags,
     TemplateFlags,
 )
+from penchant.data.rendering import Learn
 from penchant.errors import ConfigError, DataError, located
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
+    learn: Learn = "last",
     rows: RowFlags = ROWS,
     template: TemplateFlags = TEMPLATE,
     lengths: LengthFlags = LENGTHS,
@@ -111,6 +113,8 @@ def show(
         How many, where no id is named.
     tokenizer
         Folder or hub id, to mark token boundaries.
+    learn
+        Which assistant turns are learnt, as marked.
     """
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
@@ -136,7 +140,7 @@ def show(
         groups,
         loaded,
         max_length=lengths.max_length or sys.maxsize,
-        rendering=template.rendering,
+        rendering=replace(template.rendering, learn=learn),
         truncation=lengths.truncation,
         empty=candidates.empty,
         identical=candidates.identical,

@@ -50,7 +50,7 @@ class TestLengths:
 
     def test_the_file_and_the_model_are_named(self, file, tiny_model):
         reader = Reader.named(str(tiny_model), READING)
-        with pytest.raises(DataError, match="data.truncation=drop") as error:
+        with pytest.raises(DataError, match="truncation=drop") as error:
             check_lengths([reader], {"train of stage data": file}, READING)
         assert error.value.where == f"train of stage data, as {tiny_model} reads it, group 60"
         check_lengths([reader], {"train": file}, CUT)
@@ -68,7 +68,7 @@ class TestLengths:
         sizes = Sizes(vocabulary=300, hidden=32, layers=1, heads=2, context=64)
         with (
             Reader.new("small", ["the old cat sees and runs"], sizes, 0) as reader,
-            pytest.raises(DataError, match="data.max_length is 64"),
+            pytest.raises(DataError, match="max_length is 64"),
         ):
             check_lengths([reader], {"train": file}, READING)
 
