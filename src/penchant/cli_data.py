@@ -32,7 +32,7 @@ from penchant.cli_reading import (
     TemplateFlags,
 )
 from penchant.data.rendering import Learn
-from penchant.errors import ConfigError, DataError, located
+from penchant.errors import ConfigError, DataError, located, respelled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +79,8 @@ def check(
     tell_all(tell, read.notes)
     other: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
-        other = replace(rows, split=held_out_split).read(held_out or file).groups
+        with respelled("data.split", "data.held_out_split"):
+            other = replace(rows, split=held_out_split).read(held_out or file).groups
     loaded = None
     if tokenizer is not None:
         from penchant.engine.loading import load_tokenizer

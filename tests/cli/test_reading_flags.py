@@ -165,3 +165,14 @@ class TestGenerate:
     def test_as_many_tokens_as_there_is_room_for(self, tiny_model, answered):
         document = answered("generate", tiny_model, "the cat " * 20)
         assert "answers have at most" in document["err"]
+
+
+def test_the_split_of_the_held_out_file_has_its_own_flag(tmp_path, tiny_pairs, capsys):
+    """One file's split was read from the other file too, and the advice named the wrong flag."""
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(tiny_pairs.read_text())
+    line = ["data", "check", str(tmp_path), "--split", "train"]
+    assert run([*line, "--held-out", str(tmp_path), "--held-out-split", "tset"]) == 2
+    assert "--held-out-split test" in capsys.readouterr().err
+    assert run([*line, "--held-out-split", "test", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checks"]["prompts_in_held_out"]["count"] > 0

@@ -17,7 +17,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
-from penchant.errors import ConfigError, located
+from penchant.errors import ConfigError, located, respelled
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
@@ -56,7 +56,8 @@ def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[Preferen
             train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
         notes.append(f"held out {len(held_out)} of {len(read.groups)} groups, by prompt")
     elif data.held_out is not None or data.held_out_split is not None:
-        other = _read(data, data.held_out or data.train, data.held_out_split)
+        with respelled("data.split", "data.held_out_split"):
+            other = _read(data, data.held_out or data.train, data.held_out_split)
         held_out = list(other.groups)
         notes += other.notes
     return train, held_out, notes
