@@ -247,9 +247,7 @@ def generate(
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(
-            model, fitted.prompts, sampling, head=head, reading=reading, tell=tell, ids=fitted.ids
-        )
+        best = answer_best_of(model, fitted.prompts, sampling, head=head, reading=reading, tell=tell, ids=fitted.ids)
         deliver(best.to_json(), as_json, best.table)
         return
     answers = answer(model, fitted.prompts, sampling, reading, tell, fitted.ids)

@@ -141,7 +141,7 @@ def show(
         groups,
         loaded,
         max_length=lengths.max_length or sys.maxsize,
-        rendering=replace(template.rendering, learn=learn),
+        rendering=replace(template.rendering, learn=learn, refused=lengths.refused),
         truncation=lengths.truncation,
         empty=candidates.empty,
         identical=candidates.identical,

@@ -7,7 +7,7 @@ same on every verb.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
@@ -98,6 +98,7 @@ class LengthFlags:
         Length | None, Parameter(help="Tokens of prompt + response; the model's context if not given.")
     ] = None
     truncation: Annotated[Truncation, Parameter(help="What to do with longer rows.")] = "error"
+    refused: Annotated[Rows, Parameter(help="What to do with rows that the chat template refuses.")] = "error"
 
 
 @Parameter(name="*")
@@ -147,7 +148,7 @@ def reading_of(
         template.chat_template,
         compute.token_budget,
         compute.dtype,
-        template.rendering,
+        replace(template.rendering, refused=lengths.refused),
     )
 
 
