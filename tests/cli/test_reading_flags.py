@@ -17,7 +17,7 @@ PREFERENCES = ("data check", "data show", "data split", "data convert", "data re
                "score", "rank", "generate")  # fmt: skip
 ROWS = ("--columns", "--format", "--split")
 TEMPLATE = ("--chat-template", "--chat-template-kwargs", "--date", "--as-chat", "--control-text")
-LENGTHS, CANDIDATES = ("--max-length", "--truncation"), ("--empty", "--identical")
+LENGTHS, CANDIDATES = ("--max-length", "--truncation", "--refused"), ("--empty", "--identical")
 COMPUTE = ("--token-budget", "--dtype")
 FLAGS = {
     **{f"data {verb}": ROWS for verb in ("split", "convert", "review", "audit")},

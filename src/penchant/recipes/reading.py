@@ -97,7 +97,7 @@ def read_answers(
     ids = None
     if reading.truncation != "error":
         ids = fit_prompts(model, prompts, sampling.max_new_tokens, reading, lambda line: None).ids
-    return list(answer(model, prompts, sampling, reading, ids).responses)
+    return list(answer(model, prompts, sampling, reading, ids=ids).responses)
 
 
 def pairs_right(scored: ScoredGroup) -> list[float]:
