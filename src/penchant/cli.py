@@ -7,28 +7,23 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from penchant.cli_advice import VERB, Verb, advised
 from penchant.cli_compare import compare, sweep
 from penchant.cli_data import data
 from penchant.cli_export import export
 from penchant.cli_output import (
     Count,
-    Dtype,
-    Format,
     Json,
-    Length,
-    Rows,
     SaveDtype,
     Seed,
     Source,
-    Split,
-    Template,
-    Truncation,
     deliver,
     tell_all,
     teller,
@@ -36,7 +31,20 @@ from penchant.cli_output import (
 from penchant.cli_plan import plan
 from penchant.cli_push import push
 from penchant.cli_rank import rank, score
-from penchant.cli_recipe import recipe, recommend
+from penchant.cli_reading import (
+    CANDIDATES,
+    COMPUTE,
+    LENGTHS,
+    ROWS,
+    TEMPLATE,
+    CandidateFlags,
+    ComputeFlags,
+    LengthFlags,
+    RowFlags,
+    TemplateFlags,
+    reading_of,
+)
+from penchant.cli_recipe import recipe, recipe_keys, recommend
 from penchant.cli_serve import serve
 from penchant.cli_tasks import tasks
 from penchant.cli_tools import tool_calls
@@ -125,16 +133,12 @@ def evaluate(
     data: Source,
     reference: str | None = None,
     per_example: Path | None = None,
-    format: Format = None,
-    split: Split = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    max_length: Length | None = None,
-    truncation: Truncation = "error",
-    empty: Rows = "error",
-    identical: Rows = "error",
-    chat_template: Template = None,
-    token_budget: Count = 8192,
-    dtype: Dtype = "float32",
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
+    lengths: LengthFlags = LENGTHS,
+    candidates: CandidateFlags = CANDIDATES,
+    compute: ComputeFlags = COMPUTE,
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
@@ -150,29 +154,15 @@ def evaluate(
         Write a JSON line for each group to this file.
     beta
         Scale of the implicit reward, for calibration only; 0.1 if not given.
-    max_length
-        Tokens of prompt + response; the model's context if not given.
-    truncation
-        What to do with longer rows.
-    empty
-        What to do with empty candidates.
-    identical
-        What to do where chosen equals rejected.
-    token_budget
-        Tokens in a micro-batch.
-    dtype
-        Of the matrix products.
     """
-    from penchant.data.reading import read_groups
     from penchant.engine.distribution import enter_world, leave_world
-    from penchant.evaluation.held_out import Reading
     from penchant.evaluation.measuring import measure_model
     from penchant.evaluation.preferences_table import render
 
     tell = teller(as_json)
-    read = read_groups(data, format=format, split=split)
+    read = rows.read(data)
     tell_all(tell, read.notes)
-    reading = Reading(max_length, truncation, empty, identical, chat_template, token_budget, dtype)
+    reading = reading_of(template, lengths, candidates, compute)
     world = enter_world()
     try:
         with located(data):
@@ -198,7 +188,7 @@ def generate(
     prompts: str,
     *,
     samples: Count = 1,
-    max_new_tokens: Count = 128,
+    max_new_tokens: Count | None = None,
     temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 1.0,
     top_p: Annotated[float, Parameter(validator=Number(gt=0, lte=1))] = 1.0,
     seed: Seed = 0,
@@ -206,7 +196,9 @@ def generate(
     limit: Count | None = None,
     best_of: Count | None = None,
     head: str = "preference_head",
-    chat_template: Template = None,
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
+    lengths: LengthFlags = LENGTHS,
     as_json: Json = False,
 ) -> None:
     """Sample responses to prompts.
@@ -220,7 +212,7 @@ def generate(
     samples
         Responses for each prompt.
     max_new_tokens
-        Tokens of the longest response.
+        Tokens of the longest response; 128, or what the model's context has room for, if not given.
     temperature
         0 takes the likeliest token each time.
     top_p
@@ -236,21 +228,29 @@ def generate(
     head
         The head's name, where the folder holds several.
     """
-    from penchant.evaluation.answering import answer, read_prompts
+    from penchant.evaluation.answering import answer, distinct_prompts, fit_prompts, names_a_file, typed_rendering
     from penchant.evaluation.generation import Sampling
-    from penchant.evaluation.held_out import Reading
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
-    sampling = Sampling(best_of or samples, max_new_tokens, temperature, top_p, seed, batch_size)
-    asked, reading = read_prompts(prompts)[:limit], Reading(chat_template=chat_template)
+    tell, reading = teller(as_json), reading_of(template, lengths)
+    if names_a_file(prompts):
+        read = rows.read(prompts)
+        tell_all(tell, read.notes)
+        texts = distinct_prompts(read.groups)[:limit]
+    else:
+        texts, reading = [prompts], typed_rendering(model, prompts, reading, tell)
+    reading = reading.on_one_day(model, tell)
+    fitted = fit_prompts(model, texts, max_new_tokens, reading, tell)
+    draws = best_of or samples
+    sampling = Sampling(draws, fitted.new_tokens, temperature, top_p, seed, batch_size)
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, asked, sampling, head=head, reading=reading, tell=teller(as_json))
+        best = answer_best_of(model, fitted.prompts, sampling, head=head, reading=reading, tell=tell, ids=fitted.ids)
         deliver(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, asked, sampling, reading, teller(as_json))
+    answers = answer(model, fitted.prompts, sampling, reading, tell, fitted.ids)
     deliver(answers.to_json(), as_json, answers.table)
 
 
@@ -315,13 +315,14 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code."""
+    running = VERB.set(partial(verb_of, arguments))
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _complain(str(error))
         return 2
     except PenchantError as error:
-        _complain(str(error))
+        _complain(str(advised(error)))
         return 2
     except KeyboardInterrupt:
         _complain("interrupted")
@@ -334,7 +335,19 @@ def run(arguments: list[str]) -> int:
 
         traceback.print_exc()
         return 1
+    finally:
+        VERB.reset(running)
     return 0
+
+
+def verb_of(arguments: list[str]) -> Verb | None:
+    """The verb of a command line with its flags; None where it names none."""
+    names, apps, rest = app.parse_commands(arguments)
+    if not names or names[0].startswith("-"):
+        return None
+    flags = frozenset(name for argument in apps[-1].assemble_argument_collection() for name in argument.names)
+    keys = recipe_keys(next((word for word in rest if not word.startswith("-")), "")) if names == ("recipe",) else ()
+    return Verb(" ".join(names), flags, keys)
 
 
 def _complain(message: str) -> None:

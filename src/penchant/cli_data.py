@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from penchant.cli_output import (
     Count,
-    Format,
     Json,
     Length,
     Seed,
     Source,
-    Split,
-    Template,
     console_for,
     deliver,
     tell_all,
     teller,
 )
-from penchant.errors import ConfigError, DataError
+from penchant.cli_reading import (
+    CANDIDATES,
+    LENGTHS,
+    ROWS,
+    TEMPLATE,
+    CandidateFlags,
+    LengthFlags,
+    RowFlags,
+    TemplateFlags,
+)
+from penchant.data.rendering import Learn
+from penchant.errors import ConfigError, DataError, located, respelled
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from penchant.data.groups import PreferenceGroup
     from penchant.data.review import Review
     from penchant.evaluation.style import StyleLeak
 
@@ -38,10 +49,11 @@ def check(
     file: Source,
     *,
     held_out: str | None = None,
+    held_out_split: str | None = None,
     tokenizer: str | None = None,
     max_length: Length | None = None,
-    format: Format = None,
-    split: Split = None,
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
     as_json: Json = False,
 ) -> None:
     """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
@@ -49,7 +61,9 @@ def check(
     Parameters
     ----------
     held_out
-        Another one, to find prompts that are in both.
+        Another one, to find prompts, candidates and conversations that are in both.
+    held_out_split
+        Split of the held-out file, or of FILE where none is named.
     tokenizer
         Folder or hub id, to count in tokens and check its chat template.
     max_length
@@ -57,20 +71,24 @@ def check(
     """
     from penchant.data.check_table import render
     from penchant.data.checks import check_groups
-    from penchant.data.reading import read_groups
 
     if max_length is not None and tokenizer is None:
         raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
     tell = teller(as_json)
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     tell_all(tell, read.notes)
-    other = read_groups(held_out, format=format, split=split).groups if held_out else ()
+    other: Sequence[PreferenceGroup] = ()
+    if held_out is not None or held_out_split is not None:
+        with respelled("data.split", "data.held_out_split"):
+            other = replace(rows, split=held_out_split).read(held_out or file).groups
     loaded = None
     if tokenizer is not None:
         from penchant.engine.loading import load_tokenizer
 
-        loaded = load_tokenizer(tokenizer)
-    report = check_groups(read.groups, held_out=other, tokenizer=loaded, max_length=max_length)
+        loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+    report = check_groups(
+        read.groups, held_out=other, tokenizer=loaded, max_length=max_length, rendering=template.rendering
+    )
     deliver(report.to_json(), as_json, render(report))
 
 
@@ -80,9 +98,11 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    chat_template: Template = None,
-    format: Format = None,
-    split: Split = None,
+    learn: Learn = "last",
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
+    lengths: LengthFlags = LENGTHS,
+    candidates: CandidateFlags = CANDIDATES,
 ) -> None:
     """Print groups as a person reads them.
 
@@ -94,12 +114,13 @@ def show(
         How many, where no id is named.
     tokenizer
         Folder or hub id, to mark token boundaries.
+    learn
+        Which assistant turns are learnt, as marked.
     """
-    from penchant.data.reading import read_groups
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
 
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     by_id = {group.id: group for group in read.groups}
     absent = [name for name in ids if name not in by_id]
     if absent:
@@ -115,9 +136,19 @@ def show(
         return
     from penchant.engine.loading import load_tokenizer
 
-    loaded = load_tokenizer(tokenizer, chat_template=chat_template)
-    for tokenized in tokenize_groups(groups, loaded, max_length=sys.maxsize)[0]:
+    loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+    shown, report = tokenize_groups(
+        groups,
+        loaded,
+        max_length=lengths.max_length or sys.maxsize,
+        rendering=replace(template.rendering, learn=learn, refused=lengths.refused),
+        truncation=lengths.truncation,
+        empty=candidates.empty,
+        identical=candidates.identical,
+    )
+    for tokenized in shown:
         console.print(show_group(tokenized.group, tokenized, loaded))
+    tell_all(teller(False), report.lines())
 
 
 @data.command(name="split")
@@ -128,8 +159,9 @@ def split_file(
     seed: Seed = 0,
     train_output: Path,
     held_out_output: Path,
-    format: Format = None,
-    split: Split = None,
+    by: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    by_first_turn: Annotated[bool, Parameter(negative="")] = False,
+    rows: RowFlags = ROWS,
     as_json: Json = False,
 ) -> None:
     """Split a file by prompt, never by row: no prompt is on both sides.
@@ -144,13 +176,21 @@ def split_file(
         Where the training groups are written (.jsonl or .jsonl.gz).
     held_out_output
         Where the held-out groups are written.
+    by
+        A column: rows with one value stay together too, as of one user or document; may be repeated.
+    by_first_turn
+        Conversations that begin with the same user's turn stay together too.
     """
-    from penchant.data.reading import read_groups
-    from penchant.data.splitting import split_by_prompt
-    from penchant.data.writing import write_groups
+    from penchant.data.splitting import column_values, first_turns, split_by_prompt
+    from penchant.data.writing import renamed_columns, write_groups
 
-    read = read_groups(file, format=format, split=split)
-    kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed)
+    read = rows.read(file)
+    tell_all(teller(as_json), read.notes)
+    with located(file):
+        together = [column_values(read.groups, column) for column in by]
+        together += [first_turns(read.groups)] if by_first_turn else []
+        kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed, together=together)
+    tell_all(teller(as_json), renamed_columns(read.groups))
     write_groups(kept, train_output)
     try:
         write_groups(out, held_out_output)
@@ -166,23 +206,27 @@ def convert(
     file: Source,
     output: Path,
     *,
-    format: Format = None,
-    split: Split = None,
+    to: Literal["penchant", "messages"] = "penchant",
+    rows: RowFlags = ROWS,
     as_json: Json = False,
 ) -> None:
-    """Write any format we read as our own JSON lines.
+    """Write any format we read as our own JSON lines, with all other columns.
 
     Parameters
     ----------
     output
         Where to write (.jsonl or .jsonl.gz).
+    to
+        penchant: texts stay as they are; messages: bare prompts become a user's message, responses an assistant's.
     """
-    from penchant.data.reading import read_groups
-    from penchant.data.writing import write_groups
+    from penchant.data.as_chat import require_messages
+    from penchant.data.writing import renamed_columns, write_groups
 
-    read = read_groups(file, format=format, split=split)
-    write_groups(read.groups, output)
-    notes = list(read.notes)
+    read = rows.read(file)
+    with located(file):
+        groups = require_messages(read.groups) if to == "messages" else read.groups
+    write_groups(groups, output)
+    notes = [*read.notes, *renamed_columns(groups)]
     deliver(
         {"groups": len(read.groups), "format": read.format, "notes": notes},
         as_json,
@@ -196,8 +240,7 @@ def review(
     *,
     verdicts: Path,
     accepted: Path | None = None,
-    format: Format = None,
-    split: Split = None,
+    rows: RowFlags = ROWS,
     as_json: Json = False,
 ) -> None:
     """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
@@ -211,11 +254,10 @@ def review(
     accepted
         Where the groups accepted so far are written in the end (.jsonl or .jsonl.gz).
     """
-    from penchant.data.reading import read_groups
     from penchant.data.review import Review
     from penchant.data.writing import write_groups
 
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     tell = teller(as_json)
     tell_all(tell, read.notes)
     found = Review(read.groups, verdicts)
@@ -259,12 +301,11 @@ def _ask(found: Review, console: Console) -> None:
 
 
 @data.command
-def audit(file: Source, *, format: Format = None, split: Split = None, as_json: Json = False) -> None:
+def audit(file: Source, *, rows: RowFlags = ROWS, as_json: Json = False) -> None:
     """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
-    from penchant.data.reading import read_groups
     from penchant.evaluation.style import style_leak
 
-    read = read_groups(file, format=format, split=split)
+    read = rows.read(file)
     tell_all(teller(as_json), read.notes)
     found = style_leak(read.groups)
     deliver(found.to_json(), as_json, _leak(found))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from penchant.cli_advice import advice
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,9 +23,6 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Length = Annotated[int, Parameter(validator=Number(gte=2))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0))]
 Source = Annotated[str, Parameter(help="Preference file, `datasets` folder or hub id.")]
-Format = Annotated[str | None, Parameter(help="The data's format, where it should not be detected.")]
-Split = Annotated[str | None, Parameter(help="Split of a `datasets` folder or hub id.")]
-Template = Annotated[str | None, Parameter(help="File with a Jinja chat template.")]
 
 
 def console_for(as_json: bool) -> Console:
@@ -36,7 +35,7 @@ def console_for(as_json: bool) -> Console:
 def teller(as_json: bool) -> Callable[[str], None]:
     """Prints a line for people: on standard output, or on standard error where that is kept for JSON."""
     console = console_for(as_json)
-    return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return lambda line: console.print(advice(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_all(tell: Callable[[str], None], lines: Iterable[str]) -> None:

@@ -7,19 +7,19 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from penchant.cli_output import (
-    Count,
-    Dtype,
-    Format,
-    Json,
-    Rows,
-    Source,
-    Split,
-    Template,
-    Truncation,
-    deliver,
-    tell_all,
-    teller,
+from penchant.cli_output import Json, Source, deliver, tell_all, teller
+from penchant.cli_reading import (
+    CANDIDATES,
+    COMPUTE,
+    LENGTHS,
+    ROWS,
+    TEMPLATE,
+    CandidateFlags,
+    ComputeFlags,
+    LengthFlags,
+    RowFlags,
+    TemplateFlags,
+    reading_of,
 )
 
 
@@ -32,11 +32,10 @@ def score(
     function: str | None = None,
     judge_url: str | None = None,
     judge_model: str | None = None,
-    format: Format = None,
-    split: Split = None,
-    chat_template: Template = None,
-    token_budget: Count = 8192,
-    dtype: Dtype = "float32",
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
+    lengths: LengthFlags = LENGTHS,
+    compute: ComputeFlags = COMPUTE,
     as_json: Json = False,
 ) -> None:
     """Write scores beside the data: every candidate by a reward model, a function of yours, or a judge.
@@ -57,29 +56,26 @@ def score(
         OpenAI-compatible endpoint of a judge that rates from 1 to 10, as in http://localhost:8000/v1.
     judge_model
         The judge's name there.
-    token_budget
-        Tokens in a padded batch.
-    dtype
-        Of a reward model's weights.
     """
-    from penchant.data.reading import read_groups
     from penchant.engine.distribution import local_device
-    from penchant.evaluation.held_out import Reading
+    from penchant.errors import located
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
     tell = teller(as_json)
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
-    read = read_groups(data, format=format, split=split)
+    read = rows.read(data)
     tell_all(tell, read.notes)
     reward = open_reward(
         config,
         device=local_device(),
-        reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
+        reading=reading_of(template, lengths, compute=compute),
     )
+    with located(data):
+        groups = reward.fitting(read.groups, tell) if isinstance(reward, ModelReward) else list(read.groups)
     if isinstance(reward, ModelReward):
-        tell_all(tell, reward.rounding_notes(read.groups))
-    result = score_file(read.groups, reward, output)
+        tell_all(tell, reward.rounding_notes(groups))
+    result = score_file(groups, reward, output)
     deliver(result.to_json(), as_json, result.table)
 
 
@@ -91,13 +87,11 @@ def rank(
     head: str = "preference_head",
     label: int | None = None,
     output: Path | None = None,
-    format: Format = None,
-    split: Split = None,
-    truncation: Truncation = "error",
-    empty: Rows = "error",
-    chat_template: Template = None,
-    token_budget: Count = 8192,
-    dtype: Dtype = "float32",
+    rows: RowFlags = ROWS,
+    template: TemplateFlags = TEMPLATE,
+    lengths: LengthFlags = LENGTHS,
+    candidates: CandidateFlags = CANDIDATES,
+    compute: ComputeFlags = COMPUTE,
     as_json: Json = False,
 ) -> None:
     """Put each group's candidates in order by a model, and say how often people agree.
@@ -114,38 +108,26 @@ def rank(
         Which of a reward model's outputs is the reward, where it has several.
     output
         Write a JSON line for each group to this file: order (the best first) and scores.
-    truncation
-        What to do with longer rows.
-    empty
-        What to do with empty candidates.
-    token_budget
-        Tokens in a micro-batch.
-    dtype
-        Of the matrix products.
     """
-    from penchant.data.reading import read_groups
     from penchant.engine.distribution import World, local_device
     from penchant.errors import located
-    from penchant.evaluation.held_out import Reading
     from penchant.evaluation.ranking import rank as rank_groups
     from penchant.evaluation.ranking import rank_by_reward
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
 
     tell = teller(as_json)
-    read = read_groups(data, format=format, split=split)
+    read = rows.read(data)
     tell_all(tell, read.notes)
+    reading = reading_of(template, lengths, candidates, compute)
     with located(data):
         if by == "reward":
-            reward = open_reward(
-                reward_from(model=model, label=label),
-                device=local_device(),
-                reading=Reading(chat_template=chat_template, token_budget=token_budget, dtype=dtype),
-            )
+            reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
+            groups = list(read.groups)
             if isinstance(reward, ModelReward):
-                tell_all(tell, reward.rounding_notes(read.groups))
-            ranking = rank_by_reward(read.groups, reward)
+                groups = reward.fitting(groups, tell)
+                tell_all(tell, reward.rounding_notes(groups))
+            ranking = rank_by_reward(groups, reward)
         else:
-            reading = Reading(None, truncation, empty, "drop", chat_template, token_budget, dtype)
             ranking = rank_groups(
                 model, read.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.cli_output import Json, deliver, teller
+from penchant.cli_reading import COLUMNS, ColumnFlags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,13 +40,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     from penchant.config import load_section
     from penchant.recipes.checking import check_base_models
 
-    kind, run, table = {
-        "recommend": _recommend,
-        "domain-expert": _domain_expert,
-        "dialogue": _dialogue,
-        "tool-calling": _tool_calling,
-        "self-improve": _self_improve,
-    }[name]()
+    kind, run, table = RECIPES[name]()
     loaded = load_section(kind, config, overrides)
     check_base_models(loaded)
     found = run(loaded, only=stage, tell=teller(as_json))
@@ -88,6 +83,26 @@ def _self_improve() -> Parts:
     return SelfImproveConfig, self_improve, rounds
 
 
+RECIPES: Mapping[str, Callable[[], Parts]] = {
+    "recommend": _recommend,
+    "domain-expert": _domain_expert,
+    "dialogue": _dialogue,
+    "tool-calling": _tool_calling,
+    "self-improve": _self_improve,
+}
+
+
+def recipe_keys(name: str) -> list[str]:
+    """Dotted keys of a recipe's configuration, two levels deep; none for an unknown recipe."""
+    if name not in RECIPES:
+        return []
+    kind = RECIPES[name]()[0]
+    keys = list(kind.model_fields)
+    for key, field in kind.model_fields.items():
+        keys += [f"{key}.{inner}" for inner in getattr(field.annotation, "model_fields", ())]
+    return keys
+
+
 def recommend(
     model: Path,
     *,
@@ -95,6 +110,7 @@ def recommend(
     candidates: list[str] | None = None,
     catalogue: Path | None = None,
     top: int = 10,
+    columns: ColumnFlags = COLUMNS,
     as_json: Json = False,
 ) -> None:
     """Rank titles for a user by a model that the recipe recommend trained.
@@ -117,7 +133,8 @@ def recommend(
     from penchant.recipes.recommend.serving import suggest, suggest_from_catalogue
 
     if catalogue is not None and not candidates:
-        found = suggest_from_catalogue(str(model), history, list(read_titles(catalogue).values()))
+        titles = read_titles(catalogue, columns=columns.mapping, split=columns.split)
+        found = suggest_from_catalogue(str(model), history, list(titles.values()))
     elif candidates and catalogue is None:
         found = suggest(str(model), history, candidates)
     else:

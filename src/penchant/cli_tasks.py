@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from penchant.cli_output import Count, Dtype, Json, Rows, Split, Template, Truncation, deliver, tell_all, teller
+from penchant.cli_output import Count, Json, deliver, tell_all, teller
+from penchant.cli_reading import (
+    COLUMNS,
+    COMPUTE,
+    EMPTY,
+    LENGTHS,
+    TEMPLATE,
+    ColumnFlags,
+    ComputeFlags,
+    EmptyFlags,
+    LengthFlags,
+    TemplateFlags,
+    reading_of,
+)
 from penchant.errors import ConfigError
 
 Suites = Literal["gpt4all", "race", "glue"]
@@ -19,12 +32,11 @@ def tasks(
     head: Annotated[bool, Parameter(negative="")] = False,
     suite: Suites | None = None,
     limit: Count | None = None,
-    split: Split = None,
-    truncation: Truncation = "error",
-    empty: Rows = "error",
-    chat_template: Template = None,
-    token_budget: Count = 8192,
-    dtype: Dtype = "float32",
+    columns: ColumnFlags = COLUMNS,
+    template: TemplateFlags = TEMPLATE,
+    lengths: LengthFlags = LENGTHS,
+    candidates: EmptyFlags = EMPTY,
+    compute: ComputeFlags = COMPUTE,
     as_json: Json = False,
 ) -> None:
     """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, beside chance and what needs no model.
@@ -39,14 +51,6 @@ def tasks(
         Also the mean over these tasks.
     limit
         Only the first so many questions of each task.
-    truncation
-        What to do with questions longer than the model's context.
-    empty
-        What to do with questions that have an empty option.
-    token_budget
-        Tokens in a micro-batch.
-    dtype
-        Of the matrix products.
     """
     from penchant.engine.distribution import enter_world, leave_world
     from penchant.evaluation.choices import evaluate_choices
@@ -54,15 +58,18 @@ def tasks(
     from penchant.evaluation.choices_scoring import score_tasks
     from penchant.evaluation.choices_suites import SUITES, ChoicesReport, evaluate_suite, require_tasks
     from penchant.evaluation.choices_table import render
-    from penchant.evaluation.held_out import Reading
 
     tell = teller(as_json)
     files = named_files(task)
     if suite is not None:
         require_tasks(SUITES[suite], list(files))
-    read = {name: read_questions(name, file, split=split, limit=limit) for name, file in files.items()}
+    mapping = columns.mapping
+    read = {
+        name: read_questions(name, file, split=columns.split, columns=mapping, limit=limit)
+        for name, file in files.items()
+    }
     tell_all(tell, [note for each in read.values() for note in each.notes])
-    reading = Reading(None, truncation, empty, "error", chat_template, token_budget, dtype)
+    reading = reading_of(template, lengths, candidates, compute)
     questions = {name: each.questions for name, each in read.items()}
     world = enter_world()
     try:

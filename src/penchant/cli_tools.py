@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from penchant.cli_output import Count, Json, Template, deliver, teller
+from penchant.cli_output import Count, Json, deliver, teller
+from penchant.cli_reading import TEMPLATE, TemplateFlags
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -27,7 +28,7 @@ def tool_calls(
     max_new_tokens: Count = 256,
     timed: Count = 20,
     answers: Path | None = None,
-    chat_template: Template = None,
+    template: TemplateFlags = TEMPLATE,
     as_json: Json = False,
 ) -> None:
     """Measure a model's function calls: right answers by category, and what one costs on this machine.
@@ -37,7 +38,8 @@ def tool_calls(
     model
         Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file.
     data
-        Folder of the Berkeley Function Calling Leaderboard's files, BFCL_v*_CATEGORY.json, with possible_answer/.
+        Folder of the Berkeley Function Calling Leaderboard's files, BFCL_v*_CATEGORY.json (or another kind of data
+        file, compressed or not), with possible_answer/.
     style
         How functions are told: in a system message, as the chat template's own tools, or as plain lines of text.
     category
@@ -65,14 +67,15 @@ def tool_calls(
     for name, why in left_out.items():
         tell(f"{name} is left out: {why}")
     questions = choose(read, category, limit)
-    tokenizer = load_tokenizer(model, chat_template=chat_template)
+    tokenizer = load_tokenizer(model, chat_template=template.chat_template)
     setting = Setting(
         model,
         style,
         device=str(local_device()),
         max_new_tokens=max_new_tokens,
         constrained=constrained,
-        chat_template=chat_template,
+        chat_template=template.chat_template,
+        rendering=template.rendering,
     )
     # Under no name here: it is let go of before the other process reads it again.
     answered = answer_questions(
@@ -82,6 +85,7 @@ def tool_calls(
         STYLES[style],
         max_new_tokens=max_new_tokens,
         constrained=constrained,
+        rendering=template.rendering,
     )
     if answers is not None:
         write_answers(answered, answers)

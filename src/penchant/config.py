@@ -91,6 +91,12 @@ class DataConfig(Section):
         except ValueError as error:
             raise ValueError(f"{value!r} is no day, as 2026-11-30 is") from error
 
+    @field_validator("as_chat", mode="before")
+    @classmethod
+    def _word(cls, value: object) -> object:
+        # YAML reads true as a bool.
+        return str(value).lower() if isinstance(value, bool) else value
+
     @field_validator("held_out")
     @classmethod
     def _share(cls, value: str | float | None) -> str | float | None:

@@ -83,3 +83,13 @@ def located(source: str) -> Iterator[None]:
     except DataError as error:
         where = f"{source}, {error.where}" if error.where else source
         raise DataError(error.what, where=where, fix=error.fix) from error
+
+
+@contextmanager
+def respelled(option: str, other: str) -> Iterator[None]:
+    """Names another option in a `DataError`'s remedy: the held-out data's split is not the training data's."""
+    try:
+        yield
+    except DataError as error:
+        fix = None if error.fix is None else error.fix.replace(option, other)
+        raise DataError(error.what, where=error.where, fix=fix) from error

@@ -163,9 +163,9 @@ class TestFolders:
         write(tmp_path / "my_test.jsonl", '{"prompt": "b"}\n')
         error = failure(tmp_path)
         assert "several splits; it has test, train" in str(error)
-        assert error.fix == "split=train"
+        assert error.fix == "data.split=train"
         assert values(tmp_path, split="test") == [{"prompt": "b"}]
-        assert failure(tmp_path, split="tran").fix == "split=train"
+        assert failure(tmp_path, split="tran").fix == "data.split=train"
 
     def test_a_folder_without_data(self, tmp_path: Path) -> None:
         write(tmp_path / "notes.txt", "words")
@@ -177,7 +177,7 @@ class TestFolders:
         datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "one"))
         assert values(tmp_path / "one") == ROWS
         assert places(tmp_path / "one") == ["one, row 1", "one, row 2"]
-        assert failure(tmp_path / "one", split="train").fix == "leave split out"
+        assert failure(tmp_path / "one", split="train").fix == "leave data.split out"
 
     def test_saved_splits(self, tmp_path: Path) -> None:
         import datasets
@@ -187,7 +187,7 @@ class TestFolders:
         assert values(tmp_path / "two", split="train")[0]["chosen"] == "yes"
         assert places(tmp_path / "two", split="test") == ["two[test], row 1"]
         assert "several splits; it has train, test" in str(failure(tmp_path / "two"))
-        assert failure(tmp_path / "two", split="tests").fix == "split=test"
+        assert failure(tmp_path / "two", split="tests").fix == "data.split=test"
 
     def test_saved_only_split_needs_no_name(self, tmp_path: Path) -> None:
         import datasets

@@ -153,7 +153,7 @@ def test_bad_csv(tmp_path: Path, text: str, line: int, what: str) -> None:
 
 def test_unknown_ending(tmp_path: Path) -> None:
     error = failure(write(tmp_path / "a.txt", "words"))
-    assert "unknown kind of file '.txt'; expected .jsonl, .json, .csv, .parquet" in error.what
+    assert "unknown kind of file '.txt'; expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet" in error.what
 
 
 def test_trap_a_pickle_is_never_loaded(tmp_path: Path) -> None:
@@ -162,4 +162,4 @@ def test_trap_a_pickle_is_never_loaded(tmp_path: Path) -> None:
 
 
 def test_a_split_of_a_file(tmp_path: Path) -> None:
-    assert failure(write(tmp_path / "a.jsonl", LINES), split="train").fix == "leave split out"
+    assert failure(write(tmp_path / "a.jsonl", LINES), split="train").fix == "leave data.split out"

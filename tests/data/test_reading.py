@@ -123,7 +123,7 @@ class TestDetection:
     def test_unknown_format(self, tmp_path: Path) -> None:
         error = failure(tmp_path / "absent.jsonl", format="pair")
         assert "there is no format 'pair'" in error.what
-        assert error.fix == "format=pairs"
+        assert error.fix == "data.format=pairs"
 
     @pytest.mark.parametrize("name", FORMATS)
     def test_any_format_forced_on_foreign_rows_is_the_users_mistake(self, tmp_path: Path, name: str) -> None:

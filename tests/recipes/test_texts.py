@@ -50,8 +50,8 @@ def test_separators_of_unicode_end_no_row(tmp_path, separator):
     ("content", "message"),
     [
         ('{"text": "a"}\n{"txt": "b"}', "line 2: there is no text in 'text'; the row holds txt"),
-        ("[1]", "line 1: there is no text in 'text'; the row holds list"),
-        ("{", "line 1: no JSON"),
+        ("[1]", "line 1: found a list; expected an object"),
+        ("{", "line 1: not valid JSON"),
     ],
 )
 def test_lines_that_are_no_texts(tmp_path, content, message):
@@ -63,7 +63,7 @@ def test_lines_that_are_no_texts(tmp_path, content, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(DataError, match="there is no such file"):
         read_passages(str(tmp_path / "no.jsonl"))
 
 

@@ -239,7 +239,8 @@ class Yardstick:
             return None
         from penchant.evaluation.rewards import open_reward
 
-        return open_reward(self.settings.reward, device=local_device())
+        reading = Reading(rendering=self._reading.rendering)
+        return open_reward(self.settings.reward, device=local_device(), reading=reading)
 
     @cached_property
     def _judge(self) -> Judge | None:
@@ -247,7 +248,7 @@ class Yardstick:
             return None
         from penchant.evaluation.judges import open_judge
 
-        return open_judge(self.settings.judge, device=local_device())
+        return open_judge(self.settings.judge, device=local_device(), rendering=self._reading.rendering)
 
     @cached_property
     def _reading(self) -> Reading:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from penchant.data.as_chat import chat_group, chat_prompt
 from penchant.data.assistant_turns import Turn, learnt_turns
 from penchant.data.control_messages import message_events, shielded, shielded_context
 from penchant.data.control_text import ControlText
@@ -62,10 +63,12 @@ def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rende
         DataError: the chat template refuses the messages, or a plain prompt has messages as a candidate.
         ModelError: the tokenizer has no chat template.
     """
-    prompt = group.prompt
+    read, plain = chat_group(group, tokenizer, rendering)
+    prompt = read.prompt
     if isinstance(prompt, str):
-        return GroupText(group, prompt, tuple(_joined(prompt, c, k) for k, c in enumerate(group.candidates)), False)
-    turns = [spoken(candidate) for candidate in group.candidates]
+        sequences = tuple(_joined(prompt, c, k) for k, c in enumerate(read.candidates))
+        return GroupText(group, prompt, sequences, False, () if plain is None else (plain,))
+    turns = [spoken(candidate) for candidate in read.candidates]
     events, context = [], context_of(prompt)
     if prompt and _is_begun(prompt[-1]):
         events.append("assistant_message_continued")
@@ -89,6 +92,7 @@ def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rende
 
 def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> str:
     """What the model reads before it answers; errors as in `group_text`."""
+    prompt = chat_prompt(prompt, tokenizer, rendering)
     if isinstance(prompt, str):
         return prompt
     if not prompt:
@@ -157,7 +161,8 @@ def _render(
 ) -> str:
     if tokenizer.chat_template is None:
         raise ModelError(
-            "the data is conversational (lists of messages), the tokenizer has no chat template",
+            "the data is conversational (lists of messages, or read so by data.as_chat=true), the tokenizer has "
+            "no chat template",
             where=tokenizer.name_or_path or None,
             fix="use the chat model's own tokenizer, set tokenizer.chat_template, or name a file: "
             "data.chat_template=FILE",

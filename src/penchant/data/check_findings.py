@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from penchant.data.as_chat import PLAIN_TEXT, SWITCH
 from penchant.data.check_report import SEVERITIES, Finding, Hits, LengthBias, Severity, Ties
 
 
@@ -16,7 +17,13 @@ class _Meaning(NamedTuple):
 
 _TEMPLATE_FIX = "use the chat model's own tokenizer, or name a template when training: data.chat_template=FILE"
 _SPLIT = "split by prompt: penchant data split FILE --train-output TRAIN --held-out-output HELD_OUT"
+_TOGETHER = (
+    "split so that they stay together: penchant data split FILE --by-first-turn --train-output TRAIN "
+    "--held-out-output HELD_OUT"
+)
 _NORMALIZED = "prompts_in_held_out_normalized"
+_CANDIDATES_NORMALIZED = "candidates_in_held_out_normalized"
+_EXACT = {_NORMALIZED: "prompts_in_held_out", _CANDIDATES_NORMALIZED: "candidates_in_held_out"}
 _REPEATS = "remove the repeats, unless they are meant to count more than once"
 
 _MEANINGS: dict[str, _Meaning] = {
@@ -73,8 +80,35 @@ _MEANINGS: dict[str, _Meaning] = {
         "nothing, if they are meant as text, which they are read as; data.control_text=error refuses them, "
         "data.control_text=token lets them act",
     ),
+    "conversations_in_held_out": _Meaning(
+        "error",
+        "{count} of {of} groups and held-out ones are one conversation: the prompt of one goes on from the other's, so "
+        "its answer may have been trained on",
+        _TOGETHER,
+    ),
+    PLAIN_TEXT: _Meaning(
+        "warning",
+        "{count} of {of} groups are a bare prompt and its answers, and the model has a chat template: they are read "
+        "without it",
+        SWITCH,
+    ),
     "candidates_in_held_out": _Meaning(
         "warning", "{count} of {of} distinct candidates are also in the held-out data", _SPLIT
+    ),
+    _CANDIDATES_NORMALIZED: _Meaning(
+        "warning",
+        "{count} of {of} distinct candidates are also in the held-out data once case and white space are made equal",
+        _SPLIT,
+    ),
+    "similar_candidates": _Meaning(
+        "warning",
+        "{count} of {of} couples of candidates differ in case and white space alone",
+        "keep one of the two, unless it is such differences that are to be learnt",
+    ),
+    "similar_groups": _Meaning(
+        "warning",
+        "{count} of {of} groups repeat an earlier one but for case and white space",
+        _REPEATS,
     ),
     "identical_without_preference": _Meaning(
         "warning",
@@ -99,6 +133,11 @@ _MEANINGS: dict[str, _Meaning] = {
         "begin candidates with a space or end prompts with a line break; look at it: penchant data show FILE "
         "--tokenizer MODEL",
     ),
+    "conversations_in_each_other": _Meaning(
+        "note",
+        "{count} of {of} groups are of one conversation with another: the prompt of one goes on from the other's",
+        _TOGETHER,
+    ),
     "nothing_to_learn": _Meaning(
         "note",
         "{count} of {of} groups give neither a pair nor a label: preference methods learn nothing from them",
@@ -116,8 +155,8 @@ def findings(checks: Mapping[str, Hits], ties: Ties, bias: LengthBias | None) ->
 def _hit(checks: Mapping[str, Hits]) -> Iterator[Finding]:
     for name, hits in checks.items():
         severity, what, fix = _MEANINGS[name]
-        # Equal prompts are equal when normalized too: said once.
-        said = name == _NORMALIZED and hits.count == checks["prompts_in_held_out"].count
+        # Equal texts are equal when normalized too: said once.
+        said = name in _EXACT and hits.count == checks[_EXACT[name]].count
         if hits.count and not said:
             names = ", ".join(hits.names)
             text = what.format(count=hits.count, of=hits.of, share=hits.count / hits.of, names=names)

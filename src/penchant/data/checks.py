@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from penchant.data.as_chat import PLAIN_TEXT, chat_group
 from penchant.data.chat import is_blank
 from penchant.data.check_corpus import Corpus
 from penchant.data.check_findings import findings
@@ -26,6 +27,8 @@ from penchant.data.check_report import CheckReport, Counts, Hits, Ties
 from penchant.data.check_template import TEMPLATE_FAULTS, template_fault
 from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
+from penchant.data.overlaps import contained, folded
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ def check_groups(
     held_out: Sequence[PreferenceGroup] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
+    rendering: Rendering = PLAIN,
 ) -> CheckReport:
     """Look through preference data before training on it.
 
@@ -48,6 +52,7 @@ def check_groups(
         held_out: groups to be measured on; their prompts must not be among those of `groups`.
         tokenizer: to count in tokens, and to check its chat template where the data is conversational.
         max_length: tokens of a prompt with its longest candidate; needs a tokenizer.
+        rendering: how the groups will become text; needs a tokenizer.
 
     Raises:
         DataError: there are no groups.
@@ -69,7 +74,7 @@ def check_groups(
     if tokenizer is not None:
         counted = count_tokens(corpus, tokenizer)
         lengths.append(length_quantiles(corpus, counted, "tokens"))
-        checks |= _template(corpus, tokenizer)
+        checks |= _template(corpus, tokenizer, rendering)
         if max_length is not None:
             checks["too_long"] = _too_long(corpus, counted, max_length)
     bias = length_bias(corpus, counted, lengths[-1].unit)
@@ -134,13 +139,18 @@ def _is_unicode(text: str) -> bool:
 def _identical(corpus: Corpus, couples: int) -> dict[str, Hits]:
     """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
     found: dict[bool, list[int]] = {True: [], False: []}
+    similar: list[int] = []
+    alike = [folded(text) for text in corpus.texts]
     for number, texts in enumerate(corpus.candidates):
-        if len(set(texts)) < len(texts):
+        if len({alike[text] for text in texts}) < len(texts):
             known = {frozenset(pair) for pair in corpus.preferences[number]}
             for i, j in combinations(range(len(texts)), 2):
                 if texts[i] == texts[j]:
                     found[frozenset((i, j)) in known].append(number)
+                elif alike[texts[i]] == alike[texts[j]]:
+                    similar.append(number)
     return {
+        "similar_candidates": corpus.hits(similar, couples),
         "identical_in_a_pair": corpus.hits(found[True], couples),
         "identical_without_preference": corpus.hits(found[False], couples),
     }
@@ -173,6 +183,27 @@ def _repeated_groups(corpus: Corpus) -> Hits:
     labels = (group.labels for group in corpus.groups)
     keys = zip(corpus.prompts, corpus.candidates, corpus.preferences, labels, strict=True)
     return corpus.hits(_repeats(enumerate(keys)), len(corpus.groups))
+
+
+def _similar_groups(corpus: Corpus) -> Hits:
+    """Groups with the prompt and candidates of an earlier one but for case and white space; exact repeats left out."""
+    alike = [folded(text) for text in corpus.texts]
+    exact: set[object] = set()
+    seen: set[object] = set()
+    similar = []
+    for number, (prompt, texts) in enumerate(zip(corpus.prompts, corpus.candidates, strict=True)):
+        key, near = (prompt, texts), (alike[prompt], tuple(alike[text] for text in texts))
+        if near in seen and key not in exact:
+            similar.append(number)
+        exact.add(key)
+        seen.add(near)
+    return corpus.hits(similar, len(corpus.groups))
+
+
+def _conversations_in_each_other(corpus: Corpus) -> Hits:
+    """Groups whose prompt another one goes on from, or that go on from another; of all groups."""
+    prompts = [group.prompt for group in corpus.groups]
+    return corpus.hits(contained(prompts, prompts), len(prompts))
 
 
 def _repeated_pairs(corpus: Corpus) -> Hits:
@@ -212,6 +243,8 @@ _CHECKS: dict[str, Callable[[Corpus], Hits]] = {
     "contradictory_pairs": _contradictory_pairs,
     "contradictory_labels": _contradictory_labels,
     "repeated_groups": _repeated_groups,
+    "similar_groups": _similar_groups,
+    "conversations_in_each_other": _conversations_in_each_other,
     "repeated_pairs": _repeated_pairs,
     "no_whitespace_at_boundary": _no_whitespace_at_boundary,
     "nothing_to_learn": _nothing_to_learn,
@@ -223,16 +256,22 @@ def _held_out(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
     prompts = _first_groups([text] for text in corpus.prompts)
     candidates = _first_groups(map(_not_blank, corpus.groups, corpus.candidates))
     theirs = {held_out.texts[text] for text in held_out.prompts}
-    folded = {_folded(text) for text in theirs}
+    normalized = {folded(text) for text in theirs}
     responses = {held_out.texts[text] for texts in held_out.candidates for text in texts}
+
+    similar = {folded(text) for text in responses}
 
     def shared(ours: dict[int, int], is_theirs: Callable[[str], bool]) -> Hits:
         return corpus.hits((group for text, group in ours.items() if is_theirs(corpus.texts[text])), len(ours))
 
     return {
         "prompts_in_held_out": shared(prompts, theirs.__contains__),
-        "prompts_in_held_out_normalized": shared(prompts, lambda text: _folded(text) in folded),
+        "prompts_in_held_out_normalized": shared(prompts, lambda text: folded(text) in normalized),
         "candidates_in_held_out": shared(candidates, responses.__contains__),
+        "candidates_in_held_out_normalized": shared(candidates, lambda text: folded(text) in similar),
+        "conversations_in_held_out": corpus.hits(
+            contained(*([group.prompt for group in of.groups] for of in (corpus, held_out))), len(corpus.groups)
+        ),
     }
 
 
@@ -248,25 +287,23 @@ def _first_groups(texts: Iterable[Sequence[int]]) -> dict[int, int]:
     return first
 
 
-def _folded(text: str) -> str:
-    """The text with runs of white space as one space, and without case."""
-    return " ".join(text.split()).casefold()
-
-
 def _too_long(corpus: Corpus, tokens: Ints, max_length: int) -> Hits:
     found: list[int] = (longest_sequences(corpus, tokens) > max_length).nonzero()[0].tolist()
     return corpus.hits(found, len(corpus.groups))
 
 
-def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Hits]:
-    """Conversational groups that suffer from a fault of the chat template; nothing where there are none."""
-    conversational = [i for i, group in enumerate(corpus.groups) if not isinstance(group.prompt, str)]
+def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> dict[str, Hits]:
+    """Conversational groups that suffer from a fault of the chat template, and bare ones that are read without it."""
+    read = [chat_group(group, tokenizer, rendering) for group in corpus.groups]
+    conversational = [i for i, (group, _) in enumerate(read) if not isinstance(group.prompt, str)]
+    plain = [i for i, (_, event) in enumerate(read) if event is not None]
+    hits = {PLAIN_TEXT: corpus.hits(plain, len(read))} if plain else {}
     if not conversational:
-        return {}
+        return hits
     fault = template_fault(tokenizer)
     of = len(conversational)
     faults = {name: corpus.hits(conversational if name == fault else (), of) for name in TEMPLATE_FAULTS}
-    return faults | {"control_text": _control_text(corpus, conversational, tokenizer)}
+    return hits | faults | {"control_text": _control_text(corpus, conversational, tokenizer)}
 
 
 def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Hits:

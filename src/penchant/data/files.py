@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +13,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from penchant.data.files_tables import hub_dataset, is_saved, no_splits, parquet_file, pick_split, saved_folder
-from penchant.data.files_text import Rows, csv_file, json_file, json_lines, typed_cells
+from penchant.data.files_text import Rows, csv_file, json_file, json_lines, tsv_file, typed_cells
 from penchant.errors import DataError
 
 READERS: dict[str, Callable[[BinaryIO, str], Rows]] = {
     ".jsonl": json_lines,
+    ".ndjson": json_lines,
     ".json": json_file,
     ".csv": csv_file,
+    ".tsv": tsv_file,
     ".parquet": parquet_file,
 }
+COMPRESSIONS = (".gz", ".zst")
+KINDS = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)}"
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation",
     "valid": "validation", "val": "validation", "dev": "validation", "eval": "test",
@@ -34,7 +39,7 @@ def read_rows(
     """Each row of a source with where it is, as in ``pairs.jsonl, line 3`` (lines and rows count from 1).
 
     Args:
-        source: .json, .jsonl, .csv or .parquet file, also with .gz; a folder of such files; a folder that
+        source: a file of one of `READERS`, also with one of `COMPRESSIONS`; a folder of such files; a folder that
             `datasets` saved; or a hub id.
         split: which split of a folder or hub data set.
         columns: our column name -> the source's.
@@ -73,40 +78,95 @@ def _rows(source: str | Path, split: str | None, columns: Mapping[str, str]) -> 
 
 
 def ending_of(path: Path) -> str:
-    """A file's last ending but .gz, in small letters."""
+    """A file's last ending but those of `COMPRESSIONS`, in small letters."""
     endings = [ending.lower() for ending in path.suffixes]
-    return next((ending for ending in reversed(endings) if ending != ".gz"), "")
+    return next((ending for ending in reversed(endings) if ending not in COMPRESSIONS), "")
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether a file's name is of a kind that is read, compressed or not; hidden files are not."""
+    return path.name[:1] != "." and ending_of(path) in READERS
+
+
+def stem_of(path: Path) -> str:
+    """A data file's name without its ending and that of its compression."""
+    name = path.name
+    for ending in (*COMPRESSIONS, ending_of(path)):
+        name = name[: len(name) - len(ending)] if name.lower().endswith(ending) else name
+    return name
+
+
+def unread_files(source: str | Path, split: str | None = None) -> list[str]:
+    """Names of what lies in a folder of data files and is not read, hidden files excepted; folders end in a slash."""
+    folder = Path(source).absolute()
+    if not folder.is_dir() or is_saved(folder):
+        return []
+    read = set(_data_files(folder, split))
+    others = sorted(item for item in folder.iterdir() if item not in read and item.name[0] != ".")
+    return [item.name + "/" * item.is_dir() for item in others]
 
 
 def _file_rows(path: Path, name: str, columns: Mapping[str, str]) -> Rows:
     ending = ending_of(path)
     if ending not in READERS:
         raise DataError(
-            f"unknown kind of file '{ending or path.name}'; expected {', '.join(READERS)}, each also with .gz",
+            f"unknown kind of file '{ending or path.name}'; expected {KINDS}",
             where=name,
             fix="save it as one of these and name it so",
         )
     with opened(path, name) as stream:
         for where, row in READERS[ending](stream, name):
             renamed = _renamed(row, columns, where)
-            yield where, typed_cells(renamed, where) if ending == ".csv" else renamed
+            yield where, typed_cells(renamed, where) if ending in (".csv", ".tsv") else renamed
 
 
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed where its name ends in .gz."""
-    compressed = path.suffix.lower() == ".gz"
+    """A file's bytes, decompressed where its name ends in .gz or .zst."""
     try:
-        with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
-            yield stream  # type: ignore[misc]
+        with _stream(path) as stream:
+            yield stream
     except gzip.BadGzipFile as error:
         raise DataError(
             f"not a whole gzip file: {error}", where=name, fix="compress it again, or take .gz off its name"
         ) from error
+    except _Zstandard as error:
+        raise DataError(f"the zst data is cut or damaged: {error}", where=name, fix="copy it again") from error
     except (EOFError, zlib.error) as error:
         raise DataError(f"the gzip data is cut or damaged: {error}", where=name, fix="copy it again") from error
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror or error}", where=name, fix="check the file") from error
+
+
+class _Zstandard(Exception):
+    """What pyarrow says of a damaged file."""
+
+
+class _ZstandardFile(io.RawIOBase):
+    """Decompressed bytes of a .zst file; pyarrow's own stream has no lines."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+
+        self._stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path), "rb"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data: bytes = self._stream.read(len(buffer))
+        except OSError as error:
+            raise _Zstandard(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _stream(path: Path) -> BinaryIO:
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return io.BufferedReader(_ZstandardFile(path)) if ending == ".zst" else path.open("rb")
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -127,13 +187,9 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
 
 def _data_files(folder: Path, split: str | None) -> list[Path]:
     """A folder's data files, of one split."""
-    files = sorted(
-        file for file in folder.iterdir() if file.is_file() and ending_of(file) in READERS and file.name[0] != "."
-    )
+    files = sorted(file for file in folder.iterdir() if file.is_file() and is_data_file(file))
     if not files:
-        raise DataError(
-            f"a folder without data files; expected {', '.join(READERS)}", where=folder.name, fix="name a file"
-        )
+        raise DataError(f"a folder without data files; expected {KINDS}", where=folder.name, fix="name a file")
     splits = {file: _split_of(file) for file in files}
     known = list(dict.fromkeys(found for found in splits.values() if found))
     if split is None and len(known) <= 1:

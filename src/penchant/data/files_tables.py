@@ -17,7 +17,7 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
     import pyarrow.parquet
 
     # Parquet is read from its end, which a compressed stream cannot reach cheaply.
-    whole = io.BytesIO(stream.read()) if name.lower().endswith(".gz") else stream
+    whole = io.BytesIO(stream.read()) if name.lower().endswith((".gz", ".zst")) else stream
     number = 0
     try:
         if not whole.read(1):
@@ -106,9 +106,11 @@ def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
     raise DataError(
         f"{'several splits' if split is None else f'no split {split!r}'}; it has {', '.join(found)}",
         where=name,
-        fix=f"split={near[0]}",
+        fix=f"data.split={near[0]}",
     )
 
 
 def no_splits(split: str, name: str) -> DataError:
-    return DataError(f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave split out")
+    return DataError(
+        f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave data.split out"
+    )

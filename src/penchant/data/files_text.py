@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ OTHER_KINDS = (
     (b"\xff\xfe", "this looks like UTF-16; save it as UTF-8"),
     (b"\xfe\xff", "this looks like UTF-16; save it as UTF-8"),
     (b"\x1f\x8b", "this is gzip; give the file's name the ending .gz"),
+    (b"\x28\xb5\x2f\xfd", "this is zstandard; give the file's name the ending .zst"),
 )
 LARGEST_CELL = 2**31 - 1
 
@@ -32,6 +33,7 @@ JSON_COLUMNS = {
 }  # fmt: skip
 MESSAGE_COLUMNS = {"prompt", "chosen", "rejected", "completion"}
 EMPTY_IS_NULL = re.compile("|".join([*JSON_COLUMNS, "id", "source", "system", r"rejected_?\d+"]))
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 PRINTED_BY_PYTHON = re.compile(r"\s*\[\s*\{\s*'")
 
 
@@ -133,11 +135,51 @@ def _parsed(text: str, name: str, first_line: int) -> Any:
     raise DataError(what, where=f"{name}, line {line}", fix=fix)
 
 
+def tsv_file(stream: BinaryIO, name: str) -> Rows:
+    """Rows of cells between tabs, below a header.
+
+    Quotes are text, as in GLUE's files, unless the file was plainly written with quoted cells: a line does not split
+    into the header's cells, or all quotes stand as a quoting writer puts them.
+    """
+    lines = [(number, line.rstrip("\r\n")) for number, line in text_lines(stream, name)]
+    lines = [(number, line) for number, line in lines if line]
+    if not lines:
+        return
+    rows = [line.split("\t") for _, line in lines]
+    uneven = any(len(row) != len(rows[0]) for row in rows)
+    if (uneven and any('"' in line for _, line in lines)) or _are_quoted(rows):
+        yield from _delimited((line + "\n" for _, line in lines), name, "\t")
+        return
+    header = _header(rows[0], f"{name}, line {lines[0][0]}")
+    for (number, _), cells in zip(lines[1:], rows[1:], strict=True):
+        where = f"{name}, line {number}"
+        if len(cells) != len(header):
+            raise DataError(
+                f"{len(cells)} cells; the header has {len(header)} columns",
+                where=where,
+                fix="separate the cells by one tab each",
+            )
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether every cell with a quote is a whole quoted cell, and some quoting was needed or all cells have it."""
+    cells = [cell for row in rows for cell in row]
+    quoted = [cell for cell in cells if '"' in cell]
+    if not quoted or not all(map(QUOTED.fullmatch, quoted)):
+        return False
+    return len(quoted) == len(cells) or any('"' in cell[1:-1] for cell in quoted)
+
+
 def csv_file(stream: BinaryIO, name: str) -> Rows:
     """Rows of text cells below a header; quoted cells may span lines."""
+    yield from _delimited((line for _, line in text_lines(stream, name)), name, ",")
+
+
+def _delimited(lines: Iterable[str], name: str, delimiter: str) -> Rows:
     # The module's own limit, 128 KiB, is shorter than a long conversation.
     csv.field_size_limit(LARGEST_CELL)
-    reader = csv.reader((line for _, line in text_lines(stream, name)), strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     begin = 1
     header: list[str] | None = None
     try:
@@ -153,7 +195,8 @@ def csv_file(stream: BinaryIO, name: str) -> Rows:
                 raise DataError(
                     f"{len(cells)} cells; the header has {len(header)} columns",
                     where=where,
-                    fix='put a cell that holds a comma or a line end in double quotes, and write a quote in it as ""',
+                    fix="put a cell that holds a comma, a tab or a line end in double quotes, and write a quote in it "
+                    'as ""',
                 )
     except csv.Error as error:
         raise DataError(

@@ -101,7 +101,7 @@ def format_named(name: str) -> Format:
     near = difflib.get_close_matches(name, FORMATS, 1)
     raise DataError(
         f"there is no format '{name}'; the formats are {', '.join(sorted(FORMATS))}",
-        fix=f"format={near[0]}" if near else "leave the format out to have it detected",
+        fix=f"data.format={near[0]}" if near else "leave data.format out to have it detected",
     )
 
 
@@ -127,7 +127,7 @@ def detect(rows: Sequence[Located], name: str) -> Format:
             f"rows of several formats: {found}; expected one format",
             where=name,
             fix="correct the rows that are unlike the others, or put each format in a file of its own; "
-            f"format={names[0]} reads every row as {names[0]}",
+            f"data.format={names[0]} reads every row as {names[0]}",
         )
     return next(format for format in met if format)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from penchant.data.messages import Message, Text, as_text, spoken
 
@@ -30,6 +31,7 @@ class PreferenceGroup:
         weight: how much the group counts in the loss, > 0.
         source: where the group comes from, for breakdowns; None when the data does not say.
         mismatched: index of a candidate that answers another prompt (see `data.mismatch`); nothing else holds of it.
+        extra: the columns of the source's row that its format does not read, by the source's names.
     """
 
     prompt: Text
@@ -43,6 +45,7 @@ class PreferenceGroup:
     weight: float = 1.0
     source: str | None = None
     mismatched: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         k = len(self.candidates)

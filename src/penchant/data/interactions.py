@@ -61,17 +61,20 @@ def read_interactions(source: str | Path, *, columns: Mapping[str, str] | None =
     return found
 
 
-def read_titles(source: str | Path, *, columns: Mapping[str, str] | None = None) -> dict[str, str]:
+def read_titles(
+    source: str | Path, *, columns: Mapping[str, str] | None = None, split: str | None = None
+) -> dict[str, str]:
     """Each item's title.
 
     Args:
         columns: item, title -> the source's name of the column, where it is not one of `NAMES`.
+        split: which split of a folder.
 
     Raises:
         DataError: the file cannot be read, a row lacks its item or title, or an item has two titles.
     """
     titles: dict[str, str] = {}
-    for row in _rows(source, TITLES, columns):
+    for row in _rows(source, TITLES, columns, split):
         item, title = row.text("item"), row.text("title")
         if titles.setdefault(item, title) != title:
             raise DataError(
@@ -101,7 +104,7 @@ class _Row:
             raise DataError(
                 f"no {column}; looked for the columns {', '.join(self.names[column])}",
                 where=self.where,
-                fix=f"name the column: columns={{{column}: NAME}}",
+                fix=f"name the column: data.columns={{{column}: NAME}}",
             )
         return text
 
@@ -118,7 +121,9 @@ class _Row:
         return number
 
 
-def _rows(source: str | Path, wanted: tuple[str, ...], columns: Mapping[str, str] | None) -> Iterator[_Row]:
+def _rows(
+    source: str | Path, wanted: tuple[str, ...], columns: Mapping[str, str] | None, split: str | None = None
+) -> Iterator[_Row]:
     given = columns or {}
     names = {ours: (given[ours],) if ours in given else NAMES[ours] for ours in wanted}
     path = Path(source).absolute()
@@ -128,7 +133,7 @@ def _rows(source: str | Path, wanted: tuple[str, ...], columns: Mapping[str, str
     elif ending in RECBOLE:
         rows = _recbole(path)
     else:
-        rows = read_rows(source)
+        rows = read_rows(source, split=split)
     empty = True
     for where, row in rows:
         empty = False

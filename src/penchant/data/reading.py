@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from penchant.data.beside import AS_MESSAGES, plain_as_messages, with_beside
 from penchant.data.fields import Ledger, Row
-from penchant.data.files import read_rows
+from penchant.data.files import read_rows, unread_files
 from penchant.data.formats import FORMATS, Format, Located, detect, format_named
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
@@ -46,8 +47,7 @@ def read_groups(
     """Read preference groups; the format is detected from every row.
 
     Args:
-        source: .json, .jsonl, .csv or .parquet file, also with .gz; a folder of such files; a folder that
-            `datasets` saved; or a hub id.
+        source: as `penchant.data.files.read_rows` takes it: a file, a folder of files, or a hub id.
         format: a name in `FORMATS`, where it should not be detected.
         split: which split of a folder or hub data set.
         columns: our column name -> the source's, as in ``{"prompt": "question"}``.
@@ -63,18 +63,25 @@ def read_groups(
     _check_mapped(columns or {}, present, name)
     used = forced or detect(rows, name)
     ledger = Ledger()
-    groups, kind = _converted(used, rows, ledger, name)
+    groups, kind = _converted(used, rows, ledger, name, columns or {})
     account = _account(used, groups, kind, _columns(present, columns or {}, ledger))
-    notes = [account, *_origins(rows, name), *_events(ledger), *_repeated_ids(groups)]
+    others = unread_files(source, split)
+    unread = [f"files not read: {', '.join(others)}"] if others else []
+    notes = [account, *_origins(rows, name), *unread, *_events(ledger), *_repeated_ids(groups)]
     return GroupSet(tuple(groups), used.name, str(source), tuple(f"{name}: {note}" for note in notes))
 
 
-def _converted(format: Format, rows: Sequence[Located], ledger: Ledger, name: str) -> tuple[list[PreferenceGroup], str]:
-    """The rows' groups, and the one kind that all are of."""
+def _converted(
+    format: Format, rows: Sequence[Located], ledger: Ledger, name: str, columns: Mapping[str, str]
+) -> tuple[list[PreferenceGroup], str]:
+    """The rows' groups with the columns that are not read, and the one kind that all are of."""
     located: list[tuple[str, PreferenceGroup]] = []
+    sources: list[Mapping[str, Any]] = []
     for number, (where, values) in enumerate(rows):
         row = Row(values, where, number, ledger)
-        located += [(where, with_beside(group, row)) for group in format.convert(row)]
+        converted = [(where, with_beside(group, row)) for group in format.convert(row)]
+        located += converted
+        sources += [values] * len(converted)
     if ledger.events[AS_MESSAGES]:
         located = [(where, plain_as_messages(group)) for where, group in located]
     groups = [group for _, group in located]
@@ -93,7 +100,10 @@ def _converted(format: Format, rows: Sequence[Located], ledger: Ledger, name: st
             where=name,
             fix="write every row as messages, or put the plain rows in a file of their own",
         )
-    return groups, next(iter(counts))
+    # Which columns are read is known behind the last row.
+    read = {"id", *ledger.used}
+    extras = ({columns.get(key, key): row[key] for key in row if key not in read} for row in sources)
+    return [replace(group, extra=extra) for group, extra in zip(groups, extras, strict=True)], next(iter(counts))
 
 
 def _kind(group: PreferenceGroup) -> str:

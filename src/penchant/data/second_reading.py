@@ -100,10 +100,10 @@ def _too_long(refused: Sequence[TokenizedGroup], groups: int, context: int, alik
     worst = max(refused, key=lambda group: group.longest)
     ids = ", ".join(group.group.id for group in refused[:5]) + (", ..." if len(refused) > 5 else "")
     fix = (
-        f"let both models read the same: data.max_length={context} (--max-length {context})"
+        f"let both models read the same: data.max_length={context}"
         if alike
-        else "name a reference with a longer context; or lower data.max_length (--max-length) and choose "
-        "data.truncation=drop or keep_end_of_prompt for longer rows (--truncation); a response is never cut"
+        else "name a reference with a longer context; or lower data.max_length and choose "
+        "data.truncation=drop or data.truncation=keep_end_of_prompt for longer rows; a response is never cut"
     )
     return DataError(
         f"{worst.longest} tokens with the longest response, this model's context is {context} "

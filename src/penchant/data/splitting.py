@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.overlaps import first_user_turn
 from penchant.errors import DataError
 
 
 def split_by_prompt(
-    groups: Sequence[PreferenceGroup], *, held_out: float, seed: int, topics: Mapping[str, str] | None = None
+    groups: Sequence[PreferenceGroup],
+    *,
+    held_out: float,
+    seed: int,
+    topics: Mapping[str, str] | None = None,
+    together: Sequence[Sequence[str]] = (),
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
     """Training and held-out groups, each in the given order; a prompt's groups stay together.
 
@@ -20,12 +27,16 @@ def split_by_prompt(
     Args:
         held_out: share of the prompts (not of the rows), between 0 and 1; rounded to whole prompts, halves up.
         topics: of some prompts' texts, what they are about: prompts of one topic stay together and count as one.
+        together: lists with a value for each group (`column_values`, `first_turns`): prompts whose groups share a value
+            stay together too.
 
     Raises:
         DataError: a side would be left without a prompt.
     """
     topics = topics or {}
     of = [topics.get(text, text) for text in (as_text(group.prompt) for group in groups)]
+    if together:
+        of = _joined([of, *together])
     prompts = set(of)
     count = int(held_out * len(prompts) + 0.5) if 0 < held_out < 1 else 0
     if not 0 < count < len(prompts):
@@ -38,6 +49,50 @@ def split_by_prompt(
     out = set(sorted(prompts, key=lambda prompt: (_hash(prompt, seed), prompt))[:count])
     sides = [[group for group, key in zip(groups, of, strict=True) if (key in out) == held] for held in (False, True)]
     return sides[0], sides[1]
+
+
+def column_values(groups: Sequence[PreferenceGroup], column: str) -> list[str]:
+    """Each group's value in a column of its source.
+
+    Raises:
+        DataError: a group has none.
+    """
+    values = []
+    for group in groups:
+        known = {"id": group.id, "source": group.source, **group.extra}
+        value = known.get(column)
+        if value is None:
+            names = ", ".join(name for name, each in known.items() if each is not None)
+            raise DataError(
+                f"no value in '{column}'; there are {names}", where=f"group {group.id}", fix="name another column"
+            )
+        values.append(json.dumps(value, sort_keys=True, default=str))
+    return values
+
+
+def first_turns(groups: Sequence[PreferenceGroup]) -> list[str]:
+    """Each group's first user turn, without case and extra white space."""
+    return [first_user_turn(group.prompt) for group in groups]
+
+
+def _joined(keys: Sequence[Sequence[str]]) -> list[str]:
+    """For each group the least first key of all groups that it shares a key with, directly or over others."""
+    parents: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def root(node: tuple[int, str]) -> tuple[int, str]:
+        while parents.setdefault(node, node) != node:
+            parents[node] = parents[parents[node]]
+            node = parents[node]
+        return node
+
+    for row in zip(*keys, strict=True):
+        first, *others = (root(node) for node in enumerate(row))
+        for other in others:
+            # The least of the first keys is the root, in any order of rows.
+            low, high = sorted((root(first), root(other)))
+            parents[high] = low
+            first = low
+    return [root((0, key))[1] for key in keys[0]]
 
 
 def _hash(prompt: str, seed: int) -> bytes:

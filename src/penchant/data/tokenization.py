@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from penchant.data.as_chat import chat_prompt
 from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
 from penchant.data.control_text import ControlText, is_coded
 from penchant.data.groups import PreferenceGroup, Text
@@ -94,6 +95,7 @@ def tokenize_prompts(
 ) -> list[Ids]:
     """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
     special = SpecialTokens.of(tokenizer)
+    prompts = [chat_prompt(prompt, tokenizer, rendering) for prompt in prompts]
     encoded = _ids([prompt_text(prompt, tokenizer, rendering) for prompt in prompts], tokenizer)
     begun = (
         started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
@@ -303,3 +305,10 @@ def _shortened(
         return None
     ledger.report.note("prompt_truncated", name)
     return shorter
+
+
+def end_of_ids(prompt: Ids, room: int, special: SpecialTokens) -> Ids:
+    """The start tokens of a prompt, and as much of its end as there is room for."""
+    ids, _ = special.strip_start(prompt.tolist())
+    head = len(prompt) - len(ids)
+    return np.concatenate([prompt[:head], prompt[len(prompt) - (room - head) :]])

@@ -9,11 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.data.as_chat import PLAIN_TEXT, SWITCH
 from penchant.data.groups import PreferenceGroup
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Truncation = Literal["error", "drop", "keep_end_of_prompt"]
+ADVICE = {PLAIN_TEXT: SWITCH}
+"""What to do about an event that a setting decides."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,13 @@ class TokenizationReport:
         kept = self.examples.setdefault(event, [])
         if len(kept) < 5 and group_id not in kept:
             kept.append(group_id)
+
+    def lines(self) -> list[str]:
+        """A line for each event: how often, in which groups first, and what to do about it where there is a choice."""
+        lines = []
+        for event, count in sorted(self.counts.items()):
+            ids = self.examples.get(event, [])
+            named = f" ({', '.join(ids)}{', ...' if count > len(ids) else ''})" if ids else ""
+            advice = f"; {ADVICE[event]}" if event in ADVICE else ""
+            lines.append(f"{event.replace('_', ' ')}: {count} of {self.groups} groups{named}{advice}")
+        return lines

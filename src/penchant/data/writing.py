@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from penchant.data.messages import context_of
 from penchant.errors import DataError
 
 FACTS = ("comparisons", "scores", "ranks", "preferred", "labels", "source")
+READ = frozenset({
+    "id", "prompt", "candidates", "weight", *FACTS, "chosen", "pairwise", "ranking", "rank", "best", "data",
+    "annotations", "context", "completions", "system", "tools", "documents", "chat_template_kwargs",
+})  # fmt: skip
+"""Columns that would be read, or read as another format, where a group is read back."""
+PREFIX = "original_"
 
 
 def write_groups(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
@@ -76,4 +84,35 @@ def row_of(group: PreferenceGroup) -> dict[str, Any]:
     row: dict[str, Any] = {"id": group.id, "prompt": group.prompt, "candidates": group.candidates}
     row |= context_of(group.prompt).columns()
     row |= {name: value for name in FACTS if (value := getattr(group, name)) is not None}
-    return row if group.weight == 1 else row | {"weight": group.weight}
+    if group.weight != 1:
+        row["weight"] = group.weight
+    return row | {written_as(name, group.extra): _plain(value) for name, value in group.extra.items()}
+
+
+def written_as(column: str, extra: Mapping[str, Any]) -> str:
+    """The name of a column that its format did not read, so that no reader takes it for what a group says."""
+    if column not in READ:
+        return column
+    name = PREFIX + column
+    while name in extra:
+        name = PREFIX + name
+    return name
+
+
+def renamed_columns(groups: Sequence[PreferenceGroup]) -> list[str]:
+    """For people: the columns that are written under another name."""
+    names = dict.fromkeys((name, written_as(name, group.extra)) for group in groups for name in group.extra)
+    return [f"column {name} is written as {written}" for name, written in names if name != written]
+
+
+def _plain(value: Any) -> Any:
+    """A value of a table as JSON has it: times as text, bytes as base64, numbers that are none as null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value if isinstance(value, str | int | None) else str(value)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penchant.data.as_chat import PLAIN_TEXT, SWITCH, count_plain
+from penchant.data.files import is_data_file
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.messages import context_of
-from penchant.data.reading import read_groups
-from penchant.data.tokenization import readable_prompts, tokenize_prompts
+from penchant.data.special_tokens import SpecialTokens
+from penchant.data.tokenization import end_of_ids, readable_prompts, tokenize_prompts
+from penchant.data.tokenized import Ids
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import adapter_base, context_length, load_config, load_model, load_tokenizer
 from penchant.engine.progress import Progress
-from penchant.errors import DataError
+from penchant.errors import ConfigError, DataError
 from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.held_out import AS_IS, Reading
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Tell = Callable[[str], None]
+NEW_TOKENS = 128
+"""Tokens of the longest answer, where nothing says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +56,16 @@ def _row(prompt: Text) -> dict[str, Any]:
     return {"prompt": prompt, **context_of(prompt).columns()}
 
 
-def read_prompts(source: str) -> list[Text]:
-    """The distinct prompts of a preference file in the file's order, or a prompt's text itself.
+def names_a_file(source: str) -> bool:
+    """Whether a command line's prompt names a file to read prompts from, and is no prompt itself.
 
     Raises:
-        DataError: `source` is empty, or looks like a file that is not there.
+        DataError: it is empty.
     """
     if not source:
         raise DataError("the prompt is empty", fix="give a text or a preference file")
     path = Path(source)
-    looks_like_a_file = path.suffix in {".json", ".jsonl", ".csv", ".parquet", ".gz"} and " " not in source
-    if looks_like_a_file or (len(source) < 256 and path.exists()):
-        return distinct_prompts(read_groups(source).groups)
-    return [source]
+    return (" " not in source and is_data_file(path)) or (len(source) < 256 and path.exists())
 
 
 def distinct_prompts(groups: Sequence[PreferenceGroup]) -> list[Text]:
@@ -78,18 +82,113 @@ def with_room(model: str, prompts: Sequence[Text], new_tokens: int, reading: Rea
     return [prompt for prompt, read in zip(prompts, ids, strict=True) if len(read) + new_tokens <= limit]
 
 
+def typed_rendering(model: str, prompt: str, reading: Reading, tell: Tell) -> Reading:
+    """How a prompt typed on the command line is read: as a user's message, where the model has a chat template."""
+    if reading.rendering.as_chat != "auto":
+        return reading
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
+    if not count_plain([prompt], tokenizer, reading.rendering):
+        return reading
+    tell("the prompt is read as a user's message, by the model's chat template; as plain text: data.as_chat=false")
+    return replace(reading, rendering=replace(reading.rendering, as_chat="true"))
+
+
+@dataclass(frozen=True)
+class FittedPrompts:
+    """Prompts with room for an answer.
+
+    Attributes:
+        ids: of each prompt, cut where that was asked for.
+        new_tokens: of the longest answer.
+    """
+
+    prompts: list[Text]
+    ids: list[Ids]
+    new_tokens: int
+
+
+def fit_prompts(
+    model: str, prompts: Sequence[Text], new_tokens: int | None, reading: Reading, tell: Tell
+) -> FittedPrompts:
+    """Prompts as the model reads them, with room for an answer; too long ones go as `reading.truncation` says.
+
+    Args:
+        new_tokens: of the longest answer; None is `NEW_TOKENS`, or fewer where the longest prompt leaves no more.
+
+    Raises:
+        DataError: a prompt is too long and `reading.truncation` is ``error``; or no prompt is left.
+        ConfigError: no prompt would have room.
+    """
+    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
+    if plain := count_plain(prompts, tokenizer, reading.rendering):
+        tell(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
+    ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
+    limit = reading.max_length or context_length(load_config(adapter_base(model) or model, weights=False))
+    if limit is None:
+        return FittedPrompts(list(prompts), ids, new_tokens or NEW_TOKENS)
+    longest = max(map(len, ids), default=0)
+    if new_tokens is None:
+        new_tokens = NEW_TOKENS
+        if longest + NEW_TOKENS > limit > longest and reading.truncation == "error":
+            new_tokens = limit - longest
+            tell(f"answers have at most {new_tokens} tokens: {limit} fit, the longest prompt has {longest}")
+    special = SpecialTokens.of(tokenizer)
+    room = limit - new_tokens
+    if room < 1 + max(len(special.start), 1):
+        fix = f"sampling.max_new_tokens={max(1, limit // 2)}, or less"
+        raise ConfigError(
+            f"{limit} tokens fit, the answer may have {new_tokens}: no room is left", where=model, fix=fix
+        )
+    long = [number for number, read in enumerate(ids) if len(read) > room]
+    if long and reading.truncation == "error":
+        raise _too_long(longest, len(long), len(ids), new_tokens, limit)
+    if long and reading.truncation == "drop":
+        return _without(long, prompts, ids, new_tokens, tell)
+    if long:
+        tell(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
+    cut = [read if len(read) <= room else end_of_ids(read, room, special) for read in ids]
+    return FittedPrompts(list(prompts), cut, new_tokens)
+
+
+def _without(
+    long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int, tell: Tell
+) -> FittedPrompts:
+    tell(f"too long dropped: {len(long)} of {len(prompts)} prompts")
+    kept = sorted(set(range(len(ids))) - set(long))
+    if not kept:
+        raise DataError("no prompt is left: all are too long", fix="data.truncation=keep_end_of_prompt")
+    return FittedPrompts([prompts[number] for number in kept], [ids[number] for number in kept], new_tokens)
+
+
+def _too_long(longest: int, count: int, prompts: int, new_tokens: int, limit: int) -> DataError:
+    """Fewer new tokens are advised only where they would do."""
+    shorter = f"sampling.max_new_tokens={limit - longest}, or " if longest < limit else ""
+    return DataError(
+        f"the longest prompt has {longest} tokens, its answer up to {new_tokens}, and {limit} fit "
+        f"({count} of {prompts} prompts are too long)",
+        fix=f"{shorter}leave such prompts out, counted: data.truncation=drop, or cut their beginnings: "
+        "data.truncation=keep_end_of_prompt",
+    )
+
+
 def answer(
     model: str,
     prompts: Sequence[Text],
     sampling: Sampling,
     reading: Reading = AS_IS,
     tell: Callable[[str], None] = lambda line: None,
+    ids: Sequence[Ids] | None = None,
 ) -> Answers:
-    """Load a model, sample its responses, let it go."""
+    """Load a model, sample its responses, let it go.
+
+    Args:
+        ids: of the prompts, where they have been read already (`fit_prompts`).
+    """
     reading = reading.on_one_day(model, tell)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     loaded = load_model(model).to(local_device())
     with Progress("generating", len(prompts), "prompts") as progress:
-        ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
+        if ids is None:
+            ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
         responses = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
     return Answers(tuple(prompts), tuple(map(tuple, responses)))

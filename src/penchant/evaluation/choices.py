@@ -96,7 +96,7 @@ class ScoredQuestion:
                     raise ModelError(
                         f"score '{name}' of option {k} is {value}, expected a finite number",
                         where=self.question.where,
-                        fix="score in float32 (--dtype float32); if it stays so, the model's weights are damaged",
+                        fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
                     )
 
     def is_right(self, name: str) -> bool:

@@ -46,10 +46,12 @@ class Verbalised:
     columns: tuple[str, ...]
     template: str
     labels: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    """What the benchmark's own tab-separated files call the labels, in the same order."""
 
     def __call__(self, row: Row, task: str) -> Question | None:
         texts = {column: row.need(column).text() for column in self.columns}
-        right = _label(row.find("label"), len(self.labels))
+        right = _label(row.find("label", "gold_label"), len(self.labels), self.names)
         return (
             None if right is None else _question(row, task, self.template.format(**texts), self.labels, right, ANSWER)
         )
@@ -74,16 +76,19 @@ GLUE = {
         ("premise", "hypothesis"),
         "Premise: {premise}\nHypothesis: {hypothesis}\nDoes the premise imply the hypothesis: yes, maybe or no?",
         ("yes", "maybe", "no"),
+        ("entailment", "neutral", "contradiction"),
     ),
     "qnli": Verbalised(
         ("question", "sentence"),
         "Question: {question}\nSentence: {sentence}\nDoes the sentence answer the question?",
         ("yes", "no"),
+        ("entailment", "not_entailment"),
     ),
     "rte": Verbalised(
         ("sentence1", "sentence2"),
         "Text: {sentence1}\nStatement: {sentence2}\nDoes the text imply the statement?",
         ("yes", "no"),
+        ("entailment", "not_entailment"),
     ),
     "wnli": Verbalised(
         ("sentence1", "sentence2"),
@@ -219,10 +224,12 @@ def _texts(cell: Cell) -> list[str]:
     return [item.text() for item in items]
 
 
-def _label(cell: Cell | None, k: int) -> int | None:
-    """The 0-based index of the right option, a number or its text; None where there is none."""
+def _label(cell: Cell | None, k: int, names: Sequence[str] = ()) -> int | None:
+    """The 0-based index of the right option, a number, its text or one of the names; None where there is none."""
     if cell is None or cell.value in UNLABELED:
         return None
+    if cell.value in names:
+        return names.index(cell.value)
     if isinstance(cell.value, str) and re.fullmatch("[0-9]+", cell.value):
         return Cell(int(cell.value), cell.column, cell.row).index(k)
     return cell.index(k)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.data.fields import Ledger, Row
-from penchant.data.files import read_rows
+from penchant.data.files import read_rows, unread_files
 from penchant.errors import DataError
 from penchant.evaluation.choices import Question
 from penchant.evaluation.choices_layouts import LAYOUTS, Layout
@@ -51,7 +51,12 @@ class TaskQuestions:
 
 
 def read_questions(
-    task: str, source: str | Path, *, split: str | None = None, limit: int | None = None
+    task: str,
+    source: str | Path,
+    *,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
 ) -> TaskQuestions:
     """Read a task's questions.
 
@@ -60,6 +65,7 @@ def read_questions(
             the one layout that the columns fit.
         source: as in `penchant.data.reading.read_groups`.
         split: which split of a folder.
+        columns: the layout's column name -> the source's.
         limit: only the first so many questions; the others are counted.
 
     Raises:
@@ -67,7 +73,7 @@ def read_questions(
             row has a label.
     """
     name = Path(source).absolute().name
-    rows = list(read_rows(source, split=split))
+    rows = list(read_rows(source, split=split, columns=columns))
     layout = _layout(task, rows, name)
     ledger = Ledger()
     asked = [layout.convert(Row(values, where, number, ledger), task) for number, (where, values) in enumerate(rows)]
@@ -84,6 +90,8 @@ def read_questions(
     left_out = {why: count for why, count in left_out.items() if count}
     notes = [f"{name}: {len(kept)} questions, task {task}, layout {layout.name} ({', '.join(sorted(ledger.used))})"]
     notes += [f"{name}: {count} rows left out: {why}" for why, count in left_out.items()]
+    if others := unread_files(source, split):
+        notes.append(f"{name}: files not read: {', '.join(others)}")
     if repeats := len(kept) - len({(question.prompt, question.options) for question in kept}):
         notes.append(f"{name}: {repeats} questions repeat an earlier one, options and all; they are kept")
     return TaskQuestions(task, kept, layout.name, left_out, tuple(notes))

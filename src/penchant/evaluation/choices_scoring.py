@@ -100,7 +100,7 @@ def score_tasks(
     """
     reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
-    templated = frozen.tokenizer.chat_template is not None
+    templated = reads_messages(frozen, reading)
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"
     tell(f"questions are read as {form}")
     limit = _length_limit(model, frozen, reading)
@@ -129,18 +129,24 @@ def tokenize_questions(
     questions: Sequence[Question], frozen: FrozenModel, limit: int, reading: Reading
 ) -> tuple[list[TokenizedGroup], Mapping[str, int]]:
     """Token ids of the questions, in the form that the model's tokenizer takes; and what happened to them, counted."""
-    form = plain_group if frozen.tokenizer.chat_template is None else chat_group
+    form = chat_group if reads_messages(frozen, reading) else plain_group
     # Which option is right is kept from the tokenizer: options of the same tokens are a tie here, not an error.
     groups = [replace(form(question), preferred=None) for question in questions]
     tokenized, report = tokenize_groups(
         groups,
         frozen.tokenizer,
         max_length=limit,
-        rendering=reading.rendering,
+        rendering=replace(reading.rendering, as_chat="false"),
         truncation=reading.truncation,
         empty=reading.empty,
     )
     return tokenized, report.counts
+
+
+def reads_messages(frozen: FrozenModel, reading: Reading) -> bool:
+    """Whether questions, which are worded here and no text of the file, are put as messages; auto: where they can."""
+    as_chat = reading.rendering.as_chat
+    return as_chat == "true" or (as_chat == "auto" and frozen.tokenizer.chat_template is not None)
 
 
 def load_scorer(
@@ -181,6 +187,6 @@ def _length_limit(model: str, frozen: FrozenModel, reading: Reading) -> int:
         raise ConfigError(
             f"the length limit is {reading.max_length}, the model's context is {frozen.context} tokens",
             where=model,
-            fix=f"give at most {frozen.context}, or none",
+            fix=f"data.max_length={frozen.context}, or none",
         )
     return reading.max_length or frozen.context

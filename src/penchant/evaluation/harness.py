@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import NO_CONTEXT
+from penchant.data.rendering import Rendering
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template import Template, on_day
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
@@ -117,6 +118,11 @@ class Loaded:
     def limit(self) -> int:
         return self.reading.max_length or self.frozen.context
 
+    @property
+    def rendering(self) -> Rendering:
+        """The harness applies chat templates itself, where it is asked to."""
+        return replace(self.reading.rendering, as_chat="false")
+
     def tokenize(self, requests: Sequence[Request], members: Sequence[Sequence[int]]) -> list[TokenizedGroup]:
         """Token ids of groups of requests."""
         texts = [
@@ -127,7 +133,7 @@ class Loaded:
             texts,
             self.frozen.tokenizer,
             max_length=self.limit,
-            rendering=self.reading.rendering,
+            rendering=self.rendering,
             truncation=self.reading.truncation,
         )
         for event, count in sorted(report.counts.items()):
@@ -216,7 +222,7 @@ class LogProbs:
         return responses
 
     def _prompt(self, request: Request, sampling: Sampling) -> Ids:
-        [ids] = tokenize_prompts([request.args[0]], self.loaded.frozen.tokenizer, self.loaded.reading.rendering)
+        [ids] = tokenize_prompts([request.args[0]], self.loaded.frozen.tokenizer, self.loaded.rendering)
         room = self.loaded.limit - sampling.max_new_tokens
         if len(ids) <= room:
             return ids

@@ -107,7 +107,7 @@ def read_held_out(
         raise ConfigError(
             f"the length limit is {reading.max_length}, the model's context is {policy.context} tokens",
             where=model,
-            fix=f"give at most {policy.context}, or none",
+            fix=f"data.max_length={policy.context}, or none",
         )
     tokenized, report = tokenize_groups(
         groups,
@@ -118,8 +118,8 @@ def read_held_out(
         empty=reading.empty,
         identical=reading.identical,
     )
-    for event, count in sorted(report.counts.items()):
-        tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
+    for line in report.lines():
+        tell(line)
     return tokenized
 
 

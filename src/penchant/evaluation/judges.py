@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import Text, as_text
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.engine.reference_cache import cache_folder
 from penchant.errors import ConfigError
 from penchant.evaluation.endpoint import Endpoint, Unanswered
+from penchant.evaluation.held_out import Reading
 from penchant.evaluation.kept_answers import KeptAnswers
 from penchant.evaluation.rewards import Reward, open_reward
 
@@ -73,11 +75,11 @@ class Judge(Protocol):
         ...
 
 
-def open_judge(config: RewardConfig, *, device: torch.device) -> Judge:
+def open_judge(config: RewardConfig, *, device: torch.device, rendering: Rendering = PLAIN) -> Judge:
     """The judge a configuration names: an endpoint, or a reward whose higher number wins."""
     if config.judge is not None:
         return EndpointJudge(config.judge)
-    return RewardJudge(open_reward(config, device=device))
+    return RewardJudge(open_reward(config, device=device, reading=Reading(rendering=rendering)))
 
 
 @dataclass(frozen=True)

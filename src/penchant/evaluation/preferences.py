@@ -203,5 +203,5 @@ def _require_finite(scored: Sequence[ScoredGroup]) -> None:
                     raise ModelError(
                         f"{name.replace('_', ' ')[:-1]} of candidate {k} is {value}, expected a finite number",
                         where=f"group {each.group.id}",
-                        fix="score in float32 (--dtype float32); if it stays so, the model's weights are damaged",
+                        fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
                     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
+from penchant.data.tokenized import Ids
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
@@ -159,10 +160,10 @@ def _by_head(
         rendering=reading.rendering,
         truncation=reading.truncation,
         empty=reading.empty,
-        identical="drop",
+        identical=reading.identical,
     )
-    for event, count in sorted(report.counts.items()):
-        tell(f"{event.replace('_', ' ')}: {count} of {report.groups} groups")
+    for line in report.lines():
+        tell(line)
     require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
@@ -205,11 +206,13 @@ def answer_best_of(
     head: str = NAME,
     reading: Reading = AS_IS,
     tell: Callable[[str], None] = lambda line: None,
+    ids: Sequence[Ids] | None = None,
 ) -> BestOf:
     """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
 
     Args:
         tell: called where the model is not run as a packed tree, which takes longer.
+        ids: of the prompts, where they have been read already (`answering.fit_prompts`).
 
     Raises:
         ModelError: the folder has no such head.
@@ -221,7 +224,8 @@ def answer_best_of(
     world = World(0, 1, local_device())
     loaded = load_model(model).to(world.device)
     with Progress("generating", len(prompts), "prompts") as progress:
-        ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
+        if ids is None:
+            ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
         drawn = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
     groups = [PreferenceGroup(p, tuple(of), id=str(i)) for i, (p, of) in enumerate(zip(prompts, drawn, strict=True))]
     tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")

@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from penchant.data.files import is_data_file, read_rows, stem_of
 from penchant.data.groups import Text, as_text
 from penchant.errors import DataError
 from penchant.evaluation.files import write_atomically
@@ -45,29 +46,35 @@ def read_sheet(folder: Path) -> dict[str, list[float]]:
     Raises:
         DataError: a file is missing, a verdict is none of a, b and tie, a row is not in the key, or none was filled in.
     """
-    for name in ("key.csv", "sheet.csv"):
-        if not (folder / name).is_file():
-            raise DataError("there is no such file", where=str(folder / name), fix="name the folder of sheet and key")
-    with (folder / "key.csv").open(encoding="utf-8", newline="") as stream:
-        key = {row["number"]: (row["a"], row["b"]) for row in csv.DictReader(stream)}
+    file = _file(folder, "sheet")
+    key = {str(row["number"]): (row["a"], row["b"]) for _, row in read_rows(_file(folder, "key"))}
     points: dict[str, list[float]] = {name: [] for names in key.values() for name in names}
-    file = folder / "sheet.csv"
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        for row in csv.DictReader(stream):
-            said, names = (row.get("better") or "").strip().lower(), key.get(row.get("number") or "")
-            if not said:
-                continue
-            where = f"{file}, number {row.get('number')}"
-            if said not in ANSWERS:
-                raise DataError(f"'{said}' in the column better", where=where, fix="write a, b or tie")
-            if names is None:
-                raise DataError("this number is not in key.csv", where=where, fix="keep the numbers as they were")
-            for place, name in enumerate(names):
-                winner = ANSWERS[said]
-                points[name].append(0.5 if winner is None else float(winner == place))
+    for _, row in read_rows(file):
+        said, names = str(row.get("better") or "").strip().lower(), key.get(str(row.get("number") or ""))
+        if not said:
+            continue
+        where = f"{file}, number {row.get('number')}"
+        if said not in ANSWERS:
+            raise DataError(f"'{said}' in the column better", where=where, fix="write a, b or tie")
+        if names is None:
+            raise DataError("this number is not in key.csv", where=where, fix="keep the numbers as they were")
+        for place, name in enumerate(names):
+            winner = ANSWERS[said]
+            points[name].append(0.5 if winner is None else float(winner == place))
     if not any(points.values()):
         raise DataError("no row has a verdict", where=str(file), fix="write a, b or tie in the column better")
     return points
+
+
+def _file(folder: Path, stem: str) -> Path:
+    """The folder's data file of this name, whatever its ending: a spreadsheet may have saved it as another kind."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for file in files:
+        if is_data_file(file) and stem_of(file) == stem:
+            return file
+    raise DataError(
+        "there is no such file", where=str(folder / f"{stem}.csv"), fix="name the folder of sheet.csv and key.csv"
+    )
 
 
 def _table() -> io.StringIO:

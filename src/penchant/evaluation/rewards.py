@@ -12,6 +12,7 @@ from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
+from penchant.data.tokenized import TokenizationReport, TokenizedGroup, Truncation
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.evaluation.user_functions import import_function, shown
@@ -174,7 +175,7 @@ class ModelReward:
             raise ConfigError(
                 f"the reward model has {outputs} outputs: {model.config.id2label}",
                 where=source,
-                fix="say which is the reward, as in --label 1 (in a run: reward.label=1)",
+                fix="say which is the reward: reward.label=1",
             )
         if (label or 0) >= outputs:
             raise ConfigError(
@@ -184,26 +185,17 @@ class ModelReward:
             )
         weights_and_words = f"{model_fingerprint(model)} {tokenizer_fingerprint(tokenizer)}"
         rendering = "" if reading.rendering == PLAIN else f" {reading.rendering}"
+        rendering += f" {reading.max_length} {reading.truncation}" if reading.truncation != "error" else ""
         # The pad token decides which token is read.
         name = f"model {source} {weights_and_words} {label} {reading.dtype}{rendering} pad {pad_token_id(model)}"
         return cls(model, tokenizer, label or 0, reading, name)
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
-        from penchant.engine.frozen import NO_LIMIT
-        from penchant.engine.loading import context_length
-
         groups = [
             PreferenceGroup(prompt, tuple(given), id=str(i))
             for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))
         ]
-        limit = context_length(self.model.config) or NO_LIMIT
-        tokenized, _ = tokenize_groups(
-            groups,
-            self.tokenizer,
-            max_length=limit,
-            rendering=replace(self.reading.rendering, refused="error"),
-            empty="keep",
-        )
+        tokenized, _ = self._tokenized(groups, "error" if self.reading.truncation == "drop" else None)
         rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
         scores = iter(self._score(rows))
         return [[next(scores) for _ in given] for given in responses]
@@ -223,6 +215,35 @@ class ModelReward:
 
         with torch.no_grad():
             return [rounding_note(measure_rounding(self.model, rewards, nullcontext))]
+
+    def fitting(self, groups: Sequence[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
+        """The groups that the model reads: those too long are dropped where `reading.truncation` says so.
+
+        Raises:
+            DataError: a group is too long and may not be dropped.
+        """
+        # Equal candidates get equal rewards: what is known of their worth is kept from the tokenizer.
+        bare = [PreferenceGroup(group.prompt, group.candidates, id=group.id) for group in groups]
+        tokenized, report = self._tokenized(bare)
+        for line in report.lines():
+            tell(line)
+        read = {id(each.group) for each in tokenized}
+        return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in read]
+
+    def _tokenized(
+        self, groups: Sequence[PreferenceGroup], truncation: Truncation | None = None
+    ) -> tuple[list[TokenizedGroup], TokenizationReport]:
+        from penchant.engine.frozen import NO_LIMIT
+        from penchant.engine.loading import context_length
+
+        return tokenize_groups(
+            groups,
+            self.tokenizer,
+            max_length=self.reading.max_length or context_length(self.model.config) or NO_LIMIT,
+            rendering=replace(self.reading.rendering, refused="error"),
+            truncation=truncation or self.reading.truncation,
+            empty="keep",
+        )
 
     def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """Longest first, so that a batch holds rows of about one length."""

@@ -30,14 +30,20 @@ def new_base(
         texts: file of passages, longer ones cut into so many words.
         also: files of groups that the tokenizer, not the base, learns from too.
     """
-    groups = as_groups(read_passages(texts), chunk_words)
+    groups, corpus = base_texts(texts, chunk_words, also)
     write_anew(groups, place / "train.jsonl")
     if not (place / "start" / "config.json").exists():
-        told = [as_text(group.candidates[0]) for group in groups]
-        shown = (part for file in also for group in read_groups(file).groups for part in _parts(group))
-        build_small_llama(place / "start", [*told, *shown], sizes.sizes, seed)
+        build_small_llama(place / "start", corpus, sizes.sizes, seed)
     tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, TunedConfig(training=training))
     return {"texts": len(groups)}
+
+
+def base_texts(texts: str, chunk_words: int, also: Sequence[Path]) -> tuple[list[PreferenceGroup], list[str]]:
+    """What a base from nothing is trained on, and what its tokenizer is."""
+    groups = as_groups(read_passages(texts), chunk_words)
+    told = [as_text(group.candidates[0]) for group in groups]
+    shown = (part for file in also for group in read_groups(file).groups for part in _parts(group))
+    return groups, [*told, *shown]
 
 
 def _parts(group: PreferenceGroup) -> list[str]:

@@ -1,22 +1,103 @@
-"""How a recipe reads a model's log-probs, on this process's device and through the cache, and what they prefer."""
+"""How a recipe's stages read data: settings handed to every run and measurement, and a check of lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
-from penchant.data.groups import PreferenceGroup
+from pydantic import Field, field_validator
+
+from penchant.config import Section
+from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.reading import read_groups
+from penchant.data.rendering import AsChat, ControlText, Rendering
+from penchant.data.tokenization import tokenize_groups
+from penchant.data.tokenized import Truncation
 from penchant.engine.distribution import World, local_device
+from penchant.engine.frozen import NO_LIMIT
+from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
+from penchant.errors import located
+from penchant.evaluation.answering import answer, fit_prompts
+from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, ScoredGroup, score
+from penchant.recipes.small_llama import Sizes, build_small_llama
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def read_log_probs(model: str, groups: Sequence[PreferenceGroup], token_budget: int) -> list[ScoredGroup]:
+class ReadingConfig(Section):
+    """How every stage reads its data, as in a run's `data`."""
+
+    chat_template: str | None = Field(None, description="file with a Jinja chat template")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="variables for the chat template")
+    date: str | None = Field(None, description="the day a chat template writes as today's")
+    as_chat: AsChat = Field("auto", description="whether plain prompts and responses are read as messages")
+    control_text: ControlText = Field("text", description="what a control token written inside a message becomes")
+    max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
+    truncation: Truncation = Field(
+        "error", description="what to do with longer rows; what is only measured is never dropped, but cut"
+    )
+    empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates, in training")
+    identical: Literal["error", "drop"] = Field("error", description="where chosen equals rejected, in training")
+
+    @field_validator("as_chat", mode="before")
+    @classmethod
+    def _word(cls, value: object) -> object:
+        # YAML reads true as a bool.
+        return str(value).lower() if isinstance(value, bool) else value
+
+    @property
+    def rendering(self) -> Rendering:
+        """How rows become text."""
+        return Rendering(self.chat_template_kwargs, self.date, self.as_chat, self.control_text)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a stage's result; nothing where all is as by default, so that stages done before stay done."""
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        return {"data": changed} if changed else {}
+
+    def measuring(self, token_budget: int = 8192) -> Reading:
+        """How a model that is measured reads: nothing is dropped, since all models answer the same questions."""
+        return Reading(
+            self.max_length,
+            "error" if self.truncation == "error" else "keep_end_of_prompt",
+            chat_template=self.chat_template,
+            token_budget=token_budget,
+            rendering=self.rendering,
+        )
+
+
+READING = ReadingConfig()
+"""The defaults."""
+
+
+def read_log_probs(
+    model: str, groups: Sequence[PreferenceGroup], token_budget: int, data: ReadingConfig = READING
+) -> list[ScoredGroup]:
     """Of every candidate of every group.
 
     Args:
         model: folder or hub id.
         token_budget: tokens in a micro-batch.
     """
-    return score(model, groups, World(0, 1, local_device()), reading=Reading(token_budget=token_budget))
+    return score(model, groups, World(0, 1, local_device()), reading=data.measuring(token_budget))
+
+
+def read_answers(
+    model: str, prompts: Sequence[Text], sampling: Sampling, data: ReadingConfig = READING
+) -> list[tuple[str, ...]]:
+    """A model's responses to each prompt; the beginning of one without room for an answer is cut where that is set."""
+    reading = data.measuring()
+    ids = None
+    if reading.truncation != "error":
+        ids = fit_prompts(model, prompts, sampling.max_new_tokens, reading, lambda line: None).ids
+    return list(answer(model, prompts, sampling, reading, ids=ids).responses)
 
 
 def pairs_right(scored: ScoredGroup) -> list[float]:
@@ -26,3 +107,56 @@ def pairs_right(scored: ScoredGroup) -> list[float]:
     """
     means = [value / n for value, n in zip(scored.log_probs, scored.tokens, strict=True)]
     return [(means[i] > means[j]) + 0.5 * (means[i] == means[j]) for i, j in scored.group.pairs]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What decides which rows a model can read.
+
+    Attributes:
+        name: of the model, for people.
+        context: tokens it was made for; None has no limit.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int | None
+
+    @classmethod
+    def named(cls, model: str, data: ReadingConfig) -> Reader:
+        """Of a folder or hub id."""
+        context = context_length(load_config(adapter_base(model) or model, weights=False))
+        return cls(model, load_tokenizer(model, chat_template=data.chat_template), context)
+
+    @classmethod
+    @contextmanager
+    def new(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int) -> Iterator[Reader]:
+        """Of a small model from nothing, whose tokenizer is trained on these texts."""
+        with TemporaryDirectory() as folder:
+            build_small_llama(Path(folder) / "start", texts, sizes, seed)
+            yield cls(name, load_tokenizer(str(Path(folder) / "start")), sizes.context)
+
+
+def check_lengths(readers: Sequence[Reader], files: Mapping[str, Path], data: ReadingConfig) -> None:
+    """Refuse now what a stage would refuse when it comes to its data, in the first stage that has the data.
+
+    Args:
+        readers: of the models that all of the files are read by.
+        files: of groups, by what people call them.
+
+    Raises:
+        DataError: a row is too long, or cannot be read; it names the file and the model.
+    """
+    for what, file in files.items():
+        groups = read_groups(file).groups
+        for reader in readers:
+            with located(f"{what}, as {reader.name} reads it"):
+                tokenize_groups(
+                    groups,
+                    reader.tokenizer,
+                    max_length=data.max_length or reader.context or NO_LIMIT,
+                    rendering=data.rendering,
+                    truncation=data.truncation,
+                    empty=data.empty,
+                    identical=data.identical,
+                )

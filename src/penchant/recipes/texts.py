@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+from penchant.data.files import is_data_file, opened, read_rows
+from penchant.data.files_text import text_lines
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError, from_extra
 
@@ -49,7 +51,7 @@ class Cleaning:
 
 
 def read_passages(source: str, *, text: str = "text", section: str | None = None) -> list[Passage]:
-    """JSON lines with a field of text, or a plain text file whose passages are separated by empty lines.
+    """Rows with a field of text (any kind of data file), or plain text whose passages are separated by empty lines.
 
     Args:
         section: the field that names a passage's section; None makes each passage one.
@@ -57,27 +59,21 @@ def read_passages(source: str, *, text: str = "text", section: str | None = None
     Raises:
         DataError: the file cannot be read, or a line has no such field.
     """
-    try:
-        whole = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        found = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
-        raise DataError(f"it cannot be read: {found}", where=source, fix="check the path; the file is UTF-8") from error
-    if not source.endswith(".jsonl"):
-        return [Passage(part, str(n)) for n, part in enumerate(re.split(r"\n\s*\n", whole)) if part.strip()]
-    # Not splitlines: a string of JSON may hold the separators of Unicode, as U+2028.
-    lines = [(n, line) for n, line in enumerate(whole.split("\n"), 1) if line.strip()]
-    return [_passage(line, f"{source}, line {n}", n, text, section) for n, line in lines]
+    path = Path(source)
+    if path.is_dir() or is_data_file(path):
+        rows = enumerate(read_rows(source), 1)
+        return [_passage(row, where, number, text, section) for number, (where, row) in rows]
+    with opened(path, source) as stream:
+        whole = "".join(line for _, line in text_lines(stream, source))
+    return [Passage(part, str(n)) for n, part in enumerate(re.split(r"\n\s*\n", whole)) if part.strip()]
 
 
-def _passage(line: str, where: str, number: int, text: str, section: str | None) -> Passage:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"no JSON: {error}", where=where, fix="write one JSON object a line") from error
+def _passage(row: Mapping[str, Any], where: str, number: int, text: str, section: str | None) -> Passage:
     for field in (text, *([section] if section else [])):
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"there is no text in '{field}'; the row holds {held}", where=where, fix="name its fields")
+        if not isinstance(row.get(field), str):
+            raise DataError(
+                f"there is no text in '{field}'; the row holds {', '.join(row)}", where=where, fix="name its fields"
+            )
     return Passage(row[text], row[section] if section else str(number))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from penchant.config import LoraConfig, RunConfig, Section, TrainingConfig, parse_config
 from penchant.engine.loading import merge_adapter
+from penchant.recipes.reading import READING, ReadingConfig
 from penchant.training.run import train
 
 
@@ -27,6 +28,7 @@ def tuning_run(
     tuned: TunedConfig,
     *,
     online: Mapping[str, Any] | None = None,
+    reading: ReadingConfig = READING,
 ) -> RunConfig:
     """The configuration of a run into ``folder/run``.
 
@@ -35,13 +37,14 @@ def tuning_run(
         data, held_out: groups.
         objective: as in a run's configuration.
         online: of a run on fresh samples, its ``sampling`` and ``reward``.
+        reading: how it reads its data.
 
     Raises:
         ConfigError: it is not valid.
     """
     values = {
         "model": model,
-        "data": {"train": str(data), "held_out": str(held_out) if held_out else None},
+        "data": {"train": str(data), "held_out": str(held_out) if held_out else None, **reading.model_dump()},
         "output": str(folder / "run"),
         "objective": dict(objective),
         "training": tuned.training.model_dump(),
@@ -62,13 +65,14 @@ def tune(
     tuned: TunedConfig,
     *,
     online: Mapping[str, Any] | None = None,
+    reading: ReadingConfig = READING,
 ) -> Path:
     """Train as `tuning_run` says; a run that was interrupted goes on.
 
     Returns:
         The run's folder.
     """
-    config = tuning_run(folder, model, data, held_out, objective, tuned, online=online)
+    config = tuning_run(folder, model, data, held_out, objective, tuned, online=online, reading=reading)
     return train(config, resume=(folder / "run" / "run.json").exists())
 
 

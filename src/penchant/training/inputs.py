@@ -17,7 +17,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
-from penchant.errors import ConfigError, located
+from penchant.errors import ConfigError, located, respelled
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
@@ -56,7 +56,8 @@ def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[Preferen
             train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
         notes.append(f"held out {len(held_out)} of {len(read.groups)} groups, by prompt")
     elif data.held_out is not None or data.held_out_split is not None:
-        other = _read(data, data.held_out or data.train, data.held_out_split)
+        with respelled("data.split", "data.held_out_split"):
+            other = _read(data, data.held_out or data.train, data.held_out_split)
         held_out = list(other.groups)
         notes += other.notes
     return train, held_out, notes
@@ -140,12 +141,7 @@ def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
 
 def report_notes(name: str, report: TokenizationReport) -> list[str]:
     """What happened to the rows, a line each."""
-    lines = []
-    for event, count in sorted(report.counts.items()):
-        ids = report.examples.get(event, [])
-        shown = ", ".join(ids) + (", ..." if count > len(ids) else "")
-        lines.append(f"{name}: {event.replace('_', ' ')}: {count} of {report.groups} groups ({shown})")
-    return lines
+    return [f"{name}: {line}" for line in report.lines()]
 
 
 def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
@@ -160,9 +156,8 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
     from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.score_file import with_scores
 
-    reward = open_reward(
-        config.reward, device=local_device(), reading=Reading(token_budget=config.training.token_budget)
-    )
+    reading = Reading(token_budget=config.training.token_budget, rendering=config.rendering)
+    reward = open_reward(config.reward, device=local_device(), reading=reading)
     tell(f"scores of {len(groups)} groups by {reward.name}")
     return with_scores(groups, reward)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenization import tokenize_groups, tokenize_prompts
+from penchant.data.tokenization import end_of_ids, tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup
 from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, DataError
@@ -62,7 +60,7 @@ def prompts_to_answer(
             report.note("too_long_dropped", each.group.id)
         else:
             report.note("prompt_truncated", each.group.id)
-            kept.append(TokenizedGroup(_end_of(prompt, room, special), each.responses, each.group))
+            kept.append(TokenizedGroup(end_of_ids(prompt, room, special), each.responses, each.group))
     if not kept:
         dropped = ", ".join(f"{name.replace('_', ' ')}: {report.counts[name]}" for name in sorted(report.counts))
         raise DataError(f"no prompt is left to answer ({dropped})", fix="see the rows: penchant data check FILE")
@@ -82,6 +80,11 @@ def _refuse_no_room(config: RunConfig, limit: int, least: int) -> None:
         )
 
 
+def _shorter(longest: int, limit: int) -> str:
+    """Fewer new tokens are advised only where they would do."""
+    return f"sampling.max_new_tokens={limit - longest}, or " if longest < limit else ""
+
+
 def _refuse_too_long(config: RunConfig, groups: Sequence[TokenizedGroup], ids: Sequence[Ids], limit: int) -> None:
     tokens, lengths = config.sampling.max_new_tokens, [len(prompt) for prompt in ids]
     long = [each.group.id for each, length in zip(groups, lengths, strict=True) if length > limit - tokens]
@@ -91,13 +94,6 @@ def _refuse_too_long(config: RunConfig, groups: Sequence[TokenizedGroup], ids: S
             f"the longest prompt has {max(lengths)} tokens, its answer up to sampling.max_new_tokens={tokens}, and "
             f"{_bound(config, limit)} ({len(long)} of {len(groups)} prompts are too long: {shown})",
             where=config.data.train,
-            fix="lower sampling.max_new_tokens, or raise data.max_length up to the model's context, or leave such "
-            "prompts out, counted: data.truncation=drop, or cut their beginnings: data.truncation=keep_end_of_prompt",
+            fix=f"{_shorter(max(lengths), limit)}leave such prompts out, counted: data.truncation=drop, or cut their "
+            "beginnings: data.truncation=keep_end_of_prompt",
         )
-
-
-def _end_of(prompt: Ids, room: int, special: SpecialTokens) -> Ids:
-    """The start tokens, and as much of the prompt's end as there is room for."""
-    ids, _ = special.strip_start(prompt.tolist())
-    head = len(prompt) - len(ids)
-    return np.concatenate([prompt[:head], prompt[len(prompt) - (room - head) :]])

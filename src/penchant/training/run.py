@@ -197,7 +197,8 @@ def _sampled(
 ) -> SampledBatches:
     assert config.reward is not None
     settings = config.training
-    reward = open_reward(config.reward, device=world.device, reading=Reading(dtype=settings.dtype))
+    reading = Reading(dtype=settings.dtype, rendering=config.rendering)
+    reward = open_reward(config.reward, device=world.device, reading=reading)
     tell(f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts, scored by {reward.name}")
     return SampledBatches(
         model=model.policy.model,

@@ -120,7 +120,7 @@ def test_nothing_to_measure(tmp_path, bfcl):
 def test_the_leaderboards_own_files(shared_data):
     questions, left_out = read_bfcl(shared_data / "bfcl")
     assert len(questions) == 744
-    assert not left_out
+    assert set(left_out) == {"LICENSE", "NOTICE"}
     # The first accepted values of every question are right; one names an argument that its function does not take.
     for each in questions:
         taken = {function.name: function.arguments for function in each.functions}

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.sampling import Sampling, sample
 from penchant.evaluation.generation import ends_of
@@ -60,6 +61,7 @@ class Setting:
         eight_bits: whether its weights are made int8.
         constrained: as in `answer_questions`.
         chat_template: as `load_tokenizer` takes it.
+        rendering: how questions become text.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Setting:
     max_new_tokens: int = 256
     constrained: bool = False
     chat_template: str | None = None
+    rendering: Rendering = PLAIN
 
 
 def measure_edge(setting: Setting, questions: Sequence[ToolQuestion]) -> Edge:
@@ -128,7 +131,8 @@ def time_answers(
     question's grammar is compiled; writing prompts and grammars as text, and cutting prompts in tokens, is done before.
     """
     guided = guides(model, tokenizer, questions, style) if setting.constrained else None
-    prompts = tokenize_prompts([style.ask(each, tokenizer) for each in questions], tokenizer)
+    rendering = setting.rendering
+    prompts = tokenize_prompts([style.ask(each, tokenizer, rendering) for each in questions], tokenizer, rendering)
     sampling, ends = Sampling(temperature=0.0, max_new_tokens=setting.max_new_tokens), ends_of(model, tokenizer)
     seconds, tokens = [], []
     for number in (0, *range(len(prompts))):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penchant.data.files import read_rows
+from penchant.data.files import is_data_file, read_rows, stem_of
 from penchant.data.messages import Message, content_of
 from penchant.errors import DataError
 from penchant.evaluation.files import write_atomically
@@ -17,6 +17,7 @@ from penchant.evaluation.tool_calls.calls import Accepted, Call, Fault, Function
 from penchant.evaluation.tool_calls.matching import entries_as_lists, match_calls
 
 ANSWERS = "possible_answer"
+NAMED = re.compile(r"BFCL_v\d+_")
 NEEDS_CODE = "its functions are programs to be run, which are not data"
 
 
@@ -58,39 +59,64 @@ class ToolQuestion:
 
 
 def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
-    """All questions of files ``BFCL_v*_CATEGORY.json`` and of ``possible_answer/`` beside them.
+    """All questions of files ``BFCL_v*_CATEGORY.json`` and of ``possible_answer/``, in any kind of data file.
 
     An entry of an accepted dict, ``{"city": "Rome"}``, is read as a list of the one value that is right.
 
     Returns:
-        The questions, and by category why it was left out.
+        The questions, and by category, or by a file that is none, why it was left out.
 
     Raises:
         DataError: there is no such file, or a row is not as expected.
     """
-    files = sorted(folder.glob("BFCL_v*_*.json"))
-    if not files:
+    files = _by_stem(folder)
+    if not any(map(NAMED.match, files)):
         raise DataError("there is no file BFCL_v*_CATEGORY.json in it", where=str(folder), fix="name the data's folder")
     questions: list[ToolQuestion] = []
-    left_out: dict[str, str] = {}
-    for file in files:
-        category = re.sub(r"^BFCL_v\d+_", "", file.stem)
+    answers = _by_stem(folder / ANSWERS)
+    known = set(files.values())
+    left_out = {
+        item.name + "/" * item.is_dir(): "it is no file of questions"
+        for item in sorted(folder.iterdir())
+        if item.name[0] != "." and item.name != ANSWERS and (item not in known or not NAMED.match(stem_of(item)))
+    }
+    for stem, file in files.items():
+        if not NAMED.match(stem):
+            continue
+        category = NAMED.sub("", stem)
         if category.startswith(("multi_turn", "memory", "web_search")):
             left_out[category] = NEEDS_CODE
-        elif not category.endswith("relevance") and not (folder / ANSWERS / file.name).exists():
+        elif not category.endswith("relevance") and stem not in answers:
             left_out[category] = f"it has no {ANSWERS}/{file.name}"
         else:
-            questions += _read(file, category)
+            questions += _read(file, answers.get(stem), category)
     if not questions:
         told = ", ".join(f"{category}: {why}" for category, why in left_out.items())
         raise DataError(f"no question is left ({told})", where=str(folder), fix="add files of other categories")
     return questions, left_out
 
 
-def _read(file: Path, category: str) -> Iterator[ToolQuestion]:
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Data files by their names without endings, in order.
+
+    Raises:
+        DataError: two files differ in their endings alone.
+    """
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if file.is_file() and is_data_file(file) and files.setdefault(stem_of(file), file) != file:
+            raise DataError(
+                f"{files[stem_of(file)].name} and {file.name} are one file of questions twice",
+                where=str(folder),
+                fix="remove one of the two",
+            )
+    return files
+
+
+def _read(file: Path, answers_file: Path | None, category: str) -> Iterator[ToolQuestion]:
     answers: Mapping[str, tuple[str, Any]] = {}
-    if not category.endswith("relevance"):
-        rows = read_rows(file.parent / ANSWERS / file.name)
+    if answers_file is not None and not category.endswith("relevance"):
+        rows = read_rows(answers_file)
         answers = {str(row.get("id")): (f"{ANSWERS}/{where}", row.get("ground_truth")) for where, row in rows}
     for where, row in read_rows(file):
         try:
@@ -171,8 +197,9 @@ def spread(questions: Sequence[ToolQuestion], most: int) -> list[ToolQuestion]:
 
 def write_bfcl(questions: Sequence[ToolQuestion], folder: Path) -> None:
     """As `read_bfcl` reads them; files of other questions that are there are taken away first."""
-    for file in [*folder.glob("BFCL_v*.json"), *(folder / ANSWERS).glob("BFCL_v*.json")]:
-        file.unlink()
+    for stem, file in [*_by_stem(folder).items(), *_by_stem(folder / ANSWERS).items()]:
+        if NAMED.match(stem):
+            file.unlink()
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     for category in dict.fromkeys(each.category for each in questions):
         own = [each for each in questions if each.category == category]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, Text
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Argument, Call, Function, Language
 from penchant.evaluation.tool_calls.grammars import Tags, json_calls, python_calls
@@ -39,6 +40,14 @@ MARKS = {"user": "Q", "assistant": "A"}
 NAMES = {"java": "Java", "javascript": "JavaScript"}
 
 
+class Ask(Protocol):
+    """A question as the prompt of a style."""
+
+    def __call__(
+        self, question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN, /
+    ) -> Text: ...
+
+
 @dataclass(frozen=True)
 class Style:
     """One way to ask.
@@ -49,7 +58,7 @@ class Style:
         grammar: what an answer may be where it is constrained; a DataError where that cannot be said.
     """
 
-    ask: Callable[[ToolQuestion, PreTrainedTokenizerBase], Text]
+    ask: Ask
     read: Callable[[str, ToolQuestion], list[Call] | None]
     grammar: Callable[[ToolQuestion, PreTrainedTokenizerBase], str]
 
@@ -64,7 +73,7 @@ def as_messages(question: ToolQuestion) -> Text:
     return (Message(role="system", content=system), first, *rest)
 
 
-def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
+def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> Text:
     """Functions as the tools of the model's own chat template; calls in JSON.
 
     JSON has no literals of Java and JavaScript: their arguments are strings, and described as what these hold.
@@ -73,7 +82,7 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
         ModelError: the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
-        raise ModelError("the tokenizer has no chat template", fix="ask in another style: messages or signatures")
+        raise ModelError("the tokenizer has no chat template", fix="--style signatures, which needs none")
     tools = [{"type": "function", "function": _tool(each, question.language)} for each in question.functions]
     coded = ControlText.of(tokenizer).coded
     return str(
@@ -82,6 +91,7 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase) -> Text:
             tools=coded(tools),
             add_generation_prompt=True,
             tokenize=False,
+            **rendering.template_kwargs,
         )
     )
 
@@ -107,7 +117,7 @@ def signature(function: Function) -> str:
 
 STYLES: Mapping[str, Style] = {
     "messages": Style(
-        lambda question, tokenizer: as_messages(question),
+        lambda question, tokenizer, rendering=PLAIN: as_messages(question),
         lambda answer, question: read_calls(answer, question.language),
         lambda question, tokenizer: python_calls(question, prose=True),
     ),
@@ -117,7 +127,7 @@ STYLES: Mapping[str, Style] = {
         lambda question, tokenizer: json_calls(question, Tags.of(tokenizer)),
     ),
     "signatures": Style(
-        lambda question, tokenizer: as_signatures(question),
+        lambda question, tokenizer, rendering=PLAIN: as_signatures(question),
         lambda answer, question: read_calls(answer, question.language),
         lambda question, tokenizer: python_calls(question, prose=False),
     ),

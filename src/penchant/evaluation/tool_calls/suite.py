@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.grammars import Grammars
 from penchant.engine.progress import Progress
@@ -91,11 +92,13 @@ def answer_questions(
     max_new_tokens: int = 256,
     batch_size: int = 32,
     constrained: bool = False,
+    rendering: Rendering = PLAIN,
 ) -> list[Answered]:
     """A model's likeliest answer to each question, read and judged.
 
     Args:
         constrained: an answer can only be what the style's grammar has: at each step the likeliest of its tokens.
+        rendering: how questions become text.
 
     Raises:
         ConfigError: constrained, and the package `llguidance` is missing.
@@ -103,7 +106,7 @@ def answer_questions(
         ModelError: constrained, and the tokenizer has no pieces of text.
     """
     guided = guides(model, tokenizer, questions, style) if constrained else None
-    prompts = tokenize_prompts([style.ask(each, tokenizer) for each in questions], tokenizer)
+    prompts = tokenize_prompts([style.ask(each, tokenizer, rendering) for each in questions], tokenizer, rendering)
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ends = ends_of(model, tokenizer)
     with Progress("answering", len(prompts), "questions") as progress:

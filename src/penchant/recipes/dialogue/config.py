@@ -12,6 +12,7 @@ from penchant.recipes.comparing import Seeds
 from penchant.recipes.dialogue.construction import Filters
 from penchant.recipes.dialogue.rewriting import PRESCRIPTIVE, SUPPORTIVE, EndpointRewriter, Rewriter, RuleRewriter
 from penchant.recipes.encoders import EncoderConfig
+from penchant.recipes.reading import READING, ReadingConfig
 from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
@@ -114,6 +115,7 @@ class DialogueConfig(Section):
         "Question: {question}\nAnswer:", description="a question's prompt; null: a user's message, by the chat template"
     )
     filters: FiltersConfig = FiltersConfig()
+    data: ReadingConfig = Field(READING, description="how every stage reads its data")
     rewriting: RewritingConfig = RewritingConfig()
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of topics for the test, and for validation")
     review: ReviewConfig = ReviewConfig()

@@ -13,7 +13,6 @@ import numpy as np
 
 from penchant.data.files import read_rows
 from penchant.data.groups import as_text
-from penchant.evaluation.answering import answer
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.human_centric import is_crisis
@@ -26,6 +25,7 @@ from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import Question, ask, read_questions
 from penchant.recipes.dialogue.measures import BETTER, CRISIS, UNSAFE, Instruments, Values, preference_accuracy
+from penchant.recipes.reading import read_answers
 from penchant.recipes.stages import Found
 
 ALL = "all"
@@ -57,7 +57,7 @@ def answer_all(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Fou
     sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
     for row in rows:
         for name, place in zip(row.names(config.seeds), row.folders, strict=True):
-            said = [given[0].strip() for given in answer(place, prompts, sampling).responses]
+            said = [given[0].strip() for given in read_answers(place, prompts, sampling, config.data)]
             lines = [
                 json.dumps({"set": q.set, "question": q.question, "answer": text}, ensure_ascii=False) + "\n"
                 for q, text in zip(asked, said, strict=True)
@@ -86,7 +86,8 @@ def evaluate(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found
         found = []
         for name, place in zip(row.names(config.seeds), row.folders, strict=True):
             values = measure(asked, _answers(answers / f"{name}.jsonl"))
-            accuracy = preference_accuracy(place, data / "preferences_test.jsonl", prompts, config.token_budget)
+            file = data / "preferences_test.jsonl"
+            accuracy = preference_accuracy(place, file, prompts, config.token_budget, config.data)
             found.append({"preference_accuracy": accuracy} | values)
             write_atomically(folder / f"{name}.jsonl", _by_question(asked, found[-1]))
         measured[row.model, row.method] = found

@@ -23,7 +23,7 @@ from penchant.evaluation.references import rouge_l
 from penchant.evaluation.similarity import BertScore, SentenceSimilarity
 from penchant.recipes.dialogue.config import MeasuresConfig
 from penchant.recipes.dialogue.data import Question
-from penchant.recipes.reading import pairs_right, read_log_probs
+from penchant.recipes.reading import ReadingConfig, pairs_right, read_log_probs
 
 CRISIS, UNSAFE = "crisis", "unsafe"
 """Sets of `probes`, beside those of the sources."""
@@ -117,7 +117,9 @@ class Instruments:
         return dict(found)
 
 
-def preference_accuracy(model: str, file: Path, prompts: Mapping[str, int], token_budget: int) -> dict[int, float]:
+def preference_accuracy(
+    model: str, file: Path, prompts: Mapping[str, int], token_budget: int, data: ReadingConfig
+) -> dict[int, float]:
     """Of each test question, the share of its pairs whose better answer has the higher log-prob per token.
 
     Args:
@@ -125,6 +127,6 @@ def preference_accuracy(model: str, file: Path, prompts: Mapping[str, int], toke
     """
     values: dict[int, list[float]] = defaultdict(list)
     groups = [group for group in read_groups(file).groups if as_text(group.prompt) in prompts]
-    for scored in read_log_probs(model, groups, token_budget):
+    for scored in read_log_probs(model, groups, token_budget, data):
         values[prompts[as_text(scored.group.prompt)]] += pairs_right(scored)
     return {number: float(np.mean(each)) for number, each in sorted(values.items())}

@@ -23,7 +23,8 @@ from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
 from penchant.recipes.dialogue.report import write_result
 from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
-from penchant.recipes.new_base import new_base
+from penchant.recipes.new_base import base_texts, new_base
+from penchant.recipes.reading import Reader, check_lengths
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
@@ -59,7 +60,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
             "data",
             "pairs from dialogues",
             data | {"sources": sources, "queue": config.review.most},
-            lambda place: construct(config, place),
+            lambda place: _constructed(config, place),
         ),
         Stage(
             "review",
@@ -88,7 +89,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
             tuned += [_stage(config, name, method, seed, places[seed], weights) for seed in config.seeds]
             rows.append(Row(name, method, tuple(_place(config, name, method, seed) for seed in config.seeds)))
         listed += tuned
-    answered = {key: settings[key] for key in ("answer_tokens", "sheet")}
+    answered = {key: settings[key] for key in ("answer_tokens", "sheet")} | config.data.settings
     return [
         *listed,
         Stage("answers", "every model's answers", answered, lambda place: answer_all(config, rows, place)),
@@ -102,6 +103,22 @@ def _check(config: DialogueConfig) -> None:
     pair = PreferenceGroup("", ("", ""), scores=(1.0, 0.0) if rated else None, preferred=None if rated else 0)
     for name, method in config.methods.items():
         check_tuning(f"methods.{name}", method.objective, method, [pair], f"methods.{name}")
+
+
+def _constructed(config: DialogueConfig, place: Path) -> Found:
+    """The data, read by every base model at once: a row that is too long is refused before anything is trained."""
+    found = construct(config, place)
+    parts = [f"{kind}_{part}" for kind in ("preferences", "supervised") for part in ("train", "validation")]
+    files = {f"{name}.jsonl of stage data": place / f"{name}.jsonl" for name in [*parts, "preferences_test"]}
+    for name, model in config.models.items():
+        if model.new is None:
+            check_lengths([Reader.named(str(model.model), config.data)], files, config.data)
+            continue
+        new = config.new_models
+        _, corpus = base_texts(str(new.texts), new.chunk_words, [place / "supervised_train.jsonl"])
+        with Reader.new(f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed) as reader:
+            check_lengths([reader], files, config.data)
+    return found
 
 
 def _measured(measures: MeasuresConfig) -> dict[str, Any]:
@@ -130,13 +147,22 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
 
     def run(place: Path) -> Found:
         train = place.parent / "review" / f"{kind}_train.jsonl"
-        tune(place, start, train, place.parent / "data" / f"{kind}_validation.jsonl", objective, seeded)
+        tune(
+            place,
+            start,
+            train,
+            place.parent / "data" / f"{kind}_validation.jsonl",
+            objective,
+            seeded,
+            reading=config.data,
+        )
         if method == "sft":
             merge_where_adapted(place, seeded)
         return {}
 
     settings = tuned.model_dump(mode="json")
     settings |= {"seed": seed, "model": config.models[model].model, "weights": weights}
+    settings |= config.data.settings
     return Stage(f"{model}-{method}-{seed}", f"{model}: {method}, seed {seed}", settings, run)
 
 

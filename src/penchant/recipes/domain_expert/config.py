@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from penchant.config import Section, TrainingConfig
 from penchant.config_reward import JudgeConfig
 from penchant.recipes.encoders import EncoderConfig
+from penchant.recipes.reading import READING, ReadingConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.texts import Cleaning
 from penchant.recipes.tuning import TunedConfig
@@ -97,6 +98,7 @@ class DomainExpertConfig(Section):
     instruct: str | None = Field(None, description="the base's instruction-tuned sibling")
     new_models: NewFamilyConfig = NewFamilyConfig()
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of prompts for the test, and for validation")
+    data: ReadingConfig = Field(READING, description="how every stage reads its data")
     adaptation: TunedConfig = TunedConfig()
     residual: ResidualConfig = ResidualConfig()
     conversation: ConversationConfig = ConversationConfig()

@@ -12,13 +12,12 @@ import numpy as np
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.messages import content_of
 from penchant.data.reading import read_groups
-from penchant.evaluation.answering import answer
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.references import exact_match, rouge_l, token_f1
 from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.reading import pairs_right, read_log_probs
+from penchant.recipes.reading import pairs_right, read_answers, read_log_probs
 
 
 def content(text: Text, role: str | None = None) -> str:
@@ -51,7 +50,7 @@ class Asked:
     def answered(self, model: str, config: DomainExpertConfig) -> list[str]:
         """The model's likeliest words."""
         sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
-        return [given[0].strip() for given in answer(model, self.prompts, sampling).responses]
+        return [given[0].strip() for given in read_answers(model, self.prompts, sampling, config.data)]
 
     def f1(self, answers: Sequence[str]) -> list[float]:
         """Of each answer, its words' F1."""
@@ -72,7 +71,7 @@ class Asked:
 
 def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
     """Of texts, by token, their ends included; the interval is over texts."""
-    scored = read_log_probs(model, read_groups(file).groups, config.token_budget)
+    scored = read_log_probs(model, read_groups(file).groups, config.token_budget, config.data)
     tokens = [each.tokens[0] for each in scored]
     means = [each.log_probs[0] / n for each, n in zip(scored, tokens, strict=True)]
     # Each token counts once: a text's mean stands for each of its tokens.
@@ -84,7 +83,7 @@ def preference_accuracy(model: str, file: Path, config: DomainExpertConfig) -> E
     """How often the better answer has the higher log-prob per token; the interval is over prompts."""
     values: list[float] = []
     prompts: list[str] = []
-    for scored in read_log_probs(model, read_groups(file).groups, config.token_budget):
+    for scored in read_log_probs(model, read_groups(file).groups, config.token_budget, config.data):
         right = pairs_right(scored)
         values += right
         prompts += [as_text(scored.group.prompt)] * len(right)

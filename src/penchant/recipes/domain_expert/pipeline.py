@@ -27,7 +27,8 @@ from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
 from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
-from penchant.recipes.new_base import new_base
+from penchant.recipes.new_base import base_texts, new_base
+from penchant.recipes.reading import Reader, ReadingConfig, check_lengths
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
 
@@ -63,19 +64,19 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     measured = {key: settings[key] for key in ("answers", "answer_tokens")}
     base, instruct = config.base or str(folder / "base" / "run"), config.instruct or str(folder / "instruct" / "run")
     chosen = str(folder / "residual" / "model")
-    listed = [Stage("data", "text and groups in parts", data, lambda place: prepare(config, place))]
+    listed = [Stage("data", "text and groups in parts", data, lambda place: _prepared(config, place))]
     if config.base is None:
         new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
         listed += [
             Stage("base", "a base from nothing", new, _new_base(config)),
-            Stage("instruct", "its instruct sibling", {}, _new_instruct(config, base)),
+            Stage("instruct", "its instruct sibling", config.data.settings, _new_instruct(config, base)),
         ]
     return [
         *listed,
         Stage(
             "adapted",
             "pretraining on the field's text",
-            settings["adaptation"] | {"base": named_weights(config.base)},
+            settings["adaptation"] | {"base": named_weights(config.base)} | config.data.settings,
             _adapt(config, base),
         ),
         Stage(
@@ -88,7 +89,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
             "conversation",
             "the expert in conversation",
             settings["conversation"],
-            _expert("preferences", chosen, config.conversation.objective, config.conversation),
+            _expert("preferences", chosen, config.conversation.objective, config.conversation, config.data),
         ),
         Stage(
             "structured",
@@ -112,6 +113,22 @@ def _check(config: DomainExpertConfig) -> None:
     check_tuning("conversation", expert.objective, expert, read_preferences(file), file)
 
 
+def _prepared(config: DomainExpertConfig, place: Path) -> Found:
+    """The data, read by the base and its sibling at once: a row that is too long is refused before training."""
+    found = prepare(config, place)
+    files = {f"{file.name} of stage data": file for file in sorted(place.glob("*.jsonl"))}
+    if config.base is not None:
+        named = dict.fromkeys((config.base, str(config.instruct)))
+        check_lengths([Reader.named(model, config.data) for model in named], files, config.data)
+        return found
+    new = config.new_models
+    also = [place / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
+    _, corpus = base_texts(str(new.texts), config.texts.chunk_words, also)
+    with Reader.new(f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed) as reader:
+        check_lengths([reader], files, config.data)
+    return found
+
+
 def adapted(config: DomainExpertConfig) -> Path:
     """The adapted model's folder; an adapter is merged."""
     return whole_model(Path(config.output) / "adapted", config.adaptation)
@@ -128,14 +145,14 @@ def _new_base(config: DomainExpertConfig) -> Run:
 
 def _new_instruct(config: DomainExpertConfig, base: str) -> Run:
     tuned = TunedConfig(training=config.new_models.instruct)
-    return _expert("instructions", base, {"name": "sft"}, tuned)
+    return _expert("instructions", base, {"name": "sft"}, tuned, config.data)
 
 
 def _adapt(config: DomainExpertConfig, base: str) -> Run:
     def run(place: Path) -> Found:
         data = place.parent / "data"
         train, held_out = data / "texts_train.jsonl", data / "texts_held_out.jsonl"
-        tune(place, base, train, held_out, {"name": "sft"}, config.adaptation)
+        tune(place, base, train, held_out, {"name": "sft"}, config.adaptation, reading=config.data)
         merge_where_adapted(place, config.adaptation)
         return {
             "perplexity_before": perplexity(base, held_out, config).to_json(),
@@ -184,16 +201,17 @@ def _structured(config: DomainExpertConfig, start: str) -> Run:
         taught = lessons(config, data)
         write_anew([*read_groups(data / "tasks_train.jsonl").groups, *taught], place / "train.jsonl")
         held_out = data / "tasks_validation.jsonl"
-        tune(place, start, place / "train.jsonl", held_out, {"name": "sft"}, config.structured)
+        tune(place, start, place / "train.jsonl", held_out, {"name": "sft"}, config.structured, reading=config.data)
         return {"routing_rows": len(taught)}
 
     return run
 
 
-def _expert(name: str, start: str, objective: dict[str, object], tuned: TunedConfig) -> Run:
+def _expert(name: str, start: str, objective: dict[str, object], tuned: TunedConfig, reading: ReadingConfig) -> Run:
     def run(place: Path) -> Found:
         data = place.parent / "data"
-        tune(place, start, data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl", objective, tuned)
+        files = data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl"
+        tune(place, start, *files, objective, tuned, reading=reading)
         return {}
 
     return run

@@ -9,12 +9,12 @@ from penchant.data.groups import PreferenceGroup
 from penchant.engine.catalogue import catalogue_log_probs
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
-from penchant.evaluation.held_out import Reading, read_held_out
+from penchant.evaluation.held_out import AS_IS, Reading, read_held_out
 from penchant.recipes.recommend.prompts import Wording
 
 
 def rank_catalogue(
-    model: str, histories: Sequence[Sequence[str]], titles: Sequence[str], wording: Wording, token_budget: int = 8192
+    model: str, histories: Sequence[Sequence[str]], titles: Sequence[str], wording: Wording, reading: Reading = AS_IS
 ) -> Iterator[list[float]]:
     """Each title's log-prob after each history, nats.
 
@@ -24,11 +24,10 @@ def rank_catalogue(
         titles: the catalogue, each title once; at least two.
     """
     world = World(0, 1, local_device())
-    reading = Reading(token_budget=token_budget)
-    frozen = FrozenModel.load(model, world, reading.dtype)
+    frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     answers = tuple(f" {title}" for title in titles)
     groups = (
         read_held_out(frozen, model, [PreferenceGroup(wording.open_prompt(history), answers, id=str(n))], reading)[0]
         for n, history in enumerate(histories)
     )
-    return catalogue_log_probs(frozen, groups, world, token_budget, reading.dtype, warnings.warn)
+    return catalogue_log_probs(frozen, groups, world, reading.token_budget, reading.dtype, warnings.warn)

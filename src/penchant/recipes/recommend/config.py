@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from penchant.config import Section, TrainingConfig
+from penchant.recipes.reading import READING, ReadingConfig
 from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.histories import Rules
 from penchant.recipes.recommend.prompts import Wording
@@ -73,6 +74,7 @@ class RecommendConfig(Section):
     columns: dict[str, str] = Field({}, description="user, item, time, rating, title: the files' names for them")
     output: str = Field(description="the recipe's folder")
     model: str | None = Field(None, description="folder or hub id; null: a small one from nothing")
+    data: ReadingConfig = Field(READING, description="how every stage reads its data")
     new_model: NewModelConfig = NewModelConfig()
     questions: QuestionsConfig = QuestionsConfig()
     sft: TunedConfig = TunedConfig()

@@ -11,12 +11,12 @@ import yaml
 
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
-from penchant.evaluation.answering import answer
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.one_preferred import Place
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.evaluation.statistics import Estimate
+from penchant.recipes.reading import read_answers
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.measures import over_users, ranking_measures, said_measures
@@ -71,7 +71,8 @@ def _of_catalogue(
     if not asked:
         return {}
     places = []
-    ranked = rank_catalogue(model, [q.history for q in asked], titles, config.questions.wording, config.token_budget)
+    reading = config.data.measuring(config.token_budget)
+    ranked = rank_catalogue(model, [q.history for q in asked], titles, config.questions.wording, reading)
     for question, log_probs in zip(asked, ranked, strict=True):
         known = set(question.known) - {question.target}
         left = {title: value for title, value in zip(titles, log_probs, strict=True) if title not in known}
@@ -86,7 +87,7 @@ def _said(
     if n == 0:
         return {}, [None] * len(groups)
     sampling = Sampling(temperature=0.0, max_new_tokens=TITLE_TOKENS)
-    said = [given[0] for given in answer(model, [group.prompt for group in groups[:n]], sampling).responses]
+    said = [given[0] for given in read_answers(model, [group.prompt for group in groups[:n]], sampling, config.data)]
     titles = [[as_text(text).strip() for text in group.candidates] for group in groups[:n]]
     return said_measures(said, titles, targets[:n], users[:n]), [*said, *[None] * (len(groups) - n)]
 

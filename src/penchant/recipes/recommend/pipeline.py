@@ -19,7 +19,7 @@ from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.recipes.checking import check_tuning
 from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import Reader, check_lengths, read_log_probs
 from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
@@ -62,7 +62,7 @@ def stages(config: RecommendConfig) -> list[Stage]:
         Stage(
             "sft",
             "supervised training on titles taken",
-            {"model": config.model, "weights": named_weights(config.model), **settings["sft"]},
+            {"model": config.model, "weights": named_weights(config.model), **settings["sft"], **config.data.settings},
             _sft(config, start),
         )
     )
@@ -70,13 +70,14 @@ def stages(config: RecommendConfig) -> list[Stage]:
         Stage(
             method.name,
             f"{method.name}: {method.negatives} negatives",
-            method.model_dump(mode="json"),
+            method.model_dump(mode="json") | config.data.settings,
             _tune(config, method),
         )
         for method in config.methods
     ]
     names = [method.name for method in config.methods]
     wanted = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
+    wanted |= config.data.settings
     listed.append(Stage("evaluation", "ranks and answers on test questions", wanted, _evaluating(config, start)))
     return listed
 
@@ -90,16 +91,33 @@ def _check(config: RecommendConfig) -> None:
 
 
 def _asking(config: RecommendConfig) -> Callable[[Path], Found]:
-    return lambda folder: ask(config, folder)
+    def run(folder: Path) -> Found:
+        found = ask(config, folder)
+        files = {
+            f"{part}.jsonl of stage questions": folder / f"{part}.jsonl" for part in ("train", "validation", "test")
+        }
+        if config.model is not None:
+            check_lengths([Reader.named(config.model, config.data)], files, config.data)
+            return found
+        sizes = config.new_model.sizes
+        with Reader.new(f"a model of context {sizes.context}", _corpus(folder), sizes, config.seed) as reader:
+            check_lengths([reader], files, config.data)
+        return found
+
+    return run
+
+
+def _corpus(questions: Path) -> list[str]:
+    """What the tokenizer of a model from nothing is trained on."""
+    groups = [*read_groups(questions / TEXTS).groups, *read_groups(questions / "train.jsonl").groups]
+    return [as_text(part) for group in groups for part in (group.prompt, group.candidates[0])]
 
 
 def _new(config: RecommendConfig) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
         texts = folder.parent / "questions" / TEXTS
         if not (folder / "start" / "config.json").exists():
-            groups = [*read_groups(texts).groups, *read_groups(folder.parent / "questions" / "train.jsonl").groups]
-            corpus = [as_text(part) for group in groups for part in (group.prompt, group.candidates[0])]
-            build_small_llama(folder / "start", corpus, config.new_model.sizes, config.seed)
+            build_small_llama(folder / "start", _corpus(texts.parent), config.new_model.sizes, config.seed)
         tune(
             folder, str(folder / "start"), texts, None, {"name": "sft"}, TunedConfig(training=config.new_model.training)
         )
@@ -151,7 +169,7 @@ def _tuned(
     config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TunedConfig
 ) -> Found:
     data, held_out = folder / "train.jsonl", folder / "validation.jsonl"
-    tune(folder, start, data, held_out, objective, tuned)
+    tune(folder, start, data, held_out, objective, tuned, reading=config.data)
     write_wording(folder / "run", config.questions.wording)
     return {}
 
@@ -174,4 +192,4 @@ def _of(group: PreferenceGroup, negatives: Sequence[int]) -> PreferenceGroup:
 
 
 def _log_probs(model: str, groups: Sequence[PreferenceGroup], config: RecommendConfig) -> list[tuple[float, ...]]:
-    return [each.log_probs for each in read_log_probs(model, groups, config.token_budget)]
+    return [each.log_probs for each in read_log_probs(model, groups, config.token_budget, config.data)]

@@ -105,5 +105,5 @@ def read_wording(model: str) -> Wording:
         raise ConfigError(
             f"this model does not say how its questions are put: {error}",
             where=str(file),
-            fix="name a model that `penchant recipe recommend` trained, or give the template",
+            fix="name a model that `penchant recipe recommend` trained; in Python, `wording` will do",
         ) from error

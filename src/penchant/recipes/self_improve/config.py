@@ -13,6 +13,7 @@ from penchant.engine.distribution import local_device
 from penchant.evaluation.rewards import open_reward
 from penchant.evaluation.user_functions import import_function
 from penchant.recipes.fingerprints import weights_fingerprint
+from penchant.recipes.reading import READING, ReadingConfig
 from penchant.recipes.self_improve.verifying import FunctionVerifier, NoisyVerifier, RewardVerifier, Verifier
 from penchant.recipes.self_improve.verifying_endpoint import EndpointVerifier
 
@@ -109,6 +110,7 @@ class SelfImproveConfig(Section):
     measured: int = Field(1, ge=1, description="answers to a prompt where a learner is measured, by the gate too")
     capacity: int = Field(2000, ge=1, description="groups that the buffer holds")
     update: UpdateConfig = UpdateConfig()
+    data: ReadingConfig = Field(READING, description="how texts are read")
     token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of what is only read")
     seed: int = Field(0, ge=0)
 
@@ -131,6 +133,8 @@ class SelfImproveConfig(Section):
                 raise ValueError("memory is of texts: a picture cannot be put into a prompt; leave it out")
             if self.token_budget != SelfImproveConfig.model_fields["token_budget"].default:
                 raise ValueError("token_budget is of texts; leave it out")
+            if self.data != READING:
+                raise ValueError("data is of texts; leave it out")
             if self.sampling != SamplingConfig():
                 raise ValueError("sampling is of texts; what pictures have is in pictures: {steps, guidance}")
             given, unused = self.update.training, ("token_budget", "dtype", "gradient_checkpointing")

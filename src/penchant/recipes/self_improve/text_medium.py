@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.medium import Signs
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, tuning_run, whole_model
 from penchant.training.needs import check_references, usable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class TextMedium:
         self._check_lengths(prompts)
 
     def _check_lengths(self, prompts: Sequence[str]) -> None:
-        limit, tokenizer = context_length(load_config(self.config.model)), load_tokenizer(self.config.model)
+        limit, tokenizer = context_length(load_config(self.config.model)), self._tokenizer(self.config.model)
         asked, answer = [*prompts], self.config.sampling.max_new_tokens
         if self.config.memory is not None:
             asked = [fill(self.config.memory, prompt=prompt, answer="", critique="") for prompt in prompts]
-        longest = max(map(len, tokenize_prompts(asked, tokenizer)))
+        longest = max(map(len, tokenize_prompts(asked, tokenizer, self.config.data.rendering)))
         # Another attempt has the last answer before it; a critique's length is not known.
         answers = answer if self.config.memory is None else 2 * answer
         if limit is not None and longest + answers > limit:
@@ -64,14 +67,17 @@ class TextMedium:
                 fix="lower sampling.max_new_tokens, or shorten the prompts",
             )
 
+    def _tokenizer(self, model: str) -> PreTrainedTokenizerBase:
+        return load_tokenizer(model, chat_template=self.config.data.chat_template)
+
     def load(self, model: str) -> Answer:
         sampling = self.config.sampling
-        writer, tokenizer = load_model(model).to(local_device()), load_tokenizer(model)
+        writer, tokenizer = load_model(model).to(local_device()), self._tokenizer(model)
 
         drawn = Sampling(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
 
         def answer(prompts: Sequence[str], numbers: Sequence[int]) -> list[str]:
-            ids = tokenize_prompts(prompts, tokenizer)
+            ids = tokenize_prompts(prompts, tokenizer, self.config.data.rendering)
             return [given[0] for given in generate(writer, tokenizer, ids, drawn, numbers=numbers)]
 
         return answer
@@ -82,7 +88,7 @@ class TextMedium:
     def tune(self, folder: Path, model: str, seed: int) -> str:
         update = self.config.update
         tuned = TunedConfig(training=update.training.model_copy(update={"seed": seed}), lora=update.lora)
-        tune(folder, model, folder / "train.jsonl", None, update.objective, tuned)
+        tune(folder, model, folder / "train.jsonl", None, update.objective, tuned, reading=self.config.data)
         merge_where_adapted(folder, tuned)
         return str(whole_model(folder, tuned))
 
@@ -93,7 +99,8 @@ class TextMedium:
         told = [PreferenceGroup(p, (a,), id=str(n)) for n, (p, a) in enumerate(asked) if a.strip()]
         distance = 0.0
         if model != first and told:
-            ours, theirs = (read_log_probs(each, told, self.config.token_budget) for each in (model, first))
+            reading = (told, self.config.token_budget, self.config.data)
+            ours, theirs = (read_log_probs(each, *reading) for each in (model, first))
             distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(ours, theirs, strict=True)]))
         return Signs(
             amount=float(np.mean([len(text.split()) for text in answers])),

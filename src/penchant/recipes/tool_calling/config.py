@@ -13,6 +13,7 @@ from penchant.config_objective import build_objective
 from penchant.errors import ConfigError
 from penchant.objectives import Needs
 from penchant.recipes.comparing import Seeds
+from penchant.recipes.reading import READING, ReadingConfig
 from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TunedConfig
@@ -105,6 +106,7 @@ class ToolCallingConfig(Section):
     new_model: NewModelConfig = NewModelConfig()
     style: Literal["messages", "signatures"] = Field("signatures", description="how functions are told")
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of the test, and of validation")
+    data: ReadingConfig = Field(READING, description="how every stage reads its data")
     variants: int = Field(10, ge=0, description="of each training question, under other names and values")
     mismatched: float = Field(0.1, ge=0, lt=1, description="share of variants with functions that do not serve")
     pairs: PairsConfig = PairsConfig()

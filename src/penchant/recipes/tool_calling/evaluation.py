@@ -43,9 +43,16 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
     for row in rows:
         tables = []
         for number, place in enumerate(row.folders):
-            model, tokenizer = load_model(place).to(local_device()), load_tokenizer(place)
+            model = load_model(place).to(local_device())
+            tokenizer = load_tokenizer(place, chat_template=config.data.chat_template)
             answered = answer_questions(
-                model, tokenizer, test, style, max_new_tokens=config.answer_tokens, constrained=config.constrained
+                model,
+                tokenizer,
+                test,
+                style,
+                max_new_tokens=config.answer_tokens,
+                constrained=config.constrained,
+                rendering=config.data.rendering,
             )
             write_answers(answered, folder / f"{row.name}-{config.seeds[number]}.jsonl")
             tables.append([float(each.fault is None) for each in answered])

@@ -11,11 +11,11 @@ from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.errors import DataError
-from penchant.evaluation.answering import answer
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.style import style_leak
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls, write_calls
+from penchant.recipes.reading import read_answers
 from penchant.recipes.reviewing import read_verdicts
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
@@ -104,7 +104,7 @@ def _own(config: ToolCallingConfig, weaker: str, prompts: Sequence[Text]) -> lis
         max_new_tokens=config.answer_tokens,
         seed=config.seed,
     )
-    return [list(each) for each in answer(weaker, prompts, sampling).responses]
+    return [list(each) for each in read_answers(weaker, prompts, sampling, config.data)]
 
 
 def _group(

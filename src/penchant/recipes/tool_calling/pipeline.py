@@ -94,6 +94,7 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     for name, steps in config.paths.items():
         rows.append(Row(name, tuple(str(_model(config, tuple(steps), seed)) for seed in config.seeds)))
     measured = {key: settings[key] for key in ("paths", "seeds", "answer_tokens", "timed", "constrained")}
+    measured |= config.data.settings
     # Everything is compared with the first path, which settings that are a dict do not tell.
     measured["order"] = list(config.paths)
     return [*listed, Stage("evaluation", "functions never seen", measured, lambda place: evaluate(config, rows, place))]
@@ -109,7 +110,7 @@ def _check(config: ToolCallingConfig) -> None:
 
 def _asked(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     asked = {key: settings[key] for key in ("style", "held_out", "variants", "mismatched", "seed")}
-    files = sorted(Path(config.questions).rglob("BFCL_v*.json"))
+    files = sorted(Path(config.questions).rglob("BFCL_v*"))
     asked["questions"] = {str(file.relative_to(config.questions)): fingerprint(str(file)) for file in files}
     asked["trajectories"] = None if config.trajectories is None else fingerprint(config.trajectories)
     return asked
@@ -137,11 +138,12 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
             score = f"{(place.parent / 'reward' / 'reward.py').resolve()}:score"
             online = {"sampling": step.sampling.model_dump(), "reward": {"function": score}}
         held_out = None if validation is None else place.parent / validation
-        tune(place, start, place.parent / train, held_out, step.objective, tuned, online=online)
+        tune(place, start, place.parent / train, held_out, step.objective, tuned, online=online, reading=config.data)
         merge_where_adapted(place, tuned)
         return {}
 
     settings = step.model_dump(mode="json") | {"seed": seed, "model": named_weights(config.model)}
+    settings |= config.data.settings
     name = "-".join(steps)
     return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)
 

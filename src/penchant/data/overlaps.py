@@ -1,0 +1,70 @@
+"""The turns of a prompt, as messages have them or as a transcript writes them; for comparing prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from penchant.data.groups import Text
+
+SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):", re.MULTILINE)
+Turn = tuple[str, str]
+
+
+def folded(text: str) -> str:
+    """The text with runs of white space as one space, and without case."""
+    return " ".join(text.split()).casefold()
+
+
+def turns_of(prompt: Text) -> list[Turn]:
+    """(role, text) of every turn; plain text is one user's turn, unless it is a transcript of Human and Assistant."""
+    if not isinstance(prompt, str):
+        return [(message["role"], _words(message)) for message in prompt]
+    if not prompt.lstrip().startswith("Human:"):
+        return [("user", prompt)]
+    parts = SPEAKER.split(prompt)[1:]
+    turns = [
+        ("user" if who == "Human" else "assistant", text) for who, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    # A transcript ends where the assistant is to speak.
+    return turns[:-1] if turns and not turns[-1][1].strip() else turns
+
+
+def _words(message: Mapping[str, Any]) -> str:
+    """A message's text; all that it holds but its role, where that is more than text."""
+    rest = {key: value for key, value in message.items() if key != "role" and value is not None}
+    content = rest.get("content")
+    return content if isinstance(content, str) and len(rest) == 1 else json.dumps(rest, sort_keys=True, default=str)
+
+
+def first_user_turn(prompt: Text) -> str:
+    """Text of a conversation's first user turn, without case and extra white space; the whole prompt without one."""
+    turns = turns_of(prompt)
+    return folded(next((text for role, text in turns if role == "user"), " ".join(text for _, text in turns)))
+
+
+def beginnings(prompt: Text) -> list[bytes]:
+    """A digest of the prompt's first turn, of its first two, and so on to all, without case and extra white space."""
+    digest, found = blake2b(digest_size=16), []
+    for role, text in turns_of(prompt):
+        part = f"{role}:{folded(text)}".encode(errors="surrogatepass")
+        digest.update(len(part).to_bytes(8, "little") + part)
+        found.append(digest.digest())
+    return found
+
+
+def contained(prompts: Sequence[Text], others: Sequence[Text]) -> Iterator[int]:
+    """Indices of prompts that are the beginning of another one, or begin with one; equal ones are not meant.
+
+    A prompt with its response that another prompt goes on from is among them.
+    """
+    theirs = [beginnings(prompt) for prompt in others]
+    whole = {each[-1] for each in theirs if each}
+    parts = {digest for each in theirs for digest in each[:-1]}
+    for number, prompt in enumerate(prompts):
+        ours = beginnings(prompt)
+        if ours and (ours[-1] in parts or not whole.isdisjoint(ours[:-1])):
+            yield number

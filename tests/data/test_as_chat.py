@@ -1,0 +1,223 @@
+"""Bare prompts and responses as messages: which groups, on whose word, and what they become."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from penchant.cli import run
+from penchant.config import parse_config
+from penchant.data.as_chat import PLAIN_TEXT, as_messages, count_plain, is_bare
+from penchant.data.chat import group_text, prompt_text
+from penchant.data.groups import Message, PreferenceGroup
+from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.tokenization import tokenize_groups, tokenize_prompts
+from penchant.errors import ModelError
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+AS_CHAT, PLAINLY = Rendering(as_chat="true"), Rendering(as_chat="false")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Characters, with ChatML's tokens and one special token that the template does not write."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    special = ["<|im_start|>", "<|im_end|>", "<jupyter_code>", "<unk>"]
+    letters = [chr(code) for code in range(32, 127)] + ["\n"]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", eos_token="<|im_end|>", additional_special_tokens=special[:3]
+    )
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer) -> PreTrainedTokenizerFast:
+    """The same without a chat template."""
+    import copy
+
+    made = copy.deepcopy(tokenizer)
+    made.chat_template = None
+    return made
+
+
+BARE = PreferenceGroup("2 + 2?", ("4", "5"), preferred=0)
+MESSAGES = PreferenceGroup(
+    (Message(role="user", content="2 + 2?"),),
+    ((Message(role="assistant", content="4"),), (Message(role="assistant", content="5"),)),
+    preferred=0,
+)
+UNTOUCHED = {
+    "messages": MESSAGES,
+    "text alone": PreferenceGroup("", ("A text.",)),
+    "transcript": PreferenceGroup("\n\nHuman: Hi\n\nAssistant:", (" Hello.", " No."), preferred=0),
+    "rendered": PreferenceGroup(
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", ("Hello.", "No."), preferred=0
+    ),
+    "instruction marks": PreferenceGroup("[INST] Hi [/INST]", ("Hello.", "No."), preferred=0),
+}
+
+
+class TestTrue:
+    def test_the_ids_are_those_of_messages(self, tokenizer):
+        [[read], _], [[other], _] = (
+            tokenize_groups([group], tokenizer, max_length=500, rendering=AS_CHAT) for group in (BARE, MESSAGES)
+        )
+        assert read.prompt.tolist() == other.prompt.tolist()
+        assert [ids.tolist() for ids in read.responses] == [ids.tolist() for ids in other.responses]
+        whole = "".join(tokenizer.convert_ids_to_tokens(read.prompt))
+        assert whole == "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+        assert read.group == BARE, "what the data says stays what it is"
+
+    def test_a_prompt_alone_as_its_group(self, tokenizer):
+        [alone] = tokenize_prompts(["2 + 2?"], tokenizer, AS_CHAT)
+        [[read], _] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=AS_CHAT)
+        assert alone.tolist() == read.prompt.tolist()
+
+    def test_a_special_token_that_the_template_does_not_write_is_content(self, tokenizer):
+        group = replace(BARE, prompt="<jupyter_code>x = 1")
+        assert group_text(group, tokenizer, AS_CHAT).prompt.startswith("<|im_start|>user\n<jupyter_code>")
+
+    @pytest.mark.parametrize("name", UNTOUCHED)
+    def test_other_groups_are_not_wrapped(self, name, tokenizer):
+        group = UNTOUCHED[name]
+        assert group_text(group, tokenizer, AS_CHAT) == group_text(group, tokenizer, PLAINLY)
+        assert (
+            prompt_text(group.prompt, tokenizer, AS_CHAT) == prompt_text(group.prompt, tokenizer, PLAINLY)
+            if (group.prompt)
+            else True
+        )
+
+    def test_a_model_without_template_is_refused(self, base):
+        with pytest.raises(ModelError, match="as_chat"):
+            tokenize_groups([BARE], base, max_length=500, rendering=AS_CHAT)
+
+
+class TestAuto:
+    def test_stays_plain_and_is_counted_once_a_group_with_how_to_switch(self, tokenizer):
+        [plain, *_], report = tokenize_groups([BARE] * 3, tokenizer, max_length=500)
+        [[asked], quiet] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=PLAINLY)
+        assert plain.prompt.tolist() == asked.prompt.tolist()
+        assert report.counts[PLAIN_TEXT] == 3
+        assert not quiet.counts
+        [line] = report.lines()
+        assert "data.as_chat=true" in line
+        assert "data.as_chat=false" in line
+
+    @pytest.mark.parametrize("name", UNTOUCHED)
+    def test_no_word_where_nothing_would_change(self, name, tokenizer):
+        _, report = tokenize_groups([UNTOUCHED[name]], tokenizer, max_length=500, empty="keep")
+        assert PLAIN_TEXT not in report.counts
+
+    def test_no_word_without_a_template(self, base):
+        _, report = tokenize_groups([BARE], base, max_length=500)
+        assert PLAIN_TEXT not in report.counts
+        assert count_plain(["a"], base, PLAIN) == 0
+
+    def test_counting_prompts(self, tokenizer):
+        prompts = ["a", "", "<|im_start|>user\n", MESSAGES.prompt]
+        assert count_plain(prompts, tokenizer, PLAIN) == 1
+        assert count_plain(prompts, tokenizer, PLAINLY) == count_plain(prompts, tokenizer, AS_CHAT) == 0
+
+
+@pytest.mark.parametrize(("given", "read"), [(True, "true"), (False, "false"), ("auto", "auto"), ("true", "true")])
+def test_yaml_bools(given, read):
+    values = {"model": "m", "data": {"train": "t", "as_chat": given}, "output": "o", "objective": {"name": "dpo"}}
+    assert parse_config(values, "here").rendering.as_chat == read
+
+
+def test_only_bare_groups_become_messages():
+    assert as_messages(BARE) == MESSAGES
+    for name, group in UNTOUCHED.items():
+        # Whose tokens a rendered prompt holds is known with a tokenizer alone.
+        assert is_bare(group.prompt, group.candidates) == (name == "rendered")
+        assert (as_messages(group) == group) == (name != "rendered")
+
+
+class TestConvert:
+    def test_to_messages(self, tmp_path, capsys):
+        file = tmp_path / "pairs.jsonl"
+        file.write_text(json.dumps({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}) + "\n")
+        assert run(["data", "convert", str(file), str(tmp_path / "new.jsonl"), "--to", "messages"]) == 0
+        row = json.loads((tmp_path / "new.jsonl").read_text())
+        assert row["prompt"] == [{"role": "user", "content": "2 + 2?"}]
+        assert row["candidates"] == [[{"role": "assistant", "content": text}] for text in ("4", "5")]
+        assert row["preferred"] == 0
+
+    def test_what_cannot_be_written_as_messages_is_named(self, tmp_path, capsys):
+        file = tmp_path / "texts.jsonl"
+        file.write_text(json.dumps({"id": "seven", "text": "A text."}) + "\n")
+        assert run(["data", "convert", str(file), str(tmp_path / "new.jsonl"), "--to", "messages"]) == 2
+        assert "seven" in capsys.readouterr().err
+
+
+@pytest.fixture
+def chat_model(tmp_path: Path, tiny_model: Path) -> Path:
+    """The tiny model with a chat template."""
+    import shutil
+
+    folder = tmp_path / "chat"
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }} : {{ m.content }} </s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant :{% endif %}"
+    )
+    return folder
+
+
+class TestVerbs:
+    """Rows of files stay plain with a word; a prompt typed on the command line is a user's message, said."""
+
+    def answers(self, capsys, *arguments: object) -> tuple[list[str], str]:
+        line = ["--temperature", "0", "--max-new-tokens", "6", "--json"]
+        assert run(["generate", *map(str, arguments), *line]) == 0
+        out, err = capsys.readouterr()
+        return [answer["responses"][0] for answer in json.loads(out)["answers"]], err
+
+    def test_generate(self, chat_model, tmp_path, capsys):
+        file = tmp_path / "prompts.jsonl"
+        file.write_text(json.dumps({"prompt": "the old cat"}) + "\n")
+        messages = tmp_path / "messages.jsonl"
+        messages.write_text(json.dumps({"prompt": [{"role": "user", "content": "the old cat"}]}) + "\n")
+        chat, _ = self.answers(capsys, chat_model, messages)
+        typed, said = self.answers(capsys, chat_model, "the old cat")
+        plain, quiet = self.answers(capsys, chat_model, "the old cat", "--as-chat", "false")
+        read, warned = self.answers(capsys, chat_model, file)
+        wrapped, _ = self.answers(capsys, chat_model, file, "--as-chat", "true")
+        assert typed == wrapped == chat
+        assert plain == read != chat
+        assert "as a user's message" in said
+        assert "--as-chat false" in said
+        assert "--as-chat true" in warned
+        assert "--as-chat" not in quiet
+
+    @pytest.mark.parametrize("verb", ["evaluate", "rank"])
+    def test_scored_as_messages(self, verb, chat_model, tmp_path, capsys):
+        plain, messages = tmp_path / "plain.jsonl", tmp_path / "messages.jsonl"
+        plain.write_text(json.dumps({"prompt": "the old cat", "chosen": " sees", "rejected": " runs"}) + "\n")
+        converted = ["data", "convert", str(plain), str(messages), "--to", "messages"]
+        assert run(converted) == 0
+
+        def numbers(file: Path, *options: str) -> tuple[dict, str]:
+            capsys.readouterr()
+            code = run([verb, str(chat_model), "--data", str(file), *options, "--json"])
+            out, err = capsys.readouterr()
+            assert code == 0, err
+            return json.loads(out), err
+
+        as_chat, _ = numbers(plain, "--as-chat", "true")
+        auto, warned = numbers(plain)
+        assert as_chat == numbers(messages)[0] != auto
+        assert auto == numbers(plain, "--as-chat", "false")[0]
+        assert warned.count("--as-chat true") == 1

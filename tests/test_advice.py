@@ -1,0 +1,242 @@
+"""Advice that can be followed: every flag and key that a remedy names exists where the remedy is printed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cyclopts import App
+from pydantic import BaseModel
+
+import penchant
+from penchant.cli import app, run, verb_of
+from penchant.cli_advice import CONVERT, ELSEWHERE, FLAGS, OPTION, RUN_SECTIONS, Verb, advice
+from penchant.cli_recipe import RECIPES
+from penchant.comparison.config import Bench
+from penchant.config import RunConfig
+
+SOURCE = Path(penchant.__file__).parent
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+COMMAND = re.compile(r"penchant (?P<verb>(?:data )?[a-z-]+)(?P<rest>[^;\n]*)")
+SECTIONS = "|".join((*RUN_SECTIONS, "objective", "base", "measure"))
+KEY = re.compile(rf"(?<![\w./-])(?P<key>(?:{SECTIONS})\.[a-z_.]*[a-z_])(?=\b)(?![(\[])")
+ASSIGNED = re.compile(r"(?<![\w.\"'{(/-])(?P<key>[a-z_]+)=(?=[A-Z\[{\w])")
+
+VERBS_OF = {
+    "evaluation/choices_readers.py": ["tasks"],
+    "evaluation/choices_suites.py": ["tasks"],
+    "evaluation/score_file.py": ["score"],
+    "evaluation/rewards.py": ["score"],
+    "evaluation/tool_calls/grammars.py": ["tool-calls"],
+    "evaluation/tool_calls/styles.py": ["tool-calls"],
+    "engine/gguf_writing.py": ["export"],
+    "data/checks.py": ["data check"],
+    "serving/run.py": ["serve"],
+    "recipes/self_improve/pipeline.py": ["recipe"],
+    "cli_rank.py": ["score", "rank"],
+    "cli_tasks.py": ["tasks"],
+    "cli_recipe.py": ["recipe", "recommend"],
+    "cli_data.py": ["data check", "data show", "data split", "data convert", "data review"],
+    "cli.py": ["train", "generate"],
+    "training/folder.py": ["train"],
+}
+"""Modules whose remedies name a flag outside of a whole command, and the verbs that print them."""
+TRAINING_ONLY = (
+    "training/", "engine/adapters.py", "comparison/", "recipes/", "config", "cli_compare.py", "cli_plan.py", "cli.py",
+)  # fmt: skip
+"""Where keys of a run need no flag: only verbs with a configuration come here."""
+PROSE = {"engine/distribution.py": {"--nproc-per-node"}, "data/files_tables.py": {"--repo-type", "--local-dir"}}
+"""Flags of other programs."""
+
+
+def verbs(parent: App = app, before: tuple[str, ...] = ()) -> Iterator[Verb]:
+    for name in parent:
+        if name.startswith("-"):
+            continue
+        names = (*before, name)
+        if all(each.startswith("-") for each in parent[name]):
+            found = verb_of(list(names))
+            assert found is not None
+            yield found
+        else:
+            yield from verbs(parent[name], names)
+
+
+VERBS = {verb.name: verb for verb in verbs()}
+
+
+def keys_of(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield from keys_of(option, f"{prefix}{name}.")
+
+
+RUN_KEYS = {*keys_of(RunConfig), "objective.name", "objective.beta"}
+BENCH_KEYS = {*keys_of(Bench), *(f"base.{key}" for key in RUN_KEYS)}
+
+
+def text_of(node: ast.AST) -> str:
+    """A string's text; what an f-string fills in is an X."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) if isinstance(part, ast.Constant) else "X" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return text_of(node.left) + text_of(node.right)
+    if isinstance(node, ast.IfExp):
+        return f"{text_of(node.body)}; {text_of(node.orelse)}"
+    return ""
+
+
+def texts(only_fixes: bool = False) -> list[tuple[str, int, str]]:
+    """(file, line, text) of every text of the program but docstrings; or of the texts given as `fix` alone."""
+    found = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body
+            if isinstance(node.body[0], ast.Expr)
+        }
+        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        fixes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "fix"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in docstrings | inside:
+                wanted = id(node) in fixes or not only_fixes
+                if wanted and (text := text_of(node)):
+                    found.append((file.relative_to(SOURCE).as_posix(), node.lineno, text))
+    return found
+
+
+def test_there_are_remedies_to_check():
+    assert len(texts(only_fixes=True)) > 200
+    assert len(VERBS) > 20
+
+
+def test_flags_exist_on_the_verbs_that_print_them():
+    wrong = []
+    for file, line, text in texts():
+        if "help=" in text or FLAG.fullmatch(text):
+            continue
+        rest = text
+        for command in COMMAND.finditer(text):
+            verb = VERBS.get(command["verb"]) or VERBS.get(command["verb"].split()[0])
+            for flag in FLAG.findall(command["rest"]):
+                if verb is None or flag not in verb.flags:
+                    wrong.append(f"{file}:{line}: penchant {command['verb']} has no {flag}")
+            rest = rest.replace(command[0], "")
+        for flag in FLAG.findall(rest):
+            known = [verb for verb in VERBS_OF.get(file, []) if flag in VERBS[verb].flags]
+            if not known and flag not in PROSE.get(file, ()) and file not in ("cli_advice.py", "cli_reading.py"):
+                wrong.append(f"{file}:{line}: {flag} in {text!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_keys_are_keys_of_a_configuration_and_flags_of_verbs():
+    wrong = []
+    for file, line, text in texts():
+        if file.startswith("cli_advice") or text.endswith((".py", ".json")):
+            continue
+        for match in KEY.finditer(text):
+            key = match["key"]
+            if key.endswith((".jsonl", ".json", ".csv", ".py")) or (key in BENCH_KEYS and "comparison" in file):
+                continue
+            if key not in RUN_KEYS | BENCH_KEYS and not key.startswith("objective."):
+                wrong.append(f"{file}:{line}: there is no key {key} ({text!r})")
+            elif key not in FLAGS and not file.startswith(TRAINING_ONLY) and not key.startswith("objective."):
+                wrong.append(f"{file}:{line}: {key} has no flag ({text!r})")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_bare_keys_in_remedies_are_keys_of_a_run():
+    wrong = []
+    for file, line, text in texts(only_fixes=True):
+        for match in ASSIGNED.finditer(text):
+            if match["key"] not in RunConfig.model_fields and file not in BARE:
+                wrong.append(f"{file}:{line}: {match['key']}= ({text!r})")
+    assert not wrong, "\n".join(wrong)
+
+
+BARE = ("data/files_text.py", "cli_reading.py", "cli_tasks.py", "config_errors.py")
+"""Remedies with another language's code, a flag's NAME=VALUE, or the word key itself."""
+
+
+SAMPLES = {"data.columns": "{prompt: question, chosen: the better}", "data.chat_template_kwargs": "{thinking: false}"}
+RECIPE_VERBS = {f"recipe {name}": verb_of(["recipe", name, "file.yaml"]) for name in RECIPES}
+
+
+@pytest.mark.parametrize("option", FLAGS)
+@pytest.mark.parametrize("name", [*VERBS, *RECIPE_VERBS])
+@pytest.mark.parametrize("assigned", [True, False])
+def test_an_option_is_worded_for_every_verb(name, option, assigned):
+    """What the library names as a run's key can be typed on the verb as it is printed, or is no option any more."""
+    verb = VERBS.get(name) or RECIPE_VERBS[name]
+    assert verb is not None
+    whole = f"{option}={SAMPLES.get(option, 'drop')}" if assigned else option
+    said = advice(f"or leave them out: {whole}, counted", verb)
+    rest = said
+    if (at := said.find(CONVERT)) >= 0:
+        assert set(FLAG.findall(said[at:])) <= VERBS["data convert"].flags
+        rest = said[:at]
+    assert set(FLAG.findall(rest)) <= verb.flags
+    keys = [match["key"] for match in OPTION.finditer(rest)]
+    if name in ("train", "plan"):
+        assert said.endswith(f"{whole}, counted")
+    elif name in ("compare", "sweep"):
+        assert f"base.{whole}" in said
+    elif not name.startswith("recipe"):
+        assert not keys
+    else:
+        assert set(keys) <= set(verb.keys)
+
+
+def test_every_option_has_a_flag_and_a_word_where_there_is_none():
+    converted = ("--columns", "--format", "--split")
+    assert set(ELSEWHERE) == {option for option, flag in FLAGS.items() if flag not in converted}
+    assert set(FLAGS) <= RUN_KEYS
+
+
+def test_mappings_become_flags_that_a_shell_reads():
+    said = advice("data.columns={prompt: question, chosen: the better}", VERBS["evaluate"])
+    assert said == "--columns prompt=question --columns chosen='the better'"
+    said = advice("data.chat_template_kwargs={x: false}", VERBS["evaluate"])
+    assert said == "--chat-template-kwargs x=false"
+
+
+def test_names_of_files_are_left_alone():
+    for text in ("data.jsonl, line 3", "my/data.truncation", "tokenizer.chat_template", "base.data.truncation"):
+        assert advice(text, VERBS["evaluate"]) == text
+
+
+class TestPrinted:
+    """By the command line, in the words of each verb."""
+
+    def test_run_and_comparison(self, tiny_model, tmp_path, capsys):
+        import yaml
+
+        file = tmp_path / "odd.jsonl"
+        file.write_text('{"question": "a", "chosen": "b", "rejected": "c"}\n')
+        values = {
+            "model": str(tiny_model),
+            "data": {"train": str(file), "format": "pairs"},
+            "output": str(tmp_path / "out"),
+        }
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({**values, "objective": {"name": "dpo"}}))
+        assert run(["train", str(tmp_path / "run.yaml")]) == 2
+        assert "data.columns={prompt: " in capsys.readouterr().err
+        bench = {
+            "base": values | {"data": {**values["data"], "held_out": 0.5}},
+            "methods": ["dpo", "ipo"],
+            "baseline": "dpo",
+            "output": "x",
+        }
+        bench["base"].pop("output")
+        (tmp_path / "bench.yaml").write_text(yaml.safe_dump(bench))
+        assert run(["compare", str(tmp_path / "bench.yaml")]) == 2
+        assert "base.data.columns={prompt: " in capsys.readouterr().err
