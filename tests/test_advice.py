@@ -20,7 +20,7 @@ from penchant.config import RunConfig
 
 SOURCE = Path(penchant.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-COMMAND = re.compile(r"penchant (?P<verb>(?:data )?[a-z-]+)(?P<rest>[^;\n]*)")
+COMMAND = re.compile(r"penchant (?P<verb>(?:data )?[a-z-]+)(?P<rest>(?:(?!penchant )[^;\n])*)")
 SECTIONS = "|".join((*RUN_SECTIONS, "objective", "base", "measure"))
 KEY = re.compile(rf"(?<![\w./-])(?P<key>(?:{SECTIONS})\.[a-z_.]*[a-z_])(?=\b)(?![(\[])")
 ASSIGNED = re.compile(r"(?<![\w.\"'{(/-])(?P<key>[a-z_]+)=(?=[A-Z\[{\w])")
@@ -33,6 +33,8 @@ VERBS_OF = {
     "evaluation/tool_calls/grammars.py": ["tool-calls"],
     "evaluation/tool_calls/styles.py": ["tool-calls"],
     "engine/gguf_writing.py": ["export"],
+    "engine/checkpoint.py": ["train"],
+    "evaluation/measuring.py": ["rank"],
     "data/checks.py": ["data check"],
     "serving/run.py": ["serve"],
     "recipes/self_improve/pipeline.py": ["recipe"],
@@ -45,7 +47,7 @@ VERBS_OF = {
 }
 """Modules whose remedies name a flag outside of a whole command, and the verbs that print them."""
 TRAINING_ONLY = (
-    "training/", "engine/adapters.py", "comparison/", "recipes/", "config", "cli_compare.py", "cli_plan.py", "cli.py",
+    "training/", "engine/adapter", "comparison/", "recipes/", "config", "cli_compare.py", "cli_plan.py", "cli.py",
 )  # fmt: skip
 """Where keys of a run need no flag: only verbs with a configuration come here."""
 PROSE = {"engine/distribution.py": {"--nproc-per-node"}, "data/files_tables.py": {"--repo-type", "--local-dir"}}
@@ -163,7 +165,7 @@ def test_bare_keys_in_remedies_are_keys_of_a_run():
     assert not wrong, "\n".join(wrong)
 
 
-BARE = ("data/files_text.py", "cli_reading.py", "cli_tasks.py", "config_errors.py")
+BARE = ("data/files_text.py", "engine/adapter_vocabulary.py", "cli_reading.py", "cli_tasks.py", "config_errors.py")
 """Remedies with another language's code, a flag's NAME=VALUE, or the word key itself."""
 
 

@@ -134,5 +134,5 @@ def _require_finite(rewarded: Sequence[RewardedGroup]) -> None:
                 raise ModelError(
                     f"the reward of candidate {k} is {reward}, expected a finite number",
                     where=f"group {each.group.id}",
-                    fix="score in float32 (--dtype float32); if it stays so, the model's weights are damaged",
+                    fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
                 )
