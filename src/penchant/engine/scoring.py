@@ -58,8 +58,10 @@ class Choice(Generic[Chosen]):
     @property
     def notes(self) -> list[str]:
         """Lines for people who compare candidates by these numbers."""
-        notes = [] if self.notice is None else [self.notice]
-        return [*notes, rounding_note(self.rounding)] if self.half else notes
+        lines: list[str] = [self.notice] if self.notice is not None else []
+        if self.half:
+            lines.append(rounding_note(self.rounding))
+        return lines
 
 
 def choose_scorer(
