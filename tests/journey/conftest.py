@@ -34,7 +34,7 @@ _SIZES = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 _VISION = {
     "depth": 1,
@@ -61,7 +61,7 @@ FAMILIES = {
     "qwen3": lambda: hf.Qwen3Config(**_SIZES, head_dim=8, tie_word_embeddings=False),
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=CONTEXT, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0, initializer_range=0.3,
+        pad_token_id=0, initializer_range=0.2,
     ),
     "gemma3": lambda: hf.Gemma3TextConfig(**_SIZES, head_dim=8, sliding_window=16, sliding_window_pattern=2),
     "qwen3.5": lambda: hf.Qwen3_5Config(

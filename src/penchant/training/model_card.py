@@ -14,11 +14,12 @@ import yaml
 from penchant.config import RunConfig, load_config
 from penchant.config_objective import describe_objective
 from penchant.engine.loading import adapter_base
+from penchant.engine.model_kind import ModelKind, model_kind
 from penchant.engine.saved_dtype import stored_types
 from penchant.evaluation.files import write_atomically
+from penchant.training.loading_code import loading_code
 from penchant.training.model_source import ModelSource, describe_source
 from penchant.training.references import reference_sources
-from penchant.training.saved_kind import SavedKind
 
 FILE = "README.md"
 
@@ -49,7 +50,7 @@ class Card:
     name: str
     what: str
     base: ModelSource
-    kind: SavedKind
+    kind: ModelKind
     tags: Sequence[str] = ()
     rows: Sequence[tuple[str, str]] = ()
     data: Sequence[str] = ()
@@ -65,8 +66,8 @@ class Card:
     def _front(self) -> str:
         metadata: dict[str, Any] = {
             "base_model": self.base.hub_name,
-            "library_name": "peft" if self.kind.adapter else "transformers",
-            "pipeline_tag": "text-classification" if self.kind.reward else "text-generation",
+            "library_name": "peft" if self.kind.is_adapter else "transformers",
+            "pipeline_tag": "text-classification" if self.kind.is_reward_model else "text-generation",
             "tags": ["penchant", *self.tags],
         }
         if self.datasets:
@@ -81,7 +82,7 @@ class Card:
             _section("How it was made", _table(("", ""), self.rows)),
             _section("Data", "\n".join(f"- {line}" for line in self.data)),
             _section("Held-out", _table(("metric", "before", "after"), self.held_out), *self.notes),
-            _section("Loading", self.kind.loading(self.base)),
+            _section("Loading", loading_code(self.kind, self.base)),
             _section("Licence", self.base.license_text),
             _section("Versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
         ]
@@ -89,7 +90,7 @@ class Card:
 
 def write_model_card(folder: Path, config: RunConfig) -> None:
     """Write the card of a run's folder, from what stands in it; with held-out numbers once they were measured."""
-    write_atomically(folder / FILE, run_card(folder, config, SavedKind.of(folder), folder).text())
+    write_atomically(folder / FILE, run_card(folder, config, model_kind(str(folder)), folder).text())
 
 
 def write_merged_card(source: Path, output: Path) -> None:
@@ -98,7 +99,7 @@ def write_merged_card(source: Path, output: Path) -> None:
     Args:
         source: the adapter's folder, a run's or another's.
     """
-    kind = SavedKind.of(output)
+    kind = model_kind(str(output))
     if (source / "config.yaml").is_file() and (source / "run.json").is_file():
         card = run_card(source, load_config(source / "config.yaml"), kind, output)
         note = "The numbers are those of the adapter beside its base, before it was merged."
@@ -110,7 +111,7 @@ def write_merged_card(source: Path, output: Path) -> None:
     write_atomically(output / FILE, card.text())
 
 
-def run_card(folder: Path, config: RunConfig, kind: SavedKind, weights: Path) -> Card:
+def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) -> Card:
     """The card of a run.
 
     Args:
@@ -119,8 +120,8 @@ def run_card(folder: Path, config: RunConfig, kind: SavedKind, weights: Path) ->
     """
     base, method = describe_source(config.model), config.method
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    made = "a reward model" if kind.reward else "a language model with a preference head" if kind.head else ""
-    made = made or ("an adapter" if kind.adapter else "a language model")
+    made = "a reward model" if kind.is_reward_model else "a language model with a preference head" if kind.heads else ""
+    made = made or ("an adapter" if kind.is_adapter else "a language model")
     tags = [method.name, *(["lora"] if config.lora is not None else [])]
     held_out, notes = _held_out(folder, weights, config)
     return Card(
@@ -128,7 +129,7 @@ def run_card(folder: Path, config: RunConfig, kind: SavedKind, weights: Path) ->
         what=f"{made[0].upper()}{made[1:]} trained from {base.name} with `{method.name}`.",
         base=base,
         kind=kind,
-        tags=[*tags, *(["reward-model"] if kind.reward else []), *(["preference-head"] if kind.head else [])],
+        tags=[*tags, *(["reward-model"] if kind.is_reward_model else []), *(["preference-head"] if kind.heads else [])],
         rows=[*_method_rows(config, base), *_weights_rows(weights, base)],
         data=[*_data_lines(config), f"fingerprint of all token ids and preferences: `{record['data']}`"],
         held_out=held_out,
