@@ -53,7 +53,8 @@ def layer_kinds(model: nn.Module, layers: int) -> list[Hashable] | None:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
     if not lists:
         return None
-    types: Any = getattr(text_config(model.config), "layer_types", None) or [None] * layers
+    config: Any = getattr(model, "config", None)
+    types: Any = getattr(config and text_config(config), "layer_types", None) or [None] * layers
     return [(_kind(layer), str(types[i])) for i, layer in enumerate(lists[0])]
 
 
