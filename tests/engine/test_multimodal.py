@@ -287,7 +287,7 @@ class TestAdapters:
                 if "lora_B" in name:
                     parameter.normal_(std=0.3)
         policy.save(tmp_path / "run", TreeScorer(policy.model), ALONE, torch.float32)
-        merge_adapter(str(tmp_path / "run"), tmp_path / "merged")
+        merge_adapter(str(tmp_path / "run"), tmp_path / "merged", save_dtype="float32")
         before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path / "merged")
         assert before.keys() == after.keys()
         kept = {name for name in before if any(tower in name for tower in TOWERS)}

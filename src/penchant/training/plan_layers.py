@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from penchant.engine.multimodal import text_config
 from penchant.training.plan_model import blank_model
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Depths:
 
 def find_depths(shape: PretrainedConfig, rewards: bool) -> Depths | None:
     """The depths to count; None where the whole model is hardly deeper, or its layers follow no pattern."""
-    layers = int(shape.num_hidden_layers)
+    layers = int(text_config(shape).num_hidden_layers)
     if layers <= COUNTED_WHOLE:
         return None
     with torch.device("meta"):
@@ -52,7 +53,8 @@ def layer_kinds(model: nn.Module, layers: int) -> list[Hashable] | None:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
     if not lists:
         return None
-    types: Any = getattr(getattr(model, "config", None), "layer_types", None) or [None] * layers
+    config: Any = getattr(model, "config", None)
+    types: Any = getattr(config and text_config(config), "layer_types", None) or [None] * layers
     return [(_kind(layer), str(types[i])) for i, layer in enumerate(lists[0])]
 
 

@@ -14,6 +14,7 @@ from penchant.engine.allocator import habits
 from penchant.engine.heap import Heap, has_holes
 from penchant.engine.linear import linear_log_probs
 from penchant.engine.memory import Ledger, counted, without_data
+from penchant.engine.multimodal import text_config
 from penchant.engine.output_head import lora_rank
 from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
@@ -158,7 +159,7 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
             return _forward(other, load.reference, ledger, device, dtype)
 
     if depths is None:
-        return peak(int(shape.num_hidden_layers))
+        return peak(int(text_config(shape).num_hidden_layers))
     small, large = peak(depths.small), peak(depths.large)
     return large + depths.repetitions * (large - small)
 
