@@ -64,7 +64,7 @@ def test_scores(tmp_path: Path, scores: Any, what: str) -> None:
     [
         (TWO | {"preferred": 2}, "one of the 2 candidates, 0 to 1"),
         (TWO | {"preferred": -1}, "one of the 2 candidates, 0 to 1"),
-        (TWO | {"preferred": "a"}, "column 'preferred' is text, \"a\"; expected a whole number"),
+        (TWO | {"preferred": "c"}, "column 'preferred' is text, \"c\"; expected"),
         (TWO | {"comparisons": [[0, 0]]}, "two different indices, the better candidate's first"),
         (TWO | {"comparisons": [[0, 2]]}, "column 'comparisons[0][1]' is a number, 2"),
         (TWO | {"labels": [True, "no"]}, "column 'labels[1]' is text, \"no\"; expected true or false"),

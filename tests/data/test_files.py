@@ -208,7 +208,7 @@ class TestFolders:
         monkeypatch.setattr(datasets, "load_dataset", absent)
         error = failure("nobody/nothing")
         assert "the hub did not give a data set: Couldn't reach 'nobody/nothing'" in error.what
-        assert "second line" not in error.what
+        assert "second line" in error.what
         assert error.where == "nobody/nothing"
         assert "hf download --repo-type dataset nobody/nothing" in (error.fix or "")
 

@@ -11,6 +11,7 @@ import pytest
 
 from penchant.data.check_template import template_fault
 from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.rendering import Rendering
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, turn_end
@@ -29,7 +30,7 @@ def user(text: str) -> dict[str, str]:
 
 def read(tokenizer: Any, prompt: Text, *candidates: Text) -> tuple[str, list[str], dict[str, int]]:
     group = PreferenceGroup(prompt, candidates)
-    (tokenized,), report = tokenize_groups([group], tokenizer, max_length=10_000)
+    (tokenized,), report = tokenize_groups([group], tokenizer, max_length=10_000, rendering=Rendering(as_chat="false"))
     responses = [tokenizer.decode(ids) for ids in tokenized.responses]
     return tokenizer.decode(tokenized.prompt), responses, dict(report.counts)
 
