@@ -270,4 +270,4 @@ class TestCounted:
 
     def test_turns_that_are_not_trained(self, read: Any) -> None:
         row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
-        assert "1 x the last assistant turn is the response, earlier ones are its prompt" in read(row).notes[1]
+        assert "1 x earlier assistant turns are part of the prompt, the last one is the response" in read(row).notes[1]

@@ -30,7 +30,7 @@ _MEANINGS: dict[str, _Meaning] = {
     "empty_candidates": _Meaning(
         "error",
         "{count} of {of} candidates are empty: only an end-of-turn token would be trained on",
-        "remove these rows, or have them dropped and counted: data.empty=drop",
+        "remove these rows, or have them dropped and counted when training: data.empty=drop",
     ),
     "unreadable_texts": _Meaning(
         "error",
@@ -40,7 +40,7 @@ _MEANINGS: dict[str, _Meaning] = {
     "identical_in_a_pair": _Meaning(
         "error",
         "{count} of {of} couples of candidates are the same text, and yet one is preferred",
-        "remove these rows, or have them dropped and counted: data.identical=drop",
+        "remove these rows, or have them dropped and counted when training: data.identical=drop",
     ),
     "contradictory_pairs": _Meaning(
         "error",
@@ -72,13 +72,14 @@ _MEANINGS: dict[str, _Meaning] = {
         "error",
         "{count} groups are conversations, and the chat template puts no special token behind the assistant's turn: "
         "the model would not learn to stop",
-        "end the assistant's turn in the template with the end-of-turn token: data.chat_template=FILE",
+        "end the assistant's turn in the template with the end-of-turn token, or name another when training: "
+        "data.chat_template=FILE",
     ),
     "control_text": _Meaning(
         "warning",
         "{count} of {of} messages hold control tokens ({names}): where a tokenizer finds them, they end or begin turns",
-        "nothing, if they are meant as text, which they are read as; data.control_text=error refuses them, "
-        "data.control_text=token lets them act",
+        "nothing, if they are meant as text, which they are read as; when training, data.control_text=error refuses "
+        "them, and data.control_text=token lets them act",
     ),
     "conversations_in_held_out": _Meaning(
         "error",
@@ -124,7 +125,7 @@ _MEANINGS: dict[str, _Meaning] = {
     "too_long": _Meaning(
         "warning",
         "{count} of {of} groups are longer than the maximum length, before special and template tokens",
-        "raise data.max_length, or choose data.truncation=drop or data.truncation=keep_end_of_prompt",
+        "when training, raise data.max_length, or choose data.truncation=drop or data.truncation=keep_end_of_prompt",
     ),
     "no_whitespace_at_boundary": _Meaning(
         "warning",

@@ -209,7 +209,7 @@ def last_turn(conversation: Conversation, cell: Cell) -> tuple[Conversation, tup
     """A conversation's prompt and its last message, the one response."""
     if any(turn["role"] == "assistant" for turn in conversation[:-1]):
         cell.row.ledger.count(
-            "the last assistant turn is the response, earlier ones are its prompt; data.learn=all learns them too",
+            "earlier assistant turns are part of the prompt, the last one is the response",
             cell.row.where,
         )
     return split_off([conversation], [cell])
