@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from penchant.engine.tied import Shared
-from penchant.engine.vocabulary import LowRank, OutputLayer, blocks
+from penchant.engine.vocabulary import LowRank, OutputLayer, blocks, passes
 
 KEPT_ELEMENTS = 1 << 27
 """Logits kept for the backward (512 MiB in float32)."""
@@ -108,17 +108,17 @@ class _LinearLogProbs(torch.autograd.Function):
         if not needs_hidden:
             return head.log_probs(hidden, targets, 0)[0]
         # With a frozen head each row's gradient can be had now, for an upstream of 1, and scaled later.
-        unit, parts = torch.empty_like(hidden), []
+        unit, whole = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
         rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
-        for x, of_x, words in zip(hidden.split(rows), unit.split(rows), targets.split(rows), strict=True):
+        for x, of_x, words, of_log_probs in passes(rows, hidden, unit, targets, whole):
             log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
             ones = torch.ones_like(normalisers)
             gradient = head.gradients(x, words, normalisers, ones, kept, (True, False, False, False, False)).hidden
             assert gradient is not None
             of_x.copy_(gradient)
-            parts.append(log_probs)
+            of_log_probs.copy_(log_probs)
         ctx.save_for_backward(unit)
-        return torch.cat(parts)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -74,10 +74,15 @@ class OutputLayer:
     softcap: float | None
     adapter: LowRank | None = None
 
+    @staticmethod
+    def sum_dtype(hidden: Tensor) -> torch.dtype:
+        """In which sums over the vocabulary are kept: float32 at least."""
+        return torch.promote_types(hidden.dtype, torch.float32)
+
     def log_probs(self, hidden: Tensor, targets: Tensor, keep: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The targets' log-probs [N], each row's log-sum-exp [N], and the raw logits [N, B] of so many blocks."""
         n = len(targets)
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        dtype = self.sum_dtype(hidden)
         chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
         kept: list[Tensor] = []
         for block in blocks(n, len(self.weight), hidden.device):
