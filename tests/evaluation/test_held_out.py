@@ -47,7 +47,7 @@ def test_identical_weights_have_no_log_ratio_where_a_prompt_was_cut(tiny_model, 
     scored = score(str(tiny_model), [LONG, SHORT], WORLD, reference=twin, reading=reading, tell=told.append)
     assert [each.reference_log_probs for each in scored] == [each.log_probs for each in scored]
     assert scored[0].prompt_tokens + max(scored[0].tokens) == (max_length or 128)
-    assert told == ["prompt truncated: 1 of 2 groups"]
+    assert told == ["prompt truncated: 1 of 2 groups (long)"]
 
 
 def test_a_reference_of_letters_reads_a_cut_prompts_end(tiny_model, tmp_path):
@@ -60,7 +60,7 @@ def test_a_reference_of_letters_reads_a_cut_prompts_end(tiny_model, tmp_path):
     assert alone[0].prompt_tokens == 64
     assert cut.reference_log_probs == alone[0].log_probs
     assert short.reference_log_probs == alone[1].log_probs
-    assert told == ["prompt truncated: 1 of 2 groups"]
+    assert told == ["prompt truncated: 1 of 2 groups (long)"]
 
 
 def test_what_a_short_reference_reads_less_of_is_told(tiny_model, tmp_path):

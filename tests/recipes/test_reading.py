@@ -67,7 +67,7 @@ class TestLengths:
     def test_of_a_model_from_nothing(self, file):
         sizes = Sizes(vocabulary=300, hidden=32, layers=1, heads=2, context=64)
         with (
-            Reader.new("small", ["the old cat sees and runs"], sizes, 0) as reader,
+            Reader.new("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig()) as reader,
             pytest.raises(DataError, match="max_length is 64"),
         ):
             check_lengths([reader], {"train": file}, READING)

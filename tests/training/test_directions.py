@@ -103,5 +103,4 @@ def test_a_metric_that_counts_nothing_is_refused_before_the_first_step(write_con
         train(load_config(config))
     assert "rewards/chosen" in error.value.fix
     assert "rewards/rejected" not in error.value.fix
-    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [0]
+    assert not (tmp_path / "run").exists()

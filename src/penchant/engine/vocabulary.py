@@ -93,9 +93,7 @@ class OutputLayer:
             if one_kernel.serves(logits):
                 of_block = one_kernel.log_sum_exp(logits, self.softcap)
             else:
-                of_block = torch.empty_like(normalisers)
-                for part, out in passes(_pass_rows(logits), logits, of_block):
-                    out.copy_(_log_sum_exp(one_kernel.capped(part, self.softcap)))
+                of_block = _row_sums(logits, self.softcap, normalisers.dtype)
             normalisers = torch.logaddexp(normalisers, of_block)
             if len(kept) < keep:
                 kept.append(logits)
@@ -205,6 +203,15 @@ def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _pass_rows(logits: Tensor) -> int:
     return max(1, _PASS_ELEMENTS // logits.shape[1])
+
+
+def _row_sums(logits: Tensor, softcap: float | None, dtype: torch.dtype) -> Tensor:
+    """[N] log-sum-exp of each row of a block's raw logits [N, B], a few rows at a time."""
+    # A function of its own: a loop's last rows would keep the block's memory until the next block has its own.
+    sums = logits.new_empty(len(logits), dtype=dtype)
+    for rows, out in passes(_pass_rows(logits), logits, sums):
+        out.copy_(_log_sum_exp(one_kernel.capped(rows, softcap)))
+    return sums
 
 
 def _log_sum_exp(values: Tensor) -> Tensor:

@@ -130,11 +130,12 @@ class Reader:
 
     @classmethod
     @contextmanager
-    def new(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int) -> Iterator[Reader]:
+    def new(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Iterator[Reader]:
         """Of a small model from nothing, whose tokenizer is trained on these texts."""
         with TemporaryDirectory() as folder:
             build_small_llama(Path(folder) / "start", texts, sizes, seed)
-            yield cls(name, load_tokenizer(str(Path(folder) / "start")), sizes.context)
+            tokenizer = load_tokenizer(str(Path(folder) / "start"), chat_template=data.chat_template)
+            yield cls(name, tokenizer, sizes.context)
 
 
 def check_lengths(readers: Sequence[Reader], files: Mapping[str, Path], data: ReadingConfig) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        place = _field(first["loc"][1:], error.body, first["type"] == "missing")
         found = invalid(f"{place}: {first['msg']}" if place else first["msg"], param=place or None)
         return JSONResponse(found.body, found.status)
 
@@ -272,3 +272,16 @@ async def _streamed(answer: _Answer, job: Job, events: asyncio.Queue[Event]) -> 
     finally:
         # Also where the client has gone: the row then ends with its next token.
         job.cancelled.set()
+
+
+def _field(path: Sequence[str | int], body: object, missing: bool) -> str:
+    """The field of a request that is at fault, as in ``messages.0.content``; a union's members are no fields."""
+    parts: list[str] = []
+    for part in path:
+        try:
+            body = body[part]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            if parts and not missing:
+                break
+        parts.append(str(part))
+    return ".".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,8 @@ def test_a_system_that_does_not_tell(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "STATUS", tmp_path / "nothing")
     monkeypatch.setattr(memory, "FORGET", tmp_path / "nothing" / "either")
     forget(CPU)
-    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert held(CPU) == most_held(CPU) == most * 1024
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert most_held(CPU) == most

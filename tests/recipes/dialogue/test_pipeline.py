@@ -248,7 +248,9 @@ def tiny_bert(tmp_path, done):
 
 def test_by_a_chat_template(done, tmp_path):
     """Without a template a question is a user's message, and an answer an assistant's."""
-    dialogue(configured(tmp_path, template=None), only="data")
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}")
+    dialogue(configured(tmp_path, template=None, data={"chat_template": str(template)}), only="data")
     [group, *_] = read_groups(tmp_path / "out" / "data" / "preferences_train.jsonl").groups
     assert [message["role"] for message in (*group.prompt, *group.candidates[0])] == ["user", "assistant"]
 

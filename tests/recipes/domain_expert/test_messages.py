@@ -79,7 +79,7 @@ def test_the_router_is_asked_what_the_server_asks(rows, monkeypatch):
     config = validated(DomainExpertConfig, values, "test")
     read = []
 
-    def likely(model, groups, token_budget):
+    def likely(model, groups, token_budget, reading):
         read.extend(group.prompt for group in groups)
         draw = random.Random(0)
         return [SimpleNamespace(log_probs=(draw.random(), draw.random())) for _ in groups]

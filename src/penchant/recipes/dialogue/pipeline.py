@@ -116,7 +116,9 @@ def _constructed(config: DialogueConfig, place: Path) -> Found:
             continue
         new = config.new_models
         _, corpus = base_texts(str(new.texts), new.chunk_words, [place / "supervised_train.jsonl"])
-        with Reader.new(f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed) as reader:
+        with Reader.new(
+            f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed, config.data
+        ) as reader:
             check_lengths([reader], files, config.data)
     return found
 

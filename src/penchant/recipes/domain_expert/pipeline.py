@@ -124,7 +124,9 @@ def _prepared(config: DomainExpertConfig, place: Path) -> Found:
     new = config.new_models
     also = [place / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
     _, corpus = base_texts(str(new.texts), config.texts.chunk_words, also)
-    with Reader.new(f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed) as reader:
+    with Reader.new(
+        f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data
+    ) as reader:
         check_lengths([reader], files, config.data)
     return found
 

@@ -100,7 +100,9 @@ def _asking(config: RecommendConfig) -> Callable[[Path], Found]:
             check_lengths([Reader.named(config.model, config.data)], files, config.data)
             return found
         sizes = config.new_model.sizes
-        with Reader.new(f"a model of context {sizes.context}", _corpus(folder), sizes, config.seed) as reader:
+        with Reader.new(
+            f"a model of context {sizes.context}", _corpus(folder), sizes, config.seed, config.data
+        ) as reader:
             check_lengths([reader], files, config.data)
         return found
 
