@@ -188,7 +188,7 @@ class TestDepth:
                 assert getattr(quick, name) == pytest.approx(value, rel=0.01), name
         # Where gradients outgrow activations, work on the head is counted beside the most of them.
         assert 0.98 * whole.training <= quick.training <= (1.01 if "lora.rank=4" in changes else 1.25) * whole.training
-        for name in ("weights", "gradients", "optimizer", "activations", "baseline"):
+        for name in ("weights", "gradients", "optimizer", "baseline"):
             assert getattr(quick, name) == getattr(whole, name), name
 
     @pytest.mark.parametrize(

@@ -84,6 +84,14 @@ class Load:
         """The least that shows the peak: the step with the heaviest micro-batch."""
         return Load(self.steps[:1], self.reference[:1], self.held_out[:1])
 
+    @property
+    def heaviest(self) -> Load:
+        """`lightened` to one micro-batch, made twice where a step has several: the second finds gradients there."""
+        light = self.lightened
+        step = light.steps[0]
+        most = max(step, key=lambda groups: sum(group.length for group in groups))
+        return replace(light, steps=[[most] * min(2, len(step))])
+
 
 def count_memory(
     blueprint: Blueprint,
@@ -108,7 +116,7 @@ def count_memory(
     small, large = (
         _count(
             replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)),
-            replace(load, reference=load.reference[:1]),
+            load.heaviest,
             [None] if None in references else [],
             live=live,
             device=device,
