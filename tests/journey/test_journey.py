@@ -173,7 +173,7 @@ class TestTheSameNumbersAtEveryStation:
         run, data = journey(family, method, lora), pairs[1]
         expected = evaluated(run, data, tmp_path / "run.jsonl")
         changed = np.abs(expected - evaluated(starting_models[family], data, tmp_path / "start.jsonl"))
-        assert changed.min() > 1e-3
+        assert changed.max() > 0.1
         if method == "dpo":
             metrics = during_training(run, "logps")
             assert [metrics["chosen"], metrics["rejected"]] == pytest.approx(expected.mean(0).tolist(), abs=TOLERANCE)
