@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from penchant.engine.heap import Block, Heap
 
+_DEVICE = torch.ops.prim.device.default
+
 UNKNOWN_BYTES = 1 << 62
 """Memory of a machine that does not say how much it has."""
 
@@ -48,6 +50,8 @@ class Ledger(TorchDispatchMode):
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # Asked more often than all others together, and makes no tensor.
+            return func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
                 self._seen.add(tensor.untyped_storage())  # Not made here, if it was not seen before.

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from penchant.engine.tree_plan import Span, Tiling
+from penchant.engine.tree_plan import Span, Tiling, span_length
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -33,10 +34,14 @@ class _TiledAttention(torch.autograd.Function):
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
         by_head = out.transpose(1, 2)
         normalisers = []
+        counted = _counted_tile(query, tiling)
         for number, tile in enumerate(tiling.tiles):
             start, end = tile.outputs
             if not tile.keys:
                 out[:, start:end] = 0.0
+                continue
+            if counted not in (None, number):
+                normalisers.append(_skipped_normaliser(query, tiling, number))
                 continue
             bias = None if tile.causal else tiling.bias(number, query.dtype)
             q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
@@ -52,22 +57,48 @@ class _TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out, *normalisers = ctx.saved_tensors
         upstream, out = upstream.transpose(1, 2), out.transpose(1, 2)
-        found = tuple(torch.zeros_like(each) for each in (query, key, value))
-        left = iter(normalisers)
+        totals = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
+        remaining = iter(normalisers)
+        counted = _counted_tile(query, ctx.tiling)
         for number, tile in enumerate(ctx.tiling.tiles):
             if not tile.keys:
+                continue
+            normaliser = next(remaining)
+            if counted not in (None, number):
                 continue
             start, end = tile.outputs
             bias = None if tile.causal else ctx.tiling.bias(number, query.dtype)
             q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
             # Outputs that are not the tile's own have no gradient, and are not kept.
-            dy, y = (_behind(each[:, :, start:end], q.shape[2]) for each in (upstream, out))
-            gradients = _BACKWARD(dy, q, k, v, y, next(left), 0.0, tile.causal, attn_mask=bias, scale=ctx.scale)
-            for total, gradient, spans in zip(found, gradients, (tile.queries, tile.keys, tile.keys), strict=True):
+            dy, y = (_behind(tensor[:, :, start:end], q.shape[2]) for tensor in (upstream, out))
+            gradients = _BACKWARD(dy, q, k, v, y, normaliser, 0.0, tile.causal, attn_mask=bias, scale=ctx.scale)
+            for total, gradient, spans in zip(totals, gradients, (tile.queries, tile.keys, tile.keys), strict=True):
                 parts = gradient.split([b - a for a, b in spans], 2)
                 for (a, b), part in zip(spans, parts, strict=True):
                     total[:, :, a:b].add_(part)
-        return found[0], found[1], found[2], None, None
+        return totals[0], totals[1], totals[2], None, None
+
+
+def _counted_tile(query: Tensor, tiling: Tiling) -> int | None:
+    """Index of the tile that is computed where only memory is counted: the one of most scores; None for all tiles.
+
+    What a tile works with is freed before the next one's, so that the largest stands for all of them.
+    """
+    if not isinstance(query, FakeTensor):
+        return None
+    return max(
+        (number for number, tile in enumerate(tiling.tiles) if tile.keys),
+        key=lambda number: span_length(tiling.tiles[number].queries) * span_length(tiling.tiles[number].keys),
+    )
+
+
+def _skipped_normaliser(query: Tensor, tiling: Tiling, number: int) -> Tensor:
+    """[1, queries, H] room for a tile's normalisers; its bias, which later layers share, is made as well."""
+    tile = tiling.tiles[number]
+    if not tile.causal:
+        tiling.bias(number, query.dtype)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty((1, span_length(tile.queries), query.shape[1]), dtype=dtype)
 
 
 def _gather(x: Tensor, spans: Sequence[Span]) -> Tensor:

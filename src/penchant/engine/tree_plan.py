@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from penchant.data.trees import Branches, TreeBatch
 
@@ -71,6 +72,9 @@ class Tiling:
         A number and not a bool: attention would make numbers of it anew in each layer, and keep them for the backward.
         """
         key = (tile, dtype)
+        if key not in self._biases and isinstance(self._reach, FakeTensor):
+            queries, keys = (span_length(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys))
+            self._biases[key] = self._reach.new_zeros((queries, keys), dtype=dtype)
         if key not in self._biases:
             query, seen = (self._places(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys))
             visible = (seen <= query[:, None]) & (query[:, None] < self._reach[seen])
@@ -82,6 +86,11 @@ class Tiling:
 
     def _places(self, spans: Sequence[Span]) -> Tensor:
         return torch.cat([torch.arange(*span) for span in spans]).to(self._reach.device)
+
+
+def span_length(spans: Sequence[Span]) -> int:
+    """Tokens in the spans."""
+    return sum(end - start for start, end in spans)
 
 
 def _joined(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:

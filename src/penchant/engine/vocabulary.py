@@ -85,7 +85,7 @@ class OutputLayer:
         dtype = self.sum_dtype(hidden)
         chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
         kept: list[Tensor] = []
-        for block in blocks(n, len(self.weight), hidden.device):
+        for block in self._blocks(hidden, keep):
             logits = self._logits(hidden, block)
             inside, place = _places(targets, block)
             found = one_kernel.capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
@@ -117,7 +117,7 @@ class OutputLayer:
         """
         sums = self._empty_gradients(hidden, normalisers.dtype, needs)
         kept.reverse()
-        for block in blocks(len(hidden), len(self.weight), hidden.device):
+        for block in self._blocks(hidden, len(kept)):
             logits = kept.pop() if kept else self._logits(hidden, block)
             inside, place = _places(targets, block)
             upstream_here = torch.where(inside, upstream, 0.0)
@@ -132,6 +132,15 @@ class OutputLayer:
         of_hidden = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
         of_low = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
         return sums._replace(hidden=of_hidden, low=of_low)
+
+    def _blocks(self, hidden: Tensor, kept: int) -> list[slice]:
+        """The vocabulary's blocks; of tensors without data, those kept and a few more, since the others take the same.
+
+        Args:
+            kept: number of blocks whose logits stay in memory from the forward to the backward.
+        """
+        parts = blocks(len(hidden), len(self.weight), hidden.device)
+        return parts[: kept + ALIKE] if isinstance(hidden, FakeTensor) else parts
 
     def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: Needs) -> Gradients:
         """Room for the gradients; sums over blocks are of float32 at least, or they would be rounded at each."""

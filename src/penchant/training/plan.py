@@ -16,7 +16,7 @@ from penchant.engine.loading import adapter_base
 from penchant.engine.memory import available_bytes, process_bytes
 from penchant.engine.scoring import sample_groups
 from penchant.training.inputs import Inputs
-from penchant.training.plan_memory import Memory, count_memory
+from penchant.training.plan_memory import Memory, Surroundings, count_memory
 from penchant.training.plan_model import Blueprint, read_shape
 from penchant.training.plan_time import NoRoom, Pace, check_tree, measure_pace
 from penchant.training.plan_work import Work, lay_out
@@ -133,10 +133,7 @@ class Planner:
         return count_memory(
             replace(self.blueprint, config=config),
             work.load().lightened if roughly else work.load(),
-            work.references,
-            live=live,
-            device=self.device,
-            baseline=self.baseline,
+            Surroundings(work.references, live, self.device, self.baseline),
         )
 
     def forecast(

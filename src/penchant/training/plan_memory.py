@@ -93,61 +93,60 @@ class Load:
         return replace(light, steps=[[most] * min(2, len(step))])
 
 
-def count_memory(
-    blueprint: Blueprint,
-    load: Load,
-    references: Sequence[str | None],
-    *,
-    live: str | None,
-    device: torch.device,
-    baseline: int,
-) -> Memory:
-    """What a run will hold. Of a deep model two depths are counted, and what lies between them is multiplied.
+@dataclass(frozen=True)
+class Surroundings:
+    """What is in memory beside the model that is trained.
 
-    Args:
-        references: the models asked before training; None is the one training starts from.
+    Attributes:
+        references: models whose log-probs are computed before training; None is the one training starts from.
         live: a reference that stays in memory while candidates are drawn.
+        device: where all of them are.
         baseline: bytes of the process without any tensor.
     """
+
+    references: Sequence[str | None]
+    live: str | None
+    device: torch.device
+    baseline: int
+
+
+def count_memory(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+    """Memory of a run. A deep model is counted at two depths, and the bytes that a repetition adds are multiplied."""
     depths = find_depths(blueprint.shape, blueprint.rewards)
-    named = [source for source in dict.fromkeys(references) if source is not None]
     if depths is None:
-        return _count(blueprint, load, references, live=live, device=device, baseline=baseline)
+        return _count(blueprint, load, beside)
+    unnamed = replace(beside, references=[None] if None in beside.references else [])
     small, large = (
         _count(
-            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)),
-            load.heaviest,
-            [None] if None in references else [],
-            live=live,
-            device=device,
-            baseline=baseline,
+            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)), load.heaviest, unnamed
         )
         for layers in (depths.small, depths.large)
     )
-    asked = [_named_reference(source, blueprint, load, device) for source in named]
-    return _deepened(small, large, depths.repetitions, max(asked, default=0))
+    named = [source for source in dict.fromkeys(beside.references) if source is not None]
+    peaks = [_named_reference(source, blueprint, load, beside.device) for source in named]
+    return _deepened(small, large, depths.repetitions, max(peaks, default=0))
 
 
 def _deepened(small: Memory, large: Memory, repetitions: int, named: int) -> Memory:
     """The memory of a model that repeats its pattern of layers so many times more than the larger one.
 
     Args:
-        named: the most alive while a named reference is asked.
+        named: the most alive while a named reference computes its log-probs.
     """
     values = {
         name: value + repetitions * (value - getattr(small, name))
         for name, value in vars(large).items()
-        if name != "baseline"
+        if name not in ("baseline", "allocator")
     }
-    whole = Memory(**{**values, "allocator": max(0, values["allocator"])}, baseline=large.baseline)
+    deep = Memory(**values, allocator=0, baseline=large.baseline)
     # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
-    # little is said then.
-    least = _kept_while_training(whole) + large.training - _kept_while_training(large)
-    whole = replace(whole, training=max(whole.training, least))
-    if named <= whole.reference_pass:
-        return whole
-    with_named = replace(whole, reference_pass=named)
-    return replace(with_named, allocator=max(0, whole.alive + whole.allocator - with_named.alive))
+    # little is predicted then.
+    least = _kept_while_training(deep) + large.training - _kept_while_training(large)
+    deep = replace(deep, training=max(deep.training, least))
+    # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
+    held = deep.alive + round(large.allocator / large.alive * deep.alive)
+    deep = replace(deep, reference_pass=max(deep.reference_pass, named))
+    return replace(deep, allocator=max(0, held - deep.alive))
 
 
 def _kept_while_training(memory: Memory) -> int:
@@ -155,7 +154,7 @@ def _kept_while_training(memory: Memory) -> int:
 
 
 def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torch.device) -> int:
-    """The most alive while a named reference is asked."""
+    """The most alive while a named reference computes its log-probs."""
     shape, dtype = read_shape(source), blueprint.config.training.dtype
     depths = find_depths(shape, False)
 
@@ -172,46 +171,38 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
     return large + depths.repetitions * (large - small)
 
 
-def _count(
-    blueprint: Blueprint,
-    load: Load,
-    references: Sequence[str | None],
-    *,
-    live: str | None,
-    device: torch.device,
-    baseline: int,
-) -> Memory:
-    """What a run will hold, by its whole model; arguments as in `count_memory`."""
-    dtype = blueprint.config.training.dtype
+def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+    """Memory of a run, counted on its whole model."""
+    dtype, device = blueprint.config.training.dtype, beside.device
     heap = Heap(habits()) if device.type == "cpu" and has_holes() else None
-    beside = _weights(live, blueprint, device) if live else 0
-    asked = [0]
-    for source in dict.fromkeys(references):
+    live = _weights(beside.live, blueprint, device) if beside.live else 0
+    reference_peaks = [0]
+    for source in dict.fromkeys(beside.references):
         if source is not None:
             other = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
             with counted(heap) as ledger:
                 without_data(other, device)
-                asked.append(_forward(other, load.reference, ledger, device, dtype))
+                reference_peaks.append(_forward(other, load.reference, ledger, device, dtype))
             del other
     scorer = blueprint.meta_scorer()
     with counted(heap) as ledger:
         without_data(scorer, device)
         weights = ledger.live
-        if None in references:
-            asked.append(_forward(scorer, load.reference, ledger, device, dtype))
-        found = _count_steps(blueprint, scorer.train(), load.steps, ledger, device)
+        if None in beside.references:
+            reference_peaks.append(_forward(scorer, load.reference, ledger, device, dtype))
+        counts = _count_steps(blueprint, scorer.train(), load.steps, ledger, device)
         held_out = _forward(scorer, load.held_out, ledger, device, dtype) if load.held_out else 0
-        held = ledger.held
-    phases = {"training": found["training"], "step": found["step"], "held_out": held_out}
-    phases = {name: size + beside if size else 0 for name, size in phases.items()}
-    alive = max(*asked, *phases.values())
+        resident = ledger.held
+    phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
+    phases = {name: size + live if size else 0 for name, size in phases.items()}
+    alive = max(*reference_peaks, *phases.values())
     return Memory(
-        **{**found, **phases},
-        weights=weights + beside,
+        **{**counts, **phases},
+        weights=weights + live,
         head=head_memory(scorer, max(_targets(groups) for step in load.steps for groups in step), device, dtype),
-        reference_pass=max(asked),
-        allocator=max(0, held + beside - alive) if heap else 0,
-        baseline=baseline,
+        reference_pass=max(reference_peaks),
+        allocator=max(0, resident + live - alive) if heap else 0,
+        baseline=beside.baseline,
     )
 
 
@@ -222,22 +213,22 @@ def _count_steps(
     settings = blueprint.config.training
     optimizer = build_optimizer(scorer, settings, blueprint.config.head.weight_decay)
     weights = ledger.live
-    found = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
+    counts = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
     for micro_batches in [steps[0][:1], *steps]:
         for groups in micro_batches:
             ledger.reset()
             kept = _backward(scorer, groups, ledger, device, settings.dtype)
-            found["activations"] = max(found["activations"], kept)
-            found["training"] = max(found["training"], ledger.peak)
-        found["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
+            counts["activations"] = max(counts["activations"], kept)
+            counts["training"] = max(counts["training"], ledger.peak)
+        counts["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
         ledger.reset()
         trained = [p for p in scorer.parameters() if p.grad is not None]
         nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        found["step"] = max(found["step"], ledger.peak)
-        found["optimizer"] = ledger.live - weights
-    return found
+        counts["step"] = max(counts["step"], ledger.peak)
+        counts["optimizer"] = ledger.live - weights
+    return counts
 
 
 def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) -> int:
@@ -259,10 +250,10 @@ def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) 
         low, up = (torch.empty(n, rank, dtype=compute, device=device, requires_grad=True) for n in (targets, len(like)))
         adapter = LowRank(low, up) if rank else None
         ledger.reset()
-        before = ledger.live
+        inputs = ledger.live
         linear_log_probs(hidden, weight, None, ids, adapter=adapter).sum().backward()
-        own = sum(each.grad.nbytes for each in (weight, up) if each.grad is not None)
-        return max(0, ledger.peak - before - own)
+        gradients = sum(parameter.grad.nbytes for parameter in (weight, up) if parameter.grad is not None)
+        return max(0, ledger.peak - inputs - gradients)
 
 
 def _targets(groups: MicroBatch) -> int:
@@ -289,9 +280,9 @@ def _forward(scorer: Scorer, batches: Sequence[MicroBatch], ledger: Ledger, devi
 
 def _backward(scorer: Scorer, groups: MicroBatch, ledger: Ledger, device: torch.device, dtype: str) -> int:
     """One micro-batch there and back; returns the bytes its forward kept."""
-    before = ledger.live
+    start = ledger.live
     with precision(device, dtype):
-        said = scorer(pack(groups).to(device))
-    kept = ledger.live - before
-    said.sum().backward()
-    return kept
+        log_probs = scorer(pack(groups).to(device))
+    activations = ledger.live - start
+    log_probs.sum().backward()
+    return activations
