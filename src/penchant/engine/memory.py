@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from penchant.engine.heap import Block, Heap
 
 _DEVICE = torch.ops.prim.device.default
+_GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
 
 UNKNOWN_BYTES = 1 << 62
 """Memory of a machine that does not say how much it has."""
@@ -50,12 +51,12 @@ class Ledger(TorchDispatchMode):
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _DEVICE:  # Asked more often than all others together, and makes no tensor.
+        if func is _DEVICE:  # Called more often than all others together, and makes no tensor.
             return func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
                 self._seen.add(tensor.untyped_storage())  # Not made here, if it was not seen before.
-        made = func(*args, **(kwargs or {}))
+        made = (_grouped_product if func is _GROUPED_PRODUCT else func)(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage())
@@ -78,6 +79,12 @@ class Ledger(TorchDispatchMode):
         self.live -= size
         if self._heap is not None and block is not None:
             self._heap.give(block)
+
+
+def _grouped_product(left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Experts' grouped product without data: torch knows its shape in bfloat16 only, though it computes others too."""
+    rounded = (torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in (left, right))
+    return torch.empty_like(_GROUPED_PRODUCT(*rounded, *args, **kwargs), dtype=left.dtype)
 
 
 @contextmanager

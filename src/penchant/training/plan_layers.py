@@ -76,9 +76,10 @@ def pattern_depths(kinds: list[Hashable]) -> Depths | None:
         start = layers - period
         while start > 0 and kinds[start - 1] == kinds[start - 1 + period]:
             start -= 1
-        # Before the pattern there may be other layers; at least one repetition is in the smaller depth.
+        # Before the pattern there may be other layers. The last layer computes less than those before it, so that the
+        # smaller depth has a whole repetition without it.
         small = start + period + (layers - start - period) % period
-        small += period if small < 2 else 0
+        small += period if small == start + period else 0
         repetitions = (layers - small) // period - 1
         if repetitions > 0:
             return Depths(small, small + period, repetitions)

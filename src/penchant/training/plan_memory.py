@@ -117,9 +117,7 @@ def count_memory(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memo
         return _count(blueprint, load, beside)
     unnamed = replace(beside, references=[None] if None in beside.references else [])
     small, large = (
-        _count(
-            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)), load.heaviest, unnamed
-        )
+        _count(replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)), load.heaviest, unnamed)
         for layers in (depths.small, depths.large)
     )
     named = [source for source in dict.fromkeys(beside.references) if source is not None]
