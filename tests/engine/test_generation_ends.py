@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.engine.generation_ends import TrainedResponses, revised
+from penchant.engine.generation_ends import TrainedResponses, revise_settings
 from penchant.engine.gguf_writing import export_gguf
 from penchant.engine.loading import load_model
 
@@ -26,7 +26,7 @@ TRAINED = TrainedResponses(ends=(5,), shortest=3, longest=40, sequence=100)
 
 
 def changed(**values: Any) -> dict[str, Any]:
-    return revised(values, TOKENIZER, TRAINED, 512)
+    return revise_settings(values, TOKENIZER, TRAINED, 512)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_the_trained_end_joins_those_there_are(before, after):
 
 def test_plain_text_keeps_one_eos():
     plain = TrainedResponses(ends=(2,), shortest=3, longest=40, sequence=100)
-    assert revised({"eos_token_id": 2}, TOKENIZER, plain, 512)["eos_token_id"] == 2
-    assert revised({}, TOKENIZER, plain, 512)["eos_token_id"] == 2
+    assert revise_settings({"eos_token_id": 2}, TOKENIZER, plain, 512)["eos_token_id"] == 2
+    assert revise_settings({}, TOKENIZER, plain, 512)["eos_token_id"] == 2
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_contradicts_training(before, after):
 
 def test_a_tokenizer_without_bos_leaves_the_models():
     tokenizer: Any = SimpleNamespace(eos_token_id=2, bos_token_id=None, pad_token_id=None)
-    values = revised({"bos_token_id": 1, "pad_token_id": 3}, tokenizer, TRAINED, None)
+    values = revise_settings({"bos_token_id": 1, "pad_token_id": 3}, tokenizer, TRAINED, None)
     assert (values["bos_token_id"], values["pad_token_id"]) == (1, 3)
 
 

@@ -58,5 +58,5 @@ def declare_biases(model: PreTrainedModel, source: str) -> None:
 
 def _names(model: PreTrainedModel, config: PretrainedConfig) -> set[str]:
     with torch.device("meta"):
-        other = type(model)(config)
-    return {name for name, _ in other.named_parameters(remove_duplicate=False)}
+        blank = type(model)(config)
+    return {name for name, _ in blank.named_parameters(remove_duplicate=False)}

@@ -120,8 +120,8 @@ def save_model(model: PreTrainedModel, folder: Path, weights: Mapping[str, Tenso
     if weights is None:
         tied = getattr(model, "all_tied_weights_keys", {})
         weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    known = {*checkpoint.targets, *checkpoint.unused, *checkpoint.dropped}
-    if not all(file.is_file() for file in checkpoint.files) or set(tensor_names(checkpoint.files)) != known:
+    recorded_names = {*checkpoint.targets, *checkpoint.unused, *checkpoint.dropped}
+    if not all(file.is_file() for file in checkpoint.files) or set(tensor_names(checkpoint.files)) != recorded_names:
         raise ModelError(
             "the model's files were changed since it was loaded, and tensors that are not trained are read from them",
             where=checkpoint.source,
@@ -157,12 +157,12 @@ def _refuse_quantised(model: PreTrainedModel, source: str) -> None:
 def _refuse_strays(model: PreTrainedModel, source: str, strays: Sequence[str]) -> None:
     """Raise ModelError for tensors that no part of the model is made of, and that transformers does not know of."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), _OLD_BUFFERS]
-    named = getattr(model.config, "unused_weights", None) or ()
+    configured_patterns = getattr(model.config, "unused_weights", None) or ()
     unknown = [
         name
         for name in strays
         if not any(re.search(pattern, name) for pattern in patterns)
-        and not any(fnmatch(name, pattern) for pattern in named)
+        and not any(fnmatch(name, pattern) for pattern in configured_patterns)
     ]
     if unknown:
         raise ModelError(
@@ -180,14 +180,14 @@ def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str
 
     tied = getattr(model, "all_tied_weights_keys", {})
     buffers = {name for name, _ in model.named_buffers()}
-    values, written = {}, set(buffers)
+    values, covered = {}, set(buffers)
     for name, target in checkpoint.targets.items():
         if name not in checkpoint.converted and target not in buffers:
             # A tied weight that the files hold twice is two tensors there.
             values[name] = weights[target] if target in weights else weights[tied[target]].clone()
-            written.add(target)
-    rest = {name: tensor for name, tensor in weights.items() if name not in written}
-    values.update(revert_weight_conversion(model, rest))
+            covered.add(target)
+    remaining = {name: tensor for name, tensor in weights.items() if name not in covered}
+    values.update(revert_weight_conversion(model, remaining))
     lost = sorted(checkpoint.converted - values.keys())
     if lost:
         raise ModelError(
@@ -202,25 +202,25 @@ def _write_files(checkpoint: Checkpoint, values: Mapping[str, Tensor], folder: P
     """Every weight file again, one at a time, with new values where there are some."""
     from safetensors.torch import save_file
 
-    new = values.keys() - checkpoint.targets.keys()
-    places: dict[str, str] = {}
+    added_names = values.keys() - checkpoint.targets.keys()
+    weight_map: dict[str, str] = {}
     total = 0
     for number, file in enumerate(checkpoint.files, 1):
         last = number == len(checkpoint.files)
-        with open_weights(file) as (names, read):
+        with open_weights(file) as (names, read_tensor):
             remaining = [name for name in names if name not in checkpoint.dropped]
-            tensors = {name: _alone(values[name] if name in values else read(name)) for name in remaining}
-        tensors |= {name: _alone(values[name]) for name in sorted(new)} if last else {}
+            tensors = {name: _own_memory(values[name] if name in values else read_tensor(name)) for name in remaining}
+        tensors |= {name: _own_memory(values[name]) for name in sorted(added_names)} if last else {}
         output = (
             "model.safetensors"
             if len(checkpoint.files) == 1
             else (f"model-{number:05}-of-{len(checkpoint.files):05}.safetensors")
         )
         save_file(tensors, folder / output, {"format": "pt"})
-        places |= dict.fromkeys(tensors, output)
+        weight_map |= dict.fromkeys(tensors, output)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(checkpoint.files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -243,7 +243,7 @@ def _write_config(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.d
     (folder / "config.json").write_text(json.dumps(after, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _own_memory(tensor: Tensor) -> Tensor:
     """A tensor in memory of its own, as safetensors wants it."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor

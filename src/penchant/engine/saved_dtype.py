@@ -119,7 +119,7 @@ def _of_folder(folder: Path) -> SavedDtype | None:
     if not sizes:
         return None
     dtype = sizes.most_common(1)[0][0]
-    return SavedDtype(dtype, {name: other for name, other in by_name.items() if other != dtype})
+    return SavedDtype(dtype, {name: stored for name, stored in by_name.items() if stored != dtype})
 
 
 def _header(file: Path) -> Iterator[tuple[str, str, int]]:

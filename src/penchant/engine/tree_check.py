@@ -171,8 +171,8 @@ class TreeCheck:
         """[C] by padded rows: one at a time, since all logits of many rows are gigabytes, or a group's together."""
         if attention is not None:
             set_attention(self.model, attention)
-        alone = [replace(group, responses=(response,)) for group in sample for response in group.responses]
-        batches = [pack([group]).to(self.model.device) for group in (sample if together else alone)]
+        single_rows = [replace(group, responses=(response,)) for group in sample for response in group.responses]
+        batches = [pack([group]).to(self.model.device) for group in (sample if together else single_rows)]
         with nullcontext() if exact else self.autocast():
             return torch.cat([self.padded(batch).flatten()[batch.slots] for batch in batches])
 

@@ -111,7 +111,7 @@ def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> Tr
     """What responses the language model learns; None where it learns none."""
     if config.method.needs.trains == "rewards" or config.head.freeze_backbone or not groups:
         return None
-    trained = TrainedResponses.of(groups)
+    trained = TrainedResponses.from_groups(groups)
     if config.candidates == "given":
         return trained
     tokens = config.sampling.max_new_tokens
