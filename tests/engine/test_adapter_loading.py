@@ -10,7 +10,8 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from penchant.engine.loading import load_model, load_tokenizer, merge_adapter
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.merging import merge_adapter
 from penchant.engine.reward_model import start_reward_model
 from penchant.errors import ModelError
 

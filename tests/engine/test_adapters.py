@@ -17,7 +17,8 @@ from penchant.engine.adapters import idle_adapters
 from penchant.engine.attention import TREE
 from penchant.engine.distribution import World
 from penchant.engine.lean import lighten
-from penchant.engine.loading import load_model, merge_adapter
+from penchant.engine.loading import load_model
+from penchant.engine.merging import merge_adapter
 from penchant.engine.padded import PaddedScorer, unpack
 from penchant.engine.policy import Policy
 from penchant.engine.tree import TreeScorer

@@ -13,7 +13,8 @@ import transformers as hf
 from penchant.data.trees import pack
 from penchant.engine.checkpoint import checkpoint_of, keep_language_part, save_model
 from penchant.engine.distribution import World
-from penchant.engine.loading import context_length, load_config, load_model, load_tokenizer, merge_adapter
+from penchant.engine.loading import context_length, load_config, load_model, load_tokenizer
+from penchant.engine.merging import merge_adapter
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reward_model import load_reward_model, start_reward_model

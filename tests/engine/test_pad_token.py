@@ -17,7 +17,8 @@ from penchant.config_reward import RewardConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.trees import pack
-from penchant.engine.loading import load_tokenizer, merge_adapter
+from penchant.engine.loading import load_tokenizer
+from penchant.engine.merging import merge_adapter
 from penchant.engine.pad_token import NEW_PAD, choose_pad_token, pad_token_id
 from penchant.engine.reward_model import load_reward_model, start_reward_model
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer

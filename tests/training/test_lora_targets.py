@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from penchant.config import load_config
 from penchant.data.reading import read_groups
 from penchant.engine.distribution import World
-from penchant.engine.loading import load_model, merge_adapter
+from penchant.engine.loading import load_model
+from penchant.engine.merging import merge_adapter
 from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.held_out import score
 from penchant.training import loop

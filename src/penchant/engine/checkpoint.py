@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -104,11 +104,17 @@ def keep_language_part(model: PreTrainedModel, source: str, *, replaced: str | N
     _CHECKPOINTS[model] = Checkpoint(source, tuple(files), targets, converted, unused, dropped)
 
 
-def save_model(model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+def save_model(
+    model: PreTrainedModel,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write a model in Hugging Face format, with what its files held beside the weights it uses.
 
     Args:
         weights: the state dict to write, tied weights once; None is the model's own.
+        dtype: of most weights, for config.json; None is the model's own.
 
     Raises:
         ModelError: the files the model was loaded from are not there any more, or are others.
@@ -116,6 +122,7 @@ def save_model(model: PreTrainedModel, folder: Path, weights: Mapping[str, Tenso
     checkpoint = checkpoint_of(model)
     if checkpoint is None or not checkpoint.unused:
         model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+        _write_dtypes(model, folder, dtype or model.dtype)
         return
     if weights is None:
         tied = getattr(model, "all_tied_weights_keys", {})
@@ -128,9 +135,12 @@ def save_model(model: PreTrainedModel, folder: Path, weights: Mapping[str, Tenso
             fix="put the files back and run again with --resume",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    values = _values(model, checkpoint, weights)
-    _write_files(checkpoint, values, folder)
-    _write_config(model, checkpoint, next(v.dtype for v in values.values() if v.is_floating_point()), folder)
+    _write_files(checkpoint, _values(model, checkpoint, weights), folder)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    _write_dtypes(model, folder, dtype or model.dtype, checkpoint.source)
     copy_processors(checkpoint.source, folder)
 
 
@@ -224,23 +234,32 @@ def _write_files(checkpoint: Checkpoint, values: Mapping[str, Tensor], folder: P
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_config(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> None:
-    """config.json with the model's class; the dtypes of the parts that are not trained are what they were."""
+def _write_dtypes(model: PreTrainedModel, folder: Path, dtype: torch.dtype, source: str | None = None) -> None:
+    """Correct the dtypes in a folder's config.json: transformers writes those of the weights in memory.
+
+    Args:
+        dtype: on disk, of the language part.
+        source: the checkpoint that the other parts were copied from, with their dtypes; None where there are none.
+    """
     from transformers.utils import cached_file
 
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    before = json.loads(Path(str(cached_file(checkpoint.source, "config.json"))).read_text(encoding="utf-8"))
-    after = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    trained = text_config(model.config).model_type
-    after["dtype"] = str(dtype).removeprefix("torch.")
-    for name, part in after.items():
-        if isinstance(part, dict) and "dtype" in part:
-            is_text = part.get("model_type") == trained
-            part["dtype"] = after["dtype"] if is_text else (before.get(name) or {}).get("dtype", before.get("dtype"))
-    (folder / "config.json").write_text(json.dumps(after, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file = folder / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    base: dict[str, Any] = {}
+    if source is not None:
+        base = json.loads(Path(str(cached_file(source, "config.json"))).read_text(encoding="utf-8"))
+    values["dtype"] = str(dtype).removeprefix("torch.")
+    for name in model.config.sub_configs:
+        if isinstance(values.get(name), dict):
+            is_text = getattr(model.config, name) is text_config(model.config)
+            copied = None if is_text else _configured_dtype(base.get(name) or {}) or _configured_dtype(base)
+            values[name]["dtype"] = copied or values["dtype"]
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _configured_dtype(section: Mapping[str, Any]) -> str | None:
+    """The dtype in a section of a config.json, under its name of today or of transformers 4."""
+    return section.get("dtype") or section.get("torch_dtype")
 
 
 def _own_memory(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from penchant.engine.generation_ends import TrainedResponses, write_generation_c
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
 from penchant.engine.multimodal import qualify_targets
-from penchant.engine.saved_dtype import SavedDtype, write_dtype
+from penchant.engine.saved_dtype import SavedDtype
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -88,8 +88,7 @@ class Policy:
                 # The base's embedding stays as it is: under an adapter it need not be written, nor rounded to `dtype`.
                 self.adapters.save_pretrained(aside, state_dict=adapters, save_embedding_layers=False)
             else:
-                save_model(self.model, aside, weights)
-                write_dtype(aside, stored.dtype)
+                save_model(self.model, aside, weights, stored.dtype)
             if self.trained is not None:
                 write_generation_config(aside, self.model, self.tokenizer, self.trained)
             (aside / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the run's own

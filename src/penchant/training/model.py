@@ -98,13 +98,14 @@ def load_trained(
         scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
-    return Trained(policy, scorer, fingerprint, _saved_dtype(config))
+    return Trained(policy, scorer, fingerprint, _saved_dtype(config, policy))
 
 
-def _saved_dtype(config: RunConfig) -> SavedDtype:
+def _saved_dtype(config: RunConfig, policy: Policy) -> SavedDtype:
     """Adapters are small, and stay float32 unless asked otherwise; all weights have the dtype of the base's."""
     choice = config.training.save_dtype
-    return saved_dtype(config.model, "float32" if config.lora is not None and choice == "auto" else choice)
+    adapters = config.lora is not None and choice == "auto"
+    return saved_dtype(policy.model, config.model, "float32" if adapters else choice)
 
 
 def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> TrainedResponses | None:
