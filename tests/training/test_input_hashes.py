@@ -193,7 +193,7 @@ class TestLargeFiles:
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch):
-        monkeypatch.setattr(hashing, "WHOLE", 1000)
+        monkeypatch.setattr(hashing, "WHOLE_FILE_BYTES", 1000)
         monkeypatch.setattr(hashing, "BLOCKS", 2)
         monkeypatch.setattr(hashing, "BLOCK", 64)
 

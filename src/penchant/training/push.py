@@ -168,9 +168,9 @@ def _refused(error: Any, repository: str, endpoint: str) -> ConfigError:
             where=repository,
             fix="check the spelling, and that your token may write there",
         )
-    said = (getattr(error, "server_message", None) or "").strip().split("\n")[0]
+    answer = (getattr(error, "server_message", None) or "").strip().split("\n")[0]
     return ConfigError(
-        f"the hub at {endpoint} answered {status}" + (f": {_without_token(said)}" if said else ""),
+        f"the hub at {endpoint} answered {status}" + (f": {_without_token(answer)}" if answer else ""),
         where=repository,
         fix="try again in a while; pushing again goes on" if status >= 500 or status == 429 else "correct what it says",
     )
