@@ -25,7 +25,7 @@ from penchant.training.run import train
 
 FAMILIES = ["qwen3_5", "gemma3", "gemma4", "mistral3", "qwen2_5_vl"]
 TOWERS = ("visual", "vision", "projector", "mtp", "layer_scalar")
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 FEW = {"training": {"max_steps": 2, "batch_size": 4, "token_budget": 512}, "evaluation": {"samples": 0}}
 
 
@@ -69,7 +69,7 @@ def log_probs(model, folder, file):
 
 def measured(folder, file):
     """The same by `penchant evaluate`."""
-    groups = score(str(folder), read_groups(str(file)).groups, ALONE)
+    groups = score(str(folder), read_groups(str(file)).groups, SINGLE)
     return torch.tensor([value for group in groups for value in group.log_probs])
 
 
@@ -80,21 +80,21 @@ def test_a_full_run_changes_the_language_part_only(
 ):
     folder = multimodal_folder(family)
     run, lines = start(folder, objective={"name": method})
-    before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert after[name].dtype == tensor.dtype, name
+    base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
+    assert base_tensors.keys() == saved_tensors.keys()
+    for name, tensor in base_tensors.items():
+        assert saved_tensors[name].dtype == tensor.dtype, name
         if any(tower in name for tower in TOWERS):
-            assert torch.equal(after[name], tensor)
+            assert torch.equal(saved_tensors[name], tensor)
     trained = [
-        name for name in before if name.endswith(("layers.1.mlp.down_proj.weight", "layers.1.mlp.up_proj.weight"))
+        name for name in base_tensors if name.endswith(("layers.1.mlp.down_proj.weight", "layers.1.mlp.up_proj.weight"))
     ]
     assert trained
-    assert all(not torch.equal(after[name].float(), before[name].float()) for name in trained)
-    kept = [name for name in before if any(tower in name for tower in TOWERS[:-1])]
-    assert any(line.startswith(f"{len(kept)} tensors of the model's files are not trained") for line in lines)
-    alone = log_probs(original(run), run, few_pairs)
-    torch.testing.assert_close(measured(run, few_pairs), alone, rtol=1e-5, atol=1e-4)
+    assert all(not torch.equal(saved_tensors[name].float(), base_tensors[name].float()) for name in trained)
+    untrained = [name for name in base_tensors if any(tower in name for tower in TOWERS[:-1])]
+    assert any(line.startswith(f"{len(untrained)} tensors of the model's files are not trained") for line in lines)
+    expected = log_probs(original(run), run, few_pairs)
+    torch.testing.assert_close(measured(run, few_pairs), expected, rtol=1e-5, atol=1e-4)
     assert (run / "preprocessor_config.json").read_bytes() == (folder / "preprocessor_config.json").read_bytes()
 
 
@@ -121,8 +121,8 @@ def test_a_reward_model(family, lora, start, multimodal_folder, multimodal_model
     folder = multimodal_folder(family)
     run, _ = start(folder, objective={"name": "bradley_terry"}, lora=lora)
     if lora is None:
-        before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
-        assert {name for name in before if any(tower in name for tower in TOWERS)} <= after.keys()
+        base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
+        assert {name for name in base_tensors if any(tower in name for tower in TOWERS)} <= saved_tensors.keys()
     else:
         targets = json.loads((run / "adapter_config.json").read_text())["target_modules"]
         assert all("language_model" in target for target in targets)

@@ -27,7 +27,7 @@ from penchant.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROCESSORS = (
+PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -35,6 +35,7 @@ _PROCESSORS = (
     "audio_tokenizer_config.json",
     "chat_template.json",
 )
+"""What turns images, video and audio into a multimodal model's input, beside its weights."""
 _OLD_BUFFERS = r"(^|\.)(rotary_emb\.inv_freq|position_ids)$|\.(attn|attention)\.(masked_)?bias$"
 """Constants that earlier versions of transformers stored with the weights."""
 
@@ -145,10 +146,10 @@ def save_model(
 
 
 def copy_processors(source: str, folder: Path) -> None:
-    """Copy the files that turn images, video and audio into a model's input."""
+    """Copy the `PROCESSOR_FILES` that a folder or hub id has."""
     from transformers.utils import cached_file
 
-    for name in _PROCESSORS:
+    for name in PROCESSOR_FILES:
         path = cached_file(source, name, **QUIET)
         if path is not None:
             shutil.copyfile(path, folder / name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config import load_config
+from penchant.engine.checkpoint import PROCESSOR_FILES
 from penchant.engine.loading import adapter_base
 from penchant.errors import ConfigError, ModelError
 from penchant.training.model_card import FILE as CARD
@@ -21,7 +22,7 @@ _FILES = (
     *_WEIGHTS,
     *("*.index.json", "config.json", "generation_config.json", "adapter_config.json", "preference_head*.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *PROCESSOR_FILES,
     *(CARD, "LICENSE*", "config.yaml", "metrics.jsonl", "evaluation.json"),
 )
 """What is uploaded; a run's checkpoints, samples, best model, report and times stay here."""
