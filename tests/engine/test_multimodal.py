@@ -25,7 +25,7 @@ from penchant.errors import ModelError
 
 FAMILIES = ["qwen3_5", "gemma3", "gemma4", "mistral3", "qwen2_5_vl", "llava"]
 IDS = torch.tensor([[1, 5, 9, 20, 7, 11, 4, 6, 8, 12]])
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 TOWERS = ("visual", "vision", "projector", "mtp")
 
 
@@ -39,33 +39,41 @@ def original(folder, **settings):
     return hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **settings).eval()
 
 
+def in_tower(name):
+    return any(part in name for part in TOWERS)
+
+
+def towers(tensors):
+    return {name: tensor for name, tensor in tensors.items() if in_tower(name)}
+
+
 def change(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.01
 
 
-def changed(before, after):
+def changed(base_tensors, saved_tensors):
     """Names of tensors that are not the same bits."""
 
     def bits(tensor):
         return tensor.dtype, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
-    assert before.keys() == after.keys()
-    return {name for name in before if bits(before[name]) != bits(after[name])}
+    assert base_tensors.keys() == saved_tensors.keys()
+    return {name for name in base_tensors if bits(base_tensors[name]) != bits(saved_tensors[name])}
 
 
 def test_it_is_read_by_its_own_class_without_its_towers(folder):
-    model, whole = load_model(str(folder)), original(folder)
+    model, full_model = load_model(str(folder)), original(folder)
     assert (
         type(model).__name__
-        == type(whole).__name__
+        == type(full_model).__name__
         == json.loads((folder / "config.json").read_text())["architectures"][0]
     )
-    assert not [name for name, _ in model.named_parameters() if any(tower in name for tower in TOWERS)]
-    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert not [name for name, _ in model.named_parameters() if in_tower(name)]
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in full_model.parameters())
     with torch.no_grad():
-        expected = whole(input_ids=IDS).logits
+        expected = full_model(input_ids=IDS).logits
         torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(model.train()(input_ids=IDS).logits, expected, rtol=0, atol=1e-6)
     assert context_length(load_config(str(folder))) == 128
@@ -96,12 +104,14 @@ def test_all_but_the_language_part_is_written_bit_for_bit(folder, tmp_path, mult
     model = load_model(str(folder))
     change(model)
     save_model(model, tmp_path)
-    before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path)
-    assert changed(before, after) == {name for name in before if not any(x in name for x in (*TOWERS, "layer_scalar"))}
+    base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path)
+    trained = {name for name in base_tensors if not in_tower(name) and "layer_scalar" not in name}
+    assert changed(base_tensors, saved_tensors) == trained
     assert sorted(file.name for file in tmp_path.glob("model*")) == sorted(file.name for file in folder.glob("model*"))
-    alone = original(tmp_path)
+    reloaded = original(tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(alone(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits, rtol=0, atol=1e-6)
+        expected = model.eval()(input_ids=IDS).logits
+        torch.testing.assert_close(reloaded(input_ids=IDS).logits, expected, rtol=0, atol=1e-6)
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     config = json.loads((tmp_path / "config.json").read_text())
@@ -116,14 +126,13 @@ class TestNames:
         multimodal_models.write_multimodal(
             family, tmp_path / "new", tiny_model, shards=False, save_original_format=False
         )
-        before = multimodal_models.read_tensors(tmp_path / "new")
-        assert any(name.startswith("model.language_model.layers.") for name in before)
+        base_tensors = multimodal_models.read_tensors(tmp_path / "new")
+        assert any(name.startswith("model.language_model.layers.") for name in base_tensors)
         model = load_model(str(tmp_path / "new"))
         change(model)
         save_model(model, tmp_path / "saved")
-        after = multimodal_models.read_tensors(tmp_path / "saved")
-        assert before.keys() == after.keys()
-        assert changed(before, after) == {name for name in before if not any(x in name for x in TOWERS)}
+        saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
+        assert changed(base_tensors, saved_tensors) == {name for name in base_tensors if not in_tower(name)}
 
     @pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl"])
     def test_a_tied_head_that_the_files_hold_twice(self, family, tiny_model, tmp_path, multimodal_models):
@@ -135,10 +144,10 @@ class TestNames:
         model = load_model(str(folder))
         change(model)
         save_model(model, tmp_path / "saved")
-        after = multimodal_models.read_tensors(tmp_path / "saved")
-        assert after.keys() == multimodal_models.read_tensors(folder).keys()
-        assert torch.equal(after[head], after[embedding])
-        assert torch.equal(after[head], model.get_input_embeddings().weight)
+        saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
+        assert saved_tensors.keys() == multimodal_models.read_tensors(folder).keys()
+        assert torch.equal(saved_tensors[head], saved_tensors[embedding])
+        assert torch.equal(saved_tensors[head], model.get_input_embeddings().weight)
 
     @pytest.mark.parametrize("family", ["gemma3", "gemma4", "qwen2_5_vl"])
     def test_a_head_that_is_not_tied_any_more(self, family, multimodal_folder, tmp_path, multimodal_models):
@@ -160,14 +169,14 @@ class TestNames:
     def test_weights_in_torchs_own_format(self, tiny_model, tmp_path, multimodal_models):
         folder = tmp_path / "torch"
         multimodal_models.write_multimodal("llava", folder, tiny_model, shards=False)
-        before = multimodal_models.read_tensors(folder)
-        torch.save(before, folder / "pytorch_model.bin")
+        base_tensors = multimodal_models.read_tensors(folder)
+        torch.save(base_tensors, folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
         model = load_model(str(folder))
         change(model)
         save_model(model, tmp_path / "saved")
-        after = multimodal_models.read_tensors(tmp_path / "saved")
-        assert changed(before, after) == {name for name in before if not any(x in name for x in TOWERS)}
+        saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
+        assert changed(base_tensors, saved_tensors) == {name for name in base_tensors if not in_tower(name)}
 
     def test_experts_that_are_joined_on_loading(self, tmp_path, multimodal_models):
         """The files hold one tensor for each expert, the model one for all."""
@@ -179,15 +188,15 @@ class TestNames:
         )  # fmt: skip
         hf.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "model")
         multimodal_models.add_tensors(tmp_path / "model", {"extra": torch.ones(3)})
-        before = multimodal_models.read_tensors(tmp_path / "model")
-        assert "model.layers.0.mlp.experts.2.up_proj.weight" in before
+        base_tensors = multimodal_models.read_tensors(tmp_path / "model")
+        assert "model.layers.0.mlp.experts.2.up_proj.weight" in base_tensors
         model = load_model(str(tmp_path / "model"))
         change(model)
         save_model(model, tmp_path / "saved")
-        after = multimodal_models.read_tensors(tmp_path / "saved")
-        assert changed(before, after) == before.keys() - {"extra"}
-        for name, tensor in before.items():
-            torch.testing.assert_close(after[name], tensor if name == "extra" else tensor + 0.01)
+        saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
+        assert changed(base_tensors, saved_tensors) == base_tensors.keys() - {"extra"}
+        for name, tensor in base_tensors.items():
+            torch.testing.assert_close(saved_tensors[name], tensor if name == "extra" else tensor + 0.01)
 
     def test_files_that_were_changed_meanwhile(self, tiny_model, tmp_path, multimodal_models):
         multimodal_models.write_multimodal("llava", tmp_path / "base", tiny_model)
@@ -212,16 +221,16 @@ class TestUnused:
             load_model(str(stray))
         assert '"unused_weights": ["v_head.summary.weight"]' in e.value.fix
 
-    @pytest.mark.parametrize("named", ["v_head.summary.weight", "v_head.*"])
-    def test_the_remedy_keeps_it(self, stray, tmp_path, named, multimodal_models):
+    @pytest.mark.parametrize("pattern", ["v_head.summary.weight", "v_head.*"])
+    def test_the_remedy_keeps_it(self, stray, tmp_path, pattern, multimodal_models):
         config = json.loads((stray / "config.json").read_text())
-        (stray / "config.json").write_text(json.dumps({**config, "unused_weights": [named]}))
+        (stray / "config.json").write_text(json.dumps({**config, "unused_weights": [pattern]}))
         model = load_model(str(stray))
         change(model)
         assert "v_head (1)" in checkpoint_of(model).notice
         save_model(model, tmp_path / "saved")
-        after = multimodal_models.read_tensors(tmp_path / "saved")
-        assert torch.equal(after["v_head.summary.weight"], torch.ones(1, 32))
+        saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
+        assert torch.equal(saved_tensors["v_head.summary.weight"], torch.ones(1, 32))
         again = load_model(str(tmp_path / "saved"))  # what is saved names it still
         torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
 
@@ -267,13 +276,13 @@ class TestAdapters:
             for name, parameter in policy.model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.1)
-        policy.save(tmp_path, TreeScorer(policy.model), ALONE, torch.float32)
-        alone = PeftModel.from_pretrained(original(folder), tmp_path).eval()
-        adapted = {name for name, _ in alone.named_modules() if name.endswith("lora_A")}
+        policy.save(tmp_path, TreeScorer(policy.model), SINGLE, torch.float32)
+        reloaded = PeftModel.from_pretrained(original(folder), tmp_path).eval()
+        adapted = {name for name, _ in reloaded.named_modules() if name.endswith("lora_A")}
         assert adapted
-        assert not [name for name in adapted if any(tower in name for tower in TOWERS)]
+        assert not [name for name in adapted if in_tower(name)]
         with torch.no_grad():
-            logits = alone(input_ids=IDS).logits
+            logits = reloaded(input_ids=IDS).logits
             ours = policy.model.eval()(input_ids=IDS).logits
             merged = load_model(str(tmp_path)).eval()(input_ids=IDS).logits
             bare = original(folder)(input_ids=IDS).logits
@@ -288,15 +297,15 @@ class TestAdapters:
             for name, parameter in policy.model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.3)
-        policy.save(tmp_path / "run", TreeScorer(policy.model), ALONE, torch.float32)
+        policy.save(tmp_path / "run", TreeScorer(policy.model), SINGLE, torch.float32)
         merge_adapter(str(tmp_path / "run"), tmp_path / "merged", save_dtype="float32")
-        before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path / "merged")
-        assert before.keys() == after.keys()
-        kept = {name for name in before if any(tower in name for tower in TOWERS)}
-        assert not changed({n: before[n] for n in kept}, {n: after[n] for n in kept})
+        base_tensors = multimodal_models.read_tensors(folder)
+        saved_tensors = multimodal_models.read_tensors(tmp_path / "merged")
+        assert base_tensors.keys() == saved_tensors.keys()
+        assert not changed(towers(base_tensors), towers(saved_tensors))
         with torch.no_grad():
-            alone = original(tmp_path / "merged")(input_ids=IDS).logits
-            torch.testing.assert_close(alone, policy.model.eval()(input_ids=IDS).logits, rtol=0, atol=1e-5)
+            reloaded = original(tmp_path / "merged")(input_ids=IDS).logits
+            torch.testing.assert_close(reloaded, policy.model.eval()(input_ids=IDS).logits, rtol=0, atol=1e-5)
         assert (tmp_path / "merged" / "preprocessor_config.json").exists()
 
     def test_an_adapter_of_a_tower_is_refused(self, multimodal_folder, tmp_path):
@@ -332,11 +341,12 @@ class TestScoring:
 
     def test_samples_are_transformers(self, folder):
         prompts = [np.array([5, 6, 7, 8, 9]), np.array([7, 9]), np.array([4, 4, 11])]
-        model, alone = load_model(str(folder)), original(folder)
+        model, full_model = load_model(str(folder)), original(folder)
         rows = sample(model, prompts, Sampling(samples=2, max_new_tokens=5, temperature=0.0), ends=[2])
         for prompt, responses in zip(prompts, rows, strict=True):
             ids = torch.from_numpy(prompt)[None]
-            expected = alone.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=2)[0, len(prompt) :].tolist()
+            generated = full_model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=2)
+            expected = generated[0, len(prompt) :].tolist()
             assert [row.ids.tolist() for row in responses] == [expected, expected]
 
     @pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
@@ -346,15 +356,14 @@ class TestScoring:
         model = start_reward_model(str(folder))
         change(model)
         save_model(model, tmp_path)
-        before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path)
-        assert after.keys() - before.keys() == {"score.weight"}
-        assert {name.rpartition(".")[0] for name in before.keys() - after.keys()} <= {"lm_head"}
-        kept = {name for name in before if any(tower in name for tower in TOWERS)}
-        assert not changed({n: before[n] for n in kept}, {n: after[n] for n in kept})
-        alone, report = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+        base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path)
+        assert saved_tensors.keys() - base_tensors.keys() == {"score.weight"}
+        assert {name.rpartition(".")[0] for name in base_tensors.keys() - saved_tensors.keys()} <= {"lm_head"}
+        assert not changed(towers(base_tensors), towers(saved_tensors))
+        reloaded, report = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
         assert not report["missing_keys"] | report["unexpected_keys"]
         with torch.no_grad():
-            expected = alone.eval()(input_ids=IDS).logits
+            expected = reloaded.eval()(input_ids=IDS).logits
             torch.testing.assert_close(model.eval()(input_ids=IDS).logits, expected)
             torch.testing.assert_close(load_reward_model(str(tmp_path))(input_ids=IDS).logits, expected)
 
