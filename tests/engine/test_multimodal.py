@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from penchant.data.trees import pack
-from penchant.engine.checkpoint import checkpoint_of, keep_language_part, save_model
+from penchant.engine.checkpoint import checkpoint_of, keep_language_part
 from penchant.engine.distribution import World
 from penchant.engine.loading import context_length, load_config, load_model, load_tokenizer
 from penchant.engine.merging import merge_adapter
@@ -19,6 +19,7 @@ from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reward_model import load_reward_model, start_reward_model
 from penchant.engine.sampling import Sampling, sample
+from penchant.engine.saving import save_model
 from penchant.engine.scoring import choose_scorer
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ModelError

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from penchant.cli import run
 from penchant.config import load_config
-from penchant.engine.checkpoint import PROCESSOR_FILES
+from penchant.engine.saving import PROCESSOR_FILES
 from penchant.training.run import train
 
 TOKEN = "hf_secretsecretsecret"

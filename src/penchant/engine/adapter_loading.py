@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _COPY = ".modules_to_save."
 _TOKENS = ".token_adapter.trainable_tokens_delta"
+_CHECK_BASE = (
+    "check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
+    "or get the whole folder again"
+)
 
 
 def merge_adapter_into(
@@ -42,9 +46,7 @@ def merge_adapter_into(
     """
     adapted = load_adapter(model, source, task=task, absent=absent)
     with _explained(source):
-        biased = any(any(getattr(layer, "lora_bias", {}).values()) for layer in adapted.modules())
-        if biased:
-            add_biases(adapted)
+        biased = add_biases(adapted)
         merged = merge(adapted)
         if biased:
             declare_biases(merged, source)
@@ -196,8 +198,7 @@ def _explained(source: str) -> Iterator[None]:
         raise ModelError(
             f"the adapter cannot be loaded: {reason_of(error)}",
             where=source,
-            fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
-            "or get the whole folder again",
+            fix=_CHECK_BASE,
         ) from error
 
 
@@ -231,8 +232,7 @@ def _refuse(why: str, keys: list[str], name: str, source: str) -> None:
         raise ModelError(
             f"the adapter has {len(keys)} weights {why}; the first is {first}",
             where=source,
-            fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
-            "or get the whole folder again",
+            fix=_CHECK_BASE,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penchant.engine.checkpoint import save_model
 from penchant.engine.folders import whole_folder
 from penchant.engine.heads import copy_heads
 from penchant.engine.loading import adapter_base, load_model, load_tokenizer
@@ -12,6 +11,7 @@ from penchant.engine.model_kind import model_kind
 from penchant.engine.pad_token import set_pad_token
 from penchant.engine.reward_model import load_reward_model
 from penchant.engine.saved_dtype import SaveDtype, saved_dtype
+from penchant.engine.saving import save_model
 from penchant.errors import ModelError
 
 

@@ -1,7 +1,7 @@
 """Multimodal checkpoints: the language part is loaded, trained and scored under the original class and module names.
 
 A text token's log-prob does not depend on the image, video or audio towers, so they are taken out of memory once the
-files have been read; `penchant.engine.checkpoint` writes them back unchanged.
+files have been read; `penchant.engine.saving` writes them back unchanged.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penchant.engine.checkpoint import copy_processors
 from penchant.engine.folders import whole_folder
 from penchant.engine.generation_ends import FILE as GENERATION
 from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
 from penchant.engine.model_kind import require_language_model
+from penchant.engine.saving import copy_processors
 from penchant.errors import ModelError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config import load_config
-from penchant.engine.checkpoint import PROCESSOR_FILES
 from penchant.engine.loading import adapter_base
+from penchant.engine.saving import PROCESSOR_FILES
 from penchant.errors import ConfigError, ModelError
 from penchant.training.model_card import FILE as CARD
 from penchant.training.model_card import write_model_card
