@@ -14,7 +14,7 @@ from penchant.engine.gguf_reading import gguf_ends
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FILE = "generation_config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_generation_config(
         return
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     values = revise_settings(model.generation_config.to_diff_dict(), tokenizer, trained, limit)
-    (folder / FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / GENERATION_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def revise_settings(
@@ -100,7 +100,7 @@ def read_generation_config(model: PreTrainedModel, folder: str) -> None:
     """Give a merged model the generation configuration that stands beside its adapter, where there is one."""
     from transformers import GenerationConfig
 
-    if model.can_generate() and (Path(folder) / FILE).is_file():
+    if model.can_generate() and (Path(folder) / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
 
 

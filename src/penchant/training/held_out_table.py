@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def held_out_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def held_out_rows(start_metrics: Mapping[str, Any], final_metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value before training and value after it of each metric that has one.
 
     Args:
-        before, after: as in evaluation.json.
+        start_metrics, final_metrics: ``before`` and ``after`` of evaluation.json.
     """
     rows = []
-    for name in after["definitions"]:
-        cells = [metric_text(document.get(name)) for document in (before, after)]
+    for name in final_metrics["definitions"]:
+        cells = [metric_text(document.get(name)) for document in (start_metrics, final_metrics)]
         if any(cells):
             rows.append((name, cells[0] or "", cells[1] or ""))
     return rows

@@ -22,7 +22,7 @@ from penchant.training.loading_code import loading_code
 from penchant.training.model_source import ModelSource, describe_source
 from penchant.training.references import reference_sources
 
-FILE = "README.md"
+CARD_FILE = "README.md"
 
 _TRAINING = (
     *("epochs", "max_steps", "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm"),
@@ -91,7 +91,7 @@ class Card:
 
 def write_model_card(folder: Path, config: RunConfig) -> None:
     """Write the card of a run's folder, from what stands in it; with held-out numbers once they were measured."""
-    write_atomically(folder / FILE, run_card(folder, config, model_kind(str(folder)), folder).text())
+    write_atomically(folder / CARD_FILE, run_card(folder, config, model_kind(str(folder)), folder).text())
 
 
 def write_merged_card(source: Path, output: Path) -> None:
@@ -109,7 +109,7 @@ def write_merged_card(source: Path, output: Path) -> None:
         base = describe_source(adapter_base(str(source)) or str(source))
         summary = f"{base.name} with the adapter {source.name} merged into its weights."
         card = Card(output.name, summary, base, kind, rows=_weights_rows(output, base))
-    write_atomically(output / FILE, card.text())
+    write_atomically(output / CARD_FILE, card.text())
 
 
 def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) -> Card:

@@ -13,8 +13,7 @@ from penchant.config import load_config
 from penchant.engine.loading import adapter_base
 from penchant.engine.saving import PROCESSOR_FILES
 from penchant.errors import ConfigError, ModelError
-from penchant.training.model_card import FILE as CARD
-from penchant.training.model_card import write_model_card
+from penchant.training.model_card import CARD_FILE, write_model_card
 from penchant.training.model_source import describe_source
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -23,7 +22,7 @@ _FILES = (
     *("*.index.json", "config.json", "generation_config.json", "adapter_config.json", "preference_head*.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
     *PROCESSOR_FILES,
-    *(CARD, "LICENSE*", "config.yaml", "metrics.jsonl", "evaluation.json"),
+    *(CARD_FILE, "LICENSE*", "config.yaml", "metrics.jsonl", "evaluation.json"),
 )
 """What is uploaded; a run's checkpoints, samples, best model, report and times stay here."""
 
@@ -69,11 +68,11 @@ def push_folder(
         ConfigError: the hub refuses, or cannot be reached.
     """
     files = _files_to_push(folder)
-    if not (folder / CARD).is_file() and (folder / "run.json").is_file():
+    if not (folder / CARD_FILE).is_file() and (folder / "run.json").is_file():
         write_model_card(folder, load_config(folder / "config.yaml"))
         files = _files_to_push(folder)
-    if CARD not in files:
-        tell(f"the folder has no {CARD}: the hub will show no card")
+    if CARD_FILE not in files:
+        tell(f"the folder has no {CARD_FILE}: the hub will show no card")
     base = adapter_base(str(folder))
     if base is not None and describe_source(base).local:
         tell(
