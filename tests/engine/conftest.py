@@ -100,6 +100,12 @@ def refused_family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def config_of() -> Callable[[str], hf.PretrainedConfig]:
+    """A tiny configuration of a family."""
+    return lambda name: CONFIGS[name]()
+
+
+@pytest.fixture(scope="session")
 def build() -> Build:
     """A tiny random model of a family, with weights large enough that attention is not near uniform."""
 
