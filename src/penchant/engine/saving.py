@@ -111,21 +111,18 @@ def _write_files(checkpoint: Checkpoint, values: Mapping[str, Tensor], folder: P
     added_names = values.keys() - checkpoint.targets.keys()
     weight_map: dict[str, str] = {}
     total = 0
+    count = len(checkpoint.files)
     for number, file in enumerate(checkpoint.files, 1):
-        last = number == len(checkpoint.files)
         with open_weights(file) as (names, read_tensor):
             remaining = [name for name in names if name not in checkpoint.dropped]
             tensors = {name: _own_memory(values[name] if name in values else read_tensor(name)) for name in remaining}
-        tensors |= {name: _own_memory(values[name]) for name in sorted(added_names)} if last else {}
-        output = (
-            "model.safetensors"
-            if len(checkpoint.files) == 1
-            else (f"model-{number:05}-of-{len(checkpoint.files):05}.safetensors")
-        )
+        if number == count:
+            tensors |= {name: _own_memory(values[name]) for name in sorted(added_names)}
+        output = "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
         save_file(tensors, folder / output, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, output)
         total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(checkpoint.files) > 1:
+    if count > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -147,9 +144,9 @@ def _write_dtypes(model: PreTrainedModel, folder: Path, dtype: torch.dtype, sour
     values["dtype"] = str(dtype).removeprefix("torch.")
     for name in model.config.sub_configs:
         if isinstance(values.get(name), dict):
-            is_text = getattr(model.config, name) is text_config(model.config)
-            copied = None if is_text else _configured_dtype(base.get(name) or {}) or _configured_dtype(base)
-            values[name]["dtype"] = copied or values["dtype"]
+            is_copied = source is not None and getattr(model.config, name) is not text_config(model.config)
+            copied_dtype = _configured_dtype(base.get(name) or {}) or _configured_dtype(base)
+            values[name]["dtype"] = copied_dtype if is_copied else values["dtype"]
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
