@@ -38,6 +38,10 @@ _PATCHES = {
 }
 
 
+TOWERS = ("visual", "vision", "projector", "mtp")
+"""Parts of the tensors' names that no language part has."""
+
+
 def _rope(**values: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, **values}
 
@@ -59,7 +63,7 @@ def _gemma3() -> hf.PreTrainedModel:
 
 
 def _gemma4() -> hf.PreTrainedModel:
-    own = {
+    settings = {
         "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": VOCABULARY,
         "global_head_dim": 8,
@@ -67,7 +71,7 @@ def _gemma4() -> hf.PreTrainedModel:
     }
     vision = {**_VISION, "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 16}
     config = hf.Gemma4Config(
-        text_config={**_TEXT, **_WINDOWS, **own, "num_kv_shared_layers": 0},
+        text_config={**_TEXT, **_WINDOWS, **settings, "num_kv_shared_layers": 0},
         vision_config=vision,
         audio_config=None,
         **{name: number for number, name in enumerate(_GEMMA4_TOKENS, 90)},
@@ -150,3 +154,33 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def in_tower(name: str) -> bool:
+    return any(part in name for part in TOWERS)
+
+
+def towers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if in_tower(name)}
+
+
+def changed(base_tensors: dict[str, torch.Tensor], saved_tensors: dict[str, torch.Tensor]) -> set[str]:
+    """Names of tensors that are not the same bits; both have the same names."""
+
+    def bits(tensor: torch.Tensor) -> tuple[torch.dtype, bytes]:
+        return tensor.dtype, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+    assert base_tensors.keys() == saved_tensors.keys()
+    return {name for name in base_tensors if bits(base_tensors[name]) != bits(saved_tensors[name])}
+
+
+def change(model: hf.PreTrainedModel) -> None:
+    """Add 0.01 to every weight."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01
+
+
+def original(folder: Path, **settings: Any) -> hf.PreTrainedModel:
+    """The checkpoint by transformers alone, in float32."""
+    return hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **settings).eval()

@@ -33,7 +33,7 @@ VERBS_OF = {
     "evaluation/tool_calls/grammars.py": ["tool-calls"],
     "evaluation/tool_calls/styles.py": ["tool-calls"],
     "engine/gguf_writing.py": ["export"],
-    "engine/checkpoint.py": ["train"],
+    "engine/saving.py": ["train"],
     "evaluation/measuring.py": ["rank"],
     "data/checks.py": ["data check"],
     "serving/run.py": ["serve"],

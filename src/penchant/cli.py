@@ -267,7 +267,7 @@ def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> Non
     save_dtype
         Of the weights written; auto is the base model's.
     """
-    from penchant.engine.loading import merge_adapter
+    from penchant.engine.merging import merge_adapter
     from penchant.engine.model_kind import model_kind
     from penchant.training.model_card import write_merged_card
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,12 @@ import transformers as hf
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import TreeBatch
 from penchant.engine import one_kernel
 from penchant.engine.attention import TREE, tree_attention
+from penchant.engine.lean import lighten
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.tree import TreeScorer
 
 hf.AttentionInterface.register(TREE, tree_attention)
 
@@ -95,6 +100,12 @@ def refused_family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def config_of() -> Callable[[str], hf.PretrainedConfig]:
+    """A tiny configuration of a family."""
+    return lambda name: CONFIGS[name]()
+
+
+@pytest.fixture(scope="session")
 def build() -> Build:
     """A tiny random model of a family, with weights large enough that attention is not near uniform."""
 
@@ -149,3 +160,27 @@ def all_float64() -> Callable[[], AbstractContextManager[None]]:
             torch.Tensor.float = to_single
 
     return patched
+
+
+@pytest.fixture
+def score_both_ways(all_float64: Callable[[], AbstractContextManager[None]]) -> Callable[..., list[Any]]:
+    """Scores a batch by the padded forward and by the tree, in float64.
+
+    Returns for each way the log-probs [G, K] and the gradients, by parameter, of their sum with weights [G, K].
+    """
+
+    def score(model: hf.PreTrainedModel, batch: TreeBatch, weights: torch.Tensor) -> list[Any]:
+        results = []
+        for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
+            model.set_attn_implementation(implementation)
+            model.zero_grad()
+            if scorer_class is TreeScorer:
+                lighten(model)
+            with all_float64():
+                log_probs = scorer_class(model)(batch)
+                (log_probs * weights).sum().backward()
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            results.append((log_probs.detach().clone(), gradients))
+        return results
+
+    return score

@@ -10,7 +10,8 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from penchant.engine.loading import load_model, load_tokenizer, merge_adapter
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.merging import merge_adapter
 from penchant.engine.reward_model import start_reward_model
 from penchant.errors import ModelError
 
@@ -83,9 +84,9 @@ def test_logits_are_pefts(base, tmp_path, kind):
     tokenizer = load_tokenizer(str(tmp_path / "adapter"))
     assert max(tokenizer.get_vocab().values()) < model.get_input_embeddings().num_embeddings
     merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
-    alone = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
-        torch.testing.assert_close(alone(ids).logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(reloaded(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_on_an_adapter(base, tmp_path):
@@ -109,10 +110,10 @@ def test_the_older_spelling_of_a_module_trained_whole(base, tmp_path):
 
 def test_an_adapter_without_a_tokenizer_uses_its_bases(base, tmp_path):
     write_adapter(base, tmp_path / "adapter", tokenizer=False)
-    theirs, ours = load_tokenizer(str(base)), load_tokenizer(str(tmp_path / "adapter"))
-    assert ours.get_vocab() == theirs.get_vocab()
+    base_tokenizer, adapter_tokenizer = load_tokenizer(str(base)), load_tokenizer(str(tmp_path / "adapter"))
+    assert adapter_tokenizer.get_vocab() == base_tokenizer.get_vocab()
     merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
-    assert load_tokenizer(str(tmp_path / "merged")).get_vocab() == theirs.get_vocab()
+    assert load_tokenizer(str(tmp_path / "merged")).get_vocab() == base_tokenizer.get_vocab()
 
 
 def change(folder, rename=lambda key: key, value=lambda key, tensor: tensor):

@@ -17,7 +17,8 @@ from penchant.engine.adapters import idle_adapters
 from penchant.engine.attention import TREE
 from penchant.engine.distribution import World
 from penchant.engine.lean import lighten
-from penchant.engine.loading import load_model, merge_adapter
+from penchant.engine.loading import load_model
+from penchant.engine.merging import merge_adapter
 from penchant.engine.padded import PaddedScorer, unpack
 from penchant.engine.policy import Policy
 from penchant.engine.tree import TreeScorer
@@ -25,7 +26,7 @@ from penchant.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 SHAPES = [(9, (4, 7)), (5, (3, 1, 6))]
 SETTINGS = {"rank": 3, "alpha": 6.0, "dropout": 0.0}
 EMBEDDINGS = {"gpt2": "wte", "gpt-neox": "embed_in"}
@@ -99,9 +100,9 @@ def trained(policy: Policy, scorer: str) -> TreeScorer | PaddedScorer:
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    found = {name.removeprefix("base_model.model."): p for name, p in model.named_parameters() if p.requires_grad}
-    assert found
-    return {name: p.grad for name, p in found.items()}
+    parameters = {name.removeprefix("base_model.model."): p for name, p in model.named_parameters() if p.requires_grad}
+    assert parameters
+    return {name: p.grad for name, p in parameters.items()}
 
 
 @pytest.mark.parametrize("scorer", ["tree", "padded"])
@@ -125,11 +126,13 @@ def test_values_and_gradients_are_pefts(model_of, make_groups, all_float64, fami
         actual = trained(policy, scorer)(batch).flatten()[batch.slots]
         (actual * upstream).sum().backward()
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
-    ours, theirs = gradients(policy.model), gradients(oracle)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in theirs.items():
+    actual_gradients, expected_gradients = gradients(policy.model), gradients(oracle)
+    assert actual_gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
         assert gradient.norm() > 1e-6, name
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-8, atol=1e-10 * float(gradient.norm()), msg=name)
+        torch.testing.assert_close(
+            actual_gradients[name], gradient, rtol=1e-8, atol=1e-10 * float(gradient.norm()), msg=name
+        )
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "qwen3", "gemma2"])
@@ -143,12 +146,14 @@ def test_a_head_in_bfloat16_learns_as_much_as_pefts(model_of, make_groups, famil
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     by_hand(oracle, batch).sum().backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        said = trained(policy, "tree")(batch)
-    said.sum().backward()
-    theirs = gradients(oracle)
+        log_probs = trained(policy, "tree")(batch)
+    log_probs.sum().backward()
+    expected_gradients = gradients(oracle)
     for name, gradient in gradients(policy.model).items():
         if name.startswith("lm_head"):
-            assert torch.cosine_similarity(gradient.flatten().float(), theirs[name].flatten(), dim=0) > 0.99, name
+            assert (
+                torch.cosine_similarity(gradient.flatten().float(), expected_gradients[name].flatten(), dim=0) > 0.99
+            ), name
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["lm_head"]])
@@ -219,10 +224,10 @@ def test_any_wrapping_of_the_head_is_pefts(model_of, make_groups, all_float64, f
                 expected.sum().backward()
                 actual.sum().backward()
         torch.testing.assert_close(actual.flatten()[batch.slots], expected, rtol=1e-10, atol=0)
-    ours, theirs = gradients(wrapped), gradients(oracle)
-    for name, gradient in theirs.items():
+    actual_gradients, expected_gradients = gradients(wrapped), gradients(oracle)
+    for name, gradient in expected_gradients.items():
         if gradient is not None:
-            torch.testing.assert_close(ours[name], gradient, rtol=1e-8, atol=1e-9, msg=name)
+            torch.testing.assert_close(actual_gradients[name], gradient, rtol=1e-8, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,19 +244,19 @@ def test_saved_merged_and_alone_are_what_was_trained(model_of, make_groups, tiny
         policy.add_lora(**SETTINGS, targets=targets_of(family, kind))
         perturb(policy.model)
         folder.mkdir()
-        policy.save(folder, PaddedScorer(policy.model), ALONE, torch.float32)
-        before = by_hand(policy.model, batch)
+        policy.save(folder, PaddedScorer(policy.model), SINGLE, torch.float32)
+        expected = by_hand(policy.model, batch)
         unmerged = PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(base), folder)
-        found = {
+        results = {
             "tree": trained(policy, "tree")(batch).flatten()[batch.slots].float(),
             "peft": by_hand(unmerged.eval(), batch),
             "ours": by_hand(load_model(str(folder)), batch),
         }
         merge_adapter(str(folder), merged)
-        found["merged"] = by_hand(hf.AutoModelForCausalLM.from_pretrained(merged).eval(), batch)
-    for name, log_probs in found.items():
+        results["merged"] = by_hand(hf.AutoModelForCausalLM.from_pretrained(merged).eval(), batch)
+    for name, log_probs in results.items():
         torch.testing.assert_close(
-            log_probs, before, rtol=1e-5, atol=2e-5, msg=lambda text, name=name: f"{name} {text}"
+            log_probs, expected, rtol=1e-5, atol=2e-5, msg=lambda text, name=name: f"{name} {text}"
         )
 
 
@@ -261,21 +266,21 @@ def test_an_adapter_of_one_tied_module_unties(model_of, tiny_model, tmp_path):
     policy = Policy(load_model(str(tmp_path / "base")), tokenizer)
     policy.add_lora(**SETTINGS, targets=["q_proj"])
     (tmp_path / "plain").mkdir()
-    policy.save(tmp_path / "plain", PaddedScorer(policy.model), ALONE, torch.float32)
+    policy.save(tmp_path / "plain", PaddedScorer(policy.model), SINGLE, torch.float32)
     assert load_model(str(tmp_path / "plain")).config.tie_word_embeddings
     policy = Policy(load_model(str(tmp_path / "base")), tokenizer)
     policy.add_lora(**SETTINGS, targets=["embed_tokens"])
     perturb(policy.model)
     (tmp_path / "adapter").mkdir()
-    policy.save(tmp_path / "adapter", PaddedScorer(policy.model), ALONE, torch.float32)
+    policy.save(tmp_path / "adapter", PaddedScorer(policy.model), SINGLE, torch.float32)
     merged = load_model(str(tmp_path / "adapter"))
     assert merged.lm_head.weight is not merged.model.embed_tokens.weight
     assert not merged.config.tie_word_embeddings
     # Trained on, all of its weights, it is saved with both.
-    Policy(merged, tokenizer).save(tmp_path / "adapter", PaddedScorer(merged), ALONE, torch.float32)
-    alone = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(alone.lm_head.weight, merged.lm_head.weight)
-    assert torch.equal(alone.model.embed_tokens.weight, merged.model.embed_tokens.weight)
+    Policy(merged, tokenizer).save(tmp_path / "adapter", PaddedScorer(merged), SINGLE, torch.float32)
+    reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(reloaded.lm_head.weight, merged.lm_head.weight)
+    assert torch.equal(reloaded.model.embed_tokens.weight, merged.model.embed_tokens.weight)
 
 
 def test_an_embedding_with_a_forward_of_its_own_is_refused(model_of):

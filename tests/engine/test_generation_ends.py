@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.engine.generation_ends import TrainedResponses, revised
+from penchant.engine.generation_ends import TrainedResponses, revise_settings
 from penchant.engine.gguf_writing import export_gguf
 from penchant.engine.loading import load_model
 
@@ -26,24 +26,24 @@ TRAINED = TrainedResponses(ends=(5,), shortest=3, longest=40, sequence=100)
 
 
 def changed(**values: Any) -> dict[str, Any]:
-    return revised(values, TOKENIZER, TRAINED, 512)
+    return revise_settings(values, TOKENIZER, TRAINED, 512)
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(2, [2, 5]), ([2, 7], [2, 7, 5]), (None, [2, 5]), ([5, 2], [5, 2]), (9, [9, 2, 5])]
+    ("base_ends", "expected"), [(2, [2, 5]), ([2, 7], [2, 7, 5]), (None, [2, 5]), ([5, 2], [5, 2]), (9, [9, 2, 5])]
 )
-def test_the_trained_end_joins_those_there_are(before, after):
-    assert changed(eos_token_id=before)["eos_token_id"] == after
+def test_the_trained_end_joins_those_there_are(base_ends, expected):
+    assert changed(eos_token_id=base_ends)["eos_token_id"] == expected
 
 
 def test_plain_text_keeps_one_eos():
     plain = TrainedResponses(ends=(2,), shortest=3, longest=40, sequence=100)
-    assert revised({"eos_token_id": 2}, TOKENIZER, plain, 512)["eos_token_id"] == 2
-    assert revised({}, TOKENIZER, plain, 512)["eos_token_id"] == 2
+    assert revise_settings({"eos_token_id": 2}, TOKENIZER, plain, 512)["eos_token_id"] == 2
+    assert revise_settings({}, TOKENIZER, plain, 512)["eos_token_id"] == 2
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("base_settings", "expected"),
     [
         ({"pad_token_id": 99}, {"pad_token_id": 0}),
         ({"bos_token_id": 99}, {"bos_token_id": 1}),
@@ -62,14 +62,14 @@ def test_plain_text_keeps_one_eos():
         ({"temperature": 0.6, "do_sample": False}, {"temperature": 0.6, "do_sample": False}),
     ],
 )
-def test_what_contradicts_training(before, after):
-    values = changed(**before)
-    assert {name: values.get(name) for name in after} == after
+def test_what_contradicts_training(base_settings, expected):
+    values = changed(**base_settings)
+    assert {name: values.get(name) for name in expected} == expected
 
 
 def test_a_tokenizer_without_bos_leaves_the_models():
     tokenizer: Any = SimpleNamespace(eos_token_id=2, bos_token_id=None, pad_token_id=None)
-    values = revised({"bos_token_id": 1, "pad_token_id": 3}, tokenizer, TRAINED, None)
+    values = revise_settings({"bos_token_id": 1, "pad_token_id": 3}, tokenizer, TRAINED, None)
     assert (values["bos_token_id"], values["pad_token_id"]) == (1, 3)
 
 
@@ -81,29 +81,29 @@ class TestGguf:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
         notes = export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
         fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
-        found = {
+        ends_in_file = {
             name: field.contents() for name, field in fields.items() if name.endswith(("eos_token_id", "eot_token_id"))
         }
-        return folder, found, notes
+        return folder, ends_in_file, notes
 
     def test_the_templates_end_of_turn_is_one_for_llama_cpp(self, tmp_path):
         tokenizer = shapes.byte_level()
         eos, turn = tokenizer.convert_tokens_to_ids(["<eos>", "<|im_end|>"])
-        _, found, notes = self.model(tmp_path, [eos, turn], tokenizer)
-        assert found == {"tokenizer.ggml.eos_token_id": eos, "tokenizer.ggml.eot_token_id": turn}
+        _, ends, notes = self.model(tmp_path, [eos, turn], tokenizer)
+        assert ends == {"tokenizer.ggml.eos_token_id": eos, "tokenizer.ggml.eot_token_id": turn}
         assert notes == []
 
     def test_without_a_template_eos_stands_alone(self, tmp_path):
         tokenizer = shapes.byte_level()
         tokenizer.chat_template = None
-        _, found, _ = self.model(tmp_path, tokenizer.eos_token_id, tokenizer)
-        assert found == {"tokenizer.ggml.eos_token_id": tokenizer.eos_token_id}
+        _, ends, _ = self.model(tmp_path, tokenizer.eos_token_id, tokenizer)
+        assert ends == {"tokenizer.ggml.eos_token_id": tokenizer.eos_token_id}
 
     def test_read_back_it_ends_at_the_same_tokens(self, tmp_path):
         tokenizer = shapes.byte_level()
-        eos, turn, other = tokenizer.convert_tokens_to_ids(["<eos>", "<|im_end|>", "<|endoftext|>"])
-        self.model(tmp_path, [eos, turn, other], tokenizer)
-        assert load_model(str(tmp_path / "a.gguf")).generation_config.eos_token_id == [eos, turn, other]
+        eos, turn, endoftext = tokenizer.convert_tokens_to_ids(["<eos>", "<|im_end|>", "<|endoftext|>"])
+        self.model(tmp_path, [eos, turn, endoftext], tokenizer)
+        assert load_model(str(tmp_path / "a.gguf")).generation_config.eos_token_id == [eos, turn, endoftext]
 
     def test_more_ends_than_a_file_holds_are_noted(self, tmp_path):
         tokenizer = shapes.byte_level()
@@ -132,6 +132,6 @@ def test_transformers_stops_where_training_said(tiny_model, tmp_path):
     policy.trained = TrainedResponses(ends=(end,), shortest=2, longest=9, sequence=12)
     world = World(0, 1, torch.device("cpu"))
     policy.save(tmp_path, TreeScorer(policy.model), world, torch.float32)
-    alone = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
-    made = alone.generate(torch.tensor([[4, 5, 6]]), max_new_tokens=5, do_sample=False)
-    assert made[0].tolist() == [4, 5, 6, end]
+    reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    generated = reloaded.generate(torch.tensor([[4, 5, 6]]), max_new_tokens=5, do_sample=False)
+    assert generated[0].tolist() == [4, 5, 6, end]

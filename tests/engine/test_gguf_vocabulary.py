@@ -282,14 +282,14 @@ class TestAddedTokens:
         tokenizer = BYTE_LEVEL[make][1]() if make in BYTE_LEVEL else shapes.sentence_piece(make)
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=special) for text in ADDED])
         original, ours, file = exported(tmp_path, tokenizer)
-        told = metadata(file)
+        fields = metadata(file)
         assert len(ours) == len(original)
         for text in ADDED:
             for example in (f"the {text} cat", f"cat{text}cat", text, f"{text} it's 12"):
                 ids = original(example)["input_ids"]
                 assert original.convert_tokens_to_ids(text) in ids
                 assert ours(example)["input_ids"] == ids, example
-                assert by_the_file(told, example) == ids, example
+                assert by_the_file(fields, example) == ids, example
 
     @pytest.mark.parametrize("text", ["<tool>", "New York", " lead", "日本語"])
     def test_matched_in_normalized_text_is_noted(self, text, tmp_path):
@@ -298,9 +298,9 @@ class TestAddedTokens:
         folder = shapes.build(tmp_path / "model", "Llama", tokenizer, **SMALL)
         notes = export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
         assert [text in note and "AddedToken(text, normalized=False)" in note for note in notes] == [True]
-        told = metadata(tmp_path / "a.gguf")
+        fields = metadata(tmp_path / "a.gguf")
         example = f"cat{text}cat"
-        assert by_the_file(told, example) != load_tokenizer(str(folder))(example)["input_ids"]  # the note is true
+        assert by_the_file(fields, example) != load_tokenizer(str(folder))(example)["input_ids"]  # the note is true
 
     @pytest.mark.parametrize("make", ["first", "none"])
     def test_where_normalizing_leaves_them_as_they_are_there_is_no_note(self, make, tmp_path):

@@ -13,7 +13,6 @@ from penchant.data.trees import pack
 from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE
 from penchant.engine.lean import lighten
-from penchant.engine.padded import PaddedScorer
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.scoring import choose_scorer
 from penchant.engine.tree import TreeScorer
@@ -50,32 +49,24 @@ def oracle(model, group, k):
         torch.from_numpy(group.masks[k])
     ]
     logits = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
-    kept = labels[1:] != -100
-    return logits[:-1][kept].gather(-1, labels[1:][kept][:, None]).sum(), int(kept.sum())
+    learnt = labels[1:] != -100
+    return logits[:-1][learnt].gather(-1, labels[1:][learnt][:, None]).sum(), int(learnt.sum())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_log_probs_and_gradients_are_those_of_the_learnt_tokens(name, build, groups, all_float64):
+def test_log_probs_and_gradients_are_those_of_the_learnt_tokens(name, build, groups, all_float64, score_both_ways):
     model = build(name).double()
-    with all_float64():
-        found = [oracle(model, group, k)[0] for group in groups for k in range(len(group.responses))]
-        weights = torch.linspace(-1, 1, len(found), dtype=torch.float64)
-        (torch.stack(found) * weights).sum().backward()
-        expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     batch = pack(groups)
-    for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
-        model.set_attn_implementation(implementation)
-        model.zero_grad()
-        if scorer_class is TreeScorer:
-            lighten(model)
-        with all_float64():
-            said = scorer_class(model)(batch)
-            values = said.flatten()[batch.slots]
-            (values * weights).sum().backward()
-        torch.testing.assert_close(values, torch.stack(found), rtol=1e-10, atol=0)
+    with all_float64():
+        sums = torch.stack([oracle(model, group, k)[0] for group in groups for k in range(len(group.responses))])
+        weights = torch.linspace(-1, 1, len(sums), dtype=torch.float64)
+        (sums * weights).sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    for log_probs, gradients in score_both_ways(model, batch, batch.table(weights)):
+        torch.testing.assert_close(log_probs.flatten()[batch.slots], sums.detach(), rtol=1e-10, atol=0)
         for parameter, gradient in expected.items():
-            actual = dict(model.named_parameters())[parameter].grad
-            assert (actual - gradient).norm() <= 1e-8 * gradient.norm() + 1e-12, parameter
+            error = (gradients[parameter] - gradient).norm()
+            assert error <= 1e-8 * gradient.norm() + 1e-12, parameter
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
@@ -88,17 +79,17 @@ def test_candidates_that_share_their_beginnings(name, build, groups, all_float64
     with all_float64():
         expected = torch.stack([oracle(model, group, k)[0] for k in range(2)])
         model.set_attn_implementation(TREE)
-        said = TreeScorer(lighten(model) or model)(pack_trie(group))[0]
-    torch.testing.assert_close(said, expected, rtol=1e-10, atol=0)
+        log_probs = TreeScorer(lighten(model) or model)(pack_trie(group))[0]
+    torch.testing.assert_close(log_probs, expected, rtol=1e-10, atol=0)
 
 
 def test_lengths_are_the_learnt_tokens(build, groups):
     model = build("llama")
     counts = [[oracle(model, group, k)[1] for k in range(len(group.responses))] for group in groups]
     assert [list(group.tokens) for group in groups] == counts
-    assert pack(groups).lengths.tolist() == [n for of in counts for n in of]
-    log_probs = [[-1.0] * len(of) for of in counts]
-    assert [list(each.tokens) for each in scored_groups(groups, log_probs, None)] == counts
+    assert pack(groups).lengths.tolist() == [n for row in counts for n in row]
+    log_probs = [[-1.0] * len(row) for row in counts]
+    assert [list(group.tokens) for group in scored_groups(groups, log_probs, None)] == counts
 
 
 def test_the_last_token_is_left_out_of_the_mask_too(groups):
@@ -108,12 +99,12 @@ def test_the_last_token_is_left_out_of_the_mask_too(groups):
 
 
 def test_another_mask_is_another_key_and_another_run(groups, tmp_path):
-    whole = [replace(group, learnt=None) for group in groups]
+    unmasked = [replace(group, learnt=None) for group in groups]
     cache = ReferenceCache("model", "how", tmp_path)
-    cache.keep(pack(whole), [-1.0] * 6)
+    cache.keep(pack(unmasked), [-1.0] * 6)
     assert cache.look_up([pack(groups)]) == {}
-    assert cache.look_up([pack(whole)]) == {0: [-1.0] * 6}
-    assert len({_fingerprint(whole), _fingerprint(groups), _fingerprint([*groups[:2], whole[2]])}) == 3
+    assert cache.look_up([pack(unmasked)]) == {0: [-1.0] * 6}
+    assert len({_fingerprint(unmasked), _fingerprint(groups), _fingerprint([*groups[:2], unmasked[2]])}) == 3
 
 
 def test_the_self_check_reads_masked_groups(build, groups):

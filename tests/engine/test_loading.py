@@ -17,8 +17,8 @@ from penchant.engine.loading import (
     load_config,
     load_model,
     load_tokenizer,
-    merge_adapter,
 )
+from penchant.engine.merging import merge_adapter
 from penchant.errors import ModelError
 
 

@@ -14,7 +14,7 @@ from penchant.engine.loading import load_model
 from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.errors import ModelError
 
-ONE = torch.zeros(1, 2)
+MATRIX = torch.zeros(1, 2)
 LLAMA = "model.embed_tokens.weight"
 
 
@@ -24,7 +24,7 @@ def folder(path: Path, config: dict[str, object] | None, adapter: dict[str, obje
         if values is not None:
             (path / file).write_text(json.dumps(values))
     stem = "model" if adapter is None else "adapter_model"
-    save_file({name: ONE.clone() for name in names}, path / f"{stem}.safetensors")
+    save_file({name: MATRIX.clone() for name in names}, path / f"{stem}.safetensors")
     return str(path)
 
 
@@ -63,8 +63,8 @@ LORA = "base_model.model.model.layers.0.q_proj.lora_A.weight"
     ],
 )
 def test_an_adapter_by_its_task_its_weights_and_its_base(tmp_path, adapter, names, base, task):
-    of = folder(tmp_path / "base", {"architectures": [base]}, None, [LLAMA])
-    kind = model_kind(folder(tmp_path / "adapter", None, {**adapter, "base_model_name_or_path": of}, names))
+    base_folder = folder(tmp_path / "base", {"architectures": [base]}, None, [LLAMA])
+    kind = model_kind(folder(tmp_path / "adapter", None, {**adapter, "base_model_name_or_path": base_folder}, names))
     assert (kind.task, kind.is_adapter) == (task, True)
 
 

@@ -17,7 +17,8 @@ from penchant.config_reward import RewardConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.trees import pack
-from penchant.engine.loading import load_tokenizer, merge_adapter
+from penchant.engine.loading import load_tokenizer
+from penchant.engine.merging import merge_adapter
 from penchant.engine.pad_token import NEW_PAD, choose_pad_token, pad_token_id
 from penchant.engine.reward_model import load_reward_model, start_reward_model
 from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
@@ -32,13 +33,11 @@ RESPONSES = (" sees a big dog by the river", " runs", " likes the small house")
 EOS = 2
 
 
-def model_folder(folder: Path, source: Path, family: str, pads: str) -> Path:
-    """A language model of the family whose tokenizer pads with the end, with a token of its own, or with none.
+def model_folder(folder: Path, source: Path, config: hf.PretrainedConfig, pads: str) -> Path:
+    """A random language model whose tokenizer pads with the end, with a token of its own, or with none.
 
     `only_end` has no special token but the end, and no row of the embedding to spare, as GPT-2.
     """
-    from tests.engine.conftest import CONFIGS
-
     shutil.copytree(source, folder)
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     if pads != "separate":
@@ -55,7 +54,6 @@ def model_folder(folder: Path, source: Path, family: str, pads: str) -> Path:
         tokenizer = hf.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="</s>")
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
-    config = CONFIGS[family]()
     config.vocab_size = len(tokenizer)
     config.pad_token_id = {"separate": 0, "end": EOS}.get(pads)
     torch.manual_seed(0)
@@ -104,8 +102,10 @@ def reward_run(write_config, tmp_path):
         *itertools.product(("llama-tied", "gpt2", "opt"), ("separate", "none", "only_end")),
     ],
 )
-def test_a_saved_reward_model_scores_the_same_in_transformers(family, pads, tiny_model, tmp_path, reward_run):
-    folder = reward_run(model_folder(tmp_path / "model", tiny_model, family, pads))
+def test_a_saved_reward_model_scores_the_same_in_transformers(
+    family, pads, tiny_model, tmp_path, reward_run, config_of
+):
+    folder = reward_run(model_folder(tmp_path / "model", tiny_model, config_of(family), pads))
     model = hf.AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     expected = ours(folder)
@@ -118,8 +118,8 @@ def test_a_saved_reward_model_scores_the_same_in_transformers(family, pads, tiny
 
 @pytest.mark.parametrize("pads", ["end", "separate", "none", "only_end"])
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
-def test_a_merged_reward_adapter_scores_the_same(family, pads, tiny_model, tmp_path, reward_run):
-    start = model_folder(tmp_path / "model", tiny_model, family, pads)
+def test_a_merged_reward_adapter_scores_the_same(family, pads, tiny_model, tmp_path, reward_run, config_of):
+    start = model_folder(tmp_path / "model", tiny_model, config_of(family), pads)
     run = reward_run(start, lora={"rank": 4}, training={"learning_rate": 0.05})
     merge_adapter(str(run), tmp_path / "merged")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
@@ -231,6 +231,6 @@ class TestChoice:
         tokenizer.chat_template = self.TEMPLATE  # Now <pad> ends a turn.
         assert choose_pad_token(tokenizer) == chosen
 
-    def test_configuration_and_tokenizer_agree(self, tiny_model, tmp_path, reward_run):
-        folder = reward_run(model_folder(tmp_path / "model", tiny_model, "llama", "none"))
+    def test_configuration_and_tokenizer_agree(self, tiny_model, tmp_path, reward_run, config_of):
+        folder = reward_run(model_folder(tmp_path / "model", tiny_model, config_of("llama"), "none"))
         assert pad_token_id(load_reward_model(str(folder))) == load_tokenizer(str(folder)).pad_token_id

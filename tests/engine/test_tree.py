@@ -15,7 +15,6 @@ from penchant.data.trees import pack
 from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.lean import lighten
-from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import TreePlan
 
@@ -28,24 +27,8 @@ SHAPES = {
 }
 
 
-def _both(model, batch, all_float64, weights):
-    """Log-probs and every parameter's gradient, by the padded forward and by the tree."""
-    found = []
-    for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
-        model.set_attn_implementation(implementation)
-        model.zero_grad()
-        if scorer_class is TreeScorer:
-            lighten(model)
-        with all_float64():
-            log_probs = scorer_class(model)(batch)
-            (log_probs * weights).sum().backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        found.append((log_probs.detach().clone(), gradients))
-    return found
-
-
-def _assert_equal(found):
-    (expected, expected_gradients), (actual, actual_gradients) = found
+def _assert_equal(results):
+    (expected, expected_gradients), (actual, actual_gradients) = results
     assert actual.dtype == expected.dtype == torch.float64
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
     assert actual_gradients.keys() == expected_gradients.keys()
@@ -55,11 +38,11 @@ def _assert_equal(found):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tree_equals_padded_forward(family, shape, build, make_groups, all_float64):
+def test_tree_equals_padded_forward(family, shape, build, make_groups, score_both_ways):
     model = build(family).double()
     batch = pack(make_groups(SHAPES[shape], 1))
     weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    _assert_equal(_both(model, batch, all_float64, weights))
+    _assert_equal(score_both_ways(model, batch, weights))
 
 
 @given(
@@ -71,11 +54,11 @@ def test_tree_equals_padded_forward(family, shape, build, make_groups, all_float
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, all_float64, shapes, seed):
+def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, score_both_ways, shapes, seed):
     model = build(family).double()
     batch = pack(make_groups(shapes, seed))
     weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    _assert_equal(_both(model, batch, all_float64, weights))
+    _assert_equal(score_both_ways(model, batch, weights))
 
 
 def test_packing_changes_nothing(family, build, make_groups, all_float64):
@@ -242,16 +225,16 @@ def test_the_kernel_gets_no_heads_it_refuses(size, of_values, dtype, taken):
     assert attention._has_kernel(query, value) == taken
 
 
-def test_lora_gradients_equal_padded_forward(build, make_groups, all_float64):
+def test_lora_gradients_equal_padded_forward(build, make_groups, score_both_ways):
     from peft import LoraConfig, get_peft_model
 
     model = build("llama").double()
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).double()
     assert wrapped is not model
     batch = pack(make_groups(SHAPES["pairs"], 9))
-    found = _both(model, batch, all_float64, torch.ones(batch.shape, dtype=torch.float64))
-    assert all("lora" in name for name in found[0][1])
-    _assert_equal(copy.copy(found))
+    results = score_both_ways(model, batch, torch.ones(batch.shape, dtype=torch.float64))
+    assert all("lora" in name for name in results[0][1])
+    _assert_equal(copy.copy(results))
 
 
 @pytest.mark.parametrize("prompt", [1, 5, 90])
@@ -265,13 +248,13 @@ def test_a_trie_equals_the_tree(family, prompt, build, make_groups, all_float64)
     responses = (first, first[:40], np.concatenate([first[:25], second]), np.concatenate([second[:5], third]), *others)
     group = replace(group, responses=(*responses, second))
     weights = torch.randn(len(group.responses), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = []
+    results = []
     for batch in (pack([group]), pack_trie(group)):
         model.zero_grad()
         with all_float64():
             log_probs = TreeScorer(model)(batch)
             (log_probs * weights).sum().backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        found.append((log_probs.detach(), gradients))
+        results.append((log_probs.detach(), gradients))
     assert len(pack_trie(group).input_ids) < len(pack([group]).input_ids) - 60
-    _assert_equal(found)
+    _assert_equal(results)

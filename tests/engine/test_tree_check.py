@@ -119,7 +119,7 @@ def inject(monkeypatch, wrong: str) -> None:
     elif wrong == "window":
         monkeypatch.setattr(TreePlan, "tiling", lambda self, window: tiling(self, None))
     else:
-        monkeypatch.setattr(attention, "_explicit", lambda *given: explicit(*given[:7], given[7] - 30))
+        monkeypatch.setattr(attention, "_explicit", lambda *arguments: explicit(*arguments[:7], arguments[7] - 30))
 
 
 @pytest.mark.parametrize(
@@ -135,21 +135,21 @@ def inject(monkeypatch, wrong: str) -> None:
 )
 def test_a_wrong_tree_is_caught_in_a_model_as_noisy_as_a_real_one(noisy, monkeypatch, family, wrong, measure):
     model, groups = noisy(family)
-    before = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     inject(monkeypatch, wrong)
     choice = choose_scorer(model, groups, "bfloat16")
     assert isinstance(choice.scorer, PaddedScorer)
     assert ("in float32" if measure == "float32" else "padded forward's") in choice.notice
-    assert model.config._attn_implementation == before
+    assert model.config._attn_implementation == implementation
 
 
 def test_a_kernel_that_is_wrong_in_half_precision_alone_is_caught(noisy, monkeypatch):
     model, groups = noisy("llama")
-    own = TreeScorer.forward
+    forward = TreeScorer.forward
 
     def wrong(self, batch):
         half = torch.is_autocast_enabled("cpu")
-        return own(self, batch) + (2.0 if half else 0.0)
+        return forward(self, batch) + (2.0 if half else 0.0)
 
     monkeypatch.setattr(TreeScorer, "forward", wrong)
     choice = choose_scorer(model, groups, "bfloat16")
@@ -161,8 +161,8 @@ def test_a_kernel_that_is_wrong_in_half_precision_alone_is_caught(noisy, monkeyp
 def test_wrong_leaner_layers_are_caught_and_taken_off_again(build, make_groups, monkeypatch, dtype):
     model, groups = build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0)
     expected = PaddedScorer(model)(pack(groups))
-    own = lean.rms_norm
-    monkeypatch.setattr(lean, "rms_norm", lambda x, *rest: own(x, *rest) * (1.0 if len(x) == 3 else 1.5))
+    rms_norm = lean.rms_norm
+    monkeypatch.setattr(lean, "rms_norm", lambda x, *arguments: rms_norm(x, *arguments) * (1.0 if len(x) == 3 else 1.5))
     monkeypatch.setattr(tree_check, "_GROUPS", 1)
     choice = choose_scorer(model, groups, dtype)
     assert isinstance(choice.scorer, PaddedScorer)
@@ -206,7 +206,7 @@ def test_more_candidates_are_looked_at_before_a_refusal(noisy, monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "gpt2", "opt", "mixtral", "gpt-oss", "deepseek-v3"])
 def test_float32_without_a_copy(build, name):
     model = build(name).to(torch.bfloat16)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    originals = {key: value.clone() for key, value in model.state_dict().items()}
     ids = torch.arange(3, 19)[None]
     with torch.no_grad():
         exact = copy.deepcopy(model).float()(ids).logits
@@ -216,8 +216,8 @@ def test_float32_without_a_copy(build, name):
         torch.testing.assert_close(actual, exact, rtol=1e-5, atol=1e-5)
         assert model(ids).logits.dtype == torch.bfloat16
     for key, value in model.state_dict().items():
-        assert value.dtype == before[key].dtype
-        assert torch.equal(value, before[key]), key
+        assert value.dtype == originals[key].dtype
+        assert torch.equal(value, originals[key]), key
 
 
 def test_no_room_for_float32(build, monkeypatch):

@@ -1,13 +1,14 @@
-"""From a starting model to every folder it ends in: the same numbers at every station.
+"""From a starting model to every folder it ends in: the same held-out log-probs (or rewards) everywhere.
 
-A run is trained, stopped half-way and resumed; then its held-out log-probs (or rewards) are read off the run's last
-metrics, `penchant evaluate` or `rank`, the merged folder, transformers alone, PEFT alone, and a GGUF file.
+A run is trained, stopped half-way and resumed. Its numbers are compared between the run's last metrics, `penchant
+evaluate` or `rank`, the merged folder, transformers alone, PEFT alone, and a GGUF file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,84 @@ Values = np.ndarray
 
 
 class Stopped(Exception):
-    """What ends a run half-way."""
+    """Ends a run half-way."""
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A finished run, and readers of its held-out numbers.
+
+    Attributes:
+        start: the starting model's folder.
+        run: the run's folder.
+        model: the folder of a whole model: the run's own, or of its adapter merged.
+        held_out: the file of held-out pairs.
+        scratch: a folder for files that verbs write.
+    """
+
+    start: Path
+    run: Path
+    model: Path
+    held_out: Path
+    scratch: Path
+
+    def log_probs(self, model: Path) -> Values:
+        """`penchant evaluate`, by the file it writes for each group."""
+        file = self.scratch / f"{model.name}-log-probs.jsonl"
+        flags = ["--data", str(self.held_out), "--per-example", str(file), "--json"]
+        assert penchant(["evaluate", str(model), *flags]) == 0
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return np.array([[candidate["log_prob"] for candidate in row["candidates"]] for row in rows])
+
+    def rewards(self, model: Path, by: str) -> Values:
+        """`penchant rank`, by the file it writes."""
+        file = self.scratch / f"{model.name}-{by}.jsonl"
+        flags = ["--data", str(self.held_out), "--by", by, "--output", str(file), "--json"]
+        assert penchant(["rank", str(model), *flags]) == 0
+        return np.array([json.loads(line)["scores"] for line in file.read_text().splitlines()])
+
+    def metrics(self, name: str) -> list[float]:
+        """The last held-out means of chosen and rejected that the run itself logged."""
+        lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+        last = [line for line in lines if f"eval_{name}/chosen" in line][-1]
+        assert last["step"] == 4
+        return [last[f"eval_{name}/chosen"], last[f"eval_{name}/rejected"]]
+
+    def loaded(self) -> Iterator[tuple[Any, Path]]:
+        """The trained model as transformers loads it, and under LoRA as PEFT does, each with its folder."""
+        kind = hf.AutoConfig.from_pretrained(self.model).architectures[0]
+        model, report = getattr(hf, kind).from_pretrained(self.model, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        yield model.eval(), self.model
+        if self.run != self.model:
+            yield self._by_peft(kind), self.run
+
+    def _by_peft(self, kind: str) -> Any:
+        """The starting model by transformers with the run's adapter by PEFT."""
+        from peft import PeftModel
+
+        if kind.endswith("ForSequenceClassification"):
+            base = hf.AutoModelForSequenceClassification.from_pretrained(self.start, num_labels=1)
+            # The adapter cannot carry the configuration; its tokenizer does.
+            base.config.get_text_config().pad_token_id = hf.AutoTokenizer.from_pretrained(self.run).pad_token_id
+        else:
+            base = getattr(hf, kind).from_pretrained(self.start)
+        return PeftModel.from_pretrained(base, self.run).eval()
 
 
 @pytest.fixture
-def journey(
-    starting_models: dict[str, Path], pairs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, str, bool], Path]:
-    """Trains four steps, stopped after the second and resumed; returns the run's folder."""
+def travel(
+    family: str,
+    lora: bool,
+    starting_models: dict[str, Path],
+    pairs: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], Journey]:
+    """Trains four steps by a method, stopped after the second and resumed, and merges the adapter."""
 
-    def travel(family: str, method: str, lora: bool) -> Path:
+    def run(method: str) -> Journey:
         config = parse_config(
             {
                 "model": str(starting_models[family]),
@@ -65,9 +134,13 @@ def journey(
         with pytest.raises(Stopped):
             train(config)
         monkeypatch.setattr(Loop, "step", step)
-        return train(config, resume=True)
+        folder = model = train(config, resume=True)
+        if lora:
+            model = tmp_path / "merged"
+            assert penchant(["merge", str(folder), str(model)]) == 0
+        return Journey(starting_models[family], folder, model, pairs[1], tmp_path)
 
-    return travel
+    return run
 
 
 def log_probs_of(model: Any, groups: list[TokenizedGroup]) -> Values:
@@ -110,48 +183,8 @@ def head_rewards_of(model: Any, folder: Path, groups: list[TokenizedGroup]) -> V
     return np.array(values).reshape(len(groups), -1)
 
 
-def evaluated(model: Path, data: Path, out: Path) -> Values:
-    """`penchant evaluate`, by the file it writes for each group."""
-    assert penchant(["evaluate", str(model), "--data", str(data), "--per-example", str(out), "--json"]) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    return np.array([[candidate["log_prob"] for candidate in row["candidates"]] for row in rows])
-
-
-def ranked(model: Path, data: Path, by: str, out: Path) -> Values:
-    """`penchant rank`, by the file it writes."""
-    assert penchant(["rank", str(model), "--data", str(data), "--by", by, "--output", str(out), "--json"]) == 0
-    return np.array([json.loads(line)["scores"] for line in out.read_text().splitlines()])
-
-
-def during_training(folder: Path, name: str) -> dict[str, float]:
-    """The last held-out metrics of the run itself."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if f"eval_{name}/chosen" in line][-1]
-    assert last["step"] == 4
-    return {side: last[f"eval_{name}/{side}"] for side in ("chosen", "rejected") if f"eval_{name}/{side}" in last}
-
-
-def by_transformers(folder: Path) -> Any:
-    """The class that the folder's configuration names, and nothing of Penchant."""
-    kind = hf.AutoConfig.from_pretrained(folder).architectures[0]
-    model, report = getattr(hf, kind).from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    return model.eval()
-
-
-def by_peft(base: Path, folder: Path, reward: bool) -> Any:
-    """The starting model by transformers with the run's adapter by PEFT."""
-    from peft import PeftModel
-
-    kind = hf.AutoConfig.from_pretrained(base).architectures[0]
-    if reward:
-        model = hf.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-        # The adapter cannot carry the configuration; its tokenizer does.
-        model.config.get_text_config().pad_token_id = hf.AutoTokenizer.from_pretrained(folder).pad_token_id
-    else:
-        model = getattr(hf, kind).from_pretrained(base)
-    return PeftModel.from_pretrained(model, folder).eval()
+def close(expected: Values | list[float]) -> Any:
+    return pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.slow
@@ -160,85 +193,37 @@ def by_peft(base: Path, folder: Path, reward: bool) -> Any:
 class TestTheSameNumbersAtEveryStation:
     @pytest.mark.parametrize("method", ["dpo", "sft"])
     def test_of_a_language_model(
-        self,
-        family: str,
-        method: str,
-        lora: bool,
-        journey: Callable[[str, str, bool], Path],
-        held_out: list[TokenizedGroup],
-        starting_models: dict[str, Path],
-        pairs: tuple[Path, Path],
-        tmp_path: Path,
+        self, family: str, method: str, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]
     ) -> None:
-        run, data = journey(family, method, lora), pairs[1]
-        expected = evaluated(run, data, tmp_path / "run.jsonl")
-        changed = np.abs(expected - evaluated(starting_models[family], data, tmp_path / "start.jsonl"))
-        assert changed.max() > 0.1
+        journey = travel(method)
+        expected = journey.log_probs(journey.run)
+        assert np.abs(expected - journey.log_probs(journey.start)).max() > 0.1
+        assert journey.log_probs(journey.model) == close(expected)
+        for model, _ in journey.loaded():
+            assert log_probs_of(model, held_out) == close(expected)
         if method == "dpo":
-            metrics = during_training(run, "logps")
-            assert [metrics["chosen"], metrics["rejected"]] == pytest.approx(expected.mean(0).tolist(), abs=TOLERANCE)
-        folder = run
-        if lora:
-            folder = tmp_path / "merged"
-            assert penchant(["merge", str(run), str(folder)]) == 0
-            peft = by_peft(starting_models[family], run, False)
-            assert log_probs_of(peft, held_out) == pytest.approx(expected, abs=TOLERANCE)
-            assert evaluated(folder, data, tmp_path / "merged.jsonl") == pytest.approx(expected, abs=TOLERANCE)
-        assert log_probs_of(by_transformers(folder), held_out) == pytest.approx(expected, abs=TOLERANCE)
+            assert journey.metrics("logps") == close(expected.mean(0).tolist())
         if family in GGUF:
-            file = tmp_path / "model.gguf"
-            assert penchant(["export", str(run), str(file), "--type", "f32"]) == 0
-            assert evaluated(file, data, tmp_path / "gguf.jsonl") == pytest.approx(expected, abs=TOLERANCE)
+            file = journey.scratch / "model.gguf"
+            assert penchant(["export", str(journey.run), str(file), "--type", "f32"]) == 0
+            assert journey.log_probs(file) == close(expected)
 
-    def test_of_a_reward_model(
-        self,
-        family: str,
-        lora: bool,
-        journey: Callable[[str, str, bool], Path],
-        held_out: list[TokenizedGroup],
-        starting_models: dict[str, Path],
-        pairs: tuple[Path, Path],
-        tmp_path: Path,
-    ) -> None:
-        run, data = journey(family, "bradley_terry", lora), pairs[1]
-        expected = ranked(run, data, "reward", tmp_path / "run.jsonl")
-        metrics = during_training(run, "rewards")
-        assert [metrics["chosen"], metrics["rejected"]] == pytest.approx(expected.mean(0).tolist(), abs=TOLERANCE)
-        folder = run
-        if lora:
-            folder = tmp_path / "merged"
-            assert penchant(["merge", str(run), str(folder)]) == 0
-            peft = by_peft(starting_models[family], run, True)
-            assert rewards_of(peft, held_out) == pytest.approx(expected, abs=TOLERANCE)
-            merged = ranked(folder, data, "reward", tmp_path / "merged.jsonl")
-            assert merged == pytest.approx(expected, abs=TOLERANCE)
-        assert rewards_of(by_transformers(folder), held_out) == pytest.approx(expected, abs=TOLERANCE)
-        assert penchant(["export", str(run), str(tmp_path / "model.gguf")]) == 2
-        assert not (tmp_path / "model.gguf").exists()
+    def test_of_a_reward_model(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
+        journey = travel("bradley_terry")
+        expected = journey.rewards(journey.run, "reward")
+        assert journey.metrics("rewards") == close(expected.mean(0).tolist())
+        assert journey.rewards(journey.model, "reward") == close(expected)
+        for model, _ in journey.loaded():
+            assert rewards_of(model, held_out) == close(expected)
+        file = journey.scratch / "model.gguf"
+        assert penchant(["export", str(journey.run), str(file)]) == 2
+        assert not file.exists()
 
-    def test_of_a_preference_head(
-        self,
-        family: str,
-        lora: bool,
-        journey: Callable[[str, str, bool], Path],
-        held_out: list[TokenizedGroup],
-        starting_models: dict[str, Path],
-        pairs: tuple[Path, Path],
-        tmp_path: Path,
-    ) -> None:
-        run, data = journey(family, "preference_head", lora), pairs[1]
-        rewards = ranked(run, data, "head", tmp_path / "run.jsonl")
-        log_probs = evaluated(run, data, tmp_path / "run-log-probs.jsonl")
-        metrics = during_training(run, "head")
-        assert [metrics["chosen"], metrics["rejected"]] == pytest.approx(rewards.mean(0).tolist(), abs=TOLERANCE)
-        folder = run
-        if lora:
-            folder = tmp_path / "merged"
-            assert penchant(["merge", str(run), str(folder)]) == 0
-            peft = by_peft(starting_models[family], run, False)
-            assert head_rewards_of(peft, run, held_out) == pytest.approx(rewards, abs=TOLERANCE)
-            assert log_probs_of(peft, held_out) == pytest.approx(log_probs, abs=TOLERANCE)
-            assert ranked(folder, data, "head", tmp_path / "merged.jsonl") == pytest.approx(rewards, abs=TOLERANCE)
-        model = by_transformers(folder)
-        assert head_rewards_of(model, folder, held_out) == pytest.approx(rewards, abs=TOLERANCE)
-        assert log_probs_of(model, held_out) == pytest.approx(log_probs, abs=TOLERANCE)
+    def test_of_a_preference_head(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
+        journey = travel("preference_head")
+        rewards, log_probs = journey.rewards(journey.run, "head"), journey.log_probs(journey.run)
+        assert journey.metrics("head") == close(rewards.mean(0).tolist())
+        assert journey.rewards(journey.model, "head") == close(rewards)
+        for model, folder in journey.loaded():
+            assert head_rewards_of(model, folder, held_out) == close(rewards)
+            assert log_probs_of(model, held_out) == close(log_probs)

@@ -56,21 +56,21 @@ def dated(tmp_path: Path, conversations: Path, write_config: Any) -> Path:
     return write_config(data={"train": str(conversations), "chat_template": str(template)}, evaluation={"samples": 0})
 
 
-def kept_day(folder: Path) -> Any:
+def recorded_day(folder: Path) -> Any:
     return yaml.safe_load((folder / "config.yaml").read_text())["data"]["date"]
 
 
 def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any) -> None:
     clock(FIRST)
-    told: list[str] = []
-    folder = train(load_config(dated), tell=told.append)
-    assert kept_day(folder) == FIRST
-    assert any(FIRST in line for line in told)
+    messages: list[str] = []
+    folder = train(load_config(dated), tell=messages.append)
+    assert recorded_day(folder) == FIRST
+    assert any(FIRST in line for line in messages)
     assert any(FIRST in line for line in json.loads((folder / "run.json").read_text())["notes"])
     clock(NEXT)
     for file in (dated, folder / "config.yaml"):
         train(load_config(file), resume=True)
-    assert kept_day(folder) == FIRST
+    assert recorded_day(folder) == FIRST
     with pytest.raises(ConfigError, match=r"the data|data\.date \(was 2026-11-30, is 2026-12-01\)"):
         train(load_config(dated, [f"data.date={NEXT}"]), resume=True)
 
@@ -78,10 +78,10 @@ def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any) -> None:
 def test_no_day_is_kept_where_no_template_writes_one(write_config: Any, clock: Any) -> None:
     clock(FIRST)
     file = write_config(training={"max_steps": 1})
-    assert kept_day(train(load_config(file))) is None
-    told: list[str] = []
-    train(load_config(file, [f"data.date={NEXT}", "output=" + str(file.parent / "other")]), tell=told.append)
-    assert f"data.date is {NEXT}, and no chat template of this run writes a date" in told
+    assert recorded_day(train(load_config(file))) is None
+    messages: list[str] = []
+    train(load_config(file, [f"data.date={NEXT}", "output=" + str(file.parent / "other")]), tell=messages.append)
+    assert f"data.date is {NEXT}, and no chat template of this run writes a date" in messages
 
 
 def test_a_run_is_measured_and_asked_on_its_day(dated: Path, conversations: Path, clock: Any) -> None:
@@ -89,20 +89,20 @@ def test_a_run_is_measured_and_asked_on_its_day(dated: Path, conversations: Path
     folder = train(load_config(dated, ["training.max_steps=1"]))
     clock(NEXT)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    groups, told = read_groups(conversations).groups[:4], list[str]()
+    groups, messages = read_groups(conversations).groups[:4], list[str]()
     world = World(0, 1, local_device())
-    measured = score(str(folder), groups, world, tell=told.append)
-    assert told[0] == f"the chat template writes {FIRST} as today's date, as the run did"
+    measured = score(str(folder), groups, world, tell=messages.append)
+    assert messages[0] == f"the chat template writes {FIRST} as today's date, as the run did"
     clock(FIRST)
     moved = folder.rename(folder.with_name("moved"))
     (moved / "config.yaml").unlink()
-    assert [each.log_probs for each in score(str(moved), groups, world)] == [each.log_probs for each in measured]
+    assert [group.log_probs for group in score(str(moved), groups, world)] == [group.log_probs for group in measured]
     clock(NEXT)
-    other = score(str(moved), groups, world, tell=told.append)
-    assert told[-1] == f"the chat template writes {NEXT} as today's date"
-    assert [each.log_probs for each in other] != [each.log_probs for each in measured]
-    answer(str(moved), [groups[0].prompt], Sampling(max_new_tokens=2), tell=told.append)
-    assert told[-1] == f"the chat template writes {NEXT} as today's date"
+    next_day = score(str(moved), groups, world, tell=messages.append)
+    assert messages[-1] == f"the chat template writes {NEXT} as today's date"
+    assert [group.log_probs for group in next_day] != [group.log_probs for group in measured]
+    answer(str(moved), [groups[0].prompt], Sampling(max_new_tokens=2), tell=messages.append)
+    assert messages[-1] == f"the chat template writes {NEXT} as today's date"
 
 
 def test_a_comparison_goes_on_on_its_day(dated: Path, tmp_path: Path, clock: Any) -> None:
@@ -118,13 +118,13 @@ def test_a_comparison_goes_on_on_its_day(dated: Path, tmp_path: Path, clock: Any
     file = tmp_path / "bench.yaml"
     file.write_text(yaml.safe_dump(values))
     clock(FIRST)
-    before = compare(load_bench(file), str(file))
+    first_day = compare(load_bench(file), str(file))
     clock(NEXT)
     file.write_text(yaml.safe_dump({**values, "methods": ["dpo", "ipo"]}))
-    after = compare(load_bench(file), str(file))
-    assert {kept_day(Path(cell.folder)) for cell in after.cells if cell.method != "start"} == {FIRST}
-    assert [cell.metrics for cell in before.cells if cell.method == "dpo"] == [
-        cell.metrics for cell in after.cells if cell.method == "dpo"
+    next_day = compare(load_bench(file), str(file))
+    assert {recorded_day(Path(cell.folder)) for cell in next_day.cells if cell.method != "start"} == {FIRST}
+    assert [cell.metrics for cell in first_day.cells if cell.method == "dpo"] == [
+        cell.metrics for cell in next_day.cells if cell.method == "dpo"
     ]
     with pytest.raises(ConfigError, match="another base"):
         compare(load_bench(file, [f"base.data.date={NEXT}"]), str(file))

@@ -59,16 +59,16 @@ def adapter(model, tmp_path) -> Path:
 
 @pytest.fixture
 def started(write_config):
-    """Takes the folder of a run with these settings; returns what checks it for a resume, and what was told."""
+    """Takes the folder of a run with these settings; returns a function that resumes it and returns the messages."""
 
     def start(**sections: object):
         config = load_config(write_config(**sections))
         take(config, "data", [], input_hashes(config))
-        told: list[str] = []
+        messages: list[str] = []
 
         def resume() -> list[str]:
-            assert check(config, "data", resume=True, tell=told.append)
-            return told
+            assert check(config, "data", resume=True, tell=messages.append)
+            return messages
 
         return resume
 
@@ -193,7 +193,7 @@ class TestLargeFiles:
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch):
-        monkeypatch.setattr(hashing, "WHOLE", 1000)
+        monkeypatch.setattr(hashing, "WHOLE_FILE_BYTES", 1000)
         monkeypatch.setattr(hashing, "BLOCKS", 2)
         monkeypatch.setattr(hashing, "BLOCK", 64)
 
@@ -201,33 +201,33 @@ class TestLargeFiles:
         return input_hashes(load_config(write_config(model=str(model))))
 
     def test_training_changes_them(self, write_config, model):
-        before = self.hashes(write_config, model)
-        assert before["model"]["files"]["model.safetensors"]["hash"].startswith("sampled-")
+        recorded = self.hashes(write_config, model)
+        assert recorded["model"]["files"]["model.safetensors"]["hash"].startswith("sampled-")
         tensors = {name: tensor + 1e-3 for name, tensor in load_file(model / "model.safetensors").items()}
         save_file(tensors, model / "model.safetensors", {"format": "pt"})
-        assert changed_inputs(before, self.hashes(write_config, model)) == {"model": ["model.safetensors"]}
+        assert changed_inputs(recorded, self.hashes(write_config, model)) == {"model": ["model.safetensors"]}
 
     def test_another_size_changes_them(self, write_config, model):
-        before = self.hashes(write_config, model)
+        recorded = self.hashes(write_config, model)
         with (model / "model.safetensors").open("ab") as stream:
             stream.write(b"\0")
-        assert changed_inputs(before, self.hashes(write_config, model)) == {"model": ["model.safetensors"]}
+        assert changed_inputs(recorded, self.hashes(write_config, model)) == {"model": ["model.safetensors"]}
 
     def test_the_ends_are_read(self, write_config, model):
-        before = self.hashes(write_config, model)
+        recorded = self.hashes(write_config, model)
         file = model / "model.safetensors"
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        assert changed_inputs(before, self.hashes(write_config, model)) == {"model": ["model.safetensors"]}
+        assert changed_inputs(recorded, self.hashes(write_config, model)) == {"model": ["model.safetensors"]}
 
     def test_the_time_of_change_is_a_hint(self, write_config, model):
-        before = self.hashes(write_config, model)
-        assert touched_inputs(before, self.hashes(write_config, model)) == []
+        recorded = self.hashes(write_config, model)
+        assert touched_inputs(recorded, self.hashes(write_config, model)) == []
         touch(model / "model.safetensors")
-        after = self.hashes(write_config, model)
-        assert changed_inputs(before, after) == {}
-        assert touched_inputs(before, after) == [f"model ({model}): model.safetensors"]
+        current = self.hashes(write_config, model)
+        assert changed_inputs(recorded, current) == {}
+        assert touched_inputs(recorded, current) == [f"model ({model}): model.safetensors"]
 
 
 def test_a_model_on_the_hub_is_its_commit_in_the_cache(write_config, tiny_model, tmp_path, monkeypatch):
@@ -244,10 +244,10 @@ def test_a_model_on_the_hub_is_its_commit_in_the_cache(write_config, tiny_model,
         shutil.copytree(tiny_model, repository / "snapshots" / commit)
 
     cached("a" * 40)
-    before = input_hashes(config)
-    assert before["model"]["files"] == {"commit": {"hash": "a" * 40}}
+    recorded = input_hashes(config)
+    assert recorded["model"]["files"] == {"commit": {"hash": "a" * 40}}
     cached("b" * 40)
-    assert changed_inputs(before, input_hashes(config)) == {"model": ["commit"]}
+    assert changed_inputs(recorded, input_hashes(config)) == {"model": ["commit"]}
 
 
 def test_a_whole_run_refuses_to_resume_from_another_model(write_config, model):

@@ -55,9 +55,9 @@ def loss(model: Path, template: str, learn: str) -> float:
                 learnt.append(flag)
         with torch.no_grad():
             log_probs = policy(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        for place in range(1, len(ids)):
-            if learnt[place]:
-                total, count = total - float(log_probs[place - 1, ids[place]]), count + 1
+        for position in range(1, len(ids)):
+            if learnt[position]:
+                total, count = total - float(log_probs[position - 1, ids[position]]), count + 1
     return total / count
 
 
@@ -73,14 +73,14 @@ def test_supervised_tuning_learns_the_turns_that_are_asked_for(
         data=data,
         training={"max_steps": 1, "batch_size": 3, "learning_rate": 1e-9, "token_budget": 60},
     )
-    told: list[str] = []
-    folder = train(load_config(file), tell=told.append)
-    first = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    [value] = [line["loss"] for line in first if "loss" in line]
+    messages: list[str] = []
+    folder = train(load_config(file), tell=messages.append)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    [value] = [line["loss"] for line in metrics if "loss" in line]
     assert value == pytest.approx(loss(tiny_model, CHAT, learn), rel=1e-5)
     assert loss(tiny_model, CHAT, "all") != pytest.approx(loss(tiny_model, CHAT, "last"), rel=1e-3)
-    wanted = "earlier assistant turns learnt" if learn == "all" else "earlier assistant turns not learnt"
-    assert any(f"{wanted}: 2 of 3 groups (row-0, row-1)" in line for line in told)
+    notice = "earlier assistant turns learnt" if learn == "all" else "earlier assistant turns not learnt"
+    assert any(f"{notice}: 2 of 3 groups (row-0, row-1)" in line for line in messages)
 
 
 def test_preferences_learn_the_last_turn_and_say_so(write_config: Any, tmp_path: Path) -> None:
@@ -94,6 +94,6 @@ def test_preferences_learn_the_last_turn_and_say_so(write_config: Any, tmp_path:
     }
     file.write_text(json.dumps(row), encoding="utf-8")
     data = {"train": str(file), "held_out": None, "chat_template": str(template)}
-    told: list[str] = []
-    train(load_config(write_config(data=data, training={"max_steps": 1})), tell=told.append)
-    assert any("earlier assistant turns not learnt: 1 of 1 groups" in line for line in told)
+    messages: list[str] = []
+    train(load_config(write_config(data=data, training={"max_steps": 1})), tell=messages.append)
+    assert any("earlier assistant turns not learnt: 1 of 1 groups" in line for line in messages)

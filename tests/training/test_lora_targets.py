@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from penchant.config import load_config
 from penchant.data.reading import read_groups
 from penchant.engine.distribution import World
-from penchant.engine.loading import load_model, merge_adapter
+from penchant.engine.loading import load_model
+from penchant.engine.merging import merge_adapter
 from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.held_out import score
 from penchant.training import loop
@@ -80,18 +81,18 @@ def test_one_margin_at_every_station(write_config, base, tiny_pairs, tmp_path, t
     merge_adapter(str(folder), tmp_path / "merged")
     unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    found = {
-        "evaluate": margin([list(each.log_probs) for each in score(str(folder), groups, ALONE)], reference),
+    margins = {
+        "evaluate": margin([list(group.log_probs) for group in score(str(folder), groups, SINGLE)], reference),
         "peft": margin(by_hand(unmerged, tokenizer, groups), reference),
         "merged": margin(
             by_hand(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), tokenizer, groups), reference
         ),
     }
     assert abs(last["eval_rewards/margins"]) > 0.01
-    assert found == pytest.approx(dict.fromkeys(found, last["eval_rewards/margins"]), rel=1e-5, abs=1e-5)
+    assert margins == pytest.approx(dict.fromkeys(margins, last["eval_rewards/margins"]), rel=1e-5, abs=1e-5)
 
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("targets", [["lm_head"], r".*(lm_head|embed_tokens)"], ids=str)
@@ -142,15 +143,15 @@ class TestFailedStart:
         assert not Path(load_config(file, []).output).exists()
 
 
-def _failing(after: int):
+def _failing(steps: int):
     """The loop's backward, failing after so many steps."""
-    own, calls = loop.backward, []
+    original, calls = loop.backward, []
 
     def backward(*arguments):
         calls.append(None)
-        if len(calls) > after:
+        if len(calls) > steps:
             raise RuntimeError("stopped by the test")
-        return own(*arguments)
+        return original(*arguments)
 
     return backward
 
@@ -168,15 +169,15 @@ class TestPreferenceHeads:
 
     def test_beside_a_loss_of_log_probs_it_is_trained(self, write_config):
         parts = [{"weight": 1.0, "name": name} for name in ("preference_head", "sft")]
-        told: list[str] = []
+        messages: list[str] = []
         file = write_config(
             objective={"name": "weighted_sum", "parts": parts}, lora={"rank": 4, "targets": ["q_proj", "lm_head"]}
         )
-        folder = train(load_config(file, []), tell=told.append)
+        folder = train(load_config(file, []), tell=messages.append)
         assert load_file(folder / "adapter_model.safetensors")["base_model.model.lm_head.lora_B.weight"].any()
-        assert not any("as before training" in line for line in told)
+        assert not any("as before training" in line for line in messages)
 
     def test_an_adapter_that_nothing_trained_is_told(self, write_config):
-        told: list[str] = []
-        train(load_config(write_config(lora={"rank": 4}, training={"learning_rate": 1e-60}), []), tell=told.append)
-        assert any(line.startswith("14 adapters are as before training") for line in told)
+        messages: list[str] = []
+        train(load_config(write_config(lora={"rank": 4}, training={"learning_rate": 1e-60}), []), tell=messages.append)
+        assert any(line.startswith("14 adapters are as before training") for line in messages)

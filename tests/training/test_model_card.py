@@ -79,13 +79,11 @@ def test_the_held_out_table_is_evaluation_json(write_config):
     assert "## Held-out" not in card_of(folder).text  # nothing measured yet
     write_run_report(folder)
     text = card_of(folder).text
-    found = json.loads((folder / "evaluation.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
     for name in ("accuracy", "margin", "auc"):
-        before, after = (
-            f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-            for value in (found["before"][name], found["after"][name])
-        )
-        assert f"| {name} | {before} | {after} |" in text
+        metrics = evaluation["before"][name], evaluation["after"][name]
+        cells = [f"{metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]" for metric in metrics]
+        assert f"| {name} | {cells[0]} | {cells[1]} |" in text
 
 
 def test_what_made_it(write_config, tiny_model):

@@ -16,15 +16,15 @@ from penchant.data.reading import read_groups
 from penchant.engine.distribution import World
 from penchant.engine.gguf_writing import export_gguf
 from penchant.engine.heads import load_head
-from penchant.engine.loading import load_model, merge_adapter
+from penchant.engine.loading import load_model
+from penchant.engine.merging import merge_adapter
 from penchant.errors import ModelError
 from penchant.evaluation.held_out import score
 from penchant.training.plan import plan
 from penchant.training.run import train
 
 FAMILIES = ["qwen3_5", "gemma3", "gemma4", "mistral3", "qwen2_5_vl"]
-TOWERS = ("visual", "vision", "projector", "mtp", "layer_scalar")
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 FEW = {"training": {"max_steps": 2, "batch_size": 4, "token_budget": 512}, "evaluation": {"samples": 0}}
 
 
@@ -48,10 +48,6 @@ def start(write_config, few_pairs, tmp_path) -> Any:
     return run
 
 
-def original(folder):
-    return hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def log_probs(model, folder, file):
     """Summed log-prob of every candidate, by transformers alone."""
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
@@ -68,7 +64,7 @@ def log_probs(model, folder, file):
 
 def measured(folder, file):
     """The same by `penchant evaluate`."""
-    groups = score(str(folder), read_groups(str(file)).groups, ALONE)
+    groups = score(str(folder), read_groups(str(file)).groups, SINGLE)
     return torch.tensor([value for group in groups for value in group.log_probs])
 
 
@@ -79,26 +75,28 @@ def test_a_full_run_changes_the_language_part_only(
 ):
     folder = multimodal_folder(family)
     run, lines = start(folder, objective={"name": method})
-    before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        if any(tower in name for tower in TOWERS):
-            assert torch.equal(after[name], tensor)
-            assert after[name].dtype == tensor.dtype
+    base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
+    assert base_tensors.keys() == saved_tensors.keys()
+    for name, tensor in base_tensors.items():
+        assert saved_tensors[name].dtype == tensor.dtype, name
+        if multimodal_models.in_tower(name) or "layer_scalar" in name:
+            assert torch.equal(saved_tensors[name], tensor)
     trained = [
-        name for name in before if name.endswith(("layers.1.mlp.down_proj.weight", "layers.1.mlp.up_proj.weight"))
+        name for name in base_tensors if name.endswith(("layers.1.mlp.down_proj.weight", "layers.1.mlp.up_proj.weight"))
     ]
     assert trained
-    assert all(not torch.equal(after[name].float(), before[name].float()) for name in trained)
-    kept = [name for name in before if any(tower in name for tower in TOWERS[:-1])]
-    assert any(line.startswith(f"{len(kept)} tensors of the model's files are not trained") for line in lines)
-    alone = log_probs(original(run), run, few_pairs)
-    torch.testing.assert_close(measured(run, few_pairs), alone, rtol=1e-5, atol=1e-4)
+    assert all(not torch.equal(saved_tensors[name].float(), base_tensors[name].float()) for name in trained)
+    untrained = multimodal_models.towers(base_tensors)
+    assert any(line.startswith(f"{len(untrained)} tensors of the model's files are not trained") for line in lines)
+    expected = log_probs(multimodal_models.original(run), run, few_pairs)
+    torch.testing.assert_close(measured(run, few_pairs), expected, rtol=1e-5, atol=1e-4)
     assert (run / "preprocessor_config.json").read_bytes() == (folder / "preprocessor_config.json").read_bytes()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_lora_run_is_the_same_in_peft_and_merged(family, start, few_pairs, tmp_path, multimodal_folder):
+def test_a_lora_run_is_the_same_in_peft_and_merged(
+    family, start, few_pairs, tmp_path, multimodal_folder, multimodal_models
+):
     from peft import PeftModel
 
     folder = multimodal_folder(family)
@@ -106,11 +104,11 @@ def test_a_lora_run_is_the_same_in_peft_and_merged(family, start, few_pairs, tmp
     run, _ = start(folder, lora={"rank": 2, "targets": "all-linear"}, training=settings)
     targets = json.loads((run / "adapter_config.json").read_text())["target_modules"]
     assert all("language_model" in target for target in targets)
-    by_peft = log_probs(PeftModel.from_pretrained(original(folder), run).eval(), run, few_pairs)
-    assert (by_peft - log_probs(original(folder), folder, few_pairs)).abs().max() > 1e-2
+    by_peft = log_probs(PeftModel.from_pretrained(multimodal_models.original(folder), run).eval(), run, few_pairs)
+    assert (by_peft - log_probs(multimodal_models.original(folder), folder, few_pairs)).abs().max() > 1e-2
     torch.testing.assert_close(measured(run, few_pairs), by_peft, rtol=1e-5, atol=1e-4)
     merge_adapter(str(run), tmp_path / "merged", save_dtype="float32")
-    merged = log_probs(original(tmp_path / "merged"), run, few_pairs)
+    merged = log_probs(multimodal_models.original(tmp_path / "merged"), run, few_pairs)
     torch.testing.assert_close(merged, by_peft, rtol=1e-5, atol=1e-4)
 
 
@@ -120,8 +118,9 @@ def test_a_reward_model(family, lora, start, multimodal_folder, multimodal_model
     folder = multimodal_folder(family)
     run, _ = start(folder, objective={"name": "bradley_terry"}, lora=lora)
     if lora is None:
-        before, after = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
-        assert {name for name in before if any(tower in name for tower in TOWERS)} <= after.keys()
+        base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(run)
+        towers = multimodal_models.towers(base_tensors), multimodal_models.towers(saved_tensors)
+        assert multimodal_models.changed(*towers) == set()
     else:
         targets = json.loads((run / "adapter_config.json").read_text())["target_modules"]
         assert all("language_model" in target for target in targets)
@@ -141,7 +140,9 @@ def test_a_preference_head(family, start, multimodal_folder, multimodal_models):
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
-def test_it_is_planned_without_its_weights(family, write_config, few_pairs, multimodal_folder, tmp_path):
+def test_it_is_planned_without_its_weights(
+    family, write_config, few_pairs, multimodal_folder, tmp_path, multimodal_models
+):
     folder = multimodal_folder(family)
     (tmp_path / "bare").mkdir()
     for file in folder.iterdir():
@@ -149,13 +150,13 @@ def test_it_is_planned_without_its_weights(family, write_config, few_pairs, mult
             (tmp_path / "bare" / file.name).write_bytes(file.read_bytes())
     data = {"train": str(few_pairs), "held_out": str(few_pairs)}
     planned = plan(load_config(write_config(**FEW, model=str(tmp_path / "bare"), data=data)))
-    model = original(folder).model.language_model
+    model = multimodal_models.original(folder).model.language_model
     weights = sum(p.nbytes for p in model.parameters()) + (0 if family == "gemma3" else 96 * 32 * 4)
     assert planned.forecast.memory.weights == pytest.approx(weights, rel=0.05)
 
 
 class TestGGUF:
-    def test_the_text_part_of_a_llava(self, multimodal_folder, tmp_path):
+    def test_the_text_part_of_a_llava(self, multimodal_folder, tmp_path, multimodal_models):
         pytest.importorskip("gguf")
         file = Path(__file__).parents[1] / "engine" / "gguf_models.py"
         spec = importlib.util.spec_from_file_location("gguf_models", file)
@@ -173,7 +174,9 @@ class TestGGUF:
         ids = torch.tensor([[1, 5, 9, 20, 7]])
         with torch.no_grad():
             text = load_model(str(tmp_path / "text.gguf"))(input_ids=ids).logits
-            torch.testing.assert_close(text, original(folder)(input_ids=ids).logits, rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                text, multimodal_models.original(folder)(input_ids=ids).logits, rtol=0, atol=1e-4
+            )
 
     def test_other_families_are_refused_by_the_name_of_their_text_part(self, multimodal_folder, tmp_path):
         pytest.importorskip("gguf")

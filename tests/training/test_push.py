@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from huggingface_hub import constants
 
 from penchant.cli import run
 from penchant.config import load_config
+from penchant.engine.saving import PROCESSOR_FILES
 from penchant.training.run import train
 
 TOKEN = "hf_secretsecretsecret"
@@ -22,17 +24,17 @@ TOKEN = "hf_secretsecretsecret"
 
 @dataclass
 class Hub:
-    """What the stand-in was asked, and what it is to answer.
+    """Requests to the stand-in, and the statuses that it answers with.
 
     Attributes:
         refuse: by the end of a path the status to answer with.
-        asked: path and authorization of each request.
+        requests: path and authorization of each POST.
         files: by branch and name the bytes that were committed.
     """
 
     address: str = ""
     refuse: dict[str, int] = field(default_factory=dict)
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
     created: list[dict[str, object]] = field(default_factory=list)
     branches: list[str] = field(default_factory=list)
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -75,7 +77,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            state.asked.append((self.path, self.headers.get("Authorization", "")))
+            state.requests.append((self.path, self.headers.get("Authorization", "")))
             status, document = state.answer(self.path, body)
             content = json.dumps(document).encode()
             self.send_response(status)
@@ -136,14 +138,22 @@ def test_the_model_its_card_and_its_numbers(hub, folder, monkeypatch, streamed, 
     assert {name for branch, name in hub.files if branch == "main"} == EXPECTED
     for (_, name), content in hub.files.items():
         assert content == (folder / name).read_bytes()
-    assert [(one["organization"], one["name"], "visibility" in one) for one in hub.created] == [
+    assert [(body["organization"], body["name"], "visibility" in body) for body in hub.created] == [
         ("someone", "model", False)
     ]
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert document == {"url": f"{hub.address}/someone/model", "commit": "c" * 40, "files": sorted(EXPECTED)}
-    assert {authorization for _, authorization in hub.asked} == {f"Bearer {TOKEN}"}
+    assert {authorization for _, authorization in hub.requests} == {f"Bearer {TOKEN}"}
     assert TOKEN not in printed.out + printed.err
+
+
+def test_the_processors_of_a_multimodal_model(hub, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    for name in PROCESSOR_FILES:
+        (copy / name).write_text("{}")
+    assert push(copy, "someone/model") == 0
+    assert {name for _, name in hub.files} == {*EXPECTED, *PROCESSOR_FILES}
 
 
 def test_a_private_repository_a_branch_and_a_message(hub, folder):
@@ -157,14 +167,14 @@ def test_a_private_repository_a_branch_and_a_message(hub, folder):
 
 @pytest.mark.parametrize("end", ["/repos/create", "/preupload/main", "/commit/main"])
 @pytest.mark.parametrize(
-    ("status", "what"),
+    ("status", "reason"),
     [(401, "hf auth login"), (403, "may not write there"), (404, "no such repository"), (400, "answered 400")],
 )
-def test_a_refusal_is_one_message(hub, folder, end, status, what, capsys):
+def test_a_refusal_is_one_message(hub, folder, end, status, reason, capsys):
     hub.refuse[end] = status
     assert push(folder, "someone/model") == 2
     printed = capsys.readouterr()
-    assert what in printed.err
+    assert reason in printed.err
     assert printed.err.startswith("error: someone/model: ")
     assert len(printed.err.strip().splitlines()) == 2  # what it is, and what to do
     assert "Traceback" not in printed.err
@@ -190,7 +200,7 @@ def test_offline(hub, folder, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert push(folder, "someone/model") == 2
     assert "unset HF_HUB_OFFLINE" in capsys.readouterr().err
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "with space", "-a", ""])
@@ -210,7 +220,7 @@ class TestNoModel:
         (tmp_path / "run" / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
         assert push(tmp_path / "run", "someone/model") == 2
         assert "holds no model to push" in capsys.readouterr().err
-        assert hub.asked == []
+        assert hub.requests == []
 
 
 def test_an_adapter_whose_base_is_on_this_machine_alone(hub, tiny_model, tmp_path, capsys):
@@ -226,8 +236,6 @@ def test_an_adapter_whose_base_is_on_this_machine_alone(hub, tiny_model, tmp_pat
 
 
 def test_a_run_of_an_older_penchant_gets_its_card(hub, folder, tmp_path):
-    import shutil
-
     copy = Path(shutil.copytree(folder, tmp_path / "run"))
     (copy / "README.md").unlink()
     assert push(copy, "someone/model") == 0

@@ -402,7 +402,8 @@ class TestSavedFolder:
             before = base(ids).logits
             after = PeftModel.from_pretrained(base, folder)(ids).logits
         assert not torch.allclose(before, after)
-        from penchant.engine.loading import load_model, merge_adapter
+        from penchant.engine.loading import load_model
+        from penchant.engine.merging import merge_adapter
 
         merge_adapter(str(folder), tmp_path / "merged")
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

@@ -14,14 +14,15 @@ from penchant.config import load_config
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distribution import World
-from penchant.engine.loading import load_model, load_tokenizer, merge_adapter
+from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.merging import merge_adapter
 from penchant.evaluation.held_out import score
 from penchant.training.report import read_inputs, write_run_report
 from penchant.training.run import train
 
 END = "<|end|>"
 TEMPLATE = "{% for m in messages %}{{ m.content }} " + END + " {% endfor %}"
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -103,14 +104,14 @@ def test_evaluation_is_of_the_weights_that_were_saved(write_config, base, dtype)
     config = load_config(write_config(model=str(base(stored)), training={"max_steps": 3, "learning_rate": 1e-2}))
     folder = train(config)
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {stored}
-    after = write_run_report(folder).after
+    report = write_run_report(folder).after
     _, held_out, _ = read_inputs(config)
-    scored = score(str(folder), held_out, ALONE, reference=config.model)
+    scored = score(str(folder), held_out, SINGLE, reference=config.model)
     expected = sum(
-        (one.log_probs[0] - one.reference_log_probs[0]) - (one.log_probs[1] - one.reference_log_probs[1])
-        for one in scored
+        (group.log_probs[0] - group.reference_log_probs[0]) - (group.log_probs[1] - group.reference_log_probs[1])
+        for group in scored
     ) / len(scored)
-    assert after.to_json()["margin"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert report.to_json()["margin"]["value"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,20 @@ _SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "add_bias
 """Settings by which families of models give their linear layers biases."""
 
 
-def add_biases(adapted: nn.Module) -> None:
-    """Give every layer under an adapter with a bias one of zeros, for the adapter's to be merged into."""
-    for layer in adapted.modules():
-        if any(getattr(layer, "lora_bias", {}).values()):
-            base: Any = layer.get_base_layer()  # type: ignore[operator]
-            if getattr(base, "bias", None) is None:
-                base.bias = nn.Parameter(base.weight.new_zeros(base.out_features), requires_grad=False)
+def add_biases(adapted: nn.Module) -> bool:
+    """Give every layer under an adapter with a bias one of zeros, for the adapter's to be merged into.
+
+    Returns whether a layer had none.
+    """
+    bases: list[Any] = [
+        layer.get_base_layer()  # type: ignore[operator]
+        for layer in adapted.modules()
+        if any(getattr(layer, "lora_bias", {}).values())
+    ]
+    without = [base for base in bases if getattr(base, "bias", None) is None]
+    for base in without:
+        base.bias = nn.Parameter(base.weight.new_zeros(base.out_features), requires_grad=False)
+    return bool(without)
 
 
 def declare_biases(model: PreTrainedModel, source: str) -> None:
@@ -58,5 +65,5 @@ def declare_biases(model: PreTrainedModel, source: str) -> None:
 
 def _names(model: PreTrainedModel, config: PretrainedConfig) -> set[str]:
     with torch.device("meta"):
-        other = type(model)(config)
-    return {name for name, _ in other.named_parameters(remove_duplicate=False)}
+        blank = type(model)(config)
+    return {name for name, _ in blank.named_parameters(remove_duplicate=False)}

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _COPY = ".modules_to_save."
 _TOKENS = ".token_adapter.trainable_tokens_delta"
+_CHECK_BASE = (
+    "check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
+    "or get the whole folder again"
+)
 
 
 def merge_adapter_into(
@@ -42,9 +46,7 @@ def merge_adapter_into(
     """
     adapted = load_adapter(model, source, task=task, absent=absent)
     with _explained(source):
-        biased = any(any(getattr(layer, "lora_bias", {}).values()) for layer in adapted.modules())
-        if biased:
-            add_biases(adapted)
+        biased = add_biases(adapted)
         merged = merge(adapted)
         if biased:
             declare_biases(merged, source)
@@ -83,11 +85,11 @@ def _load(
     weights = {key: tensor for key, tensor in weights.items() if not _is_of(key, absent)}
     if task is not None:
         config.task_type = task
-    before = model.get_input_embeddings().num_embeddings
+    base_rows = model.get_input_embeddings().num_embeddings
     rows = adapter_rows(model, weights, config)
-    if rows not in (None, before):
+    if rows not in (None, base_rows):
         model.resize_token_embeddings(rows, mean_resizing=False)
-        refuse_unknown_rows(model, weights, config, before, source)
+        refuse_unknown_rows(model, weights, config, base_rows, source)
     base = config.base_model_name_or_path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of tied weights, which `merge` sees to.
@@ -104,8 +106,7 @@ def _load(
     unexpected = [key for key in result.unexpected_keys if not _is_repeated(key, weights)]
     _refuse("which the model does not have", unexpected, name, source)
     _refuse("which are not in its file", missing, name, source)
-    found: PeftModel = adapted.eval()
-    return found
+    return cast("PeftModel", adapted.eval())
 
 
 def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
@@ -173,11 +174,11 @@ def _settle_ties(model: PreTrainedModel) -> None:
     """Tie again what came out equal, and take the rest from what the model and its configuration say is tied."""
     ties = model.all_tied_weights_keys
     for name, source in list(ties.items()):
-        weight, other = model.get_parameter(name), model.get_parameter(source)
-        if weight is not other and torch.equal(weight, other):
+        weight, tied_weight = model.get_parameter(name), model.get_parameter(source)
+        if weight is not tied_weight and torch.equal(weight, tied_weight):
             module, _, last = name.rpartition(".")
-            setattr(model.get_submodule(module), last, other)
-        elif weight is not other:
+            setattr(model.get_submodule(module), last, tied_weight)
+        elif weight is not tied_weight:
             del ties[name]
     head = model.get_output_embeddings()
     tied = head is None or head.weight is model.get_input_embeddings().weight
@@ -197,8 +198,7 @@ def _explained(source: str) -> Iterator[None]:
         raise ModelError(
             f"the adapter cannot be loaded: {reason_of(error)}",
             where=source,
-            fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
-            "or get the whole folder again",
+            fix=_CHECK_BASE,
         ) from error
 
 
@@ -232,8 +232,7 @@ def _refuse(why: str, keys: list[str], name: str, source: str) -> None:
         raise ModelError(
             f"the adapter has {len(keys)} weights {why}; the first is {first}",
             where=source,
-            fix="check that base_model_name_or_path in its adapter_config.json names the model it was trained on, "
-            "or get the whole folder again",
+            fix=_CHECK_BASE,
         )
 
 
@@ -242,7 +241,9 @@ def _is_repeated(key: str, weights: Mapping[str, Tensor]) -> bool:
     tensor = weights.get(key)
     if tensor is None or not key.endswith(_TOKENS):
         return False
-    return any(other != key and other.endswith(_TOKENS) and torch.equal(weights[other], tensor) for other in weights)
+    return any(
+        name != key and name.endswith(_TOKENS) and torch.equal(weight, tensor) for name, weight in weights.items()
+    )
 
 
 def _is_of(key: str, modules: tuple[str, ...]) -> bool:

@@ -26,32 +26,32 @@ def adapter_rows(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tenso
         model: the base, with or without other adapters; may be on the meta device.
         weights: the adapter's, by their names in its file.
     """
-    found = [rows for name, _ in _vocabulary_modules(model) for rows in _row_counts(name, weights)]
+    counts = [rows for name, _ in _vocabulary_modules(model) for rows in _row_counts(name, weights)]
     indices = _token_indices(config)
-    if not found and indices:
-        found = [max(model.get_input_embeddings().num_embeddings, max(indices) + 1)]
-    return max(found, default=None)
+    if not counts and indices:
+        counts = [max(model.get_input_embeddings().num_embeddings, max(indices) + 1)]
+    return max(counts, default=None)
 
 
 def refuse_unknown_rows(
-    model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor], config: PeftConfig, before: int, source: str
+    model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor], config: PeftConfig, base_rows: int, source: str
 ) -> None:
     """Raise ModelError where a grown base has rows that the adapter does not hold: they would be random numbers.
 
     Args:
         model: the base, grown.
-        before: V before it was.
+        base_rows: V of the base before it was grown.
     """
     rows = model.get_input_embeddings().num_embeddings
-    covered = set(_token_indices(config)).issuperset(range(before, rows))
+    covered = set(_token_indices(config)).issuperset(range(base_rows, rows))
     modules = _vocabulary_modules(model)
-    whole = {name for name, _ in modules if rows in _whole_row_counts(name, weights)}
+    complete = {name for name, _ in modules if rows in _whole_row_counts(name, weights)}
     for name, module in modules:
-        tied = [other for other, each in modules if each.weight is module.weight]
-        if rows > before and not covered and not whole.intersection(tied):
+        tied = [tied_name for tied_name, candidate in modules if candidate.weight is module.weight]
+        if rows > base_rows and not covered and not complete.intersection(tied):
             raise ModelError(
-                f"the adapter was trained with {rows} tokens, its base model has {before}, and the weights of {name} "
-                "for the others are in neither",
+                f"the adapter was trained with {rows} tokens, its base model has {base_rows}, and the weights of "
+                f"{name} for the others are in neither",
                 where=source,
                 fix="save the adapter again with save_pretrained(folder, save_embedding_layers=True), "
                 "or train it with modules_to_save of the embedding and the output head",
@@ -61,11 +61,11 @@ def refuse_unknown_rows(
 def _vocabulary_modules(model: Any) -> list[tuple[str, Any]]:
     """Names and modules of the input embedding and, where there is one, the output head."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    wanted = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
-    return [(name, module) for name, module in model.named_modules() if any(module is each for each in wanted)]
+    layers = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    return [(name, module) for name, module in model.named_modules() if any(module is layer for layer in layers)]
 
 
-def _of(name: str, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _matrices(name: str, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """A module's matrices, by what follows its name."""
     prefix = f"{_PREFIX}{name}."
     for key, tensor in weights.items():
@@ -75,20 +75,24 @@ def _of(name: str, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]
 
 def _whole_row_counts(name: str, weights: Mapping[str, Tensor]) -> list[int]:
     """V of the module's weight [V, D], where the file holds it whole."""
-    return [len(tensor) for rest, tensor in _of(name, weights) if rest.endswith("weight") and "lora_" not in rest]
+    return [
+        len(tensor)
+        for suffix, tensor in _matrices(name, weights)
+        if suffix.endswith("weight") and "lora_" not in suffix
+    ]
 
 
 def _row_counts(name: str, weights: Mapping[str, Tensor]) -> list[int]:
     """V by every matrix of the module: its weight, a low-rank A of an embedding [r, V], a B of a head [V, r]."""
     low_rank = [
-        tensor.shape[1] if rest.startswith("lora_embedding_A") else len(tensor)
-        for rest, tensor in _of(name, weights)
-        if rest.startswith(("lora_embedding_A", "lora_B"))
+        tensor.shape[1] if suffix.startswith("lora_embedding_A") else len(tensor)
+        for suffix, tensor in _matrices(name, weights)
+        if suffix.startswith(("lora_embedding_A", "lora_B"))
     ]
     return [*_whole_row_counts(name, weights), *low_rank]
 
 
 def _token_indices(config: Any) -> list[int]:
     """Ids of tokens that the adapter trains alone."""
-    asked = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
-    return sorted({i for each in asked.values() for i in each} if isinstance(asked, dict) else set(asked))
+    indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    return sorted({i for ids in indices.values() for i in ids} if isinstance(indices, dict) else set(indices))

@@ -13,7 +13,7 @@ from penchant.errors import ConfigError, reason_of
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_WHOLE = ("score", "classifier")
+_CLASSIFIER_HEADS = ("score", "classifier")
 """What PEFT trains whole in a sequence classifier."""
 
 
@@ -36,7 +36,7 @@ def add_adapters(
     try:
         # PEFT is content where one of several names is found.
         for name in targets if isinstance(targets, list) else []:
-            if not any(f".{each}".endswith(f".{name}") for each, _ in model.named_modules()):
+            if not any(f".{module_name}".endswith(f".{name}") for module_name, _ in model.named_modules()):
                 raise ValueError(f"no module is called {name}")
         # The type says that a model of transformers is wanted; any module serves.
         found: Any = get_peft_model(model, config)
@@ -78,5 +78,5 @@ def _linear_names(model: nn.Module, task: str | None) -> list[str]:
     """The ends of the names of linear layers, each once; without a reward model's head, which is trained whole."""
     kinds = ("Linear", "Conv1D")
     names = (name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in kinds)
-    whole = _WHOLE if task == "SEQ_CLS" else ()
-    return sorted({name for name in names if not name.isdigit() and name not in whole})
+    heads = _CLASSIFIER_HEADS if task == "SEQ_CLS" else ()
+    return sorted({name for name in names if not name.isdigit() and name not in heads})

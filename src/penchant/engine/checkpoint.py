@@ -1,14 +1,12 @@
-"""The tensors of a checkpoint's files that a model does not use: named, refused, or written again bit for bit.
+"""The files a model was loaded from, and their tensors that it does not use: known by name, or refused.
 
-transformers drops them on loading: an image tower beside the language part, layers for multi-token prediction, or a
-tensor that belongs to another architecture.
+transformers drops those on loading: an image tower beside the language part, layers for multi-token prediction, or a
+tensor that belongs to another architecture. `penchant.engine.saving` writes them again.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,24 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from penchant.engine.checkpoint_files import INDEX, QUIET, open_weights, tensor_names, weight_files, weight_targets
-from penchant.engine.multimodal import check_text_alone, is_multimodal, remove_towers, text_config
+from penchant.engine.checkpoint_files import tensor_names, weight_files, weight_targets
+from penchant.engine.multimodal import check_text_alone, is_multimodal, remove_towers
 from penchant.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROCESSORS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "image_processor_config.json",
-    "audio_tokenizer_config.json",
-    "chat_template.json",
-)
 _OLD_BUFFERS = r"(^|\.)(rotary_emb\.inv_freq|position_ids)$|\.(attn|attention)\.(masked_)?bias$"
 """Constants that earlier versions of transformers stored with the weights."""
 
@@ -104,46 +93,6 @@ def keep_language_part(model: PreTrainedModel, source: str, *, replaced: str | N
     _CHECKPOINTS[model] = Checkpoint(source, tuple(files), targets, converted, unused, dropped)
 
 
-def save_model(model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write a model in Hugging Face format, with what its files held beside the weights it uses.
-
-    Args:
-        weights: the state dict to write, tied weights once; None is the model's own.
-
-    Raises:
-        ModelError: the files the model was loaded from are not there any more, or are others.
-    """
-    checkpoint = checkpoint_of(model)
-    if checkpoint is None or not checkpoint.unused:
-        model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
-        return
-    if weights is None:
-        tied = getattr(model, "all_tied_weights_keys", {})
-        weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    known = {*checkpoint.targets, *checkpoint.unused, *checkpoint.dropped}
-    if not all(file.is_file() for file in checkpoint.files) or set(tensor_names(checkpoint.files)) != known:
-        raise ModelError(
-            "the model's files were changed since it was loaded, and tensors that are not trained are read from them",
-            where=checkpoint.source,
-            fix="put the files back and run again with --resume",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    values = _values(model, checkpoint, weights)
-    _write_files(checkpoint, values, folder)
-    _write_config(model, checkpoint, next(v.dtype for v in values.values() if v.is_floating_point()), folder)
-    copy_processors(checkpoint.source, folder)
-
-
-def copy_processors(source: str, folder: Path) -> None:
-    """Copy the files that turn images, video and audio into a model's input."""
-    from transformers.utils import cached_file
-
-    for name in _PROCESSORS:
-        path = cached_file(source, name, **QUIET)
-        if path is not None:
-            shutil.copyfile(path, folder / name)
-
-
 def _refuse_quantised(model: PreTrainedModel, source: str) -> None:
     """Raise ModelError for a quantised multimodal model, whose towers could not be written beside trained weights."""
     if is_multimodal(model.config):
@@ -157,12 +106,12 @@ def _refuse_quantised(model: PreTrainedModel, source: str) -> None:
 def _refuse_strays(model: PreTrainedModel, source: str, strays: Sequence[str]) -> None:
     """Raise ModelError for tensors that no part of the model is made of, and that transformers does not know of."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), _OLD_BUFFERS]
-    named = getattr(model.config, "unused_weights", None) or ()
+    configured_patterns = getattr(model.config, "unused_weights", None) or ()
     unknown = [
         name
         for name in strays
         if not any(re.search(pattern, name) for pattern in patterns)
-        and not any(fnmatch(name, pattern) for pattern in named)
+        and not any(fnmatch(name, pattern) for pattern in configured_patterns)
     ]
     if unknown:
         raise ModelError(
@@ -172,81 +121,6 @@ def _refuse_strays(model: PreTrainedModel, source: str, strays: Sequence[str]) -
             fix="check that config.json belongs to these weights; if it does, name them there, as in "
             f'"unused_weights": ["{unknown[0]}"], and they are kept as they are in whatever is saved',
         )
-
-
-def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by the names of the files' tensors; a weight that has none there gets a name like theirs."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    tied = getattr(model, "all_tied_weights_keys", {})
-    buffers = {name for name, _ in model.named_buffers()}
-    values, written = {}, set(buffers)
-    for name, target in checkpoint.targets.items():
-        if name not in checkpoint.converted and target not in buffers:
-            # A tied weight that the files hold twice is two tensors there.
-            values[name] = weights[target] if target in weights else weights[tied[target]].clone()
-            written.add(target)
-    rest = {name: tensor for name, tensor in weights.items() if name not in written}
-    values.update(revert_weight_conversion(model, rest))
-    lost = sorted(checkpoint.converted - values.keys())
-    if lost:
-        raise ModelError(
-            f"the weights cannot be written under the names of the model's files; the first is {lost[0]}",
-            where=checkpoint.source,
-            fix="save the base model anew with transformers' save_pretrained, and train from that folder",
-        )
-    return values
-
-
-def _write_files(checkpoint: Checkpoint, values: Mapping[str, Tensor], folder: Path) -> None:
-    """Every weight file again, one at a time, with new values where there are some."""
-    from safetensors.torch import save_file
-
-    new = values.keys() - checkpoint.targets.keys()
-    places: dict[str, str] = {}
-    total = 0
-    for number, file in enumerate(checkpoint.files, 1):
-        last = number == len(checkpoint.files)
-        with open_weights(file) as (names, read):
-            remaining = [name for name in names if name not in checkpoint.dropped]
-            tensors = {name: _alone(values[name] if name in values else read(name)) for name in remaining}
-        tensors |= {name: _alone(values[name]) for name in sorted(new)} if last else {}
-        output = (
-            "model.safetensors"
-            if len(checkpoint.files) == 1
-            else (f"model-{number:05}-of-{len(checkpoint.files):05}.safetensors")
-        )
-        save_file(tensors, folder / output, {"format": "pt"})
-        places |= dict.fromkeys(tensors, output)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(checkpoint.files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_config(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> None:
-    """config.json with the model's class; the dtypes of the parts that are not trained are what they were."""
-    from transformers.utils import cached_file
-
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    before = json.loads(Path(str(cached_file(checkpoint.source, "config.json"))).read_text(encoding="utf-8"))
-    after = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    trained = text_config(model.config).model_type
-    after["dtype"] = str(dtype).removeprefix("torch.")
-    for name, part in after.items():
-        if isinstance(part, dict) and "dtype" in part:
-            is_text = part.get("model_type") == trained
-            part["dtype"] = after["dtype"] if is_text else (before.get(name) or {}).get("dtype", before.get("dtype"))
-    (folder / "config.json").write_text(json.dumps(after, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """A tensor in memory of its own, as safetensors wants it."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def _part(name: str) -> str:

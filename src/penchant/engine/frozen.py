@@ -60,7 +60,7 @@ class FrozenModel:
         tell: Callable[[str], None] = lambda line: None,
     ) -> list[TokenizedGroup]:
         """The same groups by this model's tokenizer, prompts cut where they were; errors as in `read_again`."""
-        read, shortened = read_again(
+        retokenized, shortened = read_again(
             groups, self.tokenizer, context=self.context, rendering=self.rendering, truncation=truncation
         )
         if shortened:
@@ -68,7 +68,7 @@ class FrozenModel:
                 f"prompts cut further for a reference with its own tokenizer and a context of {self.context} tokens: "
                 f"{shortened} of {len(groups)} groups"
             )
-        return read
+        return retokenized
 
     def log_probs(
         self,

@@ -14,7 +14,7 @@ from penchant.engine.gguf_reading import gguf_ends
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FILE = "generation_config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class TrainedResponses:
     sequence: int
 
     @classmethod
-    def of(cls, groups: Sequence[TokenizedGroup]) -> TrainedResponses:
-        """Of groups as the model reads them.
+    def from_groups(cls, groups: Sequence[TokenizedGroup]) -> TrainedResponses:
+        """The ends and lengths of groups as the model reads them.
 
         Args:
             groups: at least one.
@@ -59,11 +59,11 @@ def write_generation_config(
     if not model.can_generate() or model.generation_config is None:
         return
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    values = revised(model.generation_config.to_diff_dict(), tokenizer, trained, limit)
-    (folder / FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    values = revise_settings(model.generation_config.to_diff_dict(), tokenizer, trained, limit)
+    (folder / GENERATION_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def revised(
+def revise_settings(
     values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, trained: TrainedResponses, context: int | None
 ) -> dict[str, Any]:
     """A generation configuration without what contradicts training; the ends it had stay ends.
@@ -72,35 +72,35 @@ def revised(
         context: tokens the model can read, or None.
     """
     # Under this mark transformers makes the configuration anew from config.json.
-    kept = {name: value for name, value in values.items() if name != "_from_model_config"}
-    before = as_list(kept.get("eos_token_id"))
-    ends = list(dict.fromkeys([*before, tokenizer.eos_token_id, *trained.ends]))
-    kept["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    settings = {name: value for name, value in values.items() if name != "_from_model_config"}
+    configured_ends = as_list(settings.get("eos_token_id"))
+    ends = list(dict.fromkeys([*configured_ends, tokenizer.eos_token_id, *trained.ends]))
+    settings["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     for name in ("pad_token_id", "bos_token_id"):
         if (number := getattr(tokenizer, name)) is not None:
-            kept[name] = number
-    if (kept.get("max_length") or trained.sequence) < trained.sequence:
-        kept["max_length"] = context or trained.sequence
-    if (kept.get("max_new_tokens") or trained.longest) < trained.longest:
-        kept["max_new_tokens"] = trained.longest
-    if (kept.get("min_new_tokens") or 0) >= trained.shortest:
-        del kept["min_new_tokens"]
-    if (kept.get("min_length") or 0) >= trained.shortest:  # counts the prompt, which may be of one token
-        del kept["min_length"]
-    kept.pop("forced_bos_token_id", None)  # the first token of each response, whatever the prompt
+            settings[name] = number
+    if (settings.get("max_length") or trained.sequence) < trained.sequence:
+        settings["max_length"] = context or trained.sequence
+    if (settings.get("max_new_tokens") or trained.longest) < trained.longest:
+        settings["max_new_tokens"] = trained.longest
+    if (settings.get("min_new_tokens") or 0) >= trained.shortest:
+        del settings["min_new_tokens"]
+    if (settings.get("min_length") or 0) >= trained.shortest:  # counts the prompt, which may be of one token
+        del settings["min_length"]
+    settings.pop("forced_bos_token_id", None)  # the first token of each response, whatever the prompt
     for name in ("suppress_tokens", "begin_suppress_tokens"):
-        if kept.get(name):
-            kept[name] = [number for number in kept[name] if number not in ends]
-    if kept.get("bad_words_ids"):
-        kept["bad_words_ids"] = [ids for ids in kept["bad_words_ids"] if not (len(ids) == 1 and ids[0] in ends)]
-    return {name: value for name, value in kept.items() if value != []}
+        if settings.get(name):
+            settings[name] = [number for number in settings[name] if number not in ends]
+    if settings.get("bad_words_ids"):
+        settings["bad_words_ids"] = [ids for ids in settings["bad_words_ids"] if not (len(ids) == 1 and ids[0] in ends)]
+    return {name: value for name, value in settings.items() if value != []}
 
 
 def read_generation_config(model: PreTrainedModel, folder: str) -> None:
     """Give a merged model the generation configuration that stands beside its adapter, where there is one."""
     from transformers import GenerationConfig
 
-    if model.can_generate() and (Path(folder) / FILE).is_file():
+    if model.can_generate() and (Path(folder) / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
 
 

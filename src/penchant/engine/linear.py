@@ -76,8 +76,8 @@ def compute_dtype(like: Tensor) -> torch.dtype:
 
 def kept_blocks(tokens: int, vocabulary: int, device: torch.device) -> int:
     """Of how many blocks the backward finds the logits of these tokens where the forward left them."""
-    first, *_ = found = blocks(tokens, vocabulary, device)
-    return min(len(found), KEPT_ELEMENTS // max(1, tokens * (first.stop - first.start)))
+    first, *_ = slices = blocks(tokens, vocabulary, device)
+    return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first.stop - first.start)))
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -108,17 +108,17 @@ class _LinearLogProbs(torch.autograd.Function):
         if not needs_hidden:
             return head.log_probs(hidden, targets, 0)[0]
         # With a frozen head each row's gradient can be had now, for an upstream of 1, and scaled later.
-        unit, whole = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
+        unit, all_log_probs = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
         rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
-        for x, of_x, words, of_log_probs in passes(rows, hidden, unit, targets, whole):
+        for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):
             log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
             ones = torch.ones_like(normalisers)
             gradient = head.gradients(x, words, normalisers, ones, kept, (True, False, False, False, False)).hidden
             assert gradient is not None
-            of_x.copy_(gradient)
-            of_log_probs.copy_(log_probs)
+            x_gradient.copy_(gradient)
+            rows_log_probs.copy_(log_probs)
         ctx.save_for_backward(unit)
-        return whole
+        return all_log_probs
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,10 +129,10 @@ class _LinearLogProbs(torch.autograd.Function):
         # The logits become their gradient in place: a second backward computes them anew.
         kept, ctx.kept = ctx.kept, []
         head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up))
-        found = head.gradients(hidden, targets, normalisers, upstream, kept, ctx.needs_input_grad[:5])
+        gradients = head.gradients(hidden, targets, normalisers, upstream, kept, ctx.needs_input_grad[:5])
         if ctx.shared is not None:
-            ctx.shared.gradient = found.weight
-        return *found, *(None,) * 4
+            ctx.shared.gradient = gradients.weight
+        return *gradients, *(None,) * 4
 
 
 def _low_rank(low: Tensor | None, up: Tensor | None) -> LowRank | None:

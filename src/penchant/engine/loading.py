@@ -9,19 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from penchant.engine.adapter_loading import merge_adapter_into
-from penchant.engine.checkpoint import keep_language_part, save_model
-from penchant.engine.folders import whole_folder
+from penchant.engine.checkpoint import keep_language_part
 from penchant.engine.generation_ends import read_generation_config, read_gguf_ends
 from penchant.engine.gguf_reading import check_gguf, gguf_config, gguf_tokenizer, is_gguf
-from penchant.engine.heads import copy_heads
-from penchant.engine.model_kind import model_kind, require_language_model
+from penchant.engine.model_kind import require_language_model
 from penchant.engine.multimodal import generation_class, refuse_tower_adapters, text_config
 from penchant.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from penchant.engine.saved_dtype import SaveDtype
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
@@ -118,38 +114,6 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
     model.name_or_path = model.config.name_or_path = source
     remove_dropout(model)
     return model
-
-
-def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> None:
-    """Write an adapter folder's base model with the adapter merged in, in float32, as an ordinary model folder.
-
-    A reward model's adapter becomes a sequence classifier with its head; preference heads are copied beside the model.
-
-    Raises:
-        ModelError: `source` is no adapter folder, or `output` is there already.
-    """
-    from penchant.engine.saved_dtype import saved_dtype, write_dtype
-
-    if adapter_base(source) is None:
-        raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
-    if output.exists():
-        raise ModelError("it is there already", where=str(output), fix="name a new folder")
-    tokenizer = load_tokenizer(source)
-    if model_kind(source).is_reward_model:
-        from penchant.engine.pad_token import set_pad_token
-        from penchant.engine.reward_model import load_reward_model
-
-        model = load_reward_model(source)
-        set_pad_token(model, tokenizer, grow=True)
-    else:
-        model = load_model(source)
-    stored = saved_dtype(source, save_dtype).fitting(dict(model.named_parameters()))
-    stored.round_weights(model)
-    with whole_folder(output) as aside:
-        save_model(model, aside)
-        write_dtype(aside, stored.dtype)
-        tokenizer.save_pretrained(aside)
-        copy_heads(source, aside)
 
 
 def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:

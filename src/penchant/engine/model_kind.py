@@ -55,9 +55,11 @@ def model_kind(source: str) -> ModelKind:
         return ModelKind(_adapter_task(folder, adapter), adapter.get("task_type"), True, heads)
     config = _json(folder / "config.json") if folder.exists() else _hub_config(source)
     architectures = [str(name) for name in (config or {}).get("architectures") or ()]
-    named = any(_CLASSIFIER.search(name) for name in architectures)
-    unnamed = not architectures and any(_SCORE_HEAD.search(name) for name in _tensor_names(folder, "model"))
-    task: Literal["language_model", "reward_model"] = "reward_model" if named or unnamed else "language_model"
+    if architectures:
+        is_classifier = any(_CLASSIFIER.search(name) for name in architectures)
+    else:
+        is_classifier = any(_SCORE_HEAD.search(name) for name in _tensor_names(folder, "model"))
+    task: Literal["language_model", "reward_model"] = "reward_model" if is_classifier else "language_model"
     return ModelKind(task, architectures[0] if architectures else None, False, heads)
 
 

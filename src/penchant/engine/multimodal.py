@@ -1,7 +1,7 @@
 """Multimodal checkpoints: the language part is loaded, trained and scored under the original class and module names.
 
 A text token's log-prob does not depend on the image, video or audio towers, so they are taken out of memory once the
-files have been read; `penchant.engine.checkpoint` writes them back unchanged.
+files have been read; `penchant.engine.saving` writes them back unchanged.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def remove_towers(model: PreTrainedModel) -> None:
     heads = (model.get_output_embeddings(), getattr(model, "score", None))
     container: nn.Module = model
     for name in path.split("."):
-        for other, child in list(container.named_children()):
-            if other != name and not any(child is head for head in heads):
-                setattr(container, other, None)
+        for child_name, child in list(container.named_children()):
+            if child_name != name and not any(child is head for head in heads):
+                setattr(container, child_name, None)
         container = getattr(container, name)
 
 
@@ -157,10 +157,12 @@ def refuse_tower_adapters(model: PreTrainedModel, source: str) -> None:
     file = Path(source) / "adapter_model.safetensors"
     if not is_multimodal(model.config) or not file.is_file():
         return
-    known = {name for name, _ in model.named_modules()}
+    module_names = {name for name, _ in model.named_modules()}
     with safe_open(file, framework="pt") as tensors:
         names = (name.removeprefix("base_model.model.") for name in tensors.keys())  # noqa: SIM118
-        outside = sorted({name for name in names if name.partition(".lora_")[0] not in known and ".lora_" in name})
+        outside = sorted(
+            {name for name in names if name.partition(".lora_")[0] not in module_names and ".lora_" in name}
+        )
     if outside:
         base = json.loads((file.parent / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         raise ModelError(
@@ -184,15 +186,15 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
     config = text_config(model.config)
     try:
         with torch.device("meta"):
-            alone: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+            text: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     except ValueError as error:
         raise ModelError(f"transformers has no text model of a {config.model_type}") from error
     language, head = language_model(model), model.get_output_embeddings()
-    alone.base_model.load_state_dict(language.state_dict(), assign=True)
-    alone.get_output_embeddings().load_state_dict(head.state_dict(), assign=True)
-    alone.tie_weights()
+    text.base_model.load_state_dict(language.state_dict(), assign=True)
+    text.get_output_embeddings().load_state_dict(head.state_dict(), assign=True)
+    text.tie_weights()
     for name, buffer in language.named_buffers():
         owner, _, leaf = name.rpartition(".")
-        alone.base_model.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+        text.base_model.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
     config.name_or_path = model.config.name_or_path
-    return alone
+    return text

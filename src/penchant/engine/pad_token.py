@@ -72,9 +72,9 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """
     ends = response_ends(tokenizer)
     special = {i: str(token) for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special}
-    named = [i for pattern in (_PADS, _SPARE) for i, token in special.items() if pattern.search(token)]
-    named = [i for i in named if not _MEDIA.search(special[i])]
-    for candidate in (tokenizer.pad_token_id, *named, tokenizer.unk_token_id, tokenizer.bos_token_id):
+    candidates = [i for pattern in (_PADS, _SPARE) for i, token in special.items() if pattern.search(token)]
+    candidates = [i for i in candidates if not _MEDIA.search(special[i])]
+    for candidate in (tokenizer.pad_token_id, *candidates, tokenizer.unk_token_id, tokenizer.bos_token_id):
         if candidate is not None and candidate not in ends:
             token: str = tokenizer.convert_ids_to_tokens(candidate)
             return token
@@ -98,7 +98,7 @@ def response_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 @torch.no_grad()
 def _grow(model: PreTrainedModel, rows: int) -> None:
     """Add rows to the embedding, the mean of the others; no position that is read ever sees them."""
-    before = model.get_input_embeddings().num_embeddings
+    old_rows = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(rows, mean_resizing=False)
     weight = model.get_input_embeddings().weight
-    weight[before:] = weight[:before].mean(0)
+    weight[old_rows:] = weight[:old_rows].mean(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from penchant.engine.adapters import add_adapters
-from penchant.engine.checkpoint import save_model
 from penchant.engine.distribution import World
 from penchant.engine.generation_ends import TrainedResponses, write_generation_config
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
 from penchant.engine.multimodal import qualify_targets
-from penchant.engine.saved_dtype import SavedDtype, write_dtype
+from penchant.engine.saved_dtype import SavedDtype
+from penchant.engine.saving import save_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,24 +81,27 @@ class Policy:
             stored = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).fitting(weights)
             weights = {name: stored.cast(name, tensor) for name, tensor in weights.items()}
             if self.adapters is not None:
-                prefix = "base_model.model."
-                adapters: dict[str, Any] = {prefix + name: tensor for name, tensor in weights.items()}
-                base = self.adapters.peft_config["default"].base_model_name_or_path
-                if base and Path(base).exists():
-                    self.adapters.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
-                # The base's embedding stays as it is: under an adapter it need not be written, nor rounded to `dtype`.
-                self.adapters.save_pretrained(aside, state_dict=adapters, save_embedding_layers=False)
+                _save_adapter(self.adapters, aside, weights)
             else:
-                save_model(self.model, aside, weights)
-                write_dtype(aside, stored.dtype)
+                save_model(self.model, aside, weights, stored.dtype)
             if self.trained is not None:
                 write_generation_config(aside, self.model, self.tokenizer, self.trained)
-            (aside / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the run's own
             self.tokenizer.save_pretrained(aside)
             for file in sorted(aside.iterdir()):
                 os.replace(file, folder / file.name)
             aside.rmdir()
         world.barrier()
+
+
+def _save_adapter(adapters: PeftModel, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write an adapter in PEFT's format; its base's folder is named so that it is found from elsewhere."""
+    state: dict[str, Any] = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+    config = adapters.peft_config["default"]
+    if config.base_model_name_or_path and Path(config.base_model_name_or_path).exists():
+        config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
+    # The base's embedding stays as it is: under an adapter it need not be written, nor rounded.
+    adapters.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the run's own
 
 
 def _is_tied(model: nn.Module, name: str) -> bool:

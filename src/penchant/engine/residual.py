@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penchant.engine.checkpoint import copy_processors
 from penchant.engine.folders import whole_folder
-from penchant.engine.generation_ends import FILE as GENERATION
+from penchant.engine.generation_ends import GENERATION_CONFIG
 from penchant.engine.loading import adapter_base, check_folder, load_tokenizer
 from penchant.engine.model_kind import require_language_model
+from penchant.engine.saving import copy_processors
 from penchant.errors import ModelError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -59,8 +59,8 @@ def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale:
         load_tokenizer(instruct).save_pretrained(aside)
         # Where responses end, and how they are sampled, goes with the instruct model's template.
         for folder in (of_instruct, ours):
-            if (folder / GENERATION).is_file():
-                (aside / GENERATION).write_bytes((folder / GENERATION).read_bytes())
+            if (folder / GENERATION_CONFIG).is_file():
+                (aside / GENERATION_CONFIG).write_bytes((folder / GENERATION_CONFIG).read_bytes())
                 break
 
 

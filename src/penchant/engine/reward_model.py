@@ -132,8 +132,8 @@ def _adapter_head(source: str) -> tuple[str, int] | None:
         return ("score.", 1)  # Weights in torch's own format: PEFT reads them, and says what it lacks.
     with explained(source), safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118
-            module, _, rest = name.removeprefix("base_model.model.").partition(".")
-            if module in ("score", "classifier") and rest.endswith("weight") and "lora_" not in rest:
+            module, _, suffix = name.removeprefix("base_model.model.").partition(".")
+            if module in ("score", "classifier") and suffix.endswith("weight") and "lora_" not in suffix:
                 return (f"{module}.", int(tensors.get_slice(name).get_shape()[0]))
     return None
 
@@ -147,4 +147,4 @@ def _with_backbone_of(source: str, model: PreTrainedModel) -> PreTrainedModel:
 def _is_run(source: str) -> bool:
     """Whether a folder is a run's output, or its ``best``."""
     folder = Path(source)
-    return any((place / "run.json").is_file() for place in (folder, folder.resolve().parent))
+    return any((candidate / "run.json").is_file() for candidate in (folder, folder.resolve().parent))

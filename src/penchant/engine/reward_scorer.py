@@ -35,8 +35,8 @@ class TreeRewardScorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
         hidden = last_hidden(self.model, batch)
-        read = positions_read(batch, pad_token_id(self.model))
-        return batch.table(self.model.score(hidden.index_select(0, read))[:, 0].double())
+        positions = reward_positions(batch, pad_token_id(self.model))
+        return batch.table(self.model.score(hidden.index_select(0, positions))[:, 0].double())
 
 
 class PaddedRewardScorer(nn.Module):
@@ -56,20 +56,20 @@ class PaddedRewardScorer(nn.Module):
         hidden = language_model(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
         # Not the model's own pooling: these rows are padded with another token.
         pad = pad_token_id(self.model)
-        ends = torch.tensor([place_read(sequence, pad) for sequence in sequences])
-        return batch.table(self.model.score(hidden[torch.arange(len(ends)), ends])[:, 0].double())
+        positions = torch.tensor([reward_position(sequence, pad) for sequence in sequences])
+        return batch.table(self.model.score(hidden[torch.arange(len(positions)), positions])[:, 0].double())
 
 
-def place_read(sequence: Tensor, pad: int | None) -> int:
-    """The index in [T] ids of the last that is no pad token; 0 where all are, as in transformers."""
+def reward_position(sequence: Tensor, pad: int | None) -> int:
+    """Index in [T] ids of the last that is no pad token; 0 where all are, as in transformers."""
     if pad is None:
         return len(sequence) - 1
-    kept = (sequence != pad).nonzero()
-    return int(kept[-1]) if len(kept) else 0
+    content = (sequence != pad).nonzero()
+    return int(content[-1]) if len(content) else 0
 
 
-def positions_read(batch: TreeBatch, pad: int | None) -> Tensor:
-    """[C] the row's index of each candidate's last token that is no pad token.
+def reward_positions(batch: TreeBatch, pad: int | None) -> Tensor:
+    """[C] indices in the packed row of each candidate's last token that is no pad token.
 
     Of a candidate that is nothing but pad tokens it is the prompt's last token.
     """
@@ -77,9 +77,9 @@ def positions_read(batch: TreeBatch, pad: int | None) -> Tensor:
         return batch.ends
     tokens, size = batch.targets.index_select(0, batch.paths), len(batch.paths)
     firsts = batch.lengths.cumsum(0) - batch.lengths
-    place = torch.arange(size, device=tokens.device) - firsts.repeat_interleave(batch.lengths, output_size=size)
-    kept = torch.where(tokens != pad, place + 1, 0).double()
-    count = torch.segment_reduce(kept, "max", lengths=batch.lengths).long()
+    offsets = torch.arange(size, device=tokens.device) - firsts.repeat_interleave(batch.lengths, output_size=size)
+    ends = torch.where(tokens != pad, offsets + 1, 0).double()
+    content = torch.segment_reduce(ends, "max", lengths=batch.lengths).long()  # tokens before the pad tokens
     # The hidden state that predicts the first of the pad tokens at the end is the last other token's.
-    before = batch.source.index_select(0, batch.paths.index_select(0, (firsts + count).clamp(max=size - 1)))
-    return torch.where(count < batch.lengths, before, batch.ends)
+    last = batch.source.index_select(0, batch.paths.index_select(0, (firsts + content).clamp(max=size - 1)))
+    return torch.where(content < batch.lengths, last, batch.ends)

@@ -85,11 +85,11 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
     needed = max((2 * sum(t.nbytes for t in _own_half(module).values()) for module in owners), default=0)
     if needed > available_bytes(device) // 2:
         raise NoFloat32(f"a module takes {needed >> 20} MB in float32")
-    held = _own_half(head) if head is not None else {}
-    originals = {name: tensor.data for name, tensor in held.items()}
+    head_tensors = _own_half(head) if head is not None else {}
+    originals = {name: tensor.data for name, tensor in head_tensors.items()}
     handles: list[RemovableHandle] = []
     try:
-        for tensor in held.values():
+        for tensor in head_tensors.values():
             tensor.data = tensor.float()
         handles += [handle for module in owners for handle in _cast_while_running(module)]
         with torch.autocast(device.type, enabled=False):
@@ -99,7 +99,7 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
-        for name, tensor in held.items():
+        for name, tensor in head_tensors.items():
             tensor.data = originals[name]
 
 

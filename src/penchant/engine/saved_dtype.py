@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from penchant.engine.checkpoint import Checkpoint, checkpoint_of
 from penchant.engine.gguf_reading import gguf_library, is_gguf
 from penchant.engine.loading import adapter_base, load_config
 
@@ -19,7 +19,6 @@ SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _BY_SAFETENSORS = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BY_GGUF = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_TEXT_PARTS = ("text_config", "language_config", "llm_config", "decoder")
 _BY_NAME = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,7 +28,8 @@ class SavedDtype:
 
     Attributes:
         dtype: of all weights but the exceptions.
-        exceptions: by name the dtype of weights that the base holds in another one, as a router's bias in float32.
+        exceptions: by the weight's name in the model the dtype of those that the base holds in another one, as a
+            router's bias in float32.
     """
 
     dtype: torch.dtype
@@ -60,38 +60,28 @@ class SavedDtype:
         return weight.to(self.exceptions.get(name, self.dtype)) if weight.is_floating_point() else weight
 
 
-def saved_dtype(source: str, choice: SaveDtype) -> SavedDtype:
-    """The dtype to write the weights of a model in that was made from `source`.
+def saved_dtype(model: nn.Module, source: str, choice: SaveDtype) -> SavedDtype:
+    """The dtype to write a model's weights in.
 
     Args:
+        model: as loaded from `source`, trained or not.
         source: folder, hub id, GGUF file, or an adapter folder, whose base counts.
-        choice: ``auto`` is the dtype of most weights in the base's files; quantised ones become float32.
+        choice: ``auto`` is the dtype of most weights in the base's files that the model uses, and of each weight its
+            own; quantised ones become float32.
     """
     if choice != "auto":
         return SavedDtype(_BY_NAME[choice])
+    checkpoint = checkpoint_of(model)
+    stored = None if checkpoint is None else _of_checkpoint(checkpoint)
+    if stored is not None:
+        return stored
     base = source
     while (below := adapter_base(base)) is not None:
         base = below
-    stored = _of_gguf(base) if is_gguf(base) else _of_folder(Path(base))
-    if stored is None:
-        configured = str(getattr(load_config(base, weights=False), "dtype", None)).removeprefix("torch.")
-        stored = SavedDtype(_BY_NAME.get(configured, torch.float32))
-    return stored
-
-
-def write_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """Write the language part's dtype into a folder's config.json: transformers writes that of weights in memory."""
-    file = folder / "config.json"
-    values = json.loads(file.read_text(encoding="utf-8"))
-    name = str(dtype).removeprefix("torch.")
-    # Other parts, as an image tower, are not trained and keep their dtype.
-    for section in (values, *(values[part] for part in _TEXT_PARTS if isinstance(values.get(part), dict))):
-        for key in ("dtype", "torch_dtype"):
-            if key in section:
-                section[key] = name
-    values["dtype"] = name
-    values.pop("torch_dtype", None)
-    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if is_gguf(base):
+        return _of_gguf(base)
+    configured = str(getattr(load_config(base, weights=False), "dtype", None)).removeprefix("torch.")
+    return SavedDtype(_BY_NAME.get(configured, torch.float32))
 
 
 def stored_types(source: Path) -> list[str]:
@@ -107,19 +97,19 @@ def stored_types(source: Path) -> list[str]:
     return [name for name, _ in sizes.most_common()]
 
 
-def _of_folder(folder: Path) -> SavedDtype | None:
-    """From the headers of a folder's safetensors; None where it has none."""
-    by_name: dict[str, torch.dtype] = {}
+def _of_checkpoint(checkpoint: Checkpoint) -> SavedDtype | None:
+    """From the headers of a model's safetensors; None where it has none. Towers that are copied do not count."""
+    by_weight: dict[str, torch.dtype] = {}
     sizes: Counter[torch.dtype] = Counter()
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-        for name, kind, elements in _header(file):
-            if kind in _BY_SAFETENSORS:
-                by_name[name] = _BY_SAFETENSORS[kind]
-                sizes[by_name[name]] += elements
+    for file in checkpoint.files:
+        for name, kind, elements in _header(file) if file.suffix == ".safetensors" else ():
+            if name in checkpoint.targets and kind in _BY_SAFETENSORS:
+                by_weight[checkpoint.targets[name]] = _BY_SAFETENSORS[kind]
+                sizes[_BY_SAFETENSORS[kind]] += elements
     if not sizes:
         return None
     dtype = sizes.most_common(1)[0][0]
-    return SavedDtype(dtype, {name: other for name, other in by_name.items() if other != dtype})
+    return SavedDtype(dtype, {name: stored for name, stored in by_weight.items() if stored != dtype})
 
 
 def _header(file: Path) -> Iterator[tuple[str, str, int]]:

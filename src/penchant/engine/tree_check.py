@@ -30,13 +30,13 @@ Numbers = Callable[..., Tensor]
 Autocast = Callable[[], AbstractContextManager[None]]
 
 MAX_RATIO = 2.0
-"""In half precision the tree may be off by so many times what the padded forward is."""
+"""Largest error of the tree in half precision, as a multiple of the padded forward's."""
 
 LEAST_ROUNDING = 1e-4
-"""Nats by which the padded forward is taken to be off at least."""
+"""Smallest error, in nats, that the padded forward is taken to have."""
 
-LOOSER = 10.0
-"""Of a model of half precision that is run in float32, so many times the tolerances of float32 are allowed."""
+HALF_TOLERANCES = 10.0
+"""Multiple of float32's tolerances that the tree may differ by where weights of half precision are run in float32."""
 
 _GROUPS, _CANDIDATES = 2, 3
 """Groups, and candidates of each, that are looked at first."""
@@ -134,7 +134,7 @@ class TreeCheck:
 
     def _judge_rounding(self, sample: Sequence[TokenizedGroup]) -> Verdict:
         padded = self._measure(sample)
-        if padded.exact is not None and (times := self._difference_in_float32(sample, padded.exact)) > LOOSER:
+        if padded.exact is not None and (times := self._difference_in_float32(sample, padded.exact)) > HALF_TOLERANCES:
             return Verdict(f"its numbers in float32 differ by {times:.1f} times the tolerance", padded.rounding)
         error, rounding = padded.error(self._by_tree(sample)), padded.rounding
         if error <= padded.allowed:
@@ -171,8 +171,8 @@ class TreeCheck:
         """[C] by padded rows: one at a time, since all logits of many rows are gigabytes, or a group's together."""
         if attention is not None:
             set_attention(self.model, attention)
-        alone = [replace(group, responses=(response,)) for group in sample for response in group.responses]
-        batches = [pack([group]).to(self.model.device) for group in (sample if together else alone)]
+        single_rows = [replace(group, responses=(response,)) for group in sample for response in group.responses]
+        batches = [pack([group]).to(self.model.device) for group in (sample if together else single_rows)]
         with nullcontext() if exact else self.autocast():
             return torch.cat([self.padded(batch).flatten()[batch.slots] for batch in batches])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config import LoraConfig, RunConfig, Section, TrainingConfig, parse_config
-from penchant.engine.loading import merge_adapter
+from penchant.engine.merging import merge_adapter
 from penchant.recipes.reading import READING, ReadingConfig
 from penchant.training.run import train
 

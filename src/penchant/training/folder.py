@@ -130,16 +130,16 @@ def _same_run(folder: Path, config: RunConfig, fingerprint: str, tell: Callable[
 
 
 def _same_inputs(folder: Path, config: RunConfig, record: Mapping[str, Any], tell: Callable[[str], None]) -> None:
-    before = dict(record.get("inputs", {}))
-    if before.pop("scheme", None) != SCHEME:
+    recorded = dict(record.get("inputs", {}))
+    if recorded.pop("scheme", None) != SCHEME:
         tell("this run was started by an older Penchant, which did not record what its models and files held")
-        now = method_files(config.objective)
-        recorded = record.get("methods", {})
-        names = [f"objective.file ({file})" for file, content in recorded.items() if now.get(file) != content]
+        current = method_files(config.objective)
+        methods = record.get("methods", {})
+        names = [f"objective.file ({file})" for file, content in methods.items() if current.get(file) != content]
     else:
         inputs = input_hashes(config)
-        names = [_in_words(key, inputs[key]["path"], files) for key, files in changed_inputs(before, inputs).items()]
-        for name in touched_inputs(before, inputs):
+        names = [_in_words(key, inputs[key]["path"], files) for key, files in changed_inputs(recorded, inputs).items()]
+        for name in touched_inputs(recorded, inputs):
             tell(f"{name} was written since this run was started; its sampled blocks are the same, so it is used")
     if names:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""What runs are started from, by content: a path says too little, for what stands there may be another by now.
+"""Hashes of the models and files that a run is started from: a path does not say what the file holds by now.
 
-A file's hash is that of its bytes. One larger than `WHOLE` is hashed by its size, its first and last block and `BLOCKS`
-blocks between them, which a few megabytes of reading do: training changes every weight, and so some of these; a change
-of a few bytes may be missed there. Its time of change is recorded as a hint and never decides.
+A file's hash is that of its bytes. One larger than `WHOLE_FILE_BYTES` is hashed by its size, its first and last block
+and `BLOCKS` blocks between them, which a few megabytes of reading do: training changes every weight, and so some of
+these; a change of a few bytes may be missed there. Its time of change is recorded as a hint and never decides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from penchant.config_objective import method_files
 from penchant.engine.loading import adapter_base
 from penchant.errors import ConfigError
 
-WHOLE = 256 * 2**20
+WHOLE_FILE_BYTES = 256 * 2**20
 """Bytes up to which a file is read whole."""
 
 BLOCKS, BLOCK = 510, 2**14
@@ -65,21 +65,21 @@ def input_hashes(config: RunConfig, keys: Collection[str] | None = None) -> dict
     """
     return {
         key: {"path": path, "files": stamps(path)}
-        for key, (path, stamps) in _named(config).items()
+        for key, (path, stamps) in _sources(config).items()
         if keys is None or key in keys
     }
 
 
 def named_paths(config: RunConfig) -> dict[str, str]:
     """By key of the configuration the files, functions and models that it names, its data aside."""
-    return {key: path for key, (path, _) in _named(config).items()}
+    return {key: path for key, (path, _) in _sources(config).items()}
 
 
-def changed_inputs(before: Mapping[str, Input], now: Mapping[str, Input]) -> dict[str, list[str]]:
+def changed_inputs(recorded: Mapping[str, Input], current: Mapping[str, Input]) -> dict[str, list[str]]:
     """By key the files whose contents are others now, or that came or went; only of keys that both records have."""
     changed = {}
-    for key in before.keys() & now.keys():
-        old, new = before[key]["files"], now[key]["files"]
+    for key in recorded.keys() & current.keys():
+        old, new = recorded[key]["files"], current[key]["files"]
         # A model on the hub that was not in the cache says nothing.
         names = old.keys() | new.keys() if old and new else ()
         differ = [name for name in sorted(names) if _hash(old, name) != _hash(new, name)]
@@ -88,15 +88,15 @@ def changed_inputs(before: Mapping[str, Input], now: Mapping[str, Input]) -> dic
     return dict(sorted(changed.items()))
 
 
-def touched_inputs(before: Mapping[str, Input], now: Mapping[str, Input]) -> list[str]:
+def touched_inputs(recorded: Mapping[str, Input], current: Mapping[str, Input]) -> list[str]:
     """Large files that were written since and whose sampled blocks are the same."""
     return [
-        f"{key} ({now[key]['path']}): {name}"
-        for key in sorted(before.keys() & now.keys())
-        for name, stamp in now[key]["files"].items()
+        f"{key} ({current[key]['path']}): {name}"
+        for key in sorted(recorded.keys() & current.keys())
+        for name, stamp in current[key]["files"].items()
         if str(stamp["hash"]).startswith("sampled-")
-        and _hash(before[key]["files"], name) == stamp["hash"]
-        and before[key]["files"][name].get("modified") != stamp.get("modified")
+        and _hash(recorded[key]["files"], name) == stamp["hash"]
+        and recorded[key]["files"][name].get("modified") != stamp.get("modified")
     ]
 
 
@@ -104,11 +104,11 @@ def _hash(files: Mapping[str, Stamp], name: str) -> str | None:
     return files[name]["hash"] if name in files else None
 
 
-def _named(config: RunConfig) -> dict[str, tuple[str, Callable[[str], dict[str, Stamp]]]]:
-    """Key -> what it names, and how that is hashed."""
+def _sources(config: RunConfig) -> dict[str, tuple[str, Callable[[str], dict[str, Stamp]]]]:
+    """By key of the configuration the path that it names, and the function that hashes the files there."""
     reward = config.reward
     judge = None if reward is None else reward.judge
-    named: dict[str, tuple[str | None, Callable[[str], dict[str, Stamp]]]] = {
+    entries: dict[str, tuple[str | None, Callable[[str], dict[str, Stamp]]]] = {
         "model": (config.model, _model_stamps),
         "reference": (config.reference, _model_stamps),
         **{f"references.{i}": (name, _model_stamps) for i, name in enumerate(config.references)},
@@ -119,8 +119,8 @@ def _named(config: RunConfig) -> dict[str, tuple[str, Callable[[str], dict[str, 
     }
     methods = list(method_files(config.objective))
     for number, file in enumerate(methods):
-        named["objective.file" if len(methods) == 1 else f"objective.file.{number}"] = (file, _file_stamps)
-    return {key: (path, stamps) for key, (path, stamps) in named.items() if path is not None}
+        entries["objective.file" if len(methods) == 1 else f"objective.file.{number}"] = (file, _file_stamps)
+    return {key: (path, stamps) for key, (path, stamps) in entries.items() if path is not None}
 
 
 def _model_stamps(source: str) -> dict[str, Stamp]:
@@ -157,7 +157,7 @@ def _file_stamps(path: str) -> dict[str, Stamp]:
 def _stamp(file: Path) -> Stamp:
     try:
         status = file.stat()
-        digest = _content_hash(file) if status.st_size <= WHOLE else _sampled_hash(file, status.st_size)
+        digest = _content_hash(file) if status.st_size <= WHOLE_FILE_BYTES else _sampled_hash(file, status.st_size)
     except OSError as error:
         raise ConfigError(f"it cannot be read: {error.strerror}", where=str(file), fix="check the path") from error
     return {"hash": digest, "size": status.st_size, "modified": status.st_mtime_ns}

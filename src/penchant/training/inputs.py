@@ -48,18 +48,18 @@ class Inputs:
 def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[PreferenceGroup], list[str]]:
     """Training groups, held-out groups, and what was detected."""
     data = config.data
-    read = _read(data, data.train, data.split)
-    train, notes = list(read.groups), list(read.notes)
+    training_set = _read(data, data.train, data.split)
+    train, notes = list(training_set.groups), list(training_set.notes)
     held_out: list[PreferenceGroup] = []
     if isinstance(data.held_out, float):
         with located(data.train):
             train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
-        notes.append(f"held out {len(held_out)} of {len(read.groups)} groups, by prompt")
+        notes.append(f"held out {len(held_out)} of {len(training_set.groups)} groups, by prompt")
     elif data.held_out is not None or data.held_out_split is not None:
         with respelled("data.split", "data.held_out_split"):
-            other = _read(data, data.held_out or data.train, data.held_out_split)
-        held_out = list(other.groups)
-        notes += other.notes
+            held_out_set = _read(data, data.held_out or data.train, data.held_out_split)
+        held_out = list(held_out_set.groups)
+        notes += held_out_set.notes
     return train, held_out, notes
 
 
@@ -82,17 +82,17 @@ def tokenize_inputs(
         )
     limit = data.max_length or context or NO_LIMIT
     train, held_out, notes = read_inputs(config)
-    other = data.held_out if isinstance(data.held_out, str) else data.train
+    held_out_source = data.held_out if isinstance(data.held_out, str) else data.train
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
     if config.candidates == "given":
         train = usable(config, _scored(config, train, tell), "training", data.train, notes)
     if held_out:
-        held_out = usable(config, _scored(config, held_out, tell), "held-out", other, notes)
-    kept: list[list[TokenizedGroup]] = []
-    for name, groups, source in (("training", train, data.train), ("held-out", held_out, other)):
+        held_out = usable(config, _scored(config, held_out, tell), "held-out", held_out_source, notes)
+    tokenized_sets: list[list[TokenizedGroup]] = []
+    for name, groups, source in (("training", train, data.train), ("held-out", held_out, held_out_source)):
         if not groups:
-            kept.append([])
+            tokenized_sets.append([])
             continue
         with located(source):
             if name == "training" and config.candidates == "sampled":
@@ -108,8 +108,9 @@ def tokenize_inputs(
                     identical=data.identical,
                 )
         notes += report_notes(name, report)
-        kept.append(tokenized)
-    return Inputs(kept[0], kept[1], notes, _fingerprint([*kept[0], *kept[1]]))
+        tokenized_sets.append(tokenized)
+    training, evaluated = tokenized_sets
+    return Inputs(training, evaluated, notes, _fingerprint([*training, *evaluated]))
 
 
 def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list[PreferenceGroup]) -> None:

@@ -98,20 +98,21 @@ def load_trained(
         scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
-    return Trained(policy, scorer, fingerprint, _saved_dtype(config))
+    return Trained(policy, scorer, fingerprint, _saved_dtype(config, policy))
 
 
-def _saved_dtype(config: RunConfig) -> SavedDtype:
+def _saved_dtype(config: RunConfig, policy: Policy) -> SavedDtype:
     """Adapters are small, and stay float32 unless asked otherwise; all weights have the dtype of the base's."""
     choice = config.training.save_dtype
-    return saved_dtype(config.model, "float32" if config.lora is not None and choice == "auto" else choice)
+    adapters = config.lora is not None and choice == "auto"
+    return saved_dtype(policy.model, config.model, "float32" if adapters else choice)
 
 
 def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> TrainedResponses | None:
     """What responses the language model learns; None where it learns none."""
     if config.method.needs.trains == "rewards" or config.head.freeze_backbone or not groups:
         return None
-    trained = TrainedResponses.of(groups)
+    trained = TrainedResponses.from_groups(groups)
     if config.candidates == "given":
         return trained
     tokens = config.sampling.max_new_tokens

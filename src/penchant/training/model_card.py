@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from penchant.engine.loading import adapter_base
 from penchant.engine.model_kind import ModelKind, model_kind
 from penchant.engine.saved_dtype import stored_types
 from penchant.evaluation.files import write_atomically
+from penchant.training.held_out_table import held_out_rows, metric_text
 from penchant.training.loading_code import loading_code
 from penchant.training.model_source import ModelSource, describe_source
 from penchant.training.references import reference_sources
 
-FILE = "README.md"
+CARD_FILE = "README.md"
 
 _TRAINING = (
     *("epochs", "max_steps", "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm"),
@@ -35,7 +36,7 @@ class Card:
 
     Attributes:
         name: the folder's.
-        what: one sentence.
+        summary: one sentence on what the model is.
         base: the model that training started from.
         kind: decides the metadata and how it is loaded.
         tags: beside `penchant`.
@@ -48,7 +49,7 @@ class Card:
     """
 
     name: str
-    what: str
+    summary: str
     base: ModelSource
     kind: ModelKind
     tags: Sequence[str] = ()
@@ -78,7 +79,7 @@ class Card:
     def _body(self) -> list[str]:
         return [
             f"# {self.name}",
-            self.what,
+            self.summary,
             _section("How it was made", _table(("", ""), self.rows)),
             _section("Data", "\n".join(f"- {line}" for line in self.data)),
             _section("Held-out", _table(("metric", "before", "after"), self.held_out), *self.notes),
@@ -90,7 +91,7 @@ class Card:
 
 def write_model_card(folder: Path, config: RunConfig) -> None:
     """Write the card of a run's folder, from what stands in it; with held-out numbers once they were measured."""
-    write_atomically(folder / FILE, run_card(folder, config, model_kind(str(folder)), folder).text())
+    write_atomically(folder / CARD_FILE, run_card(folder, config, model_kind(str(folder)), folder).text())
 
 
 def write_merged_card(source: Path, output: Path) -> None:
@@ -103,12 +104,12 @@ def write_merged_card(source: Path, output: Path) -> None:
     if (source / "config.yaml").is_file() and (source / "run.json").is_file():
         card = run_card(source, load_config(source / "config.yaml"), kind, output)
         note = "The numbers are those of the adapter beside its base, before it was merged."
-        card = Card(**{**vars(card), "name": output.name, "notes": [*card.notes, note] if card.held_out else []})
+        card = replace(card, name=output.name, notes=[*card.notes, note] if card.held_out else [])
     else:
         base = describe_source(adapter_base(str(source)) or str(source))
-        what = f"{base.name} with the adapter {source.name} merged into its weights."
-        card = Card(output.name, what, base, kind, rows=_weights_rows(output, base))
-    write_atomically(output / FILE, card.text())
+        summary = f"{base.name} with the adapter {source.name} merged into its weights."
+        card = Card(output.name, summary, base, kind, rows=_weights_rows(output, base))
+    write_atomically(output / CARD_FILE, card.text())
 
 
 def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) -> Card:
@@ -120,13 +121,11 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
     """
     base, method = describe_source(config.model), config.method
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    made = "a reward model" if kind.is_reward_model else "a language model with a preference head" if kind.heads else ""
-    made = made or ("an adapter" if kind.is_adapter else "a language model")
     tags = [method.name, *(["lora"] if config.lora is not None else [])]
     held_out, notes = _held_out(folder, weights, config)
     return Card(
         name=Path(config.output).name or folder.name,
-        what=f"{made[0].upper()}{made[1:]} trained from {base.name} with `{method.name}`.",
+        summary=f"{_product(kind)} trained from {base.name} with `{method.name}`.",
         base=base,
         kind=kind,
         tags=[*tags, *(["reward-model"] if kind.is_reward_model else []), *(["preference-head"] if kind.heads else [])],
@@ -139,28 +138,27 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
     )
 
 
-def metric_text(value: object) -> str | None:
-    """A metric of evaluation.json with its 95 % interval; None where it is none or has no value."""
-    if not isinstance(value, dict) or value.get("value") is None:
-        return None
-    if value.get("low") is None:
-        return f"{value['value']:.4f}"
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+def _product(kind: ModelKind) -> str:
+    if kind.is_reward_model:
+        return "A reward model"
+    if kind.heads:
+        return "A language model with a preference head"
+    return "An adapter" if kind.is_adapter else "A language model"
 
 
 def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
     settings = describe_objective(config.method, config.objective)
-    shown = {name: value for name, value in settings.items() if name not in ("name", "file")}
+    hyper_parameters = {name: value for name, value in settings.items() if name not in ("name", "file")}
     rows = [("starting model", base.name), ("method", f"`{config.method.name}`")]
-    if shown:
-        rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in shown.items())))
+    if hyper_parameters:
+        rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in hyper_parameters.items())))
     names = [base.name if source is None else describe_source(source).name for source in reference_sources(config)]
     if names:
         rows.append(("reference" if len(names) == 1 else "references", ", ".join(names)))
     if config.reward is not None:
         judge = config.reward.judge
-        named = config.reward.model or config.reward.function or (judge.model if judge is not None else "")
-        rows.append(("reward", Path(named).name))
+        reward = config.reward.model or config.reward.function or (judge.model if judge is not None else "")
+        rows.append(("reward", Path(reward).name))
     if config.lora is not None:
         lora = config.lora
         rows.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, targets {lora.targets}"))
@@ -195,14 +193,13 @@ def _held_out(folder: Path, weights: Path, config: RunConfig) -> tuple[list[tupl
     file = folder / "evaluation.json"
     if not file.is_file():
         return [], []
-    found = json.loads(file.read_text(encoding="utf-8"))
+    evaluation = json.loads(file.read_text(encoding="utf-8"))
     rows, notes = [], []
-    before, after = found.get("before"), found.get("after")
-    if after is not None:
-        cells = {name: [metric_text(part.get(name)) or "" for part in (before, after)] for name in after["definitions"]}
-        rows += [(name, first, second) for name, (first, second) in cells.items() if first or second]
-        notes.append(f"{after['groups']} groups; in brackets the 95 % interval of a bootstrap over prompts.")
-    if (choosing := metric_text(found.get("reward_accuracy"))) is not None:
+    if "after" in evaluation:
+        rows += held_out_rows(evaluation["before"], evaluation["after"])
+        groups = evaluation["after"]["groups"]
+        notes.append(f"{groups} groups; in brackets the 95 % interval of a bootstrap over prompts.")
+    if (choosing := metric_text(evaluation.get("reward_accuracy"))) is not None:
         rows.append(("reward_accuracy", "", choosing))
     types = stored_types(weights)
     if rows and config.lora is None and types != ["float32"]:

@@ -51,8 +51,8 @@ def describe_source(source: str) -> ModelSource:
     path = Path(source)
     if is_gguf(source) and path.is_file():
         name = path.stem
-        found = _gguf_license(source)
-        return ModelSource(name, _allowed(name), local=True, gguf=stored_types(path)[0], license=found)
+        license = _gguf_license(source)
+        return ModelSource(name, _allowed(name), local=True, gguf=stored_types(path)[0], license=license)
     if not path.is_dir():
         return ModelSource(source, source, local=False, license=_license(_cached_card(source)))
     if (base := adapter_base(source)) is not None:
@@ -93,10 +93,10 @@ def _cached_card(source: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(source, "README.md")
+        path = try_to_load_from_cache(source, "README.md")
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _of_cache(path: Path) -> str | None:

@@ -57,8 +57,8 @@ def check_models(config: RunConfig) -> list[str]:
     heads = model_kind(config.model).heads
     if not heads:
         return []
-    named = f"the preference head beside {config.model} ({', '.join(heads)}) is not part of this run"
-    return [f"{named}; a fresh one is trained" if config.method.needs.head else named]
+    notice = f"the preference head beside {config.model} ({', '.join(heads)}) is not part of this run"
+    return [f"{notice}; a fresh one is trained" if config.method.needs.head else notice]
 
 
 def fitted(objective: Fitted, reference: Tensor, groups: Groups, state: State) -> State:

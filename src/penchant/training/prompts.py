@@ -32,8 +32,8 @@ def prompts_to_answer(
     first: dict[str, PreferenceGroup] = {}
     for group in groups:
         # One response, so that nothing is compared with anything.
-        alone = PreferenceGroup(group.prompt, group.candidates[:1], id=group.id, source=group.source)
-        first.setdefault(as_text(group.prompt), alone)
+        single = PreferenceGroup(group.prompt, group.candidates[:1], id=group.id, source=group.source)
+        first.setdefault(as_text(group.prompt), single)
     # The rules of all data: what cannot be read is refused with its group's name.
     tokenized, report = tokenize_groups(
         [group for group in first.values() if group.prompt],
@@ -48,23 +48,23 @@ def prompts_to_answer(
             report.note("empty_prompt_dropped", group.id)
     # A response begins behind the whole prompt, wherever the data's would.
     report.counts.pop("boundary_moved", None)
-    ids = tokenize_prompts([each.group.prompt for each in tokenized], tokenizer, config.rendering)
+    ids = tokenize_prompts([entry.group.prompt for entry in tokenized], tokenizer, config.rendering)
     room = limit - config.sampling.max_new_tokens
-    special, kept = SpecialTokens.of(tokenizer), []
+    special, fitting = SpecialTokens.of(tokenizer), []
     _refuse_no_room(config, limit, 1 + max(len(special.start), 1))
     _refuse_too_long(config, tokenized, ids, limit)
-    for each, prompt in zip(tokenized, ids, strict=True):
+    for entry, prompt in zip(tokenized, ids, strict=True):
         if len(prompt) <= room:
-            kept.append(TokenizedGroup(prompt, each.responses, each.group))
+            fitting.append(TokenizedGroup(prompt, entry.responses, entry.group))
         elif config.data.truncation == "drop":
-            report.note("too_long_dropped", each.group.id)
+            report.note("too_long_dropped", entry.group.id)
         else:
-            report.note("prompt_truncated", each.group.id)
-            kept.append(TokenizedGroup(end_of_ids(prompt, room, special), each.responses, each.group))
-    if not kept:
+            report.note("prompt_truncated", entry.group.id)
+            fitting.append(TokenizedGroup(end_of_ids(prompt, room, special), entry.responses, entry.group))
+    if not fitting:
         dropped = ", ".join(f"{name.replace('_', ' ')}: {report.counts[name]}" for name in sorted(report.counts))
         raise DataError(f"no prompt is left to answer ({dropped})", fix="see the rows: penchant data check FILE")
-    return kept, report
+    return fitting, report
 
 
 def _bound(config: RunConfig, limit: int) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 from penchant.config import load_config
 from penchant.engine.loading import adapter_base
+from penchant.engine.saving import PROCESSOR_FILES
 from penchant.errors import ConfigError, ModelError
-from penchant.training.model_card import FILE as CARD
-from penchant.training.model_card import write_model_card
+from penchant.training.model_card import CARD_FILE, write_model_card
 from penchant.training.model_source import describe_source
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -21,8 +21,8 @@ _FILES = (
     *_WEIGHTS,
     *("*.index.json", "config.json", "generation_config.json", "adapter_config.json", "preference_head*.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-    *(CARD, "LICENSE*", "config.yaml", "metrics.jsonl", "evaluation.json"),
+    *PROCESSOR_FILES,
+    *(CARD_FILE, "LICENSE*", "config.yaml", "metrics.jsonl", "evaluation.json"),
 )
 """What is uploaded; a run's checkpoints, samples, best model, report and times stay here."""
 
@@ -68,11 +68,11 @@ def push_folder(
         ConfigError: the hub refuses, or cannot be reached.
     """
     files = _files_to_push(folder)
-    if not (folder / CARD).is_file() and (folder / "run.json").is_file():
+    if not (folder / CARD_FILE).is_file() and (folder / "run.json").is_file():
         write_model_card(folder, load_config(folder / "config.yaml"))
         files = _files_to_push(folder)
-    if CARD not in files:
-        tell(f"the folder has no {CARD}: the hub will show no card")
+    if CARD_FILE not in files:
+        tell(f"the folder has no {CARD_FILE}: the hub will show no card")
     base = adapter_base(str(folder))
     if base is not None and describe_source(base).local:
         tell(
@@ -168,9 +168,9 @@ def _refused(error: Any, repository: str, endpoint: str) -> ConfigError:
             where=repository,
             fix="check the spelling, and that your token may write there",
         )
-    said = (getattr(error, "server_message", None) or "").strip().split("\n")[0]
+    answer = (getattr(error, "server_message", None) or "").strip().split("\n")[0]
     return ConfigError(
-        f"the hub at {endpoint} answered {status}" + (f": {_without_token(said)}" if said else ""),
+        f"the hub at {endpoint} answered {status}" + (f": {_without_token(answer)}" if answer else ""),
         where=repository,
         fix="try again in a while; pushing again goes on" if status >= 500 or status == 429 else "correct what it says",
     )

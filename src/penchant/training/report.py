@@ -25,8 +25,9 @@ from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
 from penchant.evaluation.rewards import ModelReward, open_reward
 from penchant.evaluation.statistics import Estimate
+from penchant.training.held_out_table import held_out_rows, metric_text
 from penchant.training.inputs import read_inputs
-from penchant.training.model_card import metric_text, write_model_card
+from penchant.training.model_card import write_model_card
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class RunResult:
 
         table = RichTable("held-out", "before", "after", title=f"{self.folder}: {self.steps} steps")
         if self.before is not None and self.after is not None:
-            for name, before, after in held_out_rows(self.before, self.after):
-                table.add_row(name, before, after)
+            for row in held_out_rows(self.before.to_json(), self.after.to_json()):
+                table.add_row(*row)
         if self.choosing is not None:
             table.add_row("reward accuracy", "", metric_text(self.choosing.to_json()) or "")
         return table
@@ -78,10 +79,10 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
     """Measure the run's model on its held-out data, answer a few prompts before and after, and write report.html."""
     config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    trained = [line for line in lines if "loss" in line]
+    steps = [line for line in lines if "loss" in line]
     notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
     _, held_out, _ = read_inputs(config)
-    before, after, choosing, samples = None, None, None, []
+    start_report, trained_report, choosing, samples = None, None, None, []
     needs = config.method.needs
     document: dict[str, Any] = {}
     measured: list[str] = []
@@ -92,8 +93,10 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
             tell(line)
 
     if held_out and needs.trains == "log_probs":
-        before, after = _held_out(config, held_out, tell, note)
-        document = {"before": before.to_json(), "after": after.to_json(), **({"notes": measured} if measured else {})}
+        start_report, trained_report = _held_out(config, held_out, tell, note)
+        document = {"before": start_report.to_json(), "after": trained_report.to_json()}
+        if measured:
+            document["notes"] = measured
         samples = _samples(config, held_out, tell)
     if held_out and (needs.head or needs.trains == "rewards"):
         choosing = _choosing(config, held_out)
@@ -102,27 +105,16 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
         write_atomically(folder / "evaluation.json", json.dumps(document, indent=2, ensure_ascii=False))
     result = RunResult(
         folder,
-        steps=trained[-1]["step"] if trained else 0,
-        loss=trained[-1]["loss"] if trained else None,
-        before=before,
-        after=after,
+        steps=steps[-1]["step"] if steps else 0,
+        loss=steps[-1]["loss"] if steps else None,
+        before=start_report,
+        after=trained_report,
         choosing=choosing,
     )
     write_model_card(folder, config)
     write_report(folder / "report.html", _run_report(config, result, lines, samples, [*notes, *measured]))
     tell(f"report: {folder / 'report.html'}")
     return result
-
-
-def held_out_rows(before: PreferenceReport, after: PreferenceReport) -> list[tuple[str, str, str]]:
-    """Rows of the held-out table: metric, before, after, each with its 95 % interval."""
-    rows = []
-    first, second = before.to_json(), after.to_json()
-    for name in second["definitions"]:
-        cells = [metric_text(document.get(name)) for document in (first, second)]
-        if any(cells):
-            rows.append((name, cells[0] or "", cells[1] or ""))
-    return rows
 
 
 def _held_out(
@@ -182,8 +174,8 @@ def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell)
     if not prompts:
         return []
     sampling = Sampling(max_new_tokens=tokens, seed=config.training.seed)
-    before, after = (answer(model, prompts, sampling, reading) for model in (config.model, config.output))
-    triples = zip(prompts, before.responses, after.responses, strict=True)
+    answers = [answer(model, prompts, sampling, reading).responses for model in (config.model, config.output)]
+    triples = zip(prompts, *answers, strict=True)
     return [Sample(as_text(prompt), first[0], second[0]) for prompt, first, second in triples]
 
 
@@ -201,8 +193,8 @@ def _run_report(
         note += "group's pairs, then over groups, with the 95 % interval of a bootstrap over prompts."
         tables.append(Table("What was trained to choose", ("metric", "value", "groups"), [row], note))
     if result.before is not None and result.after is not None:
-        definitions = result.after.to_json()["definitions"]
-        rows = [(*row, definitions[row[0]]) for row in held_out_rows(result.before, result.after)]
+        documents = result.before.to_json(), result.after.to_json()
+        rows = [(*row, documents[1]["definitions"][row[0]]) for row in held_out_rows(*documents)]
         note = f"{_measured(result.after)}; in brackets the 95 % interval of a bootstrap over prompts."
         if result.after.groups:
             note += " If length_accuracy is far from a half, compare accuracy with it: a model that learnt only length "

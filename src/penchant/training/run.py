@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,18 +93,25 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     if begun:
         loop.resume()
         tell(f"going on after step {loop.at.step} of {loop.total}")
-    try:
+    with _released_on_failure(config, world, loop, begun):
         loop.run()
-    except Exception as error:
-        # A full disk is told to be resumed, and can be.
-        if world.is_main and not begun and loop.at.step == 0 and not is_full(error):
-            release(config)
-        raise
     model.save(Path(config.output), world)
     if world.is_main:
         write_model_card(Path(config.output), config)
     if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
         tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
+
+
+@contextmanager
+def _released_on_failure(config: RunConfig, world: World, loop: Loop, begun: bool) -> Iterator[None]:
+    """Gives the output folder back where a new run fails before its first step, so that the same command runs again."""
+    try:
+        yield
+    except Exception as error:
+        # A full disk is told to be resumed, and can be.
+        if world.is_main and not begun and loop.at.step == 0 and not is_full(error):
+            release(config)
+        raise
 
 
 def read_run(

@@ -96,8 +96,8 @@ class SampledBatches:
         )
         return {str(step): [next(rows) for _ in members] for step, members in steps.items()}
 
-    def _texts(self, prompt: Ids, found: Sequence[Sampled]) -> list[str]:
-        return [text_after(self.tokenizer, prompt, each.content) for each in found]
+    def _texts(self, prompt: Ids, responses: Sequence[Sampled]) -> list[str]:
+        return [text_after(self.tokenizer, prompt, response.content) for response in responses]
 
     def _group(self, row: dict[str, Any]) -> TokenizedGroup:
         """The very tokens that were drawn: a text tokenized again may be others."""
