@@ -6,7 +6,8 @@ Every other exception is a defect of ours and exits with 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -85,11 +86,22 @@ def located(source: str) -> Iterator[None]:
         raise DataError(error.what, where=where, fix=error.fix) from error
 
 
+def respell(text: str, keys: Mapping[str, str]) -> str:
+    """The text with the beginnings of the options that it names replaced.
+
+    Args:
+        keys: new beginning by old one, as in ``{"training.": "sft.training."}``.
+    """
+    # A key, and not the name of a file: reward.py.
+    option = rf"(?<![\w./-])(?:{'|'.join(map(re.escape, keys))})(?!(?:csv|jsonl?|py|ya?ml)\b)"
+    return re.sub(option, lambda match: keys[match[0]], text) if keys else text
+
+
 @contextmanager
-def respelled(option: str, other: str) -> Iterator[None]:
-    """Names another option in a `DataError`'s remedy: the held-out data's split is not the training data's."""
+def respelled(keys: Mapping[str, str]) -> Iterator[None]:
+    """Names options in an error as `respell` does: a recipe's stage's keys for a run's."""
     try:
         yield
-    except DataError as error:
-        fix = None if error.fix is None else error.fix.replace(option, other)
-        raise DataError(error.what, where=error.where, fix=fix) from error
+    except PenchantError as error:
+        fix = None if error.fix is None else respell(error.fix, keys)
+        raise type(error)(respell(error.what, keys), where=error.where, fix=fix) from error

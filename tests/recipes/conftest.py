@@ -12,10 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from penchant.config import RunConfig, Section, override
+from penchant.config_errors import validated
+from penchant.errors import TrainingError
 from penchant.evaluation import endpoint
+from penchant.recipes.stages import Stage
 
 Says = Callable[[str], str | int | None]
 
@@ -76,3 +81,58 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
     yield start
     for server in servers:
         server.shutdown()
+
+
+def _of_its_kind(setting: str, run: RunConfig) -> bool:
+    """Whether the run's method has the setting."""
+    needed = {
+        "objective.beta": run.objective["name"] in ("dpo", "s_dpo"),
+        "sampling.max_new_tokens": run.candidates == "sampled",
+    }
+    return needed.get(setting.partition("=")[0], True)
+
+
+TYPED = ("training.learning_rate=1e-7", "lora.rank=3", "objective.beta=0.25", "sampling.max_new_tokens=3")
+"""Settings that a run could advise."""
+
+
+@pytest.fixture
+def advised_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, set[str]]]:
+    """For every training stage of a recipe, the settings of a run that its errors advise under the recipe's own keys.
+
+    Each is typed as it is printed, and then the stage's run has it.
+    """
+    runs: list[RunConfig] = []
+    advice = [""]
+
+    def train(run: RunConfig, **options: object) -> None:
+        runs.append(run)
+        raise TrainingError("the run stops", fix=advice[0])
+
+    def fix_of(stage: Stage, output: Path) -> str | None:
+        try:
+            stage.run(output / stage.name)
+        except TrainingError as error:
+            return error.fix
+        return None
+
+    def advised(config: Section, stages: Callable[[Any], Sequence[Stage]], names: Sequence[str]) -> dict[str, set[str]]:
+        monkeypatch.setattr("penchant.recipes.tuning.train", train)
+        output, followed = Path(config.output), {}
+        for name in names:
+            followed[name] = set()
+            for setting in TYPED:
+                advice[0] = setting
+                typed = fix_of({stage.name: stage for stage in stages(config)}[name], output)
+                if typed == setting or not _of_its_kind(setting, runs[-1]):
+                    continue
+                values = config.model_dump(mode="json")
+                override(values, typed)
+                changed = validated(type(config), values, "typed")
+                fix_of({stage.name: stage for stage in stages(changed)}[name], output)
+                section, _, key = setting.partition("=")[0].partition(".")
+                assert runs[-1].model_dump()[section][key] == float(setting.partition("=")[2])
+                followed[name].add(section)
+        return followed
+
+    return advised

@@ -15,7 +15,15 @@ from penchant.errors import DataError
 from penchant.evaluation.generation import Sampling
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
-from penchant.recipes.reading import READING, Reader, ReadingConfig, check_lengths, read_answers, read_log_probs
+from penchant.recipes.reading import (
+    READING,
+    Reader,
+    ReadingConfig,
+    check_lengths,
+    groups_of,
+    read_answers,
+    read_log_probs,
+)
 from penchant.recipes.small_llama import Sizes
 from penchant.recipes.tuning import TunedConfig, tuning_run
 
@@ -51,9 +59,9 @@ class TestLengths:
     def test_the_file_and_the_model_are_named(self, file, tiny_model):
         reader = Reader.named(str(tiny_model), READING)
         with pytest.raises(DataError, match="truncation=drop") as error:
-            check_lengths([reader], {"train of stage data": file}, READING)
-        assert error.value.where == f"train of stage data, as {tiny_model} reads it, group 60"
-        check_lengths([reader], {"train": file}, CUT)
+            check_lengths([reader], groups_of("data", [file]), READING)
+        assert error.value.where == f"train.jsonl of stage data, as {tiny_model} reads it, group 60"
+        check_lengths([reader], groups_of("data", [file]), CUT)
 
     def test_what_is_measured_is_cut_and_never_dropped(self, file, tiny_model):
         groups = [PreferenceGroup("the old cat " * n, (" sees",), id=str(n)) for n in (2, 60)]
@@ -66,11 +74,9 @@ class TestLengths:
 
     def test_of_a_model_from_nothing(self, file):
         sizes = Sizes(vocabulary=300, hidden=32, layers=1, heads=2, context=64)
-        with (
-            Reader.new("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig()) as reader,
-            pytest.raises(DataError, match="max_length is 64"),
-        ):
-            check_lengths([reader], {"train": file}, READING)
+        reader = Reader.new("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig())
+        with pytest.raises(DataError, match="max_length is 64"):
+            check_lengths([reader], groups_of("data", [file]), READING)
 
 
 def test_a_long_question_stops_the_dialogue_recipe_in_its_first_stage(tmp_path):

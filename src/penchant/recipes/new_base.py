@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penchant.config import TrainingConfig
@@ -23,18 +23,21 @@ def new_base(
     training: TrainingConfig,
     also: Sequence[Path],
     seed: int,
+    keys: Mapping[str, str],
 ) -> Found:
     """Train into ``place/run``; what was interrupted goes on.
 
     Args:
         texts: file of passages, longer ones cut into so many words.
         also: files of groups that the tokenizer, not the base, learns from too.
+        keys: see `tuning.stage_keys`.
     """
     groups, corpus = base_texts(texts, chunk_words, also)
     write_anew(groups, place / "train.jsonl")
     if not (place / "start" / "config.json").exists():
         build_small_llama(place / "start", corpus, sizes.sizes, seed)
-    tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, TunedConfig(training=training))
+    tuned = TunedConfig(training=training)
+    tune(place, str(place / "start"), place / "train.jsonl", None, {"name": "sft"}, tuned, keys=keys)
     return {"texts": len(groups)}
 
 

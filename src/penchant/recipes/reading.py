@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,38 +123,47 @@ class Reader:
 
     @classmethod
     def named(cls, model: str, data: ReadingConfig) -> Reader:
-        """Of a folder or hub id."""
+        """The reader of a folder or hub id."""
         context = context_length(load_config(adapter_base(model) or model, weights=False))
         return cls(model, load_tokenizer(model, chat_template=data.chat_template), context)
 
     @classmethod
-    @contextmanager
-    def new(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Iterator[Reader]:
-        """Of a small model from nothing, whose tokenizer is trained on these texts."""
+    def new(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Reader:
+        """The reader of a small model from nothing, whose tokenizer is trained on these texts."""
         with TemporaryDirectory() as folder:
             build_small_llama(Path(folder) / "start", texts, sizes, seed)
             tokenizer = load_tokenizer(str(Path(folder) / "start"), chat_template=data.chat_template)
-            yield cls(name, tokenizer, sizes.context)
+        return cls(name, tokenizer, sizes.context)
+
+    def limit(self, data: ReadingConfig) -> int:
+        """Tokens of a prompt with its response, at most."""
+        return data.max_length or self.context or NO_LIMIT
 
 
-def check_lengths(readers: Sequence[Reader], files: Mapping[str, Path], data: ReadingConfig) -> None:
-    """Refuse now what a stage would refuse when it comes to its data, in the first stage that has the data.
+def groups_of(stage: str, files: Iterable[Path]) -> dict[str, Sequence[PreferenceGroup]]:
+    """The groups of a stage's files, by what an error calls the file."""
+    return {f"{file.name} of stage {stage}": read_groups(file).groups for file in files}
+
+
+def check_lengths(
+    readers: Sequence[Reader], groups: Mapping[str, Sequence[PreferenceGroup]], data: ReadingConfig
+) -> None:
+    """Refuse in the first stage that has the data what a later stage would refuse when it comes to it.
 
     Args:
-        readers: of the models that all of the files are read by.
-        files: of groups, by what people call them.
+        readers: of the models that read all of the groups.
+        groups: by what an error calls their source.
 
     Raises:
-        DataError: a row is too long, or cannot be read; it names the file and the model.
+        DataError: a row is too long, or cannot be read; it names the source and the model.
     """
-    for what, file in files.items():
-        groups = read_groups(file).groups
+    for source, rows in groups.items():
         for reader in readers:
-            with located(f"{what}, as {reader.name} reads it"):
+            with located(f"{source}, as {reader.name} reads it"):
                 tokenize_groups(
-                    groups,
+                    rows,
                     reader.tokenizer,
-                    max_length=data.max_length or reader.context or NO_LIMIT,
+                    max_length=reader.limit(data),
                     rendering=data.rendering,
                     truncation=data.truncation,
                     empty=data.empty,

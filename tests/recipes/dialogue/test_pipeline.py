@@ -308,3 +308,12 @@ def test_from_the_command_line(done, capsys):
     assert "tiny dpo" in capsys.readouterr().out
     assert run(["recipe", "dialogue", str(config), "filters.most_words=3"]) == 2
     assert "data's filters was" in capsys.readouterr().err
+
+
+def test_what_a_stages_run_advises_can_be_typed(done, advised_runs):
+    expected = {
+        "tiny-base": {"training"},
+        "tiny-sft-5": {"training", "lora"},
+        "tiny-dpo-3": {"training", "lora", "objective"},
+    }
+    assert advised_runs(configured(done[0]), stages, expected) == expected

@@ -236,3 +236,14 @@ def test_from_the_command_line(done, capsys):
     assert "came back" in capsys.readouterr().out
     assert run(["recipe", "domain-expert", str(config), "residual.scales=[0, 2]"]) == 2
     assert "residual's scales was" in capsys.readouterr().err
+
+
+def test_what_a_stages_run_advises_can_be_typed(done, advised_runs):
+    expected = {
+        "base": {"training"},
+        "instruct": {"training"},
+        "adapted": {"training", "lora"},
+        "conversation": {"training", "lora", "objective"},
+        "structured": {"training", "lora"},
+    }
+    assert advised_runs(configured(done[0]), stages, expected) == expected

@@ -16,7 +16,7 @@ from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
 from penchant.recipes.recommend.baselines import NAMES
 from penchant.recipes.recommend.config import RecommendConfig
-from penchant.recipes.recommend.pipeline import recommend
+from penchant.recipes.recommend.pipeline import recommend, stages
 from penchant.recipes.recommend.serving import suggest
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 6}
@@ -230,3 +230,13 @@ def test_missing_data(tmp_path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
         recommend(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_stages_run_advises_can_be_typed(done, advised_runs):
+    expected = {
+        "model": {"training"},
+        "sft": {"training", "lora"},
+        "s_dpo": {"training", "lora", "objective"},
+        "dpo": {"training", "lora", "objective"},
+    }
+    assert advised_runs(configured(done[0]), stages, expected) == expected

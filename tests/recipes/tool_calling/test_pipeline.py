@@ -23,6 +23,7 @@ from penchant.recipes.tool_calling.data import held_out_names, names_of, variant
 from penchant.recipes.tool_calling.pipeline import stages, tool_calling
 from penchant.recipes.tool_calling.rewarding import reward_of
 from penchant.recipes.tool_calling.right import right_answer
+from penchant.recipes.tool_calling.splitting import split
 from penchant.recipes.tool_calling.vocabulary import Vocabulary
 
 from .conftest import function, question
@@ -264,19 +265,22 @@ def step(name, **changes):
         ({"style": "messages"}, "a base from nothing has no chat template"),
         ({"steps": TAUGHT | {"more": TAUGHT["sft"]}}, "steps.more is in no path"),
         (step("sft", sampling={"samples": 2}), "steps.sft: sampling is of steps that learn from a reward"),
-        (step("sft", training=STEPS | {"seed": 1}), "steps.sft: training.seed is not used"),
+        (step("sft", training=STEPS | {"seed": 1}), "steps.sft.training.seed is not used"),
         (
             step("sft", objective={"name": "sfd"}),
-            "steps.sft: objective.name: 'sfd' is no objective (did you mean sft?)",
+            "steps.sft.objective.name: 'sfd' is no objective (did you mean sft?)",
         ),
-        (step("dpo", objective={"name": "dpo", "beta": -1}), "steps.dpo: objective"),
+        (step("dpo", objective={"name": "dpo", "beta": -1}), "steps.dpo.objective.beta"),
         (step("sft", objective={"name": "dpo"}), "objective dpo compares answers, and right answers stand alone"),
         (step("sft", objective={"name": "kto"}), "objective kto compares answers"),
         (step("dpo", objective={"name": "rloo"}), "objective rloo needs scores, and pairs have none"),
         (step("dpo", objective={"name": "multi_reference"}), "mixes several references"),
         (step("dpo", objective={"name": "bradley_terry"}), "makes a model that scores"),
         (step("rl", objective={"name": "kto"}), "objective kto needs answers to other prompts"),
-        (step("rl", sampling={"samples": 1}), "objective rloo compares at least 2 answers, sampling.samples is 1"),
+        (
+            step("rl", sampling={"samples": 1}),
+            "objective rloo compares at least 2 answers, steps.rl.sampling.samples is 1",
+        ),
     ],
 )
 def test_a_wrong_configuration(tmp_path, questions, changes, message):
@@ -383,3 +387,42 @@ def test_from_the_command_line(done, questions, capsys):
     assert "hybrid" in capsys.readouterr().out
     assert run(["recipe", "tool-calling", str(config), "variants=5"]) == 2
     assert "data's variants was" in capsys.readouterr().err
+
+
+class TestLengths:
+    """A row that is too long stops the recipe in its first stage."""
+
+    @pytest.mark.parametrize("part", [0, 1])
+    def test_a_question(self, tmp_path, questions, part):
+        """Of training and validation, or of the test, which only the last stage reads."""
+        asked = (
+            question(f"l{n}", "simple_python", f"Now {'very ' * 500}loud?", [function(f"long{n}", city="string")], [])
+            for n in range(50)
+        )
+        long = next(each for each in asked if each in split([*questions, each], 0.2, 0)[part])
+        with pytest.raises(DataError, match=r"data.max_length is 512") as error:
+            tool_calling(configured(tmp_path, [*questions, long]))
+        source = ("supervised_train.jsonl of stage data", "the questions of stage evaluation")[part]
+        assert error.value.where == f"{source}, as the base from nothing (context 512) reads it, group {long.id}"
+        assert [item.name for item in (tmp_path / "out").iterdir()] == ["data"]
+        cut = {"truncation": "keep_end_of_prompt"}
+        assert list(tool_calling(configured(tmp_path, [*questions, long], data=cut), only="data")) == ["data"]
+
+    def test_a_prompt_without_room_for_a_drawn_answer(self, tmp_path, questions):
+        steps = {**TAUGHT, "rl": {**TAUGHT["rl"], "sampling": {"samples": 2, "max_new_tokens": 480}}}
+        config = configured(tmp_path, questions)
+        config = validated(ToolCallingConfig, {**config.model_dump(mode="json"), "steps": steps}, "test")
+        with pytest.raises(ConfigError, match=r"steps.rl.sampling.max_new_tokens=480") as error:
+            tool_calling(config)
+        room = int(error.value.fix.partition("steps.rl.sampling.max_new_tokens=")[2].partition(",")[0])
+        assert 0 < room < 480
+
+
+def test_what_a_stages_run_advises_can_be_typed(done, questions, advised_runs):
+    expected = {
+        "base": {"training"},
+        "lora_sft-3": {"training", "lora"},
+        "sft-dpo-5": {"training", "lora", "objective"},
+        "lora_sft-dpo-rl-3": {"training", "lora", "sampling"},
+    }
+    assert advised_runs(configured(done[0], questions), stages, expected) == expected

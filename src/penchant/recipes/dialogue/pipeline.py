@@ -18,16 +18,16 @@ from typing import Any
 
 from penchant.data.groups import PreferenceGroup
 from penchant.recipes.checking import check_tuning
-from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig
+from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, ModelConfig
 from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
 from penchant.recipes.dialogue.report import write_result
 from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
 from penchant.recipes.new_base import base_texts, new_base
-from penchant.recipes.reading import Reader, check_lengths
+from penchant.recipes.reading import Reader, check_lengths, groups_of
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], Found]
@@ -107,20 +107,21 @@ def _check(config: DialogueConfig) -> None:
 
 def _constructed(config: DialogueConfig, place: Path) -> Found:
     """The data, read by every base model at once: a row that is too long is refused before anything is trained."""
-    found = construct(config, place)
+    counts = construct(config, place)
     parts = [f"{kind}_{part}" for kind in ("preferences", "supervised") for part in ("train", "validation")]
-    files = {f"{name}.jsonl of stage data": place / f"{name}.jsonl" for name in [*parts, "preferences_test"]}
-    for name, model in config.models.items():
-        if model.new is None:
-            check_lengths([Reader.named(str(model.model), config.data)], files, config.data)
-            continue
-        new = config.new_models
-        _, corpus = base_texts(str(new.texts), new.chunk_words, [place / "supervised_train.jsonl"])
-        with Reader.new(
-            f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed, config.data
-        ) as reader:
-            check_lengths([reader], files, config.data)
-    return found
+    files = [place / f"{name}.jsonl" for name in [*parts, "preferences_test"]]
+    readers = [_reader(config, name, model, place) for name, model in config.models.items()]
+    check_lengths(readers, groups_of("data", files), config.data)
+    return counts
+
+
+def _reader(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -> Reader:
+    """How a base model reads; `data` is the folder of the supervised data that a tokenizer from nothing learns from."""
+    if model.new is None:
+        return Reader.named(str(model.model), config.data)
+    new = config.new_models
+    _, corpus = base_texts(str(new.texts), new.chunk_words, [data / "supervised_train.jsonl"])
+    return Reader.new(f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed, config.data)
 
 
 def _measured(measures: MeasuresConfig) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
     tuned: TunedConfig = config.sft if method == "sft" else config.methods[method]
     objective: Mapping[str, Any] = {"name": "sft"} if method == "sft" else config.methods[method].objective
     kind = "supervised" if method == "sft" else "preferences"
+    keys = stage_keys("sft" if method == "sft" else f"methods.{method}", type(tuned))
     seeded = TunedConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
 
     def run(place: Path) -> Found:
@@ -156,6 +158,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
             place.parent / "data" / f"{kind}_validation.jsonl",
             objective,
             seeded,
+            keys=keys,
             reading=config.data,
         )
         if method == "sft":
@@ -171,6 +174,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
 def _new(config: DialogueConfig, sizes: SizesConfig) -> Run:
     def run(place: Path) -> Found:
         new, also = config.new_models, [place.parent / "data" / "supervised_train.jsonl"]
-        return new_base(place, str(new.texts), new.chunk_words, sizes, new.training, also, config.seed)
+        keys = stage_keys("new_models", type(new))
+        return new_base(place, str(new.texts), new.chunk_words, sizes, new.training, also, config.seed, keys)
 
     return run

@@ -17,12 +17,12 @@ from penchant.errors import ConfigError
 from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.judges import fill
 from penchant.evaluation.report import Figure, Sample
+from penchant.recipes.checking import check_tuning
 from penchant.recipes.reading import read_log_probs
-from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
 from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.medium import Signs
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, tuning_run, whole_model
-from penchant.training.needs import check_references, usable
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,12 +44,8 @@ class TextMedium:
             fix = f"merge it first: penchant merge {model} MERGED, then model=MERGED"
             raise ConfigError("model is an adapter folder, and updates put another adapter on it", where=model, fix=fix)
         tuned = TunedConfig(training=update.training, lora=update.lora)
-        run = tuning_run(Path(self.config.output), model, Path("train.jsonl"), None, update.objective, tuned)
-        check_references(run)
-        if run.method.needs.head or run.method.needs.trains != "log_probs":
-            raise ConfigError(f"update.objective: {run.method.name} does not tune what answers", fix="use dpo")
         pair = PreferenceGroup("", ("", ""), preferred=0)
-        usable(run, [pair], "training", "update.objective", [])
+        check_tuning("update", update.objective, tuned, [pair], "update.objective")
         self._check_lengths(prompts)
 
     def _check_lengths(self, prompts: Sequence[str]) -> None:
@@ -88,7 +84,8 @@ class TextMedium:
     def tune(self, folder: Path, model: str, seed: int) -> str:
         update = self.config.update
         tuned = TunedConfig(training=update.training.model_copy(update={"seed": seed}), lora=update.lora)
-        tune(folder, model, folder / "train.jsonl", None, update.objective, tuned, reading=self.config.data)
+        keys, file = stage_keys("update", UpdateConfig), folder / "train.jsonl"
+        tune(folder, model, file, None, update.objective, tuned, keys=keys, reading=self.config.data)
         merge_where_adapted(folder, tuned)
         return str(whole_model(folder, tuned))
 
