@@ -37,11 +37,13 @@ from penchant.cli_reading import (
     LENGTHS,
     ROWS,
     TEMPLATE,
+    TURNS,
     CandidateFlags,
     ComputeFlags,
     LengthFlags,
     RowFlags,
     TemplateFlags,
+    TurnFlags,
     reading_of,
 )
 from penchant.cli_recipe import recipe, recipe_keys, recommend
@@ -139,6 +141,7 @@ def evaluate(
     lengths: LengthFlags = LENGTHS,
     candidates: CandidateFlags = CANDIDATES,
     compute: ComputeFlags = COMPUTE,
+    turns: TurnFlags = TURNS,
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
@@ -162,7 +165,7 @@ def evaluate(
     tell = teller(as_json)
     read = rows.read(data)
     tell_all(tell, read.notes)
-    reading = reading_of(template, lengths, candidates, compute)
+    reading = reading_of(template, lengths, candidates, compute, turns)
     world = enter_world()
     try:
         with located(data):

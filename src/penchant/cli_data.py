@@ -26,12 +26,13 @@ from penchant.cli_reading import (
     LENGTHS,
     ROWS,
     TEMPLATE,
+    TURNS,
     CandidateFlags,
     LengthFlags,
     RowFlags,
     TemplateFlags,
+    TurnFlags,
 )
-from penchant.data.rendering import Learn
 from penchant.errors import ConfigError, DataError, located, respelled
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def check(
     tell_all(tell, read.notes)
     other: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
-        with respelled("data.split", "data.held_out_split"):
+        with respelled({"data.split": "data.held_out_split"}):
             other = replace(rows, split=held_out_split).read(held_out or file).groups
     loaded = None
     if tokenizer is not None:
@@ -98,11 +99,11 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    learn: Learn = "last",
     rows: RowFlags = ROWS,
     template: TemplateFlags = TEMPLATE,
     lengths: LengthFlags = LENGTHS,
     candidates: CandidateFlags = CANDIDATES,
+    turns: TurnFlags = TURNS,
 ) -> None:
     """Print groups as a person reads them.
 
@@ -114,8 +115,6 @@ def show(
         How many, where no id is named.
     tokenizer
         Folder or hub id, to mark token boundaries.
-    learn
-        Which assistant turns are learnt, as marked.
     """
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
@@ -141,7 +140,7 @@ def show(
         groups,
         loaded,
         max_length=lengths.max_length or sys.maxsize,
-        rendering=replace(template.rendering, learn=learn, refused=lengths.refused),
+        rendering=replace(template.rendering, learn=turns.learn, refused=lengths.refused),
         truncation=lengths.truncation,
         empty=candidates.empty,
         identical=candidates.identical,

@@ -14,11 +14,13 @@ from penchant.cli_reading import (
     LENGTHS,
     ROWS,
     TEMPLATE,
+    TURNS,
     CandidateFlags,
     ComputeFlags,
     LengthFlags,
     RowFlags,
     TemplateFlags,
+    TurnFlags,
     reading_of,
 )
 
@@ -92,6 +94,7 @@ def rank(
     lengths: LengthFlags = LENGTHS,
     candidates: CandidateFlags = CANDIDATES,
     compute: ComputeFlags = COMPUTE,
+    turns: TurnFlags = TURNS,
     as_json: Json = False,
 ) -> None:
     """Put each group's candidates in order by a model, and say how often people agree.
@@ -110,15 +113,20 @@ def rank(
         Write a JSON line for each group to this file: order (the best first) and scores.
     """
     from penchant.engine.distribution import World, local_device
-    from penchant.errors import located
+    from penchant.errors import ConfigError, located
     from penchant.evaluation.ranking import rank as rank_groups
     from penchant.evaluation.ranking import rank_by_reward
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
 
+    if turns.learn == "all" and by in ("head", "reward"):
+        raise ConfigError(
+            f"--learn all counts log-probs, and --by {by} reads the last token",
+            fix="leave --learn out, or rank by log-probs: --by mean_log_prob",
+        )
     tell = teller(as_json)
     read = rows.read(data)
     tell_all(tell, read.notes)
-    reading = reading_of(template, lengths, candidates, compute)
+    reading = reading_of(template, lengths, candidates, compute, turns)
     with located(data):
         if by == "reward":
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)

@@ -14,7 +14,7 @@ import yaml
 from cyclopts import Parameter
 
 from penchant.cli_output import Count, Dtype, Length, Rows, Truncation
-from penchant.data.rendering import AsChat, ControlText, Rendering
+from penchant.data.rendering import AsChat, ControlText, Learn, Rendering
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,6 +103,17 @@ class LengthFlags:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class TurnFlags:
+    """Which of the assistant's turns count."""
+
+    learn: Annotated[
+        Learn,
+        Parameter(help="Assistant turns whose tokens count: last, the response; all, those of the prompt too."),
+    ] = "last"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class EmptyFlags:
     """What happens to groups with an empty candidate."""
 
@@ -127,7 +138,7 @@ class ComputeFlags:
 
 
 ROWS, COLUMNS, TEMPLATE, LENGTHS = RowFlags(), ColumnFlags(), TemplateFlags(), LengthFlags()
-EMPTY, CANDIDATES, COMPUTE = EmptyFlags(), CandidateFlags(), ComputeFlags()
+TURNS, EMPTY, CANDIDATES, COMPUTE = TurnFlags(), EmptyFlags(), CandidateFlags(), ComputeFlags()
 """The defaults."""
 
 
@@ -136,6 +147,7 @@ def reading_of(
     lengths: LengthFlags = LENGTHS,
     candidates: EmptyFlags = EMPTY,
     compute: ComputeFlags = COMPUTE,
+    turns: TurnFlags = TURNS,
 ) -> Reading:
     """How a model reads rows, from the flags of a verb."""
     from penchant.evaluation.held_out import Reading
@@ -148,7 +160,7 @@ def reading_of(
         template.chat_template,
         compute.token_budget,
         compute.dtype,
-        replace(template.rendering, refused=lengths.refused),
+        replace(template.rendering, refused=lengths.refused, learn=turns.learn),
     )
 
 

@@ -99,6 +99,7 @@ def test_rank_by_reward_agrees(folders, tiny_pairs, capsys):
         (["--reference", "x"], "--reference:"),
         (["--beta", "0.2"], "--beta:"),
         (["--reference", "x", "--beta", "1"], "and"),
+        (["--learn", "all"], "--learn all:"),
     ],
 )
 def test_what_a_reward_model_has_not_is_refused(folders, tiny_pairs, capsys, flags, named):
