@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from penchant.data.groups import PreferenceGroup
-from penchant.evaluation.one_preferred import OnePreferred, Place, one_preferred
+from penchant.evaluation.one_preferred import OnePreferred, TargetRank, one_preferred
 from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences
 from penchant.evaluation.ranking import rank_by_reward
 
@@ -48,11 +48,11 @@ def test_ties_count_as_the_mean_over_their_orders(scores, target):
         if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order))
     ]  # fmt: skip
     ranks = [order.index(target) + 1 for order in orders]
-    place = Place.of(scores, target)
+    target_rank = TargetRank.by_scores(scores, target)
     for k in (1, 3, 5):
-        assert place.hit(k) == pytest.approx(np.mean([rank <= k for rank in ranks]))
-        assert place.ndcg(k) == pytest.approx(np.mean([(rank <= k) / math.log2(1 + rank) for rank in ranks]))
-    assert place.reciprocal() == pytest.approx(np.mean([1 / rank for rank in ranks]))
+        assert target_rank.hit(k) == pytest.approx(np.mean([rank <= k for rank in ranks]))
+        assert target_rank.ndcg(k) == pytest.approx(np.mean([(rank <= k) / math.log2(1 + rank) for rank in ranks]))
+    assert target_rank.reciprocal() == pytest.approx(np.mean([1 / rank for rank in ranks]))
 
 
 GROUPS = [
@@ -98,8 +98,8 @@ def test_in_rank_by_hand():
 def test_the_interval_resamples_prompts():
     """Both questions of one prompt are drawn together: no interval from one prompt alone."""
     groups = [PreferenceGroup("p", ABC, preferred=0), PreferenceGroup("p", ABC, preferred=1)]
-    one = OnePreferred.of(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
-    two = OnePreferred.of(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    one = OnePreferred.among(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    two = OnePreferred.among(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
     assert math.isnan(one["mrr"].low)
     assert two["hit_ratio@1"].low == 0
     assert two["hit_ratio@1"].high == 1

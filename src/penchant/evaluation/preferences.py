@@ -127,14 +127,14 @@ def evaluate_preferences(
     referenced = {each.reference_log_probs is not None for each in scored}
     if len(referenced) > 1:
         raise ValueError("some groups have reference log-probs and some do not")
-    measured = [each for each in scored if each.group.pairs]
-    pairs = PreferencePairs.of([each.group for each in measured], resamples, seed)
-    log_probs = row_of([each.log_probs for each in measured])
-    tokens = row_of([each.tokens for each in measured])
+    measured = [row for row in scored if row.group.pairs]
+    pairs = PreferencePairs.among([row.group for row in measured], resamples, seed)
+    log_probs = row_of([row.log_probs for row in measured])
+    tokens = row_of([row.tokens for row in measured])
     summed = pairs.compare(log_probs)
     rewards, main, calibration = log_probs, summed, None
     if True in referenced:
-        rewards = log_probs - row_of([each.reference_log_probs or () for each in measured])
+        rewards = log_probs - row_of([row.reference_log_probs or () for row in measured])
         main, calibration = pairs.compare(rewards), pairs.calibrate(rewards, beta)
     metrics = {
         **main,
@@ -142,7 +142,7 @@ def evaluate_preferences(
         "length_accuracy": pairs.mean(pairs.margins(tokens) > 0),
         **{f"log_prob_{name}": estimate for name, estimate in summed.items()},
         **{f"mean_log_prob_{name}": estimate for name, estimate in pairs.compare(log_probs / tokens).items()},
-        **_likelihood([each for each in scored if not measured or len(each.tokens) == 1], resamples, seed),
+        **_likelihood([row for row in scored if not measured or len(row.tokens) == 1], resamples, seed),
     }
     scores = {
         "": LOG_PROB if calibration is None else LOG_RATIO,
@@ -156,7 +156,7 @@ def evaluate_preferences(
         pairs=len(pairs.group),
         prompts=len(set(pairs.prompt.tolist())),
         metrics=metrics,
-        by_source=metrics_by_source([each.group for each in measured], pairs, pairs.margins(rewards)),
+        by_source=metrics_by_source([row.group for row in measured], pairs, pairs.margins(rewards)),
         calibration=calibration,
         definitions=lines if calibration is None else {**lines, "calibration": calibration.definition},
     )
@@ -170,8 +170,8 @@ def with_likelihood(report: PreferenceReport, scored: Sequence[ScoredGroup]) -> 
 
 
 def _likelihood(scored: Sequence[ScoredGroup], resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-    groups, log_probs = [each.group for each in scored], [each.log_probs for each in scored]
-    return likelihood(groups, log_probs, [each.tokens for each in scored], resamples=resamples, seed=seed)
+    groups, log_probs = [row.group for row in scored], [row.log_probs for row in scored]
+    return likelihood(groups, log_probs, [row.tokens for row in scored], resamples=resamples, seed=seed)
 
 
 def write_per_example(scored: Sequence[ScoredGroup], path: Path) -> None:

@@ -84,8 +84,10 @@ class Ranking:
             table.add_row(Plain(as_text(group.prompt)[-200:]), Plain(shown[:400]), f"{line['scores'][best]:.4f}")
         notes = [f"the first 20 of {len(self.groups)} groups"] if len(self.groups) > 20 else []
         if self.accuracy is not None:
-            notes.append(f"orders the data's pairs: {_shown(self.accuracy)} of {self.accuracy.n} groups")
-        notes += [f"{name}: {_shown(estimate)} of {estimate.n} groups" for name, estimate in self.choices.items()]
+            notes.append(f"orders the data's pairs: {_with_interval(self.accuracy)} of {self.accuracy.n} groups")
+        notes += [
+            f"{name}: {_with_interval(estimate)} of {estimate.n} groups" for name, estimate in self.choices.items()
+        ]
         table.caption = Plain("\n".join(notes)) if notes else None
         return table
 
@@ -134,11 +136,11 @@ def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking
 def _ranking(by: str, numbered: Sequence[tuple[PreferenceGroup, Sequence[float]]]) -> Ranking:
     groups = [group for group, _ in numbered]
     scored = tuple(replace(group, scores=tuple(numbers)) for group, numbers in numbered)
-    choices = OnePreferred.of(groups, prompt_numbers(groups)).compare(row_of([numbers for _, numbers in numbered]))
+    choices = OnePreferred.among(groups, prompt_numbers(groups)).compare(row_of([numbers for _, numbers in numbered]))
     return Ranking(by, scored, accuracy_of_scores(groups, scored), choices)
 
 
-def _shown(estimate: Estimate) -> str:
+def _with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 

@@ -34,12 +34,12 @@ def read_foreign_calls(text: str, language: Language) -> Iterator[Call]:
             raise ValueError("no call")
         arguments: dict[str, str] = {}
         for pair in _split(call[2], language):
-            named = re.fullmatch(r"\s*([A-Za-z_$][\w$]*)\s*=(?!=)\s*(.*?)\s*", pair, re.DOTALL)
-            if not named or named[1] in arguments:
+            match = re.fullmatch(r"\s*([A-Za-z_$][\w$]*)\s*=(?!=)\s*(.*?)\s*", pair, re.DOTALL)
+            if not match or match[1] in arguments:
                 raise ValueError("an argument without a name, or a name twice")
-            value = named[2]
+            value = match[2]
             quoted = len(value) > 1 and value[0] in "\"'" and _string_length(value, language) == len(value)
-            arguments[named[1]] = value[1:-1] if quoted else value
+            arguments[match[1]] = value[1:-1] if quoted else value
         yield Call(call[1], arguments)
 
 
@@ -91,9 +91,9 @@ def _string_length(text: str, language: Language) -> int:
 
 def _type_arguments_length(text: str, start: int) -> int:
     """Of ``<String, List<Integer>>`` at a place; 0 where the bracket compares."""
-    whole = TYPE_ARGUMENTS.match(text, start)
+    match = TYPE_ARGUMENTS.match(text, start)
     depth = 0
-    for n, letter in enumerate(whole[0] if whole else ""):
+    for n, letter in enumerate(match[0] if match else ""):
         depth += (letter == "<") - (letter == ">")
         if depth == 0:
             return n + 1
