@@ -156,13 +156,13 @@ def multimodal_folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, multimodal_models: ModuleType
 ) -> Callable[[str], Path]:
     """The folder of a family's tiny multimodal checkpoint; not to be changed."""
-    written: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def make(family: str) -> Path:
-        if family not in written:
-            written[family] = tmp_path_factory.mktemp("multimodal") / family
-            multimodal_models.write_multimodal(family, written[family], tiny_model)
-        return written[family]
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp("multimodal") / family
+            multimodal_models.write_multimodal(family, folders[family], tiny_model)
+        return folders[family]
 
     return make
 

@@ -59,7 +59,7 @@ def _gemma3() -> hf.PreTrainedModel:
 
 
 def _gemma4() -> hf.PreTrainedModel:
-    own = {
+    layers = {
         "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": VOCABULARY,
         "global_head_dim": 8,
@@ -67,7 +67,7 @@ def _gemma4() -> hf.PreTrainedModel:
     }
     vision = {**_VISION, "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 16}
     config = hf.Gemma4Config(
-        text_config={**_TEXT, **_WINDOWS, **own, "num_kv_shared_layers": 0},
+        text_config={**_TEXT, **_WINDOWS, **layers, "num_kv_shared_layers": 0},
         vision_config=vision,
         audio_config=None,
         **{name: number for number, name in enumerate(_GEMMA4_TOKENS, 90)},

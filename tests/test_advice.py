@@ -54,15 +54,15 @@ PROSE = {"engine/distribution.py": {"--nproc-per-node"}, "data/files_tables.py":
 """Flags of other programs."""
 
 
-def verbs(parent: App = app, before: tuple[str, ...] = ()) -> Iterator[Verb]:
+def verbs(parent: App = app, parents: tuple[str, ...] = ()) -> Iterator[Verb]:
     for name in parent:
         if name.startswith("-"):
             continue
-        names = (*before, name)
-        if all(each.startswith("-") for each in parent[name]):
-            found = verb_of(list(names))
-            assert found is not None
-            yield found
+        names = (*parents, name)
+        if all(command.startswith("-") for command in parent[name]):
+            verb = verb_of(list(names))
+            assert verb is not None
+            yield verb
         else:
             yield from verbs(parent[name], names)
 
@@ -97,7 +97,7 @@ def text_of(node: ast.AST) -> str:
 
 def texts(only_fixes: bool = False) -> list[tuple[str, int, str]]:
     """(file, line, text) of every text of the program but docstrings; or of the texts given as `fix` alone."""
-    found = []
+    rows = []
     for file in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         docstrings = {
@@ -110,10 +110,10 @@ def texts(only_fixes: bool = False) -> list[tuple[str, int, str]]:
         fixes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "fix"}
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in docstrings | inside:
-                wanted = id(node) in fixes or not only_fixes
-                if wanted and (text := text_of(node)):
-                    found.append((file.relative_to(SOURCE).as_posix(), node.lineno, text))
-    return found
+                in_scope = id(node) in fixes or not only_fixes
+                if in_scope and (text := text_of(node)):
+                    rows.append((file.relative_to(SOURCE).as_posix(), node.lineno, text))
+    return rows
 
 
 def test_there_are_remedies_to_check():
@@ -126,16 +126,16 @@ def test_flags_exist_on_the_verbs_that_print_them():
     for file, line, text in texts():
         if "help=" in text or FLAG.fullmatch(text):
             continue
-        rest = text
+        outside = text
         for command in COMMAND.finditer(text):
             verb = VERBS.get(command["verb"]) or VERBS.get(command["verb"].split()[0])
             for flag in FLAG.findall(command["rest"]):
                 if verb is None or flag not in verb.flags:
                     wrong.append(f"{file}:{line}: penchant {command['verb']} has no {flag}")
-            rest = rest.replace(command[0], "")
-        for flag in FLAG.findall(rest):
-            known = [verb for verb in VERBS_OF.get(file, []) if flag in VERBS[verb].flags]
-            if not known and flag not in PROSE.get(file, ()) and file not in ("cli_advice.py", "cli_reading.py"):
+            outside = outside.replace(command[0], "")
+        for flag in FLAG.findall(outside):
+            printing = [verb for verb in VERBS_OF.get(file, []) if flag in VERBS[verb].flags]
+            if not printing and flag not in PROSE.get(file, ()) and file not in ("cli_advice.py", "cli_reading.py"):
                 wrong.append(f"{file}:{line}: {flag} in {text!r}")
     assert not wrong, "\n".join(wrong)
 
@@ -180,18 +180,18 @@ def test_an_option_is_worded_for_every_verb(name, option, assigned):
     """What the library names as a run's key can be typed on the verb as it is printed, or is no option any more."""
     verb = VERBS.get(name) or RECIPE_VERBS[name]
     assert verb is not None
-    whole = f"{option}={SAMPLES.get(option, 'drop')}" if assigned else option
-    said = advice(f"or leave them out: {whole}, counted", verb)
-    rest = said
-    if (at := said.find(CONVERT)) >= 0:
-        assert set(FLAG.findall(said[at:])) <= VERBS["data convert"].flags
-        rest = said[:at]
-    assert set(FLAG.findall(rest)) <= verb.flags
-    keys = [match["key"] for match in OPTION.finditer(rest)]
+    setting = f"{option}={SAMPLES.get(option, 'drop')}" if assigned else option
+    printed = advice(f"or leave them out: {setting}, counted", verb)
+    outside = printed
+    if (at := printed.find(CONVERT)) >= 0:
+        assert set(FLAG.findall(printed[at:])) <= VERBS["data convert"].flags
+        outside = printed[:at]
+    assert set(FLAG.findall(outside)) <= verb.flags
+    keys = [match["key"] for match in OPTION.finditer(outside)]
     if name in ("train", "plan"):
-        assert said.endswith(f"{whole}, counted")
+        assert printed.endswith(f"{setting}, counted")
     elif name in ("compare", "sweep"):
-        assert f"base.{whole}" in said
+        assert f"base.{setting}" in printed
     elif not name.startswith("recipe"):
         assert not keys
     else:
@@ -205,10 +205,10 @@ def test_every_option_has_a_flag_and_a_word_where_there_is_none():
 
 
 def test_mappings_become_flags_that_a_shell_reads():
-    said = advice("data.columns={prompt: question, chosen: the better}", VERBS["evaluate"])
-    assert said == "--columns prompt=question --columns chosen='the better'"
-    said = advice("data.chat_template_kwargs={x: false}", VERBS["evaluate"])
-    assert said == "--chat-template-kwargs x=false"
+    columns = advice("data.columns={prompt: question, chosen: the better}", VERBS["evaluate"])
+    assert columns == "--columns prompt=question --columns chosen='the better'"
+    variables = advice("data.chat_template_kwargs={x: false}", VERBS["evaluate"])
+    assert variables == "--chat-template-kwargs x=false"
 
 
 def test_names_of_files_are_left_alone():

@@ -163,15 +163,15 @@ def evaluate(
     from penchant.evaluation.preferences_table import render
 
     tell = teller(as_json)
-    read = rows.read(data)
-    tell_all(tell, read.notes)
+    dataset = rows.load(data)
+    tell_all(tell, dataset.notes)
     reading = reading_of(template, lengths, candidates, compute, turns)
     world = enter_world()
     try:
         with located(data):
             report = measure_model(
                 model,
-                read.groups,
+                dataset.groups,
                 world,
                 reference=reference,
                 beta=beta,
@@ -238,9 +238,9 @@ def generate(
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
     tell, reading = teller(as_json), reading_of(template, lengths)
     if names_a_file(prompts):
-        read = rows.read(prompts)
-        tell_all(tell, read.notes)
-        texts = distinct_prompts(read.groups)[:limit]
+        dataset = rows.load(prompts)
+        tell_all(tell, dataset.notes)
+        texts = distinct_prompts(dataset.groups)[:limit]
     else:
         texts, reading = [prompts], typed_rendering(model, prompts, reading, tell)
     reading = reading.on_one_day(model, tell)
@@ -345,11 +345,13 @@ def run(arguments: list[str]) -> int:
 
 def verb_of(arguments: list[str]) -> Verb | None:
     """The verb of a command line with its flags; None where it names none."""
-    names, apps, rest = app.parse_commands(arguments)
+    names, apps, operands = app.parse_commands(arguments)
     if not names or names[0].startswith("-"):
         return None
     flags = frozenset(name for argument in apps[-1].assemble_argument_collection() for name in argument.names)
-    keys = recipe_keys(next((word for word in rest if not word.startswith("-")), "")) if names == ("recipe",) else ()
+    keys = (
+        recipe_keys(next((word for word in operands if not word.startswith("-")), "")) if names == ("recipe",) else ()
+    )
     return Verb(" ".join(names), flags, keys)
 
 

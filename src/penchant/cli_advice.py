@@ -105,18 +105,16 @@ def advice(text: str, verb: Verb | None = None) -> str:
 
 def advised(error: PenchantError) -> PenchantError:
     """The error with its advice in the words of the verb that runs."""
-    what = advice(error.what)
-    return type(error)(what, where=error.where, fix=None if error.fix is None else advice(error.fix))
+    fix = None if error.fix is None else advice(error.fix)
+    return type(error)(advice(error.what), where=error.where, fix=fix)
 
 
-def _spelled(key: str, value: str | None, whole: str, verb: Verb) -> str:
-    if key in verb.keys or (verb.name == "recipe" and key not in FLAGS):
-        return whole
-    if key == "data.columns" and "columns" in verb.keys:
-        return whole.removeprefix("data.")
+def _spelled(key: str, value: str | None, setting: str, verb: Verb) -> str:
     flag = FLAGS.get(key)
-    if flag is None:
-        return whole
+    if flag is None or key in verb.keys:
+        return setting
+    if key == "data.columns" and "columns" in verb.keys:
+        return setting.removeprefix("data.")
     if flag in verb.flags:
         return _flag(flag, value)
     if flag in CONVERTS:
@@ -133,7 +131,7 @@ def _flag(flag: str, value: str | None) -> str:
     except yaml.YAMLError:
         mapping = None
     if isinstance(mapping, dict):
-        return " ".join(f"{flag} {name}={_word(of)}" for name, of in mapping.items())
+        return " ".join(f"{flag} {name}={_word(entry)}" for name, entry in mapping.items())
     return f"{flag} {value}"
 
 

@@ -76,19 +76,23 @@ def check(
     if max_length is not None and tokenizer is None:
         raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
     tell = teller(as_json)
-    read = rows.read(file)
-    tell_all(tell, read.notes)
-    other: Sequence[PreferenceGroup] = ()
+    dataset = rows.load(file)
+    tell_all(tell, dataset.notes)
+    held_out_groups: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
         with respelled({"data.split": "data.held_out_split"}):
-            other = replace(rows, split=held_out_split).read(held_out or file).groups
+            held_out_groups = replace(rows, split=held_out_split).load(held_out or file).groups
     loaded = None
     if tokenizer is not None:
         from penchant.engine.loading import load_tokenizer
 
         loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
     report = check_groups(
-        read.groups, held_out=other, tokenizer=loaded, max_length=max_length, rendering=template.rendering
+        dataset.groups,
+        held_out=held_out_groups,
+        tokenizer=loaded,
+        max_length=max_length,
+        rendering=template.rendering,
     )
     deliver(report.to_json(), as_json, render(report))
 
@@ -119,16 +123,16 @@ def show(
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
 
-    read = rows.read(file)
-    by_id = {group.id: group for group in read.groups}
+    dataset = rows.load(file)
+    by_id = {group.id: group for group in dataset.groups}
     absent = [name for name in ids if name not in by_id]
     if absent:
         raise DataError(
             f"no group has the id {absent[0]}", where=file, fix="ids are the file's, or 0-based row numbers"
         )
-    groups = [by_id[name] for name in ids] if ids else list(read.groups[:first])
+    groups = [by_id[name] for name in ids] if ids else list(dataset.groups[:first])
     console = console_for(False)
-    console.print("\n".join(read.notes), markup=False)
+    console.print("\n".join(dataset.notes), markup=False)
     if tokenizer is None:
         for group in groups:
             console.print(show_group(group))
@@ -136,7 +140,7 @@ def show(
     from penchant.engine.loading import load_tokenizer
 
     loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
-    shown, report = tokenize_groups(
+    tokenized, report = tokenize_groups(
         groups,
         loaded,
         max_length=lengths.max_length or sys.maxsize,
@@ -145,8 +149,8 @@ def show(
         empty=candidates.empty,
         identical=candidates.identical,
     )
-    for tokenized in shown:
-        console.print(show_group(tokenized.group, tokenized, loaded))
+    for row in tokenized:
+        console.print(show_group(row.group, row, loaded))
     tell_all(teller(False), report.lines())
 
 
@@ -183,21 +187,21 @@ def split_file(
     from penchant.data.splitting import column_values, first_turns, split_by_prompt
     from penchant.data.writing import renamed_columns, write_groups
 
-    read = rows.read(file)
-    tell_all(teller(as_json), read.notes)
+    dataset = rows.load(file)
+    tell_all(teller(as_json), dataset.notes)
     with located(file):
-        together = [column_values(read.groups, column) for column in by]
-        together += [first_turns(read.groups)] if by_first_turn else []
-        kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed, together=together)
-    tell_all(teller(as_json), renamed_columns(read.groups))
-    write_groups(kept, train_output)
+        together = [column_values(dataset.groups, column) for column in by]
+        together += [first_turns(dataset.groups)] if by_first_turn else []
+        train, out = split_by_prompt(dataset.groups, held_out=held_out, seed=seed, together=together)
+    tell_all(teller(as_json), renamed_columns(dataset.groups))
+    write_groups(train, train_output)
     try:
         write_groups(out, held_out_output)
     except DataError:  # Both files or none.
         train_output.unlink()
         raise
-    lines = f"{train_output}: {len(kept)} groups\n{held_out_output}: {len(out)} groups"
-    deliver({"train": len(kept), "held_out": len(out)}, as_json, lines)
+    lines = f"{train_output}: {len(train)} groups\n{held_out_output}: {len(out)} groups"
+    deliver({"train": len(train), "held_out": len(out)}, as_json, lines)
 
 
 @data.command
@@ -221,15 +225,15 @@ def convert(
     from penchant.data.as_chat import require_messages
     from penchant.data.writing import renamed_columns, write_groups
 
-    read = rows.read(file)
+    dataset = rows.load(file)
     with located(file):
-        groups = require_messages(read.groups) if to == "messages" else read.groups
+        groups = require_messages(dataset.groups) if to == "messages" else dataset.groups
     write_groups(groups, output)
-    notes = [*read.notes, *renamed_columns(groups)]
+    notes = [*dataset.notes, *renamed_columns(groups)]
     deliver(
-        {"groups": len(read.groups), "format": read.format, "notes": notes},
+        {"groups": len(dataset.groups), "format": dataset.format, "notes": notes},
         as_json,
-        "\n".join([*notes, f"{output}: {len(read.groups)} groups"]),
+        "\n".join([*notes, f"{output}: {len(dataset.groups)} groups"]),
     )
 
 
@@ -256,41 +260,41 @@ def review(
     from penchant.data.review import Review
     from penchant.data.writing import write_groups
 
-    read = rows.read(file)
+    dataset = rows.load(file)
     tell = teller(as_json)
-    tell_all(tell, read.notes)
-    found = Review(read.groups, verdicts)
-    if found.stale:
-        tell(f"{found.stale} groups have changed since their verdicts, and are asked about again")
-    _ask(found, console_for(as_json))
+    tell_all(tell, dataset.notes)
+    session = Review(dataset.groups, verdicts)
+    if session.stale:
+        tell(f"{session.stale} groups have changed since their verdicts, and are asked about again")
+    _ask(session, console_for(as_json))
     if accepted is not None:
-        write_groups(found.accepted, accepted)
-    counts = found.counts()
+        write_groups(session.accepted, accepted)
+    counts = session.counts()
     deliver(counts, as_json, ", ".join(f"{name} {n}" for name, n in counts.items()))
 
 
-def _ask(found: Review, console: Console) -> None:
+def _ask(session: Review, console: Console) -> None:
     from penchant.data.show import show_group
 
-    left = found.waiting
-    while left:
-        group = left[0]
+    waiting = session.waiting
+    while waiting:
+        group = waiting[0]
         console.print(show_group(group))
-        console.print(f"{len(left)} to go. a accept, r reject, s skip, u undo, q stop:", markup=False)
+        console.print(f"{len(waiting)} to go. a accept, r reject, s skip, u undo, q stop:", markup=False)
         line = sys.stdin.readline()
         match line.strip().lower()[:1]:
             case "a":
-                found.give(left.pop(0), "accept")
+                session.give(waiting.pop(0), "accept")
             case "r":
-                found.give(left.pop(0), "reject")
+                session.give(waiting.pop(0), "reject")
             case "s":
-                left.pop(0)
+                waiting.pop(0)
             case "u":
-                before = found.undo()
-                if before is None:
+                group_undone = session.undo()
+                if group_undone is None:
                     console.print("there is no verdict to take back", markup=False)
                 else:
-                    left = [before, *(group for group in left if group.id != before.id)]
+                    waiting = [group_undone, *(group for group in waiting if group.id != group_undone.id)]
             case "q":
                 return
             case _ if not line:
@@ -304,10 +308,10 @@ def audit(file: Source, *, rows: RowFlags = ROWS, as_json: Json = False) -> None
     """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
     from penchant.evaluation.style import style_leak
 
-    read = rows.read(file)
-    tell_all(teller(as_json), read.notes)
-    found = style_leak(read.groups)
-    deliver(found.to_json(), as_json, _leak(found))
+    dataset = rows.load(file)
+    tell_all(teller(as_json), dataset.notes)
+    leak = style_leak(dataset.groups)
+    deliver(leak.to_json(), as_json, _leak(leak))
 
 
 @data.command
@@ -327,15 +331,15 @@ def ratings(folder: Path, *, as_json: Json = False) -> None:
     deliver(found, as_json, "\n".join(f"{name}: {show(each)} of {each['n']}" for name, each in found.items()))
 
 
-def _leak(found: StyleLeak) -> str:
+def _leak(leak: StyleLeak) -> str:
     from penchant.evaluation.report import show
 
     return "\n".join(
         (
-            f"{found.pairs} pairs of {found.prompts} prompts",
-            f"words alone are right in   {show(found.words.to_json())}",
-            f"the better one is longer in {show(found.longer.to_json())}",
-            f"words of the better answers: {', '.join(found.of_better)}",
-            f"words of the worse answers:  {', '.join(found.of_worse)}",
+            f"{leak.pairs} pairs of {leak.prompts} prompts",
+            f"words alone are right in   {show(leak.words.to_json())}",
+            f"the better one is longer in {show(leak.longer.to_json())}",
+            f"words of the better answers: {', '.join(leak.of_better)}",
+            f"words of the worse answers:  {', '.join(leak.of_worse)}",
         )
     )

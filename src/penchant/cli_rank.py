@@ -66,15 +66,15 @@ def score(
 
     tell = teller(as_json)
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
-    read = rows.read(data)
-    tell_all(tell, read.notes)
+    dataset = rows.load(data)
+    tell_all(tell, dataset.notes)
     reward = open_reward(
         config,
         device=local_device(),
         reading=reading_of(template, lengths, compute=compute),
     )
     with located(data):
-        groups = reward.fitting(read.groups, tell) if isinstance(reward, ModelReward) else list(read.groups)
+        groups = reward.fitting(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
     if isinstance(reward, ModelReward):
         tell_all(tell, reward.rounding_notes(groups))
     result = score_file(groups, reward, output)
@@ -124,20 +124,20 @@ def rank(
             fix="leave --learn out, or rank by log-probs: --by mean_log_prob",
         )
     tell = teller(as_json)
-    read = rows.read(data)
-    tell_all(tell, read.notes)
+    dataset = rows.load(data)
+    tell_all(tell, dataset.notes)
     reading = reading_of(template, lengths, candidates, compute, turns)
     with located(data):
         if by == "reward":
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
-            groups = list(read.groups)
+            groups = list(dataset.groups)
             if isinstance(reward, ModelReward):
                 groups = reward.fitting(groups, tell)
                 tell_all(tell, reward.rounding_notes(groups))
             ranking = rank_by_reward(groups, reward)
         else:
             ranking = rank_groups(
-                model, read.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
+                model, dataset.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
             )
     if output is not None:
         ranking.write(output)

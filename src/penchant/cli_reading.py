@@ -50,7 +50,7 @@ class RowFlags(ColumnFlags):
 
     format: Annotated[str | None, Parameter(help="The data's format, where it should not be detected.")] = None
 
-    def read(self, source: str | Path) -> GroupSet:
+    def load(self, source: str | Path) -> GroupSet:
         """The source's preference groups; errors as in `read_groups`."""
         from penchant.data.reading import read_groups
 

@@ -134,22 +134,22 @@ def recommend(
 
     if catalogue is not None and not candidates:
         titles = read_titles(catalogue, columns=columns.mapping, split=columns.split)
-        found = suggest_from_catalogue(str(model), history, list(titles.values()))
+        suggestions = suggest_from_catalogue(str(model), history, list(titles.values()))
     elif candidates and catalogue is None:
-        found = suggest(str(model), history, candidates)
+        suggestions = suggest(str(model), history, candidates)
     else:
         raise ConfigError("what is to be chosen from?", fix="give either --candidates or --catalogue")
-    shown = found[:top]
-    deliver({"suggestions": [vars(each) for each in shown]}, as_json, _suggestions(shown))
+    first = suggestions[:top]
+    deliver({"suggestions": [vars(suggestion) for suggestion in first]}, as_json, _suggestions(first))
 
 
-def _suggestions(found: Sequence[Suggestion]) -> Table:
+def _suggestions(suggestions: Sequence[Suggestion]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("title", "share", "log-prob")
-    for each in found:
-        table.add_row(Text(each.title), f"{each.share:.3f}", f"{each.log_prob:.4f}")
+    for suggestion in suggestions:
+        table.add_row(Text(suggestion.title), f"{suggestion.share:.3f}", f"{suggestion.log_prob:.4f}")
     return table
 
 

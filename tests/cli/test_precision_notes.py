@@ -120,10 +120,10 @@ def test_a_fallback_is_named_in_the_run_its_report_and_its_plan(write_config, tm
     assert PADDED.search(output_of(["plan", file], capsys))
     [printed] = set(PADDED.findall(output_of(["train", file], capsys)))
     page = " ".join((tmp_path / "run" / "report.html").read_text(encoding="utf-8").split())
-    [shown] = set(PADDED.findall(page))
+    [reported] = set(PADDED.findall(page))
     notes = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["notes"]
     [recorded] = [match[1] for line in notes if (match := PADDED.search(line))]
-    assert printed == shown == recorded
+    assert printed == reported == recorded
     assert float(printed) > 1
 
 

@@ -45,8 +45,8 @@ def test_one_name_one_help_one_default(verb):
     flags, model = flags_of(verb), flags_of("evaluate")
     assert set(FLAGS[verb]) <= set(flags)
     for name in FLAGS[verb]:
-        ours, theirs = flags[name], model[name]
-        assert (ours.parameter.help, ours.field_info.default) == (theirs.parameter.help, theirs.field_info.default)
+        flag, expected = flags[name], model[name]
+        assert (flag.parameter.help, flag.field_info.default) == (expected.parameter.help, expected.field_info.default)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def command(verb: str, file: Path, model: Path, folder: Path) -> list[str]:
         arguments = [verb, model, file]
     else:
         arguments = [*verb.split(), file]
-    return [str(each) for each in [*arguments, *outputs.get(verb, [])]]
+    return [str(word) for word in [*arguments, *outputs.get(verb, [])]]
 
 
 @pytest.mark.parametrize("verb", PREFERENCES)
@@ -99,11 +99,11 @@ def test_columns_are_named_on_the_command_line(verb, renamed, tiny_model, tmp_pa
 
 
 class TestTemplateKwargs:
-    @pytest.mark.parametrize("given", [["x=false"], ['{"x": false}']])
-    def test_key_value_and_json(self, given):
+    @pytest.mark.parametrize("argument", ["x=false", '{"x": false}'])
+    def test_key_value_and_json(self, argument):
         from penchant.cli_reading import TemplateFlags
 
-        assert TemplateFlags(chat_template_kwargs=tuple(given)).rendering.template_kwargs == {"x": False}
+        assert TemplateFlags(chat_template_kwargs=(argument,)).rendering.template_kwargs == {"x": False}
 
     def test_a_mistake_is_named(self, tiny_model, tiny_pairs, capsys):
         assert run(["evaluate", str(tiny_model), "--data", str(tiny_pairs), "--chat-template-kwargs", "x"]) == 2
@@ -145,9 +145,9 @@ class TestGenerate:
 
     def test_a_prompt_that_is_too_long_alone_gets_no_advice_of_fewer_tokens(self, prompts, tiny_model, capsys):
         assert run(["generate", str(tiny_model), str(prompts), "--max-new-tokens", "4"]) == 2
-        said = capsys.readouterr().err
-        assert "--truncation drop" in said
-        assert "--max-new-tokens" not in said
+        message = capsys.readouterr().err
+        assert "--truncation drop" in message
+        assert "--max-new-tokens" not in message
 
     def test_fewer_new_tokens_are_advised_where_they_would_do(self, tmp_path, tiny_model, capsys):
         line = ["generate", str(tiny_model), "the cat " * 30, "--max-new-tokens", "80"]

@@ -44,7 +44,7 @@ def test_long_names_and_headers_are_whole(printed, inside):
 def test_the_evaluation_table(printed, tiny_model, tmp_path):
     """Its longest metric names, with one preferred of seven and long sources."""
     rows = [
-        {"prompt": f"the {word}", "candidates": [f" {other}" for other in NOUNS],
+        {"prompt": f"the {word}", "candidates": [f" {noun}" for noun in NOUNS],
          "preferred": i, "source": f"{LONG}_{i}"}
         for i, word in enumerate(["cat", "dog", "bird"])
     ]  # fmt: skip

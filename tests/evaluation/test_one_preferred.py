@@ -17,7 +17,7 @@ ABC = ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
-    ("known", "target"),
+    ("preference", "target"),
     [
         ({"preferred": 2}, 2),
         ({"ranks": (2, 1, 2)}, 1),
@@ -31,8 +31,8 @@ ABC = ("a", "b", "c")
         ({}, None),
     ],
 )
-def test_what_counts_as_one_preferred(known, target):
-    assert one_preferred(PreferenceGroup("p", ABC, **known)) == target
+def test_what_counts_as_one_preferred(preference, target):
+    assert one_preferred(PreferenceGroup("p", ABC, **preference)) == target
 
 
 def test_of_two_candidates_accuracy_says_it_all():
@@ -83,13 +83,13 @@ def test_in_evaluate_by_hand():
 
 
 def test_in_rank_by_hand():
-    class Given:
+    class FixedScores:
         name = "given"
 
         def __call__(self, prompts, responses):
             return [list(scores) for scores in SCORES]
 
-    document = rank_by_reward(GROUPS, Given()).to_json()
+    document = rank_by_reward(GROUPS, FixedScores()).to_json()
     assert document["mrr"]["value"] == pytest.approx(0.25)
     assert document["ndcg@10"]["value"] == pytest.approx((0.5 + 1 / math.log2(7)) / 2)
     assert document["mrr"].keys() == {"value", "low", "high", "n"}
@@ -98,11 +98,11 @@ def test_in_rank_by_hand():
 def test_the_interval_resamples_prompts():
     """Both questions of one prompt are drawn together: no interval from one prompt alone."""
     groups = [PreferenceGroup("p", ABC, preferred=0), PreferenceGroup("p", ABC, preferred=1)]
-    one = OnePreferred.among(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
-    two = OnePreferred.among(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
-    assert math.isnan(one["mrr"].low)
-    assert two["hit_ratio@1"].low == 0
-    assert two["hit_ratio@1"].high == 1
+    of_one_prompt = OnePreferred.among(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    of_two_prompts = OnePreferred.among(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    assert math.isnan(of_one_prompt["mrr"].low)
+    assert of_two_prompts["hit_ratio@1"].low == 0
+    assert of_two_prompts["hit_ratio@1"].high == 1
 
 
 def test_data_of_pairs_has_none_of_them():

@@ -57,7 +57,7 @@ class TestLengths:
         return tmp_path / "train.jsonl"
 
     def test_the_file_and_the_model_are_named(self, file, tiny_model):
-        reader = Reader.named(str(tiny_model), READING)
+        reader = Reader.load(str(tiny_model), READING)
         with pytest.raises(DataError, match="truncation=drop") as error:
             check_lengths([reader], groups_of("data", [file]), READING)
         assert error.value.where == f"train.jsonl of stage data, as {tiny_model} reads it, group 60"
@@ -74,7 +74,7 @@ class TestLengths:
 
     def test_of_a_model_from_nothing(self, file):
         sizes = Sizes(vocabulary=300, hidden=32, layers=1, heads=2, context=64)
-        reader = Reader.new("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig())
+        reader = Reader.from_nothing("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig())
         with pytest.raises(DataError, match="max_length is 64"):
             check_lengths([reader], groups_of("data", [file]), READING)
 

@@ -204,9 +204,9 @@ class Yardstick:
             ends = ends_of(policy.model, tokenizer)
             drawn = sample(policy.model, prompt_ids, draw, ends=ends, advance=progress.advance)
         groups = []
-        for prompt, ids, (found,) in zip(self.prompts, prompt_ids, drawn, strict=True):
-            text = text_after(tokenizer, ids, found.content)
-            groups.append(TokenizedGroup(ids, (found.ids,), PreferenceGroup(prompt, (text,))))
+        for prompt, ids, (response,) in zip(self.prompts, prompt_ids, drawn, strict=True):
+            text = text_after(tokenizer, ids, response.content)
+            groups.append(TokenizedGroup(ids, (response.ids,), PreferenceGroup(prompt, (text,))))
         return groups
 
     def _of_samples(self, fresh: Sequence[ScoredGroup]) -> Values:

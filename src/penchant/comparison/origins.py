@@ -37,8 +37,8 @@ class Origins:
         Raises:
             ConfigError: it is.
         """
-        record, now = self._record(), self._hashes(base, START)
-        if changed := changed_inputs(record["start"], now):
+        record, start = self._record(), self._hashes(base, START)
+        if changed := changed_inputs(record["start"], start):
             raise ConfigError(
                 f"this comparison was begun with another {', '.join(changed)} under the same path",
                 where=base.model,
@@ -53,7 +53,7 @@ class Origins:
                     fix="put it back as it was, or delete that cell's folder (it is trained again), or name a new one: "
                     "output=DIR",
                 )
-        self._write({**record, "start": now})
+        self._write({**record, "start": start})
 
     def note(self, planned: Planned) -> None:
         """Record what a cell comes from, where it is only begun now."""

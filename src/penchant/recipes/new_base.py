@@ -44,9 +44,9 @@ def new_base(
 def base_texts(texts: str, chunk_words: int, also: Sequence[Path]) -> tuple[list[PreferenceGroup], list[str]]:
     """What a base from nothing is trained on, and what its tokenizer is."""
     groups = as_groups(read_passages(texts), chunk_words)
-    told = [as_text(group.candidates[0]) for group in groups]
-    shown = (part for file in also for group in read_groups(file).groups for part in _parts(group))
-    return groups, [*told, *shown]
+    passages = [as_text(group.candidates[0]) for group in groups]
+    parts = (part for file in also for group in read_groups(file).groups for part in _parts(group))
+    return groups, [*passages, *parts]
 
 
 def _parts(group: PreferenceGroup) -> list[str]:

@@ -122,13 +122,13 @@ class Reader:
     context: int | None
 
     @classmethod
-    def named(cls, model: str, data: ReadingConfig) -> Reader:
+    def load(cls, model: str, data: ReadingConfig) -> Reader:
         """The reader of a folder or hub id."""
         context = context_length(load_config(adapter_base(model) or model, weights=False))
         return cls(model, load_tokenizer(model, chat_template=data.chat_template), context)
 
     @classmethod
-    def new(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Reader:
+    def from_nothing(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Reader:
         """The reader of a small model from nothing, whose tokenizer is trained on these texts."""
         with TemporaryDirectory() as folder:
             build_small_llama(Path(folder) / "start", texts, sizes, seed)

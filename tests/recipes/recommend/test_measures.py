@@ -25,25 +25,25 @@ def test_place_by_hand():
 
 @pytest.mark.parametrize("scores", [[1.0, 1.0, 1.0, 1.0], [2.0, 1.0, 1.0, 0.0], [1.0, 2.0, 1.0, 1.0]])
 def test_ties_are_the_mean_over_every_order(scores):
-    found = TargetRank.by_scores(scores, 2)
+    rank = TargetRank.by_scores(scores, 2)
     ranks = []
     for order in itertools.permutations(range(4)):
         ranked = sorted(range(4), key=lambda i: (-scores[i], order[i]))
         ranks.append(ranked.index(2) + 1)
     for k in (1, 2, 3):
-        assert found.hit(k) == pytest.approx(sum(rank <= k for rank in ranks) / len(ranks))
+        assert rank.hit(k) == pytest.approx(sum(rank <= k for rank in ranks) / len(ranks))
         expected = sum(1 / math.log2(1 + rank) for rank in ranks if rank <= k) / len(ranks)
-        assert found.ndcg(k) == pytest.approx(expected)
-    assert found.reciprocal() == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks))
+        assert rank.ndcg(k) == pytest.approx(expected)
+    assert rank.reciprocal() == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks))
 
 
 def test_means_and_intervals_over_users():
-    found = ranking_measures([TargetRank(0, 1), TargetRank(0, 1), TargetRank(3, 1)], ["a", "a", "b"], (1, 5))
-    assert found["hit_ratio@1"].value == pytest.approx(2 / 3)
-    assert found["hit_ratio@5"].value == 1
-    assert found["ndcg@5"].value == pytest.approx((2 + 1 / math.log2(5)) / 3)
-    assert found["mrr"].value == pytest.approx((2 + 1 / 4) / 3)
-    assert (found["hit_ratio@1"].low, found["hit_ratio@1"].high) == (0, 1)  # two users
+    measures = ranking_measures([TargetRank(0, 1), TargetRank(0, 1), TargetRank(3, 1)], ["a", "a", "b"], (1, 5))
+    assert measures["hit_ratio@1"].value == pytest.approx(2 / 3)
+    assert measures["hit_ratio@5"].value == 1
+    assert measures["ndcg@5"].value == pytest.approx((2 + 1 / math.log2(5)) / 3)
+    assert measures["mrr"].value == pytest.approx((2 + 1 / 4) / 3)
+    assert (measures["hit_ratio@1"].low, measures["hit_ratio@1"].high) == (0, 1)  # two users
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
             "data",
             "pairs from dialogues",
             data | {"sources": sources, "queue": config.review.most},
-            lambda place: _constructed(config, place),
+            lambda folder: _constructed(config, folder),
         ),
         Stage(
             "review",
@@ -105,12 +105,12 @@ def _check(config: DialogueConfig) -> None:
         check_tuning(f"methods.{name}", method.objective, method, [pair], f"methods.{name}")
 
 
-def _constructed(config: DialogueConfig, place: Path) -> Found:
+def _constructed(config: DialogueConfig, folder: Path) -> Found:
     """The data, read by every base model at once: a row that is too long is refused before anything is trained."""
-    counts = construct(config, place)
+    counts = construct(config, folder)
     parts = [f"{kind}_{part}" for kind in ("preferences", "supervised") for part in ("train", "validation")]
-    files = [place / f"{name}.jsonl" for name in [*parts, "preferences_test"]]
-    readers = [_reader(config, name, model, place) for name, model in config.models.items()]
+    files = [folder / f"{name}.jsonl" for name in [*parts, "preferences_test"]]
+    readers = [_reader(config, name, model, folder) for name, model in config.models.items()]
     check_lengths(readers, groups_of("data", files), config.data)
     return counts
 
@@ -118,10 +118,12 @@ def _constructed(config: DialogueConfig, place: Path) -> Found:
 def _reader(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -> Reader:
     """How a base model reads; `data` is the folder of the supervised data that a tokenizer from nothing learns from."""
     if model.new is None:
-        return Reader.named(str(model.model), config.data)
+        return Reader.load(str(model.model), config.data)
     new = config.new_models
     _, corpus = base_texts(str(new.texts), new.chunk_words, [data / "supervised_train.jsonl"])
-    return Reader.new(f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed, config.data)
+    return Reader.from_nothing(
+        f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed, config.data
+    )
 
 
 def _measured(measures: MeasuresConfig) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     measured = {key: settings[key] for key in ("answers", "answer_tokens")}
     base, instruct = config.base or str(folder / "base" / "run"), config.instruct or str(folder / "instruct" / "run")
     chosen = str(folder / "residual" / "model")
-    listed = [Stage("data", "text and groups in parts", data, lambda place: _prepared(config, place))]
+    listed = [Stage("data", "text and groups in parts", data, lambda folder: _prepared(config, folder))]
     if config.base is None:
         new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
         listed += [
@@ -114,10 +114,10 @@ def _check(config: DomainExpertConfig) -> None:
     check_tuning("conversation", expert.objective, expert, read_preferences(file), file)
 
 
-def _prepared(config: DomainExpertConfig, place: Path) -> Found:
+def _prepared(config: DomainExpertConfig, folder: Path) -> Found:
     """The data, read by the base and its sibling at once: a row that is too long is refused before training."""
-    counts = prepare(config, place)
-    check_lengths(_readers(config, place), groups_of("data", sorted(place.glob("*.jsonl"))), config.data)
+    counts = prepare(config, folder)
+    check_lengths(_readers(config, folder), groups_of("data", sorted(folder.glob("*.jsonl"))), config.data)
     return counts
 
 
@@ -125,10 +125,14 @@ def _readers(config: DomainExpertConfig, data: Path) -> list[Reader]:
     """How the base and its sibling read; `data` is the folder that the tokenizer of a base from nothing learns from."""
     if config.base is not None:
         sources = dict.fromkeys((config.base, str(config.instruct)))
-        return [Reader.named(source, config.data) for source in sources]
+        return [Reader.load(source, config.data) for source in sources]
     new = config.new_models
     _, corpus = base_texts(str(new.texts), config.texts.chunk_words, _also(data))
-    return [Reader.new(f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data)]
+    return [
+        Reader.from_nothing(
+            f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data
+        )
+    ]
 
 
 def _also(data: Path) -> list[Path]:

@@ -39,7 +39,7 @@ def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], l
     hits: dict[str, list[float]] = {}
     for name, model in models.items():
         scores = log_probs(model, groups, config)
-        ranks = [TargetRank.by_scores(each, target) for each, target in zip(scores, targets, strict=True)]
+        ranks = [TargetRank.by_scores(row, target) for row, target in zip(scores, targets, strict=True)]
         hits[name] = [rank.hit(1) for rank in ranks]
         measures = ranking_measures(ranks, users, config.cutoffs)
         of_catalogue = _of_catalogue(config, model, about, list(read_catalogue(questions)))
@@ -87,9 +87,10 @@ def _said(
     if n == 0:
         return {}, [None] * len(groups)
     sampling = Sampling(temperature=0.0, max_new_tokens=TITLE_TOKENS)
-    said = [given[0] for given in read_answers(model, [group.prompt for group in groups[:n]], sampling, config.data)]
+    prompts = [group.prompt for group in groups[:n]]
+    answers = [samples[0] for samples in read_answers(model, prompts, sampling, config.data)]
     titles = [[as_text(text).strip() for text in group.candidates] for group in groups[:n]]
-    return said_measures(said, titles, targets[:n], users[:n]), [*said, *[None] * (len(groups) - n)]
+    return said_measures(answers, titles, targets[:n], users[:n]), [*answers, *[None] * (len(groups) - n)]
 
 
 def _by_kind(about: Sequence[Asked], hits: Sequence[float]) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def stages(config: RecommendConfig) -> list[Stage]:
         for method in config.methods
     ]
     names = [method.name for method in config.methods]
-    wanted = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
-    wanted |= config.data.settings
-    listed.append(Stage("evaluation", "ranks and answers on test questions", wanted, _evaluating(config, start)))
+    measured = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
+    measured |= config.data.settings
+    listed.append(Stage("evaluation", "ranks and answers on test questions", measured, _evaluating(config, start)))
     return listed
 
 
@@ -103,10 +103,10 @@ def _asking(config: RecommendConfig) -> Callable[[Path], Found]:
 def _reader(config: RecommendConfig, questions: Path) -> Reader:
     """How the starting model reads."""
     if config.model is not None:
-        return Reader.named(config.model, config.data)
+        return Reader.load(config.model, config.data)
     sizes = config.new_model.sizes
     name = f"a model of context {sizes.context}"
-    return Reader.new(name, _corpus(questions), sizes, config.seed, config.data)
+    return Reader.from_nothing(name, _corpus(questions), sizes, config.seed, config.data)
 
 
 def _corpus(questions: Path) -> list[str]:
@@ -195,4 +195,4 @@ def _of(group: PreferenceGroup, negatives: Sequence[int]) -> PreferenceGroup:
 
 
 def _log_probs(model: str, groups: Sequence[PreferenceGroup], config: RecommendConfig) -> list[tuple[float, ...]]:
-    return [each.log_probs for each in read_log_probs(model, groups, config.token_budget, config.data)]
+    return [scored.log_probs for scored in read_log_probs(model, groups, config.token_budget, config.data)]

@@ -97,8 +97,8 @@ class TextMedium:
         distance = 0.0
         if model != first and told:
             reading = (told, self.config.token_budget, self.config.data)
-            ours, theirs = (read_log_probs(each, *reading) for each in (model, first))
-            distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(ours, theirs, strict=True)]))
+            current, initial = (read_log_probs(source, *reading) for source in (model, first))
+            distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(current, initial, strict=True)]))
         return Signs(
             amount=float(np.mean([len(text.split()) for text in answers])),
             distinct=len(set(pairs)) / len(pairs) if pairs else 0.0,

@@ -44,10 +44,12 @@ def prepare_checked(config: ToolCallingConfig, folder: Path) -> Found:
 def _reader(config: ToolCallingConfig, data: Path) -> Reader:
     """How the base reads; `data` is the folder that the tokenizer of a base from nothing learns from."""
     if config.model is not None:
-        return Reader.named(config.model, config.data)
+        return Reader.load(config.model, config.data)
     new = config.new_model
     _, corpus = base_texts(str(new.texts), new.chunk_words, [data / "supervised_train.jsonl"])
-    return Reader.new(f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data)
+    return Reader.from_nothing(
+        f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data
+    )
 
 
 def _check_room(

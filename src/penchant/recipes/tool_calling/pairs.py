@@ -102,7 +102,7 @@ def _own(config: ToolCallingConfig, weaker: str, prompts: Sequence[Text]) -> lis
         max_new_tokens=config.answer_tokens,
         seed=config.seed,
     )
-    return [list(each) for each in read_answers(weaker, prompts, sampling, config.data)]
+    return [list(answers) for answers in read_answers(weaker, prompts, sampling, config.data)]
 
 
 def _group(

@@ -62,7 +62,7 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     settings = config.model_dump(mode="json")
     base = config.model or str(Path(config.output) / "base" / "run")
     listed = [
-        Stage("data", "questions in parts", _asked(config, settings), lambda place: prepare_checked(config, place))
+        Stage("data", "questions in parts", _asked(config, settings), lambda folder: prepare_checked(config, folder))
     ]
     if config.model is None:
         new = settings["new_model"] | {"texts": fingerprint(str(config.new_model.texts))}
