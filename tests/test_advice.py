@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 import penchant
 from penchant.cli import app, run, verb_of
-from penchant.cli_advice import CONVERT, ELSEWHERE, FLAGS, OPTION, RUN_SECTIONS, Verb, advice
+from penchant.cli_advice import CONVERT, OPTION, OPTIONS, RUN_SECTIONS, Verb, advice
 from penchant.cli_recipe import RECIPES
 from penchant.comparison.config import Bench
 from penchant.config import RunConfig
@@ -151,7 +151,7 @@ def test_keys_are_keys_of_a_configuration_and_flags_of_verbs():
                 continue
             if key not in RUN_KEYS | BENCH_KEYS and not key.startswith("objective."):
                 wrong.append(f"{file}:{line}: there is no key {key} ({text!r})")
-            elif key not in FLAGS and not file.startswith(TRAINING_ONLY) and not key.startswith("objective."):
+            elif key not in OPTIONS and not file.startswith(TRAINING_ONLY) and not key.startswith("objective."):
                 wrong.append(f"{file}:{line}: {key} has no flag ({text!r})")
     assert not wrong, "\n".join(wrong)
 
@@ -173,7 +173,7 @@ SAMPLES = {"data.columns": "{prompt: question, chosen: the better}", "data.chat_
 RECIPE_VERBS = {f"recipe {name}": verb_of(["recipe", name, "file.yaml"]) for name in RECIPES}
 
 
-@pytest.mark.parametrize("option", FLAGS)
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", [*VERBS, *RECIPE_VERBS])
 @pytest.mark.parametrize("assigned", [True, False])
 def test_an_option_is_worded_for_every_verb(name, option, assigned):
@@ -198,10 +198,10 @@ def test_an_option_is_worded_for_every_verb(name, option, assigned):
         assert set(keys) <= set(verb.keys)
 
 
-def test_every_option_has_a_flag_and_a_word_where_there_is_none():
-    converted = ("--columns", "--format", "--split")
-    assert set(ELSEWHERE) == {option for option, flag in FLAGS.items() if flag not in converted}
-    assert set(FLAGS) <= RUN_KEYS
+def test_options_are_keys_of_a_run_and_converted_only_where_a_file_can_be():
+    assert set(OPTIONS) <= RUN_KEYS
+    converting = {flag for flag, otherwise in OPTIONS.values() if otherwise is None}
+    assert converting == {"--columns", "--format", "--split"} <= VERBS["data convert"].flags
 
 
 def test_mappings_become_flags_that_a_shell_reads():

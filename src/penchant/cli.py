@@ -32,18 +32,10 @@ from penchant.cli_plan import plan
 from penchant.cli_push import push
 from penchant.cli_rank import rank, score
 from penchant.cli_reading import (
-    CANDIDATES,
-    COMPUTE,
-    LENGTHS,
-    ROWS,
-    TEMPLATE,
-    TURNS,
-    CandidateFlags,
-    ComputeFlags,
     LengthFlags,
+    MeasuringFlags,
     RowFlags,
     TemplateFlags,
-    TurnFlags,
     reading_of,
 )
 from penchant.cli_recipe import recipe, recipe_keys, recommend
@@ -136,12 +128,7 @@ def evaluate(
     reference: str | None = None,
     per_example: Path | None = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: CandidateFlags = CANDIDATES,
-    compute: ComputeFlags = COMPUTE,
-    turns: TurnFlags = TURNS,
+    flags: MeasuringFlags = MeasuringFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
@@ -163,9 +150,8 @@ def evaluate(
     from penchant.evaluation.preferences_table import render
 
     tell = teller(as_json)
-    dataset = rows.load(data)
+    dataset = flags.load(data)
     tell_all(tell, dataset.notes)
-    reading = reading_of(template, lengths, candidates, compute, turns)
     world = enter_world()
     try:
         with located(data):
@@ -175,7 +161,7 @@ def evaluate(
                 world,
                 reference=reference,
                 beta=beta,
-                reading=reading,
+                reading=flags.reading,
                 per_example=per_example,
                 tell=tell,
             )
@@ -199,9 +185,9 @@ def generate(
     limit: Count | None = None,
     best_of: Count | None = None,
     head: str = "preference_head",
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
+    rows: RowFlags = RowFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
     as_json: Json = False,
 ) -> None:
     """Sample responses to prompts.

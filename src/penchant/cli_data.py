@@ -22,11 +22,6 @@ from penchant.cli_output import (
     teller,
 )
 from penchant.cli_reading import (
-    CANDIDATES,
-    LENGTHS,
-    ROWS,
-    TEMPLATE,
-    TURNS,
     CandidateFlags,
     LengthFlags,
     RowFlags,
@@ -53,8 +48,8 @@ def check(
     held_out_split: str | None = None,
     tokenizer: str | None = None,
     max_length: Length | None = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
+    rows: RowFlags = RowFlags(),
+    template: TemplateFlags = TemplateFlags(),
     as_json: Json = False,
 ) -> None:
     """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
@@ -103,11 +98,11 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: CandidateFlags = CANDIDATES,
-    turns: TurnFlags = TURNS,
+    rows: RowFlags = RowFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
+    candidates: CandidateFlags = CandidateFlags(),
+    turns: TurnFlags = TurnFlags(),
 ) -> None:
     """Print groups as a person reads them.
 
@@ -164,7 +159,7 @@ def split_file(
     held_out_output: Path,
     by: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     by_first_turn: Annotated[bool, Parameter(negative="")] = False,
-    rows: RowFlags = ROWS,
+    rows: RowFlags = RowFlags(),
     as_json: Json = False,
 ) -> None:
     """Split a file by prompt, never by row: no prompt is on both sides.
@@ -210,7 +205,7 @@ def convert(
     output: Path,
     *,
     to: Literal["penchant", "messages"] = "penchant",
-    rows: RowFlags = ROWS,
+    rows: RowFlags = RowFlags(),
     as_json: Json = False,
 ) -> None:
     """Write any format we read as our own JSON lines, with all other columns.
@@ -243,7 +238,7 @@ def review(
     *,
     verdicts: Path,
     accepted: Path | None = None,
-    rows: RowFlags = ROWS,
+    rows: RowFlags = RowFlags(),
     as_json: Json = False,
 ) -> None:
     """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
@@ -304,7 +299,7 @@ def _ask(session: Review, console: Console) -> None:
 
 
 @data.command
-def audit(file: Source, *, rows: RowFlags = ROWS, as_json: Json = False) -> None:
+def audit(file: Source, *, rows: RowFlags = RowFlags(), as_json: Json = False) -> None:
     """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
     from penchant.evaluation.style import style_leak
 

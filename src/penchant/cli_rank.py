@@ -9,18 +9,11 @@ from cyclopts import Parameter
 
 from penchant.cli_output import Json, Source, deliver, tell_all, teller
 from penchant.cli_reading import (
-    CANDIDATES,
-    COMPUTE,
-    LENGTHS,
-    ROWS,
-    TEMPLATE,
-    TURNS,
-    CandidateFlags,
     ComputeFlags,
     LengthFlags,
+    MeasuringFlags,
     RowFlags,
     TemplateFlags,
-    TurnFlags,
     reading_of,
 )
 
@@ -34,10 +27,10 @@ def score(
     function: str | None = None,
     judge_url: str | None = None,
     judge_model: str | None = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    compute: ComputeFlags = COMPUTE,
+    rows: RowFlags = RowFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
+    compute: ComputeFlags = ComputeFlags(),
     as_json: Json = False,
 ) -> None:
     """Write scores beside the data: every candidate by a reward model, a function of yours, or a judge.
@@ -68,11 +61,7 @@ def score(
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
     dataset = rows.load(data)
     tell_all(tell, dataset.notes)
-    reward = open_reward(
-        config,
-        device=local_device(),
-        reading=reading_of(template, lengths, compute=compute),
-    )
+    reward = open_reward(config, device=local_device(), reading=reading_of(template, lengths, compute=compute))
     with located(data):
         groups = reward.fitting(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
     if isinstance(reward, ModelReward):
@@ -89,12 +78,7 @@ def rank(
     head: str = "preference_head",
     label: int | None = None,
     output: Path | None = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: CandidateFlags = CANDIDATES,
-    compute: ComputeFlags = COMPUTE,
-    turns: TurnFlags = TURNS,
+    flags: MeasuringFlags = MeasuringFlags(),
     as_json: Json = False,
 ) -> None:
     """Put each group's candidates in order by a model, and say how often people agree.
@@ -118,15 +102,14 @@ def rank(
     from penchant.evaluation.ranking import rank_by_reward
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
 
-    if turns.learn == "all" and by in ("head", "reward"):
+    if flags.learn == "all" and by in ("head", "reward"):
         raise ConfigError(
             f"--learn all counts log-probs, and --by {by} reads the last token",
             fix="leave --learn out, or rank by log-probs: --by mean_log_prob",
         )
     tell = teller(as_json)
-    dataset = rows.load(data)
+    dataset, reading = flags.load(data), flags.reading
     tell_all(tell, dataset.notes)
-    reading = reading_of(template, lengths, candidates, compute, turns)
     with located(data):
         if by == "reward":
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)

@@ -137,17 +137,23 @@ class ComputeFlags:
     dtype: Annotated[Dtype, Parameter(help="Of the matrix products.")] = "float32"
 
 
-ROWS, COLUMNS, TEMPLATE, LENGTHS = RowFlags(), ColumnFlags(), TemplateFlags(), LengthFlags()
-TURNS, EMPTY, CANDIDATES, COMPUTE = TurnFlags(), EmptyFlags(), CandidateFlags(), ComputeFlags()
-"""The defaults."""
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MeasuringFlags(TurnFlags, ComputeFlags, CandidateFlags, LengthFlags, TemplateFlags, RowFlags):
+    """All of them, for verbs that measure the log-probs of a preference file."""
+
+    @property
+    def reading(self) -> Reading:
+        """How the model reads rows."""
+        return reading_of(self, self, self, self, self)
 
 
 def reading_of(
     template: TemplateFlags,
-    lengths: LengthFlags = LENGTHS,
-    candidates: EmptyFlags = EMPTY,
-    compute: ComputeFlags = COMPUTE,
-    turns: TurnFlags = TURNS,
+    lengths: LengthFlags = LengthFlags(),
+    candidates: EmptyFlags = EmptyFlags(),
+    compute: ComputeFlags = ComputeFlags(),
+    turns: TurnFlags = TurnFlags(),
 ) -> Reading:
     """How a model reads rows, from the flags of a verb."""
     from penchant.evaluation.held_out import Reading
@@ -156,7 +162,7 @@ def reading_of(
         lengths.max_length,
         lengths.truncation,
         candidates.empty,
-        candidates.identical if isinstance(candidates, CandidateFlags) else CANDIDATES.identical,
+        candidates.identical if isinstance(candidates, CandidateFlags) else "error",
         template.chat_template,
         compute.token_budget,
         compute.dtype,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.cli_output import Json, deliver, teller
-from penchant.cli_reading import COLUMNS, ColumnFlags
+from penchant.cli_reading import ColumnFlags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,7 +110,7 @@ def recommend(
     candidates: list[str] | None = None,
     catalogue: Path | None = None,
     top: int = 10,
-    columns: ColumnFlags = COLUMNS,
+    columns: ColumnFlags = ColumnFlags(),
     as_json: Json = False,
 ) -> None:
     """Rank titles for a user by a model that the recipe recommend trained.

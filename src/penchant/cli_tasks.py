@@ -8,11 +8,6 @@ from cyclopts import Parameter
 
 from penchant.cli_output import Count, Json, deliver, tell_all, teller
 from penchant.cli_reading import (
-    COLUMNS,
-    COMPUTE,
-    EMPTY,
-    LENGTHS,
-    TEMPLATE,
     ColumnFlags,
     ComputeFlags,
     EmptyFlags,
@@ -32,11 +27,11 @@ def tasks(
     head: Annotated[bool, Parameter(negative="")] = False,
     suite: Suites | None = None,
     limit: Count | None = None,
-    columns: ColumnFlags = COLUMNS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: EmptyFlags = EMPTY,
-    compute: ComputeFlags = COMPUTE,
+    columns: ColumnFlags = ColumnFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
+    candidates: EmptyFlags = EmptyFlags(),
+    compute: ComputeFlags = ComputeFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, beside chance and what needs no model.

@@ -21,8 +21,8 @@ from penchant.errors import ConfigError, ModelError
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.held_out import Reading, read_held_out
 from penchant.evaluation.metric_definitions import REWARD, definitions
-from penchant.evaluation.preference_pairs import PreferencePairs, metrics_by_source, row_of
-from penchant.evaluation.preferences import PreferenceReport
+from penchant.evaluation.preference_pairs import PreferencePairs, row_of
+from penchant.evaluation.preferences import PreferenceReport, pair_report, ties_and_length
 
 
 @dataclass(frozen=True)
@@ -89,21 +89,9 @@ def evaluate_rewards(rewarded: Sequence[RewardedGroup], *, resamples: int = 2000
     groups = [row.group for row in measured]
     pairs = PreferencePairs.among(groups, resamples, seed)
     rewards, tokens = row_of([row.rewards for row in measured]), row_of([row.tokens for row in measured])
-    metrics = {
-        **pairs.compare(rewards),
-        "ties": pairs.mean(pairs.margins(rewards) == 0),
-        "length_accuracy": pairs.mean(pairs.margins(tokens) > 0),
-    }
-    return PreferenceReport(
-        groups=len(measured),
-        groups_without_pairs=len(rewarded) - len(measured),
-        pairs=len(pairs.group),
-        prompts=len(set(pairs.prompt.tolist())),
-        metrics=metrics,
-        by_source=metrics_by_source(groups, pairs, pairs.margins(rewards)),
-        calibration=None,
-        definitions=definitions(metrics, {"": REWARD}),
-    )
+    metrics = {**pairs.compare(rewards), **ties_and_length(pairs, rewards, tokens)}
+    unpaired = len(rewarded) - len(measured)
+    return pair_report(groups, unpaired, pairs, rewards, metrics, definitions(metrics, {"": REWARD}))
 
 
 def write_rewards(rewarded: Sequence[RewardedGroup], path: Path) -> None:
