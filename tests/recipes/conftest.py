@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from penchant.config import RunConfig, Section, override
+from penchant.config import RunConfig
 from penchant.config_errors import validated
+from penchant.config_keys import override
+from penchant.config_section import Section
 from penchant.errors import TrainingError
 from penchant.evaluation import endpoint
 from penchant.recipes.stages import Stage

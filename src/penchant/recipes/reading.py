@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-
-from penchant.config import Section
+from penchant import config_reading
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.reading import read_groups
-from penchant.data.rendering import AsChat, ControlText, Rendering
 from penchant.data.tokenization import tokenize_groups
-from penchant.data.tokenized import Truncation
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
@@ -29,31 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ReadingConfig(Section):
-    """How every stage reads its data, as in a run's `data`."""
+class ReadingConfig(config_reading.ReadingConfig):
+    """How every stage reads its data, as in a run's `data`.
 
-    chat_template: str | None = Field(None, description="file with a Jinja chat template")
-    chat_template_kwargs: dict[str, Any] = Field({}, description="variables for the chat template")
-    date: str | None = Field(None, description="the day a chat template writes as today's")
-    as_chat: AsChat = Field("auto", description="whether plain prompts and responses are read as messages")
-    control_text: ControlText = Field("text", description="what a control token written inside a message becomes")
-    max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
-    truncation: Truncation = Field(
-        "error", description="what to do with longer rows; what is only measured is never dropped, but cut"
-    )
-    empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates, in training")
-    identical: Literal["error", "drop"] = Field("error", description="where chosen equals rejected, in training")
-
-    @field_validator("as_chat", mode="before")
-    @classmethod
-    def _word(cls, value: object) -> object:
-        # YAML reads true as a bool.
-        return str(value).lower() if isinstance(value, bool) else value
-
-    @property
-    def rendering(self) -> Rendering:
-        """How rows become text."""
-        return Rendering(self.chat_template_kwargs, self.date, self.as_chat, self.control_text)
+    Rows that are only measured are never dropped, since all models answer the same questions: a policy that drops or
+    cuts long rows cuts them there.
+    """
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,13 +39,13 @@ class ReadingConfig(Section):
         return {"data": changed} if changed else {}
 
     def measuring(self, token_budget: int = 8192) -> Reading:
-        """How a model that is measured reads: nothing is dropped, since all models answer the same questions."""
+        """How a model that is measured reads."""
         return Reading(
             self.max_length,
             "error" if self.truncation == "error" else "keep_end_of_prompt",
             chat_template=self.chat_template,
             token_budget=token_budget,
-            rendering=self.rendering,
+            rendering=replace(self.rendering("last"), refused="error"),
         )
 
 
@@ -164,7 +141,7 @@ def check_lengths(
                     rows,
                     reader.tokenizer,
                     max_length=reader.limit(data),
-                    rendering=data.rendering,
+                    rendering=data.rendering("last"),
                     truncation=data.truncation,
                     empty=data.empty,
                     identical=data.identical,

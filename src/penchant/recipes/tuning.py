@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.config import LoraConfig, RunConfig, Section, TrainingConfig, parse_config
+from penchant.config import LoraConfig, RunConfig, TrainingConfig, parse_config
+from penchant.config_section import Section
 from penchant.engine.loading import merge_adapter
 from penchant.errors import respelled
 from penchant.recipes.reading import READING, ReadingConfig

@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from penchant.config import LoraConfig, SamplingConfig, Section, TrainingConfig
+from penchant.config import LoraConfig, SamplingConfig, TrainingConfig
 from penchant.config_reward import JudgeConfig, RewardConfig
+from penchant.config_section import Section
 from penchant.engine.distribution import local_device
 from penchant.errors import respelled
 from penchant.evaluation.rewards import open_reward

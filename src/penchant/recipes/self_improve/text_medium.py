@@ -53,7 +53,7 @@ class TextMedium:
         asked, answer = [*prompts], self.config.sampling.max_new_tokens
         if self.config.memory is not None:
             asked = [fill(self.config.memory, prompt=prompt, answer="", critique="") for prompt in prompts]
-        longest = max(map(len, tokenize_prompts(asked, tokenizer, self.config.data.rendering)))
+        longest = max(map(len, tokenize_prompts(asked, tokenizer, self.config.data.rendering("last"))))
         # Another attempt has the last answer before it; a critique's length is not known.
         answers = answer if self.config.memory is None else 2 * answer
         if limit is not None and longest + answers > limit:
@@ -73,7 +73,7 @@ class TextMedium:
         drawn = Sampling(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
 
         def answer(prompts: Sequence[str], numbers: Sequence[int]) -> list[str]:
-            ids = tokenize_prompts(prompts, tokenizer, self.config.data.rendering)
+            ids = tokenize_prompts(prompts, tokenizer, self.config.data.rendering("last"))
             return [given[0] for given in generate(writer, tokenizer, ids, drawn, numbers=numbers)]
 
         return answer
