@@ -20,8 +20,8 @@ from penchant.errors import ConfigError
 from penchant.objectives import Objective
 
 
-class DataConfig(ReadingConfig):
-    """Where the preferences are, and how they are read."""
+class SourceConfig(Section):
+    """Where the preferences are."""
 
     train: str = Field(description="file, `datasets` folder or hub id")
     held_out: str | float | None = Field(
@@ -40,6 +40,10 @@ class DataConfig(ReadingConfig):
         if isinstance(value, float) and not 0 < value < 1:
             raise ValueError("a share of prompts lies between 0 and 1")
         return value
+
+
+class DataConfig(ReadingConfig, SourceConfig):
+    """Where the preferences are, and how they are read."""
 
 
 class LoraConfig(Section):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from penchant.cli_recipe import RECIPES
 from penchant.config import DataConfig
@@ -35,8 +37,22 @@ def test_every_recipe_takes_a_runs_keys(name):
     field = RECIPES[name]()[0].model_fields["data"]
     keys = set(field.annotation.model_fields)
     assert keys <= set(DataConfig.model_fields)
-    assert {"max_length", "truncation", "as_chat", "chat_template_kwargs", "empty", "identical"} <= keys
+    assert {"max_length", "truncation", "as_chat", "chat_template_kwargs", "empty", "identical", "learn"} <= keys
     assert all(ReadingConfig.model_fields[key].default == DataConfig.model_fields[key].default for key in keys)
+
+
+def test_a_recipe_checks_them_as_a_run_does():
+    assert ReadingConfig.model_validate({"date": datetime.date(2026, 11, 30)}).date == "2026-11-30"
+    for wrong, message in (({"date": "today"}, "is no day"), ({"chat_template_kwargs": {"tools": []}}, "is a column")):
+        with pytest.raises(ValidationError, match=message):
+            ReadingConfig.model_validate(wrong)
+
+
+def test_what_is_only_measured_is_neither_refused_nor_dropped():
+    """All models answer the same questions."""
+    reading = ReadingConfig(refused="drop", empty="drop", truncation="drop", learn="all").measuring()
+    assert (reading.rendering.refused, reading.empty, reading.truncation) == ("error", "error", "keep_end_of_prompt")
+    assert (reading.rendering.learn, READING.measuring().rendering.learn) == ("all", "last")
 
 
 def test_a_stages_run_has_them(tmp_path):

@@ -23,7 +23,7 @@ from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
 from penchant.recipes.dialogue.report import write_result
 from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
-from penchant.recipes.new_base import base_texts, new_base
+from penchant.recipes.new_base import NewBase
 from penchant.recipes.reading import Reader, check_lengths, groups_of
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Found, Stage, run_stages
@@ -80,7 +80,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
                 **config.new_models.model_dump(mode="json"),
                 "texts": fingerprint(str(config.new_models.texts)),
             }
-            listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _new(config, model.new)))
+            listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _train_base(config, model.new)))
         weights = named_weights(model.model)
         tuned = [_stage(config, name, "sft", seed, start, weights) for seed in config.seeds]
         places = {seed: _place(config, name, "sft", seed) for seed in config.seeds}
@@ -119,11 +119,7 @@ def _reader(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -
     """How a base model reads; `data` is the folder of the supervised data that a tokenizer from nothing learns from."""
     if model.new is None:
         return Reader.load(str(model.model), config.data)
-    new = config.new_models
-    _, corpus = base_texts(str(new.texts), new.chunk_words, [data / "supervised_train.jsonl"])
-    return Reader.from_nothing(
-        f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed, config.data
-    )
+    return _new_base(config, model.new, data).reader(f"{name} (context {model.new.context})", config.data)
 
 
 def _measured(measures: MeasuresConfig) -> dict[str, Any]:
@@ -173,10 +169,12 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
     return Stage(f"{model}-{method}-{seed}", f"{model}: {method}, seed {seed}", settings, run)
 
 
-def _new(config: DialogueConfig, sizes: SizesConfig) -> Run:
-    def run(place: Path) -> Found:
-        new, also = config.new_models, [place.parent / "data" / "supervised_train.jsonl"]
-        keys = stage_keys("new_models", type(new))
-        return new_base(place, str(new.texts), new.chunk_words, sizes, new.training, also, config.seed, keys)
+def _new_base(config: DialogueConfig, sizes: SizesConfig, data: Path) -> NewBase:
+    """How a base is made; `data` is the folder of stage data."""
+    new, also = config.new_models, [data / "supervised_train.jsonl"]
+    keys = stage_keys("new_models", type(new))
+    return NewBase(str(new.texts), new.chunk_words, sizes, new.training, also, config.seed, keys)
 
-    return run
+
+def _train_base(config: DialogueConfig, sizes: SizesConfig) -> Run:
+    return lambda folder: _new_base(config, sizes, folder.parent / "data").train(folder)

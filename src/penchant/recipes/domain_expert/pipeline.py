@@ -27,7 +27,7 @@ from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
 from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
-from penchant.recipes.new_base import base_texts, new_base
+from penchant.recipes.new_base import NewBase
 from penchant.recipes.reading import Reader, check_lengths, groups_of
 from penchant.recipes.stages import Found, Stage, run_stages
 from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
@@ -68,7 +68,9 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     if config.base is None:
         new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
         listed += [
-            Stage("base", "a base from nothing", new, _new_base(config)),
+            Stage(
+                "base", "a base from nothing", new, lambda place: _new_base(config, place.parent / "data").train(place)
+            ),
             Stage("instruct", "its instruct sibling", config.data.settings, _new_instruct(config, base)),
         ]
     conversation = stage_keys("conversation", type(config.conversation))
@@ -126,18 +128,15 @@ def _readers(config: DomainExpertConfig, data: Path) -> list[Reader]:
     if config.base is not None:
         sources = dict.fromkeys((config.base, str(config.instruct)))
         return [Reader.load(source, config.data) for source in sources]
-    new = config.new_models
-    _, corpus = base_texts(str(new.texts), config.texts.chunk_words, _also(data))
-    return [
-        Reader.from_nothing(
-            f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data
-        )
-    ]
+    name = f"the base from nothing (context {config.new_models.context})"
+    return [_new_base(config, data).reader(name, config.data)]
 
 
-def _also(data: Path) -> list[Path]:
-    """Groups that the tokenizer of a base from nothing learns from too."""
-    return [data / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
+def _new_base(config: DomainExpertConfig, data: Path) -> NewBase:
+    """How the base is made; `data` is the folder of stage data."""
+    new, also = config.new_models, [data / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
+    keys = stage_keys("new_models", type(new))
+    return NewBase(str(new.texts), config.texts.chunk_words, new, new.training, also, config.seed, keys)
 
 
 def adapted(config: DomainExpertConfig) -> Path:
@@ -145,13 +144,8 @@ def adapted(config: DomainExpertConfig) -> Path:
     return whole_model(Path(config.output) / "adapted", config.adaptation)
 
 
-def _new_base(config: DomainExpertConfig) -> Run:
-    def run(place: Path) -> Found:
-        new = config.new_models
-        also, keys = _also(place.parent / "data"), stage_keys("new_models", type(new))
-        return new_base(place, str(new.texts), config.texts.chunk_words, new, new.training, also, config.seed, keys)
-
-    return run
+def _train_base(config: DomainExpertConfig) -> Run:
+    return lambda folder: _new_base(config, folder.parent / "data").train(folder)
 
 
 def _new_instruct(config: DomainExpertConfig, base: str) -> Run:

@@ -8,7 +8,7 @@ from pathlib import Path
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import respelled
 from penchant.evaluation.tool_calls.questions import read_bfcl
-from penchant.recipes.new_base import base_texts
+from penchant.recipes.new_base import NewBase
 from penchant.recipes.reading import Reader, check_lengths, groups_of
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import StepConfig, ToolCallingConfig
@@ -25,7 +25,11 @@ def prepare_checked(config: ToolCallingConfig, folder: Path) -> Found:
         ConfigError: a question leaves no room for an answer that a step learns from.
     """
     counts = prepare(config, folder)
-    reader = _reader(config, folder)
+    if config.model is not None:
+        reader = Reader.load(config.model, config.data)
+    else:
+        name = f"the base from nothing (context {config.new_model.context})"
+        reader = new_base(config, folder).reader(name, config.data)
     groups = groups_of("data", [folder / f"supervised_{part}.jsonl" for part in ("train", "validation")])
     questions = {"the questions of stage evaluation": read_bfcl(folder / "test")[0]}
     kinds = {step.learns for step in config.steps.values()}
@@ -41,15 +45,11 @@ def prepare_checked(config: ToolCallingConfig, folder: Path) -> Found:
     return counts
 
 
-def _reader(config: ToolCallingConfig, data: Path) -> Reader:
-    """How the base reads; `data` is the folder that the tokenizer of a base from nothing learns from."""
-    if config.model is not None:
-        return Reader.load(config.model, config.data)
-    new = config.new_model
-    _, corpus = base_texts(str(new.texts), new.chunk_words, [data / "supervised_train.jsonl"])
-    return Reader.from_nothing(
-        f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data
-    )
+def new_base(config: ToolCallingConfig, data: Path) -> NewBase:
+    """How a base from nothing is made; `data` is the folder of stage data."""
+    new, also = config.new_model, [data / "supervised_train.jsonl"]
+    keys = stage_keys("new_model", type(new))
+    return NewBase(str(new.texts), new.chunk_words, new, new.training, also, config.seed, keys)
 
 
 def _check_room(

@@ -19,9 +19,8 @@ from penchant.engine.grammars import grammar_library
 from penchant.evaluation.tool_calls.grammars import python_calls
 from penchant.evaluation.tool_calls.questions import read_bfcl
 from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tool_calling.checking import prepare_checked
+from penchant.recipes.tool_calling.checking import new_base, prepare_checked
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.evaluation import Row, evaluate
 from penchant.recipes.tool_calling.pairs import make_pairs, review
@@ -66,7 +65,7 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     ]
     if config.model is None:
         new = settings["new_model"] | {"texts": fingerprint(str(config.new_model.texts))}
-        listed.append(Stage("base", "a base from nothing", new, _new(config)))
+        listed.append(Stage("base", "a base from nothing", new, _train_base(config)))
     begun = list(dict.fromkeys(tuple(steps[:n]) for steps in config.paths.values() for n in range(1, len(steps) + 1)))
     learnt = {config.steps[step].learns for steps in begun for step in steps}
     answers = [steps for steps in begun if all(config.steps[step].learns == "answers" for step in steps)]
@@ -151,10 +150,5 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
     return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)
 
 
-def _new(config: ToolCallingConfig) -> Run:
-    def run(place: Path) -> Found:
-        new, also = config.new_model, [place.parent / "data" / "supervised_train.jsonl"]
-        keys = stage_keys("new_model", type(new))
-        return new_base(place, str(new.texts), new.chunk_words, new, new.training, also, config.seed, keys)
-
-    return run
+def _train_base(config: ToolCallingConfig) -> Run:
+    return lambda folder: new_base(config, folder.parent / "data").train(folder)
