@@ -68,9 +68,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     if config.base is None:
         new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
         listed += [
-            Stage(
-                "base", "a base from nothing", new, lambda place: _new_base(config, place.parent / "data").train(place)
-            ),
+            Stage("base", "a base from nothing", new, _train_base(config)),
             Stage("instruct", "its instruct sibling", config.data.settings, _new_instruct(config, base)),
         ]
     conversation = stage_keys("conversation", type(config.conversation))
