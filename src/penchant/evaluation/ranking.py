@@ -23,7 +23,7 @@ from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, 
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling, generate
-from penchant.evaluation.held_out import AS_IS, Reading, score
+from penchant.evaluation.held_out import AS_IS, Reading, read_held_out, score
 from penchant.evaluation.one_preferred import OnePreferred
 from penchant.evaluation.preference_pairs import prompt_numbers, row_of
 from penchant.evaluation.rewards import Reward
@@ -155,17 +155,7 @@ def _by_head(
     head = load_head(model, name)  # before the model: a folder without one is told at once
     reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
-    tokenized, report = tokenize_groups(
-        groups,
-        frozen.tokenizer,
-        max_length=reading.max_length or frozen.context,
-        rendering=reading.rendering,
-        truncation=reading.truncation,
-        empty=reading.empty,
-        identical=reading.identical,
-    )
-    for line in report.lines():
-        tell(line)
+    tokenized = read_held_out(frozen, model, groups, reading, tell)
     require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)

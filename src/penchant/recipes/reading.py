@@ -56,7 +56,7 @@ READING = ReadingConfig()
 def read_log_probs(
     model: str, groups: Sequence[PreferenceGroup], token_budget: int, data: ReadingConfig = READING
 ) -> list[ScoredGroup]:
-    """Of every candidate of every group.
+    """Log-probs of every candidate of every group.
 
     Args:
         model: folder or hub id.
@@ -77,7 +77,7 @@ def read_answers(
 
 
 def pairs_right(scored: ScoredGroup) -> list[float]:
-    """Of each pair whether the better candidate has the higher log-prob per token; a tie counts half.
+    """For each pair, 1 where the better candidate has the higher log-prob per token, a half for a tie, else 0.
 
     Per token: a model without preferences finds a longer answer less likely, whatever it says.
     """
@@ -90,8 +90,8 @@ class Reader:
     """What decides which rows a model can read.
 
     Attributes:
-        name: of the model, for people.
-        context: tokens it was made for; None has no limit.
+        name: of the model, in errors.
+        context: tokens of the longest row; None where the model has no limit.
     """
 
     name: str
