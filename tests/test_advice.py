@@ -17,6 +17,7 @@ from penchant.cli_advice import CONVERT, OPTION, OPTIONS, RUN_SECTIONS, Verb, ad
 from penchant.cli_recipe import RECIPES
 from penchant.comparison.config import Bench
 from penchant.config import RunConfig
+from penchant.errors import respell
 
 SOURCE = Path(penchant.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -209,6 +210,15 @@ def test_mappings_become_flags_that_a_shell_reads():
     assert columns == "--columns prompt=question --columns chosen='the better'"
     variables = advice("data.chat_template_kwargs={x: false}", VERBS["evaluate"])
     assert variables == "--chat-template-kwargs x=false"
+
+
+def test_a_stages_keys_are_put_before_a_runs_and_nothing_else():
+    keys = {"training.": "sft.training.", "reward.": "verifier.reward.", "data.split": "data.held_out_split"}
+    text = "training.seed=1, a.training.seed, reward.py:score and reward.label=1; while training. Leave data.split out"
+    assert respell(text, keys) == (
+        "sft.training.seed=1, a.training.seed, reward.py:score and verifier.reward.label=1; while training. Leave "
+        "data.held_out_split out"
+    )
 
 
 def test_names_of_files_are_left_alone():

@@ -87,14 +87,14 @@ def located(source: str) -> Iterator[None]:
 
 
 def respell(text: str, keys: Mapping[str, str]) -> str:
-    """The text with the beginnings of the options that it names replaced.
+    """The text with options that it names replaced.
 
     Args:
-        keys: new beginning by old one, as in ``{"training.": "sft.training."}``.
+        keys: new name by old one; a section's end with a dot, as in ``{"training.": "sft.training."}``.
     """
-    # A key, and not the name of a file: reward.py.
-    option = rf"(?<![\w./-])(?:{'|'.join(map(re.escape, keys))})(?!(?:csv|jsonl?|py|ya?ml)\b)"
-    return re.sub(option, lambda match: keys[match[0]], text) if keys else text
+    # Neither the end of a sentence nor the name of a file, reward.py.
+    names = [re.escape(old) + (r"(?=[a-z])(?!(?:csv|jsonl?|py|ya?ml)\b)" if old[-1] == "." else r"\b") for old in keys]
+    return re.sub(rf"(?<![\w./-])(?:{'|'.join(names)})", lambda match: keys[match[0]], text) if keys else text
 
 
 @contextmanager
