@@ -11,7 +11,7 @@ from penchant.errors import ConfigError
 
 
 def override(values: dict[str, Any], assignment: str) -> None:
-    """Put one ``key=value`` into nested keys: a dotted path, and a YAML value."""
+    """Set one ``key=value`` in nested keys: a dotted path, and a YAML value."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise ConfigError(f"{assignment!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
@@ -19,11 +19,11 @@ def override(values: dict[str, Any], assignment: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
-    put(values, key, value)
+    set_key(values, key, value)
 
 
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted path of nested keys; a list's section goes by its ``name``, as in ``methods.dpo``."""
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted path of nested keys; a list's section goes by its ``name``, as in ``methods.dpo``."""
     section: Any = values
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):

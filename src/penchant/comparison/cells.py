@@ -15,7 +15,7 @@ import numpy as np
 
 from penchant.comparison.config import Bench, Method, Range, Search, log_uniform
 from penchant.config import RunConfig, parse_config
-from penchant.config_keys import put
+from penchant.config_keys import set_key
 from penchant.config_reading import ReadingConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.writing import write_groups
@@ -204,7 +204,7 @@ def _refuse(problems: Sequence[str], where: str) -> None:
 def _values(variant: Variant, seed: int) -> dict[str, Any]:
     values: dict[str, Any] = {"objective": dict(variant.method.objective)}
     for key, value in {**variant.method.set, **variant.settings, "training.seed": seed}.items():
-        put(values, key, value)
+        set_key(values, key, value)
     return values
 
 
