@@ -101,7 +101,7 @@ def page_of(run_folder: Path) -> str:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_runs_report_repeats_the_rounding(write_config, tmp_path, capsys, dtype):
-    """Of the start and of what came of it, each as far as its own numbers are off."""
+    """The roundings of the model that training starts from and of the trained one."""
     printed = output_of(["train", str(write_config(training={"max_steps": 2, "dtype": dtype}))], capsys)
     document = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
     texts = printed, page_of(tmp_path / "run"), " ".join(document.get("notes", []))

@@ -57,7 +57,7 @@ def test_what_is_only_measured_is_neither_refused_nor_dropped():
 
 def test_a_stages_run_has_them(tmp_path):
     reading = ReadingConfig(max_length=9, truncation="drop", as_chat=True, chat_template_kwargs={"x": 1}, empty="drop")
-    run = tuning_run(tmp_path, "m", Path("a.jsonl"), None, {"name": "dpo"}, TunedConfig(), reading=reading)
+    run = tuning_run(tmp_path, "m", Path("a.jsonl"), None, {"name": "dpo"}, TunedConfig(), keys={}, reading=reading)
     assert {key: getattr(run.data, key) for key in type(reading).model_fields} == reading.model_dump()
     assert READING.settings == {}, "stages done before this setting was there stay done"
     assert CUT.settings == {"data": {"truncation": "keep_end_of_prompt"}}

@@ -270,7 +270,7 @@ def step(name, **changes):
             step("sft", objective={"name": "sfd"}),
             "steps.sft.objective.name: 'sfd' is no objective (did you mean sft?)",
         ),
-        (step("dpo", objective={"name": "dpo", "beta": -1}), "steps.dpo.objective.beta"),
+        (step("dpo", objective={"name": "dpo", "beta": -1}), "steps.dpo: objective"),
         (step("sft", objective={"name": "dpo"}), "objective dpo compares answers, and right answers stand alone"),
         (step("sft", objective={"name": "kto"}), "objective kto compares answers"),
         (step("dpo", objective={"name": "rloo"}), "objective rloo needs scores, and pairs have none"),
@@ -396,7 +396,13 @@ class TestLengths:
     def test_a_question(self, tmp_path, questions, part):
         """Of training and validation, or of the test, which only the last stage reads."""
         candidates = (
-            question(f"l{n}", "simple_python", f"Now {'very ' * 500}loud?", [function(f"long{n}", city="string")], [])
+            question(
+                f"l{n}",
+                "simple_python",
+                f"Is Oslo {'very ' * 500}loud?",
+                [function(f"long{n}", city="string")],
+                [{f"long{n}": {"city": ["Oslo"]}}],
+            )
             for n in range(50)
         )
         long = next(long for long in candidates if long in split([*questions, long], 0.2, 0)[part])
