@@ -21,7 +21,7 @@ from penchant.objectives import Objective
 
 
 class SourceConfig(Section):
-    """Where the preferences are."""
+    """Where the preferences are: the keys of `data` that come first where a configuration is written."""
 
     train: str = Field(description="file, `datasets` folder or hub id")
     held_out: str | float | None = Field(
