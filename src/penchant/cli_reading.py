@@ -85,14 +85,14 @@ class TemplateFlags:
 
     @property
     def rendering(self) -> Rendering:
-        """As the library takes it."""
+        """The flags as the library's `Rendering`."""
         return Rendering(_variables(self.chat_template_kwargs), self.date, self.as_chat, self.control_text)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LengthFlags:
-    """What may be how long."""
+    """The length limit, and what happens to rows that break it or that the chat template refuses."""
 
     max_length: Annotated[
         Length | None, Parameter(help="Tokens of prompt + response; the model's context if not given.")
@@ -131,7 +131,7 @@ class CandidateFlags(EmptyFlags):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeFlags:
-    """How much at once, and how exactly."""
+    """Size of a micro-batch, and dtype."""
 
     token_budget: Annotated[Count, Parameter(help="Tokens in a micro-batch.")] = 8192
     dtype: Annotated[Dtype, Parameter(help="Of the matrix products.")] = "float32"
@@ -140,7 +140,7 @@ class ComputeFlags:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class MeasuringFlags(TurnFlags, ComputeFlags, CandidateFlags, LengthFlags, TemplateFlags, RowFlags):
-    """All of them, for verbs that measure the log-probs of a preference file."""
+    """All reading flags, for verbs that measure the log-probs of a preference file."""
 
     @property
     def reading(self) -> Reading:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
 Found = dict[str, Mapping[str, Any]]
 Parts = tuple[Any, Callable[..., Found], "Callable[[Found, Path], Table]"]
-"""A recipe's configuration, what runs it, and how to show what its stages found."""
+"""A recipe's configuration, the function that runs it, and the table of its results."""
 
 
 def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:

@@ -14,7 +14,7 @@ from penchant.training.dates import run_writes_today
 
 
 def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
-    """Whether two runs' keys are the same; where one of them names no day, its templates wrote none."""
+    """Whether two runs have the same keys, but for the date where one of them names none."""
     days = {_data(values).get("date") for values in (earlier, current)} - {None}
     undated = [{**values, "data": {**_data(values), "date": None}} for values in (earlier, current)]
     return undated[0] == undated[1] and len(days) < 2

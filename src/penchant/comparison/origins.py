@@ -75,7 +75,7 @@ class Origins:
         return self._hashes(planned.config, [key for key in named_paths(planned.config) if key != "model"])
 
     def _hashes(self, config: RunConfig, keys: Collection[str]) -> dict[str, Input]:
-        """Hashes by key of the configuration; of one path they are taken once."""
+        """Hashes by key of the configuration; each path is hashed once."""
         paths = named_paths(config)
         return {key: self._hash(config, key, paths[key]) for key in keys if key in paths}
 

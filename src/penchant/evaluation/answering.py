@@ -161,7 +161,7 @@ def _without(
 
 
 def _too_long(longest: int, count: int, prompts: int, new_tokens: int, limit: int) -> DataError:
-    """Fewer new tokens are advised only where they would do."""
+    """The error of prompts that are too long; fewer new tokens are advised only where they suffice."""
     shorter = f"sampling.max_new_tokens={limit - longest}, or " if longest < limit else ""
     return DataError(
         f"the longest prompt has {longest} tokens, its answer up to {new_tokens}, and {limit} fit "
@@ -179,7 +179,7 @@ def answer(
     tell: Callable[[str], None] = lambda line: None,
     ids: Sequence[Ids] | None = None,
 ) -> Answers:
-    """Load a model, sample its responses, let it go.
+    """Load a model, sample its responses, and free it.
 
     Args:
         ids: of the prompts, where they have been read already (`fit_prompts`).

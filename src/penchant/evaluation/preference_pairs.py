@@ -90,7 +90,7 @@ class PreferencePairs:
 
 
 def row_of(values: Sequence[Sequence[float]]) -> Floats:
-    """[C] the candidates of all groups in one row."""
+    """[C] values of all groups' candidates, in one row."""
     return np.array([value for group in values for value in group], dtype=np.float64)
 
 

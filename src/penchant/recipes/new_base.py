@@ -46,7 +46,7 @@ class NewBase:
         return {"texts": len(groups)}
 
     def reader(self, name: str, data: ReadingConfig) -> Reader:
-        """How the base will read.
+        """The reader of the base before it is made.
 
         Args:
             name: of the base, in errors.

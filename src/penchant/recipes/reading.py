@@ -39,7 +39,7 @@ class ReadingConfig(config_reading.ReadingConfig):
         return {"data": changed} if changed else {}
 
     def measuring(self, token_budget: int = 8192) -> Reading:
-        """How a model that is measured reads."""
+        """Settings of the models that are measured."""
         return Reading(
             self.max_length,
             "error" if self.truncation == "error" else "keep_end_of_prompt",

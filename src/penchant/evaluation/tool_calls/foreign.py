@@ -44,7 +44,7 @@ def read_foreign_calls(text: str, language: Language) -> Iterator[Call]:
 
 
 def _split(text: str, language: Language) -> list[str]:
-    """At the commas that are in no bracket and no literal; nothing at all for white space."""
+    """Parts between the commas that are in no bracket and no literal; no part for white space."""
     parts, depth, start, n = [], 0, 0, 0
     while n < len(text):
         skipped = _literal_length(text, n, language)
@@ -66,7 +66,7 @@ def _split(text: str, language: Language) -> list[str]:
 
 
 def _literal_length(text: str, n: int, language: Language) -> int:
-    """How long the string, template, regular expression or list of type arguments at a place is; 0 without one."""
+    """Length of the string, template, regular expression or type arguments at an index; 0 without one."""
     letter = text[n]
     if letter in "\"'":
         return _string_length(text[n:], language)
@@ -81,7 +81,7 @@ def _literal_length(text: str, n: int, language: Language) -> int:
 
 
 def _string_length(text: str, language: Language) -> int:
-    """How long the string at the beginning is, with its quotes."""
+    """Length of the string at the beginning, with its quotes."""
     block = re.match(r'"""(?:\\.|[^\\])*?"""', text, re.DOTALL) if language == "java" else None
     string = block or re.match(r"""(["'])(?:\\.|(?!\1).)*\1""", text, re.DOTALL)
     if not string:
@@ -90,7 +90,7 @@ def _string_length(text: str, language: Language) -> int:
 
 
 def _type_arguments_length(text: str, start: int) -> int:
-    """Of ``<String, List<Integer>>`` at a place; 0 where the bracket compares."""
+    """Length of ``<String, List<Integer>>`` at an index; 0 where the bracket is a comparison."""
     match = TYPE_ARGUMENTS.match(text, start)
     depth = 0
     for n, letter in enumerate(match[0] if match else ""):
@@ -101,7 +101,7 @@ def _type_arguments_length(text: str, start: int) -> int:
 
 
 def _template_length(text: str, start: int) -> int:
-    """Of a template literal at a place, with what is substituted in it."""
+    """Length of the template literal at an index, with its substitutions."""
     n = start + 1
     while n < len(text):
         if text[n] == "`":
@@ -114,7 +114,7 @@ def _template_length(text: str, start: int) -> int:
 
 
 def _substitution_end(text: str, n: int) -> int:
-    """The place after the brace that closes a substitution."""
+    """Index after the brace that closes a substitution."""
     depth = 1
     while n < len(text):
         skipped = _literal_length(text, n, "javascript")

@@ -106,7 +106,7 @@ def _json_values(text: str) -> list[Any]:
 
 
 def _one_after_the_other(text: str) -> list[Any]:
-    """JSON values on lines of their own, or with ``;`` or ``,`` between them."""
+    """Parse JSON values on lines of their own, or separated by ``;`` or ``,``."""
     values, decoder, start = [], json.JSONDecoder(), len(text) - len(text.lstrip())
     while start < len(text) or not text:
         value, end = decoder.raw_decode(text, start)
