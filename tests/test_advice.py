@@ -43,7 +43,8 @@ VERBS_OF = {
     "cli_tasks.py": ["tasks"],
     "cli_recipe.py": ["recipe", "recommend"],
     "cli_data.py": ["data check", "data show", "data split", "data convert", "data review"],
-    "cli.py": ["train", "generate"],
+    "cli.py": ["train"],
+    "cli_generate.py": ["generate"],
     "training/folder.py": ["train"],
 }
 """Modules whose remedies name a flag outside of a whole command, and the verbs that print them."""

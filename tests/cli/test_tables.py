@@ -65,4 +65,4 @@ def test_every_table_goes_that_way():
         for file in folder.rglob("*.py")
         if "console_for(" in file.read_text() or "Console(" in file.read_text()
     ]
-    assert sorted(printing) == ["cli_data.py", "cli_output.py", "progress.py"]
+    assert sorted(printing) == ["cli_data.py", "cli_output.py", "cli_review.py", "progress.py"]
