@@ -69,15 +69,15 @@ def output_of(line: list[str], capsys: Any) -> str:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_names_the_measured_rounding_in_bfloat16_alone(verb, folders, tmp_path, capsys):
-    rounding = {}
+    printed = {}
     for dtype in ("float32", "bfloat16"):
         paths = {**folders, "new": tmp_path / f"{dtype}.jsonl"}
-        line = [part.format(**paths) for part in VERBS[verb]]
-        rounding[dtype] = [float(value) for value in ROUNDS.findall(output_of([*line, "--dtype", dtype], capsys))]
-    assert rounding["float32"] == []
+        printed[dtype] = output_of([*(part.format(**paths) for part in VERBS[verb]), "--dtype", dtype], capsys)
+    assert "bfloat16" not in printed["float32"]
+    rounding = [float(value) for value in ROUNDS.findall(printed["bfloat16"])]
     # Log-probs and rewards are off by different amounts.
-    assert len(rounding["bfloat16"]) == (2 if verb == "tasks --head" else 1)
-    assert all(0 < value < 1 for value in rounding["bfloat16"])
+    assert len(rounding) == (2 if verb == "tasks --head" else 1)
+    assert all(0 < value < 1 for value in rounding)
 
 
 def measured_rounding(model: Path, pairs: Path) -> float:
@@ -108,6 +108,7 @@ def test_a_runs_report_repeats_the_rounding(write_config, tmp_path, capsys, dtyp
     values = [ROUNDS.findall(text) for text in texts]
     assert values[0] == values[1] == values[2]
     assert bool(values[0]) == (dtype == "bfloat16")
+    assert all(("bfloat16 rounds" in text) == (dtype == "bfloat16") for text in texts)
 
 
 @pytest.fixture
