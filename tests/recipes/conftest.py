@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -85,56 +86,65 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
         server.shutdown()
 
 
-def _of_its_kind(setting: str, run: RunConfig) -> bool:
-    """Whether the run's method has the setting."""
-    needed = {
+ADVICE = ("training.learning_rate=1e-7", "lora.rank=3", "objective.beta=0.25", "sampling.max_new_tokens=3")
+"""Settings that a run's error could advise."""
+
+
+def _method_has(setting: str, run: RunConfig) -> bool:
+    needs = {
         "objective.beta": run.objective["name"] in ("dpo", "s_dpo"),
         "sampling.max_new_tokens": run.candidates == "sampled",
     }
-    return needed.get(setting.partition("=")[0], True)
+    return needs.get(setting.partition("=")[0], True)
 
 
-TYPED = ("training.learning_rate=1e-7", "lora.rank=3", "objective.beta=0.25", "sampling.max_new_tokens=3")
-"""Settings that a run could advise."""
+Stages = Callable[[Any], Sequence[Stage]]
+
+
+class FailingRun:
+    """Stands in for a stage's training run: fails with advice, and keeps its configuration."""
+
+    config: RunConfig
+    advice = ""
+
+    def __call__(self, config: RunConfig, **options: object) -> None:
+        self.config = config
+        raise TrainingError("the run stops", fix=self.advice)
+
+    def advice_of(self, stages: Sequence[Stage], name: str, output: Path) -> str:
+        """What the named stage advises."""
+        [stage] = [stage for stage in stages if stage.name == name]
+        with pytest.raises(TrainingError) as error:
+            stage.run(output / name)
+        return str(error.value.fix)
 
 
 @pytest.fixture
-def advised_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, set[str]]]:
-    """For every training stage of a recipe, the settings of a run that its errors advise under the recipe's own keys.
+def sections_advised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Section, Stages, Iterable[str]], dict[str, set[str]]]:
+    """By training stage, the sections of a run that its errors name by the recipe's own keys.
 
-    Each is typed as it is printed, and then the stage's run has it.
+    Each setting is given to the recipe as the error prints it, and the stage's run must then have it.
     """
-    runs: list[RunConfig] = []
-    advice = [""]
+    run = FailingRun()
+    monkeypatch.setattr("penchant.recipes.tuning.train", run)
 
-    def train(run: RunConfig, **options: object) -> None:
-        runs.append(run)
-        raise TrainingError("the run stops", fix=advice[0])
+    def sections(config: Section, stages: Stages, names: Iterable[str]) -> dict[str, set[str]]:
+        output: Path = Path(config.output)
+        by_stage: dict[str, set[str]] = {}
+        for name, run.advice in itertools.product(names, ADVICE):
+            by_stage.setdefault(name, set())
+            setting = run.advice_of(stages(config), name, output)
+            if setting == run.advice or not _method_has(run.advice, run.config):
+                continue
+            values = config.model_dump(mode="json")
+            override(values, setting)
+            run.advice_of(stages(validated(type(config), values, "changed")), name, output)
+            key, _, value = run.advice.partition("=")
+            section, _, field = key.partition(".")
+            assert run.config.model_dump()[section][field] == float(value)
+            by_stage[name].add(section)
+        return by_stage
 
-    def fix_of(stage: Stage, output: Path) -> str | None:
-        try:
-            stage.run(output / stage.name)
-        except TrainingError as error:
-            return error.fix
-        return None
-
-    def advised(config: Section, stages: Callable[[Any], Sequence[Stage]], names: Sequence[str]) -> dict[str, set[str]]:
-        monkeypatch.setattr("penchant.recipes.tuning.train", train)
-        output, followed = Path(config.output), {}
-        for name in names:
-            followed[name] = set()
-            for setting in TYPED:
-                advice[0] = setting
-                typed = fix_of({stage.name: stage for stage in stages(config)}[name], output)
-                if typed == setting or not _of_its_kind(setting, runs[-1]):
-                    continue
-                values = config.model_dump(mode="json")
-                override(values, typed)
-                changed = validated(type(config), values, "typed")
-                fix_of({stage.name: stage for stage in stages(changed)}[name], output)
-                section, _, key = setting.partition("=")[0].partition(".")
-                assert runs[-1].model_dump()[section][key] == float(setting.partition("=")[2])
-                followed[name].add(section)
-        return followed
-
-    return advised
+    return sections

@@ -310,10 +310,10 @@ def test_from_the_command_line(recipe_run, capsys):
     assert "data's filters was" in capsys.readouterr().err
 
 
-def test_what_a_stages_run_advises_can_be_typed(recipe_run, advised_runs):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
     expected = {
         "tiny-base": {"training"},
         "tiny-sft-5": {"training", "lora"},
         "tiny-dpo-3": {"training", "lora", "objective"},
     }
-    assert advised_runs(configured(recipe_run[0]), stages, expected) == expected
+    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected

@@ -238,7 +238,7 @@ def test_from_the_command_line(recipe_run, capsys):
     assert "residual's scales was" in capsys.readouterr().err
 
 
-def test_what_a_stages_run_advises_can_be_typed(recipe_run, advised_runs):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
     expected = {
         "base": {"training"},
         "instruct": {"training"},
@@ -246,4 +246,4 @@ def test_what_a_stages_run_advises_can_be_typed(recipe_run, advised_runs):
         "conversation": {"training", "lora", "objective"},
         "structured": {"training", "lora"},
     }
-    assert advised_runs(configured(recipe_run[0]), stages, expected) == expected
+    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected

@@ -238,11 +238,11 @@ def test_missing_data(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_stages_run_advises_can_be_typed(recipe_run, advised_runs):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
     expected = {
         "model": {"training"},
         "sft": {"training", "lora"},
         "s_dpo": {"training", "lora", "objective"},
         "dpo": {"training", "lora", "objective"},
     }
-    assert advised_runs(configured(recipe_run[0]), stages, expected) == expected
+    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected

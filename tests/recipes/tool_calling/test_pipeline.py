@@ -424,11 +424,11 @@ class TestLengths:
         assert 0 < room < 480
 
 
-def test_what_a_stages_run_advises_can_be_typed(recipe_run, questions, advised_runs):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, questions, sections_advised):
     expected = {
         "base": {"training"},
         "lora_sft-3": {"training", "lora"},
         "sft-dpo-5": {"training", "lora", "objective"},
         "lora_sft-dpo-rl-3": {"training", "lora", "sampling"},
     }
-    assert advised_runs(configured(recipe_run[0], questions), stages, expected) == expected
+    assert sections_advised(configured(recipe_run[0], questions), stages, expected) == expected
