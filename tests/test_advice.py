@@ -13,10 +13,11 @@ from pydantic import BaseModel
 
 import penchant
 from penchant.cli import app, run, verb_of
-from penchant.cli_advice import CONVERT, ELSEWHERE, FLAGS, OPTION, RUN_SECTIONS, Verb, advice
+from penchant.cli_advice import CONVERT, OPTION, OPTIONS, RUN_SECTIONS, Verb, advice
 from penchant.cli_recipe import RECIPES
 from penchant.comparison.config import Bench
 from penchant.config import RunConfig
+from penchant.errors import respell
 
 SOURCE = Path(penchant.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -42,7 +43,8 @@ VERBS_OF = {
     "cli_tasks.py": ["tasks"],
     "cli_recipe.py": ["recipe", "recommend"],
     "cli_data.py": ["data check", "data show", "data split", "data convert", "data review"],
-    "cli.py": ["train", "generate"],
+    "cli.py": ["train"],
+    "cli_generate.py": ["generate"],
     "training/folder.py": ["train"],
 }
 """Modules whose remedies name a flag outside of a whole command, and the verbs that print them."""
@@ -54,15 +56,15 @@ PROSE = {"engine/distribution.py": {"--nproc-per-node"}, "data/files_tables.py":
 """Flags of other programs."""
 
 
-def verbs(parent: App = app, before: tuple[str, ...] = ()) -> Iterator[Verb]:
+def verbs(parent: App = app, parents: tuple[str, ...] = ()) -> Iterator[Verb]:
     for name in parent:
         if name.startswith("-"):
             continue
-        names = (*before, name)
-        if all(each.startswith("-") for each in parent[name]):
-            found = verb_of(list(names))
-            assert found is not None
-            yield found
+        names = (*parents, name)
+        if all(command.startswith("-") for command in parent[name]):
+            verb = verb_of(list(names))
+            assert verb is not None
+            yield verb
         else:
             yield from verbs(parent[name], names)
 
@@ -97,7 +99,7 @@ def text_of(node: ast.AST) -> str:
 
 def texts(only_fixes: bool = False) -> list[tuple[str, int, str]]:
     """(file, line, text) of every text of the program but docstrings; or of the texts given as `fix` alone."""
-    found = []
+    rows = []
     for file in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         docstrings = {
@@ -110,10 +112,10 @@ def texts(only_fixes: bool = False) -> list[tuple[str, int, str]]:
         fixes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "fix"}
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in docstrings | inside:
-                wanted = id(node) in fixes or not only_fixes
-                if wanted and (text := text_of(node)):
-                    found.append((file.relative_to(SOURCE).as_posix(), node.lineno, text))
-    return found
+                in_scope = id(node) in fixes or not only_fixes
+                if in_scope and (text := text_of(node)):
+                    rows.append((file.relative_to(SOURCE).as_posix(), node.lineno, text))
+    return rows
 
 
 def test_there_are_remedies_to_check():
@@ -126,16 +128,16 @@ def test_flags_exist_on_the_verbs_that_print_them():
     for file, line, text in texts():
         if "help=" in text or FLAG.fullmatch(text):
             continue
-        rest = text
+        outside = text
         for command in COMMAND.finditer(text):
             verb = VERBS.get(command["verb"]) or VERBS.get(command["verb"].split()[0])
             for flag in FLAG.findall(command["rest"]):
                 if verb is None or flag not in verb.flags:
                     wrong.append(f"{file}:{line}: penchant {command['verb']} has no {flag}")
-            rest = rest.replace(command[0], "")
-        for flag in FLAG.findall(rest):
-            known = [verb for verb in VERBS_OF.get(file, []) if flag in VERBS[verb].flags]
-            if not known and flag not in PROSE.get(file, ()) and file not in ("cli_advice.py", "cli_reading.py"):
+            outside = outside.replace(command[0], "")
+        for flag in FLAG.findall(outside):
+            printing = [verb for verb in VERBS_OF.get(file, []) if flag in VERBS[verb].flags]
+            if not printing and flag not in PROSE.get(file, ()) and file not in ("cli_advice.py", "cli_reading.py"):
                 wrong.append(f"{file}:{line}: {flag} in {text!r}")
     assert not wrong, "\n".join(wrong)
 
@@ -151,7 +153,7 @@ def test_keys_are_keys_of_a_configuration_and_flags_of_verbs():
                 continue
             if key not in RUN_KEYS | BENCH_KEYS and not key.startswith("objective."):
                 wrong.append(f"{file}:{line}: there is no key {key} ({text!r})")
-            elif key not in FLAGS and not file.startswith(TRAINING_ONLY) and not key.startswith("objective."):
+            elif key not in OPTIONS and not file.startswith(TRAINING_ONLY) and not key.startswith("objective."):
                 wrong.append(f"{file}:{line}: {key} has no flag ({text!r})")
     assert not wrong, "\n".join(wrong)
 
@@ -173,42 +175,51 @@ SAMPLES = {"data.columns": "{prompt: question, chosen: the better}", "data.chat_
 RECIPE_VERBS = {f"recipe {name}": verb_of(["recipe", name, "file.yaml"]) for name in RECIPES}
 
 
-@pytest.mark.parametrize("option", FLAGS)
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", [*VERBS, *RECIPE_VERBS])
 @pytest.mark.parametrize("assigned", [True, False])
 def test_an_option_is_worded_for_every_verb(name, option, assigned):
     """What the library names as a run's key can be typed on the verb as it is printed, or is no option any more."""
     verb = VERBS.get(name) or RECIPE_VERBS[name]
     assert verb is not None
-    whole = f"{option}={SAMPLES.get(option, 'drop')}" if assigned else option
-    said = advice(f"or leave them out: {whole}, counted", verb)
-    rest = said
-    if (at := said.find(CONVERT)) >= 0:
-        assert set(FLAG.findall(said[at:])) <= VERBS["data convert"].flags
-        rest = said[:at]
-    assert set(FLAG.findall(rest)) <= verb.flags
-    keys = [match["key"] for match in OPTION.finditer(rest)]
+    setting = f"{option}={SAMPLES.get(option, 'drop')}" if assigned else option
+    printed = advice(f"or leave them out: {setting}, counted", verb)
+    outside = printed
+    if (at := printed.find(CONVERT)) >= 0:
+        assert set(FLAG.findall(printed[at:])) <= VERBS["data convert"].flags
+        outside = printed[:at]
+    assert set(FLAG.findall(outside)) <= verb.flags
+    keys = [match["key"] for match in OPTION.finditer(outside)]
     if name in ("train", "plan"):
-        assert said.endswith(f"{whole}, counted")
+        assert printed.endswith(f"{setting}, counted")
     elif name in ("compare", "sweep"):
-        assert f"base.{whole}" in said
+        assert f"base.{setting}" in printed
     elif not name.startswith("recipe"):
         assert not keys
     else:
         assert set(keys) <= set(verb.keys)
 
 
-def test_every_option_has_a_flag_and_a_word_where_there_is_none():
-    converted = ("--columns", "--format", "--split")
-    assert set(ELSEWHERE) == {option for option, flag in FLAGS.items() if flag not in converted}
-    assert set(FLAGS) <= RUN_KEYS
+def test_options_are_keys_of_a_run_and_converted_only_where_a_file_can_be():
+    assert set(OPTIONS) <= RUN_KEYS
+    converting = {flag for flag, otherwise in OPTIONS.values() if otherwise is None}
+    assert converting == {"--columns", "--format", "--split"} <= VERBS["data convert"].flags
 
 
 def test_mappings_become_flags_that_a_shell_reads():
-    said = advice("data.columns={prompt: question, chosen: the better}", VERBS["evaluate"])
-    assert said == "--columns prompt=question --columns chosen='the better'"
-    said = advice("data.chat_template_kwargs={x: false}", VERBS["evaluate"])
-    assert said == "--chat-template-kwargs x=false"
+    columns = advice("data.columns={prompt: question, chosen: the better}", VERBS["evaluate"])
+    assert columns == "--columns prompt=question --columns chosen='the better'"
+    variables = advice("data.chat_template_kwargs={x: false}", VERBS["evaluate"])
+    assert variables == "--chat-template-kwargs x=false"
+
+
+def test_a_stages_keys_are_put_before_a_runs_and_nothing_else():
+    keys = {"training.": "sft.training.", "reward.": "verifier.reward.", "data.split": "data.held_out_split"}
+    text = "training.seed=1, a.training.seed, reward.py:score and reward.label=1; while training. Leave data.split out"
+    assert respell(text, keys) == (
+        "sft.training.seed=1, a.training.seed, reward.py:score and verifier.reward.label=1; while training. Leave "
+        "data.held_out_split out"
+    )
 
 
 def test_names_of_files_are_left_alone():

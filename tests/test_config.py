@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from penchant.config import RunConfig, describe_objective, dump_config, load_config, parse_config
+from penchant.config_keys import override
 from penchant.errors import ConfigError
 from penchant.objectives import OBJECTIVES
 
@@ -132,6 +133,21 @@ class TestOverrides:
     def test_not_of_the_form(self, file, override):
         with pytest.raises(ConfigError, match="is not of the form key=value"):
             load_config(file, [override])
+
+    def test_a_section_of_a_list_goes_by_its_name(self):
+        values: dict[str, Any] = {"methods": [{"name": "dpo", "objective": None}, "ipo", {"name": "s_dpo"}]}
+        override(values, "methods.s_dpo.training.seed=3")
+        override(values, "methods.dpo.objective.beta=0.2")
+        assert values["methods"] == [
+            {"name": "dpo", "objective": {"beta": 0.2}},
+            "ipo",
+            {"name": "s_dpo", "training": {"seed": 3}},
+        ]
+        with pytest.raises(ConfigError, match="none of these is named kto") as error:
+            override(values, "methods.kto.objective.beta=0.2")
+        assert error.value.fix == "one of: dpo, s_dpo"
+        with pytest.raises(ConfigError, match="it has no keys below it"):
+            override(values, "methods.dpo=3")
 
     def test_value_that_is_no_yaml(self, file):
         with pytest.raises(ConfigError, match=r"training\.seed: '\[1' is not a YAML value"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,22 @@ def test_links_lead_somewhere():
         for link in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
             if not link.startswith("http"):
                 assert (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Modules that a file imports, those inside of functions too."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_the_files_from_a_verb_to_the_loss_call_one_another():
+    """Each one imports the next; the last is a method, which is called through the objectives' registry."""
+    sentence = re.search(
+        r"Five files lead from a verb to the loss:(.*?)\.\n", (REPOSITORY / "README.md").read_text(), re.S
+    )
+    files = re.findall(r"\]\(([^)]+)\)", sentence[1])
+    assert len(files) == 5
+    for caller, called in pairwise(files):
+        module = called.removeprefix("src/").removesuffix(".py").replace("/", ".")
+        package = module.rpartition(".")[0]
+        assert imported_modules(REPOSITORY / caller) & {module, package if called == files[-1] else module}

@@ -18,8 +18,8 @@ from penchant.cli_advice import VERB, Verb, advised
 from penchant.cli_compare import compare, sweep
 from penchant.cli_data import data
 from penchant.cli_export import export
+from penchant.cli_generate import generate
 from penchant.cli_output import (
-    Count,
     Json,
     SaveDtype,
     Seed,
@@ -32,19 +32,10 @@ from penchant.cli_plan import plan
 from penchant.cli_push import push
 from penchant.cli_rank import rank, score
 from penchant.cli_reading import (
-    CANDIDATES,
-    COMPUTE,
-    LENGTHS,
-    ROWS,
-    TEMPLATE,
-    CandidateFlags,
-    ComputeFlags,
-    LengthFlags,
-    RowFlags,
-    TemplateFlags,
-    reading_of,
+    MeasuringFlags,
 )
 from penchant.cli_recipe import recipe, recipe_keys, recommend
+from penchant.cli_review import audit, ratings, review
 from penchant.cli_serve import serve
 from penchant.cli_tasks import tasks
 from penchant.cli_tools import tool_calls
@@ -58,8 +49,12 @@ app = App(
     result_action="return_none",
 )
 app.command(data)
+data.command(review)
+data.command(audit)
+data.command(ratings)
 app.command(compare)
 app.command(export)
+app.command(generate)
 app.command(plan)
 app.command(push)
 app.command(rank)
@@ -134,11 +129,7 @@ def evaluate(
     reference: str | None = None,
     per_example: Path | None = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: CandidateFlags = CANDIDATES,
-    compute: ComputeFlags = COMPUTE,
+    flags: MeasuringFlags = MeasuringFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
@@ -160,19 +151,18 @@ def evaluate(
     from penchant.evaluation.preferences_table import render
 
     tell = teller(as_json)
-    read = rows.read(data)
-    tell_all(tell, read.notes)
-    reading = reading_of(template, lengths, candidates, compute)
+    dataset = flags.load(data)
+    tell_all(tell, dataset.notes)
     world = enter_world()
     try:
         with located(data):
             report = measure_model(
                 model,
-                read.groups,
+                dataset.groups,
                 world,
                 reference=reference,
                 beta=beta,
-                reading=reading,
+                reading=flags.reading,
                 per_example=per_example,
                 tell=tell,
             )
@@ -180,78 +170,6 @@ def evaluate(
         leave_world(world)
     if report is not None:
         deliver(report.to_json(), as_json, render(report))
-
-
-@app.command
-def generate(
-    model: str,
-    prompts: str,
-    *,
-    samples: Count = 1,
-    max_new_tokens: Count | None = None,
-    temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 1.0,
-    top_p: Annotated[float, Parameter(validator=Number(gt=0, lte=1))] = 1.0,
-    seed: Seed = 0,
-    batch_size: Count = 32,
-    limit: Count | None = None,
-    best_of: Count | None = None,
-    head: str = "preference_head",
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    as_json: Json = False,
-) -> None:
-    """Sample responses to prompts.
-
-    Parameters
-    ----------
-    model
-        Folder, hub id or GGUF file.
-    prompts
-        A preference file whose prompts are used, or a prompt's text.
-    samples
-        Responses for each prompt.
-    max_new_tokens
-        Tokens of the longest response; 128, or what the model's context has room for, if not given.
-    temperature
-        0 takes the likeliest token each time.
-    top_p
-        Draw from the smallest set of tokens with this much probability.
-    seed
-        The same seed gives the same responses.
-    batch_size
-        Prompts at a time.
-    limit
-        Only the first so many prompts.
-    best_of
-        Draw so many responses to each prompt, and let the model's preference head choose one.
-    head
-        The head's name, where the folder holds several.
-    """
-    from penchant.evaluation.answering import answer, distinct_prompts, fit_prompts, names_a_file, typed_rendering
-    from penchant.evaluation.generation import Sampling
-
-    if best_of is not None and samples > 1:
-        raise ConfigError("--samples and --best-of are both given", fix="give one of them")
-    tell, reading = teller(as_json), reading_of(template, lengths)
-    if names_a_file(prompts):
-        read = rows.read(prompts)
-        tell_all(tell, read.notes)
-        texts = distinct_prompts(read.groups)[:limit]
-    else:
-        texts, reading = [prompts], typed_rendering(model, prompts, reading, tell)
-    reading = reading.on_one_day(model, tell)
-    fitted = fit_prompts(model, texts, max_new_tokens, reading, tell)
-    draws = best_of or samples
-    sampling = Sampling(draws, fitted.new_tokens, temperature, top_p, seed, batch_size)
-    if best_of is not None:
-        from penchant.evaluation.ranking import answer_best_of
-
-        best = answer_best_of(model, fitted.prompts, sampling, head=head, reading=reading, tell=tell, ids=fitted.ids)
-        deliver(best.to_json(), as_json, best.table)
-        return
-    answers = answer(model, fitted.prompts, sampling, reading, tell, fitted.ids)
-    deliver(answers.to_json(), as_json, answers.table)
 
 
 @app.command
@@ -342,11 +260,13 @@ def run(arguments: list[str]) -> int:
 
 def verb_of(arguments: list[str]) -> Verb | None:
     """The verb of a command line with its flags; None where it names none."""
-    names, apps, rest = app.parse_commands(arguments)
+    names, apps, operands = app.parse_commands(arguments)
     if not names or names[0].startswith("-"):
         return None
     flags = frozenset(name for argument in apps[-1].assemble_argument_collection() for name in argument.names)
-    keys = recipe_keys(next((word for word in rest if not word.startswith("-")), "")) if names == ("recipe",) else ()
+    keys = (
+        recipe_keys(next((word for word in operands if not word.startswith("-")), "")) if names == ("recipe",) else ()
+    )
     return Verb(" ".join(names), flags, keys)
 
 

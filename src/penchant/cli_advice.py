@@ -15,55 +15,35 @@ import yaml
 
 from penchant.errors import PenchantError
 
-FLAGS: Mapping[str, str] = {
-    "data.columns": "--columns",
-    "data.format": "--format",
-    "data.split": "--split",
-    "data.held_out_split": "--held-out-split",
-    "data.chat_template": "--chat-template",
-    "data.chat_template_kwargs": "--chat-template-kwargs",
-    "data.date": "--date",
-    "data.as_chat": "--as-chat",
-    "data.control_text": "--control-text",
-    "data.learn": "--learn",
-    "data.max_length": "--max-length",
-    "data.truncation": "--truncation",
-    "data.refused": "--refused",
-    "data.empty": "--empty",
-    "data.identical": "--identical",
-    "training.token_budget": "--token-budget",
-    "training.dtype": "--dtype",
-    "sampling.max_new_tokens": "--max-new-tokens",
-    "reward.label": "--label",
-    "reward.model": "--model",
-    "reward.function": "--function",
+OPTIONS: Mapping[str, tuple[str, str | None]] = {
+    "data.columns": ("--columns", None),
+    "data.format": ("--format", None),
+    "data.split": ("--split", None),
+    "data.held_out_split": ("--held-out-split", "a file of that split alone"),
+    "data.chat_template": ("--chat-template", "chat_template.jinja in the model's folder"),
+    "data.chat_template_kwargs": ("--chat-template-kwargs", "their defaults in the chat template"),
+    "data.date": ("--date", "the date in the chat template"),
+    "data.as_chat": ("--as-chat", "messages in place of plain text"),
+    "data.control_text": ("--control-text", "texts without control tokens"),
+    "data.learn": ("--learn", "a run that learns all turns"),
+    "data.max_length": ("--max-length", "the length limit"),
+    "data.truncation": ("--truncation", "shorter texts"),
+    "data.refused": ("--refused", "messages that the template takes"),
+    "data.empty": ("--empty", "no empty candidates"),
+    "data.identical": ("--identical", "no identical candidates"),
+    "training.token_budget": ("--token-budget", "the token budget"),
+    "training.dtype": ("--dtype", "weights in that dtype"),
+    "sampling.max_new_tokens": ("--max-new-tokens", "shorter answers"),
+    "reward.label": ("--label", "a model with one output"),
+    "reward.model": ("--model", "a reward model"),
+    "reward.function": ("--function", "a reward function"),
 }
-"""Options that the library names -> the flag of verbs that have one."""
+"""Options that the library names -> the flag of verbs that have one, and what a verb without it prints instead.
+
+None: the file can be converted before, with that flag.
+"""
 
 CONVERT = "penchant data convert FILE NEW.jsonl"
-CONVERTS = ("--columns", "--format", "--split")
-ELSEWHERE: Mapping[str, str] = {
-    "data.held_out_split": "a file of that split alone",
-    "data.chat_template": "chat_template.jinja in the model's folder",
-    "data.chat_template_kwargs": "their defaults in the chat template",
-    "data.date": "the date in the chat template",
-    "data.as_chat": "messages in place of plain text",
-    "data.control_text": "texts without control tokens",
-    "data.learn": "a run that learns all turns",
-    "data.max_length": "the length limit",
-    "data.truncation": "shorter texts",
-    "data.refused": "messages that the template takes",
-    "data.empty": "no empty candidates",
-    "data.identical": "no identical candidates",
-    "training.token_budget": "the token budget",
-    "training.dtype": "weights in that dtype",
-    "sampling.max_new_tokens": "shorter answers",
-    "reward.label": "a model with one output",
-    "reward.model": "a reward model",
-    "reward.function": "a reward function",
-}
-"""What to do instead, on a verb without the option."""
-
 RUN_VERBS = ("train", "plan")
 BASE_VERBS = ("compare", "sweep")
 RUN_SECTIONS = ("data", "training", "sampling", "reward", "evaluation", "head", "lora", "checkpoints", "logging")
@@ -105,23 +85,19 @@ def advice(text: str, verb: Verb | None = None) -> str:
 
 def advised(error: PenchantError) -> PenchantError:
     """The error with its advice in the words of the verb that runs."""
-    what = advice(error.what)
-    return type(error)(what, where=error.where, fix=None if error.fix is None else advice(error.fix))
+    fix = None if error.fix is None else advice(error.fix)
+    return type(error)(advice(error.what), where=error.where, fix=fix)
 
 
-def _spelled(key: str, value: str | None, whole: str, verb: Verb) -> str:
-    if key in verb.keys or (verb.name == "recipe" and key not in FLAGS):
-        return whole
+def _spelled(key: str, value: str | None, setting: str, verb: Verb) -> str:
+    if key not in OPTIONS or key in verb.keys:
+        return setting
     if key == "data.columns" and "columns" in verb.keys:
-        return whole.removeprefix("data.")
-    flag = FLAGS.get(key)
-    if flag is None:
-        return whole
+        return setting.removeprefix("data.")
+    flag, otherwise = OPTIONS[key]
     if flag in verb.flags:
         return _flag(flag, value)
-    if flag in CONVERTS:
-        return f"{CONVERT} {_flag(flag, value)}"
-    return ELSEWHERE[key]
+    return otherwise or f"{CONVERT} {_flag(flag, value)}"
 
 
 def _flag(flag: str, value: str | None) -> str:
@@ -133,7 +109,7 @@ def _flag(flag: str, value: str | None) -> str:
     except yaml.YAMLError:
         mapping = None
     if isinstance(mapping, dict):
-        return " ".join(f"{flag} {name}={_word(of)}" for name, of in mapping.items())
+        return " ".join(f"{flag} {name}={_word(entry)}" for name, entry in mapping.items())
     return f"{flag} {value}"
 
 

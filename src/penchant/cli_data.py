@@ -22,24 +22,16 @@ from penchant.cli_output import (
     teller,
 )
 from penchant.cli_reading import (
-    CANDIDATES,
-    LENGTHS,
-    ROWS,
-    TEMPLATE,
     CandidateFlags,
     LengthFlags,
     RowFlags,
     TemplateFlags,
+    TurnFlags,
 )
-from penchant.data.rendering import Learn
 from penchant.errors import ConfigError, DataError, located, respelled
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from penchant.data.groups import PreferenceGroup
-    from penchant.data.review import Review
-    from penchant.evaluation.style import StyleLeak
 
 data = App(name="data", help="Look into a preference file: check, show, split, convert, review, audit, ratings.")
 
@@ -52,8 +44,8 @@ def check(
     held_out_split: str | None = None,
     tokenizer: str | None = None,
     max_length: Length | None = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
+    rows: RowFlags = RowFlags(),
+    template: TemplateFlags = TemplateFlags(),
     as_json: Json = False,
 ) -> None:
     """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
@@ -75,19 +67,23 @@ def check(
     if max_length is not None and tokenizer is None:
         raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
     tell = teller(as_json)
-    read = rows.read(file)
-    tell_all(tell, read.notes)
-    other: Sequence[PreferenceGroup] = ()
+    dataset = rows.load(file)
+    tell_all(tell, dataset.notes)
+    held_out_groups: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
-        with respelled("data.split", "data.held_out_split"):
-            other = replace(rows, split=held_out_split).read(held_out or file).groups
+        with respelled({"data.split": "data.held_out_split"}):
+            held_out_groups = replace(rows, split=held_out_split).load(held_out or file).groups
     loaded = None
     if tokenizer is not None:
         from penchant.engine.loading import load_tokenizer
 
         loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
     report = check_groups(
-        read.groups, held_out=other, tokenizer=loaded, max_length=max_length, rendering=template.rendering
+        dataset.groups,
+        held_out=held_out_groups,
+        tokenizer=loaded,
+        max_length=max_length,
+        rendering=template.rendering,
     )
     deliver(report.to_json(), as_json, render(report))
 
@@ -98,11 +94,11 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    learn: Learn = "last",
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: CandidateFlags = CANDIDATES,
+    rows: RowFlags = RowFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
+    candidates: CandidateFlags = CandidateFlags(),
+    turns: TurnFlags = TurnFlags(),
 ) -> None:
     """Print groups as a person reads them.
 
@@ -114,22 +110,20 @@ def show(
         How many, where no id is named.
     tokenizer
         Folder or hub id, to mark token boundaries.
-    learn
-        Which assistant turns are learnt, as marked.
     """
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
 
-    read = rows.read(file)
-    by_id = {group.id: group for group in read.groups}
+    dataset = rows.load(file)
+    by_id = {group.id: group for group in dataset.groups}
     absent = [name for name in ids if name not in by_id]
     if absent:
         raise DataError(
             f"no group has the id {absent[0]}", where=file, fix="ids are the file's, or 0-based row numbers"
         )
-    groups = [by_id[name] for name in ids] if ids else list(read.groups[:first])
+    groups = [by_id[name] for name in ids] if ids else list(dataset.groups[:first])
     console = console_for(False)
-    console.print("\n".join(read.notes), markup=False)
+    console.print("\n".join(dataset.notes), markup=False)
     if tokenizer is None:
         for group in groups:
             console.print(show_group(group))
@@ -137,17 +131,17 @@ def show(
     from penchant.engine.loading import load_tokenizer
 
     loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
-    shown, report = tokenize_groups(
+    tokenized, report = tokenize_groups(
         groups,
         loaded,
         max_length=lengths.max_length or sys.maxsize,
-        rendering=replace(template.rendering, learn=learn, refused=lengths.refused),
+        rendering=replace(template.rendering, learn=turns.learn, refused=lengths.refused),
         truncation=lengths.truncation,
         empty=candidates.empty,
         identical=candidates.identical,
     )
-    for tokenized in shown:
-        console.print(show_group(tokenized.group, tokenized, loaded))
+    for row in tokenized:
+        console.print(show_group(row.group, row, loaded))
     tell_all(teller(False), report.lines())
 
 
@@ -161,7 +155,7 @@ def split_file(
     held_out_output: Path,
     by: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     by_first_turn: Annotated[bool, Parameter(negative="")] = False,
-    rows: RowFlags = ROWS,
+    rows: RowFlags = RowFlags(),
     as_json: Json = False,
 ) -> None:
     """Split a file by prompt, never by row: no prompt is on both sides.
@@ -184,21 +178,21 @@ def split_file(
     from penchant.data.splitting import column_values, first_turns, split_by_prompt
     from penchant.data.writing import renamed_columns, write_groups
 
-    read = rows.read(file)
-    tell_all(teller(as_json), read.notes)
+    dataset = rows.load(file)
+    tell_all(teller(as_json), dataset.notes)
     with located(file):
-        together = [column_values(read.groups, column) for column in by]
-        together += [first_turns(read.groups)] if by_first_turn else []
-        kept, out = split_by_prompt(read.groups, held_out=held_out, seed=seed, together=together)
-    tell_all(teller(as_json), renamed_columns(read.groups))
-    write_groups(kept, train_output)
+        together = [column_values(dataset.groups, column) for column in by]
+        together += [first_turns(dataset.groups)] if by_first_turn else []
+        train, out = split_by_prompt(dataset.groups, held_out=held_out, seed=seed, together=together)
+    tell_all(teller(as_json), renamed_columns(dataset.groups))
+    write_groups(train, train_output)
     try:
         write_groups(out, held_out_output)
     except DataError:  # Both files or none.
         train_output.unlink()
         raise
-    lines = f"{train_output}: {len(kept)} groups\n{held_out_output}: {len(out)} groups"
-    deliver({"train": len(kept), "held_out": len(out)}, as_json, lines)
+    lines = f"{train_output}: {len(train)} groups\n{held_out_output}: {len(out)} groups"
+    deliver({"train": len(train), "held_out": len(out)}, as_json, lines)
 
 
 @data.command
@@ -207,7 +201,7 @@ def convert(
     output: Path,
     *,
     to: Literal["penchant", "messages"] = "penchant",
-    rows: RowFlags = ROWS,
+    rows: RowFlags = RowFlags(),
     as_json: Json = False,
 ) -> None:
     """Write any format we read as our own JSON lines, with all other columns.
@@ -222,121 +216,13 @@ def convert(
     from penchant.data.as_chat import require_messages
     from penchant.data.writing import renamed_columns, write_groups
 
-    read = rows.read(file)
+    dataset = rows.load(file)
     with located(file):
-        groups = require_messages(read.groups) if to == "messages" else read.groups
+        groups = require_messages(dataset.groups) if to == "messages" else dataset.groups
     write_groups(groups, output)
-    notes = [*read.notes, *renamed_columns(groups)]
+    notes = [*dataset.notes, *renamed_columns(groups)]
     deliver(
-        {"groups": len(read.groups), "format": read.format, "notes": notes},
+        {"groups": len(dataset.groups), "format": dataset.format, "notes": notes},
         as_json,
-        "\n".join([*notes, f"{output}: {len(read.groups)} groups"]),
-    )
-
-
-@data.command
-def review(
-    file: Source,
-    *,
-    verdicts: Path,
-    accepted: Path | None = None,
-    rows: RowFlags = ROWS,
-    as_json: Json = False,
-) -> None:
-    """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
-
-    Answers are lines: a accepts, r rejects, s leaves it for later, u takes the latest verdict back, q stops.
-
-    Parameters
-    ----------
-    verdicts
-        JSON lines of verdicts; made if missing.
-    accepted
-        Where the groups accepted so far are written in the end (.jsonl or .jsonl.gz).
-    """
-    from penchant.data.review import Review
-    from penchant.data.writing import write_groups
-
-    read = rows.read(file)
-    tell = teller(as_json)
-    tell_all(tell, read.notes)
-    found = Review(read.groups, verdicts)
-    if found.stale:
-        tell(f"{found.stale} groups have changed since their verdicts, and are asked about again")
-    _ask(found, console_for(as_json))
-    if accepted is not None:
-        write_groups(found.accepted, accepted)
-    counts = found.counts()
-    deliver(counts, as_json, ", ".join(f"{name} {n}" for name, n in counts.items()))
-
-
-def _ask(found: Review, console: Console) -> None:
-    from penchant.data.show import show_group
-
-    left = found.waiting
-    while left:
-        group = left[0]
-        console.print(show_group(group))
-        console.print(f"{len(left)} to go. a accept, r reject, s skip, u undo, q stop:", markup=False)
-        line = sys.stdin.readline()
-        match line.strip().lower()[:1]:
-            case "a":
-                found.give(left.pop(0), "accept")
-            case "r":
-                found.give(left.pop(0), "reject")
-            case "s":
-                left.pop(0)
-            case "u":
-                before = found.undo()
-                if before is None:
-                    console.print("there is no verdict to take back", markup=False)
-                else:
-                    left = [before, *(group for group in left if group.id != before.id)]
-            case "q":
-                return
-            case _ if not line:
-                return  # The end of the input.
-            case _:
-                console.print(f"{line.strip()!r} is none of a, r, s, u, q", markup=False)
-
-
-@data.command
-def audit(file: Source, *, rows: RowFlags = ROWS, as_json: Json = False) -> None:
-    """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
-    from penchant.evaluation.style import style_leak
-
-    read = rows.read(file)
-    tell_all(teller(as_json), read.notes)
-    found = style_leak(read.groups)
-    deliver(found.to_json(), as_json, _leak(found))
-
-
-@data.command
-def ratings(folder: Path, *, as_json: Json = False) -> None:
-    """How often people preferred each of two models, from a sheet they have filled in.
-
-    Parameters
-    ----------
-    folder
-        Holds sheet.csv, its column better filled with a, b or tie where somebody has decided, and key.csv.
-    """
-    from penchant.evaluation.rating_sheet import read_sheet
-    from penchant.evaluation.report import show
-    from penchant.evaluation.statistics import bootstrap_mean
-
-    found = {name: bootstrap_mean(points, range(len(points))).to_json() for name, points in read_sheet(folder).items()}
-    deliver(found, as_json, "\n".join(f"{name}: {show(each)} of {each['n']}" for name, each in found.items()))
-
-
-def _leak(found: StyleLeak) -> str:
-    from penchant.evaluation.report import show
-
-    return "\n".join(
-        (
-            f"{found.pairs} pairs of {found.prompts} prompts",
-            f"words alone are right in   {show(found.words.to_json())}",
-            f"the better one is longer in {show(found.longer.to_json())}",
-            f"words of the better answers: {', '.join(found.of_better)}",
-            f"words of the worse answers:  {', '.join(found.of_worse)}",
-        )
+        "\n".join([*notes, f"{output}: {len(dataset.groups)} groups"]),
     )

@@ -55,7 +55,7 @@ def deliver(document: dict[str, Any], as_json: bool, people: Any) -> None:
 
 
 def fold_columns(people: Any) -> Any:
-    """The same, every table in it set to break a cell that is too wide for its column into lines: nothing is cut."""
+    """A table, or a group of tables, whose cells fold into lines where a column is too narrow: nothing is cut."""
     from rich.console import Group
     from rich.table import Table
 

@@ -9,14 +9,9 @@ from cyclopts import Parameter
 
 from penchant.cli_output import Json, Source, deliver, tell_all, teller
 from penchant.cli_reading import (
-    CANDIDATES,
-    COMPUTE,
-    LENGTHS,
-    ROWS,
-    TEMPLATE,
-    CandidateFlags,
     ComputeFlags,
     LengthFlags,
+    MeasuringFlags,
     RowFlags,
     TemplateFlags,
     reading_of,
@@ -32,10 +27,10 @@ def score(
     function: str | None = None,
     judge_url: str | None = None,
     judge_model: str | None = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    compute: ComputeFlags = COMPUTE,
+    rows: RowFlags = RowFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
+    compute: ComputeFlags = ComputeFlags(),
     as_json: Json = False,
 ) -> None:
     """Write scores beside the data: every candidate by a reward model, a function of yours, or a judge.
@@ -64,15 +59,11 @@ def score(
 
     tell = teller(as_json)
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
-    read = rows.read(data)
-    tell_all(tell, read.notes)
-    reward = open_reward(
-        config,
-        device=local_device(),
-        reading=reading_of(template, lengths, compute=compute),
-    )
+    dataset = rows.load(data)
+    tell_all(tell, dataset.notes)
+    reward = open_reward(config, device=local_device(), reading=reading_of(template, lengths, compute=compute))
     with located(data):
-        groups = reward.fitting(read.groups, tell) if isinstance(reward, ModelReward) else list(read.groups)
+        groups = reward.fitting(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
     if isinstance(reward, ModelReward):
         tell_all(tell, reward.rounding_notes(groups))
     result = score_file(groups, reward, output)
@@ -87,11 +78,7 @@ def rank(
     head: str = "preference_head",
     label: int | None = None,
     output: Path | None = None,
-    rows: RowFlags = ROWS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: CandidateFlags = CANDIDATES,
-    compute: ComputeFlags = COMPUTE,
+    flags: MeasuringFlags = MeasuringFlags(),
     as_json: Json = False,
 ) -> None:
     """Put each group's candidates in order by a model, and say how often people agree.
@@ -110,26 +97,30 @@ def rank(
         Write a JSON line for each group to this file: order (the best first) and scores.
     """
     from penchant.engine.distribution import World, local_device
-    from penchant.errors import located
+    from penchant.errors import ConfigError, located
     from penchant.evaluation.ranking import rank as rank_groups
     from penchant.evaluation.ranking import rank_by_reward
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
 
+    if flags.learn == "all" and by in ("head", "reward"):
+        raise ConfigError(
+            f"--learn all counts log-probs, and --by {by} reads the last token",
+            fix="leave --learn out, or rank by log-probs: --by mean_log_prob",
+        )
     tell = teller(as_json)
-    read = rows.read(data)
-    tell_all(tell, read.notes)
-    reading = reading_of(template, lengths, candidates, compute)
+    dataset, reading = flags.load(data), flags.reading
+    tell_all(tell, dataset.notes)
     with located(data):
         if by == "reward":
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
-            groups = list(read.groups)
+            groups = list(dataset.groups)
             if isinstance(reward, ModelReward):
                 groups = reward.fitting(groups, tell)
                 tell_all(tell, reward.rounding_notes(groups))
             ranking = rank_by_reward(groups, reward)
         else:
             ranking = rank_groups(
-                model, read.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
+                model, dataset.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
             )
     if output is not None:
         ranking.write(output)

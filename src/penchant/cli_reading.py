@@ -14,7 +14,7 @@ import yaml
 from cyclopts import Parameter
 
 from penchant.cli_output import Count, Dtype, Length, Rows, Truncation
-from penchant.data.rendering import AsChat, ControlText, Rendering
+from penchant.data.rendering import AsChat, ControlText, Learn, Rendering
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RowFlags(ColumnFlags):
 
     format: Annotated[str | None, Parameter(help="The data's format, where it should not be detected.")] = None
 
-    def read(self, source: str | Path) -> GroupSet:
+    def load(self, source: str | Path) -> GroupSet:
         """The source's preference groups; errors as in `read_groups`."""
         from penchant.data.reading import read_groups
 
@@ -85,20 +85,31 @@ class TemplateFlags:
 
     @property
     def rendering(self) -> Rendering:
-        """As the library takes it."""
+        """The flags as the library's `Rendering`."""
         return Rendering(_variables(self.chat_template_kwargs), self.date, self.as_chat, self.control_text)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LengthFlags:
-    """What may be how long."""
+    """The length limit, and what happens to rows that break it or that the chat template refuses."""
 
     max_length: Annotated[
         Length | None, Parameter(help="Tokens of prompt + response; the model's context if not given.")
     ] = None
     truncation: Annotated[Truncation, Parameter(help="What to do with longer rows.")] = "error"
     refused: Annotated[Rows, Parameter(help="What to do with rows that the chat template refuses.")] = "error"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TurnFlags:
+    """Which of the assistant's turns count."""
+
+    learn: Annotated[
+        Learn,
+        Parameter(help="Assistant turns whose tokens count: last, the response; all, those of the prompt too."),
+    ] = "last"
 
 
 @Parameter(name="*")
@@ -120,22 +131,29 @@ class CandidateFlags(EmptyFlags):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeFlags:
-    """How much at once, and how exactly."""
+    """Size of a micro-batch, and dtype."""
 
     token_budget: Annotated[Count, Parameter(help="Tokens in a micro-batch.")] = 8192
     dtype: Annotated[Dtype, Parameter(help="Of the matrix products.")] = "float32"
 
 
-ROWS, COLUMNS, TEMPLATE, LENGTHS = RowFlags(), ColumnFlags(), TemplateFlags(), LengthFlags()
-EMPTY, CANDIDATES, COMPUTE = EmptyFlags(), CandidateFlags(), ComputeFlags()
-"""The defaults."""
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MeasuringFlags(TurnFlags, ComputeFlags, CandidateFlags, LengthFlags, TemplateFlags, RowFlags):
+    """All reading flags, for verbs that measure the log-probs of a preference file."""
+
+    @property
+    def reading(self) -> Reading:
+        """How the model reads rows."""
+        return reading_of(self, self, self, self, self)
 
 
 def reading_of(
     template: TemplateFlags,
-    lengths: LengthFlags = LENGTHS,
-    candidates: EmptyFlags = EMPTY,
-    compute: ComputeFlags = COMPUTE,
+    lengths: LengthFlags = LengthFlags(),
+    candidates: EmptyFlags = EmptyFlags(),
+    compute: ComputeFlags = ComputeFlags(),
+    turns: TurnFlags = TurnFlags(),
 ) -> Reading:
     """How a model reads rows, from the flags of a verb."""
     from penchant.evaluation.held_out import Reading
@@ -144,11 +162,11 @@ def reading_of(
         lengths.max_length,
         lengths.truncation,
         candidates.empty,
-        candidates.identical if isinstance(candidates, CandidateFlags) else CANDIDATES.identical,
+        candidates.identical if isinstance(candidates, CandidateFlags) else "error",
         template.chat_template,
         compute.token_budget,
         compute.dtype,
-        replace(template.rendering, refused=lengths.refused),
+        replace(template.rendering, refused=lengths.refused, learn=turns.learn),
     )
 
 

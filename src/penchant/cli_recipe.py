@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.cli_output import Json, deliver, teller
-from penchant.cli_reading import COLUMNS, ColumnFlags
+from penchant.cli_reading import ColumnFlags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
 Found = dict[str, Mapping[str, Any]]
 Parts = tuple[Any, Callable[..., Found], "Callable[[Found, Path], Table]"]
-"""A recipe's configuration, what runs it, and how to show what its stages found."""
+"""A recipe's configuration, the function that runs it, and the table of its results."""
 
 
 def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
@@ -110,7 +110,7 @@ def recommend(
     candidates: list[str] | None = None,
     catalogue: Path | None = None,
     top: int = 10,
-    columns: ColumnFlags = COLUMNS,
+    columns: ColumnFlags = ColumnFlags(),
     as_json: Json = False,
 ) -> None:
     """Rank titles for a user by a model that the recipe recommend trained.
@@ -134,22 +134,22 @@ def recommend(
 
     if catalogue is not None and not candidates:
         titles = read_titles(catalogue, columns=columns.mapping, split=columns.split)
-        found = suggest_from_catalogue(str(model), history, list(titles.values()))
+        suggestions = suggest_from_catalogue(str(model), history, list(titles.values()))
     elif candidates and catalogue is None:
-        found = suggest(str(model), history, candidates)
+        suggestions = suggest(str(model), history, candidates)
     else:
         raise ConfigError("what is to be chosen from?", fix="give either --candidates or --catalogue")
-    shown = found[:top]
-    deliver({"suggestions": [vars(each) for each in shown]}, as_json, _suggestions(shown))
+    first = suggestions[:top]
+    deliver({"suggestions": [vars(suggestion) for suggestion in first]}, as_json, _suggestions(first))
 
 
-def _suggestions(found: Sequence[Suggestion]) -> Table:
+def _suggestions(suggestions: Sequence[Suggestion]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("title", "share", "log-prob")
-    for each in found:
-        table.add_row(Text(each.title), f"{each.share:.3f}", f"{each.log_prob:.4f}")
+    for suggestion in suggestions:
+        table.add_row(Text(suggestion.title), f"{suggestion.share:.3f}", f"{suggestion.log_prob:.4f}")
     return table
 
 

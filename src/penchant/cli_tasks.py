@@ -8,11 +8,6 @@ from cyclopts import Parameter
 
 from penchant.cli_output import Count, Json, deliver, tell_all, teller
 from penchant.cli_reading import (
-    COLUMNS,
-    COMPUTE,
-    EMPTY,
-    LENGTHS,
-    TEMPLATE,
     ColumnFlags,
     ComputeFlags,
     EmptyFlags,
@@ -32,11 +27,11 @@ def tasks(
     head: Annotated[bool, Parameter(negative="")] = False,
     suite: Suites | None = None,
     limit: Count | None = None,
-    columns: ColumnFlags = COLUMNS,
-    template: TemplateFlags = TEMPLATE,
-    lengths: LengthFlags = LENGTHS,
-    candidates: EmptyFlags = EMPTY,
-    compute: ComputeFlags = COMPUTE,
+    columns: ColumnFlags = ColumnFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
+    candidates: EmptyFlags = EmptyFlags(),
+    compute: ComputeFlags = ComputeFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, beside chance and what needs no model.
@@ -64,13 +59,13 @@ def tasks(
     if suite is not None:
         require_tasks(SUITES[suite], list(files))
     mapping = columns.mapping
-    read = {
+    by_task = {
         name: read_questions(name, file, split=columns.split, columns=mapping, limit=limit)
         for name, file in files.items()
     }
-    tell_all(tell, [note for each in read.values() for note in each.notes])
+    tell_all(tell, [note for part in by_task.values() for note in part.notes])
     reading = reading_of(template, lengths, candidates, compute)
-    questions = {name: each.questions for name, each in read.items()}
+    questions = {name: part.questions for name, part in by_task.items()}
     world = enter_world()
     try:
         scored = score_tasks(model, questions, world, head=model if head else None, reading=reading, tell=tell)
@@ -79,7 +74,7 @@ def tasks(
     if not world.is_main:
         return
     reports = tuple(
-        evaluate_choices(name, each.questions, left_out={**read[name].left_out, **each.left_out})
+        evaluate_choices(name, each.questions, left_out={**by_task[name].left_out, **each.left_out})
         for name, each in scored.items()
     )
     report = ChoicesReport(reports, None if suite is None else evaluate_suite(SUITES[suite], reports))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from penchant.cli_output import Count, Json, deliver, teller
-from penchant.cli_reading import TEMPLATE, TemplateFlags
+from penchant.cli_reading import TemplateFlags
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,7 +28,7 @@ def tool_calls(
     max_new_tokens: Count = 256,
     timed: Count = 20,
     answers: Path | None = None,
-    template: TemplateFlags = TEMPLATE,
+    template: TemplateFlags = TemplateFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model's function calls: right answers by category, and what one costs on this machine.

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from penchant.config_errors import explain, refusal, validated
+from penchant.config_keys import override
 from penchant.config_objective import build_objective, describe_objective
+from penchant.config_reading import ReadingConfig
 from penchant.config_reward import RewardConfig
-from penchant.data.rendering import RESERVED, AsChat, ControlText, Learn, Refused, Rendering
-from penchant.data.tokenized import Truncation
+from penchant.config_section import Section
+from penchant.data.rendering import Rendering
 from penchant.errors import ConfigError
 from penchant.objectives import Objective
 
 
-class Section(BaseModel):
-    """Keys of a configuration's file; unknown ones are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class DataConfig(Section):
-    """Where the preferences are and what happens to rows that do not fit."""
+class SourceConfig(Section):
+    """Where the preferences are: the keys of `data` that come first where a configuration is written."""
 
     train: str = Field(description="file, `datasets` folder or hub id")
     held_out: str | float | None = Field(
@@ -38,64 +33,6 @@ class DataConfig(Section):
     held_out_split: str | None = Field(
         None, description="split of the file `held_out`, or of `train`'s source where `held_out` is null"
     )
-    chat_template: str | None = Field(None, description="file with a Jinja chat template")
-    chat_template_kwargs: dict[str, Any] = Field(
-        {},
-        description="variables for the chat template, as in {enable_thinking: false}; a row's own come on top",
-    )
-    date: str | None = Field(
-        None, description="the day a chat template writes as today's, as in 2026-11-30; null: the day the run starts"
-    )
-    as_chat: AsChat = Field(
-        "auto",
-        description="whether plain prompts and responses are read as a user's and an assistant's message; auto leaves "
-        "them plain and warns where the model has a chat template",
-    )
-    control_text: ControlText = Field(
-        "text", description="what a control token written inside a message becomes: plain text, the token, or an error"
-    )
-    learn: Learn | None = Field(
-        None,
-        description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all "
-        "for sft, last for preferences",
-    )
-    max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
-    truncation: Truncation = Field("error", description="what to do with longer rows")
-    empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates")
-    identical: Literal["error", "drop"] = Field("error", description="what to do where chosen equals rejected")
-    refused: Refused = Field(
-        "error", description="what to do with rows that the chat template refuses or the tokenizer cannot read"
-    )
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
-            if name in RESERVED:
-                raise ValueError(f"{name!r} is no variable to set: it {RESERVED[name]}")
-        return value
-
-    @field_validator("date", mode="before")
-    @classmethod
-    def _day(cls, value: object) -> object:
-        # YAML makes a date of 2026-11-30 itself.
-        if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-            return value.isoformat()
-        return value
-
-    @field_validator("date")
-    @classmethod
-    def _iso(cls, value: str | None) -> str | None:
-        try:
-            return None if value is None else datetime.date.fromisoformat(value).isoformat()
-        except ValueError as error:
-            raise ValueError(f"{value!r} is no day, as 2026-11-30 is") from error
-
-    @field_validator("as_chat", mode="before")
-    @classmethod
-    def _word(cls, value: object) -> object:
-        # YAML reads true as a bool.
-        return str(value).lower() if isinstance(value, bool) else value
 
     @field_validator("held_out")
     @classmethod
@@ -103,6 +40,10 @@ class DataConfig(Section):
         if isinstance(value, float) and not 0 < value < 1:
             raise ValueError("a share of prompts lies between 0 and 1")
         return value
+
+
+class DataConfig(ReadingConfig, SourceConfig):
+    """Where the preferences are, and how they are read."""
 
 
 class LoraConfig(Section):
@@ -246,9 +187,7 @@ class RunConfig(Section):
     @property
     def rendering(self) -> Rendering:
         """How the run's rows become text."""
-        data = self.data
-        learn = data.learn or ("all" if self.objective.get("name") == "sft" else "last")
-        return Rendering(data.chat_template_kwargs, data.date, data.as_chat, data.control_text, learn, data.refused)
+        return self.data.rendering("all" if self.objective.get("name") == "sft" else "last")
 
     @property
     def method(self) -> Objective:
@@ -354,32 +293,3 @@ def dump_config(config: RunConfig) -> str:
     values = config.model_dump()
     values["objective"] = describe_objective(config.method, config.objective)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def override(values: dict[str, Any], assignment: str) -> None:
-    """Put one ``key=value`` into nested keys: a dotted path, and a YAML value."""
-    key, equals, text = assignment.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{assignment!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
-    put(values, key, value)
-
-
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted path of nested keys."""
-    section = values
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        inner = section.setdefault(parent, {})
-        if parent == "data" and isinstance(inner, str):
-            inner = section[parent] = {"train": inner}
-        if inner is None:
-            inner = section[parent] = {}
-        if not isinstance(inner, dict):
-            above = ".".join(parents[: depth + 1])
-            raise ConfigError(f"{key}: {above} is {inner!r}, it has no keys below it", fix=f"as in: {above}=VALUE")
-        section = inner
-    section[last] = value

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, respell
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -47,6 +47,10 @@ def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str
     if problem["type"] == "missing":
         return f"{key}: this key is needed"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and path:
+        message = respell(message, {f"{name}.": f"{key}.{name}." for name in _known_keys(root, path)})
+        if message.startswith(f"{key}."):
+            return message
     found = f", found {_shorten(problem['input'])}" if problem["type"] != "value_error" or path else ""
     return f"{key}: {message[0].lower()}{message[1:]}{found}" if key else message
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from penchant.config_section import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class JudgeConfig(_Section):
+class JudgeConfig(Section):
     """A language model behind an OpenAI-compatible endpoint."""
 
     url: str = Field(description="up to /chat/completions, as in http://localhost:8000/v1")
@@ -35,7 +33,7 @@ class JudgeConfig(_Section):
         return value
 
 
-class RewardConfig(_Section):
+class RewardConfig(Section):
     """Exactly one of model, function and judge."""
 
     model: str | None = Field(None, description="folder or hub id of a sequence-classification model")

@@ -6,7 +6,8 @@ Every other exception is a defect of ours and exits with 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -85,11 +86,22 @@ def located(source: str) -> Iterator[None]:
         raise DataError(error.what, where=where, fix=error.fix) from error
 
 
+def respell(text: str, keys: Mapping[str, str]) -> str:
+    """The text with options that it names replaced.
+
+    Args:
+        keys: new name by old one; a section's end with a dot, as in ``{"training.": "sft.training."}``.
+    """
+    # Neither the end of a sentence nor the name of a file, reward.py.
+    names = [re.escape(old) + (r"(?=[a-z])(?!(?:csv|jsonl?|py|ya?ml)\b)" if old[-1] == "." else r"\b") for old in keys]
+    return re.sub(rf"(?<![\w./-])(?:{'|'.join(names)})", lambda match: keys[match[0]], text) if keys else text
+
+
 @contextmanager
-def respelled(option: str, other: str) -> Iterator[None]:
-    """Names another option in a `DataError`'s remedy: the held-out data's split is not the training data's."""
+def respelled(keys: Mapping[str, str]) -> Iterator[None]:
+    """Names options in an error as `respell` does: a recipe's stage's keys for a run's."""
     try:
         yield
-    except DataError as error:
-        fix = None if error.fix is None else error.fix.replace(option, other)
-        raise DataError(error.what, where=error.where, fix=fix) from error
+    except PenchantError as error:
+        fix = None if error.fix is None else respell(error.fix, keys)
+        raise type(error)(respell(error.what, keys), where=error.where, fix=fix) from error

@@ -21,7 +21,7 @@ KINDS = ("full", "frozen", "lora")
 @pytest.fixture(scope="module")
 def configs(tiny_model, tiny_pairs, tmp_path_factory) -> dict[str, Path]:
     """Configurations of a head: beside a model that is trained, a frozen one, and adapters."""
-    place = tmp_path_factory.mktemp("heads")
+    folder = tmp_path_factory.mktemp("heads")
     files = {}
     for name in KINDS:
         values = {
@@ -33,9 +33,9 @@ def configs(tiny_model, tiny_pairs, tmp_path_factory) -> dict[str, Path]:
             "training": {"max_steps": 4, "batch_size": 8, "token_budget": 128, "learning_rate": 1e-2},
             "checkpoints": {"every": 1},
             "logging": {"every": 1},
-            "output": str(place / name),
+            "output": str(folder / name),
         }
-        files[name] = place / f"{name}.yaml"
+        files[name] = folder / f"{name}.yaml"
         files[name].write_text(yaml.safe_dump(values))
     return files
 
@@ -45,7 +45,7 @@ def folders(configs) -> dict[str, Path]:
     return {name: train(load_config(file)) for name, file in configs.items()}
 
 
-def asked(capsys, *command: object) -> dict:
+def document_of(capsys, *command: object) -> dict:
     assert run([str(part) for part in command]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -55,31 +55,33 @@ def test_merge_carries_the_head(folders, tiny_pairs, tmp_path, capsys):
     merged = tmp_path / "merged"
     assert run(["merge", str(folders["lora"]), str(merged)]) == 0
     assert "merged, with its preference head preference_head" in capsys.readouterr().out
-    before, after = (
-        asked(capsys, "rank", of, "--data", tiny_pairs, "--by", "head", "--json") for of in (folders["lora"], merged)
-    )
-    assert before["groups"] == after["groups"]
-    assert before["accuracy"] == after["accuracy"]
+    ranking = ["--data", tiny_pairs, "--by", "head", "--json"]
+    of_run, of_merged = (document_of(capsys, "rank", model, *ranking) for model in (folders["lora"], merged))
+    assert of_run["groups"] == of_merged["groups"]
+    assert of_run["accuracy"] == of_merged["accuracy"]
     best = ["the old cat", "--best-of", 3, "--max-new-tokens", 5, "--seed", 1, "--json"]
-    before, after = (asked(capsys, "generate", of, *best) for of in (folders["lora"], merged))
-    assert before == after
-    assert len(set(before["answers"][0]["rewards_of_all"])) == 3
+    of_run, of_merged = (document_of(capsys, "generate", model, *best) for model in (folders["lora"], merged))
+    assert of_run == of_merged
+    assert len(set(of_run["answers"][0]["rewards_of_all"])) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluate_says_how_the_head_is_measured(folders, tiny_pairs, capsys, kind):
     assert run(["evaluate", str(folders[kind]), "--data", str(tiny_pairs), "--json"]) == 0
-    out, told = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert "log_prob_accuracy" in json.loads(out)
     assert (
         f"the language model is measured here, and the head by: penchant rank {folders[kind]} --data FILE --by head"
-        in told
+        in err
     )
 
 
 def test_a_frozen_models_log_probs_are_the_starts(folders, tiny_model, tiny_pairs, capsys):
-    of = [asked(capsys, "evaluate", model, "--data", tiny_pairs, "--json") for model in (folders["frozen"], tiny_model)]
-    assert of[0]["log_prob_margin"] == of[1]["log_prob_margin"]
+    margins = [
+        document_of(capsys, "evaluate", model, "--data", tiny_pairs, "--json")["log_prob_margin"]
+        for model in (folders["frozen"], tiny_model)
+    ]
+    assert margins[0] == margins[1]
 
 
 def test_residual_says_that_the_head_is_left_out(folders, tiny_model, tmp_path, capsys):
@@ -99,12 +101,12 @@ def test_residual_says_that_the_head_is_left_out(folders, tiny_model, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("objective", "said"), [("sft", "is not part of this run"), ("preference_head", "a fresh one is")]
+    ("objective", "notice"), [("sft", "is not part of this run"), ("preference_head", "a fresh one is")]
 )
-def test_a_further_run_says_that_the_head_is_not_carried_on(folders, configs, tmp_path, capsys, objective, said):
+def test_a_further_run_says_that_the_head_is_not_carried_on(folders, configs, tmp_path, capsys, objective, notice):
     settings = [f"model={folders['full']}", f"output={tmp_path / 'next'}", f"objective.name={objective}"]
     assert run(["train", str(configs["full"]), *settings, "training.max_steps=1"]) == 0
-    assert said in capsys.readouterr().out
+    assert notice in capsys.readouterr().out
     assert (tmp_path / "next" / "preference_head.safetensors").exists() == (objective == "preference_head")
 
 
@@ -114,8 +116,8 @@ def test_resumed_it_comes_to_the_same_head(folders, configs, tmp_path, monkeypat
     config = load_config(configs[kind], [f"output={tmp_path / 'again'}"])
     save, marks = loop.Checkpoints.save, []
 
-    def stop(self, step, *rest):
-        path = save(self, step, *rest)
+    def stop(self, step, *arguments):
+        path = save(self, step, *arguments)
         marks.append(step)
         if step == 2:
             raise Interrupted(str(tmp_path))

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cyclopts import Argument
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from penchant.cli import app, run
 
@@ -17,7 +19,7 @@ PREFERENCES = ("data check", "data show", "data split", "data convert", "data re
                "score", "rank", "generate")  # fmt: skip
 ROWS = ("--columns", "--format", "--split")
 TEMPLATE = ("--chat-template", "--chat-template-kwargs", "--date", "--as-chat", "--control-text")
-LENGTHS, CANDIDATES = ("--max-length", "--truncation", "--refused"), ("--empty", "--identical")
+LENGTHS, CANDIDATES = ("--max-length", "--truncation", "--refused"), ("--empty", "--identical", "--learn")
 COMPUTE = ("--token-budget", "--dtype")
 FLAGS = {
     **{f"data {verb}": ROWS for verb in ("split", "convert", "review", "audit")},
@@ -43,8 +45,8 @@ def test_one_name_one_help_one_default(verb):
     flags, model = flags_of(verb), flags_of("evaluate")
     assert set(FLAGS[verb]) <= set(flags)
     for name in FLAGS[verb]:
-        ours, theirs = flags[name], model[name]
-        assert (ours.parameter.help, ours.field_info.default) == (theirs.parameter.help, theirs.field_info.default)
+        flag, expected = flags[name], model[name]
+        assert (flag.parameter.help, flag.field_info.default) == (expected.parameter.help, expected.field_info.default)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def command(verb: str, file: Path, model: Path, folder: Path) -> list[str]:
         arguments = [verb, model, file]
     else:
         arguments = [*verb.split(), file]
-    return [str(each) for each in [*arguments, *outputs.get(verb, [])]]
+    return [str(word) for word in [*arguments, *outputs.get(verb, [])]]
 
 
 @pytest.mark.parametrize("verb", PREFERENCES)
@@ -97,11 +99,11 @@ def test_columns_are_named_on_the_command_line(verb, renamed, tiny_model, tmp_pa
 
 
 class TestTemplateKwargs:
-    @pytest.mark.parametrize("given", [["x=false"], ['{"x": false}']])
-    def test_key_value_and_json(self, given):
+    @pytest.mark.parametrize("argument", ["x=false", '{"x": false}'])
+    def test_key_value_and_json(self, argument):
         from penchant.cli_reading import TemplateFlags
 
-        assert TemplateFlags(chat_template_kwargs=tuple(given)).rendering.template_kwargs == {"x": False}
+        assert TemplateFlags(chat_template_kwargs=(argument,)).rendering.template_kwargs == {"x": False}
 
     def test_a_mistake_is_named(self, tiny_model, tiny_pairs, capsys):
         assert run(["evaluate", str(tiny_model), "--data", str(tiny_pairs), "--chat-template-kwargs", "x"]) == 2
@@ -143,9 +145,9 @@ class TestGenerate:
 
     def test_a_prompt_that_is_too_long_alone_gets_no_advice_of_fewer_tokens(self, prompts, tiny_model, capsys):
         assert run(["generate", str(tiny_model), str(prompts), "--max-new-tokens", "4"]) == 2
-        said = capsys.readouterr().err
-        assert "--truncation drop" in said
-        assert "--max-new-tokens" not in said
+        message = capsys.readouterr().err
+        assert "--truncation drop" in message
+        assert "--max-new-tokens" not in message
 
     def test_fewer_new_tokens_are_advised_where_they_would_do(self, tmp_path, tiny_model, capsys):
         line = ["generate", str(tiny_model), "the cat " * 30, "--max-new-tokens", "80"]
@@ -176,3 +178,62 @@ def test_the_split_of_the_held_out_file_has_its_own_flag(tmp_path, tiny_pairs, c
     assert "--held-out-split test" in capsys.readouterr().err
     assert run([*line, "--held-out-split", "test", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checks"]["prompts_in_held_out"]["count"] > 0
+
+
+class TestLearn:
+    """The assistant's turn in the prompt counts where it is asked for."""
+
+    CHAT = (
+        "{% for m in messages %}{{ bos_token if loop.first else '' }} {{ m.role }} {{ m.content }}"
+        "{% if m.role == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %} assistant{% endif %}"
+    )
+    PROMPT = (("user", "the old cat"), ("assistant", "sees a dog"), ("user", "then"))
+    CANDIDATES = ("it runs to house", "it sings")
+
+    @pytest.fixture
+    def line(self, tmp_path: Path) -> list[str]:
+        """The flags of a verb that reads one preference after three messages."""
+        (tmp_path / "chat.jinja").write_text(self.CHAT, encoding="utf-8")
+        row: dict[str, Any] = {"prompt": [{"role": role, "content": text} for role, text in self.PROMPT]}
+        for name, text in zip(("chosen", "rejected"), self.CANDIDATES, strict=True):
+            row[name] = [{"role": "assistant", "content": text}]
+        (tmp_path / "talk.jsonl").write_text(json.dumps(row), encoding="utf-8")
+        return ["--data", str(tmp_path / "talk.jsonl"), "--chat-template", str(tmp_path / "chat.jinja")]
+
+    def sums(self, model: Path, candidate: str, learnt: tuple[int, ...]) -> tuple[float, int]:
+        """Log-prob of the learnt messages by transformers, each with its end, and their tokens."""
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+        ids, counted = [tokenizer.bos_token_id], [False]
+        for number, (role, text) in enumerate((*self.PROMPT, ("assistant", candidate))):
+            content = tokenizer(text, add_special_tokens=False)["input_ids"]
+            content += [tokenizer.eos_token_id] if role == "assistant" else []
+            header = tokenizer(role, add_special_tokens=False)["input_ids"]
+            ids += [*header, *content]
+            counted += [False] * len(header) + [number in learnt] * len(content)
+        with torch.no_grad():
+            log_probs = policy(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        positions = [position for position, counts in enumerate(counted) if counts]
+        return sum(float(log_probs[position - 1, ids[position]]) for position in positions), len(positions)
+
+    @pytest.mark.parametrize(("learn", "learnt"), [("last", (3,)), ("all", (1, 3))])
+    def test_evaluate_and_rank_count_the_turns_that_are_named(self, line, tiny_model, tmp_path, learn, learnt):
+        file, ranked = tmp_path / "out.jsonl", tmp_path / "ranked.jsonl"
+        flags = [*line, "--learn", learn]
+        assert run(["evaluate", str(tiny_model), *flags, "--per-example", str(file)]) == 0
+        assert run(["rank", str(tiny_model), *flags, "--by", "mean_log_prob", "--output", str(ranked)]) == 0
+        [measured], [scores] = (
+            [json.loads(row)[key] for row in path.read_text().splitlines()]
+            for path, key in ((file, "candidates"), (ranked, "scores"))
+        )
+        for text, candidate, mean in zip(self.CANDIDATES, measured, scores, strict=True):
+            log_prob, tokens = self.sums(tiny_model, text, learnt)
+            assert candidate["tokens"] == tokens
+            assert candidate["log_prob"] == pytest.approx(log_prob, abs=1e-4)
+            assert mean == pytest.approx(log_prob / tokens, abs=1e-4)
+
+    @pytest.mark.parametrize("by", ["head", "reward"])
+    def test_a_reward_has_no_turns(self, line, tiny_model, capsys, by):
+        assert run(["rank", str(tiny_model), *line, "--learn", "all", "--by", by]) == 2
+        assert "--by mean_log_prob" in capsys.readouterr().err

@@ -31,13 +31,13 @@ def settings(tiny_model, tiny_pairs):
 @pytest.fixture(scope="module")
 def folders(settings, tmp_path_factory) -> dict[str, Path]:
     """A reward model's run, one of an adapter, and that one merged."""
-    place = tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("runs")
     for name, lora in (("full", None), ("lora", {"rank": 4})):
-        file = place / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({**settings, "output": str(place / name), "lora": lora}))
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**settings, "output": str(folder / name), "lora": lora}))
         train(load_config(file))
-    assert run(["merge", str(place / "lora"), str(place / "merged")]) == 0
-    return {name: place / name for name in ("full", "lora", "merged")}
+    assert run(["merge", str(folder / "lora"), str(folder / "merged")]) == 0
+    return {name: folder / name for name in ("full", "lora", "merged")}
 
 
 KINDS = ("full", "lora", "merged")
@@ -83,28 +83,29 @@ def test_evaluate_measures_rewards(folders, tiny_pairs, tmp_path, capsys, kind):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"row-{i}" for i in range(48)]
     for row, expected in zip(rows, rewards, strict=True):
-        assert [each["reward"] for each in row["candidates"]] == pytest.approx(expected, abs=1e-5)
+        assert [candidate["reward"] for candidate in row["candidates"]] == pytest.approx(expected, abs=1e-5)
 
 
 def test_rank_by_reward_agrees(folders, tiny_pairs, capsys):
     assert run(["rank", str(folders["lora"]), "--data", str(tiny_pairs), "--by", "reward", "--json"]) == 0
-    found = [row["scores"] for row in json.loads(capsys.readouterr().out)["groups"]]
-    for row, expected in zip(found, rewards_of(folders["lora"], tiny_pairs), strict=True):
+    scores = [row["scores"] for row in json.loads(capsys.readouterr().out)["groups"]]
+    for row, expected in zip(scores, rewards_of(folders["lora"], tiny_pairs), strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("flags", "prefix"),
     [
         (["--reference", "x"], "--reference:"),
         (["--beta", "0.2"], "--beta:"),
         (["--reference", "x", "--beta", "1"], "and"),
+        (["--learn", "all"], "--learn all:"),
     ],
 )
-def test_what_a_reward_model_has_not_is_refused(folders, tiny_pairs, capsys, flags, named):
+def test_what_a_reward_model_has_not_is_refused(folders, tiny_pairs, capsys, flags, prefix):
     assert run(["evaluate", str(folders["full"]), "--data", str(tiny_pairs), *flags]) == 2
     message = capsys.readouterr().err
-    assert named in message
+    assert prefix in message
     assert "this is a reward model" in message
 
 

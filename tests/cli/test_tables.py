@@ -44,7 +44,7 @@ def test_long_names_and_headers_are_whole(printed, inside):
 def test_the_evaluation_table(printed, tiny_model, tmp_path):
     """Its longest metric names, with one preferred of seven and long sources."""
     rows = [
-        {"prompt": f"the {word}", "candidates": [f" {other}" for other in NOUNS],
+        {"prompt": f"the {word}", "candidates": [f" {noun}" for noun in NOUNS],
          "preferred": i, "source": f"{LONG}_{i}"}
         for i, word in enumerate(["cat", "dog", "bird"])
     ]  # fmt: skip
@@ -65,4 +65,4 @@ def test_every_table_goes_that_way():
         for file in folder.rglob("*.py")
         if "console_for(" in file.read_text() or "Console(" in file.read_text()
     ]
-    assert sorted(printing) == ["cli_data.py", "cli_output.py", "progress.py"]
+    assert sorted(printing) == ["cli_data.py", "cli_output.py", "cli_review.py", "progress.py"]

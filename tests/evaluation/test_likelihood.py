@@ -68,8 +68,8 @@ def test_evaluate_of_single_responses(tiny_model, singles, capsys):
 def test_a_run_of_sft_on_single_responses(write_config, singles, tmp_path):
     data = {"train": str(singles), "held_out": str(singles)}
     file = write_config(objective={"name": "sft"}, data=data, training={"max_steps": 2, "learning_rate": 1e-2})
-    folder, told = train(load_config(file)), []
-    result = write_run_report(folder, told.append)
+    folder, notes = train(load_config(file)), []
+    result = write_run_report(folder, notes.append)
     loss, perplexity = by_transformers(folder)
     assert result.after.metrics["eval_loss"].value == pytest.approx(loss, rel=1e-5)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -77,7 +77,7 @@ def test_a_run_of_sft_on_single_responses(write_config, singles, tmp_path):
     document = json.loads((folder / "evaluation.json").read_text())
     assert document["after"]["perplexity"]["value"] == pytest.approx(perplexity, rel=1e-5)
     assert document["before"]["perplexity"]["value"] > perplexity
-    (held_out,) = [line for line in told if line.startswith("held-out: ")]
+    (held_out,) = [line for line in notes if line.startswith("held-out: ")]
     assert held_out.startswith(f"held-out: 4 groups without a pair, eval_loss {loss:.4f} [")
     assert f"perplexity {perplexity:.4f}" in held_out
     page = (folder / "report.html").read_text()
@@ -102,7 +102,7 @@ def test_other_methods_on_pairs_are_as_before(write_config):
 
 
 @pytest.mark.parametrize(
-    ("known", "learnt"),
+    ("preference", "learnt"),
     [
         ({}, [0, 1, 2]),
         ({"preferred": 1}, [1]),
@@ -111,8 +111,8 @@ def test_other_methods_on_pairs_are_as_before(write_config):
         ({"comparisons": ()}, [0, 1, 2]),
     ],
 )
-def test_what_supervised_tuning_learns(known, learnt):
-    assert learnt_candidates(PreferenceGroup("p", ("a", "b", "c"), **known)) == learnt
+def test_what_supervised_tuning_learns(preference, learnt):
+    assert learnt_candidates(PreferenceGroup("p", ("a", "b", "c"), **preference)) == learnt
 
 
 def test_single_responses_beside_pairs_have_their_own_loss():

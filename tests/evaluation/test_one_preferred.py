@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from penchant.data.groups import PreferenceGroup
-from penchant.evaluation.one_preferred import OnePreferred, Place, one_preferred
+from penchant.evaluation.one_preferred import OnePreferred, TargetRank, one_preferred
 from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences
 from penchant.evaluation.ranking import rank_by_reward
 
@@ -17,7 +17,7 @@ ABC = ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
-    ("known", "target"),
+    ("preference", "target"),
     [
         ({"preferred": 2}, 2),
         ({"ranks": (2, 1, 2)}, 1),
@@ -31,8 +31,8 @@ ABC = ("a", "b", "c")
         ({}, None),
     ],
 )
-def test_what_counts_as_one_preferred(known, target):
-    assert one_preferred(PreferenceGroup("p", ABC, **known)) == target
+def test_what_counts_as_one_preferred(preference, target):
+    assert one_preferred(PreferenceGroup("p", ABC, **preference)) == target
 
 
 def test_of_two_candidates_accuracy_says_it_all():
@@ -48,11 +48,11 @@ def test_ties_count_as_the_mean_over_their_orders(scores, target):
         if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order))
     ]  # fmt: skip
     ranks = [order.index(target) + 1 for order in orders]
-    place = Place.of(scores, target)
+    target_rank = TargetRank.by_scores(scores, target)
     for k in (1, 3, 5):
-        assert place.hit(k) == pytest.approx(np.mean([rank <= k for rank in ranks]))
-        assert place.ndcg(k) == pytest.approx(np.mean([(rank <= k) / math.log2(1 + rank) for rank in ranks]))
-    assert place.reciprocal() == pytest.approx(np.mean([1 / rank for rank in ranks]))
+        assert target_rank.hit(k) == pytest.approx(np.mean([rank <= k for rank in ranks]))
+        assert target_rank.ndcg(k) == pytest.approx(np.mean([(rank <= k) / math.log2(1 + rank) for rank in ranks]))
+    assert target_rank.reciprocal() == pytest.approx(np.mean([1 / rank for rank in ranks]))
 
 
 GROUPS = [
@@ -83,13 +83,13 @@ def test_in_evaluate_by_hand():
 
 
 def test_in_rank_by_hand():
-    class Given:
+    class FixedScores:
         name = "given"
 
         def __call__(self, prompts, responses):
             return [list(scores) for scores in SCORES]
 
-    document = rank_by_reward(GROUPS, Given()).to_json()
+    document = rank_by_reward(GROUPS, FixedScores()).to_json()
     assert document["mrr"]["value"] == pytest.approx(0.25)
     assert document["ndcg@10"]["value"] == pytest.approx((0.5 + 1 / math.log2(7)) / 2)
     assert document["mrr"].keys() == {"value", "low", "high", "n"}
@@ -98,11 +98,11 @@ def test_in_rank_by_hand():
 def test_the_interval_resamples_prompts():
     """Both questions of one prompt are drawn together: no interval from one prompt alone."""
     groups = [PreferenceGroup("p", ABC, preferred=0), PreferenceGroup("p", ABC, preferred=1)]
-    one = OnePreferred.of(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
-    two = OnePreferred.of(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
-    assert math.isnan(one["mrr"].low)
-    assert two["hit_ratio@1"].low == 0
-    assert two["hit_ratio@1"].high == 1
+    of_one_prompt = OnePreferred.among(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    of_two_prompts = OnePreferred.among(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    assert math.isnan(of_one_prompt["mrr"].low)
+    assert of_two_prompts["hit_ratio@1"].low == 0
+    assert of_two_prompts["hit_ratio@1"].high == 1
 
 
 def test_data_of_pairs_has_none_of_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -9,13 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from penchant.config import RunConfig
+from penchant.config_errors import validated
+from penchant.config_keys import override
+from penchant.config_section import Section
+from penchant.errors import TrainingError
 from penchant.evaluation import endpoint
+from penchant.recipes.stages import Stage
 
 Says = Callable[[str], str | int | None]
 
@@ -76,3 +84,67 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
     yield start
     for server in servers:
         server.shutdown()
+
+
+ADVICE = ("training.learning_rate=1e-7", "lora.rank=3", "objective.beta=0.25", "sampling.max_new_tokens=3")
+"""Settings that a run's error could advise."""
+
+
+def _method_has(setting: str, run: RunConfig) -> bool:
+    needs = {
+        "objective.beta": run.objective["name"] in ("dpo", "s_dpo"),
+        "sampling.max_new_tokens": run.candidates == "sampled",
+    }
+    return needs.get(setting.partition("=")[0], True)
+
+
+Stages = Callable[[Any], Sequence[Stage]]
+
+
+class FailingRun:
+    """Stands in for a stage's training run: fails with advice, and keeps its configuration."""
+
+    config: RunConfig
+    advice = ""
+
+    def __call__(self, config: RunConfig, **options: object) -> None:
+        self.config = config
+        raise TrainingError("the run stops", fix=self.advice)
+
+    def advice_of(self, stages: Sequence[Stage], name: str, output: Path) -> str:
+        """What the named stage advises."""
+        [stage] = [stage for stage in stages if stage.name == name]
+        with pytest.raises(TrainingError) as error:
+            stage.run(output / name)
+        return str(error.value.fix)
+
+
+@pytest.fixture
+def sections_advised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Section, Stages, Iterable[str]], dict[str, set[str]]]:
+    """By training stage, the sections of a run that its errors name by the recipe's own keys.
+
+    Each setting is given to the recipe as the error prints it, and the stage's run must then have it.
+    """
+    run = FailingRun()
+    monkeypatch.setattr("penchant.recipes.tuning.train", run)
+
+    def sections(config: Section, stages: Stages, names: Iterable[str]) -> dict[str, set[str]]:
+        output: Path = Path(config.output)
+        by_stage: dict[str, set[str]] = {}
+        for name, run.advice in itertools.product(names, ADVICE):
+            by_stage.setdefault(name, set())
+            setting = run.advice_of(stages(config), name, output)
+            if setting == run.advice or not _method_has(run.advice, run.config):
+                continue
+            values = config.model_dump(mode="json")
+            override(values, setting)
+            run.advice_of(stages(validated(type(config), values, "changed")), name, output)
+            key, _, value = run.advice.partition("=")
+            section, _, field = key.partition(".")
+            assert run.config.model_dump()[section][field] == float(value)
+            by_stage[name].add(section)
+        return by_stage
+
+    return sections

@@ -8,7 +8,7 @@ import pytest
 
 from penchant.config_errors import validated
 from penchant.data.groups import PreferenceGroup
-from penchant.errors import ConfigError, DataError, PenchantError
+from penchant.errors import ConfigError, DataError, PenchantError, TrainingError
 from penchant.recipes.checking import check_tuning
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
@@ -16,6 +16,8 @@ from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
+from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.text_medium import TextMedium
 from penchant.recipes.tuning import TunedConfig
 
 PAIR = PreferenceGroup("", ("a", "b"), preferred=0)
@@ -79,3 +81,31 @@ def test_a_method_for_scores_where_nothing_is_rated(tmp_path):
     source = {"file": str(tmp_path / "a.jsonl"), "pairs": "styles"}
     with pytest.raises(DataError, match=r"methods\.a: rloo learns from scores"):
         dialogue(validated(DialogueConfig, values | {"sources": {"a": source}}, "test"))
+
+
+def test_self_improvement_advises_its_own_keys(monkeypatch, tmp_path):
+    values = {"model": "unread", "prompts": "unread", "output": str(tmp_path), "verifier": {"reward": {"model": "m"}}}
+    config = validated(SelfImproveConfig, values, "test")
+
+    def train(run, **options):
+        raise TrainingError(
+            "the run stops", fix="training.seed=1, lora.rank=2, objective.beta=1 or data.truncation=drop"
+        )
+
+    monkeypatch.setattr("penchant.recipes.tuning.train", train)
+    with pytest.raises(TrainingError) as error:
+        TextMedium(config).tune(tmp_path, "unread", 0)
+    assert error.value.fix == (
+        "update.training.seed=1, update.lora.rank=2, update.objective.beta=1 or data.truncation=drop"
+    )
+
+    def open_reward(settings, **options):
+        raise ConfigError("the function is in reward.py", fix="say which is the reward: reward.label=1")
+
+    monkeypatch.setattr("penchant.recipes.self_improve.config.open_reward", open_reward)
+    with pytest.raises(ConfigError) as error:
+        config.verifier.open()
+    assert (error.value.what, error.value.fix) == (
+        "the function is in reward.py",
+        "say which is the reward: verifier.reward.label=1",
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from penchant.cli_recipe import RECIPES
 from penchant.config import DataConfig
@@ -15,7 +17,15 @@ from penchant.errors import DataError
 from penchant.evaluation.generation import Sampling
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
-from penchant.recipes.reading import READING, Reader, ReadingConfig, check_lengths, read_answers, read_log_probs
+from penchant.recipes.reading import (
+    READING,
+    Reader,
+    ReadingConfig,
+    check_lengths,
+    groups_of,
+    read_answers,
+    read_log_probs,
+)
 from penchant.recipes.small_llama import Sizes
 from penchant.recipes.tuning import TunedConfig, tuning_run
 
@@ -27,13 +37,27 @@ def test_every_recipe_takes_a_runs_keys(name):
     field = RECIPES[name]()[0].model_fields["data"]
     keys = set(field.annotation.model_fields)
     assert keys <= set(DataConfig.model_fields)
-    assert {"max_length", "truncation", "as_chat", "chat_template_kwargs", "empty", "identical"} <= keys
+    assert {"max_length", "truncation", "as_chat", "chat_template_kwargs", "empty", "identical", "learn"} <= keys
     assert all(ReadingConfig.model_fields[key].default == DataConfig.model_fields[key].default for key in keys)
+
+
+def test_a_recipe_checks_them_as_a_run_does():
+    assert ReadingConfig.model_validate({"date": datetime.date(2026, 11, 30)}).date == "2026-11-30"
+    for wrong, message in (({"date": "today"}, "is no day"), ({"chat_template_kwargs": {"tools": []}}, "is a column")):
+        with pytest.raises(ValidationError, match=message):
+            ReadingConfig.model_validate(wrong)
+
+
+def test_what_is_only_measured_is_neither_refused_nor_dropped():
+    """All models answer the same questions."""
+    reading = ReadingConfig(refused="drop", empty="drop", truncation="drop", learn="all").measuring()
+    assert (reading.rendering.refused, reading.empty, reading.truncation) == ("error", "error", "keep_end_of_prompt")
+    assert (reading.rendering.learn, READING.measuring().rendering.learn) == ("all", "last")
 
 
 def test_a_stages_run_has_them(tmp_path):
     reading = ReadingConfig(max_length=9, truncation="drop", as_chat=True, chat_template_kwargs={"x": 1}, empty="drop")
-    run = tuning_run(tmp_path, "m", Path("a.jsonl"), None, {"name": "dpo"}, TunedConfig(), reading=reading)
+    run = tuning_run(tmp_path, "m", Path("a.jsonl"), None, {"name": "dpo"}, TunedConfig(), keys={}, reading=reading)
     assert {key: getattr(run.data, key) for key in type(reading).model_fields} == reading.model_dump()
     assert READING.settings == {}, "stages done before this setting was there stay done"
     assert CUT.settings == {"data": {"truncation": "keep_end_of_prompt"}}
@@ -49,11 +73,11 @@ class TestLengths:
         return tmp_path / "train.jsonl"
 
     def test_the_file_and_the_model_are_named(self, file, tiny_model):
-        reader = Reader.named(str(tiny_model), READING)
+        reader = Reader.load(str(tiny_model), READING)
         with pytest.raises(DataError, match="truncation=drop") as error:
-            check_lengths([reader], {"train of stage data": file}, READING)
-        assert error.value.where == f"train of stage data, as {tiny_model} reads it, group 60"
-        check_lengths([reader], {"train": file}, CUT)
+            check_lengths([reader], groups_of("data", [file]), READING)
+        assert error.value.where == f"train.jsonl of stage data, as {tiny_model} reads it, group 60"
+        check_lengths([reader], groups_of("data", [file]), CUT)
 
     def test_what_is_measured_is_cut_and_never_dropped(self, file, tiny_model):
         groups = [PreferenceGroup("the old cat " * n, (" sees",), id=str(n)) for n in (2, 60)]
@@ -66,11 +90,9 @@ class TestLengths:
 
     def test_of_a_model_from_nothing(self, file):
         sizes = Sizes(vocabulary=300, hidden=32, layers=1, heads=2, context=64)
-        with (
-            Reader.new("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig()) as reader,
-            pytest.raises(DataError, match="max_length is 64"),
-        ):
-            check_lengths([reader], {"train": file}, READING)
+        reader = Reader.from_nothing("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig())
+        with pytest.raises(DataError, match="max_length is 64"):
+            check_lengths([reader], groups_of("data", [file]), READING)
 
 
 def test_a_long_question_stops_the_dialogue_recipe_in_its_first_stage(tmp_path):

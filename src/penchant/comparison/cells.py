@@ -14,26 +14,13 @@ from typing import Any
 import numpy as np
 
 from penchant.comparison.config import Bench, Method, Range, Search, log_uniform
-from penchant.config import RunConfig, parse_config, put
+from penchant.config import RunConfig, parse_config
+from penchant.config_keys import set_key
+from penchant.config_reading import ReadingConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.writing import write_groups
 from penchant.errors import ConfigError, PenchantError
 from penchant.training.inputs import check_inputs, read_inputs
-
-RENDERED = (
-    "chat_template",
-    "chat_template_kwargs",
-    "date",
-    "as_chat",
-    "control_text",
-    "learn",
-    "max_length",
-    "truncation",
-    "empty",
-    "identical",
-    "refused",
-)
-"""Keys of a run's data that say how groups become tokens, whatever file they are in."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +204,7 @@ def _refuse(problems: Sequence[str], where: str) -> None:
 def _values(variant: Variant, seed: int) -> dict[str, Any]:
     values: dict[str, Any] = {"objective": dict(variant.method.objective)}
     for key, value in {**variant.method.set, **variant.settings, "training.seed": seed}.items():
-        put(values, key, value)
+        set_key(values, key, value)
     return values
 
 
@@ -228,7 +215,8 @@ def _run(bench: Bench, values: dict[str, Any], output: Path, where: str) -> RunC
     if isinstance(data, str):
         merged["data"] = {"train": data}
     if "train" in values.get("data", {}):
-        merged["data"] = {key: value for key, value in merged["data"].items() if key in RENDERED}
+        # How groups become tokens, whatever file they are in.
+        merged["data"] = {key: value for key, value in merged["data"].items() if key in ReadingConfig.model_fields}
     _merge(merged, values)
     merged.setdefault("evaluation", {}).setdefault("samples", 0)
     return parse_config({**merged, "output": str(output)}, where)

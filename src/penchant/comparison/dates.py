@@ -13,10 +13,10 @@ from penchant.evaluation.dates import today
 from penchant.training.dates import run_writes_today
 
 
-def same_but_for_no_day(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two runs' keys are the same; where one of them names no day, its templates wrote none."""
-    days = {_data(values).get("date") for values in (before, now)} - {None}
-    undated = [{**values, "data": {**_data(values), "date": None}} for values in (before, now)]
+def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
+    """Whether two runs have the same keys, but for the date where one of them names none."""
+    days = {_data(values).get("date") for values in (earlier, current)} - {None}
+    undated = [{**values, "data": {**_data(values), "date": None}} for values in (earlier, current)]
     return undated[0] == undated[1] and len(days) < 2
 
 
@@ -38,8 +38,8 @@ def on_one_day(bench: Bench, where: str) -> Bench:
     if configs[0].data.date is not None:
         return bench
     file = Path(bench.output) / "compare.yaml"
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))["base"] if file.exists() else {}
-    day = _data(before).get("date")
+    earlier = yaml.safe_load(file.read_text(encoding="utf-8"))["base"] if file.exists() else {}
+    day = _data(earlier).get("date")
     if day is None and any(map(run_writes_today, configs)):
         day = today()
     if day is None:

@@ -199,14 +199,14 @@ class Yardstick:
         draw = Sampling(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=seed, batch_size=64
         )
-        asked = tokenize_prompts(self.prompts, tokenizer, policy.rendering)
-        with Progress("generating", len(asked), "prompts") as progress:
+        prompt_ids = tokenize_prompts(self.prompts, tokenizer, policy.rendering)
+        with Progress("generating", len(prompt_ids), "prompts") as progress:
             ends = ends_of(policy.model, tokenizer)
-            drawn = sample(policy.model, asked, draw, ends=ends, advance=progress.advance)
+            drawn = sample(policy.model, prompt_ids, draw, ends=ends, advance=progress.advance)
         groups = []
-        for prompt, ids, (found,) in zip(self.prompts, asked, drawn, strict=True):
-            text = text_after(tokenizer, ids, found.content)
-            groups.append(TokenizedGroup(ids, (found.ids,), PreferenceGroup(prompt, (text,))))
+        for prompt, ids, (response,) in zip(self.prompts, prompt_ids, drawn, strict=True):
+            text = text_after(tokenizer, ids, response.content)
+            groups.append(TokenizedGroup(ids, (response.ids,), PreferenceGroup(prompt, (text,))))
         return groups
 
     def _of_samples(self, fresh: Sequence[ScoredGroup]) -> Values:

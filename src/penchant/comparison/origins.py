@@ -25,11 +25,11 @@ class Origins:
     """A comparison's record of them.
 
     Attributes:
-        known: hashes that were taken, by key and path; a reference is often that of many cells.
+        hashes: taken so far, by key and path; a reference is often that of many cells.
     """
 
     folder: Path
-    known: dict[tuple[str, str], Input] = field(default_factory=dict)
+    hashes: dict[tuple[str, str], Input] = field(default_factory=dict)
 
     def check(self, base: RunConfig, cells: Sequence[Planned]) -> None:
         """Refuse where the start, or what a begun cell was trained with, is another now; else record the start.
@@ -37,8 +37,8 @@ class Origins:
         Raises:
             ConfigError: it is.
         """
-        record, now = self._record(), self._of(base, START)
-        if changed := changed_inputs(record["start"], now):
+        record, start = self._record(), self._hashes(base, START)
+        if changed := changed_inputs(record["start"], start):
             raise ConfigError(
                 f"this comparison was begun with another {', '.join(changed)} under the same path",
                 where=base.model,
@@ -53,7 +53,7 @@ class Origins:
                     fix="put it back as it was, or delete that cell's folder (it is trained again), or name a new one: "
                     "output=DIR",
                 )
-        self._write({**record, "start": now})
+        self._write({**record, "start": start})
 
     def note(self, planned: Planned) -> None:
         """Record what a cell comes from, where it is only begun now."""
@@ -72,17 +72,17 @@ class Origins:
         write_atomically(self.folder / FILE, json.dumps(record, indent=1))
 
     def _of_cell(self, planned: Planned) -> dict[str, Input]:
-        return self._of(planned.config, [key for key in named_paths(planned.config) if key != "model"])
+        return self._hashes(planned.config, [key for key in named_paths(planned.config) if key != "model"])
 
-    def _of(self, config: RunConfig, keys: Collection[str]) -> dict[str, Input]:
-        """Hashes by key of the configuration; of one path they are taken once."""
+    def _hashes(self, config: RunConfig, keys: Collection[str]) -> dict[str, Input]:
+        """Hashes by key of the configuration; each path is hashed once."""
         paths = named_paths(config)
-        return {key: self._known(config, key, paths[key]) for key in keys if key in paths}
+        return {key: self._hash(config, key, paths[key]) for key in keys if key in paths}
 
-    def _known(self, config: RunConfig, key: str, path: str) -> Input:
-        if (key, path) not in self.known:
-            self.known[key, path] = input_hashes(config, [key])[key]
-        return self.known[key, path]
+    def _hash(self, config: RunConfig, key: str, path: str) -> Input:
+        if (key, path) not in self.hashes:
+            self.hashes[key, path] = input_hashes(config, [key])[key]
+        return self.hashes[key, path]
 
 
 def _begun(planned: Planned) -> bool:

@@ -144,7 +144,7 @@ def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:
         raise ModelError(
             f"the folder has no preference head ({file.name})",
             where=str(folder),
-            fix="train one with objective.name=preference_head, or name a run's folder that did",
+            fix="name a folder that has one; or train one: penchant train RUN.yaml objective.name=preference_head",
         )
     try:
         settings = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))

@@ -41,7 +41,8 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
         raise ModelError(
             "this is a language model's adapter, which has no head to say a reward",
             where=source,
-            fix=f"name a reward model; or train one from it: model={source} objective.name=bradley_terry",
+            fix="name a reward model; or train one: "
+            f"penchant train RUN.yaml model={source} objective.name=bradley_terry",
         )
     if base is not None:
         model = _merged(source, base, dtype)
@@ -119,7 +120,8 @@ def _refuse_language_model(source: str, kind: ModelKind, report: dict[str, Any])
             f"this is a language model, a {kind.architecture}, which has no head to say a reward: {len(lacks)} weights "
             f"are not in the model's files; the first is {lacks[0]}",
             where=source,
-            fix=f"name a reward model; or train one from it: model={source} objective.name=bradley_terry",
+            fix="name a reward model; or train one: "
+            f"penchant train RUN.yaml model={source} objective.name=bradley_terry",
         )
 
 

@@ -52,18 +52,22 @@ def rounding_note(rounding: float | None) -> str:
 
 
 def measure_rounding(
-    module: nn.Module, numbers: Callable[[], Tensor], autocast: Callable[[], AbstractContextManager[None]]
+    module: nn.Module,
+    numbers: Callable[[], Tensor],
+    autocast: Callable[[], AbstractContextManager[None]],
+    head: nn.Module | None = None,
 ) -> float | None:
     """How far a module's numbers are off from its own in float32; None where it does not run in float32.
 
     Args:
         numbers: computes them with the module, without gradients.
         autocast: the context they are computed in.
+        head: see `in_float32`.
     """
     with autocast():
         rounded = numbers()
     try:
-        with in_float32(module):
+        with in_float32(module, head):
             return largest(rounded.double() - numbers().double())
     except NoFloat32:
         return None

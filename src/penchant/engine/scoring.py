@@ -130,7 +130,12 @@ def headed_notes(
     batch = pack(sample[:2]).to(scorer.model.device)
     training = scorer.training
     scorer.eval()
-    rounding = measure_rounding(scorer, lambda: scorer(batch)[1], lambda: precision(scorer.model.device, dtype))
+    rounding = measure_rounding(
+        scorer,
+        lambda: scorer(batch)[1],
+        lambda: precision(scorer.model.device, dtype),
+        scorer.model.get_output_embeddings(),
+    )
     scorer.train(training)
     return [*notes, rounding_note(rounding)]
 

@@ -139,14 +139,14 @@ def fit_prompts(
         raise ConfigError(
             f"{limit} tokens fit, the answer may have {new_tokens}: no room is left", where=model, fix=fix
         )
-    long = [number for number, read in enumerate(ids) if len(read) > room]
+    long = [number for number, prompt in enumerate(ids) if len(prompt) > room]
     if long and reading.truncation == "error":
         raise _too_long(longest, len(long), len(ids), new_tokens, limit)
     if long and reading.truncation == "drop":
         return _without(long, prompts, ids, new_tokens, tell)
     if long:
         tell(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
-    cut = [read if len(read) <= room else end_of_ids(read, room, special) for read in ids]
+    cut = [prompt if len(prompt) <= room else end_of_ids(prompt, room, special) for prompt in ids]
     return FittedPrompts(list(prompts), cut, new_tokens)
 
 
@@ -154,14 +154,14 @@ def _without(
     long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int, tell: Tell
 ) -> FittedPrompts:
     tell(f"too long dropped: {len(long)} of {len(prompts)} prompts")
-    kept = sorted(set(range(len(ids))) - set(long))
-    if not kept:
+    short = sorted(set(range(len(ids))) - set(long))
+    if not short:
         raise DataError("no prompt is left: all are too long", fix="data.truncation=keep_end_of_prompt")
-    return FittedPrompts([prompts[number] for number in kept], [ids[number] for number in kept], new_tokens)
+    return FittedPrompts([prompts[number] for number in short], [ids[number] for number in short], new_tokens)
 
 
 def _too_long(longest: int, count: int, prompts: int, new_tokens: int, limit: int) -> DataError:
-    """Fewer new tokens are advised only where they would do."""
+    """The error of prompts that are too long; fewer new tokens are advised only where they suffice."""
     shorter = f"sampling.max_new_tokens={limit - longest}, or " if longest < limit else ""
     return DataError(
         f"the longest prompt has {longest} tokens, its answer up to {new_tokens}, and {limit} fit "
@@ -179,7 +179,7 @@ def answer(
     tell: Callable[[str], None] = lambda line: None,
     ids: Sequence[Ids] | None = None,
 ) -> Answers:
-    """Load a model, sample its responses, let it go.
+    """Load a model, sample its responses, and free it.
 
     Args:
         ids: of the prompts, where they have been read already (`fit_prompts`).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
@@ -15,11 +14,6 @@ from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, 
 from penchant.errors import ConfigError, located
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
-
-if TYPE_CHECKING:
-    pass
-
-"""Nothing dropped or cut."""
 
 OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
 """A number for every response of every group."""

@@ -51,7 +51,7 @@ def today() -> str:
 def on_one_day(
     model: str, chat_template: str | None, rendering: Rendering, tell: Callable[[str], None] = lambda line: None
 ) -> Rendering:
-    """The settings with a day where the model's template writes one: their own, else its run's, else today; told.
+    """The settings with a day where the model's template writes one: their own, else its run's, else today's.
 
     Args:
         chat_template: a template's file that stands for the model's own.

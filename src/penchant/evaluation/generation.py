@@ -36,8 +36,8 @@ def generate(
     """
     drawn = sample(model, prompts, sampling, ends=ends_of(model, tokenizer), numbers=numbers, advance=advance)
     return [
-        [text_after(tokenizer, prompt, each.content) for each in found]
-        for prompt, found in zip(prompts, drawn, strict=True)
+        [text_after(tokenizer, prompt, response.content) for response in responses]
+        for prompt, responses in zip(prompts, drawn, strict=True)
     ]
 
 
@@ -63,6 +63,6 @@ def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequen
     silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     silent |= TemplateTokens.of(tokenizer).ends
     # Decoded together with the prompt: some tokenizers take a leading space away from whatever is decoded first.
-    asked, answered = ([i for i in ids if i not in silent] for ids in (prompt.tolist(), response))
-    before, whole = tokenizer.decode(asked), tokenizer.decode([*asked, *answered])
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(answered)
+    prompt_ids, response_ids = ([i for i in ids if i not in silent] for ids in (prompt.tolist(), response))
+    prompt_text, text = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *response_ids])
+    return text[len(prompt_text) :] if text.startswith(prompt_text) else tokenizer.decode(response_ids)

@@ -56,7 +56,7 @@ class Reading:
         )
 
     def on_one_day(self, model: str, tell: Callable[[str], None] = lambda line: None) -> Reading:
-        """The same with the day that the model's template writes as today's; see `dates.on_one_day`."""
+        """These settings with the day that the model's template writes as today's; see `dates.on_one_day`."""
         return replace(self, rendering=on_one_day(model, self.chat_template, self.rendering, tell))
 
 

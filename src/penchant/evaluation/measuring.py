@@ -36,20 +36,20 @@ def measure_model(
         per_example: a file for a JSON line a group.
 
     Raises:
-        PenchantError: a model or the data is at fault; or a reward model is given a reference or a beta.
+        PenchantError: a model or the data is at fault; or a reward model is given what belongs to log-probs.
     """
     kind = model_kind(model)
     if kind.is_reward_model:
-        _refuse_implicit(model, kind, reference, beta)
+        _refuse_implicit(model, kind, reference, beta, reading)
         rewarded = score_rewards(model, groups, world, reading=reading, tell=tell)
         if world.is_main and per_example is not None:
             write_rewards(rewarded, per_example)
         return evaluate_rewards(rewarded) if world.is_main else None
     for head in kind.heads:
-        named = "" if head == "preference_head" else f" --head {head}"
+        flag = "" if head == "preference_head" else f" --head {head}"
         tell(
             f"the folder holds a preference head, {head}; the language model is measured here, and the head by: "
-            f"penchant rank {model} --data FILE --by head{named}"
+            f"penchant rank {model} --data FILE --by head{flag}"
         )
     scored = score(model, groups, world, reference=reference, reading=reading, tell=tell)
     if world.is_main and per_example is not None:
@@ -57,12 +57,17 @@ def measure_model(
     return evaluate_preferences(scored, beta=beta or BETA) if world.is_main else None
 
 
-def _refuse_implicit(model: str, kind: ModelKind, reference: str | None, beta: float | None) -> None:
-    given = [name for name, value in (("--reference", reference), ("--beta", beta)) if value is not None]
-    if given:
+def _refuse_implicit(model: str, kind: ModelKind, reference: str | None, beta: float | None, reading: Reading) -> None:
+    without_effect = {
+        "--reference": reference is not None,
+        "--beta": beta is not None,
+        "--learn all": reading.rendering.learn == "all",
+    }
+    flags = " and ".join(flag for flag, present in without_effect.items() if present)
+    if flags:
         raise ConfigError(
-            f"{' and '.join(given)}: this is a reward model ({kind.architecture}), whose rewards are measured as they "
-            "are; a reference and beta belong to a language model's implicit rewards",
+            f"{flags}: this is a reward model ({kind.architecture}), whose rewards are measured as they are; a "
+            "reference, beta and turns belong to a language model's log-probs",
             where=model,
-            fix=f"leave {' and '.join(given)} out",
+            fix=f"leave {flags} out",
         )

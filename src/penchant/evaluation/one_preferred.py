@@ -32,8 +32,8 @@ CHOICE_METRICS = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the target stands among the candidates, the best first.
+class TargetRank:
+    """The rank of the target among the candidates, the best first.
 
     Attributes:
         above: candidates with a higher score.
@@ -44,10 +44,10 @@ class Place:
     tied: int
 
     @classmethod
-    def of(cls, scores: Sequence[float], target: int) -> Place:
-        """The place of the candidate `target` by [K] scores."""
-        own = scores[target]
-        return cls(sum(score > own for score in scores), sum(score == own for score in scores))
+    def by_scores(cls, scores: Sequence[float], target: int) -> TargetRank:
+        """The rank of the candidate `target` by [K] scores."""
+        reached = scores[target]
+        return cls(sum(score > reached for score in scores), sum(score == reached for score in scores))
 
     def hit(self, k: int) -> float:
         """Probability to be among the first k, ties in random order."""
@@ -81,7 +81,7 @@ class OnePreferred:
     Attributes:
         target: [O] the preferred candidate of each.
         sizes: [O] how many candidates it is one of.
-        first: [O] place of the group's first candidate in the row of candidates.
+        first: [O] index of the group's first candidate in the row of candidates.
         prompt: [O] numbers.
     """
 
@@ -93,8 +93,10 @@ class OnePreferred:
     seed: int = 0
 
     @classmethod
-    def of(cls, groups: Sequence[PreferenceGroup], prompts: Ints, resamples: int = 2000, seed: int = 0) -> OnePreferred:
-        """Those of one preferred candidate; `prompts` numbers every group's prompt."""
+    def among(
+        cls, groups: Sequence[PreferenceGroup], prompts: Ints, resamples: int = 2000, seed: int = 0
+    ) -> OnePreferred:
+        """The groups with one preferred candidate; `prompts` numbers every group's prompt."""
         chosen = cls([], [], [], [], resamples, seed)
         first = 0
         for group, prompt in zip(groups, prompts.tolist(), strict=True):
@@ -112,13 +114,13 @@ class OnePreferred:
         if not self.target:
             return {}
         rows = zip(self.first, self.sizes, self.target, strict=True)
-        places = [Place.of(scores[first : first + size].tolist(), target) for first, size, target in rows]
+        ranks = [TargetRank.by_scores(scores[first : first + size].tolist(), target) for first, size, target in rows]
         widest = max(self.sizes)
-        values = {f"hit_ratio@{k}": [place.hit(k) for place in places] for k in (1, *CUTOFFS) if k < widest}
-        values["mrr"] = [place.reciprocal() for place in places]
+        values = {f"hit_ratio@{k}": [rank.hit(k) for rank in ranks] for k in (1, *CUTOFFS) if k < widest}
+        values["mrr"] = [rank.reciprocal() for rank in ranks]
         # Beyond the widest list a second cutoff would repeat the first.
-        shown = [k for i, k in enumerate(CUTOFFS) if i == 0 or CUTOFFS[i - 1] < widest]
-        values |= {f"ndcg@{k}": [place.ndcg(k) for place in places] for k in shown}
+        cutoffs = [k for i, k in enumerate(CUTOFFS) if i == 0 or CUTOFFS[i - 1] < widest]
+        values |= {f"ndcg@{k}": [rank.ndcg(k) for rank in ranks] for k in cutoffs}
         return {
             name: bootstrap_mean(numbers, self.prompt, resamples=self.resamples, seed=self.seed)
             for name, numbers in values.items()

@@ -51,7 +51,7 @@ class PreferencePairs:
     seed: int
 
     @classmethod
-    def of(cls, groups: Sequence[PreferenceGroup], resamples: int, seed: int) -> PreferencePairs:
+    def among(cls, groups: Sequence[PreferenceGroup], resamples: int, seed: int) -> PreferencePairs:
         """The pairs of groups that have some."""
         rows, start = [], 0
         for g, group in enumerate(groups):
@@ -60,7 +60,7 @@ class PreferencePairs:
         chosen, rejected, numbers = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         prompt = prompt_numbers(groups)
         orders = Orders.of(groups, prompt, resamples, seed)
-        choices = OnePreferred.of(groups, prompt, resamples, seed)
+        choices = OnePreferred.among(groups, prompt, resamples, seed)
         return cls(chosen, rejected, numbers, prompt, orders, choices, resamples, seed)
 
     def margins(self, scores: Floats) -> Floats:
@@ -90,8 +90,8 @@ class PreferencePairs:
 
 
 def row_of(values: Sequence[Sequence[float]]) -> Floats:
-    """[C] the candidates of all groups in one row."""
-    return np.array([value for each in values for value in each], dtype=np.float64)
+    """[C] values of all groups' candidates, in one row."""
+    return np.array([value for group in values for value in group], dtype=np.float64)
 
 
 def prompt_numbers(groups: Sequence[PreferenceGroup]) -> Ints:
@@ -107,13 +107,15 @@ def metrics_by_source(
     """The main metrics of each source's groups; empty where there is only one source."""
     names = np.array([group.source or "(no source)" for group in groups])
     correct, margin = pairs.group_means(margins > 0), pairs.group_means(margins)
-    found = sorted(set(names.tolist()))
+    sources = sorted(set(names.tolist()))
     metrics = {}
-    for name in found if len(found) > 1 else ():
-        of = names == name
+    for name in sources if len(sources) > 1 else ():
+        groups_of_source = names == name
         accuracy, mean_margin = (
-            bootstrap_mean(values[of], pairs.prompt[of], resamples=pairs.resamples, seed=pairs.seed)
+            bootstrap_mean(
+                values[groups_of_source], pairs.prompt[groups_of_source], resamples=pairs.resamples, seed=pairs.seed
+            )
             for values in (correct, margin)
         )
-        metrics[name] = SourceMetrics(int(of.sum()), accuracy, mean_margin)
+        metrics[name] = SourceMetrics(int(groups_of_source.sum()), accuracy, mean_margin)
     return metrics

@@ -19,7 +19,7 @@ from penchant.evaluation.files import write_atomically
 from penchant.evaluation.likelihood import LIKELIHOOD, likelihood
 from penchant.evaluation.metric_definitions import LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, definitions
 from penchant.evaluation.preference_pairs import PreferencePairs, SourceMetrics, metrics_by_source, row_of
-from penchant.evaluation.statistics import Estimate
+from penchant.evaluation.statistics import Estimate, Floats
 
 
 @dataclass(frozen=True)
@@ -127,36 +127,63 @@ def evaluate_preferences(
     referenced = {each.reference_log_probs is not None for each in scored}
     if len(referenced) > 1:
         raise ValueError("some groups have reference log-probs and some do not")
-    measured = [each for each in scored if each.group.pairs]
-    pairs = PreferencePairs.of([each.group for each in measured], resamples, seed)
-    log_probs = row_of([each.log_probs for each in measured])
-    tokens = row_of([each.tokens for each in measured])
+    measured = [row for row in scored if row.group.pairs]
+    pairs = PreferencePairs.among([row.group for row in measured], resamples, seed)
+    log_probs = row_of([row.log_probs for row in measured])
+    tokens = row_of([row.tokens for row in measured])
     summed = pairs.compare(log_probs)
     rewards, main, calibration = log_probs, summed, None
     if True in referenced:
-        rewards = log_probs - row_of([each.reference_log_probs or () for each in measured])
+        rewards = log_probs - row_of([row.reference_log_probs or () for row in measured])
         main, calibration = pairs.compare(rewards), pairs.calibrate(rewards, beta)
     metrics = {
         **main,
-        "ties": pairs.mean(pairs.margins(rewards) == 0),
-        "length_accuracy": pairs.mean(pairs.margins(tokens) > 0),
+        **ties_and_length(pairs, rewards, tokens),
         **{f"log_prob_{name}": estimate for name, estimate in summed.items()},
         **{f"mean_log_prob_{name}": estimate for name, estimate in pairs.compare(log_probs / tokens).items()},
-        **_likelihood([each for each in scored if not measured or len(each.tokens) == 1], resamples, seed),
+        **_likelihood([row for row in scored if not measured or len(row.tokens) == 1], resamples, seed),
     }
     scores = {
         "": LOG_PROB if calibration is None else LOG_RATIO,
         "log_prob_": LOG_PROB,
         "mean_log_prob_": MEAN_LOG_PROB,
     }
-    lines = definitions(metrics, scores)
+    groups, unpaired = [row.group for row in measured], len(scored) - len(measured)
+    return pair_report(groups, unpaired, pairs, rewards, metrics, definitions(metrics, scores), calibration)
+
+
+def ties_and_length(pairs: PreferencePairs, scores: Floats, tokens: Floats) -> dict[str, Estimate]:
+    """The share of pairs with equal scores, and how often the longer candidate is the preferred one.
+
+    Args:
+        scores, tokens: [C] of the candidates.
+    """
+    return {"ties": pairs.mean(pairs.margins(scores) == 0), "length_accuracy": pairs.mean(pairs.margins(tokens) > 0)}
+
+
+def pair_report(
+    groups: Sequence[PreferenceGroup],
+    unpaired: int,
+    pairs: PreferencePairs,
+    scores: Floats,
+    metrics: Mapping[str, Estimate],
+    lines: Mapping[str, str],
+    calibration: Calibration | None = None,
+) -> PreferenceReport:
+    """The report on groups that all have pairs.
+
+    Args:
+        unpaired: how many groups more have none.
+        scores: [C] of the candidates, which order the pairs.
+        lines: the metrics' definitions.
+    """
     return PreferenceReport(
-        groups=len(measured),
-        groups_without_pairs=len(scored) - len(measured),
+        groups=len(groups),
+        groups_without_pairs=unpaired,
         pairs=len(pairs.group),
         prompts=len(set(pairs.prompt.tolist())),
         metrics=metrics,
-        by_source=metrics_by_source([each.group for each in measured], pairs, pairs.margins(rewards)),
+        by_source=metrics_by_source(groups, pairs, pairs.margins(scores)),
         calibration=calibration,
         definitions=lines if calibration is None else {**lines, "calibration": calibration.definition},
     )
@@ -170,8 +197,8 @@ def with_likelihood(report: PreferenceReport, scored: Sequence[ScoredGroup]) -> 
 
 
 def _likelihood(scored: Sequence[ScoredGroup], resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-    groups, log_probs = [each.group for each in scored], [each.log_probs for each in scored]
-    return likelihood(groups, log_probs, [each.tokens for each in scored], resamples=resamples, seed=seed)
+    groups, log_probs = [row.group for row in scored], [row.log_probs for row in scored]
+    return likelihood(groups, log_probs, [row.tokens for row in scored], resamples=resamples, seed=seed)
 
 
 def write_per_example(scored: Sequence[ScoredGroup], path: Path) -> None:

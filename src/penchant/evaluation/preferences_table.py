@@ -31,19 +31,19 @@ def _parts(report: PreferenceReport) -> Iterator[RenderableType]:
     else:
         yield Text(f"{report.groups_without_pairs} groups, none with a preferred response and another")
     metrics = Table("metric", "value", "95 % interval", "n")
-    shown = [name for name, estimate in report.metrics.items() if estimate.n]
-    for name in shown:
+    names = [name for name, estimate in report.metrics.items() if estimate.n]
+    for name in names:
         metrics.add_row(Text(name), *_cells(report.metrics[name]))
     yield metrics
     if report.by_source:
         sources = Table("source", "groups", "accuracy", "95 % interval", "margin", "95 % interval")
-        for source, of in report.by_source.items():
-            sources.add_row(Text(source), str(of.groups), *_cells(of.accuracy)[:2], *_cells(of.margin)[:2])
+        for source, row in report.by_source.items():
+            sources.add_row(Text(source), str(row.groups), *_cells(row.accuracy)[:2], *_cells(row.margin)[:2])
         yield sources
     if report.calibration is not None and report.calibration.bins:
         yield from _calibration(report.calibration)
     yield Text("The intervals are of a bootstrap over prompts.")
-    for name in shown:
+    for name in names:
         yield Text.assemble((name, "bold"), f": {report.definitions[name]}")
     if report.calibration is not None and report.calibration.bins:
         yield Text.assemble(("calibration", "bold"), f": {report.calibration.definition}")

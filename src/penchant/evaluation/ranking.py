@@ -23,7 +23,7 @@ from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, 
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling, generate
-from penchant.evaluation.held_out import AS_IS, Reading, score
+from penchant.evaluation.held_out import AS_IS, Reading, read_held_out, score
 from penchant.evaluation.one_preferred import OnePreferred
 from penchant.evaluation.preference_pairs import prompt_numbers, row_of
 from penchant.evaluation.rewards import Reward
@@ -84,8 +84,10 @@ class Ranking:
             table.add_row(Plain(as_text(group.prompt)[-200:]), Plain(shown[:400]), f"{line['scores'][best]:.4f}")
         notes = [f"the first 20 of {len(self.groups)} groups"] if len(self.groups) > 20 else []
         if self.accuracy is not None:
-            notes.append(f"orders the data's pairs: {_shown(self.accuracy)} of {self.accuracy.n} groups")
-        notes += [f"{name}: {_shown(estimate)} of {estimate.n} groups" for name, estimate in self.choices.items()]
+            notes.append(f"orders the data's pairs: {_with_interval(self.accuracy)} of {self.accuracy.n} groups")
+        notes += [
+            f"{name}: {_with_interval(estimate)} of {estimate.n} groups" for name, estimate in self.choices.items()
+        ]
         table.caption = Plain("\n".join(notes)) if notes else None
         return table
 
@@ -134,11 +136,11 @@ def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking
 def _ranking(by: str, numbered: Sequence[tuple[PreferenceGroup, Sequence[float]]]) -> Ranking:
     groups = [group for group, _ in numbered]
     scored = tuple(replace(group, scores=tuple(numbers)) for group, numbers in numbered)
-    choices = OnePreferred.of(groups, prompt_numbers(groups)).compare(row_of([numbers for _, numbers in numbered]))
+    choices = OnePreferred.among(groups, prompt_numbers(groups)).compare(row_of([numbers for _, numbers in numbered]))
     return Ranking(by, scored, accuracy_of_scores(groups, scored), choices)
 
 
-def _shown(estimate: Estimate) -> str:
+def _with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
@@ -153,17 +155,7 @@ def _by_head(
     head = load_head(model, name)  # before the model: a folder without one is told at once
     reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
-    tokenized, report = tokenize_groups(
-        groups,
-        frozen.tokenizer,
-        max_length=reading.max_length or frozen.context,
-        rendering=reading.rendering,
-        truncation=reading.truncation,
-        empty=reading.empty,
-        identical=reading.identical,
-    )
-    for line in report.lines():
-        tell(line)
+    tokenized = read_held_out(frozen, model, groups, reading, tell)
     require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)

@@ -50,17 +50,17 @@ def read_sheet(folder: Path) -> dict[str, list[float]]:
     key = {str(row["number"]): (row["a"], row["b"]) for _, row in read_rows(_file(folder, "key"))}
     points: dict[str, list[float]] = {name: [] for names in key.values() for name in names}
     for _, row in read_rows(file):
-        said, names = str(row.get("better") or "").strip().lower(), key.get(str(row.get("number") or ""))
-        if not said:
+        verdict, names = str(row.get("better") or "").strip().lower(), key.get(str(row.get("number") or ""))
+        if not verdict:
             continue
         where = f"{file}, number {row.get('number')}"
-        if said not in ANSWERS:
-            raise DataError(f"'{said}' in the column better", where=where, fix="write a, b or tie")
+        if verdict not in ANSWERS:
+            raise DataError(f"'{verdict}' in the column better", where=where, fix="write a, b or tie")
         if names is None:
             raise DataError("this number is not in key.csv", where=where, fix="keep the numbers as they were")
-        for place, name in enumerate(names):
-            winner = ANSWERS[said]
-            points[name].append(0.5 if winner is None else float(winner == place))
+        for index, name in enumerate(names):
+            winner = ANSWERS[verdict]
+            points[name].append(0.5 if winner is None else float(winner == index))
     if not any(points.values()):
         raise DataError("no row has a verdict", where=str(file), fix="write a, b or tie in the column better")
     return points

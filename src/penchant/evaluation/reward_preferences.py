@@ -21,8 +21,8 @@ from penchant.errors import ConfigError, ModelError
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.held_out import Reading, read_held_out
 from penchant.evaluation.metric_definitions import REWARD, definitions
-from penchant.evaluation.preference_pairs import PreferencePairs, metrics_by_source, row_of
-from penchant.evaluation.preferences import PreferenceReport
+from penchant.evaluation.preference_pairs import PreferencePairs, row_of
+from penchant.evaluation.preferences import PreferenceReport, pair_report, ties_and_length
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def score_rewards(
             fix=f"rank by one of its outputs: penchant rank {model} --data FILE --by reward --label 0",
         )
     tokenized = read_held_out(FrozenModel(loaded, tokenizer, reading.rendering), model, groups, reading, tell)
-    choice = choose_reward_scorer(loaded, sample_groups(tokenized))
-    if choice.notice:
-        tell(choice.notice)
+    choice = choose_reward_scorer(loaded, sample_groups(tokenized), reading.dtype)
+    for note in choice.notes:
+        tell(note)
     shard(choice.scorer, world)
     rewards = score_groups(choice.scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return [_rewarded(group, numbers) for group, numbers in zip(tokenized, rewards, strict=True)]
@@ -85,25 +85,13 @@ def evaluate_rewards(rewarded: Sequence[RewardedGroup], *, resamples: int = 2000
         ModelError: a reward is not finite.
     """
     _require_finite(rewarded)
-    measured = [each for each in rewarded if each.group.pairs]
-    groups = [each.group for each in measured]
-    pairs = PreferencePairs.of(groups, resamples, seed)
-    rewards, tokens = row_of([each.rewards for each in measured]), row_of([each.tokens for each in measured])
-    metrics = {
-        **pairs.compare(rewards),
-        "ties": pairs.mean(pairs.margins(rewards) == 0),
-        "length_accuracy": pairs.mean(pairs.margins(tokens) > 0),
-    }
-    return PreferenceReport(
-        groups=len(measured),
-        groups_without_pairs=len(rewarded) - len(measured),
-        pairs=len(pairs.group),
-        prompts=len(set(pairs.prompt.tolist())),
-        metrics=metrics,
-        by_source=metrics_by_source(groups, pairs, pairs.margins(rewards)),
-        calibration=None,
-        definitions=definitions(metrics, {"": REWARD}),
-    )
+    measured = [row for row in rewarded if row.group.pairs]
+    groups = [row.group for row in measured]
+    pairs = PreferencePairs.among(groups, resamples, seed)
+    rewards, tokens = row_of([row.rewards for row in measured]), row_of([row.tokens for row in measured])
+    metrics = {**pairs.compare(rewards), **ties_and_length(pairs, rewards, tokens)}
+    unpaired = len(rewarded) - len(measured)
+    return pair_report(groups, unpaired, pairs, rewards, metrics, definitions(metrics, {"": REWARD}))
 
 
 def write_rewards(rewarded: Sequence[RewardedGroup], path: Path) -> None:
@@ -115,10 +103,10 @@ def write_rewards(rewarded: Sequence[RewardedGroup], path: Path) -> None:
     """
     _require_finite(rewarded)
     lines = []
-    for each in rewarded:
-        numbers = zip(each.rewards, each.tokens, strict=True)
+    for row in rewarded:
+        numbers = zip(row.rewards, row.tokens, strict=True)
         candidates = [{"reward": reward, "tokens": tokens} for reward, tokens in numbers]
-        line = {"id": each.group.id, "prompt_tokens": each.prompt_tokens, "candidates": candidates}
+        line = {"id": row.group.id, "prompt_tokens": row.prompt_tokens, "candidates": candidates}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
 
@@ -128,11 +116,11 @@ def _rewarded(group: TokenizedGroup, rewards: Sequence[float]) -> RewardedGroup:
 
 
 def _require_finite(rewarded: Sequence[RewardedGroup]) -> None:
-    for each in rewarded:
-        for k, reward in enumerate(each.rewards):
+    for row in rewarded:
+        for k, reward in enumerate(row.rewards):
             if not math.isfinite(reward):
                 raise ModelError(
                     f"the reward of candidate {k} is {reward}, expected a finite number",
-                    where=f"group {each.group.id}",
+                    where=f"group {row.group.id}",
                     fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
                 )

@@ -227,8 +227,8 @@ class ModelReward:
         tokenized, report = self._tokenized(bare)
         for line in report.lines():
             tell(line)
-        read = {id(each.group) for each in tokenized}
-        return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in read]
+        fitting = {id(row.group) for row in tokenized}
+        return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in fitting]
 
     def _tokenized(
         self, groups: Sequence[PreferenceGroup], truncation: Truncation | None = None
@@ -278,6 +278,6 @@ class ModelReward:
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         pad = pad_token_id(self.model)
         # Not the model's own pooling: these rows are padded with another token.
-        read = mask if pad is None else mask * (ids != pad)
-        last = (read * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
+        counted = mask if pad is None else mask * (ids != pad)
+        last = (counted * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
         return head(hidden[range(len(ids)), last])

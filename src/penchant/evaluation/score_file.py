@@ -42,14 +42,14 @@ def with_scores(
     with closing(KeptAnswers(reward.name, cache_folder())) as kept:
         for start in range(0, len(groups), AT_ONCE):
             part = groups[start : start + AT_ONCE]
-            asked = [[as_json(group.prompt), list(group.candidates)] for group in part]
-            found = [kept.get(each) for each in asked]
-            missing = [i for i, numbers in enumerate(found) if numbers is None]
+            questions = [[as_json(group.prompt), list(group.candidates)] for group in part]
+            answers = [kept.get(question) for question in questions]
+            missing = [i for i, numbers in enumerate(answers) if numbers is None]
             if missing:
                 fresh = reward([part[i].prompt for i in missing], [part[i].candidates for i in missing])
-                kept.keep((asked[i], numbers) for i, numbers in zip(missing, fresh, strict=True))
-                found = [fresh.pop(0) if numbers is None else numbers for numbers in found]
-            scored += [_scored(group, numbers) for group, numbers in zip(part, found, strict=True)]
+                kept.keep((questions[i], numbers) for i, numbers in zip(missing, fresh, strict=True))
+                answers = [fresh.pop(0) if numbers is None else numbers for numbers in answers]
+            scored += [_scored(group, numbers) for group, numbers in zip(part, answers, strict=True)]
             advance(len(part))
     return scored
 

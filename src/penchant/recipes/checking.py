@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.model_kind import require_language_model
-from penchant.errors import ConfigError
-from penchant.recipes.tuning import TunedConfig, tuning_run
+from penchant.errors import ConfigError, respelled
+from penchant.recipes.tuning import TunedConfig, stage_keys, tuning_run
 from penchant.training.needs import usable
 
 
@@ -33,7 +33,7 @@ def check_tuning(
     """Build the objective and hold it against groups as the stage will have them.
 
     Args:
-        setting: the stage's, for people.
+        setting: the stage's dotted path in the recipe's configuration.
         groups: one will do, where all are alike.
         source: where they are from, for people.
 
@@ -42,7 +42,8 @@ def check_tuning(
         DataError: there is nothing in the groups that the objective learns from.
     """
     # Nothing is read or written: a mistake is told where the user made it, not where the run would be.
-    run = tuning_run(Path(setting), "unread", Path("unread.jsonl"), None, objective, tuned)
+    keys = {**stage_keys(setting), "objective.": f"{setting}.objective."}
+    run = tuning_run(Path(setting), "unread", Path("unread.jsonl"), None, objective, tuned, keys=keys)
     name, needs = run.method.name, run.method.needs
     reason = None
     if needs.head or needs.trains != "log_probs":
@@ -50,5 +51,6 @@ def check_tuning(
     elif needs.many_references:
         reason = f"{name} mixes references, and the stage has one, the model it starts from"
     if reason is not None:
-        raise ConfigError(reason, where=setting, fix="objective.name=dpo")
-    usable(run, list(groups), "training", source, [])
+        raise ConfigError(reason, where=setting, fix=f"{setting}.objective.name=dpo")
+    with respelled(keys):
+        usable(run, list(groups), "training", source, [])

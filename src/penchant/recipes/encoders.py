@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from penchant.config import Section
+from penchant.config_section import Section
 from penchant.evaluation.similarity import BertScore
 
 

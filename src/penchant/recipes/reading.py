@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-
-from penchant.config import Section
+from penchant import config_reading
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.reading import read_groups
-from penchant.data.rendering import AsChat, ControlText, Rendering
 from penchant.data.tokenization import tokenize_groups
-from penchant.data.tokenized import Truncation
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
@@ -30,31 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ReadingConfig(Section):
-    """How every stage reads its data, as in a run's `data`."""
+class ReadingConfig(config_reading.ReadingConfig):
+    """How every stage reads its data, as in a run's `data`.
 
-    chat_template: str | None = Field(None, description="file with a Jinja chat template")
-    chat_template_kwargs: dict[str, Any] = Field({}, description="variables for the chat template")
-    date: str | None = Field(None, description="the day a chat template writes as today's")
-    as_chat: AsChat = Field("auto", description="whether plain prompts and responses are read as messages")
-    control_text: ControlText = Field("text", description="what a control token written inside a message becomes")
-    max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
-    truncation: Truncation = Field(
-        "error", description="what to do with longer rows; what is only measured is never dropped, but cut"
-    )
-    empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates, in training")
-    identical: Literal["error", "drop"] = Field("error", description="where chosen equals rejected, in training")
-
-    @field_validator("as_chat", mode="before")
-    @classmethod
-    def _word(cls, value: object) -> object:
-        # YAML reads true as a bool.
-        return str(value).lower() if isinstance(value, bool) else value
-
-    @property
-    def rendering(self) -> Rendering:
-        """How rows become text."""
-        return Rendering(self.chat_template_kwargs, self.date, self.as_chat, self.control_text)
+    Rows that are only measured are never dropped, since all models answer the same questions: a policy that drops or
+    cuts long rows cuts them there.
+    """
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,13 +39,13 @@ class ReadingConfig(Section):
         return {"data": changed} if changed else {}
 
     def measuring(self, token_budget: int = 8192) -> Reading:
-        """How a model that is measured reads: nothing is dropped, since all models answer the same questions."""
+        """Settings of the models that are measured."""
         return Reading(
             self.max_length,
             "error" if self.truncation == "error" else "keep_end_of_prompt",
             chat_template=self.chat_template,
             token_budget=token_budget,
-            rendering=self.rendering,
+            rendering=replace(self.rendering("last"), refused="error"),
         )
 
 
@@ -80,7 +56,7 @@ READING = ReadingConfig()
 def read_log_probs(
     model: str, groups: Sequence[PreferenceGroup], token_budget: int, data: ReadingConfig = READING
 ) -> list[ScoredGroup]:
-    """Of every candidate of every group.
+    """Log-probs of every candidate of every group.
 
     Args:
         model: folder or hub id.
@@ -101,7 +77,7 @@ def read_answers(
 
 
 def pairs_right(scored: ScoredGroup) -> list[float]:
-    """Of each pair whether the better candidate has the higher log-prob per token; a tie counts half.
+    """For each pair, 1 where the better candidate has the higher log-prob per token, a half for a tie, else 0.
 
     Per token: a model without preferences finds a longer answer less likely, whatever it says.
     """
@@ -114,8 +90,8 @@ class Reader:
     """What decides which rows a model can read.
 
     Attributes:
-        name: of the model, for people.
-        context: tokens it was made for; None has no limit.
+        name: of the model, in errors.
+        context: tokens of the longest row; None where the model has no limit.
     """
 
     name: str
@@ -123,40 +99,49 @@ class Reader:
     context: int | None
 
     @classmethod
-    def named(cls, model: str, data: ReadingConfig) -> Reader:
-        """Of a folder or hub id."""
+    def load(cls, model: str, data: ReadingConfig) -> Reader:
+        """The reader of a folder or hub id."""
         context = context_length(load_config(adapter_base(model) or model, weights=False))
         return cls(model, load_tokenizer(model, chat_template=data.chat_template), context)
 
     @classmethod
-    @contextmanager
-    def new(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Iterator[Reader]:
-        """Of a small model from nothing, whose tokenizer is trained on these texts."""
+    def from_nothing(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Reader:
+        """The reader of a small model from nothing, whose tokenizer is trained on these texts."""
         with TemporaryDirectory() as folder:
             build_small_llama(Path(folder) / "start", texts, sizes, seed)
             tokenizer = load_tokenizer(str(Path(folder) / "start"), chat_template=data.chat_template)
-            yield cls(name, tokenizer, sizes.context)
+        return cls(name, tokenizer, sizes.context)
+
+    def limit(self, data: ReadingConfig) -> int:
+        """Tokens of a prompt with its response, at most."""
+        return data.max_length or self.context or NO_LIMIT
 
 
-def check_lengths(readers: Sequence[Reader], files: Mapping[str, Path], data: ReadingConfig) -> None:
-    """Refuse now what a stage would refuse when it comes to its data, in the first stage that has the data.
+def groups_of(stage: str, files: Iterable[Path]) -> dict[str, Sequence[PreferenceGroup]]:
+    """The groups of a stage's files, by what an error calls the file."""
+    return {f"{file.name} of stage {stage}": read_groups(file).groups for file in files}
+
+
+def check_lengths(
+    readers: Sequence[Reader], groups: Mapping[str, Sequence[PreferenceGroup]], data: ReadingConfig
+) -> None:
+    """Refuse in the first stage that has the data what a later stage would refuse when it comes to it.
 
     Args:
-        readers: of the models that all of the files are read by.
-        files: of groups, by what people call them.
+        readers: of the models that read all of the groups.
+        groups: by what an error calls their source.
 
     Raises:
-        DataError: a row is too long, or cannot be read; it names the file and the model.
+        DataError: a row is too long, or cannot be read; it names the source and the model.
     """
-    for what, file in files.items():
-        groups = read_groups(file).groups
+    for source, rows in groups.items():
         for reader in readers:
-            with located(f"{what}, as {reader.name} reads it"):
+            with located(f"{source}, as {reader.name} reads it"):
                 tokenize_groups(
-                    groups,
+                    rows,
                     reader.tokenizer,
-                    max_length=data.max_length or reader.context or NO_LIMIT,
-                    rendering=data.rendering,
+                    max_length=reader.limit(data),
+                    rendering=data.rendering("last"),
                     truncation=data.truncation,
                     empty=data.empty,
                     identical=data.identical,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from penchant.config import Section
+from penchant.config_section import Section
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import DataError

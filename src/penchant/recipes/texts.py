@@ -64,8 +64,8 @@ def read_passages(source: str, *, text: str = "text", section: str | None = None
         rows = enumerate(read_rows(source), 1)
         return [_passage(row, where, number, text, section) for number, (where, row) in rows]
     with opened(path, source) as stream:
-        whole = "".join(line for _, line in text_lines(stream, source))
-    return [Passage(part, str(n)) for n, part in enumerate(re.split(r"\n\s*\n", whole)) if part.strip()]
+        contents = "".join(line for _, line in text_lines(stream, source))
+    return [Passage(part, str(n)) for n, part in enumerate(re.split(r"\n\s*\n", contents)) if part.strip()]
 
 
 def _passage(row: Mapping[str, Any], where: str, number: int, text: str, section: str | None) -> Passage:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.config import LoraConfig, RunConfig, Section, TrainingConfig, parse_config
+from penchant.config import LoraConfig, RunConfig, TrainingConfig, parse_config
+from penchant.config_section import Section
 from penchant.engine.merging import merge_adapter
+from penchant.errors import respelled
 from penchant.recipes.reading import READING, ReadingConfig
 from penchant.training.run import train
 
@@ -19,6 +21,17 @@ class TunedConfig(Section):
     lora: LoraConfig | None = None
 
 
+def stage_keys(setting: str, kind: type[Section] = TunedConfig) -> dict[str, str]:
+    """Where the recipe's configuration has a run's keys, for `errors.respelled`.
+
+    Args:
+        setting: the stage's dotted path in the recipe's configuration, as in ``methods.dpo``.
+        kind: of the section there.
+    """
+    shared = [name for name in RunConfig.model_fields if name in kind.model_fields]
+    return {f"{name}.": f"{setting}.{name}." for name in shared}
+
+
 def tuning_run(
     folder: Path,
     model: str,
@@ -27,6 +40,7 @@ def tuning_run(
     objective: Mapping[str, Any],
     tuned: TunedConfig,
     *,
+    keys: Mapping[str, str],
     online: Mapping[str, Any] | None = None,
     reading: ReadingConfig = READING,
 ) -> RunConfig:
@@ -36,6 +50,7 @@ def tuning_run(
         model: folder or hub id to start from.
         data, held_out: groups.
         objective: as in a run's configuration.
+        keys: of the stage, as an error names them; see `stage_keys`.
         online: of a run on fresh samples, its ``sampling`` and ``reward``.
         reading: how it reads its data.
 
@@ -53,7 +68,8 @@ def tuning_run(
     }
     if online is not None:
         values |= {"candidates": "sampled", **online}
-    return parse_config(values, str(folder))
+    with respelled(keys):
+        return parse_config(values, str(folder))
 
 
 def tune(
@@ -64,6 +80,7 @@ def tune(
     objective: Mapping[str, Any],
     tuned: TunedConfig,
     *,
+    keys: Mapping[str, str],
     online: Mapping[str, Any] | None = None,
     reading: ReadingConfig = READING,
 ) -> Path:
@@ -72,8 +89,9 @@ def tune(
     Returns:
         The run's folder.
     """
-    config = tuning_run(folder, model, data, held_out, objective, tuned, online=online, reading=reading)
-    return train(config, resume=(folder / "run" / "run.json").exists())
+    config = tuning_run(folder, model, data, held_out, objective, tuned, keys=keys, online=online, reading=reading)
+    with respelled(keys):
+        return train(config, resume=(folder / "run" / "run.json").exists())
 
 
 def whole_model(folder: Path, tuned: TunedConfig) -> Path:

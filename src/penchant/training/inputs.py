@@ -56,7 +56,7 @@ def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[Preferen
             train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
         notes.append(f"held out {len(held_out)} of {len(training_set.groups)} groups, by prompt")
     elif data.held_out is not None or data.held_out_split is not None:
-        with respelled("data.split", "data.held_out_split"):
+        with respelled({"data.split": "data.held_out_split"}):
             held_out_set = _read(data, data.held_out or data.train, data.held_out_split)
         held_out = list(held_out_set.groups)
         notes += held_out_set.notes

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from penchant.config import RunConfig, override, parse_config
+from penchant.config import RunConfig, parse_config
+from penchant.config_keys import override
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import adapter_base

@@ -117,7 +117,7 @@ def test_javascript_that_is_none(wrong):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("prefix", "suffix"),
     [
         ("<think>\nPerhaps [g(b=2)].\n</think>\n\n", ""),
         # Where the template opens the block, the answer only closes it.
@@ -128,11 +128,11 @@ def test_javascript_that_is_none(wrong):
         ("<think>x</think>```json\n", "```"),
     ],
 )
-def test_thinking_and_fences_are_left_out(before, after):
-    assert read_calls(f"{before}[f(a=1)]{after}") == [Call("f", {"a": 1})]
+def test_thinking_and_fences_are_left_out(prefix, suffix):
+    assert read_calls(f"{prefix}[f(a=1)]{suffix}") == [Call("f", {"a": 1})]
     call = '{"name": "f", "arguments": {"a": 1}}'
     for text in (call, f"[{call}]", f"<tool_call>\n{call}\n</tool_call>"):
-        assert read_json_calls(f"{before}{text}{after}", []) == [Call("f", {"a": 1})]
+        assert read_json_calls(f"{prefix}{text}{suffix}", []) == [Call("f", {"a": 1})]
 
 
 def test_thinking_that_never_ends_is_no_answer():
@@ -147,7 +147,7 @@ def test_tags_in_a_string_are_a_string():
 
 def test_json_as_the_official_handlers_read_it():
     first, second = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "parameters": {}}'
-    both = [Call("f", {"a": 1}), Call("g", {})]
+    calls = [Call("f", {"a": 1}), Call("g", {})]
     for answer in (
         f"{first}\n{second}",
         f"{first}; {second}",
@@ -158,7 +158,7 @@ def test_json_as_the_official_handlers_read_it():
         f"<tool_call>\n```json\n[{first}, {second}]\n```\n</tool_call>",
         f"<tool_call>{first}</tool_call><tool_call>not this</tool_call><tool_call>{second}</tool_call>",
     ):
-        assert read_json_calls(answer, []) == both, answer
+        assert read_json_calls(answer, []) == calls, answer
     for wrong in ("", "<tool_call>", "<tool_call>no</tool_call>", f"{first} and", f"{first}; no"):
         assert read_json_calls(wrong, []) is None, wrong
     assert read_json_calls("[]", []) == []

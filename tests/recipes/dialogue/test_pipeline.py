@@ -78,7 +78,7 @@ def configured(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def recipe_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dialogue")
     return folder, dialogue(configured(folder))
 
@@ -87,21 +87,21 @@ def rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_every_stage_leaves_what_it_says(done):
-    folder, found = done
+def test_every_stage_leaves_what_it_says(recipe_run):
+    folder, result = recipe_run
     out = folder / "out"
     tuned = ["tiny-sft-3", "tiny-sft-5", "tiny-dpo-3", "tiny-dpo-5"]
-    assert list(found) == ["data", "review", "audit", "tiny-base", *tuned, "answers", "evaluation"]
-    assert list(found) == [stage.name for stage in stages(configured(folder))]
+    assert list(result) == ["data", "review", "audit", "tiny-base", *tuned, "answers", "evaluation"]
+    assert list(result) == [stage.name for stage in stages(configured(folder))]
     assert all((out / name / "run" / "model.safetensors").exists() for name in ["tiny-base", *tuned])
-    assert json.loads((out / "result.json").read_text()) == found
+    assert json.loads((out / "result.json").read_text()) == result
     page = (out / "report.html").read_text()
     expected = ("tiny: dpo over sft", "stand in for a language model", "Questions of crisis", "AUC", "words alone")
     assert all(text in page for text in expected)
 
 
-def test_the_data(done):
-    folder, found = done
+def test_the_data(recipe_run):
+    folder, result = recipe_run
     data = folder / "out" / "data"
     parts = {part: read_groups(data / f"preferences_{part}.jsonl").groups for part in ("train", "validation", "test")}
     assert sum(map(len, parts.values())) == 10 * 3 + 20
@@ -120,13 +120,13 @@ def test_the_data(done):
             assert group.scores[0] > group.scores[1]
     taught = read_groups(data / "supervised_train.jsonl").groups
     assert {(g.prompt, g.candidates[0]) for g in taught} == {(g.prompt, g.candidates[0]) for g in parts["train"]}
-    assert found["data"]["questions"] == {"counsel": 2, "talks": 3}
+    assert result["data"]["questions"] == {"counsel": 2, "talks": 3}
     assert len(read_groups(data / "queue.jsonl").groups) == 4
 
 
-def test_numbers_again_from_what_is_kept(done):
+def test_numbers_again_from_what_is_kept(recipe_run):
     """Means, and one difference, from the answers and models themselves."""
-    folder, found = done
+    folder, result = recipe_run
     out = folder / "out"
     asked = rows(out / "data" / "questions.jsonl")
     said = {seed: rows(out / "answers" / f"tiny-dpo-{seed}.jsonl") for seed in (3, 5)}
@@ -135,11 +135,11 @@ def test_numbers_again_from_what_is_kept(done):
     scores = [
         [rouge_l(row["answer"], q["reference"]) for row, q in zip(said[seed], asked, strict=False)] for seed in (3, 5)
     ]
-    own = found["evaluation"]["models"]["tiny"]["dpo"]
-    assert own["all"]["rouge_l"]["value"] == pytest.approx(np.mean(scores))
-    assert own["counsel"]["rouge_l"]["value"] == pytest.approx(np.mean([each[:2] for each in scores]))
-    assert set(own["unsafe"]) == {"declines"}
-    assert set(own["crisis"]) == {"refers"}
+    measures = result["evaluation"]["models"]["tiny"]["dpo"]
+    assert measures["all"]["rouge_l"]["value"] == pytest.approx(np.mean(scores))
+    assert measures["counsel"]["rouge_l"]["value"] == pytest.approx(np.mean([row[:2] for row in scores]))
+    assert set(measures["unsafe"]) == {"declines"}
+    assert set(measures["crisis"]) == {"refers"}
 
     def accuracy(name):
         groups = read_groups(out / "data" / "preferences_test.jsonl").groups
@@ -151,13 +151,13 @@ def test_numbers_again_from_what_is_kept(done):
         return np.mean([right[prompt] for prompt in questions])
 
     after, before = (np.mean([accuracy(f"tiny-{method}-{seed}") for seed in (3, 5)]) for method in ("dpo", "sft"))
-    difference = found["evaluation"]["differences"]["talks"]["tiny"]["dpo"]["preference_accuracy"]
+    difference = result["evaluation"]["differences"]["talks"]["tiny"]["dpo"]["preference_accuracy"]
     assert difference["value"] == pytest.approx(after - before)
     assert difference["n"] == 3
 
 
-def test_the_sheet_compares_a_method_with_sft(done):
-    sheet = done[0] / "out" / "answers" / "sheets" / "tiny-dpo"
+def test_the_sheet_compares_a_method_with_sft(recipe_run):
+    sheet = recipe_run[0] / "out" / "answers" / "sheets" / "tiny-dpo"
     with (sheet / "sheet.csv").open(newline="") as stream:
         filled = list(csv.DictReader(stream))
     assert len(filled) == 2
@@ -167,15 +167,15 @@ def test_the_sheet_compares_a_method_with_sft(done):
         read_sheet(sheet)
 
 
-def test_done_is_not_done_again(done):
-    folder, found = done
+def test_done_is_not_done_again(recipe_run):
+    folder, result = recipe_run
     told = []
-    assert dialogue(configured(folder), tell=told.append) == found
+    assert dialogue(configured(folder), tell=told.append) == result
     assert all(line.endswith("done before") for line in told)
 
 
-def test_what_people_reject_is_not_trained_on(done, tmp_path):
-    shutil.copytree(done[0] / "out" / "data", tmp_path / "out" / "data")
+def test_what_people_reject_is_not_trained_on(recipe_run, tmp_path):
+    shutil.copytree(recipe_run[0] / "out" / "data", tmp_path / "out" / "data")
     verdicts = tmp_path / "verdicts.jsonl"
     config = configured(tmp_path, review={"most": 4, "verdicts": str(verdicts)})
     with pytest.raises(DataError, match="there is no such file") as error:
@@ -194,16 +194,16 @@ def test_what_people_reject_is_not_trained_on(done, tmp_path):
     assert {group.id for group in before} - {group.id for group in after} == {rejected.id}
 
 
-def test_verdicts_that_are_not_there_are_not_those_of_nobody(done):
+def test_verdicts_that_are_not_there_are_not_those_of_nobody(recipe_run):
     """A mistyped path after a run without a review."""
     with pytest.raises(ConfigError, match="review's verdicts was null; now it is"):
-        dialogue(configured(done[0], review={"most": 4, "verdicts": "mistyped.jsonl"}))
+        dialogue(configured(recipe_run[0], review={"most": 4, "verdicts": "mistyped.jsonl"}))
 
 
-def test_a_judge_and_adapters(done, tmp_path, saying, tiny_bert):
+def test_a_judge_and_adapters(recipe_run, tmp_path, saying, tiny_bert):
     """The judge likes what stands first: in both orders that is a tie."""
     url = saying(lambda question: "[[A]]")
-    base = str(done[0] / "out" / "tiny-base" / "run")
+    base = str(recipe_run[0] / "out" / "tiny-base" / "run")
     lora = {"training": STEPS, "lora": {"rank": 2}}
     measures = {
         "judge": {"url": url, "model": "m", "retries": 0},
@@ -218,19 +218,19 @@ def test_a_judge_and_adapters(done, tmp_path, saying, tiny_bert):
         methods={"ipo": {"objective": {"name": "ipo"}, **lora}},
         measures=measures,
     )
-    found = dialogue(config)["evaluation"]
-    judged = found["judged"]["own ipo"]
+    result = dialogue(config)["evaluation"]
+    judged = result["judged"]["own ipo"]
     assert (judged["rate"]["value"], judged["ties"]) == (0.5, 5)
-    assert {"bert_score", "similarity", "entailed"} < set(found["models"]["own"]["ipo"]["all"])
-    assert found["models"]["own"]["base"]["all"]["bert_score"]["low"] is not None
+    assert {"bert_score", "similarity", "entailed"} < set(result["models"]["own"]["ipo"]["all"])
+    assert result["models"]["own"]["base"]["all"]["bert_score"]["low"] is not None
     assert "By the judge, against SFT" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.fixture
-def tiny_bert(tmp_path, done):
+def tiny_bert(tmp_path, recipe_run):
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(done[0] / "out" / "tiny-base" / "run")
+    tokenizer = AutoTokenizer.from_pretrained(recipe_run[0] / "out" / "tiny-base" / "run")
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -246,7 +246,7 @@ def tiny_bert(tmp_path, done):
     return str(tmp_path / "bert")
 
 
-def test_by_a_chat_template(done, tmp_path):
+def test_by_a_chat_template(recipe_run, tmp_path):
     """Without a template a question is a user's message, and an answer an assistant's."""
     template = tmp_path / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}")
@@ -256,8 +256,8 @@ def test_by_a_chat_template(done, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
-    config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", done[0] / "out"
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, killed_in_turn):
+    config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", recipe_run[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "dialogue", str(config)]
     # The second seed's stages are the first's with another number.
@@ -300,11 +300,20 @@ def test_filters_that_leave_nothing(tmp_path):
         dialogue(configured(tmp_path, filters={"least_margin": 9}))
 
 
-def test_from_the_command_line(done, capsys):
-    folder, _ = done
+def test_from_the_command_line(recipe_run, capsys):
+    folder, _ = recipe_run
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(configured(folder).model_dump(mode="json")))
     assert run(["recipe", "dialogue", str(config)]) == 0
     assert "tiny dpo" in capsys.readouterr().out
     assert run(["recipe", "dialogue", str(config), "filters.most_words=3"]) == 2
     assert "data's filters was" in capsys.readouterr().err
+
+
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+    expected = {
+        "tiny-base": {"training"},
+        "tiny-sft-5": {"training", "lora"},
+        "tiny-dpo-3": {"training", "lora", "objective"},
+    }
+    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected

@@ -79,28 +79,28 @@ def configured(folder: Path, **changes: object) -> DomainExpertConfig:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def recipe_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("domain")
     return folder, domain_expert(configured(folder))
 
 
-def test_every_stage_leaves_what_it_says(done):
-    folder, found = done
+def test_every_stage_leaves_what_it_says(recipe_run):
+    folder, result = recipe_run
     out = folder / "out"
     names = ["data", "base", "instruct", "adapted", "residual", "conversation", "structured", "router", "evaluation"]
-    assert list(found) == names == [stage.name for stage in stages(configured(folder))]
+    assert list(result) == names == [stage.name for stage in stages(configured(folder))]
     for place in ("base/run", "instruct/run", "adapted/run", "residual/model", "conversation/run", "structured/run"):
         assert (out / place / "model.safetensors").exists()
     assert sorted(item.name for item in (out / "residual").iterdir()) == ["model", "stage.json"]
-    assert json.loads((out / "result.json").read_text()) == found
+    assert json.loads((out / "result.json").read_text()) == result
     page = (out / "report.html").read_text()
     assert all(word in page for word in ("routed experts", "instructions_f1", "scale of the residual"))
 
 
-def test_the_data(done):
-    folder, found = done
+def test_the_data(recipe_run):
+    folder, result = recipe_run
     out = folder / "out" / "data"
-    assert found["data"]["left_out"] == {"held out for tests": 3, "near repeats": 0}
+    assert result["data"]["left_out"] == {"held out for tests": 3, "near repeats": 0}
     for name in ("instructions", "preferences", "tasks"):
         parts = [
             {group.prompt for group in read_groups(out / f"{name}_{part}.jsonl").groups}
@@ -110,9 +110,9 @@ def test_the_data(done):
         assert len(set.union(*parts)) == 30
 
 
-def test_what_the_structured_expert_learns(done):
+def test_what_the_structured_expert_learns(recipe_run):
     """Its tasks, and the router's question about requests that are neither its examples nor tests."""
-    out = done[0] / "out"
+    out = recipe_run[0] / "out"
     taught = read_groups(out / "structured" / "train.jsonl").groups[18:]
     assert [group.candidates for group in taught] == [(" question",)] * 3 + [(" task",)] * 3
     router = load_router(out / "router")
@@ -122,75 +122,75 @@ def test_what_the_structured_expert_learns(done):
         assert {group.prompt for group in rows} <= {router.question(prompt).prompt for prompt in prompts}
 
 
-def test_a_residual_of_nothing_is_the_adapted_model(done):
-    _, found = done
-    none = found["residual"]["scales"][0]
+def test_a_residual_of_nothing_is_the_adapted_model(recipe_run):
+    _, result = recipe_run
+    none = result["residual"]["scales"][0]
     assert none["scale"] == 0
-    assert none["perplexity"]["value"] == pytest.approx(found["adapted"]["perplexity"]["value"])
-    assert found["evaluation"]["models"]["adapted"]["perplexity"] == found["adapted"]["perplexity"]
-    assert found["evaluation"]["models"]["base"]["perplexity"] == found["adapted"]["perplexity_before"]
+    assert none["perplexity"]["value"] == pytest.approx(result["adapted"]["perplexity"]["value"])
+    assert result["evaluation"]["models"]["adapted"]["perplexity"] == result["adapted"]["perplexity"]
+    assert result["evaluation"]["models"]["base"]["perplexity"] == result["adapted"]["perplexity_before"]
 
 
-def test_decisions_and_their_counts_agree(done):
-    folder, found = done
+def test_decisions_and_their_counts_agree(recipe_run):
+    folder, result = recipe_run
     rows = [json.loads(line) for line in (folder / "out" / "router" / "decisions.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     right = sum(row["is"] == row["likeliest"] for row in rows)
-    assert found["router"]["accuracy"]["value"] == pytest.approx(right / 8)
-    confusion = found["router"]["confusion"]
+    assert result["router"]["accuracy"]["value"] == pytest.approx(right / 8)
+    confusion = result["router"]["confusion"]
     assert sum(confusion[name][name] for name in confusion) == right
     assert sum(sum(row.values()) for row in confusion.values()) == 8
     assert {row["expert"] for row in rows if row["confidence"] < 0.6} <= {"conversation"}
 
 
-def test_the_routed_experts_say_what_the_chosen_one_says(done):
-    folder, found = done
+def test_the_routed_experts_say_what_the_chosen_one_says(recipe_run):
+    folder, result = recipe_run
     out = folder / "out"
     rows = [json.loads(line) for line in (out / "router" / "decisions.jsonl").read_text().splitlines()]
     if {row["expert"] for row in rows} == {"conversation"}:
-        models = found["evaluation"]["models"]
+        models = result["evaluation"]["models"]
         assert models["routed experts"]["tasks_f1"] == models["conversation"]["tasks_f1"]
 
 
-def test_done_is_not_done_again(done):
-    folder, found = done
-    told: list[str] = []
-    assert domain_expert(configured(folder), tell=told.append) == found
-    assert all(line.endswith("done before") for line in told)
+def test_done_is_not_done_again(recipe_run):
+    folder, result = recipe_run
+    lines: list[str] = []
+    assert domain_expert(configured(folder), tell=lines.append) == result
+    assert all(line.endswith("done before") for line in lines)
 
 
-def test_with_models_of_ones_own_and_adapters(done, tmp_path):
-    out = done[0] / "out"
+def test_with_models_of_ones_own_and_adapters(recipe_run, tmp_path):
+    out = recipe_run[0] / "out"
     lora = {"training": STEPS, "lora": {"rank": 2}}
-    own = {"base": str(out / "base" / "run"), "instruct": str(out / "instruct" / "run")}
-    found = domain_expert(
-        configured(tmp_path, **own, adaptation=lora, conversation=lora, structured=lora, residual={"scales": [1]})
+    folders = {"base": str(out / "base" / "run"), "instruct": str(out / "instruct" / "run")}
+    result = domain_expert(
+        configured(tmp_path, **folders, adaptation=lora, conversation=lora, structured=lora, residual={"scales": [1]})
     )
-    assert "base" not in found
+    assert "base" not in result
     assert (tmp_path / "out" / "adapted" / "merged" / "model.safetensors").exists()
     assert (tmp_path / "out" / "structured" / "run" / "adapter_model.safetensors").exists()
-    assert found["residual"]["chosen"] == 1
+    assert result["residual"]["chosen"] == 1
 
 
-def test_a_judge_of_nonsense_and_bert_score(done, tmp_path, saying):
+def test_a_judge_of_nonsense_and_bert_score(recipe_run, tmp_path, saying):
     """Verdicts that do not come are ties, and are said to be."""
-    shutil.copytree(done[0] / "out", tmp_path / "out")
+    shutil.copytree(recipe_run[0] / "out", tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "evaluation")
-    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
+    shutil.copytree(recipe_run[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
     judge = {"url": saying(lambda question: "Hm."), "model": "m", "retries": 0}
     alike = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
     evaluated = domain_expert(configured(tmp_path, judge=judge, bert_score=alike))["evaluation"]
-    found, judged = evaluated["models"], evaluated["judged"]
+    result, judged = evaluated["models"], evaluated["judged"]
     assert set(judged) == {"base", "adapted", "residual", "conversation", "structured"}
     assert (judged["structured"]["rate"]["value"], judged["structured"]["failed"]) == (0.5, 8)
     assert "By the judge" in (tmp_path / "out" / "report.html").read_text()
-    assert 0 <= found["routed experts"]["tasks_bert_score"]["value"] <= 1
-    assert found["base"]["tasks_exact"] == done[1]["evaluation"]["models"]["base"]["tasks_exact"]
+    assert 0 <= result["routed experts"]["tasks_bert_score"]["value"] <= 1
+    assert result["base"]["tasks_exact"] == recipe_run[1]["evaluation"]["models"]["base"]["tasks_exact"]
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
-    config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", done[0] / "out"
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, killed_in_turn):
+    config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", recipe_run[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "domain-expert", str(config)]
     killed_in_turn(arguments, out, [stage.name for stage in stages(configured(tmp_path))])
@@ -222,17 +222,28 @@ def test_preferences_that_prefer_nothing(tmp_path):
         domain_expert(config)
 
 
-def test_siblings_of_different_shapes(done, tmp_path, tiny_model):
-    own = {"base": str(done[0] / "out" / "base" / "run"), "instruct": str(tiny_model)}
+def test_siblings_of_different_shapes(recipe_run, tmp_path, tiny_model):
+    folders = {"base": str(recipe_run[0] / "out" / "base" / "run"), "instruct": str(tiny_model)}
     with pytest.raises(ModelError):
-        domain_expert(configured(tmp_path, **own))
+        domain_expert(configured(tmp_path, **folders))
 
 
-def test_from_the_command_line(done, capsys):
-    folder, _ = done
+def test_from_the_command_line(recipe_run, capsys):
+    folder, _ = recipe_run
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(configured(folder).model_dump(mode="json")))
     assert run(["recipe", "domain-expert", str(config)]) == 0
     assert "came back" in capsys.readouterr().out
     assert run(["recipe", "domain-expert", str(config), "residual.scales=[0, 2]"]) == 2
     assert "residual's scales was" in capsys.readouterr().err
+
+
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+    expected = {
+        "base": {"training"},
+        "instruct": {"training"},
+        "adapted": {"training", "lora"},
+        "conversation": {"training", "lora", "objective"},
+        "structured": {"training", "lora"},
+    }
+    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected

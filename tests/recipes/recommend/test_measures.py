@@ -11,39 +11,39 @@ from penchant.data.interactions import Interaction
 from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.candidates import offer
 from penchant.recipes.recommend.histories import Rules, build_histories
-from penchant.recipes.recommend.measures import Place, named, ranking_measures, said_measures
+from penchant.recipes.recommend.measures import TargetRank, named, ranking_measures, said_measures
 
 
 def test_place_by_hand():
-    place = Place.of([3.0, 1.0, 2.0, 5.0], 2)
-    assert place == Place(above=2, tied=1)
-    assert [place.hit(k) for k in (1, 2, 3)] == [0, 0, 1]
-    assert place.ndcg(5) == pytest.approx(1 / 2)
-    assert place.ndcg(2) == 0
-    assert place.reciprocal() == pytest.approx(1 / 3)
+    rank = TargetRank.by_scores([3.0, 1.0, 2.0, 5.0], 2)
+    assert rank == TargetRank(above=2, tied=1)
+    assert [rank.hit(k) for k in (1, 2, 3)] == [0, 0, 1]
+    assert rank.ndcg(5) == pytest.approx(1 / 2)
+    assert rank.ndcg(2) == 0
+    assert rank.reciprocal() == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("scores", [[1.0, 1.0, 1.0, 1.0], [2.0, 1.0, 1.0, 0.0], [1.0, 2.0, 1.0, 1.0]])
 def test_ties_are_the_mean_over_every_order(scores):
-    found = Place.of(scores, 2)
+    rank = TargetRank.by_scores(scores, 2)
     ranks = []
     for order in itertools.permutations(range(4)):
         ranked = sorted(range(4), key=lambda i: (-scores[i], order[i]))
         ranks.append(ranked.index(2) + 1)
     for k in (1, 2, 3):
-        assert found.hit(k) == pytest.approx(sum(rank <= k for rank in ranks) / len(ranks))
+        assert rank.hit(k) == pytest.approx(sum(rank <= k for rank in ranks) / len(ranks))
         expected = sum(1 / math.log2(1 + rank) for rank in ranks if rank <= k) / len(ranks)
-        assert found.ndcg(k) == pytest.approx(expected)
-    assert found.reciprocal() == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks))
+        assert rank.ndcg(k) == pytest.approx(expected)
+    assert rank.reciprocal() == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks))
 
 
 def test_means_and_intervals_over_users():
-    found = ranking_measures([Place(0, 1), Place(0, 1), Place(3, 1)], ["a", "a", "b"], (1, 5))
-    assert found["hit_ratio@1"].value == pytest.approx(2 / 3)
-    assert found["hit_ratio@5"].value == 1
-    assert found["ndcg@5"].value == pytest.approx((2 + 1 / math.log2(5)) / 3)
-    assert found["mrr"].value == pytest.approx((2 + 1 / 4) / 3)
-    assert (found["hit_ratio@1"].low, found["hit_ratio@1"].high) == (0, 1)  # two users
+    measures = ranking_measures([TargetRank(0, 1), TargetRank(0, 1), TargetRank(3, 1)], ["a", "a", "b"], (1, 5))
+    assert measures["hit_ratio@1"].value == pytest.approx(2 / 3)
+    assert measures["hit_ratio@5"].value == 1
+    assert measures["ndcg@5"].value == pytest.approx((2 + 1 / math.log2(5)) / 3)
+    assert measures["mrr"].value == pytest.approx((2 + 1 / 4) / 3)
+    assert (measures["hit_ratio@1"].low, measures["hit_ratio@1"].high) == (0, 1)  # two users
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def world(made, titles):
 
 def hit_ratio(scorer, world):
     histories, offers = world
-    places = [
-        Place.of(scorer(q, offers[q.id]), offers[q.id].index(q.target)) for q in histories.test
+    ranks = [
+        TargetRank.by_scores(scorer(q, offers[q.id]), offers[q.id].index(q.target)) for q in histories.test
     ]  # fmt: skip
-    return ranking_measures(places, [q.user for q in histories.test], (1,))["hit_ratio@1"]
+    return ranking_measures(ranks, [q.user for q in histories.test], (1,))["hit_ratio@1"]
 
 
 def test_baselines_that_read_no_history_are_at_chance(world):
@@ -101,8 +101,8 @@ def test_candidates_that_follow_from_the_target_are_found_out(world):
     items = histories.items
 
     def betraying(target: str) -> tuple[str, ...]:
-        place = items.index(target)
-        return tuple(items[(place + shift * shift) % len(items)] for shift in range(10))
+        index = items.index(target)
+        return tuple(items[(index + shift * shift) % len(items)] for shift in range(10))
 
     offers = {q.id: betraying(q.target) for q in (*histories.train, *histories.test)}
     assert hit_ratio(baselines.overlap(offers, histories.train), (histories, offers)).low > 0.5

@@ -16,7 +16,7 @@ from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
 from penchant.recipes.recommend.baselines import NAMES
 from penchant.recipes.recommend.config import RecommendConfig
-from penchant.recipes.recommend.pipeline import recommend
+from penchant.recipes.recommend.pipeline import recommend, stages
 from penchant.recipes.recommend.serving import suggest
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 6}
@@ -45,25 +45,25 @@ def configured(folder: Path, **changes: object) -> RecommendConfig:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def recipe_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recommend")
     return folder, recommend(configured(folder))
 
 
-def test_every_stage_leaves_what_it_says(done):
-    folder, found = done
+def test_every_stage_leaves_what_it_says(recipe_run):
+    folder, result = recipe_run
     out = folder / "out"
-    assert list(found) == ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"]
-    assert found["questions"]["questions"] == {"train": 48, "validation": 12, "test": 12}
+    assert list(result) == ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"]
+    assert result["questions"]["questions"] == {"train": 48, "validation": 12, "test": 12}
     for name in ("model", "sft", "s_dpo", "dpo"):
         assert (out / name / "run" / "model.safetensors").exists()
-    assert json.loads((out / "result.json").read_text()) == found
+    assert json.loads((out / "result.json").read_text()) == result
     page = (out / "report.html").read_text()
     assert all(word in page for word in ("item-kNN", "s_dpo", "valid_ratio", "hit_ratio@3"))
 
 
-def test_what_is_trained_on(done):
-    folder, _ = done
+def test_what_is_trained_on(recipe_run):
+    folder, _ = recipe_run
     out = folder / "out"
     whole = {group.id: group for group in read_groups(out / "questions" / "train.jsonl").groups}
     for stage, candidates in (("sft", 1), ("s_dpo", 4), ("dpo", 2)):
@@ -77,40 +77,44 @@ def test_what_is_trained_on(done):
             assert set(group.candidates) <= set(asked.candidates)
 
 
-def test_measures_are_those_of_the_ranks(done):
-    folder, found = done
+def test_measures_are_those_of_the_ranks(recipe_run):
+    folder, result = recipe_run
     rows = [json.loads(line) for line in (folder / "out" / "evaluation" / "sft.jsonl").read_text().splitlines()]
     expected = sum(row["above"] == 0 for row in rows) / 12
-    measured = found["evaluation"]["models"]["sft"]
+    measured = result["evaluation"]["models"]["sft"]
     assert measured["hit_ratio@1"]["value"] == pytest.approx(expected)
     assert measured["valid_ratio"]["n"] == 3
     assert [row["answer"] is None for row in rows] == [False] * 3 + [True] * 9
-    over = found["evaluation"]["hit_ratio@1_over"]
+    over = result["evaluation"]["hit_ratio@1_over"]
     assert over["dpo"]["sft"]["n"] == 12
     assert over["s_dpo"]["dpo"]["value"] == -over["dpo"]["s_dpo"]["value"]
-    of_dpo = found["evaluation"]["models"]["dpo"]["hit_ratio@1"]["value"]
+    of_dpo = result["evaluation"]["models"]["dpo"]["hit_ratio@1"]["value"]
     assert over["dpo"]["sft"]["value"] == pytest.approx(of_dpo - measured["hit_ratio@1"]["value"])
     assert sum(value["n"] for key, value in measured["by"].items() if key.startswith("history")) == 12
 
 
-def test_baselines_know_the_circle(done):
-    _, found = done
-    assert found["questions"]["baselines"]["last item"]["hit_ratio@1"]["value"] > 0.9
-    assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(0.2)
-    assert tuple(found["questions"]["baselines"]) == NAMES
+def test_baselines_know_the_circle(recipe_run):
+    _, result = recipe_run
+    assert result["questions"]["baselines"]["last item"]["hit_ratio@1"]["value"] > 0.9
+    assert result["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(0.2)
+    assert tuple(result["questions"]["baselines"]) == NAMES
 
 
-def test_suggestions_are_the_recipes_own_ranks(done):
-    folder, _ = done
+def test_suggestions_are_the_recipes_own_ranks(recipe_run):
+    folder, _ = recipe_run
     out, model = folder / "out", str(folder / "out" / "s_dpo" / "run")
     rows = [json.loads(line) for line in (out / "evaluation" / "s_dpo.jsonl").read_text().splitlines()]
     for group, row in list(zip(read_groups(out / "questions" / "test.jsonl").groups, rows, strict=True))[:3]:
         history = re.match("Liked before, oldest first: (.*)", group.prompt)[1].split("; ")
-        found = suggest(model, history, group.candidates)
+        result = suggest(model, history, group.candidates)
         target = group.candidates[group.preferred].strip()
-        assert [each.title for each in found].index(target) in range(row["above"], row["above"] + row["tied"])
-        assert sum(each.share for each in found) == pytest.approx(1)
-        assert [each.log_prob for each in found] == sorted((each.log_prob for each in found), reverse=True)
+        assert [suggestion.title for suggestion in result].index(target) in range(
+            row["above"], row["above"] + row["tied"]
+        )
+        assert sum(suggestion.share for suggestion in result) == pytest.approx(1)
+        assert [suggestion.log_prob for suggestion in result] == sorted(
+            (suggestion.log_prob for suggestion in result), reverse=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -123,58 +127,60 @@ def test_suggestions_are_the_recipes_own_ranks(done):
         (["A"], ["B", ""], "2 candidates, 1 different ones"),
     ],
 )
-def test_a_question_that_cannot_be_asked(done, history, candidates, message):
+def test_a_question_that_cannot_be_asked(recipe_run, history, candidates, message):
     with pytest.raises(DataError, match=message):
-        suggest(str(done[0] / "out" / "sft" / "run"), history, candidates)
+        suggest(str(recipe_run[0] / "out" / "sft" / "run"), history, candidates)
 
 
-def test_a_model_of_another_kind(done):
+def test_a_model_of_another_kind(recipe_run):
     with pytest.raises(ConfigError, match="does not say how its questions are put"):
-        suggest(str(done[0] / "out" / "model" / "run"), ["A"], ["B", "C"])
+        suggest(str(recipe_run[0] / "out" / "model" / "run"), ["A"], ["B", "C"])
 
 
-def test_from_the_command_line(done, capsys):
-    arguments = ["recommend", str(done[0] / "out" / "dpo" / "run"), "--history", "Film 1", "--history", "Film 2"]
+def test_from_the_command_line(recipe_run, capsys):
+    arguments = ["recommend", str(recipe_run[0] / "out" / "dpo" / "run"), "--history", "Film 1", "--history", "Film 2"]
     assert run([*arguments, "--candidates", "Film 3", "--candidates", "Film 9", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["suggestions"]
-    assert {each["title"] for each in found} == {"Film 3", "Film 9"}
+    result = json.loads(capsys.readouterr().out)["suggestions"]
+    assert {suggestion["title"] for suggestion in result} == {"Film 3", "Film 9"}
     assert run([*arguments, "--candidates", "Film 3"]) == 2
 
 
-def test_done_is_not_done_again(done):
-    folder, found = done
-    told: list[str] = []
-    assert recommend(configured(folder), tell=told.append) == found
-    assert all(line.endswith("done before") for line in told)
+def test_done_is_not_done_again(recipe_run):
+    folder, result = recipe_run
+    lines: list[str] = []
+    assert recommend(configured(folder), tell=lines.append) == result
+    assert all(line.endswith("done before") for line in lines)
 
 
-def test_methods_go_on_from_an_adapter(done, tmp_path):
+def test_methods_go_on_from_an_adapter(recipe_run, tmp_path):
     """Merged: an adapter is not put on another one."""
     lora = {"training": STEPS, "lora": {"rank": 2}}
-    own = str(done[0] / "out" / "model" / "run")
-    found = recommend(configured(tmp_path, model=own, sft=lora, methods=[{"name": "s_dpo", "choose": "hard", **lora}]))
+    model = str(recipe_run[0] / "out" / "model" / "run")
+    result = recommend(
+        configured(tmp_path, model=model, sft=lora, methods=[{"name": "s_dpo", "choose": "hard", **lora}])
+    )
     out = tmp_path / "out"
     record = json.loads((out / "s_dpo" / "run" / "adapter_config.json").read_text())
     assert record["base_model_name_or_path"] == str(out / "sft" / "merged")
     assert (out / "sft" / "merged" / "model.safetensors").exists()
-    assert set(found["evaluation"]["models"]) == {"start", "sft", "s_dpo"}
+    assert set(result["evaluation"]["models"]) == {"start", "sft", "s_dpo"}
     [first, *_] = suggest(str(out / "sft" / "run"), ["Film 1", "Film 2"], ["Film 3", "Film 9"])
     assert 0.5 <= first.share <= 1
 
 
-def test_a_model_that_was_trained_anew_in_its_place(done, tmp_path):
-    shutil.copytree(done[0] / "out" / "model" / "run", tmp_path / "model")
+def test_a_model_that_was_trained_anew_in_its_place(recipe_run, tmp_path):
+    shutil.copytree(recipe_run[0] / "out" / "model" / "run", tmp_path / "model")
     config = configured(tmp_path, model=str(tmp_path / "model"))
     recommend(config, only="questions")
     recommend(config, only="sft")
-    shutil.copy(done[0] / "out" / "sft" / "run" / "model.safetensors", tmp_path / "model")
+    shutil.copy(recipe_run[0] / "out" / "sft" / "run" / "model.safetensors", tmp_path / "model")
     with pytest.raises(ConfigError, match="the stage was done when sft's weights was"):
         recommend(config, only="sft")
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, killed_in_turn):
-    config, out, undisturbed = tmp_path / "recommend.yaml", tmp_path / "out", done[0] / "out"
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, killed_in_turn):
+    config, out, undisturbed = tmp_path / "recommend.yaml", tmp_path / "out", recipe_run[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "recommend", str(config)]
     killed_in_turn(arguments, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
@@ -184,8 +190,8 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, tmp_path, kil
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_other_data_is_another_recipe(done):
-    folder, _ = done
+def test_other_data_is_another_recipe(recipe_run):
+    folder, _ = recipe_run
     config = configured(folder)
     with (folder / "interactions.csv").open("a") as stream:
         stream.write("u0,i29,1\n")
@@ -230,3 +236,13 @@ def test_missing_data(tmp_path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
         recommend(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+    expected = {
+        "model": {"training"},
+        "sft": {"training", "lora"},
+        "s_dpo": {"training", "lora", "objective"},
+        "dpo": {"training", "lora", "objective"},
+    }
+    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected

@@ -23,6 +23,7 @@ from penchant.recipes.tool_calling.data import held_out_names, names_of, variant
 from penchant.recipes.tool_calling.pipeline import stages, tool_calling
 from penchant.recipes.tool_calling.rewarding import reward_of
 from penchant.recipes.tool_calling.right import right_answer
+from penchant.recipes.tool_calling.splitting import split
 from penchant.recipes.tool_calling.vocabulary import Vocabulary
 
 from .conftest import function, question
@@ -77,7 +78,7 @@ def configured(folder, questions, **changes):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, questions):
+def recipe_run(tmp_path_factory, questions):
     folder = tmp_path_factory.mktemp("tools")
     return folder, tool_calling(configured(folder, questions))
 
@@ -86,41 +87,41 @@ def rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_every_stage_leaves_what_it_says(done, questions):
-    folder, found = done
+def test_every_stage_leaves_what_it_says(recipe_run, questions):
+    folder, result = recipe_run
     out = folder / "out"
     first = ["data", "base", "sft-3", "sft-5", "lora_sft-3", "lora_sft-5", "pairs", "review", "reward"]
     then = ["sft-dpo", "lora_sft-dpo", "lora_sft-dpo-rl"]
-    assert list(found) == [*first, *(f"{name}-{seed}" for name in then for seed in (3, 5)), "evaluation"]
-    assert list(found) == [stage.name for stage in stages(configured(folder, questions))]
+    assert list(result) == [*first, *(f"{name}-{seed}" for name in then for seed in (3, 5)), "evaluation"]
+    assert list(result) == [stage.name for stage in stages(configured(folder, questions))]
     assert (out / "lora_sft-3" / "merged" / "model.safetensors").exists()
     assert (out / "lora_sft-dpo-rl-5" / "run" / "model.safetensors").exists()
-    assert json.loads((out / "result.json").read_text()) == found
+    assert json.loads((out / "result.json").read_text()) == result
     page = (out / "report.html").read_text()
     assert all(
         text in page for text in ("hybrid, int8", "Over base", "Over sft", "words alone tell", "no right answer")
     )
 
 
-def test_the_data(done):
-    out, found = done[0] / "out", done[1]["data"]
+def test_the_data(recipe_run):
+    out, result = recipe_run[0] / "out", recipe_run[1]["data"]
     parts = {name: read_bfcl(out / "data" / name)[0] for name in ("train", "validation", "test")}
-    assert {name: sum(counts.values()) for name, counts in found["questions"].items()} == {
+    assert {name: sum(counts.values()) for name, counts in result["questions"].items()} == {
         name: len(part) for name, part in parts.items()
     }
     names = [{f.name for q in part for f in q.functions} for part in parts.values()]
     assert sum(map(len, names)) == len(set.union(*names))
     supervised = read_groups(out / "data" / "supervised_train.jsonl").groups
-    assert len(supervised) == len(parts["train"]) + found["variants"] + 4
+    assert len(supervised) == len(parts["train"]) + result["variants"] + 4
     # A repeat is left out.
-    assert 2 * len(parts["train"]) - 3 <= found["variants"] <= 2 * len(parts["train"])
+    assert 2 * len(parts["train"]) - 3 <= result["variants"] <= 2 * len(parts["train"])
     assert len({as_text(group.prompt) for group in supervised}) == len(supervised)
     assert [group.candidates[0] for group in supervised[-4:]] == [f" open door {n}" for n in range(4)]
 
 
-def test_no_row_of_training_offers_a_function_that_is_held_out(done):
+def test_no_row_of_training_offers_a_function_that_is_held_out(recipe_run):
     """Not under a name that a variant was given either, in none of the files that steps learn from."""
-    out = done[0] / "out"
+    out = recipe_run[0] / "out"
     held_out = {
         f.name.lower()
         for part in ("validation", "test")
@@ -146,8 +147,8 @@ def test_names_that_are_held_out_are_given_to_no_variant(questions, tmp_path, mo
     assert names_of(variants(config, train, 20, 0, frozenset())) & held_out
 
 
-def test_pairs_are_wrong_below_right(done):
-    out, found = done[0] / "out", done[1]["pairs"]
+def test_pairs_are_wrong_below_right(recipe_run):
+    out, result = recipe_run[0] / "out", recipe_run[1]["pairs"]
     questions = {q.id: q for q in read_bfcl(out / "data" / "train")[0]}
     groups = read_groups(out / "pairs" / "all.jsonl").groups
     judged = 0
@@ -159,14 +160,14 @@ def test_pairs_are_wrong_below_right(done):
             assert all(asked.fault(calls) is not None for calls in wrong)
             judged += 1
     assert judged == len(questions)
-    assert sum(found["rejected"].values()) == sum(len(group.candidates) - 1 for group in groups)
-    assert "the weaker model's own" in found["rejected"]
+    assert sum(result["rejected"].values()) == sum(len(group.candidates) - 1 for group in groups)
+    assert "the weaker model's own" in result["rejected"]
     assert {group.source for group in groups} >= {"trajectories", "irrelevance"}
     assert len(read_groups(out / "pairs" / "queue.jsonl").groups) == 5
 
 
-def test_the_reward_is_the_scorers(done):
-    out = done[0] / "out"
+def test_the_reward_is_the_scorers(recipe_run):
+    out = recipe_run[0] / "out"
     score = reward_of(out / "reward" / "questions")
     for asked in read_bfcl(out / "data" / "train")[0]:
         [group] = [g for g in read_groups(out / "reward" / "train.jsonl").groups if g.id == asked.id]
@@ -177,27 +178,27 @@ def test_the_reward_is_the_scorers(done):
         score("Another?", ["f()"])
 
 
-def test_shares_again_from_what_is_kept(done):
-    out, found = done[0] / "out", done[1]["evaluation"]
+def test_shares_again_from_what_is_kept(recipe_run):
+    out, result = recipe_run[0] / "out", recipe_run[1]["evaluation"]
     kept = {name: [rows(out / "evaluation" / f"{name}-{seed}.jsonl") for seed in (3, 5)] for name in PATHS}
     right = {name: np.array([[row["fault"] is None for row in each] for each in two]) for name, two in kept.items()}
     for name, table in right.items():
-        assert found["models"][name]["all"]["value"] == pytest.approx(table.mean())
+        assert result["models"][name]["all"]["value"] == pytest.approx(table.mean())
     gained = (right["dpo"].astype(float) - right["sft"]).mean()
-    assert found["differences"]["sft"]["all"]["dpo"]["value"] == pytest.approx(gained)
-    assert set(found["differences"]["base"]["calls due"]) == set(PATHS)
-    assert set(found["differences"]["sft"]["all"]) == set(PATHS) - {"sft"}
-    float32, int8 = (found["edge"]["sft"][kind] for kind in ("float32", "int8"))
+    assert result["differences"]["sft"]["all"]["dpo"]["value"] == pytest.approx(gained)
+    assert set(result["differences"]["base"]["calls due"]) == set(PATHS)
+    assert set(result["differences"]["sft"]["all"]) == set(PATHS) - {"sft"}
+    float32, int8 = (result["edge"]["sft"][kind] for kind in ("float32", "int8"))
     assert int8["weight_bytes"] < float32["weight_bytes"]
     assert all(0 <= each["above_bytes"] < each["peak_bytes"] and each["timed"] == 2 for each in (float32, int8))
     assert float32["right"]["value"] == pytest.approx(right["sft"][0].mean())
 
 
-def test_done_is_not_done_again(done, questions):
-    folder, found = done
-    told = []
-    assert tool_calling(configured(folder, questions), tell=told.append) == found
-    assert all(line.endswith("done before") for line in told)
+def test_done_is_not_done_again(recipe_run, questions):
+    folder, result = recipe_run
+    lines = []
+    assert tool_calling(configured(folder, questions), tell=lines.append) == result
+    assert all(line.endswith("done before") for line in lines)
 
 
 def test_what_people_reject_is_not_trained_on(questions, tmp_path):
@@ -210,14 +211,14 @@ def test_what_people_reject_is_not_trained_on(questions, tmp_path):
     for n, group in enumerate(queue.groups):
         queue.give(group, "reject" if n == 0 else "accept")
     review = {"most": 5, "verdicts": str(verdicts)}
-    found = tool_calling(configured(tmp_path, questions, **changes, review=review), only="review")
-    assert found["review"]["verdicts"] == {"accept": 4, "reject": 1, "waiting": 0}
+    result = tool_calling(configured(tmp_path, questions, **changes, review=review), only="review")
+    assert result["review"]["verdicts"] == {"accept": 4, "reject": 1, "waiting": 0}
     kept = {group.id for group in read_groups(tmp_path / "out" / "review" / "train.jsonl").groups}
     assert queue.groups[0].id not in kept
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(done, questions, tmp_path, killed_in_turn):
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, questions, tmp_path, killed_in_turn):
     # Answers long enough that the last stage does not end before it is killed.
     changes = {"paths": {"sft": ["sft"], "hybrid": ["sft", "dpo", "rl"]}, "answer_tokens": 120}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -264,10 +265,10 @@ def step(name, **changes):
         ({"style": "messages"}, "a base from nothing has no chat template"),
         ({"steps": TAUGHT | {"more": TAUGHT["sft"]}}, "steps.more is in no path"),
         (step("sft", sampling={"samples": 2}), "steps.sft: sampling is of steps that learn from a reward"),
-        (step("sft", training=STEPS | {"seed": 1}), "steps.sft: training.seed is not used"),
+        (step("sft", training=STEPS | {"seed": 1}), "steps.sft.training.seed is not used"),
         (
             step("sft", objective={"name": "sfd"}),
-            "steps.sft: objective.name: 'sfd' is no objective (did you mean sft?)",
+            "steps.sft.objective.name: 'sfd' is no objective (did you mean sft?)",
         ),
         (step("dpo", objective={"name": "dpo", "beta": -1}), "steps.dpo: objective"),
         (step("sft", objective={"name": "dpo"}), "objective dpo compares answers, and right answers stand alone"),
@@ -276,7 +277,10 @@ def step(name, **changes):
         (step("dpo", objective={"name": "multi_reference"}), "mixes several references"),
         (step("dpo", objective={"name": "bradley_terry"}), "makes a model that scores"),
         (step("rl", objective={"name": "kto"}), "objective kto needs answers to other prompts"),
-        (step("rl", sampling={"samples": 1}), "objective rloo compares at least 2 answers, sampling.samples is 1"),
+        (
+            step("rl", sampling={"samples": 1}),
+            "objective rloo compares at least 2 answers, steps.rl.sampling.samples is 1",
+        ),
     ],
 )
 def test_a_wrong_configuration(tmp_path, questions, changes, message):
@@ -298,7 +302,7 @@ def test_where_no_step_learns_pairs_nobody_is_weaker(tmp_path, questions):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         # The stages before are the same, in the same order; everything is compared with the first path.
         ({"paths": {"dpo": PATHS["dpo"], **PATHS}}, "evaluation's order was"),
@@ -309,11 +313,11 @@ def test_where_no_step_learns_pairs_nobody_is_weaker(tmp_path, questions):
         ({"review": {"most": 5, "verdicts": "mistyped.jsonl"}}, "review's verdicts was null; now it is"),
     ],
 )
-def test_what_decides_a_stage_is_not_changed_behind_it(done, questions, changes, told):
-    folder, _ = done
+def test_what_decides_a_stage_is_not_changed_behind_it(recipe_run, questions, changes, message):
+    folder, _ = recipe_run
     with pytest.raises(ConfigError) as error:
         tool_calling(configured(folder, questions, **changes))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_whose_seed_decides_is_recorded(tmp_path, questions):
@@ -336,17 +340,17 @@ def test_constrained_answers(questions, tmp_path):
     """The evaluation's alone: what comes before it is the same, and was done."""
     changes = {"paths": {"sft": ["sft"]}, "answer_tokens": 8}
     folder = tmp_path / "out" / "evaluation"
-    found, answers = {}, {}
+    result, answers = {}, {}
     for constrained in (False, True):
-        found[constrained] = tool_calling(configured(tmp_path, questions, **changes, constrained=constrained))
+        result[constrained] = tool_calling(configured(tmp_path, questions, **changes, constrained=constrained))
         answers[constrained] = [row["answer"].lstrip() for row in rows(folder / "sft-3.jsonl")]
-        assert found[constrained]["evaluation"]["cut"]["sft"] == sum(
+        assert result[constrained]["evaluation"]["cut"]["sft"] == sum(
             not row["ended"] for row in rows(folder / "sft-3.jsonl")
         )
         shutil.rmtree(folder)
     assert all(answer.startswith("[") for answer in answers[True])
     assert not all(answer.startswith("[") for answer in answers[False])
-    assert set(found[True]["evaluation"]["edge"]["sft"]) == {"float32", "int8"}
+    assert set(result[True]["evaluation"]["edge"]["sft"]) == {"float32", "int8"}
 
 
 def test_what_cannot_be_constrained_is_refused_before_anything_is_trained(questions, tmp_path, monkeypatch):
@@ -363,9 +367,9 @@ def test_what_cannot_be_constrained_is_refused_before_anything_is_trained(questi
 def test_a_right_answer_that_cannot_be_read_back_is_left_out(tmp_path, questions):
     """An argument called as a keyword of the language."""
     odd = question("odd", "simple_python", "From?", [function("f", **{"from": "integer"})], [{"f": {"from": [1]}}])
-    found = tool_calling(configured(tmp_path, [*questions, odd]), only="data")["data"]
-    assert found["no right answer"] == 1
-    assert sum(sum(part.values()) for part in found["questions"].values()) == len(questions)
+    result = tool_calling(configured(tmp_path, [*questions, odd]), only="data")["data"]
+    assert result["no right answer"] == 1
+    assert sum(sum(part.values()) for part in result["questions"].values()) == len(questions)
 
 
 def test_trajectories_of_several_answers(tmp_path, questions):
@@ -375,11 +379,56 @@ def test_trajectories_of_several_answers(tmp_path, questions):
         tool_calling(config, only="data")
 
 
-def test_from_the_command_line(done, questions, capsys):
-    folder, _ = done
+def test_from_the_command_line(recipe_run, questions, capsys):
+    folder, _ = recipe_run
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(configured(folder, questions).model_dump(mode="json"), sort_keys=False))
     assert run(["recipe", "tool-calling", str(config)]) == 0
     assert "hybrid" in capsys.readouterr().out
     assert run(["recipe", "tool-calling", str(config), "variants=5"]) == 2
     assert "data's variants was" in capsys.readouterr().err
+
+
+class TestLengths:
+    """A row that is too long stops the recipe in its first stage."""
+
+    @pytest.mark.parametrize("part", [0, 1])
+    def test_a_question(self, tmp_path, questions, part):
+        """Of training and validation, or of the test, which only the last stage reads."""
+        candidates = (
+            question(
+                f"l{n}",
+                "simple_python",
+                f"Is Oslo {'very ' * 500}loud?",
+                [function(f"long{n}", city="string")],
+                [{f"long{n}": {"city": ["Oslo"]}}],
+            )
+            for n in range(50)
+        )
+        long = next(long for long in candidates if long in split([*questions, long], 0.2, 0)[part])
+        with pytest.raises(DataError, match=r"data.max_length is 512") as error:
+            tool_calling(configured(tmp_path, [*questions, long]))
+        source = ("supervised_train.jsonl of stage data", "the questions of stage evaluation")[part]
+        assert error.value.where == f"{source}, as the base from nothing (context 512) reads it, group {long.id}"
+        assert [item.name for item in (tmp_path / "out").iterdir()] == ["data"]
+        cut = {"truncation": "keep_end_of_prompt"}
+        assert list(tool_calling(configured(tmp_path, [*questions, long], data=cut), only="data")) == ["data"]
+
+    def test_a_prompt_without_room_for_a_drawn_answer(self, tmp_path, questions):
+        steps = {**TAUGHT, "rl": {**TAUGHT["rl"], "sampling": {"samples": 2, "max_new_tokens": 480}}}
+        config = configured(tmp_path, questions)
+        config = validated(ToolCallingConfig, {**config.model_dump(mode="json"), "steps": steps}, "test")
+        with pytest.raises(ConfigError, match=r"steps.rl.sampling.max_new_tokens=480") as error:
+            tool_calling(config)
+        room = int(error.value.fix.partition("steps.rl.sampling.max_new_tokens=")[2].partition(",")[0])
+        assert 0 < room < 480
+
+
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, questions, sections_advised):
+    expected = {
+        "base": {"training"},
+        "lora_sft-3": {"training", "lora"},
+        "sft-dpo-5": {"training", "lora", "objective"},
+        "lora_sft-dpo-rl-3": {"training", "lora", "sampling"},
+    }
+    assert sections_advised(configured(recipe_run[0], questions), stages, expected) == expected

@@ -132,7 +132,9 @@ def time_answers(
     """
     guided = guides(model, tokenizer, questions, style) if setting.constrained else None
     rendering = setting.rendering
-    prompts = tokenize_prompts([style.ask(each, tokenizer, rendering) for each in questions], tokenizer, rendering)
+    prompts = tokenize_prompts(
+        [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
+    )
     sampling, ends = Sampling(temperature=0.0, max_new_tokens=setting.max_new_tokens), ends_of(model, tokenizer)
     seconds, tokens = [], []
     for number in (0, *range(len(prompts))):

@@ -34,17 +34,17 @@ def read_foreign_calls(text: str, language: Language) -> Iterator[Call]:
             raise ValueError("no call")
         arguments: dict[str, str] = {}
         for pair in _split(call[2], language):
-            named = re.fullmatch(r"\s*([A-Za-z_$][\w$]*)\s*=(?!=)\s*(.*?)\s*", pair, re.DOTALL)
-            if not named or named[1] in arguments:
+            match = re.fullmatch(r"\s*([A-Za-z_$][\w$]*)\s*=(?!=)\s*(.*?)\s*", pair, re.DOTALL)
+            if not match or match[1] in arguments:
                 raise ValueError("an argument without a name, or a name twice")
-            value = named[2]
+            value = match[2]
             quoted = len(value) > 1 and value[0] in "\"'" and _string_length(value, language) == len(value)
-            arguments[named[1]] = value[1:-1] if quoted else value
+            arguments[match[1]] = value[1:-1] if quoted else value
         yield Call(call[1], arguments)
 
 
 def _split(text: str, language: Language) -> list[str]:
-    """At the commas that are in no bracket and no literal; nothing at all for white space."""
+    """Parts between the commas that are in no bracket and no literal; no part for white space."""
     parts, depth, start, n = [], 0, 0, 0
     while n < len(text):
         skipped = _literal_length(text, n, language)
@@ -66,7 +66,7 @@ def _split(text: str, language: Language) -> list[str]:
 
 
 def _literal_length(text: str, n: int, language: Language) -> int:
-    """How long the string, template, regular expression or list of type arguments at a place is; 0 without one."""
+    """Length of the string, template, regular expression or type arguments at an index; 0 without one."""
     letter = text[n]
     if letter in "\"'":
         return _string_length(text[n:], language)
@@ -81,7 +81,7 @@ def _literal_length(text: str, n: int, language: Language) -> int:
 
 
 def _string_length(text: str, language: Language) -> int:
-    """How long the string at the beginning is, with its quotes."""
+    """Length of the string at the beginning, with its quotes."""
     block = re.match(r'"""(?:\\.|[^\\])*?"""', text, re.DOTALL) if language == "java" else None
     string = block or re.match(r"""(["'])(?:\\.|(?!\1).)*\1""", text, re.DOTALL)
     if not string:
@@ -90,10 +90,10 @@ def _string_length(text: str, language: Language) -> int:
 
 
 def _type_arguments_length(text: str, start: int) -> int:
-    """Of ``<String, List<Integer>>`` at a place; 0 where the bracket compares."""
-    whole = TYPE_ARGUMENTS.match(text, start)
+    """Length of ``<String, List<Integer>>`` at an index; 0 where the bracket is a comparison."""
+    match = TYPE_ARGUMENTS.match(text, start)
     depth = 0
-    for n, letter in enumerate(whole[0] if whole else ""):
+    for n, letter in enumerate(match[0] if match else ""):
         depth += (letter == "<") - (letter == ">")
         if depth == 0:
             return n + 1
@@ -101,7 +101,7 @@ def _type_arguments_length(text: str, start: int) -> int:
 
 
 def _template_length(text: str, start: int) -> int:
-    """Of a template literal at a place, with what is substituted in it."""
+    """Length of the template literal at an index, with its substitutions."""
     n = start + 1
     while n < len(text):
         if text[n] == "`":
@@ -114,7 +114,7 @@ def _template_length(text: str, start: int) -> int:
 
 
 def _substitution_end(text: str, n: int) -> int:
-    """The place after the brace that closes a substitution."""
+    """Index after the brace that closes a substitution."""
     depth = 1
     while n < len(text):
         skipped = _literal_length(text, n, "javascript")

@@ -17,7 +17,7 @@ from penchant.evaluation.tool_calls.calls import Accepted, Call, Fault, Function
 from penchant.evaluation.tool_calls.matching import entries_as_lists, match_calls
 
 ANSWERS = "possible_answer"
-NAMED = re.compile(r"BFCL_v\d+_")
+FILE_NAME = re.compile(r"BFCL_v\d+_")
 NEEDS_CODE = "its functions are programs to be run, which are not data"
 
 
@@ -70,26 +70,28 @@ def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
         DataError: there is no such file, or a row is not as expected.
     """
     files = _by_stem(folder)
-    if not any(map(NAMED.match, files)):
+    if not any(map(FILE_NAME.match, files)):
         raise DataError("there is no file BFCL_v*_CATEGORY.json in it", where=str(folder), fix="name the data's folder")
     questions: list[ToolQuestion] = []
     answers = _by_stem(folder / ANSWERS)
-    known = set(files.values())
+    data_files = set(files.values())
     left_out = {
         item.name + "/" * item.is_dir(): "it is no file of questions"
         for item in sorted(folder.iterdir())
-        if item.name[0] != "." and item.name != ANSWERS and (item not in known or not NAMED.match(stem_of(item)))
+        if item.name[0] != "."
+        and item.name != ANSWERS
+        and (item not in data_files or not FILE_NAME.match(stem_of(item)))
     }
     for stem, file in files.items():
-        if not NAMED.match(stem):
+        if not FILE_NAME.match(stem):
             continue
-        category = NAMED.sub("", stem)
+        category = FILE_NAME.sub("", stem)
         if category.startswith(("multi_turn", "memory", "web_search")):
             left_out[category] = NEEDS_CODE
         elif not category.endswith("relevance") and stem not in answers:
             left_out[category] = f"it has no {ANSWERS}/{file.name}"
         else:
-            questions += _read(file, answers.get(stem), category)
+            questions += _read_file(file, answers.get(stem), category)
     if not questions:
         told = ", ".join(f"{category}: {why}" for category, why in left_out.items())
         raise DataError(f"no question is left ({told})", where=str(folder), fix="add files of other categories")
@@ -113,7 +115,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _read(file: Path, answers_file: Path | None, category: str) -> Iterator[ToolQuestion]:
+def _read_file(file: Path, answers_file: Path | None, category: str) -> Iterator[ToolQuestion]:
     answers: Mapping[str, tuple[str, Any]] = {}
     if answers_file is not None and not category.endswith("relevance"):
         rows = read_rows(answers_file)
@@ -121,16 +123,16 @@ def _read(file: Path, answers_file: Path | None, category: str) -> Iterator[Tool
     for where, row in read_rows(file):
         try:
             turns, name = row["question"], str(row["id"])
-            functions = tuple(Function.read(each, where) for each in row["function"])
-            messages = tuple(Message(role=str(each["role"]), content=each["content"]) for each in turns[0])
+            functions = tuple(Function.read(schema, where) for schema in row["function"])
+            messages = tuple(Message(role=str(message["role"]), content=message["content"]) for message in turns[0])
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"no question: {error!r}", where=where, fix="a row is id, question and function") from error
         if len(turns) != 1 or not messages:
             raise DataError(f"{len(turns)} turns; expected one", where=where, fix="leave this file out")
-        if not all(isinstance(each["content"], str) for each in messages) or not content_of(messages[-1]).strip():
+        if not all(isinstance(message["content"], str) for message in messages) or not content_of(messages[-1]).strip():
             raise DataError(f"question {name} says nothing", where=where, fix="give its last message's content a text")
-        asked = ToolQuestion(name, category, messages, functions, accepted=None)
-        yield replace(asked, accepted=_accepted(asked, answers, where))
+        question = ToolQuestion(name, category, messages, functions, accepted=None)
+        yield replace(question, accepted=_accepted(question, answers, where))
 
 
 def _accepted(
@@ -198,7 +200,7 @@ def spread(questions: Sequence[ToolQuestion], most: int) -> list[ToolQuestion]:
 def write_bfcl(questions: Sequence[ToolQuestion], folder: Path) -> None:
     """As `read_bfcl` reads them; files of other questions that are there are taken away first."""
     for stem, file in [*_by_stem(folder).items(), *_by_stem(folder / ANSWERS).items()]:
-        if NAMED.match(stem):
+        if FILE_NAME.match(stem):
             file.unlink()
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     for category in dict.fromkeys(each.category for each in questions):

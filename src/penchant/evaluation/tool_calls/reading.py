@@ -57,16 +57,16 @@ def read_json_calls(answer: str, functions: Sequence[Function]) -> list[Call] | 
     text = _answer_alone(answer)
     if text is None:
         return None
-    own = {native_name(function.name): function.name for function in functions}
+    native_names = {native_name(function.name): function.name for function in functions}
     try:
         calls = []
-        for each in _json_values(text):
-            each = each.get("function", each)
-            arguments = each.get("arguments", each.get("parameters", {}))
+        for value in _json_values(text):
+            value = value.get("function", value)
+            arguments = value.get("arguments", value.get("parameters", {}))
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            if not isinstance(each["name"], str) or not isinstance(arguments, dict):
+            if not isinstance(value["name"], str) or not isinstance(arguments, dict):
                 return None
-            calls.append(Call(own.get(each["name"], each["name"]), arguments))
+            calls.append(Call(native_names.get(value["name"], value["name"]), arguments))
         return calls
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -76,8 +76,8 @@ def _answer_alone(answer: str) -> str | None:
     """The answer without thinking before it and a code fence around it; None where the thinking never ends."""
     text = answer.strip()
     if not text.startswith(("[", "{", "<tool_call>")):
-        *before, text = text.split("</think>")
-        if not before and text.startswith("<think>"):
+        *thoughts, text = text.split("</think>")
+        if not thoughts and text.startswith("<think>"):
             return None
         text = text.strip()
     if text.startswith("```"):
@@ -106,7 +106,7 @@ def _json_values(text: str) -> list[Any]:
 
 
 def _one_after_the_other(text: str) -> list[Any]:
-    """JSON values on lines of their own, or with ``;`` or ``,`` between them."""
+    """Parse JSON values on lines of their own, or separated by ``;`` or ``,``."""
     values, decoder, start = [], json.JSONDecoder(), len(text) - len(text.lstrip())
     while start < len(text) or not text:
         value, end = decoder.raw_decode(text, start)

@@ -106,7 +106,9 @@ def answer_questions(
         ModelError: constrained, and the tokenizer has no pieces of text.
     """
     guided = guides(model, tokenizer, questions, style) if constrained else None
-    prompts = tokenize_prompts([style.ask(each, tokenizer, rendering) for each in questions], tokenizer, rendering)
+    prompts = tokenize_prompts(
+        [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
+    )
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ends = ends_of(model, tokenizer)
     with Progress("answering", len(prompts), "questions") as progress:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from penchant.config import Section, TrainingConfig
+from penchant.config import TrainingConfig
 from penchant.config_reward import JudgeConfig
+from penchant.config_section import Section
 from penchant.recipes.comparing import Seeds
 from penchant.recipes.dialogue.construction import Filters
 from penchant.recipes.dialogue.rewriting import PRESCRIPTIVE, SUPPORTIVE, EndpointRewriter, Rewriter, RuleRewriter

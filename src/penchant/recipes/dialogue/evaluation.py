@@ -56,11 +56,11 @@ def answer_all(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Fou
     prompts = [ask(config, each.question) for each in asked]
     sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
     for row in rows:
-        for name, place in zip(row.names(config.seeds), row.folders, strict=True):
-            said = [given[0].strip() for given in read_answers(place, prompts, sampling, config.data)]
+        for name, model in zip(row.names(config.seeds), row.folders, strict=True):
+            answers = [samples[0].strip() for samples in read_answers(model, prompts, sampling, config.data)]
             lines = [
                 json.dumps({"set": q.set, "question": q.question, "answer": text}, ensure_ascii=False) + "\n"
-                for q, text in zip(asked, said, strict=True)
+                for q, text in zip(asked, answers, strict=True)
             ]
             write_atomically(folder / f"{name}.jsonl", "".join(lines))
     shown = [n for n, each in enumerate(asked) if each.set in config.sources][: config.sheet]

@@ -18,16 +18,16 @@ from typing import Any
 
 from penchant.data.groups import PreferenceGroup
 from penchant.recipes.checking import check_tuning
-from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig
+from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, ModelConfig
 from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
 from penchant.recipes.dialogue.report import write_result
 from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
-from penchant.recipes.new_base import base_texts, new_base
-from penchant.recipes.reading import Reader, check_lengths
+from penchant.recipes.new_base import NewBase
+from penchant.recipes.reading import Reader, check_lengths, groups_of
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], Found]
@@ -60,7 +60,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
             "data",
             "pairs from dialogues",
             data | {"sources": sources, "queue": config.review.most},
-            lambda place: _constructed(config, place),
+            lambda folder: _constructed(config, folder),
         ),
         Stage(
             "review",
@@ -80,7 +80,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
                 **config.new_models.model_dump(mode="json"),
                 "texts": fingerprint(str(config.new_models.texts)),
             }
-            listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _new(config, model.new)))
+            listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _train_base(config, model.new)))
         weights = named_weights(model.model)
         tuned = [_stage(config, name, "sft", seed, start, weights) for seed in config.seeds]
         places = {seed: _place(config, name, "sft", seed) for seed in config.seeds}
@@ -105,22 +105,21 @@ def _check(config: DialogueConfig) -> None:
         check_tuning(f"methods.{name}", method.objective, method, [pair], f"methods.{name}")
 
 
-def _constructed(config: DialogueConfig, place: Path) -> Found:
+def _constructed(config: DialogueConfig, folder: Path) -> Found:
     """The data, read by every base model at once: a row that is too long is refused before anything is trained."""
-    found = construct(config, place)
+    counts = construct(config, folder)
     parts = [f"{kind}_{part}" for kind in ("preferences", "supervised") for part in ("train", "validation")]
-    files = {f"{name}.jsonl of stage data": place / f"{name}.jsonl" for name in [*parts, "preferences_test"]}
-    for name, model in config.models.items():
-        if model.new is None:
-            check_lengths([Reader.named(str(model.model), config.data)], files, config.data)
-            continue
-        new = config.new_models
-        _, corpus = base_texts(str(new.texts), new.chunk_words, [place / "supervised_train.jsonl"])
-        with Reader.new(
-            f"{name} (context {model.new.context})", corpus, model.new.sizes, config.seed, config.data
-        ) as reader:
-            check_lengths([reader], files, config.data)
-    return found
+    files = [folder / f"{name}.jsonl" for name in [*parts, "preferences_test"]]
+    readers = [_reader(config, name, model, folder) for name, model in config.models.items()]
+    check_lengths(readers, groups_of("data", files), config.data)
+    return counts
+
+
+def _reader(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -> Reader:
+    """How a base model reads; `data` is the folder of the supervised data that a tokenizer from nothing learns from."""
+    if model.new is None:
+        return Reader.load(str(model.model), config.data)
+    return _new_base(config, model.new, data).reader(f"{name} (context {model.new.context})", config.data)
 
 
 def _measured(measures: MeasuresConfig) -> dict[str, Any]:
@@ -145,6 +144,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
     tuned: TunedConfig = config.sft if method == "sft" else config.methods[method]
     objective: Mapping[str, Any] = {"name": "sft"} if method == "sft" else config.methods[method].objective
     kind = "supervised" if method == "sft" else "preferences"
+    keys = stage_keys("sft" if method == "sft" else f"methods.{method}", type(tuned))
     seeded = TunedConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
 
     def run(place: Path) -> Found:
@@ -156,6 +156,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
             place.parent / "data" / f"{kind}_validation.jsonl",
             objective,
             seeded,
+            keys=keys,
             reading=config.data,
         )
         if method == "sft":
@@ -168,9 +169,12 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
     return Stage(f"{model}-{method}-{seed}", f"{model}: {method}, seed {seed}", settings, run)
 
 
-def _new(config: DialogueConfig, sizes: SizesConfig) -> Run:
-    def run(place: Path) -> Found:
-        new, also = config.new_models, [place.parent / "data" / "supervised_train.jsonl"]
-        return new_base(place, str(new.texts), new.chunk_words, sizes, new.training, also, config.seed)
+def _new_base(config: DialogueConfig, sizes: SizesConfig, data: Path) -> NewBase:
+    """How a base is made; `data` is the folder of stage data."""
+    new, also = config.new_models, [data / "supervised_train.jsonl"]
+    keys = stage_keys("new_models", type(new))
+    return NewBase(str(new.texts), new.chunk_words, sizes, new.training, also, config.seed, keys)
 
-    return run
+
+def _train_base(config: DialogueConfig, sizes: SizesConfig) -> Run:
+    return lambda folder: _new_base(config, sizes, folder.parent / "data").train(folder)

@@ -27,7 +27,7 @@ def content(text: Text, role: str | None = None) -> str:
     """
     if isinstance(text, str):
         return text
-    return next((content_of(each) for each in reversed(text) if role in (None, each["role"])), "")
+    return next((content_of(message) for message in reversed(text) if role in (None, message["role"])), "")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Asked:
     def answered(self, model: str, config: DomainExpertConfig) -> list[str]:
         """The model's likeliest words."""
         sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
-        return [given[0].strip() for given in read_answers(model, self.prompts, sampling, config.data)]
+        return [samples[0].strip() for samples in read_answers(model, self.prompts, sampling, config.data)]
 
     def f1(self, answers: Sequence[str]) -> list[float]:
         """Of each answer, its words' F1."""

@@ -13,7 +13,7 @@ OUTPUT/report.html, OUTPUT/result.json
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
 from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
-from penchant.recipes.new_base import base_texts, new_base
-from penchant.recipes.reading import Reader, ReadingConfig, check_lengths
+from penchant.recipes.new_base import NewBase
+from penchant.recipes.reading import Reader, check_lengths, groups_of
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], Found]
@@ -64,13 +64,14 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     measured = {key: settings[key] for key in ("answers", "answer_tokens")}
     base, instruct = config.base or str(folder / "base" / "run"), config.instruct or str(folder / "instruct" / "run")
     chosen = str(folder / "residual" / "model")
-    listed = [Stage("data", "text and groups in parts", data, lambda place: _prepared(config, place))]
+    listed = [Stage("data", "text and groups in parts", data, lambda folder: _prepared(config, folder))]
     if config.base is None:
         new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
         listed += [
-            Stage("base", "a base from nothing", new, _new_base(config)),
+            Stage("base", "a base from nothing", new, _train_base(config)),
             Stage("instruct", "its instruct sibling", config.data.settings, _new_instruct(config, base)),
         ]
+    conversation = stage_keys("conversation", type(config.conversation))
     return [
         *listed,
         Stage(
@@ -89,7 +90,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
             "conversation",
             "the expert in conversation",
             settings["conversation"],
-            _expert("preferences", chosen, config.conversation.objective, config.conversation, config.data),
+            _expert(config, "preferences", chosen, config.conversation.objective, config.conversation, conversation),
         ),
         Stage(
             "structured",
@@ -113,22 +114,27 @@ def _check(config: DomainExpertConfig) -> None:
     check_tuning("conversation", expert.objective, expert, read_preferences(file), file)
 
 
-def _prepared(config: DomainExpertConfig, place: Path) -> Found:
+def _prepared(config: DomainExpertConfig, folder: Path) -> Found:
     """The data, read by the base and its sibling at once: a row that is too long is refused before training."""
-    found = prepare(config, place)
-    files = {f"{file.name} of stage data": file for file in sorted(place.glob("*.jsonl"))}
+    counts = prepare(config, folder)
+    check_lengths(_readers(config, folder), groups_of("data", sorted(folder.glob("*.jsonl"))), config.data)
+    return counts
+
+
+def _readers(config: DomainExpertConfig, data: Path) -> list[Reader]:
+    """How the base and its sibling read; `data` is the folder that the tokenizer of a base from nothing learns from."""
     if config.base is not None:
-        named = dict.fromkeys((config.base, str(config.instruct)))
-        check_lengths([Reader.named(model, config.data) for model in named], files, config.data)
-        return found
-    new = config.new_models
-    also = [place / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
-    _, corpus = base_texts(str(new.texts), config.texts.chunk_words, also)
-    with Reader.new(
-        f"the base from nothing (context {new.context})", corpus, new.sizes, config.seed, config.data
-    ) as reader:
-        check_lengths([reader], files, config.data)
-    return found
+        sources = dict.fromkeys((config.base, str(config.instruct)))
+        return [Reader.load(source, config.data) for source in sources]
+    name = f"the base from nothing (context {config.new_models.context})"
+    return [_new_base(config, data).reader(name, config.data)]
+
+
+def _new_base(config: DomainExpertConfig, data: Path) -> NewBase:
+    """How the base is made; `data` is the folder of stage data."""
+    new, also = config.new_models, [data / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
+    keys = stage_keys("new_models", type(new))
+    return NewBase(str(new.texts), config.texts.chunk_words, new, new.training, also, config.seed, keys)
 
 
 def adapted(config: DomainExpertConfig) -> Path:
@@ -136,25 +142,21 @@ def adapted(config: DomainExpertConfig) -> Path:
     return whole_model(Path(config.output) / "adapted", config.adaptation)
 
 
-def _new_base(config: DomainExpertConfig) -> Run:
-    def run(place: Path) -> Found:
-        new = config.new_models
-        also = [place.parent / "data" / f"{name}_train.jsonl" for name in ("instructions", "tasks")]
-        return new_base(place, str(new.texts), config.texts.chunk_words, new, new.training, also, config.seed)
-
-    return run
+def _train_base(config: DomainExpertConfig) -> Run:
+    return lambda folder: _new_base(config, folder.parent / "data").train(folder)
 
 
 def _new_instruct(config: DomainExpertConfig, base: str) -> Run:
-    tuned = TunedConfig(training=config.new_models.instruct)
-    return _expert("instructions", base, {"name": "sft"}, tuned, config.data)
+    tuned, keys = TunedConfig(training=config.new_models.instruct), {"training.": "new_models.instruct."}
+    return _expert(config, "instructions", base, {"name": "sft"}, tuned, keys)
 
 
 def _adapt(config: DomainExpertConfig, base: str) -> Run:
     def run(place: Path) -> Found:
         data = place.parent / "data"
         train, held_out = data / "texts_train.jsonl", data / "texts_held_out.jsonl"
-        tune(place, base, train, held_out, {"name": "sft"}, config.adaptation, reading=config.data)
+        keys = stage_keys("adaptation")
+        tune(place, base, train, held_out, {"name": "sft"}, config.adaptation, keys=keys, reading=config.data)
         merge_where_adapted(place, config.adaptation)
         return {
             "perplexity_before": perplexity(base, held_out, config).to_json(),
@@ -202,18 +204,26 @@ def _structured(config: DomainExpertConfig, start: str) -> Run:
         data = place.parent / "data"
         taught = lessons(config, data)
         write_anew([*read_groups(data / "tasks_train.jsonl").groups, *taught], place / "train.jsonl")
-        held_out = data / "tasks_validation.jsonl"
-        tune(place, start, place / "train.jsonl", held_out, {"name": "sft"}, config.structured, reading=config.data)
+        files = place / "train.jsonl", data / "tasks_validation.jsonl"
+        keys = stage_keys("structured")
+        tune(place, start, *files, {"name": "sft"}, config.structured, keys=keys, reading=config.data)
         return {"routing_rows": len(taught)}
 
     return run
 
 
-def _expert(name: str, start: str, objective: dict[str, object], tuned: TunedConfig, reading: ReadingConfig) -> Run:
+def _expert(
+    config: DomainExpertConfig,
+    name: str,
+    start: str,
+    objective: Mapping[str, object],
+    tuned: TunedConfig,
+    keys: Mapping[str, str],
+) -> Run:
     def run(place: Path) -> Found:
         data = place.parent / "data"
         files = data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl"
-        tune(place, start, *files, objective, tuned, reading=reading)
+        tune(place, start, *files, objective, tuned, keys=keys, reading=config.data)
         return {}
 
     return run

@@ -40,7 +40,7 @@ def route(config: DomainExpertConfig, folder: Path) -> Found:
     model = str(folder.parent / settings.asks / "run")
 
     def log_probs(groups: Sequence[PreferenceGroup]) -> list[tuple[float, ...]]:
-        return [each.log_probs for each in read_log_probs(model, groups, config.token_budget, config.data)]
+        return [scored.log_probs for scored in read_log_probs(model, groups, config.token_budget, config.data)]
 
     router = _drawn(config, data)[0].calibrated(log_probs)
     router.save(folder)

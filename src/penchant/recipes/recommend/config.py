@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from penchant.config import Section, TrainingConfig
+from penchant.config import TrainingConfig
+from penchant.config_section import Section
 from penchant.recipes.reading import READING, ReadingConfig
 from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.histories import Rules

@@ -13,7 +13,7 @@ from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
-from penchant.evaluation.one_preferred import Place
+from penchant.evaluation.one_preferred import TargetRank
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.evaluation.statistics import Estimate
 from penchant.recipes.reading import read_answers
@@ -39,14 +39,14 @@ def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], l
     hits: dict[str, list[float]] = {}
     for name, model in models.items():
         scores = log_probs(model, groups, config)
-        places = [Place.of(each, target) for each, target in zip(scores, targets, strict=True)]
-        hits[name] = [place.hit(1) for place in places]
-        measures = ranking_measures(places, users, config.cutoffs)
+        ranks = [TargetRank.by_scores(row, target) for row, target in zip(scores, targets, strict=True)]
+        hits[name] = [rank.hit(1) for rank in ranks]
+        measures = ranking_measures(ranks, users, config.cutoffs)
         of_catalogue = _of_catalogue(config, model, about, list(read_catalogue(questions)))
         said, words = _said(config, model, groups, targets, users)
         rows = [
-            {"id": group.id, "above": place.above, "tied": place.tied, "answer": text}
-            for group, place, text in zip(groups, places, words, strict=True)
+            {"id": group.id, "above": rank.above, "tied": rank.tied, "answer": text}
+            for group, rank, text in zip(groups, ranks, words, strict=True)
         ]
         write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         found[name] = {key: value.to_json() for key, value in {**measures, **said}.items()}
@@ -70,14 +70,14 @@ def _of_catalogue(
     asked = about[: config.catalogue]
     if not asked:
         return {}
-    places = []
+    ranks = []
     reading = config.data.measuring(config.token_budget)
     ranked = rank_catalogue(model, [q.history for q in asked], titles, config.questions.wording, reading)
     for question, log_probs in zip(asked, ranked, strict=True):
         known = set(question.known) - {question.target}
         left = {title: value for title, value in zip(titles, log_probs, strict=True) if title not in known}
-        places.append(Place.of(list(left.values()), list(left).index(question.target)))
-    return ranking_measures(places, [question.user for question in asked], config.cutoffs)
+        ranks.append(TargetRank.by_scores(list(left.values()), list(left).index(question.target)))
+    return ranking_measures(ranks, [question.user for question in asked], config.cutoffs)
 
 
 def _said(
@@ -87,9 +87,10 @@ def _said(
     if n == 0:
         return {}, [None] * len(groups)
     sampling = Sampling(temperature=0.0, max_new_tokens=TITLE_TOKENS)
-    said = [given[0] for given in read_answers(model, [group.prompt for group in groups[:n]], sampling, config.data)]
+    prompts = [group.prompt for group in groups[:n]]
+    answers = [samples[0] for samples in read_answers(model, prompts, sampling, config.data)]
     titles = [[as_text(text).strip() for text in group.candidates] for group in groups[:n]]
-    return said_measures(said, titles, targets[:n], users[:n]), [*said, *[None] * (len(groups) - n)]
+    return said_measures(answers, titles, targets[:n], users[:n]), [*answers, *[None] * (len(groups) - n)]
 
 
 def _by_kind(about: Sequence[Asked], hits: Sequence[float]) -> dict[str, Any]:

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from penchant.evaluation.one_preferred import Place
+from penchant.evaluation.one_preferred import TargetRank
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 
 
-def ranking_measures(places: Sequence[Place], users: Sequence[str], cutoffs: Sequence[int]) -> dict[str, Estimate]:
+def ranking_measures(ranks: Sequence[TargetRank], users: Sequence[str], cutoffs: Sequence[int]) -> dict[str, Estimate]:
     """Means over questions, with intervals over users.
 
     Args:
-        places, users: one of each for every question.
+        ranks, users: one of each for every question.
         cutoffs: the k of hit ratio and NDCG.
     """
-    values = {f"hit_ratio@{k}": [place.hit(k) for place in places] for k in cutoffs}
-    values |= {f"ndcg@{k}": [place.ndcg(k) for place in places] for k in cutoffs if k > 1}
-    values["mrr"] = [place.reciprocal() for place in places]
+    values = {f"hit_ratio@{k}": [rank.hit(k) for rank in ranks] for k in cutoffs}
+    values |= {f"ndcg@{k}": [rank.ndcg(k) for rank in ranks] for k in cutoffs if k > 1}
+    values["mrr"] = [rank.reciprocal() for rank in ranks]
     return {name: over_users(each, users) for name, each in values.items()}
 
 

@@ -19,7 +19,7 @@ from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.recipes.checking import check_tuning
 from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.reading import Reader, check_lengths, read_log_probs
+from penchant.recipes.reading import Reader, check_lengths, groups_of, read_log_probs
 from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
@@ -27,7 +27,7 @@ from penchant.recipes.recommend.questions import TEXTS, ask, read_catalogue
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
 
 Tell = Callable[[str], None]
 
@@ -76,9 +76,9 @@ def stages(config: RecommendConfig) -> list[Stage]:
         for method in config.methods
     ]
     names = [method.name for method in config.methods]
-    wanted = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
-    wanted |= config.data.settings
-    listed.append(Stage("evaluation", "ranks and answers on test questions", wanted, _evaluating(config, start)))
+    measured = {key: settings[key] for key in ("answers", "catalogue", "cutoffs")} | {"methods": names}
+    measured |= config.data.settings
+    listed.append(Stage("evaluation", "ranks and answers on test questions", measured, _evaluating(config, start)))
     return listed
 
 
@@ -92,21 +92,21 @@ def _check(config: RecommendConfig) -> None:
 
 def _asking(config: RecommendConfig) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
-        found = ask(config, folder)
-        files = {
-            f"{part}.jsonl of stage questions": folder / f"{part}.jsonl" for part in ("train", "validation", "test")
-        }
-        if config.model is not None:
-            check_lengths([Reader.named(config.model, config.data)], files, config.data)
-            return found
-        sizes = config.new_model.sizes
-        with Reader.new(
-            f"a model of context {sizes.context}", _corpus(folder), sizes, config.seed, config.data
-        ) as reader:
-            check_lengths([reader], files, config.data)
-        return found
+        counts = ask(config, folder)
+        files = [folder / f"{part}.jsonl" for part in ("train", "validation", "test")]
+        check_lengths([_reader(config, folder)], groups_of("questions", files), config.data)
+        return counts
 
     return run
+
+
+def _reader(config: RecommendConfig, questions: Path) -> Reader:
+    """How the starting model reads."""
+    if config.model is not None:
+        return Reader.load(config.model, config.data)
+    sizes = config.new_model.sizes
+    name = f"a model of context {sizes.context}"
+    return Reader.from_nothing(name, _corpus(questions), sizes, config.seed, config.data)
 
 
 def _corpus(questions: Path) -> list[str]:
@@ -120,9 +120,9 @@ def _new(config: RecommendConfig) -> Callable[[Path], Found]:
         texts = folder.parent / "questions" / TEXTS
         if not (folder / "start" / "config.json").exists():
             build_small_llama(folder / "start", _corpus(texts.parent), config.new_model.sizes, config.seed)
-        tune(
-            folder, str(folder / "start"), texts, None, {"name": "sft"}, TunedConfig(training=config.new_model.training)
-        )
+        tuned = TunedConfig(training=config.new_model.training)
+        keys = stage_keys("new_model", type(config.new_model))
+        tune(folder, str(folder / "start"), texts, None, {"name": "sft"}, tuned, keys=keys)
         return {}
 
     return run
@@ -131,9 +131,9 @@ def _new(config: RecommendConfig) -> Callable[[Path], Found]:
 def _sft(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
     def run(folder: Path) -> Found:
         _select(folder, lambda groups: [()] * len(groups))
-        found = _tuned(config, folder, start, {"name": "sft"}, config.sft)
+        _tuned(config, folder, start, {"name": "sft"}, config.sft, "sft")
         merge_where_adapted(folder, config.sft)
-        return found
+        return {}
 
     return run
 
@@ -154,7 +154,8 @@ def _tune(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Fou
             return [draw_negatives(group, n, each, config.seed) for group, each in zip(groups, weights, strict=True)]
 
         _select(folder, negatives)
-        return _tuned(config, folder, start, method.objective, method)
+        _tuned(config, folder, start, method.objective, method, f"methods.{method.name}")
+        return {}
 
     return run
 
@@ -168,12 +169,12 @@ def _select(folder: Path, negatives: Callable[[Sequence[PreferenceGroup]], Seque
 
 
 def _tuned(
-    config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TunedConfig
-) -> Found:
-    data, held_out = folder / "train.jsonl", folder / "validation.jsonl"
-    tune(folder, start, data, held_out, objective, tuned, reading=config.data)
+    config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TunedConfig, setting: str
+) -> None:
+    """Train on what `_select` wrote; `setting` is the stage's path in the configuration."""
+    data, held_out, keys = folder / "train.jsonl", folder / "validation.jsonl", stage_keys(setting, type(tuned))
+    tune(folder, start, data, held_out, objective, tuned, keys=keys, reading=config.data)
     write_wording(folder / "run", config.questions.wording)
-    return {}
 
 
 def _evaluating(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
@@ -194,4 +195,4 @@ def _of(group: PreferenceGroup, negatives: Sequence[int]) -> PreferenceGroup:
 
 
 def _log_probs(model: str, groups: Sequence[PreferenceGroup], config: RecommendConfig) -> list[tuple[float, ...]]:
-    return [each.log_probs for each in read_log_probs(model, groups, config.token_budget, config.data)]
+    return [scored.log_probs for scored in read_log_probs(model, groups, config.token_budget, config.data)]

@@ -15,7 +15,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.interactions import read_interactions, read_titles
 from penchant.data.writing import write_anew
 from penchant.evaluation.files import write_atomically
-from penchant.evaluation.one_preferred import Place
+from penchant.evaluation.one_preferred import TargetRank
 from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.candidates import offer
 from penchant.recipes.recommend.config import RecommendConfig
@@ -202,8 +202,8 @@ def measured(
     scorer: baselines.Scorer, questions: Sequence[Question], offers: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
 ) -> dict[str, Any]:
     """How well a ranking of items finds the targets among what the questions offer; as JSON."""
-    places = [Place.of(scorer(q, offers[q.id]), offers[q.id].index(q.target)) for q in questions]
-    measures = ranking_measures(places, [question.user for question in questions], cutoffs)
+    ranks = [TargetRank.by_scores(scorer(q, offers[q.id]), offers[q.id].index(q.target)) for q in questions]
+    measures = ranking_measures(ranks, [question.user for question in questions], cutoffs)
     return {key: value.to_json() for key, value in measures.items()}
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from penchant.config import LoraConfig, SamplingConfig, Section, TrainingConfig
+from penchant.config import LoraConfig, SamplingConfig, TrainingConfig
 from penchant.config_reward import JudgeConfig, RewardConfig
+from penchant.config_section import Section
 from penchant.engine.distribution import local_device
+from penchant.errors import respelled
 from penchant.evaluation.rewards import open_reward
 from penchant.evaluation.user_functions import import_function
 from penchant.recipes.fingerprints import weights_fingerprint
@@ -50,7 +52,8 @@ class VerifierConfig(Section):
         if self.function is not None:
             return FunctionVerifier.load(self.function, read)
         if self.reward is not None:
-            return RewardVerifier(open_reward(self.reward, device=local_device()), self.threshold or 0.0)
+            with respelled({"reward.": "verifier.reward."}):
+                return RewardVerifier(open_reward(self.reward, device=local_device()), self.threshold or 0.0)
         assert self.endpoint is not None
         return EndpointVerifier(self.endpoint)
 

@@ -17,12 +17,12 @@ from penchant.errors import ConfigError
 from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.judges import fill
 from penchant.evaluation.report import Figure, Sample
+from penchant.recipes.checking import check_tuning
 from penchant.recipes.reading import read_log_probs
-from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
 from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.medium import Signs
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, tuning_run, whole_model
-from penchant.training.needs import check_references, usable
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,12 +44,8 @@ class TextMedium:
             fix = f"merge it first: penchant merge {model} MERGED, then model=MERGED"
             raise ConfigError("model is an adapter folder, and updates put another adapter on it", where=model, fix=fix)
         tuned = TunedConfig(training=update.training, lora=update.lora)
-        run = tuning_run(Path(self.config.output), model, Path("train.jsonl"), None, update.objective, tuned)
-        check_references(run)
-        if run.method.needs.head or run.method.needs.trains != "log_probs":
-            raise ConfigError(f"update.objective: {run.method.name} does not tune what answers", fix="use dpo")
         pair = PreferenceGroup("", ("", ""), preferred=0)
-        usable(run, [pair], "training", "update.objective", [])
+        check_tuning("update", update.objective, tuned, [pair], "update.objective")
         self._check_lengths(prompts)
 
     def _check_lengths(self, prompts: Sequence[str]) -> None:
@@ -57,7 +53,7 @@ class TextMedium:
         asked, answer = [*prompts], self.config.sampling.max_new_tokens
         if self.config.memory is not None:
             asked = [fill(self.config.memory, prompt=prompt, answer="", critique="") for prompt in prompts]
-        longest = max(map(len, tokenize_prompts(asked, tokenizer, self.config.data.rendering)))
+        longest = max(map(len, tokenize_prompts(asked, tokenizer, self.config.data.rendering("last"))))
         # Another attempt has the last answer before it; a critique's length is not known.
         answers = answer if self.config.memory is None else 2 * answer
         if limit is not None and longest + answers > limit:
@@ -77,7 +73,7 @@ class TextMedium:
         drawn = Sampling(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
 
         def answer(prompts: Sequence[str], numbers: Sequence[int]) -> list[str]:
-            ids = tokenize_prompts(prompts, tokenizer, self.config.data.rendering)
+            ids = tokenize_prompts(prompts, tokenizer, self.config.data.rendering("last"))
             return [given[0] for given in generate(writer, tokenizer, ids, drawn, numbers=numbers)]
 
         return answer
@@ -88,7 +84,8 @@ class TextMedium:
     def tune(self, folder: Path, model: str, seed: int) -> str:
         update = self.config.update
         tuned = TunedConfig(training=update.training.model_copy(update={"seed": seed}), lora=update.lora)
-        tune(folder, model, folder / "train.jsonl", None, update.objective, tuned, reading=self.config.data)
+        keys, file = stage_keys("update", UpdateConfig), folder / "train.jsonl"
+        tune(folder, model, file, None, update.objective, tuned, keys=keys, reading=self.config.data)
         merge_where_adapted(folder, tuned)
         return str(whole_model(folder, tuned))
 
@@ -100,8 +97,8 @@ class TextMedium:
         distance = 0.0
         if model != first and told:
             reading = (told, self.config.token_budget, self.config.data)
-            ours, theirs = (read_log_probs(each, *reading) for each in (model, first))
-            distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(ours, theirs, strict=True)]))
+            current, initial = (read_log_probs(source, *reading) for source in (model, first))
+            distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(current, initial, strict=True)]))
         return Signs(
             amount=float(np.mean([len(text.split()) for text in answers])),
             distinct=len(set(pairs)) / len(pairs) if pairs else 0.0,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from penchant.config import SamplingConfig, Section, TrainingConfig
+from penchant.config import SamplingConfig, TrainingConfig
 from penchant.config_objective import build_objective
+from penchant.config_section import Section
 from penchant.errors import ConfigError
 from penchant.objectives import Needs
 from penchant.recipes.comparing import Seeds

@@ -23,6 +23,8 @@ from penchant.recipes.tool_calling.variants import misplaced, variant
 from penchant.recipes.tool_calling.vocabulary import Vocabulary
 
 TRIES = 20
+PAIRED, REWARDED = 1, 2
+"""Draws of `fresh_questions`: for the pairs, and for the prompts of a reward."""
 
 
 def prepare(config: ToolCallingConfig, folder: Path) -> Found:
@@ -85,6 +87,17 @@ def variants(
                 seen.add(prompt)
                 found.append(replace(made, id=f"{question.id}-v{seed}-{number}"))
     return found
+
+
+def fresh_questions(config: ToolCallingConfig, data: Path, draw: int) -> list[ToolQuestion]:
+    """The training questions, with other variants of them than the supervised ones.
+
+    Args:
+        data: the folder of stage data.
+        draw: 1 or more; each draws other variants.
+    """
+    train, _ = read_bfcl(data / "train")
+    return [*train, *variants(config, train, config.pairs.variants, config.seed + draw, held_out_names(data))]
 
 
 def names_of(questions: Iterable[ToolQuestion]) -> frozenset[str]:

@@ -52,7 +52,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
                 style,
                 max_new_tokens=config.answer_tokens,
                 constrained=config.constrained,
-                rendering=config.data.rendering,
+                rendering=config.data.rendering("last"),
             )
             write_answers(answered, folder / f"{row.name}-{config.seeds[number]}.jsonl")
             tables.append([float(each.fault is None) for each in answered])

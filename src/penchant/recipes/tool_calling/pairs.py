@@ -20,7 +20,7 @@ from penchant.recipes.reviewing import read_verdicts
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.corruptions import corrupt
-from penchant.recipes.tool_calling.data import as_candidate, ask, held_out_names, variants
+from penchant.recipes.tool_calling.data import PAIRED, as_candidate, ask, fresh_questions
 from penchant.recipes.tool_calling.right import right_answer
 
 QUEUE = "queue.jsonl"
@@ -34,12 +34,10 @@ def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> Found:
         DataError: nothing wrong was found.
     """
     data = folder.parent / "data"
-    train, _ = read_bfcl(data / "train")
     validation, _ = read_bfcl(data / "validation")
-    # Other variants than the supervised ones, of which a tuned model answers more rightly.
-    asked = [*train, *variants(config, train, config.pairs.variants, config.seed + 1, held_out_names(data))]
     kinds: Counter[str] = Counter()
-    groups = _groups(config, weaker, asked, kinds)
+    # Of the supervised variants a tuned model answers more rightly.
+    groups = _groups(config, weaker, fresh_questions(config, data, PAIRED), kinds)
     steps = [g for g in read_groups(data / "supervised_train.jsonl").groups if g.source == "trajectories"]
     groups += _steps(config, weaker, steps, kinds)
     held_out = _groups(config, weaker, validation, Counter())
@@ -104,7 +102,7 @@ def _own(config: ToolCallingConfig, weaker: str, prompts: Sequence[Text]) -> lis
         max_new_tokens=config.answer_tokens,
         seed=config.seed,
     )
-    return [list(each) for each in read_answers(weaker, prompts, sampling, config.data)]
+    return [list(answers) for answers in read_answers(weaker, prompts, sampling, config.data)]
 
 
 def _group(

@@ -19,15 +19,14 @@ from penchant.engine.grammars import grammar_library
 from penchant.evaluation.tool_calls.grammars import python_calls
 from penchant.evaluation.tool_calls.questions import read_bfcl
 from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.new_base import new_base
 from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.recipes.tool_calling.checking import new_base, prepare_checked
 from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.data import prepare
 from penchant.recipes.tool_calling.evaluation import Row, evaluate
 from penchant.recipes.tool_calling.pairs import make_pairs, review
 from penchant.recipes.tool_calling.report import write_result
 from penchant.recipes.tool_calling.rewarding import prepare_reward
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, tune, whole_model
+from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], Found]
@@ -61,10 +60,12 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     """All stages, in order: first steps, then pairs and prompts, then what goes on from the first steps."""
     settings = config.model_dump(mode="json")
     base = config.model or str(Path(config.output) / "base" / "run")
-    listed = [Stage("data", "questions in parts", _asked(config, settings), lambda place: prepare(config, place))]
+    listed = [
+        Stage("data", "questions in parts", _asked(config, settings), lambda folder: prepare_checked(config, folder))
+    ]
     if config.model is None:
         new = settings["new_model"] | {"texts": fingerprint(str(config.new_model.texts))}
-        listed.append(Stage("base", "a base from nothing", new, _new(config)))
+        listed.append(Stage("base", "a base from nothing", new, _train_base(config)))
     begun = list(dict.fromkeys(tuple(steps[:n]) for steps in config.paths.values() for n in range(1, len(steps) + 1)))
     learnt = {config.steps[step].learns for steps in begun for step in steps}
     answers = [steps for steps in begun if all(config.steps[step].learns == "answers" for step in steps)]
@@ -138,7 +139,8 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
             score = f"{(place.parent / 'reward' / 'reward.py').resolve()}:score"
             online = {"sampling": step.sampling.model_dump(), "reward": {"function": score}}
         held_out = None if validation is None else place.parent / validation
-        tune(place, start, place.parent / train, held_out, step.objective, tuned, online=online, reading=config.data)
+        data, keys = place.parent / train, stage_keys(f"steps.{steps[-1]}", type(step))
+        tune(place, start, data, held_out, step.objective, tuned, keys=keys, online=online, reading=config.data)
         merge_where_adapted(place, tuned)
         return {}
 
@@ -148,9 +150,5 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
     return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)
 
 
-def _new(config: ToolCallingConfig) -> Run:
-    def run(place: Path) -> Found:
-        new, also = config.new_model, [place.parent / "data" / "supervised_train.jsonl"]
-        return new_base(place, str(new.texts), new.chunk_words, new, new.training, also, config.seed)
-
-    return run
+def _train_base(config: ToolCallingConfig) -> Run:
+    return lambda folder: new_base(config, folder.parent / "data").train(folder)

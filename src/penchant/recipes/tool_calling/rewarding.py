@@ -14,7 +14,7 @@ from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.data import as_group, held_out_names, variants
+from penchant.recipes.tool_calling.data import REWARDED, as_group, fresh_questions
 
 Reward = Callable[[object, Sequence[object]], list[float]]
 
@@ -30,14 +30,12 @@ score = reward_of(Path(__file__).parent / "questions")
 
 def prepare_reward(config: ToolCallingConfig, folder: Path) -> Found:
     """Write prompts to answer, the questions behind them, and `reward.py`, which a run's configuration names."""
-    data = folder.parent / "data"
-    train, _ = read_bfcl(data / "train")
-    asked = [*train, *variants(config, train, config.pairs.variants, config.seed + 2, held_out_names(data))]
+    fresh = fresh_questions(config, folder.parent / "data", REWARDED)
     # An answer is judged by its prompt: of two questions under one prompt the first counts.
-    first = {as_text(as_group(config, each).prompt): each for each in reversed(asked)}
-    questions = [*reversed(first.values())]
+    by_prompt = {as_text(as_group(config, question).prompt): question for question in reversed(fresh)}
+    questions = [*reversed(by_prompt.values())]
     write_bfcl(questions, folder / "questions")
-    write_anew([as_group(config, each) for each in questions], folder / "train.jsonl")
+    write_anew([as_group(config, question) for question in questions], folder / "train.jsonl")
     write_atomically(folder / "reward.py", MODULE)
     return {"prompts": len(questions)}
 
