@@ -135,6 +135,46 @@ def test_per_token_mixing_divides_all_by_the_policys_tokens():
     torch.testing.assert_close(output.losses, expected.losses)
 
 
+def authors_loss(own, primary, second, beta=0.1, eta=0.1):
+    """One pair's loss by the steps of the authors' code, in plain numbers: (preferred, other) of each model."""
+    gaps = [abs(side[0] - side[1]) for side in (primary, second)]
+    alpha = gaps[1] / (gaps[1] + gaps[0] + 1e-6)
+    sizes = [abs(primary[y] + second[y]) / 2 for y in (0, 1)]
+    share = sizes[0] / (sizes[0] + sizes[1])
+    mixed = []
+    for y, radius in ((0, eta * share), (1, eta * (1 - share))):
+        clipped = min(max(second[y], primary[y] * (1 + radius)), primary[y] * (1 - radius))
+        largest = max(clipped, primary[y])
+        both = alpha * math.exp(clipped - largest) + (1 - alpha) * math.exp(primary[y] - largest)
+        mixed.append(clipped + primary[y] - largest - math.log(both))
+    return math.log1p(math.exp(-beta * ((own[0] - mixed[0]) - (own[1] - mixed[1]))))
+
+
+class TestAuthorsWeights:
+    @pytest.mark.parametrize("spread", [0.02, 0.3])
+    def test_equals_the_authors_code(self, spread):
+        """Their default: harmonic, adaptive, clipped to a tenth; the second reference near the primary, and far off."""
+        policy, reference, groups = case(n=40, r=2)
+        reference[1] = reference[0] * (1 + spread * torch.randn(40, 2).double())
+        output = MultiReference(weighting="authors_weights").evaluate(policy, reference, groups, {})
+        rows = [[tuple(table[g].tolist()) for table in (policy, *reference)] for g in range(40)]
+        assert output.losses.tolist() == pytest.approx([authors_loss(*row) for row in rows], abs=1e-9, rel=0)
+
+    def test_the_harmonic_weights_are_the_adaptive_ones_swapped(self):
+        """Gaps 1 and 3: three quarters belong to the second reference, and its 1 / ref gets a quarter."""
+        chosen, rejected = torch.tensor([[-4.0], [-9.0]]).double(), torch.tensor([[-5.0], [-6.0]]).double()
+        weights = weighting.authors_weights(chosen, rejected)
+        assert weights[:, 0].tolist() == pytest.approx([0.75, 0.25], rel=1e-6)
+        assert weighting.adaptive(chosen, rejected)[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
+
+    def test_they_are_of_two_references_and_the_harmonic_mixture(self):
+        with pytest.raises(ValueError, match="mixture"):
+            MultiReference(mixture="multi_loss", weighting="authors_weights")
+        _policy, reference, groups = case(r=3)
+        with pytest.raises(ValueError, match="2 references, the run has 3"):
+            MultiReference(weighting="authors_weights").fit(reference, groups, {})
+
+
 class TestTrustRegion:
     def test_by_hand(self):
         """l_1 = (-10, -20), l_2 = (-30, -21): b = (-20, -20.5), shares .1 * 20 / 40.5 and .1 * 20.5 / 40.5."""
