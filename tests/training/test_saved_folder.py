@@ -104,7 +104,7 @@ def test_evaluation_is_of_the_weights_that_were_saved(write_config, base, dtype)
     folder = train(config)
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {stored}
     after = write_run_report(folder).after
-    _, held_out, _ = read_inputs(config)
+    held_out = read_inputs(config).held_out
     scored = score(str(folder), held_out, ALONE, reference=config.model)
     expected = sum(
         (one.log_probs[0] - one.reference_log_probs[0]) - (one.log_probs[1] - one.reference_log_probs[1])
