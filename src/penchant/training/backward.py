@@ -52,12 +52,14 @@ class Batch:
         references: [R][groups][candidates] log-probs.
         token_budget: tokens in a micro-batch.
         dtype: of the matrix products.
+        temperature: of the softmax that log-probs are taken of.
     """
 
     groups: Sequence[TokenizedGroup]
     references: References
     token_budget: int
     dtype: str
+    temperature: float = 1.0
 
     def part(self, members: Sequence[int]) -> Batch:
         """The batch's groups at these indices."""
@@ -150,5 +152,5 @@ def arguments(said: Tensor, groups: Sequence[TokenizedGroup], references: Refere
 
 def _said(scorer: Scorer, batch: Batch, world: World) -> Tensor:
     with precision(world.device, batch.dtype):
-        said: Tensor = scorer(pack(batch.groups).to(world.device))
+        said: Tensor = scorer(pack(batch.groups, batch.temperature).to(world.device))
     return said
