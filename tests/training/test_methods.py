@@ -102,6 +102,26 @@ def test_a_resumed_run_remembers(write_config, tmp_path, other_model, tiny_model
         assert any(not torch.equal(halfway[name], after[name]) for name in after)
 
 
+def test_a_resumed_run_decays_towards_the_same_start(write_config, tmp_path):
+    """Not towards the checkpoint: from the middle to the end the bits are those of the whole run."""
+    training = {"max_steps": 6, "batch_size": 8, "weight_decay": 5.0, "decay_towards": "start", "learning_rate": 1e-2}
+    file = write_config(training=training, checkpoints={"every": 3, "keep": 2})
+    folders = [run(file, f"output={tmp_path / 'whole'}"), tmp_path / "part"]
+    shutil.copytree(*folders)
+    shutil.rmtree(sorted((folders[1] / "checkpoints").iterdir())[-1])
+    (folders[1] / "model.safetensors").unlink()
+    run(file, f"output={folders[1]}", resume=True)
+    first, second = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    free = load_file(
+        run(file, f"output={tmp_path / 'free'}", "training.weight_decay=0", "training.decay_towards=zero")
+        / "model.safetensors"
+    )
+    start = load_file(Path(load_config(file).model) / "model.safetensors")
+    distances = [sum(float(((weights[name] - start[name]) ** 2).sum()) for name in start) for weights in (first, free)]
+    assert distances[0] < distances[1]
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_model, tiny_model, start_penchant):
     """kill -9, eight times, of a loss with beta-DPO's moving values, a bandit's counts and KTO's batch in it."""
