@@ -175,6 +175,17 @@ class TestAuthorsWeights:
             MultiReference(weighting="authors_weights").fit(reference, groups, {})
 
 
+def test_adaptive_weights_are_of_sums_where_the_mixture_is_per_token():
+    """Gaps of the sums 8 and 4 give 2/3 and 1/3; per token (4 and 5 of them) they would be 4.2 and 1.2."""
+    policy, groups = torch.tensor([[-6.0, -9.0]]).double(), pairs(1)
+    reference = torch.tensor([[[-4.0, -12.0]], [[-8.0, -12.0]]]).double()
+    objective = MultiReference(2.0, "geometric", "adaptive", trust_region=None, normalize="mean")
+    output = objective.evaluate(policy, reference, groups, {})
+    mixed = [(2 / 3 * chosen + 1 / 3 * other) for chosen, other in ((-4.0, -8.0), (-12.0, -12.0))]
+    h = (-6.0 - mixed[0]) / 4 - (-9.0 - mixed[1]) / 5
+    assert float(output.losses[0]) == pytest.approx(math.log1p(math.exp(-2.0 * h)), rel=1e-6)
+
+
 class TestTrustRegion:
     def test_by_hand(self):
         """l_1 = (-10, -20), l_2 = (-30, -21): b = (-20, -20.5), shares .1 * 20 / 40.5 and .1 * 20.5 / 40.5."""
@@ -228,6 +239,15 @@ class TestOfflineWeights:
     def test_validation_accuracy(self):
         assert weighting.validation_accuracy(self.MARGINS, False).tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])
         assert weighting.validation_accuracy(self.MARGINS, True).tolist() == pytest.approx([1.0, 0.0, 0.0])
+
+    def test_a_reference_that_cannot_tell_two_apart_is_not_right(self):
+        """Margins of 0: of four pairs the first reference orders one right, the second two."""
+        margins = torch.tensor([[1.0, 0.0, 0.0, -1.0], [0.5, 0.5, -0.1, -0.1]]).double()
+        assert weighting.validation_accuracy(margins, False).tolist() == pytest.approx([1 / 3, 2 / 3])
+        assert weighting.best_single(margins).tolist() == [0.0, 1.0]
+        counts = {"successes": torch.zeros(2), "failures": torch.zeros(2), "step": torch.tensor(0)}
+        after = bandits.thompson_after(counts, 0, margins, 1.0)
+        assert (after["successes"].tolist(), after["failures"].tolist()) == ([1.0, 0.0], [3.0, 0.0])
 
     def test_best_single(self):
         assert weighting.best_single(self.MARGINS).tolist() == [1.0, 0.0, 0.0]
@@ -474,6 +494,8 @@ def test_equals_the_formula_whatever_the_sizes(compared, k, r, mixture, region, 
         ]
         expected = sum(found) / len(found) if found else 0.0
         assert float(output.losses[g]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        # Each group weighs the same, however many pairs it has.
+        assert float(output.weights[g]) == (1.0 if found else 0.0)
 
 
 @pytest.mark.parametrize("weighting", ["sliding_window", "thompson", "validation_margin"])

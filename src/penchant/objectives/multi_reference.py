@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -89,7 +90,8 @@ class MultiReference:
         if self.weights is not None:
             require(all(a >= 0 for a in self.weights), "weights", self.weights, "numbers of at least 0")
             require(any(a > 0 for a in self.weights), "weights", self.weights, "at least one above 0")
-            require(abs(sum(self.weights) - 1) <= 1e-6, "weights", self.weights, f"a sum of 1, not {sum(self.weights)}")
+            total = sum(self.weights)
+            require(math.isclose(total, 1, abs_tol=1e-6), "weights", self.weights, f"a sum of 1, not {total}")
 
     @property
     def needs(self) -> Needs:
