@@ -58,7 +58,7 @@ def mutants(file: Path) -> Iterator[Mutant]:
     masks = {id(node): others for function in ast.walk(tree) for node, others in _masks(function)}
     # A node is found again in a fresh copy by its place in the walk.
     for place, node in enumerate(ast.walk(tree)):
-        swaps = [("swap a mask", _replacing(other)) for other in masks.get(id(node), ())]
+        swaps = [("swap a mask", _replacing(mask)) for mask in masks.get(id(node), ())]
         for kind, mutate in [*_ways(node), *_edge_ways(node), *swaps]:
             copy = ast.parse(source)
             target = list(ast.walk(copy))[place]
@@ -75,14 +75,14 @@ def _masks(function: ast.AST) -> Iterator[tuple[ast.AST, list[str]]]:
     """A function's masks (what `where` or an index goes by), each with the others that could stand in its place."""
     if not isinstance(function, ast.FunctionDef):
         return
-    found: list[ast.AST] = []
+    expressions: list[ast.AST] = []
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "where" and len(node.args) == 3:
-            found.append(node.args[0])
+            expressions.append(node.args[0])
         indexed = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)
         if indexed and not _is_lookup(node.value):
-            found.append(node.slice)
-    masks = [node for node in found if isinstance(node, (ast.Name, ast.Attribute))]
+            expressions.append(node.slice)
+    masks = [node for node in expressions if isinstance(node, (ast.Name, ast.Attribute))]
     names = sorted({ast.unparse(mask) for mask in masks})
     for mask in masks:
         yield mask, [name for name in names if name != ast.unparse(mask)]
@@ -100,9 +100,9 @@ def _replacing(expression: str) -> Callable[[ast.AST], ast.AST]:
 def _edge_ways(node: ast.AST) -> Iterator[Way]:
     """Changes at the edge of a value: a comparison's, a bound's, a rounding's, a constant's, a merge's."""
     if isinstance(node, ast.Compare):
-        for place, operator in enumerate(node.ops):
+        for index, operator in enumerate(node.ops):
             if type(operator) in EDGES:
-                yield "move an edge", _with_operator(place, EDGES[type(operator)]())
+                yield "move an edge", _with_operator(index, EDGES[type(operator)]())
     if isinstance(node, ast.Constant) and isinstance(node.value, float) and _matters(node.value):
         yield "change a constant", lambda n: ast.Constant(n.value * 2)
     if isinstance(node, ast.Dict) and node.keys == [None, None]:
@@ -117,21 +117,21 @@ def _edge_call_ways(node: ast.Call) -> Iterator[Way]:
         yield "drop a bound", lambda n: n.func.value
     if getattr(node.func, "id", "") == "int" and isinstance(node.args[0], ast.BinOp):
         yield "round otherwise", lambda n: ast.Call(ast.Name("round", ast.Load()), n.args, [])
-    for place, argument in enumerate(node.args):
+    for index, argument in enumerate(node.args):
         if isinstance(argument, ast.Constant) and argument.value in OPTIONS:
-            yield "change a constant", _with_argument(place, OPTIONS[argument.value])
+            yield "change a constant", _with_argument(index, OPTIONS[argument.value])
 
 
 def _matters(value: float) -> bool:
     return TINY < abs(value) < HUGE
 
 
-def _with_operator(place: int, operator: ast.cmpop) -> Callable[[ast.AST], ast.AST]:
-    return lambda n: ast.Compare(n.left, [*n.ops[:place], operator, *n.ops[place + 1 :]], n.comparators)
+def _with_operator(index: int, operator: ast.cmpop) -> Callable[[ast.AST], ast.AST]:
+    return lambda n: ast.Compare(n.left, [*n.ops[:index], operator, *n.ops[index + 1 :]], n.comparators)
 
 
-def _with_argument(place: int, value: str) -> Callable[[ast.AST], ast.AST]:
-    return lambda n: ast.Call(n.func, [*n.args[:place], ast.Constant(value), *n.args[place + 1 :]], n.keywords)
+def _with_argument(index: int, value: str) -> Callable[[ast.AST], ast.AST]:
+    return lambda n: ast.Call(n.func, [*n.args[:index], ast.Constant(value), *n.args[index + 1 :]], n.keywords)
 
 
 def _ways(node: ast.AST) -> Iterator[Way]:

@@ -42,8 +42,8 @@ def test_the_head_divides_its_capped_logits(kind, softcap):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     parameters = [parameter for parameter in holder.parameters() if parameter.requires_grad]
     gradients = [torch.autograd.grad(value.sum(), parameters) for value in (actual, expected)]
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for gradient, reference_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, reference_gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

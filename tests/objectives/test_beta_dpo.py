@@ -138,21 +138,21 @@ def test_beta_follows_the_gaps_of_the_pairs_kept():
     objective = BetaDPO(beta=0.2, alpha=0.5, keep=0.5, start="first_batch")
     gaps = [6.0, 8.0, -3.0, 1.0, 11.0, 2.5]
     _, state = objective(*batch([1.0, 3.0, 5.0]), objective.initial_state(1))
-    output, after = objective(*batch(gaps), state)
-    kept = [gap for gap, weight in zip(gaps, output.weights.tolist(), strict=True) if weight > 0]
+    output, new_state = objective(*batch(gaps), state)
+    drawn_gaps = [gap for gap, weight in zip(gaps, output.weights.tolist(), strict=True) if weight > 0]
     level = 0.9 * 3.0 + 0.1 * sum(gaps) / 6
-    assert len(kept) == 3
-    assert abs(sum(kept) / 3 - sum(gaps) / 6) > 0.5
-    assert float(after["mean"]) == pytest.approx(level)
-    assert mean(output, "beta_dpo/beta") == pytest.approx(max(1e-3, 0.2 * (1 + 0.5 * (sum(kept) / 3 - level))))
+    assert len(drawn_gaps) == 3
+    assert abs(sum(drawn_gaps) / 3 - sum(gaps) / 6) > 0.5
+    assert float(new_state["mean"]) == pytest.approx(level)
+    assert mean(output, "beta_dpo/beta") == pytest.approx(max(1e-3, 0.2 * (1 + 0.5 * (sum(drawn_gaps) / 3 - level))))
 
 
 def test_beta_of_each_instance_is_logged_over_the_pairs_kept():
     objective = BetaDPO(beta=0.2, alpha=0.1, keep=0.5, level="instance", start="first_batch")
     gaps = [1.0, 9.0, -4.0, 3.0]
     output, state = objective(*batch(gaps), objective.initial_state(2))
-    kept = [gap for gap, weight in zip(gaps, output.weights.tolist(), strict=True) if weight > 0]
-    betas = [0.2 * (1 + 0.1 * (gap - float(state["mean"]))) for gap in kept]
+    drawn_gaps = [gap for gap, weight in zip(gaps, output.weights.tolist(), strict=True) if weight > 0]
+    betas = [0.2 * (1 + 0.1 * (gap - float(state["mean"]))) for gap in drawn_gaps]
     assert mean(output, "beta_dpo/beta") == pytest.approx(sum(betas) / 2)
 
 
@@ -168,15 +168,15 @@ def test_the_first_batch_begins_anew_up_to_the_floor(deviation, level):
     """A deviation at the floor is noise still: the average is the batch's own 4; above it the average of 1 moves."""
     objective = BetaDPO(start="first_batch")
     state = {**objective.initial_state(0), "deviation": torch.tensor(deviation).double(), "step": torch.tensor(1)}
-    _, after = objective(*batch(BATCHES[0]), {**state, "mean": torch.tensor(1.0).double()})
-    assert float(after["mean"]) == pytest.approx(level)
+    _, new_state = objective(*batch(BATCHES[0]), {**state, "mean": torch.tensor(1.0).double()})
+    assert float(new_state["mean"]) == pytest.approx(level)
 
 
 class TestTheDraw:
     @pytest.mark.parametrize(("pairs", "share", "count"), [(7, 0.8, 5), (3, 0.5, 1), (3, 0.1, 1), (4, 1.0, 4)])
     def test_keeps_whole_pairs_rounded_down_and_at_least_one(self, pairs, share, count):
-        kept = draw_pairs(PAIR.expand(pairs, 2, 2).clone(), torch.zeros(pairs), share, 0, 0)
-        assert int(kept.sum()) == count
+        drawn = draw_pairs(PAIR.expand(pairs, 2, 2).clone(), torch.zeros(pairs), share, 0, 0)
+        assert int(drawn.sum()) == count
 
     def test_keeps_the_share_and_averages_over_it(self):
         output, _ = BetaDPO(keep=0.8)(*batch([float(i) for i in range(10)]), BetaDPO().initial_state(3))

@@ -130,10 +130,10 @@ class TestRunningMoments:
         policy, reference, groups = case([[-1.0, -2.0]], [[1.0, 3.0]])
         state = objective.initial_state(0)
         none = replace(groups, scored=torch.zeros(1, 2, dtype=torch.bool))
-        _, after = objective(policy, reference, none, state)
-        assert after == state
+        _, new_state = objective(policy, reference, none, state)
+        assert new_state == state
         expected = DDORM().evaluate(policy, reference, groups, {})
-        torch.testing.assert_close(objective.evaluate(policy, reference, groups, after).losses, expected.losses)
+        torch.testing.assert_close(objective.evaluate(policy, reference, groups, new_state).losses, expected.losses)
         assert objective.coupled
         assert not DDORM(standardize="prompt").coupled
 

@@ -246,8 +246,8 @@ class TestOfflineWeights:
         assert weighting.validation_accuracy(margins, False).tolist() == pytest.approx([1 / 3, 2 / 3])
         assert weighting.best_single(margins).tolist() == [0.0, 1.0]
         counts = {"successes": torch.zeros(2), "failures": torch.zeros(2), "step": torch.tensor(0)}
-        after = bandits.thompson_after(counts, 0, margins, 1.0)
-        assert (after["successes"].tolist(), after["failures"].tolist()) == ([1.0, 0.0], [3.0, 0.0])
+        new_counts = bandits.thompson_after(counts, 0, margins, 1.0)
+        assert (new_counts["successes"].tolist(), new_counts["failures"].tolist()) == ([1.0, 0.0], [3.0, 0.0])
 
     def test_best_single(self):
         assert weighting.best_single(self.MARGINS).tolist() == [1.0, 0.0, 0.0]

@@ -151,9 +151,9 @@ class RecordingBetaDPO(BetaDPO):
     def __call__(self, policy, reference, groups, state):
         ratios = (policy - reference[0]).detach().double()
         gaps = (ratios[:, :, None] - ratios[:, None, :])[groups.better]
-        output, after = super().__call__(policy, reference, groups, state)
-        CALLS.append((gaps, after))
-        return output, after
+        output, new_state = super().__call__(policy, reference, groups, state)
+        CALLS.append((gaps, new_state))
+        return output, new_state
 
 
 CALLS = []
@@ -174,7 +174,7 @@ def test_a_state_moves_once_a_step_with_all_draws(stable_diffusion, tmp_path):
 def test_the_gradient_of_a_coupled_batch_is_that_of_its_draws(stable_diffusion, tmp_path):
     """beta-DPO with alpha = 0 and nothing filtered is DPO over pairs, in loss, gradient and weights."""
     coupled, by_pairs = BetaDPO(beta=50.0, alpha=0.0, keep=1.0), DPO(beta=50.0, average="pairs")
-    runs = [tuned(stable_diffusion, tmp_path / name, each) for name, each in (("one", coupled), ("two", by_pairs))]
+    runs = [tuned(stable_diffusion, tmp_path / name, method) for name, method in (("one", coupled), ("two", by_pairs))]
     for first, second in zip(runs[0][1], runs[1][1], strict=True):
         assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
         assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
@@ -186,15 +186,15 @@ def test_the_gradient_of_a_coupled_batch_is_that_of_its_draws(stable_diffusion, 
 @pytest.mark.parametrize(("choice", "same"), [("mode", True), ("sample", False)])
 def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatch, choice, same):
     """Of the VAE's distribution: a fresh sample for each draw, the same for policy and reference."""
-    seen, true = [], Denoiser.noise_errors
+    calls, true = [], Denoiser.noise_errors
 
     def watched(self, latents, *arguments):
-        seen.append(latents.clone())
+        calls.append(latents.clone())
         return true(self, latents, *arguments)
 
     monkeypatch.setattr(Denoiser, "noise_errors", watched)
     tuned(stable_diffusion, tmp_path, DPO(beta=50.0), pictures={"latents": choice}, max_steps=1)
-    reference, policy, again, _ = seen
+    reference, policy, again, _ = calls
     assert torch.equal(reference, policy)
     assert torch.equal(policy, again) == same
     mode = Denoiser(str(stable_diffusion), CPU).to_latents(torch.stack([read("red")]))
@@ -204,11 +204,11 @@ def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatc
 @pytest.mark.parametrize(("share", "few", "most"), [(0.0, 0, 0), (0.4, 20, 60)])
 def test_a_share_of_prompts_is_empty(stable_diffusion, tmp_path, monkeypatch, share, few, most):
     """For guidance the UNet is to know no prompt too; a draw's prompts are its own."""
-    seen, true = [], Denoiser.encode_prompts
-    monkeypatch.setattr(Denoiser, "encode_prompts", lambda self, prompts: seen.append(prompts) or true(self, prompts))
+    calls, true = [], Denoiser.encode_prompts
+    monkeypatch.setattr(Denoiser, "encode_prompts", lambda self, prompts: calls.append(prompts) or true(self, prompts))
     pictures = {"empty_prompts": share}
     tuned(stable_diffusion, tmp_path, DPO(beta=50.0), pictures=pictures, max_steps=25, targets=["to_q"])
-    prompts = [prompt for batch in seen for prompt in batch]
+    prompts = [prompt for batch in calls for prompt in batch]
     assert len(prompts) == 100
     assert set(prompts) - {""} == {group.prompt for group in GROUPS}
     assert few <= prompts.count("") <= most

@@ -189,14 +189,14 @@ def test_beta_dpo_is_the_same_at_any_token_budget(write_config, tmp_path, monkey
             texts = [" ".join(draw.choices(words, k=draw.randint(8, 40))) for _ in range(3)]
             row = {"prompt": texts[0], "chosen": f" {texts[1]}", "rejected": f" {texts[2]}"}
             stream.write(json.dumps(row) + "\n")
-    written = write_config(
+    config_file = write_config(
         objective={"name": "beta_dpo"},
         data={"train": str(file), "held_out": None},
         training={"max_steps": 4, "batch_size": 128, "learning_rate": 1e-4},
     )
     curves = {}
     for budget in (700, 8192, 10**6):
-        folder = run(written, f"output={tmp_path / str(budget)}", f"training.token_budget={budget}")
+        folder = run(config_file, f"output={tmp_path / str(budget)}", f"training.token_budget={budget}")
         curves[budget] = [line[name] for line in lines(folder) for name in ("loss", "beta_dpo/beta")]
     assert curves[700] == pytest.approx(curves[10**6], rel=0, abs=1e-6)
     assert curves[8192] == pytest.approx(curves[10**6], rel=0, abs=1e-6)

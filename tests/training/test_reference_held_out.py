@@ -97,11 +97,11 @@ class TestTheParts:
 
     def test_the_held_out_part_stays_what_it_was(self, write_config):
         file = write_config(data={"held_out": 0.25})
-        before = read_inputs(load_config(file))
-        after = read_inputs(load_config(file, ["data.reference_held_out=0.2"]))
-        assert before.held_out == after.held_out
-        assert before.reference_held_out == []
-        assert len(after.train) < len(before.train)
+        without = read_inputs(load_config(file))
+        with_part = read_inputs(load_config(file, ["data.reference_held_out=0.2"]))
+        assert without.held_out == with_part.held_out
+        assert without.reference_held_out == []
+        assert len(with_part.train) < len(without.train)
 
     def test_a_method_that_fits_nothing_keeps_them_out_of_training(self, write_config, tiny_model):
         config = load_config(write_config(data={"reference_held_out": 0.25}))

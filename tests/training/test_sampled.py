@@ -140,7 +140,7 @@ def test_log_probs_are_of_the_distribution_that_was_drawn_from(online, tmp_path,
                     logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
                 log_probs = (logits / temperature).log_softmax(-1)
                 sums[-1].append(float(log_probs.gather(-1, torch.tensor(ids)[:, None]).sum()))
-        deltas = [own - other for own, other in zip(*sums, strict=True)]
+        deltas = [policy - reference for policy, reference in zip(*sums, strict=True)]
         returns = [score - 0.3 * delta for score, delta in zip(row["scores"], deltas, strict=True)]
         advantages = [value - (sum(returns) - value) / 2 for value in returns]
         losses.append(-sum(a * log_prob for a, log_prob in zip(advantages, sums[0], strict=True)) / 3)

@@ -152,7 +152,7 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     base = _run(bench, {"objective": {"name": "sft"}}, folder, where)
     every = variants(bench)
     configs = _configs(bench, every, where)
-    data = _read(base)
+    data = _read_data(base)
     parts, notes = _parts(bench, data.train, base.training.seed), data.notes
     _refuse(_unfit(configs, parts, data.held_out), where)
     for name in (name for name, config in configs.items() if config.method.needs.head):
@@ -251,7 +251,7 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             into[key] = value
 
 
-def _read(base: RunConfig) -> DataParts:
+def _read_data(base: RunConfig) -> DataParts:
     data = read_inputs(base)
     if not data.held_out:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from penchant.objectives.pairs import average_pairs, differences, log_ratios, pa
 
 @dataclass(frozen=True)
 class BetaDPO:
-    """DPO's loss at ``beta_0 (1 + alpha (mean M - M0))`` over the pairs kept, M_i = h_i without its gradient.
+    """DPO's loss at ``beta_0 (1 + alpha (mean M - M0))`` over the pairs drawn, M_i = h_i without its gradient.
 
     Over all N pairs of the optimizer batch (section 4): M0 and s are moving averages of the mean and (sample) standard
     deviation of M; int(rho N) pairs are drawn without replacement with weights ``exp(-(M_i - M0)^2 / (2 s^2))``; the
@@ -33,7 +33,7 @@ class BetaDPO:
     Attributes:
         beta: beta_0, > 0.
         alpha: how far beta follows the gap, per nat, >= 0.
-        keep: rho, the share of pairs kept, in (0, 1].
+        keep: rho, the share of pairs drawn, in (0, 1].
         momentum: m, of the moving values, in [0, 1).
         level: one beta for the ``batch``, or one for each ``instance`` (the paper finds it unstable).
         start: averages from 0 are ``bias_corrected`` by 1 - m^t, begin with the ``first_batch`` whose gaps differ by
@@ -66,23 +66,21 @@ class BetaDPO:
         ratios = log_ratios(policy, reference[0], groups)
         margins = differences(ratios, groups.better)
         gaps = margins.detach()[groups.better].double()
-        after = update_moments(gaps, self.momentum, self.start, state)
-        distance = (gaps - after["mean"].to(gaps)) / after["deviation"].to(gaps).clamp(min=LEAST_DEVIATION)
-        kept = draw_pairs(groups.better, -(distance**2) / 2, self.keep, int(state["seed"]), int(after["step"]))
+        new_state = update_moments(gaps, self.momentum, self.start, state)
+        distance = (gaps - new_state["mean"].to(gaps)) / new_state["deviation"].to(gaps).clamp(min=LEAST_DEVIATION)
+        drawn = draw_pairs(groups.better, -(distance**2) / 2, self.keep, int(state["seed"]), int(new_state["step"]))
         gap = margins.detach()
         if self.level == "batch":
-            gap = gap[kept].mean() if kept.any() else gap.new_zeros(())
-        beta = (self.beta * (1 + self.alpha * (gap - after["mean"].to(gap)))).clamp(min=1e-3)
-        of_kept = Groups(**{**vars(groups), "better": kept})
-        losses, group_weights = average_pairs(-logsigmoid(beta * margins), of_kept, "pairs")
+            gap = gap[drawn].mean() if drawn.any() else gap.new_zeros(())
+        beta = (self.beta * (1 + self.alpha * (gap - new_state["mean"].to(gap)))).clamp(min=1e-3)
+        losses, group_weights = average_pairs(-logsigmoid(beta * margins), replace(groups, better=drawn), "pairs")
         metrics = pair_metrics(self.beta * ratios, policy, groups)
-        one, some = gaps.new_ones(()), gaps.new_tensor(float(len(gaps)))
-        used = beta.expand_as(margins)[kept].double()
-        metrics["beta_dpo/beta"] = Sum(used.sum(), some.new_tensor(float(len(used))))
-        metrics["beta_dpo/kept"] = Sum(kept.sum().double(), some)
-        metrics["beta_dpo/mean"] = Sum(after["mean"], one)
-        metrics["beta_dpo/deviation"] = Sum(after["deviation"], one)
-        return Output(losses, group_weights, metrics), after
+        betas = beta.expand_as(margins)[drawn].double()
+        metrics["beta_dpo/beta"] = Sum(betas.sum(), gaps.new_tensor(float(len(betas))))
+        metrics["beta_dpo/kept"] = Sum(drawn.sum().double(), gaps.new_tensor(float(len(gaps))))
+        metrics["beta_dpo/mean"] = Sum(new_state["mean"], gaps.new_ones(()))
+        metrics["beta_dpo/deviation"] = Sum(new_state["deviation"], gaps.new_ones(()))
+        return Output(losses, group_weights, metrics), new_state
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
         return DPO(self.beta, "pairs").output(policy, reference, groups)

@@ -69,8 +69,8 @@ class DDORM:
         return initial_moments() if self.coupled else {}
 
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
-        after = add_rewards(*self._rewards(groups), state) if self.coupled else state
-        return self.evaluate(policy, reference, groups, after), after
+        new_state = add_rewards(*self._rewards(groups), state) if self.coupled else state
+        return self.evaluate(policy, reference, groups, new_state), new_state
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
         rewards, used = self._rewards(groups)

@@ -82,23 +82,23 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
         part = batch.part(members)
         said = _said(scorer, part, world)
         policy, reference, facts = arguments(said, part.groups, part.references)
-        output, after = objective(policy, reference, facts, state)
-        if not objective.coupled and _differ(state, after):
+        output, new_state = objective(policy, reference, facts, state)
+        if not objective.coupled and _differ(state, new_state):
             raise ConfigError(
                 f"objective {objective.name} changes its state, and says that it is not coupled: it would change once "
                 "for each micro-batch, so the token budget would decide how often",
                 fix="let its `coupled` be True: it is then given each optimizer batch at once",
             )
-        state = after
+        state = new_state
         (output.loss.total * float(own)).backward()
         result.add(output, part.groups, own)
     return result, state
 
 
-def _differ(before: State, after: State) -> bool:
-    if after is before:
+def _differ(state: State, new_state: State) -> bool:
+    if new_state is state:
         return False
-    return before.keys() != after.keys() or any(not torch.equal(before[name], after[name]) for name in before)
+    return state.keys() != new_state.keys() or any(not torch.equal(state[name], new_state[name]) for name in state)
 
 
 def _coupled(
@@ -170,5 +170,5 @@ def arguments(said: Tensor, groups: Sequence[TokenizedGroup], references: Refere
 
 def _said(scorer: Scorer, batch: Batch, world: World) -> Tensor:
     with precision(world.device, batch.dtype):
-        said: Tensor = scorer(pack(batch.groups, batch.temperature).to(world.device))
-    return said
+        scores: Tensor = scorer(pack(batch.groups, batch.temperature).to(world.device))
+    return scores

@@ -101,14 +101,14 @@ class DrawnBatch:
     """A step's groups with their draws of a timestep and noise; a draw is a function of its seed.
 
     Attributes:
-        read: a named picture.
+        load_picture: a named picture.
         empty_prompts: share of the groups whose prompt is empty in a draw.
         seeds: of each draw.
     """
 
     denoiser: Denoiser
     groups: Sequence[PreferenceGroup]
-    read: Callable[[str], Tensor]
+    load_picture: Callable[[str], Tensor]
     empty_prompts: float
     seeds: Sequence[int]
 
@@ -118,7 +118,7 @@ class DrawnBatch:
         empty = torch.rand(len(self.groups)) < self.empty_prompts
         rows = zip(self.groups, empty.tolist(), strict=True)
         groups = [replace(group, prompt="") if is_empty else group for group, is_empty in rows]
-        return _log_probs(self.denoiser, groups, self.read)
+        return _log_probs(self.denoiser, groups, self.load_picture)
 
 
 def _backward_by_draw(batch: DrawnBatch, objective: Objective, state: State) -> tuple[Mapping[str, Sum], State]:
