@@ -22,8 +22,8 @@ class BetaDPO:
 
     Over all N pairs of the optimizer batch (section 4): M0 and s are moving averages of the mean and (sample) standard
     deviation of M; int(rho N) pairs are drawn without replacement with weights ``exp(-(M_i - M0)^2 / (2 s^2))``; the
-    loss is their mean. With alpha = 0 and rho = 1 it is DPO averaged over pairs. Evaluation is
-    DPO at beta_0 over all pairs.
+    loss is their mean. With alpha = 0 and rho = 1 it is DPO averaged over pairs. Evaluation is DPO at beta_0 over all
+    pairs.
 
     Differs from the paper, which may have beta_0 inside M: as in the authors' code it is not, so alpha is per nat.
     Differs from that code, whose averages start at 0 (``start: zero``): they are divided by 1 - m^t, so that the first

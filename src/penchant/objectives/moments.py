@@ -1,6 +1,6 @@
-"""Mean and deviation of a number over optimizer batches: moving ones, and those of all batches so far.
+"""Moving mean and standard deviation of a number over optimizer batches.
 
-Each rule is the weight of the current batch's value in the average: ``average += weight (value - average)``.
+Each rule for the first batches is the weight of the current batch's value in the average: ``average += weight (value - average)``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ LEAST_DEVIATION = 1e-3
 
 def initial_moments() -> State:
     """The moments before the first batch: step 0, mean 0, deviation 0."""
-    zero = torch.zeros((), dtype=torch.float64)
-    return {"step": torch.zeros((), dtype=torch.int64), "mean": zero, "deviation": zero.clone()}
+    values = {name: torch.zeros((), dtype=torch.float64) for name in ("mean", "deviation")}
+    return {"step": torch.zeros((), dtype=torch.int64), **values}
 
 
 def bias_corrected(momentum: float, state: State) -> float:
-    """Weight that makes the moving average from 0, divided by ``1 - m^t``, of batch t: a mean of the t batches."""
+    """``(1 - m) / (1 - m^t)`` at batch t: the average from 0 divided by ``1 - m^t``, a weighted mean of t batches."""
     return (1 - momentum) / (1 - momentum ** (int(state["step"]) + 1))
 
 
 def first_batch(momentum: float, state: State) -> float:
-    """1 until a batch has had a deviation above the floor, then 1 - m: the average starts at that batch's value."""
+    """1 until a batch's deviation is above the floor, then 1 - m: the average starts at that batch's value."""
     return 1.0 if float(state["deviation"]) <= LEAST_DEVIATION else 1 - momentum
 
 
