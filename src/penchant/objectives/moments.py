@@ -1,6 +1,7 @@
 """Moving mean and standard deviation of a number over optimizer batches.
 
-Each rule for the first batches is the weight of the current batch's value in the average: ``average += weight (value - average)``.
+Each rule for the first batches is the weight of the current batch's value in the average:
+``average += weight (value - average)``.
 """
 
 from __future__ import annotations
