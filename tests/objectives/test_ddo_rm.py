@@ -97,6 +97,41 @@ def test_standardised_rewards_have_mean_0_and_deviation_1():
     torch.testing.assert_close(one.losses, DDORM().evaluate(policy, reference, same, {}).losses)
 
 
+@pytest.mark.parametrize(("difference", "scaled"), [(3e-6, 1.0), (1e-6, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize("standardize", ["prompt", "running"])
+def test_rewards_that_differ_by_less_than_a_millionth_count_as_equal(standardize, difference, scaled):
+    """Half a difference over a deviation of 1e-6 at least; where all are equal nothing is learnt and nothing is NaN."""
+    policy, reference, groups = case([[-1.0, -2.0]], [[difference, 0.0]])
+    objective = DDORM(standardize=standardize)
+    output, _ = objective(policy, reference, groups, objective.initial_state(0))
+    by_hand = replace(groups, scores=torch.tensor([[scaled, -scaled]], dtype=torch.float64))
+    expected = DDORM().evaluate(policy, reference, by_hand, {})
+    torch.testing.assert_close(output.losses, expected.losses, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "objective", [DDORM(rewards="wins"), DDORM(standardize="prompt"), DDORM(rewards="wins", kl=1.0)]
+)
+def test_one_candidate_alone_is_finite(objective):
+    policy, _, groups = case([[-1.0, -2.0, -0.5]] * 2, [[1.0, 5.0, 2.0]] * 2)
+    single = torch.tensor([[True, False, False], [False, False, False]])
+    single_groups = replace(groups, mask=single, scored=single)
+    output = objective.evaluate(policy, torch.full((1, 2, 3), -1.0).double(), single_groups, {})
+    assert output.losses.tolist() == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(output.losses.sum(), policy)
+    assert (gradient == 0).all()
+
+
+def test_pair_accuracy_is_over_groups_that_have_pairs():
+    """One of two pairs in the first group (a tie is wrong), none in the second, and one of one in the third."""
+    policy, reference, groups = case([[-1.0, -2.0, -1.0]] * 3, [[3.0, 2.0, 1.0]] * 3)
+    better = torch.zeros(3, 3, 3, dtype=torch.bool)
+    better[0, 0, 1] = better[0, 0, 2] = better[2, 0, 1] = True
+    found = DDORM().evaluate(policy, reference, replace(groups, better=better), {}).metrics["rewards/accuracies"]
+    assert float(found.total) == 1.5
+    assert float(found.count) == 2
+
+
 class TestRunningMoments:
     def test_are_of_all_rewards_so_far(self):
         """Batches 1, 3 and 5, 9, 12: after both the mean is 6 and the deviation 4; the unscored 100 counts in none."""

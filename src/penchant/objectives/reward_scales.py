@@ -38,7 +38,7 @@ def unscaled(rewards: Tensor, used: Tensor, state: State) -> Tensor:
 
 def by_prompt(rewards: Tensor, used: Tensor, state: State) -> Tensor:
     """Mean 0 and deviation 1 among each prompt's candidates; of two candidates that is always 1 and -1."""
-    count = used.sum(1, keepdim=True).clamp(min=1)
+    count = used.sum(1, keepdim=True)
     centred = torch.where(used, rewards - rewards.sum(1, keepdim=True) / count, 0.0)
     deviation = ((centred**2).sum(1, keepdim=True) / count).sqrt()
     return centred / deviation.clamp(min=LEAST_DEVIATION)
