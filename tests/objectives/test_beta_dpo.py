@@ -167,8 +167,10 @@ def test_one_pair_has_no_deviation_and_is_kept():
 def test_the_first_batch_begins_anew_up_to_the_floor(deviation, level):
     """A deviation at the floor is noise still: the average is the batch's own 4; above it the average of 1 moves."""
     objective = BetaDPO(start="first_batch")
-    state = {**objective.initial_state(0), "deviation": torch.tensor(deviation).double(), "step": torch.tensor(1)}
-    _, new_state = objective(*batch(BATCHES[0]), {**state, "mean": torch.tensor(1.0).double()})
+    numbers = {"deviation": deviation, "mean": 1.0}
+    moments = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+    state = {**objective.initial_state(0), **moments, "step": torch.tensor(1)}
+    _, new_state = objective(*batch(BATCHES[0]), state)
     assert float(new_state["mean"]) == pytest.approx(level)
 
 

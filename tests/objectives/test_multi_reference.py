@@ -167,9 +167,10 @@ class TestAuthorsWeights:
         assert weights[:, 0].tolist() == pytest.approx([0.75, 0.25], rel=1e-6)
         assert weighting.adaptive(chosen, rejected)[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
 
-    def test_gaps_of_nothing_are_kept_from_0_over_0(self):
-        """By a millionth of a nat, all of which the primary gets: gaps 1e-6 and 1e-6 give a third to the second."""
-        chosen, rejected = torch.tensor([[-4.0], [-9.0]]).double(), torch.tensor([[-4.000001], [-9.000001]]).double()
+    def test_their_denominator_has_a_millionth_of_a_nat_more(self):
+        """Gaps 1e-6 and 1e-6: alpha is a third, and 1 - alpha takes the rest."""
+        chosen = torch.tensor([[-4.0], [-9.0]], dtype=torch.float64)
+        rejected = chosen - 1e-6
         assert weighting.authors_weights(chosen, rejected)[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3], rel=1e-6)
 
     def test_they_are_of_two_references_and_the_harmonic_mixture(self):
