@@ -1,10 +1,11 @@
 """Does a test notice? Every small wrong change to `objectives/` must make one fail.
 
-    python benchmarks/mutate_objectives.py [--only dpo kto] [--jobs 2]
+    python benchmarks/mutate_objectives.py [--only dpo kto] [--kinds "change a constant"] [--jobs 2]
 
 Each mutant is one change to one file: a sign flipped, a factor (beta, a weight) dropped, candidates swapped, a mask
-dropped, a comparison turned, a `detach` or a clamp taken out. The tests of `tests/objectives` run against a copy of
-the package that holds it; a mutant that passes them all has survived. Exits 1 if any did.
+dropped or another one in its place, a comparison turned or its edge moved, a `detach` or a bound taken out, a number
+rounded otherwise, a constant changed, two dictionaries merged the other way. The tests of `tests/objectives` run
+against a copy of the package that holds it; a mutant that passes them all has survived. Exits 1 if any did.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,18 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("penchant/objectives")
 SKIPPED = {"__init__.py", "base.py"}
 """The protocol and the registry hold no formula."""
+
+EDGES: Mapping[type[ast.cmpop], type[ast.cmpop]] = {ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Lt: ast.LtE, ast.LtE: ast.Lt}
+OPTIONS = {"sum": "mean", "mean": "sum", "groups": "pairs", "pairs": "groups"}
+"""Arguments that choose how something is averaged, and what else they could be."""
+
+LOOKUPS = {"state", "after", "metrics", "counts"}
+"""Dictionaries: what they are indexed by is no mask."""
+
+TINY, HUGE = 1e-20, 1e20
+"""Numbers beyond them keep 0 out of a denominator or a probability at 0; another such number does the same."""
+
+Way = tuple[str, Callable[[ast.AST], ast.AST | None]]
 
 
 @dataclass(frozen=True)
@@ -42,9 +55,11 @@ def mutants(file: Path) -> Iterator[Mutant]:
     """Every mutant of a file."""
     source = file.read_text(encoding="utf-8")
     tree = ast.parse(source)
+    masks = {id(node): others for function in ast.walk(tree) for node, others in _masks(function)}
     # A node is found again in a fresh copy by its place in the walk.
     for place, node in enumerate(ast.walk(tree)):
-        for kind, mutate in _ways(node):
+        swaps = [("swap a mask", _replacing(mask)) for mask in masks.get(id(node), ())]
+        for kind, mutate in [*_ways(node), *_edge_ways(node), *swaps]:
             copy = ast.parse(source)
             target = list(ast.walk(copy))[place]
             before = ast.unparse(target)
@@ -56,7 +71,70 @@ def mutants(file: Path) -> Iterator[Mutant]:
             yield Mutant(file.name, getattr(node, "lineno", 0), kind, f"{before}  ->  {after}", ast.unparse(copy))
 
 
-def _ways(node: ast.AST) -> Iterator[tuple[str, object]]:
+def _masks(function: ast.AST) -> Iterator[tuple[ast.AST, list[str]]]:
+    """A function's masks (what `where` or an index goes by), each with the others that could stand in its place."""
+    if not isinstance(function, ast.FunctionDef):
+        return
+    expressions: list[ast.AST] = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "where" and len(node.args) == 3:
+            expressions.append(node.args[0])
+        indexed = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)
+        if indexed and not _is_lookup(node.value):
+            expressions.append(node.slice)
+    masks = [node for node in expressions if isinstance(node, (ast.Name, ast.Attribute))]
+    names = sorted({ast.unparse(mask) for mask in masks})
+    for mask in masks:
+        yield mask, [name for name in names if name != ast.unparse(mask)]
+
+
+def _is_lookup(node: ast.expr) -> bool:
+    name = getattr(node, "attr", getattr(node, "id", ""))
+    return name in LOOKUPS or name.isupper()
+
+
+def _replacing(expression: str) -> Callable[[ast.AST], ast.AST]:
+    return lambda node: ast.parse(expression, mode="eval").body
+
+
+def _edge_ways(node: ast.AST) -> Iterator[Way]:
+    """Changes at the edge of a value: a comparison's, a bound's, a rounding's, a constant's, a merge's."""
+    if isinstance(node, ast.Compare):
+        for index, operator in enumerate(node.ops):
+            if type(operator) in EDGES:
+                yield "move an edge", _with_operator(index, EDGES[type(operator)]())
+    if isinstance(node, ast.Constant) and isinstance(node.value, float) and _matters(node.value):
+        yield "change a constant", lambda n: ast.Constant(n.value * 2)
+    if isinstance(node, ast.Dict) and node.keys == [None, None]:
+        yield "merge the other way", lambda n: ast.Dict(n.keys, n.values[::-1])
+    if isinstance(node, ast.Call):
+        yield from _edge_call_ways(node)
+
+
+def _edge_call_ways(node: ast.Call) -> Iterator[Way]:
+    bounds = [word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)]
+    if getattr(node.func, "attr", "") == "clamp" and all(bound == 0 or _matters(bound) for bound in bounds):
+        yield "drop a bound", lambda n: n.func.value
+    if getattr(node.func, "id", "") == "int" and isinstance(node.args[0], ast.BinOp):
+        yield "round otherwise", lambda n: ast.Call(ast.Name("round", ast.Load()), n.args, [])
+    for index, argument in enumerate(node.args):
+        if isinstance(argument, ast.Constant) and argument.value in OPTIONS:
+            yield "change a constant", _with_argument(index, OPTIONS[argument.value])
+
+
+def _matters(value: float) -> bool:
+    return TINY < abs(value) < HUGE
+
+
+def _with_operator(index: int, operator: ast.cmpop) -> Callable[[ast.AST], ast.AST]:
+    return lambda n: ast.Compare(n.left, [*n.ops[:index], operator, *n.ops[index + 1 :]], n.comparators)
+
+
+def _with_argument(index: int, value: str) -> Callable[[ast.AST], ast.AST]:
+    return lambda n: ast.Call(n.func, [*n.args[:index], ast.Constant(value), *n.args[index + 1 :]], n.keywords)
+
+
+def _ways(node: ast.AST) -> Iterator[Way]:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
         yield "flip a sign", lambda n: n.operand
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub)):
@@ -76,7 +154,7 @@ def _ways(node: ast.AST) -> Iterator[tuple[str, object]]:
             yield "swap candidates", lambda n: ast.Subscript(n.value, ast.Tuple([first, third, second]), n.ctx)
 
 
-def _call_ways(node: ast.Call) -> Iterator[tuple[str, object]]:
+def _call_ways(node: ast.Call) -> Iterator[Way]:
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name == "where" and len(node.args) == 3 and isinstance(node.func, ast.Attribute):
         yield "drop a mask", lambda n: n.args[1]
@@ -146,6 +224,7 @@ def _run_tests(files: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="names of files, without .py")
+    parser.add_argument("--kinds", nargs="*", default=[], help="of changes, as the table names them")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     # The children inherit what takes long to import.
@@ -158,6 +237,9 @@ def main() -> int:
         raise SystemExit("penchant is imported already: the children would not see the mutants")
     files = sorted(file for file in (ROOT / "src" / FOLDER).glob("*.py") if file.name not in SKIPPED)
     every = [m for file in files if not options.only or file.stem in options.only for m in mutants(file)]
+    every = [m for m in every if not options.kinds or m.kind in options.kinds]
+    if not survives(Mutant(files[0].name, 0, "", "", files[0].read_text(encoding="utf-8"))):
+        raise SystemExit("the tests fail without any change: every mutant would seem killed")
     with ThreadPoolExecutor(options.jobs) as pool:
         alive = list(pool.map(survives, every))
     print("| file | kind | mutants | killed |")

@@ -58,6 +58,7 @@ def _needs(needs: Needs) -> str:
     parts += [words for name, words in asked.items() if getattr(needs, name)]
     parts += ["responses to other prompts (borrowed by itself)"] if needs.mismatched else []
     parts += ["a preference head (made by itself)"] if needs.head else []
+    parts += ["the policy's own samples"] if needs.on_policy else []
     parts += ["to train a reward model"] if needs.trains == "rewards" else []
     return ", ".join(parts)
 

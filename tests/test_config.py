@@ -203,6 +203,19 @@ class TestProblems:
                 {"objective": {"name": "preference_head"}, "head": {"freeze_backbone": True}, "lora": {}},
                 "head.freeze_backbone is true, so lora would train nothing",
             ),
+            ({"training": {"decay_towards": "start"}}, "training.decay_towards is start, and training.weight_decay is"),
+            (
+                {"training": {"decay_towards": "start", "weight_decay": 0.1}, "lora": {}},
+                "training.decay_towards is start, and an adapter's weights are differences from it",
+            ),
+            (
+                {
+                    "objective": {"name": "preference_head"},
+                    "head": {"freeze_backbone": True},
+                    "training": {"decay_towards": "start", "weight_decay": 0.1},
+                },
+                "training.decay_towards is start, and head.freeze_backbone trains no weight of the model",
+            ),
         ],
     )
     def test_each_names_its_key(self, sections, says):
@@ -236,6 +249,7 @@ class TestProblems:
             {"data": {"train": "x", "held_out": 0.1}, "evaluation": {"every": 5, "patience": 2, "metric": "kl"}},
             {"objective": {"name": "preference_head"}, "head": {"freeze_backbone": True}},
             {"objective": {"name": "preference_head"}, "lora": {}},
+            {"training": {"decay_towards": "start", "weight_decay": 0.1}},
         ],
     )
     def test_settings_that_have_an_effect_load_again(self, sections):

@@ -27,6 +27,11 @@ class SourceConfig(Section):
     held_out: str | float | None = Field(
         None, description="another file; or the share of prompts to hold out of `train` (0 < share < 1)"
     )
+    reference_held_out: str | float | None = Field(
+        None,
+        description="another file, or the share of the prompts of `train`, neither trained on nor tested on: "
+        "multi_reference fits its validation weights to these pairs",
+    )
     format: str | None = Field(None, description="one of the formats of docs/data-formats.md; null detects it")
     columns: dict[str, str] = Field({}, description="our column name: the file's")
     split: str | None = Field(None, description="split of a `datasets` folder or hub id")
@@ -34,7 +39,7 @@ class SourceConfig(Section):
         None, description="split of the file `held_out`, or of `train`'s source where `held_out` is null"
     )
 
-    @field_validator("held_out")
+    @field_validator("held_out", "reference_held_out")
     @classmethod
     def _share(cls, value: str | float | None) -> str | float | None:
         if isinstance(value, float) and not 0 < value < 1:
@@ -69,6 +74,11 @@ class TrainingConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0, description="below 1: share of the steps; else steps")
     weight_decay: float = Field(0.0, ge=0)
+    decay_towards: Literal["zero", "start"] = Field(
+        "zero",
+        description="what weight_decay pulls the weights to: zero, or those that training starts from (a copy of them "
+        "stays in memory)",
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW's moving averages, each in [0, 1)")
     epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -129,15 +139,24 @@ class SamplingConfig(Section):
     max_new_tokens: int = Field(
         128, ge=1, description="longest response; with its prompt within data.max_length, or data.truncation decides"
     )
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(
+        1.0, gt=0, description="of the softmax; the log-probs that samples are learnt from by are at it too"
+    )
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="the likeliest tokens with this much probability are drawn from; below 1 refused for rloo",
+    )
 
 
 class HeadConfig(Section):
     """The preference head, for objectives that train one."""
 
-    pooling: Literal["identity", "tanh", "dropout_tanh", "swiglu"] = Field(
-        "identity", description="between the last token's hidden state and the head's weight"
+    pooling: Literal["identity", "tanh", "dropout_tanh", "swiglu", "swiglu_down"] = Field(
+        "identity",
+        description="between the last token's hidden state and the head's weight; swiglu_down is a whole SwiGLU block, "
+        "with its down-projection",
     )
     dropout: float = Field(0.0, ge=0, lt=1)
     freeze_backbone: bool = Field(
@@ -282,6 +301,22 @@ def _without_effect(config: RunConfig) -> list[str]:
             problems.append(
                 f"evaluation.{name} is {value!r}, and evaluation.every is null, so nothing is judged while training: "
                 f"give evaluation.every, or leave evaluation.{name} out"
+            )
+    if config.training.decay_towards == "start":
+        if not config.training.weight_decay:
+            problems.append(
+                "training.decay_towards is start, and training.weight_decay is 0: give both, or leave "
+                "training.decay_towards out"
+            )
+        if config.lora is not None:
+            problems.append(
+                "training.decay_towards is start, and an adapter's weights are differences from it, which decay to it "
+                "by themselves: leave training.decay_towards out"
+            )
+        if config.head.freeze_backbone:
+            problems.append(
+                "training.decay_towards is start, and head.freeze_backbone trains no weight of the model: leave one of "
+                "them out"
             )
     if config.lora is not None and config.head.freeze_backbone:
         problems.append("head.freeze_backbone is true, so lora would train nothing: leave one of them out")

@@ -95,6 +95,18 @@ class TestPooling:
         w, dense, bias = self.parts(head)
         torch.testing.assert_close(head(self.HIDDEN), (torch.tanh(self.HIDDEN @ dense.T + bias) @ w.T)[:, 0])
 
+    def test_swiglu_down(self):
+        """A whole block: 8/3 of the size, gated, projected down, then tanh; drawn as all else is."""
+        torch.manual_seed(0)
+        head = PreferenceHead(9, "swiglu_down")
+        x = torch.randn(4, 9) * 5
+        assert head.gate.weight.shape == head.dense.weight.shape == (24, 9)
+        gated = silu(x @ head.gate.weight.T) * (x @ head.dense.weight.T)
+        expected = torch.tanh(gated @ head.down.weight.T) @ head.weight.weight[0]
+        torch.testing.assert_close(head(x), expected)
+        assert float(head.down.weight.std()) == pytest.approx(0.02, rel=0.2)
+        assert (head.down.bias == 0).all()
+
     def test_swiglu(self):
         head = PreferenceHead(8, "swiglu")
         w, dense, bias = self.parts(head)
@@ -115,7 +127,7 @@ class TestPooling:
 
 
 class TestOnDisk:
-    @pytest.mark.parametrize("pooling", ["identity", "swiglu"])
+    @pytest.mark.parametrize("pooling", ["identity", "swiglu", "swiglu_down"])
     def test_round_trip(self, tmp_path, pooling):
         head = PreferenceHead(8, pooling, 0.1).eval()
         save_head(tmp_path, head)

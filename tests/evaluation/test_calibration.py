@@ -62,4 +62,38 @@ def test_huge_margins_are_certain_not_nan() -> None:
 def test_no_pairs() -> None:
     calibration = calibrate(np.array([]), np.array([], dtype=np.int64), 0.1, resamples=10, seed=0)
     error = {"value": None, "low": None, "high": None, "n": 0}
-    assert calibration.to_json() == {"beta": 0.1, "expected_calibration_error": error, "bins": []}
+    expected = {"beta": 0.1, "expected_calibration_error": error, "calibrated_error": None, "bins": []}
+    assert calibration.to_json() == expected
+
+
+def test_the_error_of_few_pairs_with_true_probabilities_by_all_their_outcomes() -> None:
+    # Three pairs of other confidence in bins of their own: |p - 0| with probability 1 - p, |p - 1| with p.
+    margins = np.array([0.4, -1.0, 2.5])
+    calibration = calibrate(margins, np.arange(3), 1.0, resamples=10, seed=0)
+    probabilities = [sigmoid(abs(margin)) for margin in margins]
+    expected = sum(2 * p * (1 - p) for p in probabilities) / 3
+    assert calibration.calibrated_error == pytest.approx(expected, rel=0.1)
+    assert calibration.to_json()["calibrated_error"] == calibration.calibrated_error
+
+
+def test_the_error_of_calibrated_rewards_is_what_chance_makes_of_it() -> None:
+    # 300 pairs, 30 in a bin: sqrt(2 p (1 - p) / (30 pi)) is .073 at p = 1/2; the same data over-confident is far above.
+    generator = np.random.default_rng(1)
+    errors, chances, overconfident = [], [], []
+    for _ in range(20):
+        size = np.abs(generator.normal(scale=5, size=300))
+        margins = np.where(generator.random(300) < 1 / (1 + np.exp(-0.1 * size)), size, -size)
+        calibration = calibrate(margins, np.arange(300), 0.1, resamples=10, seed=0)
+        errors.append(calibration.expected_calibration_error.value)
+        chances.append(calibration.calibrated_error)
+        wrong = calibrate(margins, np.arange(300), 0.5, resamples=10, seed=0)
+        overconfident.append(wrong.expected_calibration_error.value - wrong.calibrated_error)
+    assert 0.06 < np.mean(chances) < 0.08
+    assert np.mean(errors) == pytest.approx(np.mean(chances), rel=0.15)
+    assert np.mean(overconfident) > 0.15
+
+
+def test_ties_are_half_right_by_definition() -> None:
+    calibration = calibrate(np.zeros(7), np.arange(7), 1.0, resamples=10, seed=0)
+    assert calibration.expected_calibration_error.value == 0
+    assert calibration.calibrated_error == 0

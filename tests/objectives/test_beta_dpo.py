@@ -42,6 +42,8 @@ BATCHES = [[1.0, 3.0, 5.0, 7.0], [-2.0, 2.0, 0.0, 4.0], [10.0, 10.0, 10.0, 10.0]
     [
         # m = 0.9: mean 4, 1, 10 and sample deviation 2.58199, 2.58199, 0 of the three batches.
         ("first_batch", [4.0, 3.7, 4.33], [2.5819889, 2.5819889, 2.32379]),
+        # The values from zero over 1 - m^t: 0.1, 0.19, 0.271.
+        ("bias_corrected", [4.0, 2.42105263, 5.21771218], [2.5819889, 2.5819889, 1.62922546]),
         ("zero", [0.4, 0.46, 1.414], [0.25819889, 0.49057789, 0.4415201]),
     ],
 )
@@ -56,9 +58,44 @@ def test_the_moving_values_by_hand(start, means, deviations):
     assert int(state["step"]) == 3
 
 
+class TestRoundingNoise:
+    """At pi == ref the gaps are rounding noise, and another size of micro-batches rounds otherwise."""
+
+    NOISE = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)) * 1e-5
+
+    @pytest.mark.parametrize("start", ["bias_corrected", "first_batch", "zero"])
+    def test_the_draw_does_not_follow_it(self, start):
+        objective = BetaDPO(keep=0.5, start=start)
+        state = objective.initial_state(0)
+        outputs = [objective(*batch(noise.tolist()), state)[0] for noise in self.NOISE]
+        assert torch.equal(outputs[0].weights, outputs[1].weights)
+        means = [float(output.loss.total / output.loss.count) for output in outputs]
+        assert means[0] == pytest.approx(means[1], abs=1e-6)
+
+    def test_the_floor_of_the_deviation_is_a_thousandth_of_a_nat(self):
+        """Gaps 0, 0 and 2e-3 with s = 1e-5: the third has exp(-2) / (2 + exp(-2)) of the weight at the floor."""
+        state = {**BetaDPO().initial_state(0), "deviation": torch.tensor(1e-5).double(), "step": torch.tensor(1)}
+        objective = BetaDPO(keep=0.4, momentum=0.9999999, start="zero")
+        case, drawn = batch([0.0, 0.0, 2e-3]), torch.zeros(3)
+        for seed in range(1500):
+            drawn += objective(*case, {**state, "seed": torch.tensor(seed)})[0].weights > 0
+        share = math.exp(-2) / (2 + math.exp(-2))
+        assert abs(float(drawn[2]) - 1500 * share) < 4 * math.sqrt(1500 * share * (1 - share))
+
+    def test_the_first_batch_is_the_first_that_is_more_than_noise(self):
+        """The averages begin anew until s exceeds the floor: the batch after pi == ref sets them alone."""
+        objective = BetaDPO(start="first_batch", keep=1.0)
+        state = objective.initial_state(0)
+        for gaps, mean_gap in ((self.NOISE[0].tolist(), float(self.NOISE[0].mean())), (BATCHES[0], 4.0)):
+            _, state = objective(*batch(gaps), state)
+            assert float(state["mean"]) == pytest.approx(mean_gap, rel=1e-5)
+        _, state = objective(*batch(BATCHES[1]), state)
+        assert float(state["mean"]) == pytest.approx(3.7)
+
+
 def test_beta_follows_the_gap():
     """beta_0 (1 + alpha (mean of kept M - M0)); with nothing filtered and the first batch as start it is beta_0."""
-    objective = BetaDPO(beta=0.2, alpha=0.5, keep=1.0)
+    objective = BetaDPO(beta=0.2, alpha=0.5, keep=1.0, start="first_batch")
     output, state = objective(*batch([1.0, 3.0]), objective.initial_state(0))
     assert mean(output, "beta_dpo/beta") == pytest.approx(0.2)
     output, _ = objective(*batch([6.0, 8.0]), state)
@@ -96,7 +133,53 @@ def test_beta_is_a_constant_to_the_gradient():
     assert gradient.flatten().tolist() == pytest.approx([-pull[0], pull[0], -pull[1], pull[1]])
 
 
+def test_beta_follows_the_gaps_of_the_pairs_kept():
+    """Half of six pairs is drawn: beta is of their mean gap, and moving averages of all six."""
+    objective = BetaDPO(beta=0.2, alpha=0.5, keep=0.5, start="first_batch")
+    gaps = [6.0, 8.0, -3.0, 1.0, 11.0, 2.5]
+    _, state = objective(*batch([1.0, 3.0, 5.0]), objective.initial_state(1))
+    output, new_state = objective(*batch(gaps), state)
+    drawn_gaps = [gap for gap, weight in zip(gaps, output.weights.tolist(), strict=True) if weight > 0]
+    level = 0.9 * 3.0 + 0.1 * sum(gaps) / 6
+    assert len(drawn_gaps) == 3
+    assert abs(sum(drawn_gaps) / 3 - sum(gaps) / 6) > 0.5
+    assert float(new_state["mean"]) == pytest.approx(level)
+    assert mean(output, "beta_dpo/beta") == pytest.approx(max(1e-3, 0.2 * (1 + 0.5 * (sum(drawn_gaps) / 3 - level))))
+
+
+def test_beta_of_each_instance_is_logged_over_the_pairs_kept():
+    objective = BetaDPO(beta=0.2, alpha=0.1, keep=0.5, level="instance", start="first_batch")
+    gaps = [1.0, 9.0, -4.0, 3.0]
+    output, state = objective(*batch(gaps), objective.initial_state(2))
+    drawn_gaps = [gap for gap, weight in zip(gaps, output.weights.tolist(), strict=True) if weight > 0]
+    betas = [0.2 * (1 + 0.1 * (gap - float(state["mean"]))) for gap in drawn_gaps]
+    assert mean(output, "beta_dpo/beta") == pytest.approx(sum(betas) / 2)
+
+
+def test_one_pair_has_no_deviation_and_is_kept():
+    output, state = BetaDPO(start="first_batch")(*batch([3.0]), BetaDPO().initial_state(0))
+    assert float(state["deviation"]) == 0
+    assert float(state["mean"]) == 3
+    assert float(output.loss.count) == 1
+
+
+@pytest.mark.parametrize(("deviation", "level"), [(1e-3, 4.0), (1.001e-3, 1.3)])
+def test_the_first_batch_begins_anew_up_to_the_floor(deviation, level):
+    """A deviation at the floor is noise still: the average is the batch's own 4; above it the average of 1 moves."""
+    objective = BetaDPO(start="first_batch")
+    numbers = {"deviation": deviation, "mean": 1.0}
+    moments = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+    state = {**objective.initial_state(0), **moments, "step": torch.tensor(1)}
+    _, new_state = objective(*batch(BATCHES[0]), state)
+    assert float(new_state["mean"]) == pytest.approx(level)
+
+
 class TestTheDraw:
+    @pytest.mark.parametrize(("pairs", "share", "count"), [(7, 0.8, 5), (3, 0.5, 1), (3, 0.1, 1), (4, 1.0, 4)])
+    def test_keeps_whole_pairs_rounded_down_and_at_least_one(self, pairs, share, count):
+        drawn = draw_pairs(PAIR.expand(pairs, 2, 2).clone(), torch.zeros(pairs), share, 0, 0)
+        assert int(drawn.sum()) == count
+
     def test_keeps_the_share_and_averages_over_it(self):
         output, _ = BetaDPO(keep=0.8)(*batch([float(i) for i in range(10)]), BetaDPO().initial_state(3))
         assert float(output.metrics["beta_dpo/kept"].total) == 8
@@ -144,7 +227,7 @@ class TestTheDraw:
         """Gaps 0, 0 and 2 about M0 = 0 with s = 1: the last has exp(-2) / (2 + exp(-2)) = 0.0634 of the weight."""
         case = batch([0.0, 0.0, 2.0])
         state = {**BetaDPO().initial_state(0), "deviation": torch.tensor(1.0).double(), "step": torch.tensor(1)}
-        objective = BetaDPO(keep=0.4, momentum=0.9999999)
+        objective = BetaDPO(keep=0.4, momentum=0.9999999, start="zero")
         drawn = torch.zeros(3)
         for seed in range(1500):
             output, _ = objective(*case, {**state, "seed": torch.tensor(seed)})
@@ -176,7 +259,7 @@ class TestTheDraw:
             case = batch([0.0, 0.1, -0.1, 0.2, 30.0, -1000.0])
             given = {**state, "seed": torch.tensor(seed)}
             # The moving values follow this batch too: with momentum near 1 they stay put.
-            output, _ = BetaDPO(keep=0.5, momentum=0.9999999)(*case, given)
+            output, _ = BetaDPO(keep=0.5, momentum=0.9999999, start="zero")(*case, given)
             kept += output.weights > 0
         assert kept[4:].tolist() == [0.0, 0.0]
         assert kept[:4].min() > 100
@@ -201,7 +284,10 @@ def test_a_batch_without_a_pair_changes_nothing():
     assert float(output.loss.count) == 0
 
 
-@pytest.mark.parametrize(("start", "level"), [("first_batch", [4.0, 3.7]), ("zero", [0.4, 0.46])])
+@pytest.mark.parametrize(
+    ("start", "level"),
+    [("first_batch", [4.0, 3.7]), ("zero", [0.4, 0.46]), ("bias_corrected", [4.0, 0.46 / 0.19])],
+)
 def test_the_first_batch_is_the_first_that_has_a_pair(start, level):
     """Means 4 and 1, m = 0.9: of candidates that are sampled, the first prompts' may all have equal rewards."""
     objective = BetaDPO(start=start, keep=1.0)
@@ -243,7 +329,7 @@ def test_more_candidates_are_more_pairs(compared, k):
     better = torch.rand(3, k, k) < 0.3
     better &= ~torch.eye(k, dtype=torch.bool) & ~better.transpose(1, 2)
     groups = compared(better)
-    objective = BetaDPO(beta=0.2, alpha=0.03, keep=1.0, momentum=0.5)
+    objective = BetaDPO(beta=0.2, alpha=0.03, keep=1.0, momentum=0.5, start="first_batch")
     _, state = objective(policy * 0, reference, groups, objective.initial_state(0))
     output, _ = objective(policy, reference, groups, state)
     gaps = {

@@ -15,6 +15,7 @@ from penchant.objectives import (
     KTO,
     ORPO,
     RLOO,
+    RPO,
     SDPO,
     BetaDPO,
     BradleyTerry,
@@ -65,6 +66,7 @@ def means(output) -> dict[str, float]:
         (Hinge(0.2), 0.2, False),
         (PlackettLuce(0.2), 0.2, False),
         (SDPO(0.2), 0.2, False),
+        (RPO(0.2), 0.2, False),
         (IPO(0.2, "sum"), 0.2, False),
         (IPO(0.2), 0.2, True),
         (LengthNormalizedDPO(3.0), 3.0, True),
@@ -111,6 +113,16 @@ def test_s_dpo_accuracy_is_a_mean_over_a_groups_positives(compared):
     found = SDPO(1.0).output(rewards, torch.zeros(1, 4, 4), compared(better)).metrics["rewards/accuracies"]
     assert float(found.total) == 1.5
     assert float(found.count) == 3
+
+
+@pytest.mark.parametrize(("average", "expected"), [("groups", "groups"), ("pairs", "pairs")])
+def test_rpo_likelihood_is_per_token_of_each_chosen_response(groups, average, expected):
+    """The first group's chosen response in two pairs, the second's in one: as the loss averages."""
+    found = means(RPO(0.2, 0.5, average).evaluate(POLICY, REFERENCE, groups, {}))
+    first, second = -float(POLICY[0, 0] / groups.tokens[0, 0]), -float(POLICY[1, 0] / groups.tokens[1, 0])
+    weights = groups.weights.tolist()
+    counts = [weights[0] * (2 if expected == "pairs" else 1), weights[1]]
+    assert found["nll_loss"] == pytest.approx((counts[0] * first + counts[1] * second) / sum(counts))
 
 
 def test_kto(groups):
@@ -271,6 +283,9 @@ def test_multi_reference_weights_and_clipping(groups):
         (Hinge, {"beta": 0}),
         (SimPO, {"beta": 0}),
         (SimPO, {"gamma": -0.1}),
+        (SimPO, {"gamma": 2.1}),
+        (RPO, {"beta": 0}),
+        (RPO, {"alpha": -0.1}),
         (ORPO, {"weight": -1}),
         (KTO, {"beta": 0}),
         (KTO, {"desirable_weight": -1}),
@@ -282,7 +297,7 @@ def test_multi_reference_weights_and_clipping(groups):
         (PreferenceHead, {"form": "both"}),
         (PreferenceHead, {"label_smoothing": 0.5}),
         (RLOO, {"beta": -1}),
-        *((method, {"average": "rows"}) for method in (CDPO, RobustDPO, IPO, Hinge, SimPO, ORPO, BradleyTerry)),
+        *((method, {"average": "rows"}) for method in (CDPO, RobustDPO, IPO, Hinge, SimPO, ORPO, RPO, BradleyTerry)),
     ],
 )
 def test_refuses_values_out_of_range(method, wrong):

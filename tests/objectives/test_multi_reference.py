@@ -135,6 +135,63 @@ def test_per_token_mixing_divides_all_by_the_policys_tokens():
     torch.testing.assert_close(output.losses, expected.losses)
 
 
+def authors_loss(own, primary, second, beta=0.1, eta=0.1):
+    """One pair's loss by the steps of the authors' code, in plain numbers: (preferred, other) of each model."""
+    gaps = [abs(side[0] - side[1]) for side in (primary, second)]
+    alpha = gaps[1] / (gaps[1] + gaps[0] + 1e-6)
+    sizes = [abs(primary[y] + second[y]) / 2 for y in (0, 1)]
+    share = sizes[0] / (sizes[0] + sizes[1])
+    mixed = []
+    for y, radius in ((0, eta * share), (1, eta * (1 - share))):
+        clipped = min(max(second[y], primary[y] * (1 + radius)), primary[y] * (1 - radius))
+        largest = max(clipped, primary[y])
+        both = alpha * math.exp(clipped - largest) + (1 - alpha) * math.exp(primary[y] - largest)
+        mixed.append(clipped + primary[y] - largest - math.log(both))
+    return math.log1p(math.exp(-beta * ((own[0] - mixed[0]) - (own[1] - mixed[1]))))
+
+
+class TestAuthorsWeights:
+    @pytest.mark.parametrize("spread", [0.02, 0.3])
+    def test_equals_the_authors_code(self, spread):
+        """Their default: harmonic, adaptive, clipped to a tenth; the second reference near the primary, and far off."""
+        policy, reference, groups = case(n=40, r=2)
+        reference[1] = reference[0] * (1 + spread * torch.randn(40, 2).double())
+        output = MultiReference(weighting="authors_weights").evaluate(policy, reference, groups, {})
+        rows = [[tuple(table[g].tolist()) for table in (policy, *reference)] for g in range(40)]
+        assert output.losses.tolist() == pytest.approx([authors_loss(*row) for row in rows], abs=1e-9, rel=0)
+
+    def test_the_harmonic_weights_are_the_adaptive_ones_swapped(self):
+        """Gaps 1 and 3: three quarters belong to the second reference, and its 1 / ref gets a quarter."""
+        chosen, rejected = torch.tensor([[-4.0], [-9.0]]).double(), torch.tensor([[-5.0], [-6.0]]).double()
+        weights = weighting.authors_weights(chosen, rejected)
+        assert weights[:, 0].tolist() == pytest.approx([0.75, 0.25], rel=1e-6)
+        assert weighting.adaptive(chosen, rejected)[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
+
+    def test_their_denominator_has_a_millionth_of_a_nat_more(self):
+        """Gaps 1e-6 and 1e-6: alpha is a third, and 1 - alpha takes the rest."""
+        chosen = torch.tensor([[-4.0], [-9.0]], dtype=torch.float64)
+        rejected = chosen - 1e-6
+        assert weighting.authors_weights(chosen, rejected)[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3], rel=1e-6)
+
+    def test_they_are_of_two_references_and_the_harmonic_mixture(self):
+        with pytest.raises(ValueError, match="mixture"):
+            MultiReference(mixture="multi_loss", weighting="authors_weights")
+        _policy, reference, groups = case(r=3)
+        with pytest.raises(ValueError, match="2 references, the run has 3"):
+            MultiReference(weighting="authors_weights").fit(reference, groups, {})
+
+
+def test_adaptive_weights_are_of_sums_where_the_mixture_is_per_token():
+    """Gaps of the sums 8 and 4 give 2/3 and 1/3; per token (4 and 5 of them) they would be 4.2 and 1.2."""
+    policy, groups = torch.tensor([[-6.0, -9.0]]).double(), pairs(1)
+    reference = torch.tensor([[[-4.0, -12.0]], [[-8.0, -12.0]]]).double()
+    objective = MultiReference(2.0, "geometric", "adaptive", trust_region=None, normalize="mean")
+    output = objective.evaluate(policy, reference, groups, {})
+    mixed = [(2 / 3 * chosen + 1 / 3 * other) for chosen, other in ((-4.0, -8.0), (-12.0, -12.0))]
+    h = (-6.0 - mixed[0]) / 4 - (-9.0 - mixed[1]) / 5
+    assert float(output.losses[0]) == pytest.approx(math.log1p(math.exp(-2.0 * h)), rel=1e-6)
+
+
 class TestTrustRegion:
     def test_by_hand(self):
         """l_1 = (-10, -20), l_2 = (-30, -21): b = (-20, -20.5), shares .1 * 20 / 40.5 and .1 * 20.5 / 40.5."""
@@ -188,6 +245,15 @@ class TestOfflineWeights:
     def test_validation_accuracy(self):
         assert weighting.validation_accuracy(self.MARGINS, False).tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])
         assert weighting.validation_accuracy(self.MARGINS, True).tolist() == pytest.approx([1.0, 0.0, 0.0])
+
+    def test_a_reference_that_cannot_tell_two_apart_is_not_right(self):
+        """Margins of 0: of four pairs the first reference orders one right, the second two."""
+        margins = torch.tensor([[1.0, 0.0, 0.0, -1.0], [0.5, 0.5, -0.1, -0.1]]).double()
+        assert weighting.validation_accuracy(margins, False).tolist() == pytest.approx([1 / 3, 2 / 3])
+        assert weighting.best_single(margins).tolist() == [0.0, 1.0]
+        counts = {"successes": torch.zeros(2), "failures": torch.zeros(2), "step": torch.tensor(0)}
+        new_counts = bandits.thompson_after(counts, 0, margins, 1.0)
+        assert (new_counts["successes"].tolist(), new_counts["failures"].tolist()) == ([1.0, 0.0], [3.0, 0.0])
 
     def test_best_single(self):
         assert weighting.best_single(self.MARGINS).tolist() == [1.0, 0.0, 0.0]
@@ -434,6 +500,8 @@ def test_equals_the_formula_whatever_the_sizes(compared, k, r, mixture, region, 
         ]
         expected = sum(found) / len(found) if found else 0.0
         assert float(output.losses[g]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        # Each group weighs the same, however many pairs it has.
+        assert float(output.weights[g]) == (1.0 if found else 0.0)
 
 
 @pytest.mark.parametrize("weighting", ["sliding_window", "thompson", "validation_margin"])

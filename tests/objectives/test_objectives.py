@@ -36,6 +36,7 @@ DETACHING = {"rloo", "ddo_rm"}
 """Losses with a part that is detached by definition."""
 VARIANTS = (
     DDORM(score="log_prob", standardize="prompt"),
+    DDORM(standardize="running"),
     DDORM(score="log_ratio", rewards="wins", kl=0.5, detach_target=False),
     MultiReference(mixture="multi_loss"),
     MultiReference(mixture="multi_loss", weighting="validation_margin", trust_region=None),

@@ -143,6 +143,14 @@ class TestWeightedSum:
         assert float(output.loss.total / output.loss.count) == pytest.approx(float(alone.total / alone.count))
         assert "rewards/margins" in output.metrics
 
+    def test_of_two_metrics_of_one_name_the_first_parts_is_kept(self, groups):
+        parts = Part(1.0, DPO(0.5)), Part(1.0, DPO(3.0)), Part(1.0, SFT())
+        for ordered in (parts, (parts[1], parts[0], parts[2])):
+            output = WeightedSum(ordered).evaluate(POLICY, REFERENCE[None], groups, {})
+            first = ordered[0].objective.evaluate(POLICY, REFERENCE[None], groups, {})
+            assert float(output.metrics["rewards/margins"].total) == float(first.metrics["rewards/margins"].total)
+            assert float(output.metrics["dpo/loss"].total) == pytest.approx(float(first.loss.total))
+
     def test_refuses_none_and_what_cannot_go_together(self):
         from penchant.objectives import BradleyTerry
 
@@ -159,6 +167,14 @@ def test_orpo_of_a_certain_response_is_finite(groups):
     (gradient,) = torch.autograd.grad(output.loss.total, policy)
     assert torch.isfinite(output.losses).all()
     assert torch.isfinite(gradient).all()
+
+
+def test_orpo_odds_of_a_certain_response_end_at_a_millionth(compared):
+    """log p is taken as -1e-6 there: its log-odds are log(1e6) against log(e^-2 / (1 - e^-2)) of the other."""
+    policy = torch.tensor([[0.0, -2.0]], dtype=torch.float64)
+    output = ORPO(0.5).output(policy, REFERENCE[:0], compared(torch.tensor([[[False, True], [False, False]]])))
+    h = (-1e-6 - math.log(-math.expm1(-1e-6))) - (-2 - math.log(1 - math.exp(-2)))
+    assert float(output.losses[0]) == pytest.approx(0.5 * math.log1p(math.exp(-h)), rel=1e-8)
 
 
 def test_robust_dpo_is_unbiased(compared):

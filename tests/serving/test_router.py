@@ -55,6 +55,18 @@ def test_decisions(log_probs, prior, expected):
     assert found.confidence == pytest.approx(expected.confidence)
 
 
+def test_labels_by_their_log_probs_per_token():
+    """Sums -2 and -6 of one and four tokens: -2 and -1.5 per token, and the confidence is of those."""
+    by_sum, by_token = router(threshold=0.0), router(threshold=0.0, lengths={"conversation": 1, "structured": 4})
+    assert by_sum.decide((-2.0, -6.0)).likeliest == "conversation"
+    assert by_sum.decide((-2.0, -6.0)).confidence == pytest.approx(1 / (1 + math.exp(-4.0)))
+    assert by_token.decide((-2.0, -6.0)).likeliest == "structured"
+    assert by_token.decide((-2.0, -6.0)).confidence == pytest.approx(1 / (1 + math.exp(-0.5)))
+    prior = {"conversation": -1.0, "structured": -2.0}
+    gained = router(threshold=0.0, prior=prior, lengths={"conversation": 1, "structured": 4})
+    assert gained.decide((-2.0, -6.0)).confidence == pytest.approx(0.5)
+
+
 def test_calibration_takes_off_what_the_form_gives():
     def form_alone(groups):
         return [(-1.0, -3.0) for _ in groups]
@@ -79,7 +91,7 @@ def test_a_router_that_cannot_be(changes, message):
 
 
 def test_saved_and_loaded(tmp_path):
-    one = router(prior={"conversation": -1.0, "structured": -2.0})
+    one = router(prior={"conversation": -1.0, "structured": -2.0}, lengths={"conversation": 2, "structured": 3})
     one.save(tmp_path)
     assert load_router(tmp_path) == one
     (tmp_path / "router.json").write_text("{}")

@@ -16,6 +16,7 @@ from penchant.data.trees import pack
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distribution import World
 from penchant.engine.tree import TreeScorer
+from penchant.errors import ConfigError
 from penchant.objectives import DPO, Needs, Output, Sum
 from penchant.training.backward import Batch, arguments, backward
 
@@ -64,6 +65,34 @@ def groups() -> list[TokenizedGroup]:
         )
         for number, k in enumerate([2, 3, 2, 4, 2])
     ]
+
+
+@dataclass(frozen=True)
+class Counting(DPO):
+    """DPO that counts the groups it was called with, and says that it needs no whole batch."""
+
+    coupled: ClassVar[bool] = False
+
+    def initial_state(self, seed):
+        return {"groups": torch.zeros(())}
+
+    def __call__(self, policy, reference, groups, state):
+        output, _ = super().__call__(policy, reference, groups, state)
+        return output, {"groups": state["groups"] + len(policy)}
+
+
+@dataclass(frozen=True)
+class CountingWhole(Counting):
+    coupled: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("budget", [1, 30, 10**9])
+def test_a_state_moves_once_for_the_whole_batch(scorer, groups, budget):
+    """A method that moves one is coupled; of one that is not the token budget would decide how often it moves."""
+    _, state, _ = gradients(scorer, CountingWhole(), groups, budget)
+    assert float(state["groups"]) == 5
+    with pytest.raises(ConfigError, match="objective dpo changes its state, and says that it is not coupled"):
+        gradients(scorer, Counting(), groups, budget)
 
 
 def gradients(scorer, objective, groups, budget):

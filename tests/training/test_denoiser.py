@@ -40,10 +40,11 @@ class FittedDPO(DPO):
         return state
 
 
-def tuned(source, folder, objective, groups=GROUPS, targets="all-linear", **changes):
+def tuned(source, folder, objective, groups=GROUPS, targets="all-linear", pictures=None, **changes):
     denoiser = Denoiser(str(source), CPU)
     settings = TrainingConfig(**{"max_steps": 3, "batch_size": 2, "learning_rate": 1e-2, "warmup": 0.0, **changes})
-    tune_denoiser(denoiser, groups, read, objective, settings, LoraConfig(rank=4, targets=targets), 2, folder)
+    lora = LoraConfig(rank=4, targets=targets)
+    tune_denoiser(denoiser, groups, read, objective, settings, lora, 2, folder, **(pictures or {}))
     return denoiser, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -133,15 +134,84 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
 
 @pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum()])
 def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, monkeypatch):
-    """Each draw, two in each of three steps, is of all groups of the step."""
+    """A step's two draws of its two groups are one batch, in each of three steps."""
     told, true = [], module.group_facts
     monkeypatch.setattr(module, "group_facts", lambda groups, *more: told.append(len(groups)) or true(groups, *more))
     _, metrics = tuned(stable_diffusion, tmp_path, objective)
-    assert told == [2] * 6
+    assert told == [4] * 3
     assert all(math.isfinite(each["loss"]) for each in metrics)
     if isinstance(objective, WeightedSum):
         # 0.2 of minus the log-prob of what is preferred stands beside ln 2.
         assert metrics[0]["loss"] == pytest.approx(math.log(2) - 0.2 * metrics[0]["logps/chosen"], rel=0.05)
+
+
+class RecordingBetaDPO(BetaDPO):
+    """Keeps the gaps and the state of every call."""
+
+    def __call__(self, policy, reference, groups, state):
+        ratios = (policy - reference[0]).detach().double()
+        gaps = (ratios[:, :, None] - ratios[:, None, :])[groups.better]
+        output, new_state = super().__call__(policy, reference, groups, state)
+        CALLS.append((gaps, new_state))
+        return output, new_state
+
+
+CALLS = []
+
+
+def test_a_state_moves_once_a_step_with_all_draws(stable_diffusion, tmp_path):
+    """beta-DPO's mean gap over two draws of three pairs; its step counts optimizer steps."""
+    CALLS.clear()
+    _, metrics = tuned(stable_diffusion, tmp_path, RecordingBetaDPO(beta=50.0, start="zero"))
+    assert [int(state["step"]) for _, state in CALLS] == [1, 2, 3]
+    assert [len(gaps) for gaps, _ in CALLS] == [6, 6, 6]
+    mean = 0.0
+    for (gaps, _), line in zip(CALLS, metrics, strict=True):
+        mean = 0.9 * mean + 0.1 * float(gaps.mean())
+        assert line["beta_dpo/mean"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_the_gradient_of_a_coupled_batch_is_that_of_its_draws(stable_diffusion, tmp_path):
+    """beta-DPO with alpha = 0 and nothing filtered is DPO over pairs, in loss, gradient and weights."""
+    coupled, by_pairs = BetaDPO(beta=50.0, alpha=0.0, keep=1.0), DPO(beta=50.0, average="pairs")
+    runs = [tuned(stable_diffusion, tmp_path / name, method) for name, method in (("one", coupled), ("two", by_pairs))]
+    for first, second in zip(runs[0][1], runs[1][1], strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+    weights = [denoiser.unet.state_dict() for denoiser, _ in runs]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("choice", "same"), [("mode", True), ("sample", False)])
+def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatch, choice, same):
+    """Of the VAE's distribution: a fresh sample for each draw, the same for policy and reference."""
+    calls, true = [], Denoiser.noise_errors
+
+    def watched(self, latents, *arguments):
+        calls.append(latents.clone())
+        return true(self, latents, *arguments)
+
+    monkeypatch.setattr(Denoiser, "noise_errors", watched)
+    tuned(stable_diffusion, tmp_path, DPO(beta=50.0), pictures={"latents": choice}, max_steps=1)
+    reference, policy, again, _ = calls
+    assert torch.equal(reference, policy)
+    assert torch.equal(policy, again) == same
+    mode = Denoiser(str(stable_diffusion), CPU).to_latents(torch.stack([read("red")]))
+    assert any(torch.allclose(mode[0], latents, atol=1e-4) for latents in policy) == same
+
+
+@pytest.mark.parametrize(("share", "few", "most"), [(0.0, 0, 0), (0.4, 20, 60)])
+def test_a_share_of_prompts_is_empty(stable_diffusion, tmp_path, monkeypatch, share, few, most):
+    """For guidance the UNet is to know no prompt too; a draw's prompts are its own."""
+    calls, true = [], Denoiser.encode_prompts
+    monkeypatch.setattr(Denoiser, "encode_prompts", lambda self, prompts: calls.append(prompts) or true(self, prompts))
+    pictures = {"empty_prompts": share}
+    tuned(stable_diffusion, tmp_path, DPO(beta=50.0), pictures=pictures, max_steps=25, targets=["to_q"])
+    prompts = [prompt for batch in calls for prompt in batch]
+    assert len(prompts) == 100
+    assert set(prompts) - {""} == {group.prompt for group in GROUPS}
+    assert few <= prompts.count("") <= most
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from penchant.training.directions import direction
 from penchant.training.run import train
 
 WAYS = {
-    "lower": "loss dpo/loss sft/loss score/error rewards/rejected logps/rejected head/rejected ddo_rm/kl",
+    "lower": "loss nll_loss dpo/loss sft/loss score/error rewards/rejected logps/rejected head/rejected ddo_rm/kl",
     "higher": "rewards/accuracies rewards/margins rewards/chosen logps/chosen head/accuracies head/margins head/chosen "
     "reward ddo_rm/expected_reward ddo_rm/top1",
     None: "kl rewards/ties head/ties ddo_rm/entropy ddo_rm/target_entropy ddo_rm/target_reward advantage/squared "

@@ -18,6 +18,7 @@ from penchant.config import load_config
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.loading import load_tokenizer
+from penchant.training import backward
 from penchant.training.inputs import tokenize_inputs
 from penchant.training.references import reference_tables
 from penchant.training.run import train
@@ -101,6 +102,26 @@ def test_a_resumed_run_remembers(write_config, tmp_path, other_model, tiny_model
         assert any(not torch.equal(halfway[name], after[name]) for name in after)
 
 
+def test_a_resumed_run_decays_towards_the_same_start(write_config, tmp_path):
+    """Not towards the checkpoint: from the middle to the end the bits are those of the whole run."""
+    training = {"max_steps": 6, "batch_size": 8, "weight_decay": 5.0, "decay_towards": "start", "learning_rate": 1e-2}
+    file = write_config(training=training, checkpoints={"every": 3, "keep": 2})
+    folders = [run(file, f"output={tmp_path / 'whole'}"), tmp_path / "part"]
+    shutil.copytree(*folders)
+    shutil.rmtree(sorted((folders[1] / "checkpoints").iterdir())[-1])
+    (folders[1] / "model.safetensors").unlink()
+    run(file, f"output={folders[1]}", resume=True)
+    first, second = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    free = load_file(
+        run(file, f"output={tmp_path / 'free'}", "training.weight_decay=0", "training.decay_towards=zero")
+        / "model.safetensors"
+    )
+    start = load_file(Path(load_config(file).model) / "model.safetensors")
+    distances = [sum(float(((weights[name] - start[name]) ** 2).sum()) for name in start) for weights in (first, free)]
+    assert distances[0] < distances[1]
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_model, tiny_model, start_penchant):
     """kill -9, eight times, of a loss with beta-DPO's moving values, a bandit's counts and KTO's batch in it."""
@@ -144,6 +165,42 @@ def test_the_token_budget_changes_nothing(write_config, tmp_path, objective):
         found.append([line.get("loss", line.get("eval_loss")) for line in lines(folder)])
     assert found[1] == pytest.approx(found[0], abs=1e-6)
     assert len({round(loss, 6) for loss in found[0]}) > 3
+
+
+def test_beta_dpo_is_the_same_at_any_token_budget(write_config, tmp_path, monkeypatch):
+    """At 700 tokens, 8192 and all at once, from the first step on, whose gaps are the rounding of pi == ref.
+
+    This model's log-probs are the same bits in every micro-batch; those of larger ones are not, so noise of their
+    size is added that depends on the micro-batch.
+    """
+    score = backward._said
+
+    def rounded_otherwise(scorer, batch, world):
+        log_probs = score(scorer, batch, world)
+        noise = torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(len(batch.groups)))
+        return log_probs + 2e-6 * noise
+
+    monkeypatch.setattr(backward, "_said", rounded_otherwise)
+    draw = random.Random(0)
+    words = ("the", "old", "cat", "sees", "big", "dog", "then", "it", "runs", "small", "house", "river")
+    file = tmp_path / "longer.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        for _ in range(128):
+            texts = [" ".join(draw.choices(words, k=draw.randint(8, 40))) for _ in range(3)]
+            row = {"prompt": texts[0], "chosen": f" {texts[1]}", "rejected": f" {texts[2]}"}
+            stream.write(json.dumps(row) + "\n")
+    config_file = write_config(
+        objective={"name": "beta_dpo"},
+        data={"train": str(file), "held_out": None},
+        training={"max_steps": 4, "batch_size": 128, "learning_rate": 1e-4},
+    )
+    curves = {}
+    for budget in (700, 8192, 10**6):
+        folder = run(config_file, f"output={tmp_path / str(budget)}", f"training.token_budget={budget}")
+        curves[budget] = [line[name] for line in lines(folder) for name in ("loss", "beta_dpo/beta")]
+    assert curves[700] == pytest.approx(curves[10**6], rel=0, abs=1e-6)
+    assert curves[8192] == pytest.approx(curves[10**6], rel=0, abs=1e-6)
+    assert len(set(curves[700])) > 6
 
 
 def test_evaluation_changes_nothing_of_what_is_remembered(write_config, tmp_path):

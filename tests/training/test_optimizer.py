@@ -49,6 +49,33 @@ def test_adamw_equals_the_update_written_out():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
 
 
+class Headed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.head = torch.nn.Linear(3, 2).double(), torch.nn.Linear(2, 1).double()
+
+
+def test_decay_towards_the_start_by_hand():
+    """With no gradient: the model's weights go a share lr lambda of the way back, the head's to zero, biases stay."""
+    torch.manual_seed(0)
+    module = Headed()
+    config = TrainingConfig(learning_rate=0.1, weight_decay=0.5, decay_towards="start")
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = build_optimizer(module, config, head_decay=0.2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    for rate, away in ((0.1, 0.95), (0.4, 0.95 * 0.8)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        head_before = module.head.weight.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(module.model.weight.detach(), start["model.weight"] + away)
+        torch.testing.assert_close(module.head.weight.detach(), head_before * (1 - rate * 0.2))
+        torch.testing.assert_close(module.model.bias.detach(), start["model.bias"] + 1)
+
+
 @pytest.mark.parametrize(("most", "kept"), [(100.0, 1.0), (0.5, 0.1)])
 def test_gradients_are_scaled_and_clipped_at_once(most, kept):
     """Of gradients 6 and 8, halved: norm 5, and clipped to 0.5 a tenth of that is left."""

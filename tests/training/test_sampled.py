@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from penchant.config import load_config
+from penchant.engine.loading import load_tokenizer
 from penchant.errors import ConfigError, DataError, PenchantError
+from penchant.training.inputs import tokenize_inputs
 from penchant.training.run import train
 
 REWARD = """
@@ -110,6 +113,59 @@ def test_metrics_are_of_the_draws(online):
     assert line["sampled/tied"] == pytest.approx(sum(len(set(of)) == 1 for of in scores) / len(rows))
     assert line["reward"] == pytest.approx(line["sampled/reward"], rel=1e-5)
     assert line["kl"] == pytest.approx(0.0, abs=1e-4)  # the policy is still the reference
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+def test_log_probs_are_of_the_distribution_that_was_drawn_from(online, tmp_path, tiny_model, temperature):
+    """Logits over T, of policy and reference: RLOO's loss and KL at the first step, from the draws on disk."""
+    torch.manual_seed(3)
+    models = [AutoModelForCausalLM.from_pretrained(tiny_model) for _ in range(2)]
+    for parameter in models[1].parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    models[1].save_pretrained(tmp_path / "reference")
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.save_pretrained(tmp_path / "reference")
+    sampling = {"samples": 3, "every": 2, "max_new_tokens": 8, "temperature": temperature}
+    file = online({"name": "rloo", "beta": 0.3}, sampling=sampling, reference=str(tmp_path / "reference"))
+    folder = run(file, "training.max_steps=1")
+    prompts = tokenize_inputs(load_config(file), tokenizer, 128, print).train
+    losses, ratios = [], []
+    for row in json.loads((folder / "samples" / "step-00000000.json").read_text())["0"]:
+        prompt = prompts[row["prompt"]].prompt.tolist()
+        sums = []
+        for model in models:
+            sums.append([])
+            for ids in row["ids"]:
+                with torch.no_grad():
+                    logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
+                log_probs = (logits / temperature).log_softmax(-1)
+                sums[-1].append(float(log_probs.gather(-1, torch.tensor(ids)[:, None]).sum()))
+        deltas = [policy - reference for policy, reference in zip(*sums, strict=True)]
+        returns = [score - 0.3 * delta for score, delta in zip(row["scores"], deltas, strict=True)]
+        advantages = [value - (sum(returns) - value) / 2 for value in returns]
+        losses.append(-sum(a * log_prob for a, log_prob in zip(advantages, sums[0], strict=True)) / 3)
+        ratios += deltas
+    line = next(line for line in lines(folder) if line["step"] == 1 and "loss" in line)
+    assert line["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4, abs=1e-4)
+    assert line["kl"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-4, abs=1e-4)
+
+
+def test_held_out_pairs_are_measured_at_temperature_1(online, tmp_path):
+    """They were not drawn: the numbers before the first step are the same whatever candidates are drawn at."""
+    lines_of = []
+    for temperature in (1.0, 0.5):
+        sampling = {"samples": 3, "max_new_tokens": 8, "temperature": temperature}
+        file = online({"name": "dpo"}, sampling=sampling)
+        lines_of.append(lines(run(file, f"output={tmp_path / str(temperature)}", "training.max_steps=1"))[0])
+    assert lines_of[0] == lines_of[1]
+    assert lines_of[0]["eval_logps/chosen"] < 0
+
+
+def test_a_draw_from_the_likeliest_tokens_is_refused_where_its_probability_counts(online):
+    sampling = {"samples": 3, "max_new_tokens": 8, "top_p": 0.9}
+    with pytest.raises(ConfigError, match=r"sampling.top_p is 0.9, and rloo learns by the probability"):
+        run(online({"name": "rloo"}, sampling=sampling))
+    assert lines(run(online({"name": "dpo"}, sampling=sampling), "training.max_steps=1"))
 
 
 def test_with_adapters_the_model_without_them_is_the_reference(online, monkeypatch):

@@ -105,7 +105,7 @@ def test_evaluation_is_of_the_weights_that_were_saved(write_config, base, dtype)
     folder = train(config)
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {stored}
     report = write_run_report(folder).after
-    _, held_out, _ = read_inputs(config)
+    held_out = read_inputs(config).held_out
     scored = score(str(folder), held_out, SINGLE, reference=config.model)
     expected = sum(
         (group.log_probs[0] - group.reference_log_probs[0]) - (group.log_probs[1] - group.reference_log_probs[1])

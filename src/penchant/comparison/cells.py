@@ -20,7 +20,7 @@ from penchant.config_reading import ReadingConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.writing import write_groups
 from penchant.errors import ConfigError, PenchantError
-from penchant.training.inputs import check_inputs, read_inputs
+from penchant.training.inputs import DataParts, check_inputs, read_inputs
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Shared:
     Attributes:
         train: (groups, file) of each size; the smaller is contained in the larger.
         held_out: groups every model is measured on.
+        reference_held_out_file: groups that reference weights are fitted to, and nothing else; None where there are
+            none.
         base: the base of all cells, as a run of SFT; for what is not the method's.
     """
 
@@ -75,6 +77,13 @@ class Shared:
     held_out: list[PreferenceGroup]
     base: RunConfig
     notes: list[str]
+    reference_held_out_file: Path | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that are the same for every cell, by their key of a run's data."""
+        files = {"held_out": self.held_out_file, "reference_held_out": self.reference_held_out_file}
+        return {key: str(file) for key, file in files.items() if file is not None}
 
 
 def variants(bench: Bench) -> list[Variant]:
@@ -130,12 +139,12 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     base = _run(bench, {"objective": {"name": "sft"}}, folder, where)
     every = variants(bench)
     configs = _configs(bench, every, where)
-    groups, held_out, notes = _read(base)
-    parts = _parts(bench, groups, base.training.seed)
-    _refuse(_unfit(configs, parts, held_out), where)
+    data = _read_data(base)
+    parts, notes = _parts(bench, data.train, base.training.seed), data.notes
+    _refuse(_unfit(configs, parts, data.held_out), where)
     for name in (name for name, config in configs.items() if config.method.needs.head):
         notes.append(f"{name}: its language model is compared; its preference head by: penchant rank RUN --by head")
-    shared = _share(base, parts, held_out, notes, folder / "data")
+    shared = _share(base, parts, data, folder / "data")
     cells = []
     for size, file in shared.train:
         for seed in bench.seeds:
@@ -143,7 +152,7 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
                 # The size also where it is the only one: another may be asked for later.
                 name = f"{variant.name}-n{size}-seed{seed}"
                 values = _values(variant, seed)
-                values.setdefault("data", {}).update(train=str(file), held_out=str(shared.held_out_file))
+                values.setdefault("data", {}).update(shared.files, train=str(file))
                 cells.append(Planned(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))
     return shared, cells
 
@@ -230,14 +239,14 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             into[key] = value
 
 
-def _read(base: RunConfig) -> tuple[list[PreferenceGroup], list[PreferenceGroup], list[str]]:
-    groups, held_out, notes = read_inputs(base)
-    if not held_out:
+def _read_data(base: RunConfig) -> DataParts:
+    data = read_inputs(base)
+    if not data.held_out:
         raise ConfigError(
             "base.data has no held-out part, so nothing could be measured",
             fix="name a file, or a share of the prompts: base.data.held_out=0.2",
         )
-    return groups, held_out, notes
+    return data
 
 
 def _parts(bench: Bench, groups: Sequence[PreferenceGroup], seed: int) -> list[list[PreferenceGroup]]:
@@ -253,17 +262,19 @@ def _parts(bench: Bench, groups: Sequence[PreferenceGroup], seed: int) -> list[l
 def _share(
     base: RunConfig,
     parts: Sequence[list[PreferenceGroup]],
-    held_out: list[PreferenceGroup],
-    notes: list[str],
+    data: DataParts,
     folder: Path,
 ) -> Shared:
     folder.mkdir(parents=True, exist_ok=True)
     held_out_file = folder / "held_out.jsonl"
-    _write(held_out, held_out_file)
+    _write(data.held_out, held_out_file)
+    reference_file = folder / "reference_held_out.jsonl" if data.reference_held_out else None
+    if reference_file is not None:
+        _write(data.reference_held_out, reference_file)
     train = [(len(part), folder / f"train-{len(part)}.jsonl") for part in parts]
     for part, (_, file) in zip(parts, train, strict=True):
         _write(part, file)
-    return Shared(train, held_out_file, held_out, base, notes)
+    return Shared(train, held_out_file, data.held_out, base, data.notes, reference_file)
 
 
 def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:

@@ -24,6 +24,7 @@ SHARED = {
     "output": "output",
     "training.seed": "seeds",
     **{f"data.{key}": "base.data" for key in ("train", "held_out", "split", "held_out_split", "format", "columns")},
+    "data.reference_held_out": "base.data",
 }
 """Keys of a run that are the same for all methods (data a file of our own by then): where each is set."""
 

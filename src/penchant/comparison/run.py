@@ -214,7 +214,8 @@ def _same_run(planned: Planned) -> None:
     """Refuse numbers that another configuration was measured with; the comparison's folder may have been moved."""
 
     def content(values: dict[str, Any]) -> dict[str, Any]:
-        files = {key: Path(str(values["data"][key])).name for key in ("train", "held_out")}
+        paths = {key: values["data"].get(key) for key in ("train", "held_out", "reference_held_out")}
+        files = {key: None if path is None else Path(str(path)).name for key, path in paths.items()}
         return {**values, "output": None, "data": {**values["data"], **files}}
 
     file = planned.folder / "config.yaml"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class TreeBatch:
         shape: (G, K).
         learnt: [tokens of all candidates] bool, candidate after candidate: which of them are targets; None where all
             are.
+        temperature: logits are divided by it before the softmax; 1 is the model's own distribution.
     """
 
     input_ids: Tensor
@@ -69,10 +71,13 @@ class TreeBatch:
     slots: Tensor
     shape: tuple[int, int]
     learnt: Tensor | None = None
+    temperature: float = 1.0
 
     def to(self, device: torch.device) -> TreeBatch:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return TreeBatch(**moved, branches=self.branches, shape=self.shape)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def filled(self, multiple: int) -> TreeBatch:
         """The row followed by tokens nobody reads, a prompt without candidates, to a multiple of so many tokens."""
@@ -92,7 +97,7 @@ class TreeBatch:
         return empty.index_put((self.slots // k, self.slots % k), values)
 
 
-def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
+def pack(groups: Sequence[TokenizedGroup], temperature: float = 1.0) -> TreeBatch:
     """Lay groups out as one row. Groups of fewer candidates than the widest leave empty slots in [G, K]."""
     k = max(len(group.responses) for group in groups)
     ids, positions, reach, source, targets, lengths, ends, slots = [], [], [], [], [], [], [], []
@@ -128,6 +133,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> TreeBatch:
         slots=torch.tensor(slots),
         shape=(len(groups), k),
         learnt=learnt_of(groups),
+        temperature=temperature,
     )
 
 

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from penchant.errors import ConfigError, DataError, ModelError, from_extra
 if TYPE_CHECKING:
     from types import ModuleType
 
+LatentChoice = Literal["mode", "sample"]
+"""How latents are taken from the VAE's normal distribution of them: its mode, or a sample."""
 INDEX = "model_index.json"
 """In the folder of every model of diffusers."""
 PREDICTS = ("epsilon", "v_prediction")
@@ -99,6 +101,7 @@ class Denoiser:
             so.
         text_encoder: encodes prompts.
         schedule: the noise of each timestep, for training and for painting.
+        latent_choice: how a picture's latents are taken from the VAE's distribution; a sample follows torch's seed.
 
     Args:
         folder: with unet/, text_encoder/, tokenizer/, scheduler/ and, where it works on latents, vae/.
@@ -127,6 +130,7 @@ class Denoiser:
         self.text_encoder: Any = _part(CLIPTextModel, path / "text_encoder")
         self._vae: Any = None if vae is None else _part(library.AutoencoderKL, path / "vae")
         self._folder, self.device = path, device
+        self.latent_choice: LatentChoice = "mode"
         for part in (self.unet, self.text_encoder, self._vae):
             if part is not None:
                 part.to(device).eval().requires_grad_(False)
@@ -149,11 +153,12 @@ class Denoiser:
 
     @torch.no_grad()
     def to_latents(self, pictures: Tensor) -> Tensor:
-        """[N, C, h, w]: the mean of what the VAE gives, scaled."""
+        """[N, C, h, w]: the mode of the VAE's distribution or a sample of it, scaled."""
         pictures = pictures.to(self.device)
         if self._vae is None:
             return pictures
-        latents: Tensor = self._vae.encode(pictures).latent_dist.mode() * self._vae.config.scaling_factor
+        take = getattr(self._vae.encode(pictures).latent_dist, self.latent_choice)
+        latents: Tensor = take() * self._vae.config.scaling_factor
         return latents
 
     def predict(self, latents: Tensor, encoded: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:

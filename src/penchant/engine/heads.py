@@ -21,7 +21,7 @@ from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
 from penchant.errors import DataError, ModelError, reason_of
 
-Pooling = Literal["identity", "tanh", "dropout_tanh", "swiglu"]
+Pooling = Literal["identity", "tanh", "dropout_tanh", "swiglu", "swiglu_down"]
 NAME = "preference_head"
 
 
@@ -31,7 +31,8 @@ class PreferenceHead(nn.Module):
     Args:
         size: D.
         pooling: ``identity`` (with dropout), ``tanh`` (linear, tanh, dropout), ``dropout_tanh`` (dropout before and
-            after), ``swiglu`` (a gated block, tanh, dropout).
+            after), ``swiglu`` (``silu(gate h) * (dense h)``, tanh, dropout), ``swiglu_down`` (the same of 8/3 D
+            values, projected down to D, tanh, dropout: a whole SwiGLU block, as in the authors' code).
         dropout: of the pooling, while it trains.
     """
 
@@ -39,8 +40,10 @@ class PreferenceHead(nn.Module):
         super().__init__()
         self.settings = {"size": size, "pooling": pooling, "dropout": dropout}
         self.before = nn.Dropout(dropout if pooling == "dropout_tanh" else 0.0)
-        self.gate = nn.Linear(size, size) if pooling == "swiglu" else None
-        self.dense = nn.Identity() if pooling == "identity" else nn.Linear(size, size)
+        width = -(-8 * size // 3) if pooling == "swiglu_down" else size
+        self.gate = nn.Linear(size, width) if pooling in ("swiglu", "swiglu_down") else None
+        self.dense = nn.Identity() if pooling == "identity" else nn.Linear(size, width)
+        self.down = nn.Linear(width, size) if pooling == "swiglu_down" else nn.Identity()
         self.bend = nn.Identity() if pooling == "identity" else nn.Tanh()
         self.after = nn.Dropout(dropout)
         self.weight = nn.Linear(size, 1, bias=False)
@@ -57,7 +60,7 @@ class PreferenceHead(nn.Module):
             pooled = self.dense(given)
             if self.gate is not None:
                 pooled = pooled * silu(self.gate(given))
-            rewards: Tensor = self.weight(self.after(self.bend(pooled)))[:, 0]
+            rewards: Tensor = self.weight(self.after(self.bend(self.down(pooled))))[:, 0]
         return rewards
 
 

@@ -19,33 +19,39 @@ from penchant.engine.vocabulary import LowRank
 
 
 def head_log_probs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, *, softcap: float | None = None, shared: Shared | None = None
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
+    shared: Shared | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """Log-softmax of ``head(hidden)`` at the targets.
+    """Log-softmax of ``head(hidden) / temperature`` at the targets.
 
     Args:
         head: a linear layer, or what PEFT makes of one.
         hidden: [N, D].
         targets: [N] int64.
         softcap, shared: as in `linear_log_probs`.
+        temperature: > 0; the capped logits are divided by it.
 
     Returns:
         [N] log-probs, nats, in float32 or better.
     """
     layer = _active_layer(head)
-    if _is_linear(layer):
-        hidden = hidden.to(compute_dtype(layer.weight))
-        return linear_log_probs(hidden, layer.weight, layer.bias, targets, softcap=softcap, shared=shared)
-    if lora_rank(layer):
-        base = layer.base_layer
-        hidden = hidden.to(compute_dtype(base.weight))
-        adapter = _low_rank(layer, hidden)
-        return linear_log_probs(
-            hidden, base.weight, base.bias, targets, softcap=softcap, shared=shared, adapter=adapter
-        )
-    logits = head(hidden.to(compute_dtype(next(head.parameters()))))
-    log_probs = capped(logits, softcap).log_softmax(-1)
-    return log_probs.gather(-1, targets[:, None])[:, 0]
+    if not (_is_linear(layer) or lora_rank(layer)):
+        logits = head(hidden.to(compute_dtype(next(head.parameters()))))
+        log_probs = (capped(logits, softcap) / temperature).log_softmax(-1)
+        return log_probs.gather(-1, targets[:, None])[:, 0]
+    linear = layer if _is_linear(layer) else layer.base_layer
+    hidden, bias = hidden.to(compute_dtype(linear.weight)), linear.bias
+    if temperature != 1:
+        # A cap c of logits x is c tanh(x / c): divided by T it is a cap c / T of x / T.
+        hidden, bias = hidden / temperature, None if bias is None else bias / temperature
+        softcap = None if softcap is None else softcap / temperature
+    adapter = None if linear is layer else _low_rank(layer, hidden)
+    return linear_log_probs(hidden, linear.weight, bias, targets, softcap=softcap, shared=shared, adapter=adapter)
 
 
 def lora_rank(head: nn.Module) -> int:

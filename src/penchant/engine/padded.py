@@ -43,7 +43,7 @@ class PaddedScorer(nn.Module):
         sums, start = [], 0
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
             used = logits[row, prompt - 1 : len(sequence) - 1]
-            log_probs = used.to(torch.promote_types(used.dtype, torch.float32)).log_softmax(-1)
+            log_probs = (used.to(torch.promote_types(used.dtype, torch.float32)) / batch.temperature).log_softmax(-1)
             token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0].double()
             learnt = slice(None) if batch.learnt is None else batch.learnt[start : start + len(token_log_probs)]
             sums.append(token_log_probs[learnt].sum())

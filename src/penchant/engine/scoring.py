@@ -174,6 +174,7 @@ def score_groups(
     budget: int,
     dtype: str,
     cache: ReferenceCache | None = None,
+    temperature: float = 1.0,
     advance: Callable[[int], None] = lambda groups: None,
 ) -> list[list[float]]:
     """Summed log-probs of every candidate of every group, nats, without gradients.
@@ -185,13 +186,14 @@ def score_groups(
         scorer: holds the model; put in evaluation mode here.
         budget: tokens in a micro-batch.
         dtype: ``float32`` or ``bfloat16``, of the matrix products.
-        cache: where log-probs of this model are kept; None computes them all.
+        cache: where log-probs of this model at temperature 1 are kept; None computes them all.
+        temperature: logits are divided by it.
         advance: called with the number of groups done since the last call.
     """
     cuts = micro_batches(scorer, groups, budget)
 
     def packed(b: int) -> TreeBatch:
-        return pack([groups[i] for i in cuts[b]])
+        return pack([groups[i] for i in cuts[b]], temperature)
 
     done: dict[int, list[float]] = {}
     if cache is not None:

@@ -49,6 +49,7 @@ class TreeScorer(nn.Module):
             batch.targets,
             softcap=getattr(text_config(self.model.config), "final_logit_softcapping", None),
             shared=shared,
+            temperature=batch.temperature,
         )
         # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
         each = token_log_probs.double().index_select(0, batch.paths)

@@ -58,7 +58,8 @@ def _calibration(calibration: Calibration) -> Iterator[RenderableType]:
         bins.add_row(f"{each.predicted:.4f}", *_cells(each.observed))
     yield bins
     error = calibration.expected_calibration_error
-    yield Text(f"expected calibration error {error.value:.4f} (n = {error.n} pairs)")
+    chance = f"rewards with true probabilities: {calibration.calibrated_error:.4f}"
+    yield Text(f"expected calibration error {error.value:.4f} (n = {error.n} pairs; {chance})")
 
 
 def _cells(estimate: Estimate) -> tuple[str, str, str]:

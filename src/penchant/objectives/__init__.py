@@ -20,6 +20,7 @@ from penchant.objectives.preference_head import PreferenceHead
 from penchant.objectives.reward_regression import RewardRegression
 from penchant.objectives.rloo import RLOO
 from penchant.objectives.robust_dpo import RobustDPO
+from penchant.objectives.rpo import RPO
 from penchant.objectives.s_dpo import SDPO
 from penchant.objectives.sft import SFT
 from penchant.objectives.simpo import SimPO
@@ -33,6 +34,7 @@ _METHODS: tuple[type[Objective], ...] = (
     Hinge,
     SimPO,
     ORPO,
+    RPO,
     KTO,
     LengthNormalizedDPO,
     PlackettLuce,
@@ -60,6 +62,7 @@ __all__ = [
     "OBJECTIVES",
     "ORPO",
     "RLOO",
+    "RPO",
     "SDPO",
     "SFT",
     "BetaDPO",

@@ -88,6 +88,8 @@ class Needs:
         labels: desirable or undesirable, for each candidate.
         mismatched: a response to another prompt beside each group's own.
         head: a preference head on the policy.
+        fitting_pairs: pairs that are neither trained on nor tested on, to fit its state to before the first step.
+        on_policy: candidates drawn from the policy itself, with the probability that it gives to each.
         trains: what the model says of a candidate: its log-prob, or (of a reward model) its reward.
     """
 
@@ -99,6 +101,8 @@ class Needs:
     labels: bool = False
     mismatched: bool = False
     head: bool = False
+    fitting_pairs: bool = False
+    on_policy: bool = False
     trains: Literal["log_probs", "rewards"] = "log_probs"
 
     def __or__(self, other: Needs) -> Needs:
@@ -156,7 +160,8 @@ class Fitted(Protocol):
         """The state to begin with.
 
         Args:
-            reference: [R, G, K] log-probs of all training groups.
+            reference: [R, G, K] log-probs of the groups of `data.reference_held_out` where `needs.fitting_pairs`,
+                else of the training groups.
             groups: what is known of them.
             state: from `initial_state`.
         """

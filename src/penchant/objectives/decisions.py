@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
 from penchant.objectives.base import Groups, Sum
-from penchant.objectives.pairs import differences
+from penchant.objectives.pairs import differences, log_ratios, mean_log_probs
 
 NEVER = -1e30
 """A logit of no probability whose gradient is 0, not NaN."""
+
+
+def mean_log_prob(log_probs: Tensor, reference: Tensor, groups: Groups, beta: float) -> Tensor:
+    """[G, K] log-probs per token."""
+    return mean_log_probs(log_probs, groups)
+
+
+def log_prob(log_probs: Tensor, reference: Tensor, groups: Groups, beta: float) -> Tensor:
+    """[G, K] summed log-probs."""
+    return log_probs
+
+
+def log_ratio(log_probs: Tensor, reference: Tensor, groups: Groups, beta: float) -> Tensor:
+    """[G, K] beta times the log-ratios to the first reference."""
+    return beta * log_ratios(log_probs, reference[0], groups)
+
+
+SCORES: Mapping[str, Callable[[Tensor, Tensor, Groups, float], Tensor]] = {
+    "mean_log_prob": mean_log_prob,
+    "log_prob": log_prob,
+    "log_ratio": log_ratio,
+}
+"""What a policy prefers among candidates, by name; the softmax of it is the distribution over them."""
 
 
 @torch.no_grad()

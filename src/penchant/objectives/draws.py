@@ -17,9 +17,7 @@ def draw_pairs(better: Tensor, log_weights: Tensor, share: float, seed: int, ste
     Returns:
         [G, K, K] bool, the pairs drawn.
     """
-    count = max(1, int(share * len(log_weights)))
-    if count >= len(log_weights):
-        return better
+    count = min(len(log_weights), max(1, int(share * len(log_weights))))
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     uniform = torch.rand(len(log_weights), generator=generator, dtype=torch.float64)
     # The largest log-weight + Gumbel noise is a draw without replacement, and far outliers do not underflow.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,7 +18,7 @@ from penchant.objectives.reference_mixtures import MIXTURES, clip, pair_sides
 
 OFFLINE = ("validation_margin", "validation_accuracy", "best_single")
 ONLINE = ("sliding_window", "thompson")
-WEIGHTINGS = ("uniform", "adaptive", *OFFLINE, *ONLINE, "fixed")
+WEIGHTINGS = ("uniform", *weighting.PAIRWISE, *OFFLINE, *ONLINE, "fixed")
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,20 @@ class MultiReference:
     The first reference is the primary: before mixing, every other l_k is clipped to within a share e_y of l_1 (CTRO),
     ``e_y = trust_region |b_y| / (|b_w| + |b_l|)``, b the mean over k.
 
-    Differs from the papers: offline weights are of the *training* pairs, which no reference has seen, so that the run's
-    held-out part stays clean; the forms of the sliding window and of Thompson sampling are ours, after their words.
-    Differs from the authors' code, where the two weights are swapped for R = 2.
+    Differs from the papers: the forms of the sliding window and of Thompson sampling are ours, after their words.
+    Offline weights are fitted to the pairs of `data.reference_held_out`: on the training pairs a reference that was
+    trained on them gets nearly all the weight.
+    Differs from the authors' code (two references), whose harmonic branch has the weights swapped: the primary's
+    ``1 / ref_1`` is multiplied by the weight of the other. Its multi-loss branch is the right way round. ``weighting:
+    authors_weights`` gives the numbers of their default: harmonic, adaptive, swapped. Their primary is replaced by the
+    policy at each best checkpoint; here it stays the model that training starts from.
 
     Attributes:
         beta: strength of the pull towards the mixture, > 0.
         mixture: harmonic, geometric or multi_loss.
-        weighting: uniform; adaptive (MRPO's); validation_margin, validation_accuracy, best_single (once, before
-            training); sliding_window, thompson (as it trains); fixed (`weights`).
+        weighting: uniform; adaptive (MRPO's); authors_weights (adaptive as in the authors' code: harmonic, two
+            references); validation_margin, validation_accuracy, best_single (once, before training, on
+            `data.reference_held_out`); sliding_window, thompson (as it trains); fixed (`weights`).
         weights: of ``fixed``, one for each reference.
         trust_region: e_max, the largest share; 0 clips all to the primary, null does not clip.
         radius: shares by the pair (``adaptive``), or e_max for all (``fixed``).
@@ -52,8 +58,8 @@ class MultiReference:
     beta: float = 0.1
     mixture: Literal["harmonic", "geometric", "multi_loss"] = "harmonic"
     weighting: Literal[
-        "uniform", "adaptive", "validation_margin", "validation_accuracy", "best_single", "sliding_window", "thompson",
-        "fixed",
+        "uniform", "adaptive", "authors_weights", "validation_margin", "validation_accuracy", "best_single",
+        "sliding_window", "thompson", "fixed",
     ] = "adaptive"  # fmt: skip
     weights: tuple[float, ...] | None = None
     trust_region: float | None = 0.1
@@ -64,13 +70,14 @@ class MultiReference:
     above_chance: bool = False
 
     name: ClassVar[str] = "multi_reference"
-    needs: ClassVar[Needs] = Needs(many_references=True)
 
     def __post_init__(self) -> None:
         require(self.beta > 0, "beta", self.beta, "a number above 0")
         mixtures = ("harmonic", "geometric", "multi_loss")
         require(self.mixture in mixtures, "mixture", self.mixture, f"one of {', '.join(mixtures)}")
         require(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"one of {', '.join(WEIGHTINGS)}")
+        if self.weighting == "authors_weights":
+            require(self.mixture == "harmonic", "mixture", self.mixture, "harmonic with weighting=authors_weights")
         require(self.trust_region is None or self.trust_region >= 0, "trust_region", self.trust_region, "at least 0")
         require(self.radius in ("adaptive", "fixed"), "radius", self.radius, "'adaptive' or 'fixed'")
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "'sum' or 'mean'")
@@ -83,7 +90,12 @@ class MultiReference:
         if self.weights is not None:
             require(all(a >= 0 for a in self.weights), "weights", self.weights, "numbers of at least 0")
             require(any(a > 0 for a in self.weights), "weights", self.weights, "at least one above 0")
-            require(abs(sum(self.weights) - 1) <= 1e-6, "weights", self.weights, f"a sum of 1, not {sum(self.weights)}")
+            total = sum(self.weights)
+            require(math.isclose(total, 1, abs_tol=1e-6), "weights", self.weights, f"a sum of 1, not {total}")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(many_references=True, fitting_pairs=self.weighting in OFFLINE)
 
     @property
     def coupled(self) -> bool:
@@ -97,6 +109,8 @@ class MultiReference:
         r = reference.shape[0]
         if self.weights is not None and len(self.weights) != r:
             raise ValueError(f"weights has {len(self.weights)} numbers, the run has {r} references")
+        if self.weighting == "authors_weights" and r != 2:
+            raise ValueError(f"weighting=authors_weights is for 2 references, the run has {r}")
         margins = weighting.pair_margins(reference.double(), groups)
         match self.weighting:
             case "validation_margin":
@@ -126,10 +140,10 @@ class MultiReference:
         return output, bandits.thompson_after(state, pulled, margins, self.discount)
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
+        if self.weighting in weighting.PAIRWISE:
+            return self._output(policy, reference, groups, None)
         r = reference.shape[0]
         match self.weighting:
-            case "adaptive":
-                return self._output(policy, reference, groups, None)
             case "uniform":
                 weights = reference.new_full((r,), 1 / r)
             case "fixed":
@@ -146,7 +160,10 @@ class MultiReference:
         """The loss with [R] weights, or with each pair's own where there are none."""
         own, chosen, rejected = pair_sides(policy, reference, groups, self.normalize)
         sums = pair_sides(policy, reference, groups, "sum")[1:]
-        a = weighting.adaptive(*sums) if weights is None else weights[:, None, None, None].expand_as(chosen)
+        if weights is None:
+            a = weighting.PAIRWISE[self.weighting](*sums)
+        else:
+            a = weights[:, None, None, None].expand_as(chosen)
         clipped = torch.zeros_like(chosen, dtype=torch.bool)
         if self.trust_region is not None:
             (chosen, rejected), clipped = clip(chosen, rejected, self.trust_region, self.radius)

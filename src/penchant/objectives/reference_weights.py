@@ -5,6 +5,8 @@ m_k is reference k's length-normalised margin of a pair: ``l_k(y_w)/n_w - l_k(y_
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,24 @@ def adaptive(chosen: Tensor, rejected: Tensor) -> Tensor:
     gaps = (chosen - rejected).abs()
     total = gaps.sum(0)
     return torch.where(total > 0, gaps / (total + 1e-6), 1 / len(gaps))
+
+
+def authors_weights(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Adaptive weights of two references as the harmonic branch of the code of arXiv 2405.16388 applies them.
+
+    With ``alpha = |gap_2| / (|gap_1| + |gap_2| + 1e-6)`` the second reference's weight is alpha and the first's
+    1 - alpha; the code multiplies ``1 / ref_1`` by alpha and ``1 / ref_2`` by 1 - alpha, the wrong way round.
+
+    Args:
+        chosen, rejected: [2, ...] summed log-probs, the primary first.
+    """
+    gaps = (chosen - rejected).abs()
+    alpha = gaps[1] / (gaps.sum(0) + 1e-6)
+    return torch.stack([alpha, 1 - alpha])
+
+
+PAIRWISE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"adaptive": adaptive, "authors_weights": authors_weights}
+"""Weightings of every pair by its own log-probs: [R, ...] chosen and rejected sums to [R, ...] weights."""
 
 
 def validation_margin(margins: Tensor) -> Tensor:

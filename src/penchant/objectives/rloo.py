@@ -16,7 +16,9 @@ from penchant.objectives.pairs import log_ratios
 class RLOO(Stateless):
     """``L = -mean_i A_i log pi(y_i|x)``, ``A_i = R_i - mean_{j != i} R_j``, ``R_i = score_i - beta Delta_i``.
 
-    A_i has no gradient (section 3). The y_i are to be the policy's own samples, as `candidates: sampled` draws them.
+    A_i has no gradient (section 3). The y_i are to be the policy's own samples, as `candidates: sampled` draws them; at
+    a `sampling.temperature` T, pi and ref are the softmax of their logits / T, which they are drawn from. The metric
+    `kl` is then the KL between those two.
 
     Differs from TRL: no clipping and no importance ratio; a sample counts as a whole, with all its tokens.
 
@@ -27,7 +29,7 @@ class RLOO(Stateless):
     beta: float = 0.05
 
     name: ClassVar[str] = "rloo"
-    needs: ClassVar[Needs] = Needs(candidates=2, pairs=False, scores=True)
+    needs: ClassVar[Needs] = Needs(candidates=2, pairs=False, scores=True, on_policy=True)
 
     def __post_init__(self) -> None:
         require(self.beta >= 0, "beta", self.beta, "a number of at least 0")

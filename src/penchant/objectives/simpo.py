@@ -21,8 +21,9 @@ class SimPO(Stateless):
     Differs from TRL in nothing but the default: `gamma` is subtracted as it stands (the paper's gamma, not gamma/beta).
 
     Attributes:
-        beta: scale of the log-prob per token, > 0; 2 to 10 in the paper.
-        gamma: margin to reach, >= 0; 0.3 to 1.6 in the paper.
+        beta: scale of the log-prob per token, > 0; 2 or 2.5 in the paper, up to 10 in the authors' later advice.
+        gamma: margin to reach, in [0, beta]; 0.3 to 1.6 in the paper. Tune gamma / beta, the margin in nats per token,
+            from 0.5 within [0, 1]. DPO's beta of 0.1 is far too small: gamma would be out of reach.
         average: over ``groups`` or ``pairs``, as in DPO.
     """
 
@@ -35,7 +36,8 @@ class SimPO(Stateless):
 
     def __post_init__(self) -> None:
         require(self.beta > 0, "beta", self.beta, "a number above 0")
-        require(self.gamma >= 0, "gamma", self.gamma, "a number of at least 0")
+        margin = f"a number from 0 to beta ({self.beta}): gamma / beta is a margin in nats per token, tuned in [0, 1]"
+        require(0 <= self.gamma <= self.beta, "gamma", self.gamma, margin)
         require(self.average in ("groups", "pairs"), "average", self.average, "'groups' or 'pairs'")
 
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:

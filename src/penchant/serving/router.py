@@ -48,6 +48,8 @@ class Router:
         examples: (request, expert), in the order they are shown.
         threshold: below this confidence the fallback answers.
         prior: by expert the log-prob of its label after an empty request; none before `calibrated`.
+        lengths: by expert the tokens of its label, which its log-prob is divided by; none compares summed log-probs,
+            of which a label of more tokens has less.
     """
 
     names: Mapping[str, str]
@@ -56,6 +58,7 @@ class Router:
     fallback: str
     threshold: float
     prior: Mapping[str, float] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shown = {expert for _, expert in self.examples}
@@ -84,8 +87,11 @@ class Router:
         return replace(self, prior=dict(zip(self.names, means, strict=True)))
 
     def decide(self, log_probs: Sequence[float]) -> Decision:
-        """From the labels' log-probs, in the order of `names`."""
-        values = [each - self.prior.get(name, 0.0) for name, each in zip(self.names, log_probs, strict=True)]
+        """From the labels' summed log-probs, in the order of `names`; the confidence is of the compared values."""
+        values = [
+            (log_prob - self.prior.get(name, 0.0)) / self.lengths.get(name, 1)
+            for name, log_prob in zip(self.names, log_probs, strict=True)
+        ]
         top = max(values)
         confidence = 1 / sum(math.exp(each - top) for each in values)
         likeliest = list(self.names)[values.index(top)]

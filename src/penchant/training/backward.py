@@ -18,6 +18,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import cut, pack
 from penchant.engine.distribution import World
 from penchant.engine.scoring import Scorer, precision
+from penchant.errors import ConfigError
 from penchant.objectives import Groups, Objective, Output, State
 from penchant.training.batches import References, group_facts, padded_table
 
@@ -52,12 +53,14 @@ class Batch:
         references: [R][groups][candidates] log-probs.
         token_budget: tokens in a micro-batch.
         dtype: of the matrix products.
+        temperature: of the softmax that log-probs are taken of.
     """
 
     groups: Sequence[TokenizedGroup]
     references: References
     token_budget: int
     dtype: str
+    temperature: float = 1.0
 
     def part(self, members: Sequence[int]) -> Batch:
         """The batch's groups at these indices."""
@@ -66,7 +69,11 @@ class Batch:
 
 
 def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, world: World) -> tuple[Result, State]:
-    """Add the gradient of the batch's *total* loss to the parameters; the caller divides by the global count."""
+    """Add the gradient of the batch's *total* loss to the parameters; the caller divides by the global count.
+
+    Raises:
+        ConfigError: an objective that is not coupled changes its state, which is to move once for the whole batch.
+    """
     cuts = cut([scorer.cost(group) for group in batch.groups], batch.token_budget)
     if objective.coupled and (len(cuts) > 1 or world.size > 1):
         return _coupled(scorer, objective, state, batch, world, cuts)
@@ -75,10 +82,23 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
         part = batch.part(members)
         said = _said(scorer, part, world)
         policy, reference, facts = arguments(said, part.groups, part.references)
-        output, state = objective(policy, reference, facts, state)
+        output, new_state = objective(policy, reference, facts, state)
+        if not objective.coupled and _differ(state, new_state):
+            raise ConfigError(
+                f"objective {objective.name} changes its state, and says that it is not coupled: it would change once "
+                "for each micro-batch, so the token budget would decide how often",
+                fix="let its `coupled` be True: it is then given each optimizer batch at once",
+            )
+        state = new_state
         (output.loss.total * float(own)).backward()
         result.add(output, part.groups, own)
     return result, state
+
+
+def _differ(state: State, new_state: State) -> bool:
+    if new_state is state:
+        return False
+    return state.keys() != new_state.keys() or any(not torch.equal(state[name], new_state[name]) for name in state)
 
 
 def _coupled(
@@ -150,5 +170,5 @@ def arguments(said: Tensor, groups: Sequence[TokenizedGroup], references: Refere
 
 def _said(scorer: Scorer, batch: Batch, world: World) -> Tensor:
     with precision(world.device, batch.dtype):
-        said: Tensor = scorer(pack(batch.groups).to(world.device))
-    return said
+        scores: Tensor = scorer(pack(batch.groups, batch.temperature).to(world.device))
+    return scores

@@ -51,11 +51,13 @@ class Drawn:
     Attributes:
         references: their references' log-probs.
         sums: metrics of how they came about: name -> (total, count).
+        temperature: that they were drawn at, and of the log-probs they are learnt from by; 1 of the data's own.
     """
 
     groups: Sequence[TokenizedGroup]
     references: References
     sums: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    temperature: float = 1.0
 
 
 class Source(Protocol):

@@ -3,13 +3,15 @@
 ``L = -log sigma(-beta_T [(d_w - d_w_ref) - (d_l - d_l_ref)])``, with ``d = ||noise - prediction||^2`` as a mean over
 elements, at one timestep and noise that a group's pictures share. With ``log pi = -d`` this is DPO with
 ``beta = beta_T``, and other methods of preference are carried over alike. ``beta_T``, thousands for Stable Diffusion,
-holds the number of timesteps and their weight; small models want far less.
+holds the number of timesteps and their weight; small models want far less. The authors' code multiplies by a half
+besides: its ``beta_dpo`` of 5000 is a ``beta`` of 2500 here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,10 +20,10 @@ from torch import Tensor
 from penchant.config import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.adapters import add_adapters
-from penchant.engine.denoising import Denoiser
+from penchant.engine.denoising import Denoiser, LatentChoice
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
-from penchant.objectives import Fitted, Objective, WeightedSum
+from penchant.objectives import Fitted, Groups, Objective, State, Sum, WeightedSum
 from penchant.training.batches import Order, group_facts
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
@@ -36,6 +38,8 @@ def tune_denoiser(
     lora: LoraConfig,
     draws: int,
     folder: Path,
+    latents: LatentChoice = "mode",
+    empty_prompts: float = 0.0,
 ) -> None:
     """Tune the UNet's adapters and merge them; a run from the same arguments ends with the same bits.
 
@@ -46,6 +50,9 @@ def tune_denoiser(
         settings: `token_budget`, `dtype` and `gradient_checkpointing` are not used.
         draws: of a timestep and noise, for each group in a step.
         folder: for the adapters, and metrics.jsonl.
+        latents: how a picture's latents are taken from the VAE's distribution; as in `Denoiser`.
+        empty_prompts: share of draws of a group in which its prompt is empty, in [0, 1); guidance needs the UNet
+            without a prompt too.
 
     Raises:
         ConfigError: the objective needs more than pairs and one reference, or the UNet lacks the adapters' layers.
@@ -53,6 +60,7 @@ def tune_denoiser(
     """
     check_objective(objective)
     torch.manual_seed(settings.seed)
+    denoiser.latent_choice = latents
     targets = linear_layers(denoiser.unet) if lora.targets == "all-linear" else lora.targets
     model = denoiser.unet = add_adapters(
         denoiser.unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets
@@ -66,17 +74,13 @@ def tune_denoiser(
     with Progress("training", total, "steps") as progress:
         for step in range(total):
             members = [groups[i] for i in order.batch(step)]
-            torch.manual_seed(settings.seed * 1_000_003 + step)
-            sums: dict[str, float] = {}
-            for _ in range(draws):
-                policy, reference = _log_probs(denoiser, members, read)
-                facts = group_facts(members, [[1] * len(group.candidates) for group in members]).to(policy.device)
-                output, state = objective(policy, reference[None], facts, state)
-                output.loss.total.backward()
-                for name, value in {"loss": output.loss, **output.metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + (value.total / value.count).item() / draws
-            norm = scale_and_clip(model, 1 / (draws * output.loss.count.item()), settings.max_grad_norm)
-            if not math.isfinite(sums["loss"] + norm):
+            seed = (settings.seed * 1_000_003 + step) * draws
+            batch = DrawnBatch(denoiser, members, read, empty_prompts, range(seed, seed + draws))
+            backward = _backward_of_all_draws if objective.coupled else _backward_by_draw
+            sums, state = backward(batch, objective, state)
+            means = {name: (value.total / value.count).item() for name, value in sums.items()}
+            norm = scale_and_clip(model, 1 / sums["loss"].count.item(), settings.max_grad_norm)
+            if not math.isfinite(means["loss"] + norm):
                 raise TrainingError(
                     f"the loss or its gradient is not a finite number at step {step + 1}",
                     where=str(folder),
@@ -86,10 +90,73 @@ def tune_denoiser(
                 group["lr"] = learning_rate(step, total, settings)
             optimizer.step()
             optimizer.zero_grad()
-            metrics.write({"step": step + 1, **sums, "grad_norm": norm})
-            progress.advance(1, f"loss {sums['loss']:.4f}")
+            metrics.write({"step": step + 1, **means, "grad_norm": norm})
+            progress.advance(1, f"loss {means['loss']:.4f}")
     model.save_pretrained(folder)
     denoiser.unet = model.merge_and_unload().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class DrawnBatch:
+    """A step's groups with their draws of a timestep and noise; a draw is a function of its seed.
+
+    Attributes:
+        load_picture: a named picture.
+        empty_prompts: share of the groups whose prompt is empty in a draw.
+        seeds: of each draw.
+    """
+
+    denoiser: Denoiser
+    groups: Sequence[PreferenceGroup]
+    load_picture: Callable[[str], Tensor]
+    empty_prompts: float
+    seeds: Sequence[int]
+
+    def log_probs(self, seed: int) -> tuple[Tensor, Tensor]:
+        """[G, K] of the policy and of the reference, of one draw."""
+        torch.manual_seed(seed)
+        empty = torch.rand(len(self.groups)) < self.empty_prompts
+        rows = zip(self.groups, empty.tolist(), strict=True)
+        groups = [replace(group, prompt="") if is_empty else group for group, is_empty in rows]
+        return _log_probs(self.denoiser, groups, self.load_picture)
+
+
+def _backward_by_draw(batch: DrawnBatch, objective: Objective, state: State) -> tuple[Mapping[str, Sum], State]:
+    """Add the gradient of the draws' total loss, a draw at a time; the metrics, summed, and the state."""
+    outputs = []
+    for seed in batch.seeds:
+        policy, reference = batch.log_probs(seed)
+        facts = _facts(batch.groups, policy)
+        output, state = objective(policy, reference[None], facts, state)
+        output.loss.total.backward()
+        outputs.append({"loss": output.loss, **output.metrics})
+    return {name: Sum(*_totals([output[name] for output in outputs])) for name in outputs[0]}, state
+
+
+def _backward_of_all_draws(batch: DrawnBatch, objective: Objective, state: State) -> tuple[Mapping[str, Sum], State]:
+    """The same for an objective of the whole batch: all draws are one batch, so that its state moves once a step.
+
+    Log-probs come first, without a graph; each draw is made again with its part of their gradient.
+    """
+    with torch.no_grad():
+        pairs = [batch.log_probs(seed) for seed in batch.seeds]
+    policy, reference = (torch.cat(tables) for tables in zip(*pairs, strict=True))
+    policy.requires_grad_()
+    facts = _facts(list(batch.groups) * len(batch.seeds), policy)
+    output, state = objective(policy, reference[None], facts, state)
+    (gradient,) = torch.autograd.grad(output.loss.total, policy)
+    for seed, part in zip(batch.seeds, gradient.chunk(len(batch.seeds)), strict=True):
+        batch.log_probs(seed)[0].backward(part)
+    return {"loss": output.loss, **output.metrics}, state
+
+
+def _facts(groups: Sequence[PreferenceGroup], policy: Tensor) -> Groups:
+    return group_facts(groups, [[1] * len(group.candidates) for group in groups]).to(policy.device)
+
+
+def _totals(values: Sequence[Sum]) -> tuple[Tensor, Tensor]:
+    detached = [(value.total.detach(), value.count) for value in values]
+    return tuple(torch.stack(column).sum() for column in zip(*detached, strict=True))  # type: ignore[return-value]
 
 
 def check_objective(objective: Objective) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 Direction = Literal["lower", "higher"]
 
-LOWER = ("loss", "error", "rejected", "ddo_rm/kl")
+LOWER = ("loss", "nll_loss", "error", "rejected", "ddo_rm/kl")
 """Names, or their last parts, of what is better lower."""
 
 NEITHER = (

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from penchant.config import DataConfig, RunConfig
-from penchant.data.groups import PreferenceGroup
+from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import GroupSet, read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
-from penchant.errors import ConfigError, located, respelled
+from penchant.errors import ConfigError, DataError, located, respelled
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
@@ -37,16 +37,36 @@ class Inputs:
         train: groups to learn from; where candidates are sampled, one for each prompt to answer.
         notes: what was detected, and what happened to rows.
         fingerprint: a hash of every group, its facts and its token ids.
+        reference_held_out: groups that the objective's state is fitted to; empty where it fits none.
     """
 
     train: list[TokenizedGroup]
     held_out: list[TokenizedGroup]
     notes: list[str]
     fingerprint: str
+    reference_held_out: list[TokenizedGroup] = field(default_factory=list)
 
 
-def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[PreferenceGroup], list[str]]:
-    """Training groups, held-out groups, and what was detected."""
+@dataclass(frozen=True)
+class DataParts:
+    """A run's groups as its files have them: no prompt of `reference_held_out` is in the other two.
+
+    Attributes:
+        notes: what was detected.
+    """
+
+    train: list[PreferenceGroup]
+    held_out: list[PreferenceGroup]
+    reference_held_out: list[PreferenceGroup]
+    notes: list[str]
+
+
+def read_inputs(config: RunConfig) -> DataParts:
+    """Training groups, held-out groups, and those that reference weights are fitted to.
+
+    Raises:
+        DataError: a file cannot be read, a share leaves a part empty, or the last part has a prompt of the others.
+    """
     data = config.data
     training_set = _read(data, data.train, data.split)
     train, notes = list(training_set.groups), list(training_set.notes)
@@ -60,7 +80,37 @@ def read_inputs(config: RunConfig) -> tuple[list[PreferenceGroup], list[Preferen
             held_out_set = _read(data, data.held_out or data.train, data.held_out_split)
         held_out = list(held_out_set.groups)
         notes += held_out_set.notes
-    return train, held_out, notes
+    reference_held_out: list[PreferenceGroup] = []
+    if isinstance(data.reference_held_out, float):
+        share = data.reference_held_out / (1 - (data.held_out if isinstance(data.held_out, float) else 0.0))
+        with located(data.train):
+            train, reference_held_out = split_by_prompt(train, held_out=share, seed=config.training.seed)
+        notes.append(
+            f"held out {len(reference_held_out)} of {len(training_set.groups)} groups for reference weights, by prompt"
+        )
+    elif data.reference_held_out is not None:
+        group_set = _read(data, data.reference_held_out, None)
+        reference_held_out = list(group_set.groups)
+        notes += group_set.notes
+        _refuse_shared_prompts(reference_held_out, train, held_out, data.reference_held_out)
+    return DataParts(train, held_out, reference_held_out, notes)
+
+
+def _refuse_shared_prompts(
+    groups: Sequence[PreferenceGroup],
+    train: Sequence[PreferenceGroup],
+    held_out: Sequence[PreferenceGroup],
+    source: str,
+) -> None:
+    prompts = {as_text(group.prompt) for group in groups}
+    for use, others in (("trained on", train), ("tested on", held_out)):
+        shared = prompts & {as_text(group.prompt) for group in others}
+        if shared:
+            raise DataError(
+                f"{len(shared)} of the {len(prompts)} prompts of data.reference_held_out are {use}",
+                where=source,
+                fix="name a file of other prompts, or a share of data.train: data.reference_held_out=0.1",
+            )
 
 
 def tokenize_inputs(
@@ -81,7 +131,8 @@ def tokenize_inputs(
             fix=f"data.max_length={context}, or leave it out",
         )
     limit = data.max_length or context or NO_LIMIT
-    train, held_out, notes = read_inputs(config)
+    parts = read_inputs(config)
+    train, held_out, notes = parts.train, parts.held_out, parts.notes
     held_out_source = data.held_out if isinstance(data.held_out, str) else data.train
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
@@ -89,10 +140,22 @@ def tokenize_inputs(
         train = usable(config, _scored(config, train, tell), "training", data.train, notes)
     if held_out:
         held_out = usable(config, _scored(config, held_out, tell), "held-out", held_out_source, notes)
-    tokenized_sets: list[list[TokenizedGroup]] = []
-    for name, groups, source in (("training", train, data.train), ("held-out", held_out, held_out_source)):
+    fitting: list[PreferenceGroup] = []
+    fitting_source = data.reference_held_out if isinstance(data.reference_held_out, str) else data.train
+    if config.method.needs.fitting_pairs:
+        scored = _scored(config, parts.reference_held_out, tell)
+        fitting = usable(config, scored, "reference-held-out", fitting_source, notes)
+    elif parts.reference_held_out:
+        notes.append(f"{config.method.name} fits no weights to data.reference_held_out; its groups are not trained on")
+    tokenized_parts: list[list[TokenizedGroup]] = []
+    sources = (
+        ("training", train, data.train),
+        ("held-out", held_out, held_out_source),
+        ("reference-held-out", fitting, fitting_source),
+    )
+    for name, groups, source in sources:
         if not groups:
-            tokenized_sets.append([])
+            tokenized_parts.append([])
             continue
         with located(source):
             if name == "training" and config.candidates == "sampled":
@@ -108,9 +171,9 @@ def tokenize_inputs(
                     identical=data.identical,
                 )
         notes += report_notes(name, report)
-        tokenized_sets.append(tokenized)
-    training, evaluated = tokenized_sets
-    return Inputs(training, evaluated, notes, _fingerprint([*training, *evaluated]))
+        tokenized_parts.append(tokenized)
+    fingerprint = _fingerprint([group for part in tokenized_parts for group in part])
+    return Inputs(tokenized_parts[0], tokenized_parts[1], notes, fingerprint, tokenized_parts[2])
 
 
 def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list[PreferenceGroup]) -> None:

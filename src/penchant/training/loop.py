@@ -137,7 +137,7 @@ class Loop:
         groups = drawn.groups
         # Only LoRA's own dropout draws random numbers; a seed of its own for each step leaves nothing to save.
         torch.manual_seed(settings.seed * 1_000_003 + self.at.step)
-        batch = Batch(groups, drawn.references, settings.token_budget, settings.dtype)
+        batch = Batch(groups, drawn.references, settings.token_budget, settings.dtype, drawn.temperature)
         result, self.state = backward(self.scorer, self.objective, self.state, batch, self.world)
         sums, interrupted = self._reduce(result.sums, pressed)
         sums.update(drawn.sums)

@@ -186,6 +186,10 @@ def _data_lines(config: RunConfig) -> list[str]:
     elif data.held_out is not None or data.held_out_split is not None:
         split = f", split {data.held_out_split}" if data.held_out_split else ""
         lines.append(f"held out: {_file_name(data.held_out or data.train)}{split}")
+    if isinstance(data.reference_held_out, float):
+        lines.append(f"{data.reference_held_out:.0%} of its prompts held out for reference weights")
+    elif data.reference_held_out is not None:
+        lines.append(f"held out for reference weights: {_file_name(data.reference_held_out)}")
     return lines
 
 

@@ -23,10 +23,16 @@ def check_references(config: RunConfig) -> str | None:
     """Refuse more references than the objective takes; returns a notice where one is named and none is used.
 
     Raises:
-        ConfigError: too many, or none for an objective that mixes them.
+        ConfigError: too many, or none for an objective that mixes them; or no pairs to fit their weights to.
     """
     objective, named = config.method, len(config.references) or int(config.reference is not None)
     needs = objective.needs
+    if needs.fitting_pairs and config.data.reference_held_out is None:
+        raise ConfigError(
+            f"{objective.name} fits its weights to pairs that no reference was trained on, and none are named: "
+            "references that were trained on the training pairs know those by heart",
+            fix="give a share of the prompts or a file: data.reference_held_out=0.1",
+        )
     if needs.many_references and not named:
         raise ConfigError(
             f"{objective.name} mixes references, and none is named",
@@ -70,7 +76,7 @@ def fitted(objective: Fitted, reference: Tensor, groups: Groups, state: State) -
     try:
         return objective.fit(reference, groups, state)
     except ValueError as error:
-        raise ConfigError(f"objective: {error}", fix="give one for each of `references`, in their order") from error
+        raise ConfigError(f"objective: {error}", fix="name as many in `references`, in their order") from error
 
 
 def check_sampled(config: RunConfig, processes: int) -> None:
@@ -93,6 +99,12 @@ def check_sampled(config: RunConfig, processes: int) -> None:
         reason = f"{objective.name} compares at least {needs.candidates}, sampling.samples is {config.sampling.samples}"
     if reason is not None:
         raise ConfigError(f"candidates is sampled: {reason}", fix="candidates=given")
+    if needs.on_policy and config.sampling.top_p < 1:
+        raise ConfigError(
+            f"sampling.top_p is {config.sampling.top_p}, and {objective.name} learns by the probability that a sample "
+            "was drawn with, which is then not the policy's",
+            fix="sampling.top_p=1; a sampling.temperature below 1 also draws likelier tokens, and is accounted for",
+        )
     if processes > 1:
         raise ConfigError("candidates is sampled: it runs in one process", fix="start it without torchrun")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,25 +15,42 @@ from penchant.config import TrainingConfig
 def build_optimizer(module: nn.Module, config: TrainingConfig, head_decay: float = 0.0) -> torch.optim.AdamW:
     """Fused AdamW over the trained parameters; biases and norms (below two dimensions) are not decayed.
 
+    With ``decay_towards: start`` the model's weights are decayed to what they are now:
+    ``theta -= lr lambda (theta - theta_0)``. A preference head's are decayed to zero in any case.
+
     Args:
         head_decay: weight decay of a preference head's weights; the other weights' is the configuration's.
     """
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    weights = [p for name, p in trained if p.ndim >= 2 and not name.startswith("head.")]
     groups = [
-        {
-            "params": [p for name, p in trained if p.ndim >= 2 and not name.startswith("head.")],
-            "weight_decay": config.weight_decay,
-        },
+        {"params": weights, "weight_decay": config.weight_decay},
         {"params": [p for name, p in trained if p.ndim >= 2 and name.startswith("head.")], "weight_decay": head_decay},
         {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
         fused=True,
     )
+    if config.decay_towards == "start" and weights:
+        optimizer.register_step_post_hook(_return_to_start(weights))
+    return optimizer
+
+
+def _return_to_start(parameters: Sequence[nn.Parameter]) -> Callable[..., None]:
+    """After AdamW's decay of the first group, ``theta (1 - lr lambda)``, add ``lr lambda theta_0``."""
+    starts = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def add_start(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+        group = optimizer.param_groups[0]
+        for parameter, start in zip(parameters, starts, strict=True):
+            parameter.add_(start, alpha=group["lr"] * group["weight_decay"])
+
+    return add_start
 
 
 def scale_and_clip(module: nn.Module, factor: float, max_norm: float) -> float:

@@ -32,6 +32,7 @@ class Work:
         train, held_out: groups as the policy reads them; where candidates will be drawn, as long as they may get.
         order: of the training groups.
         cost: tokens of a group in a micro-batch.
+        reference_held_out: groups that references alone read.
     """
 
     config: RunConfig
@@ -39,6 +40,7 @@ class Work:
     held_out: Sequence[TokenizedGroup]
     order: Order
     cost: Cost
+    reference_held_out: Sequence[TokenizedGroup] = ()
 
     @property
     def steps(self) -> int:
@@ -76,7 +78,7 @@ class Work:
 
     def reading(self) -> dict[str, float]:
         """Tokens read without gradients: by references before training, and of the held-out part while it goes on."""
-        every = sum(map(self.cost, [*self.train, *self.held_out]))
+        every = sum(map(self.cost, [*self.train, *self.held_out, *self.reference_held_out]))
         held_out = sum(map(self.cost, self.held_out))
         often = self.config.evaluation.every
         times = 2 + ((self.steps - 1) // often if often else 0)
@@ -93,7 +95,7 @@ class Work:
         longest = max(self.seen, key=lambda step: max(map(_kept, step)))
         most = max(self.seen, key=lambda step: max(map(_predicted, step)))
         steps = [longest] if longest is most else [longest, most]
-        groups = [*self.train, *self.held_out] if self.references else []
+        groups = [*self.train, *self.held_out, *self.reference_held_out] if self.references else []
         return Load([_few(step) for step in steps], _few(self._windows(groups)), _few(self._windows(self.held_out)))
 
     def _windows(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
@@ -123,7 +125,7 @@ def lay_out(config: RunConfig, inputs: Inputs, limit: int, cost: Cost) -> Work:
         both = add_mismatched([*train, *held_out], settings.seed, longest)
         train, held_out = both[: len(train)], both[len(train) :]
     order = Order(len(train), settings.batch_size, settings.seed, settings.shuffle)
-    return Work(config, train, held_out, order, cost)
+    return Work(config, train, held_out, order, cost, inputs.reference_held_out)
 
 
 def _drawn(group: TokenizedGroup, samples: int, tokens: int) -> TokenizedGroup:

@@ -50,13 +50,15 @@ class LiveReference:
     """The reference of candidates that are drawn while training: it stays in memory.
 
     Where adapters are trained on the starting model, that model without them is the reference; else it is a second one.
-    It reads the tokens that were drawn, so its tokenizer is the policy's: see `needs.check_live_reference`.
+    It reads the tokens that were drawn, so its tokenizer is the policy's: see `needs.check_live_reference`. Its
+    log-probs are at the temperature of the draw, as the policy's are.
     """
 
     def __init__(
         self, config: RunConfig, model: Trained, world: World, tell: Callable[[str], None] = lambda line: None
     ) -> None:
         self._settings, self._world, self._tell = config.training, world, tell
+        self._temperature = config.sampling.temperature
         (source,) = reference_sources(config)
         self._adapters = model.policy.adapters if source is None else None
         self._policy = model.scorer
@@ -79,6 +81,7 @@ class LiveReference:
                     world=self._world,
                     budget=self._settings.token_budget,
                     dtype=self._settings.dtype,
+                    temperature=self._temperature,
                 )
             ]
 

@@ -81,7 +81,7 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
-    _, held_out, _ = read_inputs(config)
+    held_out = read_inputs(config).held_out
     start_report, trained_report, choosing, samples = None, None, None, []
     needs = config.method.needs
     document: dict[str, Any] = {}

@@ -160,7 +160,7 @@ def _prepare(
     settings, needs = config.training, config.method.needs
     # Of prompts that candidates will be drawn for, a reference has nothing to say yet.
     given = [] if config.candidates == "sampled" else inputs.train
-    every = [*given, *inputs.held_out]
+    every = [*given, *inputs.held_out, *inputs.reference_held_out]
     # References that are other models come first: they are gone before the policy is loaded.
     longest = config.data.max_length or limit
     tables = reference_tables(config, every, longest, world, tell)
@@ -171,12 +171,16 @@ def _prepare(
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
         tables = [own if table is None else table for table in tables]
-    first = len(given)
-    train = Split(every[:first], [table[:first] for table in tables if table is not None])
-    held_out = Split(every[first:], [table[first:] for table in tables if table is not None])
+    first, second = len(given), len(given) + len(inputs.held_out)
+    train, held_out, fitting = (
+        Split(every[part], [table[part] for table in tables if table is not None])
+        for part in (slice(first), slice(first, second), slice(second, None))
+    )
     state = config.method.initial_state(settings.seed)
     if isinstance(config.method, Fitted) and first:
-        _, reference, facts = arguments(torch.zeros(first, _widest(train)), train.groups, train.references)
+        fitting = fitting if needs.fitting_pairs else train
+        log_probs = torch.zeros(len(fitting.groups), _widest(fitting))
+        _, reference, facts = arguments(log_probs, fitting.groups, fitting.references)
         state = fitted(config.method, reference, facts, state)
     folder = Path(config.output)
     source: Source

@@ -34,7 +34,8 @@ class SampledBatches:
     Attributes:
         prompts: what is answered, with the ids the model reads; in the order's numbering.
         order: of the prompts.
-        references: log-probs of groups by each frozen reference, [R][groups][candidates].
+        references: log-probs of groups by each frozen reference at the temperature of the draw,
+            [R][groups][candidates].
         folder: where draws are kept.
         seed: of the run.
     """
@@ -58,7 +59,8 @@ class SampledBatches:
             self._groups = self._window_from(window)
             self._window = window
         groups = self._groups[step]
-        return Drawn(groups, self.references(groups), _sums(groups, self.tokenizer, self.model))
+        sums = _sums(groups, self.tokenizer, self.model)
+        return Drawn(groups, self.references(groups), sums, self.settings.temperature)
 
     def _window_from(self, window: int) -> dict[int, list[TokenizedGroup]]:
         file = self.folder / f"step-{window:08d}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError, ModelError
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert, stages
+from penchant.recipes.domain_expert.routing import route
+from penchant.recipes.reading import read_log_probs
 from penchant.serving.router import load_router
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 4}
@@ -141,6 +144,26 @@ def test_decisions_and_their_counts_agree(recipe_run):
     assert sum(confusion[name][name] for name in confusion) == right
     assert sum(sum(row.values()) for row in confusion.values()) == 8
     assert {row["expert"] for row in rows if row["confidence"] < 0.6} <= {"conversation"}
+
+
+def test_the_router_may_compare_labels_per_token(recipe_run):
+    """Its decisions from the labels' log-probs over their tokens, the end's among them, by hand."""
+    folder, _ = recipe_run
+    out = folder / "out"
+    config = configured(folder, router={"shots": 2, "taught": 3, "normalize": "mean"})
+    route(config, out / "router_per_token")
+    router, summed = load_router(out / "router_per_token"), load_router(out / "router")
+    model = str(out / "structured" / "run")
+    rows = [json.loads(line) for line in (out / "router_per_token" / "decisions.jsonl").read_text().splitlines()]
+    scored = read_log_probs(model, [router.question(row["request"]) for row in rows], config.token_budget, config.data)
+    assert router.lengths == dict(zip(router.names, scored[0].tokens, strict=True))
+    assert router.prior == pytest.approx(summed.prior)
+    for row, labels in zip(rows, scored, strict=True):
+        values = [
+            (log_prob - router.prior[name]) / tokens
+            for name, log_prob, tokens in zip(router.names, labels.log_probs, labels.tokens, strict=True)
+        ]
+        assert row["confidence"] == pytest.approx(1 / (1 + math.exp(min(values) - max(values))), rel=1e-6)
 
 
 def test_the_routed_experts_say_what_the_chosen_one_says(recipe_run):

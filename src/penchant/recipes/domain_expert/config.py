@@ -74,6 +74,11 @@ class RouterConfig(Section):
     names: dict[str, str] = Field(
         {"conversation": "question", "structured": "task"}, description="what the question calls each expert's requests"
     )
+    normalize: Literal["sum", "mean"] = Field(
+        "sum",
+        description="compare the names' summed log-probs, or those per token: where one name has more tokens; the "
+        "confidence is of what is compared",
+    )
     threshold: float = Field(0.6, ge=0, le=1, description="below this confidence the fallback answers")
     fallback: Literal["structured", "conversation"] = "conversation"
 

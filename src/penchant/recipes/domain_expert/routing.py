@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from penchant.data.groups import PreferenceGroup
@@ -43,6 +44,9 @@ def route(config: DomainExpertConfig, folder: Path) -> Found:
         return [scored.log_probs for scored in read_log_probs(model, groups, config.token_budget, config.data)]
 
     router = _drawn(config, data)[0].calibrated(log_probs)
+    if settings.normalize == "mean":
+        (labels,) = read_log_probs(model, [router.question("")], config.token_budget, config.data)
+        router = replace(router, lengths=dict(zip(router.names, labels.tokens, strict=True)))
     router.save(folder)
     requests = [
         (content(prompt, USER), expert)

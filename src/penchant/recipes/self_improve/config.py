@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from penchant.config import LoraConfig, SamplingConfig, TrainingConfig
 from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.config_section import Section
+from penchant.engine.denoising import LatentChoice
 from penchant.engine.distribution import local_device
 from penchant.errors import respelled
 from penchant.evaluation.rewards import open_reward
@@ -89,7 +90,14 @@ class PicturesConfig(Section):
     steps: int = Field(25, ge=1, description="of a picture's way from noise")
     guidance: float = Field(4.0, ge=1, description="1 paints as trained; above 1 more as the prompt says")
     batch: int = Field(64, ge=1, description="pictures painted at a time")
-    draws: int = Field(4, ge=1, description="of a timestep and noise, for each group in a step of tuning")
+    draws: int = Field(4, ge=1, description="number of (timestep, noise) samples for each group in a step of tuning")
+    latents: LatentChoice = Field(
+        "mode",
+        description="of a picture, where the model has a VAE: its mode, or a sample as in the authors' code",
+    )
+    empty_prompts: float = Field(
+        0.0, ge=0, lt=1, description="share of those samples with an empty prompt; 0.2 in the authors' code"
+    )
 
 
 class SelfImproveConfig(Section):

@@ -121,6 +121,8 @@ class PictureMedium:
                 update.lora,
                 self.settings.draws,
                 folder / "run",
+                self.settings.latents,
+                self.settings.empty_prompts,
             )
             denoiser.save(new)
         return str(new)
