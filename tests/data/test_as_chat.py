@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from penchant.cli import run
 from penchant.config import parse_config
-from penchant.data.as_chat import PLAIN_TEXT, as_messages, count_plain, is_bare
-from penchant.data.chat import group_text, prompt_text
+from penchant.data.as_chat import PLAIN_TEXT, AsChat, as_messages, is_bare
+from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, PreferenceGroup
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
@@ -87,17 +87,14 @@ class TestTrue:
 
     def test_a_special_token_that_the_template_does_not_write_is_content(self, tokenizer):
         group = replace(BARE, prompt="<jupyter_code>x = 1")
-        assert group_text(group, tokenizer, AS_CHAT).prompt.startswith("<|im_start|>user\n<jupyter_code>")
+        assert ChatRenderer(tokenizer, AS_CHAT).group(group).prompt.startswith("<|im_start|>user\n<jupyter_code>")
 
     @pytest.mark.parametrize("name", UNTOUCHED)
     def test_other_groups_are_not_wrapped(self, name, tokenizer):
         group = UNTOUCHED[name]
-        assert group_text(group, tokenizer, AS_CHAT) == group_text(group, tokenizer, PLAINLY)
-        assert (
-            prompt_text(group.prompt, tokenizer, AS_CHAT) == prompt_text(group.prompt, tokenizer, PLAINLY)
-            if (group.prompt)
-            else True
-        )
+        assert ChatRenderer(tokenizer, AS_CHAT).group(group) == ChatRenderer(tokenizer, PLAINLY).group(group)
+        prompt = ChatRenderer(tokenizer, PLAINLY).prompt(group.prompt)
+        assert ChatRenderer(tokenizer, AS_CHAT).prompt(group.prompt) == prompt
 
     def test_a_model_without_template_is_refused(self, base):
         with pytest.raises(ModelError, match="as_chat"):
@@ -123,12 +120,12 @@ class TestAuto:
     def test_no_word_without_a_template(self, base):
         _, report = tokenize_groups([BARE], base, max_length=500)
         assert PLAIN_TEXT not in report.counts
-        assert count_plain(["a"], base, PLAIN) == 0
+        assert AsChat(base, PLAIN).count_plain(["a"]) == 0
 
     def test_counting_prompts(self, tokenizer):
         prompts = ["a", "", "<|im_start|>user\n", MESSAGES.prompt]
-        assert count_plain(prompts, tokenizer, PLAIN) == 1
-        assert count_plain(prompts, tokenizer, PLAINLY) == count_plain(prompts, tokenizer, AS_CHAT) == 0
+        assert AsChat(tokenizer, PLAIN).count_plain(prompts) == 1
+        assert AsChat(tokenizer, PLAINLY).count_plain(prompts) == AsChat(tokenizer, AS_CHAT).count_plain(prompts) == 0
 
 
 @pytest.mark.parametrize(("given", "read"), [(True, "true"), (False, "false"), ("auto", "auto"), ("true", "true")])

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from penchant.data.checks import check_groups
 from penchant.data.control_text import ControlText, is_coded
 from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import Context, Conversation
 from penchant.data.rendering import Rendering
 from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
@@ -69,11 +70,11 @@ def test_no_control_token_of_a_message_acts(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     for control in sorted(shape.control):
         asked = (user(f"what does {control} mean?"),)
-        for wanted, prompt in ((0, asked), (0, (user(control),)), (0, (user(f"a {control}{control} b"),))):
+        for prompt in (asked, (user(control),), (user(f"a {control}{control} b"),)):
             [ids] = tokenize_prompts([prompt], tokenizer)
             [plain] = tokenize_prompts([(user("none"),)], tokenizer)
             token = tokenizer.convert_tokens_to_ids(control)
-            assert ids.tolist().count(token) == plain.tolist().count(token) + wanted
+            assert ids.tolist().count(token) == plain.tolist().count(token)
             text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
             assert tokenizer.decode(ids) == text
 
@@ -130,7 +131,6 @@ def test_pieces_of_the_vocabulary_that_spell_a_control_token_are_no_control(make
     tokenizer = make(SPACED)
     prompt = (user("the </s> the"),)
     [ids] = tokenize_prompts([prompt], tokenizer)
-    assert tokenizer.eos_token_id not in [i for i in ids.tolist() if i != 1][:-1] or ids.tolist().count(2) == 1
     assert ids.tolist().count(tokenizer.eos_token_id) == 1
     [acting] = tokenize_prompts([prompt], tokenizer, TOKEN)
     assert acting.tolist().count(tokenizer.eos_token_id) == 2
@@ -239,8 +239,6 @@ def test_a_client_of_a_model_without_a_template_cannot_write_control_tokens() ->
 
 
 def test_tools_beside_the_messages_are_looked_at() -> None:
-    from penchant.data.messages import Context, Conversation
-
     tokenizer = SHAPES["qwen 3"].tokenizer()
     tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
     prompt = Conversation((user("a"),), Context(tools=(tool,)))
@@ -251,3 +249,11 @@ def test_tools_beside_the_messages_are_looked_at() -> None:
     assert tokens.count("<tool_call>") == 1
     with pytest.raises(DataError, match="hold the control token"):
         tokenize_prompts([prompt], tokenizer, ERROR)
+
+
+def test_control_text_beside_the_messages_hides_nothing_of_the_messages() -> None:
+    tokenizer = SHAPES["qwen 3"].tokenizer()
+    tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
+    group = PreferenceGroup(Conversation((user("a"),), Context(tools=(tool,))), ("b<|im_end|>", "c"))
+    _, report = tokenize_groups([group], tokenizer, max_length=1000)
+    assert report.counts == {"control_text_read_as_text": 1, "duplicate_end_of_turn_removed": 1}

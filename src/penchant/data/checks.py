@@ -11,8 +11,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from penchant.data.as_chat import PLAIN_TEXT, chat_group
-from penchant.data.chat import is_blank
+from penchant.data.as_chat import PLAIN_TEXT, AsChat
 from penchant.data.check_corpus import Corpus
 from penchant.data.check_findings import findings
 from penchant.data.check_lengths import (
@@ -27,6 +26,7 @@ from penchant.data.check_report import CheckReport, Counts, Hits, Ties
 from penchant.data.check_template import TEMPLATE_FAULTS, template_fault
 from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import is_blank
 from penchant.data.overlaps import contained, folded
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError, DataError
@@ -294,7 +294,8 @@ def _too_long(corpus: Corpus, tokens: Ints, max_length: int) -> Hits:
 
 def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> dict[str, Hits]:
     """Conversational groups that suffer from a fault of the chat template, and bare ones that are read without it."""
-    read = [chat_group(group, tokenizer, rendering) for group in corpus.groups]
+    as_chat = AsChat(tokenizer, rendering)
+    read = [as_chat.group(group) for group in corpus.groups]
     conversational = [i for i, (group, _) in enumerate(read) if not isinstance(group.prompt, str)]
     plain = [i for i, (_, event) in enumerate(read) if event is not None]
     hits = {PLAIN_TEXT: corpus.hits(plain, len(read))} if plain else {}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
+from penchant.data.per_tokenizer import cached_per_tokenizer
 from penchant.data.template_tokens import TemplateTokens
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ControlText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
         self.tokens = tuple(tokens)
-        # Not the tokenizer itself, which is the key of what is kept for it.
+        # Not the tokenizer itself, which is the weak key of the cache that holds this object.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._codes = {token: _MARK + chr(_FIRST + i) for i, token in enumerate(self.tokens)}
         self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in self.tokens}
@@ -50,12 +50,8 @@ class ControlText:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> ControlText:
-        """The tokenizer's; kept until its tokens or its template change."""
-        key = (TemplateTokens.of(tokenizer).control, len(tokenizer))
-        known = _KNOWN.get(tokenizer)
-        if known is None or known[0] != key:
-            known = _KNOWN[tokenizer] = (key, cls(tokenizer, key[0]))
-        return known[1]
+        """The tokenizer's; cached until its tokens or its template change."""
+        return _control_text(tokenizer)
 
     def present(self, value: object) -> list[str]:
         """The control tokens in all texts of a value, as often as they stand there.
@@ -63,7 +59,8 @@ class ControlText:
         Args:
             value: a text, or lists and mappings of texts, as messages and tools are.
         """
-        return [token for text in _texts(value) for token in self._written.findall(text)]
+        # One search over all texts, for speed; no token holds the character between them.
+        return self._written.findall("\0".join(_texts(value)))
 
     def coded(self, value: Any) -> Any:
         """The value with a code for each control token in its texts; what holds none is the same object."""
@@ -124,16 +121,16 @@ class ControlText:
         return ids
 
 
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, ControlText]] = WeakKeyDictionary()
+@cached_per_tokenizer
+def _control_text(tokenizer: PreTrainedTokenizerBase) -> ControlText:
+    return ControlText(tokenizer, TemplateTokens.of(tokenizer).control)
 
 
-def _texts(value: object) -> Iterator[str]:
+def _texts(value: object) -> list[str]:
+    """All texts of a value, keys of mappings among them."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+        return [value]
+    items = (
+        [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    )
+    return [text for item in items for text in ((item,) if isinstance(item, str) else _texts(item))]

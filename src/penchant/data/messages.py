@@ -133,8 +133,9 @@ def is_blank(candidate: Text) -> bool:
 
 
 def _holds_something(message: Message) -> bool:
-    thoughts = (str(message.get(name) or "") for name in REASONING)
-    return bool(content_of(message).strip() or message.get("tool_calls") or any(map(str.strip, thoughts)))
+    if content_of(message).strip() or message.get("tool_calls"):
+        return True
+    return any(str(message.get(name) or "").strip() for name in REASONING)
 
 
 def as_text(value: Text) -> str:

@@ -40,16 +40,16 @@ class Template:
 
     def mentions(self, name: str) -> bool:
         """Whether the template names a variable, or a field of messages."""
-        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+        return _mentions(self.source, name)
 
     @property
     def writes_today(self) -> bool:
         """Whether what it writes depends on the clock."""
         return self.mentions(_CLOCK)
 
-    def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def messages(self, messages: Sequence[Message]) -> list[Mapping[str, Any]]:
         """The messages with contents and calls' arguments in the form that this template writes whole."""
-        return [{**message, **self._content(message), **self._calls(message)} for message in messages]
+        return [self._message(message) for message in messages]
 
     def variables(self, rendering: Rendering, context: Context) -> dict[str, Any]:
         """The settings' variables with the row's own on top, and the date where the template takes it as a variable."""
@@ -69,6 +69,10 @@ class Template:
             events.append("template_without_reasoning")
         return events
 
+    def _message(self, message: Message) -> Mapping[str, Any]:
+        changes = self._content(message) | self._calls(message)
+        return {**message, **changes} if changes else message
+
     def _content(self, message: Message) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, list) and not _takes_parts(self.source, message["role"]):
@@ -83,6 +87,11 @@ class Template:
             return {}
         functions = ({**call["function"], "arguments": _json(call["function"]["arguments"])} for call in calls)
         return {"tool_calls": [{**call, "function": called} for call, called in zip(calls, functions, strict=True)]}
+
+
+@lru_cache(maxsize=256)
+def _mentions(source: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
 def writes_today(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -104,6 +113,9 @@ def _all(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
 @contextmanager
 def on_day(source: str, day: str | None) -> Iterator[None]:
     """The template's clock stands at midnight of this day, as in ``2026-11-30``; None leaves it running."""
+    if _CLOCK not in source:
+        yield
+        return
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     # A variable of that name is not handed through: the library takes functions out of what a template sees.

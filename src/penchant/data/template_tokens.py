@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+
+from penchant.data.per_tokenizer import cached_per_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,30 +29,31 @@ class TemplateTokens:
         turn_end: the id behind an assistant's answer; None where the template writes none.
         ends: all ids that end an assistant's turn: `turn_end`, what ends an earlier turn, and a turn of tool calls.
         control: the control tokens, as they are written; the rule is in docs/tokenization.md.
+        marks: the added tokens that a question with its answer is rendered with, as they are written: plain text with
+            one of them is taken for rendered. All added tokens where the template refuses the two messages.
     """
 
     renders: bool
     turn_end: int | None
     ends: frozenset[int]
     control: tuple[str, ...]
+    marks: frozenset[str]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
-        """Read them off a tokenizer; kept until its tokens or its template change."""
-        key = (tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer.added_tokens_decoder))
-        known = _KNOWN.get(tokenizer)
-        if known is None or known[0] != key:
-            known = _KNOWN[tokenizer] = (key, _Probe(tokenizer).tokens())
-        return known[1]
-
-
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, TemplateTokens]] = WeakKeyDictionary()
+        """Read them off a tokenizer; cached until its tokens or its template change."""
+        return _probed(tokenizer)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of all special tokens but the unknown one."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+
+
+@cached_per_tokenizer
+def _probed(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
+    return _Probe(tokenizer).tokens()
 
 
 class _Probe:
@@ -65,9 +67,8 @@ class _Probe:
 
     def tokens(self) -> TemplateTokens:
         """All that is asked of a template."""
-        plain = self._render([_user(_ASK), _assistant(_ANSWER)]) or self._render(
-            [_system(), _user(_ASK), _assistant(_ANSWER)]
-        )
+        exchange = self._render([_user(_ASK), _assistant(_ANSWER)])
+        plain = exchange or self._render([_system(), _user(_ASK), _assistant(_ANSWER)])
         longer = self._render([_user(_ASK), _assistant(_ANSWER), _user(_ASK_AGAIN)], answer_next=True)
         call = self._call()
         turn_end = self._turn_end(plain)
@@ -79,7 +80,20 @@ class _Probe:
         named = {i for i in self._special if self._literal(i) in str(tokenizer.chat_template or "")} - content
         basic = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} - {None}
         control = {self._literal(i) for i in written | named | basic | ends}
-        return TemplateTokens(_ANSWER in plain, turn_end, frozenset(ends), tuple(sorted(control - {""})))
+        return TemplateTokens(
+            renders=_ANSWER in plain,
+            turn_end=turn_end,
+            ends=frozenset(ends),
+            control=tuple(sorted(control - {""})),
+            marks=self._marks(exchange),
+        )
+
+    def _marks(self, exchange: str) -> frozenset[str]:
+        tokenizer = self._tokenizer
+        if tokenizer.chat_template is None:
+            return frozenset()
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+        return frozenset(token for token in added if token and (token in exchange or not exchange))
 
     def _turn_end(self, plain: str) -> int | None:
         """The first added token behind the answer."""

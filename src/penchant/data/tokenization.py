@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from penchant.data.as_chat import chat_prompt
-from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
+from penchant.data.chat import ChatRenderer, GroupText
 from penchant.data.control_text import ControlText, is_coded
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.masks import common_length, learnt_masks, started
+from penchant.data.messages import is_blank
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.shortening import within
 from penchant.data.special_tokens import SpecialTokens
@@ -72,10 +73,10 @@ def tokenize_groups(
         frozenset(event for event, policy in policies.items() if policy == "drop"),
         frozenset(event for event, policy in policies.items() if policy == "keep"),
     )
-    special = SpecialTokens.of(tokenizer)
+    special, renderer = SpecialTokens.of(tokenizer), ChatRenderer(tokenizer, rendering)
     kept: list[TokenizedGroup] = []
     for start in range(0, len(groups), _BATCH):
-        texts = _texts(groups[start : start + _BATCH], tokenizer, rendering, ledger)
+        texts = _texts(groups[start : start + _BATCH], renderer, ledger)
         for text, ids in _encode(texts, tokenizer, ledger):
             group = _assemble(text, ids, special, ledger)
             if group is not None and group.longest > max_length:
@@ -94,13 +95,11 @@ def tokenize_prompts(
     prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[Ids]:
     """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
-    special = SpecialTokens.of(tokenizer)
-    prompts = [chat_prompt(prompt, tokenizer, rendering) for prompt in prompts]
-    encoded = _ids([prompt_text(prompt, tokenizer, rendering) for prompt in prompts], tokenizer)
-    begun = (
-        started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
-    )
-    return [np.array(ids or [special.first], dtype=np.int64) for ids in begun]
+    special, renderer = SpecialTokens.of(tokenizer), ChatRenderer(tokenizer, rendering)
+    texts = [renderer.prompt(prompt) for prompt in prompts]
+    encoded = _ids([text for text, _ in texts], tokenizer)
+    ids_with_start = (started(ids, text.templated, special, set()) for text, ids in zip(texts, encoded, strict=True))
+    return [np.array(ids or [special.first], dtype=np.int64) for ids in ids_with_start]
 
 
 def readable_prompts(
@@ -159,9 +158,7 @@ class _Ledger:
             raise DataError(f"{worst.what} ({count})", where=f"group {worst.group}", fix=worst.fix)
 
 
-def _texts(
-    groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, rendering: Rendering, ledger: _Ledger
-) -> list[GroupText]:
+def _texts(groups: Sequence[PreferenceGroup], renderer: ChatRenderer, ledger: _Ledger) -> list[GroupText]:
     texts = []
     for group in groups:
         blank = [k for k, candidate in enumerate(group.candidates) if is_blank(candidate)]
@@ -169,7 +166,7 @@ def _texts(
             ledger.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
             continue
         try:
-            texts.append(group_text(group, tokenizer, rendering))
+            texts.append(renderer.group(group))
         except DataError as error:
             ledger.refuse(_REFUSED, _Problem(group.id, error.what, error.fix))
     return texts
@@ -186,7 +183,7 @@ def _empty(group: PreferenceGroup, candidate: int, found: str) -> _Problem:
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     unique = list(dict.fromkeys(texts))
     coded = [text for text in unique if is_coded(text)]
-    plain = [text for text in unique if not is_coded(text)]
+    plain = [text for text in unique if not is_coded(text)] if coded else unique
     ids = dict(zip(coded, ControlText.of(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
     if plain:
         encoded: list[list[int]] = tokenizer(
@@ -201,8 +198,9 @@ def _encode(
 ) -> list[tuple[GroupText, list[list[int]]]]:
     """Each group's ids: those of its parts, in their order."""
     try:
-        flat = iter(_ids([part for text in texts for part in text.parts], tokenizer))
-        return [(text, [next(flat) for _ in text.parts]) for text in texts]
+        parts = [text.parts for text in texts]
+        flat = iter(_ids([part for group_parts in parts for part in group_parts], tokenizer))
+        return [(text, list(islice(flat, len(group_parts)))) for text, group_parts in zip(texts, parts, strict=True)]
     except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; find whose text it is.
         encoded = []
         for text in texts:
