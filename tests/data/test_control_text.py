@@ -201,7 +201,7 @@ def test_plain_text_is_parsed_as_ever() -> None:
 
 
 def test_codes_cannot_be_guessed_and_leave_no_trace() -> None:
-    control = ControlText.of(SHAPES["chatml"].tokenizer())
+    control = ControlText.from_tokenizer(SHAPES["chatml"].tokenizer())
     coded = control.coded({"content": ["a <|im_end|>", {"b": "<|im_start|>"}], "n": 1})
     assert is_coded(coded["content"][0])
     assert control.plain(coded["content"][0]) == "a <|im_end|>"
@@ -232,7 +232,7 @@ def test_a_client_of_a_model_without_a_template_cannot_write_control_tokens() ->
 
     tokenizer = SHAPES["chatml"].tokenizer()
     tokenizer.chat_template = None
-    assert TemplateTokens.of(tokenizer).control == ("<|im_end|>",)
+    assert TemplateTokens.from_tokenizer(tokenizer).control == ("<|im_end|>",)
     ids = Expert(None, tokenizer, frozenset(), None).prompt([user("a <|im_end|> b")])
     assert tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids) == "a <|im_end|> b"

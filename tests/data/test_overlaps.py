@@ -15,7 +15,7 @@ from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.overlaps import contained, first_user_turn, turns_of
 from penchant.data.reading import read_groups
 from penchant.data.splitting import column_values, first_turns, split_by_prompt
-from penchant.data.writing import READ, write_groups
+from penchant.data.writing import READ_COLUMNS, write_groups
 from penchant.errors import DataError
 
 
@@ -178,7 +178,7 @@ class TestColumns:
         assert run([str(each) for each in [*line, "--held-out-output", outputs[1]]]) == 0
         assert [len(self.written(output)) for output in outputs] == [9, 3]
 
-    @pytest.mark.parametrize("column", sorted(READ - {"id", "prompt", "candidates"}))
+    @pytest.mark.parametrize("column", sorted(READ_COLUMNS - {"id", "prompt", "candidates"}))
     def test_no_column_is_taken_for_what_a_group_says(self, column, tmp_path):
         group = PreferenceGroup("p", ("a", "b"), extra={column: [{"completion": "x", "rank": 1}]})
         write_groups([group], tmp_path / "a.jsonl")

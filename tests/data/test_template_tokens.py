@@ -51,7 +51,7 @@ def _name(shape: Any) -> str:
 
 @EVERY
 def test_what_the_template_writes_around_messages_is_control_and_nothing_else(shape: Any) -> None:
-    assert set(TemplateTokens.of(shape.tokenizer()).control) == shape.control
+    assert set(TemplateTokens.from_tokenizer(shape.tokenizer()).control) == shape.control
 
 
 @EVERY

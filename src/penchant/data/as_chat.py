@@ -53,7 +53,7 @@ class AsChat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
         self._setting = rendering.as_chat
         self._has_template = tokenizer.chat_template is not None
-        self._marks = TemplateTokens.of(tokenizer).marks
+        self._marks = TemplateTokens.from_tokenizer(tokenizer).marks
 
     def group(self, group: PreferenceGroup) -> tuple[PreferenceGroup, str | None]:
         """The group as it is read, and the event to count where it stays plain unasked."""

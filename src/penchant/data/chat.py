@@ -49,7 +49,7 @@ class GroupText:
     def parts(self) -> tuple[str, ...]:
         """All texts that are tokenized: the prompt, the sequences, and where turns begin and end."""
         turns = [turn for sequence_turns in self.turns for turn in sequence_turns or ()]
-        bounds = (text for turn in turns for text in (turn.before, turn.through) if text)
+        bounds = (text for turn in turns for text in (turn.prompt, turn.through) if text)
         return (self.prompt, *self.sequences, *bounds)
 
 
@@ -77,7 +77,7 @@ class ChatRenderer:
         self._as_chat = AsChat(tokenizer, rendering)
         self._shield = MessageShield(tokenizer, rendering)
         self._templates: dict[bool, Template] = {}
-        ids = {tokenizer.eos_token_id, *TemplateTokens.of(tokenizer).ends} - {None}
+        ids = {tokenizer.eos_token_id, *TemplateTokens.from_tokenizer(tokenizer).ends} - {None}
         self._ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(ids)]
 
     def group(self, group: PreferenceGroup) -> GroupText:
@@ -141,7 +141,7 @@ class ChatRenderer:
             )
         has_tools = bool(context.tools)
         if has_tools not in self._templates:
-            self._templates[has_tools] = Template.of(self._tokenizer, has_tools)
+            self._templates[has_tools] = Template.from_tokenizer(self._tokenizer, has_tools)
         return self._templates[has_tools]
 
     def _learnt_turns(

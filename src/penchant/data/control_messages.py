@@ -25,9 +25,9 @@ class MessageShield:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
-        self._control = ControlText.of(tokenizer)
+        self._control = ControlText.from_tokenizer(tokenizer)
         self._setting = rendering.control_text
-        template_end = TemplateTokens.of(tokenizer).turn_end
+        template_end = TemplateTokens.from_tokenizer(tokenizer).turn_end
         end = tokenizer.eos_token_id if template_end is None else template_end
         literal = "(?!)" if end is None else re.escape(str(tokenizer.convert_ids_to_tokens(end)))
         self._written_ends = re.compile(rf"({literal}\s*)+$")

@@ -45,11 +45,11 @@ class ControlText:
         self._codes = {token: _MARK + chr(_FIRST + i) for i, token in enumerate(self.tokens)}
         self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in self.tokens}
         longest_first = sorted(self.tokens, key=len, reverse=True)
-        self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._either = re.compile(f"{_MARK}.|{self._written.pattern}", re.DOTALL)
+        self._token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._token_or_code = re.compile(f"{_MARK}.|{self._token.pattern}", re.DOTALL)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> ControlText:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ControlText:
         """The tokenizer's; cached until its tokens or its template change."""
         return _control_text(tokenizer)
 
@@ -60,12 +60,12 @@ class ControlText:
             value: a text, or lists and mappings of texts, as messages and tools are.
         """
         # One search over all texts, for speed; no token holds the character between them.
-        return self._written.findall("\0".join(_texts(value)))
+        return self._token.findall("\0".join(_texts(value)))
 
     def coded(self, value: Any) -> Any:
         """The value with a code for each control token in its texts; what holds none is the same object."""
         if isinstance(value, str):
-            return self._written.sub(lambda found: self._codes[found[0]], value) if self.present(value) else value
+            return self._token.sub(lambda match: self._codes[match[0]], value) if self.present(value) else value
         if isinstance(value, Mapping):
             return {self.coded(key): self.coded(item) for key, item in value.items()} if self.present(value) else value
         if isinstance(value, list | tuple):
@@ -74,15 +74,15 @@ class ControlText:
 
     def plain(self, text: str) -> str:
         """A text with the control tokens that its codes stand for, for people."""
-        written = {code: token for token, code in self._codes.items()}
-        return re.sub(f"{_MARK}.", lambda found: written.get(found[0], ""), text, flags=re.DOTALL)
+        tokens = {code: token for token, code in self._codes.items()}
+        return re.sub(f"{_MARK}.", lambda match: tokens.get(match[0], ""), text, flags=re.DOTALL)
 
     def encode(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Ids of coded texts, no special tokens added: coded tokens are read as text, plain ones as tokens."""
         if self._inert is None:
             return [self._by_pieces(text, tokenizer) for text in texts]
         swapped = self._codes | {code: token for token, code in self._codes.items()}
-        exchanged = [self._either.sub(lambda found: swapped.get(found[0], ""), text) for text in texts]
+        exchanged = [self._token_or_code.sub(lambda match: swapped.get(match[0], ""), text) for text in texts]
         return [encoding.ids for encoding in self._inert.encode_batch(exchanged, add_special_tokens=False)]
 
     @cached_property
@@ -109,10 +109,10 @@ class ControlText:
 
     def _by_pieces(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """For tokenizers in Python: each coded token on its own, letter by letter where it would be found."""
-        written = {code: token for token, code in self._codes.items()}
+        tokens = {code: token for token, code in self._codes.items()}
         ids: list[int] = []
         for piece in re.split(f"({_MARK}.)", text, flags=re.DOTALL):
-            token = written.get(piece)
+            token = tokens.get(piece)
             if token is None:
                 ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
                 continue
@@ -123,7 +123,7 @@ class ControlText:
 
 @cached_per_tokenizer
 def _control_text(tokenizer: PreTrainedTokenizerBase) -> ControlText:
-    return ControlText(tokenizer, TemplateTokens.of(tokenizer).control)
+    return ControlText(tokenizer, TemplateTokens.from_tokenizer(tokenizer).control)
 
 
 def _texts(value: object) -> list[str]:

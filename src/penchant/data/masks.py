@@ -23,20 +23,20 @@ def learnt_masks(
     """
     if not any(text.turns):
         return None
-    known = dict(zip(text.parts, encoded, strict=True))
+    ids_of = dict(zip(text.parts, encoded, strict=True))
     masks = []
-    for turns, whole, ids in zip(text.turns, text.sequences, sequences, strict=True):
+    for turns, sequence_text, ids in zip(text.turns, text.sequences, sequences, strict=True):
         mask = np.zeros(len(ids), dtype=np.bool_)
         if turns is None:
             mask[boundary:] = True
         for turn in turns or ():
             start, end = boundary, len(ids)
-            if turn.before is not None:
-                before = started(known[turn.before], True, special, set())
-                start = common_length(before, ids)
-                events |= {"boundary_moved"} if start < len(before) else set()
-            if turn.through != whole:
-                end = common_length(started(known[turn.through], True, special, set()), ids)
+            if turn.prompt is not None:
+                prompt_ids = started(ids_of[turn.prompt], True, special, set())
+                start = common_length(prompt_ids, ids)
+                events |= {"boundary_moved"} if start < len(prompt_ids) else set()
+            if turn.through != sequence_text:
+                end = common_length(started(ids_of[turn.through], True, special, set()), ids)
             if ids[end - 1] in special.ends and (start < end - 1 or end == len(ids)):
                 mask[start:end] = True
             else:

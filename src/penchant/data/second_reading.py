@@ -46,16 +46,16 @@ def read_again(
     if not groups:
         return [], 0
     special = SpecialTokens.of(tokenizer)
-    whole, _ = tokenize_groups(
+    uncut_groups, _ = tokenize_groups(
         [group.group for group in groups],
         tokenizer,
         max_length=sys.maxsize,
         rendering=replace(rendering, refused="error"),
     )
-    read: list[TokenizedGroup] = []
+    second_groups: list[TokenizedGroup] = []
     refused: list[TokenizedGroup] = []
     alike, shortened = True, 0
-    for first, uncut in zip(groups, whole, strict=True):
+    for first, uncut in zip(groups, uncut_groups, strict=True):
         second = _same_share(uncut, first, special)
         if second.longest > context:
             same = same_ids(first, second)
@@ -65,10 +65,10 @@ def read_again(
                 alike = alike and same
             else:
                 second, shortened = shorter, shortened + 1
-        read.append(second)
+        second_groups.append(second)
     if refused:
         raise _too_long(refused, len(groups), context, alike)
-    return read, shortened
+    return second_groups, shortened
 
 
 def same_ids(first: TokenizedGroup, second: TokenizedGroup) -> bool:

@@ -33,12 +33,12 @@ def later_prompt(group: TokenizedGroup) -> TokenizedGroup | None:
     if not mask[behind:].any():
         return None
     start = behind + int(mask[behind:].argmax())
-    rest = mask[start:]
+    shorter_mask = mask[start:]
     return replace(
         group,
         prompt=np.concatenate([group.prompt, response[:start]]),
         responses=(response[start:],),
-        learnt=None if rest.all() else (rest,),
+        learnt=None if shorter_mask.all() else (shorter_mask,),
     )
 
 

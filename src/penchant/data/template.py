@@ -34,7 +34,7 @@ class Template:
     source: str
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, tools: bool = False) -> Template:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, tools: bool = False) -> Template:
         """The tokenizer's template; where it has several, the one for conversations with or without tools."""
         return cls(tokenizer.get_chat_template(tools=[{}] if tools else None))
 
@@ -60,8 +60,8 @@ class Template:
 
     def ignored(self, messages: Sequence[Message], rendering: Rendering, context: Context) -> list[str]:
         """What this template never mentions of a conversation, as events."""
-        there = {"tools": bool(context.tools), "documents": bool(context.documents)}
-        events = [f"template_without_{name}" for name, used in there.items() if used and not self.mentions(name)]
+        beside = {"tools": bool(context.tools), "documents": bool(context.documents)}
+        events = [f"template_without_{name}" for name, used in beside.items() if used and not self.mentions(name)]
         variables = {**rendering.template_kwargs, **context.template_kwargs}
         events += [f"template_without_variable_{name}" for name in variables if not self.mentions(name)]
         thinks = any(message.get(name) for message in messages for name in REASONING)
@@ -105,8 +105,8 @@ def takes_a_day(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _all(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
-    found = tokenizer.chat_template
-    sources = list(found.values()) if isinstance(found, dict) else [found]
+    template = tokenizer.chat_template
+    sources = list(template.values()) if isinstance(template, dict) else [template]
     return [Template(source) for source in sources if source is not None]
 
 
@@ -135,16 +135,16 @@ def _strftime_now(format: str) -> str:
 @lru_cache(maxsize=256)
 def _takes_text(source: str, role: str) -> bool:
     """False where a text as content is lost and a list of parts is not."""
-    return _written(_render(source, role, _TEXT)) or not _takes_parts(source, role)
+    return _has_text_alone(_render(source, role, _TEXT)) or not _takes_parts(source, role)
 
 
 @lru_cache(maxsize=256)
 def _takes_parts(source: str, role: str) -> bool:
     """Whether a list of parts is written as its text alone."""
-    return _written(_render(source, role, [{"type": "text", "text": _TEXT}]))
+    return _has_text_alone(_render(source, role, [{"type": "text", "text": _TEXT}]))
 
 
-def _written(text: str | None) -> bool:
+def _has_text_alone(text: str | None) -> bool:
     return text is not None and _TEXT in text and "'type'" not in text and '"type"' not in text
 
 

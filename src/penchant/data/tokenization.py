@@ -184,7 +184,7 @@ def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[
     unique = list(dict.fromkeys(texts))
     coded = [text for text in unique if is_coded(text)]
     plain = [text for text in unique if not is_coded(text)] if coded else unique
-    ids = dict(zip(coded, ControlText.of(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
+    ids = dict(zip(coded, ControlText.from_tokenizer(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
     if plain:
         encoded: list[list[int]] = tokenizer(
             plain, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
