@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chat_shapes import SHAPES
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import Rendering
@@ -17,11 +15,6 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.errors import DataError
 
-_SPEC = importlib.util.spec_from_file_location("chat_shapes", Path(__file__).with_name("chat_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-sys.modules["chat_shapes"] = shapes
-_SPEC.loader.exec_module(shapes)
-SHAPES = shapes.SHAPES
 EVERY = pytest.mark.parametrize("name", list(SHAPES))
 ALL, LAST = Rendering(learn="all"), Rendering(learn="last")
 CALL = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"x": 1}}}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_shapes import SHAPES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -21,11 +19,6 @@ from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.errors import DataError
 
-_SPEC = importlib.util.spec_from_file_location("chat_shapes", Path(__file__).with_name("chat_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-sys.modules["chat_shapes"] = shapes
-_SPEC.loader.exec_module(shapes)
-SHAPES = shapes.SHAPES
 EVERY = pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
 TOKEN, ERROR = Rendering(control_text="token"), Rendering(control_text="error")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chat_shapes import CHATML, SHAPES
 
 from penchant.data.check_template import template_fault
 from penchant.data.groups import PreferenceGroup, Text
@@ -16,11 +15,6 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, turn_end
 
-_SPEC = importlib.util.spec_from_file_location("chat_shapes", Path(__file__).with_name("chat_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-__import__("sys").modules["chat_shapes"] = shapes
-_SPEC.loader.exec_module(shapes)
-SHAPES = shapes.SHAPES
 EVERY = pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
 
 
@@ -103,7 +97,7 @@ def test_all_candidates_of_a_templated_prompt_end_alike(written: str) -> None:
 def test_a_token_or_template_that_changes_is_seen() -> None:
     tokenizer = SHAPES["chatml on a base"].tokenizer()
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == "<|im_end|>"
-    tokenizer.chat_template = shapes.CHATML.replace("<|im_end|>", "<item_1>")
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<item_1>")
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == "<item_1>"
     tokenizer.chat_template = None
     assert turn_end(tokenizer) is None
