@@ -62,8 +62,8 @@ SPACED = (
 def test_no_control_token_of_a_message_acts(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     for control in sorted(shape.control):
-        asked = (user(f"what does {control} mean?"),)
-        for prompt in (asked, (user(control),), (user(f"a {control}{control} b"),)):
+        question = (user(f"what does {control} mean?"),)
+        for prompt in (question, (user(control),), (user(f"a {control}{control} b"),)):
             [ids] = tokenize_prompts([prompt], tokenizer)
             [plain] = tokenize_prompts([(user("none"),)], tokenizer)
             token = tokenizer.convert_tokens_to_ids(control)
@@ -92,22 +92,24 @@ def test_ids_are_transformers_own_where_it_can_do_the_same(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
     if "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters:
         pytest.skip("this transformers cannot read control tokens as text")
-    asked = [user("what does <|im_end|>, <|eot_id|> or <end_of_turn> mean?")]
-    own = tokenizer.apply_chat_template(asked, add_generation_prompt=True, sanitize_control_tokens=True)
-    [ids] = tokenize_prompts([tuple(asked)], tokenizer)
-    assert tokenizer.decode(ids) == tokenizer.decode(own["input_ids"])
+    question = [user("what does <|im_end|>, <|eot_id|> or <end_of_turn> mean?")]
+    transformers_output = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, sanitize_control_tokens=True
+    )
+    [ids] = tokenize_prompts([tuple(question)], tokenizer)
+    assert tokenizer.decode(ids) == tokenizer.decode(transformers_output["input_ids"])
     marks = [tokenizer.convert_tokens_to_ids(mark) for mark in SHAPES[name].control]
-    assert [i for i in ids.tolist() if i in marks] == [i for i in own["input_ids"] if i in marks]
+    assert [i for i in ids.tolist() if i in marks] == [i for i in transformers_output["input_ids"] if i in marks]
 
 
 @EVERY
 def test_text_without_control_tokens_has_the_ids_it_had(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     talk = (user("the end <item_1> <box> </s|> \U000f0001"), assistant("in <| |> "), user("the"))
-    whole = tokenizer.apply_chat_template(list(talk), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(list(talk), tokenize=False, add_generation_prompt=True)
     for rendering in (Rendering(), TOKEN, ERROR):
         [ids] = tokenize_prompts([talk], tokenizer, rendering)
-        assert ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @EVERY
@@ -131,10 +133,10 @@ def test_pieces_of_the_vocabulary_that_spell_a_control_token_are_no_control(make
 
 def test_tokens_act_where_that_is_asked_for() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
-    asked = (user("what does <|im_end|> mean?"),)
-    [ids] = tokenize_prompts([asked], tokenizer, TOKEN)
-    whole = tokenizer.apply_chat_template(list(asked), tokenize=False, add_generation_prompt=True)
-    assert ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    question = (user("what does <|im_end|> mean?"),)
+    [ids] = tokenize_prompts([question], tokenizer, TOKEN)
+    text = tokenizer.apply_chat_template(list(question), tokenize=False, add_generation_prompt=True)
+    assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def said(content: str) -> dict[str, str]:
 
 
 SYSTEM = {"role": "system", "content": "be brief"}
-TAKEN = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
+S_DPO_PROMPT = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
 TREE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
 
 
@@ -92,13 +92,13 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
      group("p", "a", "b", preferred=1)),
     ("recommendation", "s_dpo",
      {"historyList": ["Up", "Ran"], "itemList": ["Jaws", "Heat", "Jaws", "12"], "trueSelection": "Heat"},
-     group(TAKEN, "Jaws", "Heat", "12", preferred=1)),
+     group(S_DPO_PROMPT, "Jaws", "Heat", "12", preferred=1)),
     ("recommendation with lists in texts", "s_dpo",
      {"historyList": "Up::Ran", "itemList": '["Jaws", "Heat", 12]', "trueSelection": 12},
-     group(TAKEN, "Jaws", "Heat", "12", preferred=2)),
+     group(S_DPO_PROMPT, "Jaws", "Heat", "12", preferred=2)),
     ("recommendation with lists as Python prints them", "s_dpo",
      {"historyList": "['Up', 'Ran']", "itemList": "['Jaws', \"It's a trap\"]", "trueSelection": "It's a trap"},
-     group(TAKEN, "Jaws", "It's a trap", preferred=1)),
+     group(S_DPO_PROMPT, "Jaws", "It's a trap", preferred=1)),
     ("scored messages", "ranked", {"prompt": "p", "responses": [said("a"), [said("b")]], "scores": [0.5, 1]},
      group([user("p")], [said("a")], [said("b")], scores=(0.5, 1.0))),
     ("list of rejected", "several_rejected", {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},
@@ -243,10 +243,12 @@ class TestTranscripts:
 
 class TestCounted:
     def test_message_fields_that_are_the_templates(self, read_jsonl: Any) -> None:
-        found = read_jsonl({"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, said("a")]})
-        kept = "rows.jsonl: 1 x field 'mood' of messages kept for the chat template (first: rows.jsonl, line 1)"
-        assert found.notes[1:] == (kept,)
-        assert found.groups[0].prompt == ({**user("p"), "name": "Ann", "mood": "calm"},)
+        group_set = read_jsonl(
+            {"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, said("a")]}
+        )
+        note = "rows.jsonl: 1 x field 'mood' of messages kept for the chat template (first: rows.jsonl, line 1)"
+        assert group_set.notes[1:] == (note,)
+        assert group_set.groups[0].prompt == ({**user("p"), "name": "Ann", "mood": "calm"},)
 
     def test_the_score_that_was_taken(self, read_jsonl: Any) -> None:
         row = {"instruction": "p", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 2}]}

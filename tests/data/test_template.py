@@ -100,7 +100,7 @@ PARTS = (
 )
 
 # Gemma's shape: both forms, a part trimmed.
-BOTH = (
+TEXT_OR_PARTS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for part in m.content %}{{ part.text | trim }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -145,41 +145,41 @@ def group(prompt: Any, *candidates: Any, **beside: Any) -> PreferenceGroup:
 def test_tools_and_calls_are_written_as_transformers_writes_them(template: str) -> None:
     tokenizer = letters(template)
     chosen, rejected = (calling("Rome"), RESULT, ANSWER), (calling("Oslo"),)
-    found = ChatRenderer(tokenizer).group(group((USER,), chosen, rejected, tools=(TOOL,)))
+    texts = ChatRenderer(tokenizer).group(group((USER,), chosen, rejected, tools=(TOOL,)))
 
-    def theirs(*messages: Any, **options: Any) -> str:
+    def transformers_text(*messages: Any, **options: Any) -> str:
         return tokenizer.apply_chat_template(list(messages), tools=[TOOL], tokenize=False, **options)
 
-    assert found.prompt == theirs(USER, add_generation_prompt=True)
-    assert found.sequences == (theirs(USER, *chosen), theirs(USER, *rejected))
-    assert "weather" in found.prompt
-    assert found.sequences[0] != found.sequences[1]
+    assert texts.prompt == transformers_text(USER, add_generation_prompt=True)
+    assert texts.sequences == (transformers_text(USER, *chosen), transformers_text(USER, *rejected))
+    assert "weather" in texts.prompt
+    assert texts.sequences[0] != texts.sequences[1]
 
 
 def test_the_model_reads_tools_calls_results_and_answers() -> None:
     tokenizer = letters(TAGS)
-    asked = group((USER,), (calling("Rome", "Oslo"), RESULT, ANSWER), (calling("Oslo"),), tools=(TOOL,))
-    [tokenized], report = tokenize_groups([asked], tokenizer, max_length=10_000)
-    read = tokenizer.decode(tokenized.prompt), *(tokenizer.decode(ids) for ids in tokenized.responses)
-    assert json.dumps(TOOL) in read[0]
-    assert read[1] == (
+    question = group((USER,), (calling("Rome", "Oslo"), RESULT, ANSWER), (calling("Oslo"),), tools=(TOOL,))
+    [tokenized], report = tokenize_groups([question], tokenizer, max_length=10_000)
+    decoded = tokenizer.decode(tokenized.prompt), *(tokenizer.decode(ids) for ids in tokenized.responses)
+    assert json.dumps(TOOL) in decoded[0]
+    assert decoded[1] == (
         '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call>'
         '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|im_end|>\n'
         '<|im_start|>user\n<response>{"rain": false}</response><|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>'
     )
-    assert read[2] == '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|im_end|>'
+    assert decoded[2] == '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|im_end|>'
     assert report.counts == {"other_roles_in_response": 1}
-    [ids] = tokenize_prompts([asked.prompt], tokenizer)
+    [ids] = tokenize_prompts([question.prompt], tokenizer)
     assert ids.tolist() == tokenized.prompt.tolist()
 
 
 def test_a_template_that_pastes_arguments_is_given_their_text() -> None:
-    found = ChatRenderer(letters(PASTED)).group(group((USER,), (calling("Rome"),)))
-    assert 'function:weather({"city": "Rome"})' in found.sequences[0]
+    texts = ChatRenderer(letters(PASTED)).group(group((USER,), (calling("Rome"),)))
+    assert 'function:weather({"city": "Rome"})' in texts.sequences[0]
 
 
 @pytest.mark.parametrize(
-    ("template", "between"), [(TAGS, "\n"), (BOTH, ""), (PARTS, "")], ids=["text", "both", "parts"]
+    ("template", "between"), [(TAGS, "\n"), (TEXT_OR_PARTS, ""), (PARTS, "")], ids=["text", "both", "parts"]
 )
 def test_contents_have_the_form_that_the_template_writes(template: str, between: str) -> None:
     parts = [{"type": "text", "text": "Rain in"}, {"type": "text", "text": "Rome?"}]
@@ -201,18 +201,18 @@ def test_variables_of_the_run_and_of_the_row() -> None:
 
 def test_thoughts_are_handed_over_and_not_empty() -> None:
     thought: Any = {"role": "assistant", "content": "", "reasoning_content": "hm"}
-    asked = group((USER,), (thought,), (ANSWER,))
-    [tokenized], _ = tokenize_groups([asked], letters(TAGS), max_length=10_000)
+    question = group((USER,), (thought,), (ANSWER,))
+    [tokenized], _ = tokenize_groups([question], letters(TAGS), max_length=10_000)
     assert letters(TAGS).decode(tokenized.responses[0]) == "<think>hm</think>\n<|im_end|>"
 
 
 def test_what_the_template_never_mentions_is_counted() -> None:
     beside = {"tools": (TOOL,), "documents": ({"text": "x"},), "template_kwargs": {"deep": True}}
     thought: Any = {**ANSWER, "thinking": "hm"}
-    found = ChatRenderer(letters(BOTH), Rendering({"enable_thinking": False})).group(
+    texts = ChatRenderer(letters(TEXT_OR_PARTS), Rendering({"enable_thinking": False})).group(
         group((USER,), (thought,), **beside)
     )
-    assert found.events == (
+    assert texts.events == (
         "template_without_tools",
         "template_without_documents",
         "template_without_variable_enable_thinking",
@@ -224,7 +224,7 @@ def test_what_the_template_never_mentions_is_counted() -> None:
 
 def test_calls_that_the_template_does_not_write_are_refused() -> None:
     with pytest.raises(DataError, match="the chat template writes none"):
-        ChatRenderer(letters(BOTH)).group(group((USER,), (calling("Rome"),)))
+        ChatRenderer(letters(TEXT_OR_PARTS)).group(group((USER,), (calling("Rome"),)))
 
 
 def test_a_call_in_the_prompt_is_not_gone_on_with() -> None:
@@ -249,8 +249,8 @@ def test_the_day_is_the_settings_and_else_the_clocks(tools: Any, monkeypatch: py
     assert "Today: 06 May 2031\n" in ChatRenderer(tokenizer).prompt(prompt).text
     dated = ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt(prompt).text
     assert "Today: 30 Nov 2026\n" in dated
-    theirs = {"tools": [*tools] or None, "date_string": "30 Nov 2026"}
-    assert dated == tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True, **theirs)
+    arguments = {"tools": [*tools] or None, "date_string": "30 Nov 2026"}
+    assert dated == tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True, **arguments)
     assert "Today: 06 May 2031\n" in ChatRenderer(tokenizer).prompt(prompt).text, "the clock runs again"
 
 
@@ -259,8 +259,8 @@ def test_the_day_is_handed_to_templates_that_take_it_as_a_variable() -> None:
     assert not Template.from_tokenizer(tokenizer).writes_today
     assert "Today: 26 Jul 2024\n" in ChatRenderer(tokenizer).prompt((USER,)).text
     assert "Today: 30 Nov 2026\n" in ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt((USER,)).text
-    own = Rendering({"date_string": "soon"}, date="2026-11-30")
-    assert "Today: soon\n" in ChatRenderer(tokenizer, own).prompt((USER,)).text
+    variable = Rendering({"date_string": "soon"}, date="2026-11-30")
+    assert "Today: soon\n" in ChatRenderer(tokenizer, variable).prompt((USER,)).text
 
 
 def test_the_templates_own_refusal_is_an_error() -> None:
@@ -271,16 +271,16 @@ def test_the_templates_own_refusal_is_an_error() -> None:
 
 def test_results_of_calls_are_read_and_not_learnt() -> None:
     tokenizer = letters(TAGS)
-    asked = group((USER,), (calling("Rome"), RESULT, ANSWER), tools=(TOOL,))
-    [tokenized], _ = tokenize_groups([asked], tokenizer, max_length=10_000)
+    question = group((USER,), (calling("Rome"), RESULT, ANSWER), tools=(TOOL,))
+    [tokenized], _ = tokenize_groups([question], tokenizer, max_length=10_000)
     learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
     assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
 
 
 def test_earlier_calls_are_learnt_where_all_turns_are() -> None:
     tokenizer = letters(TAGS)
-    asked = group((USER, calling("Rome"), RESULT), (ANSWER,), tools=(TOOL,))
-    [tokenized], _ = tokenize_groups([asked], tokenizer, max_length=10_000, rendering=Rendering(learn="all"))
+    question = group((USER, calling("Rome"), RESULT), (ANSWER,), tools=(TOOL,))
+    [tokenized], _ = tokenize_groups([question], tokenizer, max_length=10_000, rendering=Rendering(learn="all"))
     learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
     assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
 
@@ -294,13 +294,13 @@ def test_control_text_beside_the_messages_is_text(beside: str) -> None:
         tool = {"type": "function", "function": {"name": "weather", "description": word}}
         context = {"tools": (tool,)} if beside == "tools" else {"documents": ({"text": word},)}
         candidate = (calling(word if beside == "calls" else "Rome"),)
-        [read], _ = tokenize_groups([group((USER,), candidate, **context)], tokenizer, max_length=10_000)
-        ids = [*read.prompt.tolist(), *read.responses[0].tolist()]
+        [tokenized], _ = tokenize_groups([group((USER,), candidate, **context)], tokenizer, max_length=10_000)
+        ids = [*tokenized.prompt.tolist(), *tokenized.responses[0].tolist()]
         assert word in tokenizer.decode(ids)
         return ids.count(end)
 
     assert ends(mark) == ends("nothing")
-    named = {"tools": ({"type": "function", "function": {"name": mark}},)}
-    asked, refusing = [group((USER,), (ANSWER,), **named)], Rendering(control_text="error")
+    tools = {"tools": ({"type": "function", "function": {"name": mark}},)}
+    groups, refusing = [group((USER,), (ANSWER,), **tools)], Rendering(control_text="error")
     with pytest.raises(DataError, match="control token"):
-        tokenize_groups(asked, tokenizer, max_length=10_000, rendering=refusing)
+        tokenize_groups(groups, tokenizer, max_length=10_000, rendering=refusing)
