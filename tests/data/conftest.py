@@ -24,12 +24,12 @@ _SPEC.loader.exec_module(chat_shapes)
 def read_jsonl(tmp_path: Path) -> Callable[..., GroupSet]:
     """Reads rows from a file rows.jsonl, with the options of `read_groups`."""
 
-    def read(*rows: Any, **options: Any) -> GroupSet:
+    def read_written(*rows: Any, **options: Any) -> GroupSet:
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return read_groups(file, **options)
 
-    return read
+    return read_written
 
 
 @pytest.fixture

@@ -168,17 +168,17 @@ class TestEveryFormat:
     def test_detected_and_read(
         self, read_jsonl: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
     ) -> None:
-        found = read_jsonl(row)
-        assert found.format == format
-        assert found.groups == (expected,)
+        group_set = read_jsonl(row)
+        assert group_set.format == format
+        assert group_set.groups == (expected,)
         assert read_jsonl(row, format=format).groups == (expected,)
 
     def test_id_weight_and_source(
         self, read_jsonl: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
     ) -> None:
-        (one,) = read_jsonl({**row, "id": 12, "weight": 0.5, "source": "web"}).groups
-        assert (one.id, one.weight, one.source) == ("12", 0.5, "web")
-        assert (one.prompt, one.candidates, one.pairs) == (expected.prompt, expected.candidates, expected.pairs)
+        (group,) = read_jsonl({**row, "id": 12, "weight": 0.5, "source": "web"}).groups
+        assert (group.id, group.weight, group.source) == ("12", 0.5, "web")
+        assert (group.prompt, group.candidates, group.pairs) == (expected.prompt, expected.candidates, expected.pairs)
 
     def test_null_columns_change_nothing(
         self, read_jsonl: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
@@ -186,9 +186,9 @@ class TestEveryFormat:
         # Null responses are a mistake of their own, not prompts without any.
         responses = [] if format == "prompts" else ["chosen", "label", "text", "rejected_9"]
         nulls = dict.fromkeys(["id", "weight", "source", "tools", "ranks", *responses])
-        found = read_jsonl(nulls | row)
-        assert found.format == format
-        assert found.groups == (expected,)
+        group_set = read_jsonl(nulls | row)
+        assert group_set.format == format
+        assert group_set.groups == (expected,)
 
     def test_each_null_is_named(
         self, refusal: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
@@ -213,25 +213,25 @@ def test_every_sample_in_the_documentation_is_read_as_its_format(read_jsonl: Any
     assert {name for name, _ in samples} == set(FORMATS)
     assert len(samples) == table.count("| `{")
     for name, sample in samples:
-        found = read_jsonl(json.loads(sample))
-        assert found.format == name
-        assert "not used" not in found.notes[0]
+        group_set = read_jsonl(json.loads(sample))
+        assert group_set.format == name
+        assert "not used" not in group_set.notes[0]
 
 
 class TestTranscripts:
     def test_rows_that_are_no_pair_are_counted(self, read_jsonl: Any) -> None:
         good = {"chosen": TREE + " a", "rejected": TREE + " b"}
         other = {"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"}
-        found = read_jsonl(
+        group_set = read_jsonl(
             good, other, other, {"chosen": TREE + " a\n\nHuman: and?", "rejected": TREE + " b"},
             {"chosen": TREE + " a", "rejected": "words"}, good,
         )  # fmt: skip
-        assert [group.id for group in found.groups] == ["0", "5"]
-        assert found.notes[1] == (
+        assert [group.id for group in group_set.groups] == ["0", "5"]
+        assert group_set.notes[1] == (
             "rows.jsonl: 2 x left out: the two transcripts differ before the last Assistant turn "
             "(first: rows.jsonl, line 2)"
         )
-        assert found.notes[2:] == (
+        assert group_set.notes[2:] == (
             "rows.jsonl: 1 x left out: a transcript ends with a Human turn (first: rows.jsonl, line 4)",
             "rows.jsonl: 1 x left out: no transcript of Human and Assistant turns (first: rows.jsonl, line 5)",
         )

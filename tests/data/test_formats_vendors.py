@@ -21,29 +21,32 @@ class TestLabelStudio:
         return {"id": 1, "was_cancelled": False, "result": [{"type": "pairwise", "value": value}]}
 
     def test_pairwise(self, read_jsonl: Any) -> None:
-        found = read_jsonl(
+        group_set = read_jsonl(
             {"id": 5, "data": self.DATA, "annotations": [self.judged(selected="left")], "project": 1},
             {"id": 6, "data": self.DATA, "annotations": [self.judged(selected="right")], "project": 1},
         )
-        assert found.format == "label_studio"
-        assert found.groups == (group("p", "a", "b", preferred=0, id="5"), group("p", "a", "b", preferred=1, id="6"))
-        assert "columns not used: project" in found.notes[0]
+        assert group_set.format == "label_studio"
+        assert group_set.groups == (
+            group("p", "a", "b", preferred=0, id="5"),
+            group("p", "a", "b", preferred=1, id="6"),
+        )
+        assert "columns not used: project" in group_set.notes[0]
 
     def test_each_annotator_is_heard(self, read_jsonl: Any) -> None:
-        found = read_jsonl(
+        group_set = read_jsonl(
             {"id": 5, "data": self.DATA, "annotations": [self.judged(selected=side) for side in ("left", "right")]}
         )
-        assert [(one.id, one.preferred) for one in found.groups] == [("5-1", 0), ("5-2", 1)]
+        assert [(judged.id, judged.preferred) for judged in group_set.groups] == [("5-1", 0), ("5-2", 1)]
 
     def test_tasks_without_a_judgement_are_counted(self, read_jsonl: Any) -> None:
         cancelled = {**self.judged(selected="left"), "was_cancelled": True}
-        found = read_jsonl(
+        group_set = read_jsonl(
             {"id": 1, "data": self.DATA, "annotations": [self.judged(selected="left")]},
             {"id": 2, "data": self.DATA, "annotations": []},
             {"id": 3, "data": self.DATA, "annotations": [cancelled, {"result": []}]},
         )
-        assert [one.id for one in found.groups] == ["1"]
-        assert found.notes[1:] == (
+        assert [judged.id for judged in group_set.groups] == ["1"]
+        assert group_set.notes[1:] == (
             "rows.jsonl: 2 x left out: a task without a usable annotation (first: rows.jsonl, line 2)",
             "rows.jsonl: 1 x annotation not used: cancelled (first: rows.jsonl, line 3)",
             "rows.jsonl: 1 x annotation not used: nothing chosen (first: rows.jsonl, line 3)",
@@ -58,8 +61,8 @@ class TestLabelStudio:
         ],
     )
     def test_ranker(self, read_jsonl: Any, ranker: dict[str, Any], facts: dict[str, Any]) -> None:
-        found = read_jsonl({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]})
-        assert found.groups == (group("p", "a", "b", "c", **facts),)
+        group_set = read_jsonl({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]})
+        assert group_set.groups == (group("p", "a", "b", "c", **facts),)
 
     @pytest.mark.parametrize(
         ("ranker", "message"),
@@ -71,9 +74,9 @@ class TestLabelStudio:
         ],
     )
     def test_ranker_refused(self, refusal: Any, ranker: Any, message: str) -> None:
-        found = str(refusal({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]}))
-        assert message in found
-        assert "annotations[0].result[0].value.ranker" in found
+        error_text = str(refusal({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]}))
+        assert message in error_text
+        assert "annotations[0].result[0].value.ranker" in error_text
 
     def test_neither_left_nor_right(self, refusal: Any) -> None:
         row = {"data": self.DATA, "annotations": [self.judged(selected="up")]}
