@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from penchant.cli import run
 from penchant.config import parse_config
-from penchant.data.as_chat import PLAIN_TEXT, AsChat, as_messages, is_bare
+from penchant.data.as_chat import PLAIN_TEXT, AsChat, bare_as_messages, is_bare
 from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, PreferenceGroup
 from penchant.data.rendering import PLAIN, Rendering
@@ -135,11 +135,11 @@ def test_yaml_bools(value, expected):
 
 
 def test_only_bare_groups_become_messages():
-    assert as_messages(BARE) == MESSAGES
+    assert bare_as_messages(BARE) == MESSAGES
     for name, group in UNTOUCHED.items():
         # Whose tokens a rendered prompt holds is known with a tokenizer alone.
         assert is_bare(group.prompt, group.candidates) == (name == "rendered")
-        assert (as_messages(group) == group) == (name != "rendered")
+        assert (bare_as_messages(group) == group) == (name != "rendered")
 
 
 class TestConvert:

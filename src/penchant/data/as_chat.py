@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.groups import Message, PreferenceGroup, Text, as_messages
 from penchant.data.rendering import Rendering
 from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError
@@ -30,16 +29,9 @@ def is_bare(prompt: Text, candidates: Sequence[Text] = ()) -> bool:
     return all(isinstance(candidate, str) for candidate in candidates) and not prompt.lstrip().startswith(TRANSCRIPT)
 
 
-def as_messages(group: PreferenceGroup) -> PreferenceGroup:
+def bare_as_messages(group: PreferenceGroup) -> PreferenceGroup:
     """A bare group with its prompt as a user's message and every candidate as an assistant's; others unchanged."""
-    if not is_bare(group.prompt, group.candidates):
-        return group
-    answers = (candidate for candidate in group.candidates if isinstance(candidate, str))
-    return replace(
-        group,
-        prompt=prompt_as_message(group.prompt),
-        candidates=tuple((Message(role="assistant", content=text),) for text in answers),
-    )
+    return as_messages(group) if is_bare(group.prompt, group.candidates) else group
 
 
 def prompt_as_message(prompt: Text) -> Text:
@@ -84,7 +76,7 @@ def require_messages(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]
     Raises:
         DataError: a plain group that has no bare prompt, as a transcript or a text without one.
     """
-    converted = [as_messages(group) for group in groups]
+    converted = [bare_as_messages(group) for group in groups]
     plain = [group.id for group in converted if isinstance(group.prompt, str)]
     if plain:
         raise DataError(

@@ -84,7 +84,7 @@ def _same_share(uncut: TokenizedGroup, first: TokenizedGroup, special: SpecialTo
     while _turns(uncut) > _turns(first) and (later := later_prompt(uncut)) is not None:
         uncut = later
     size = len(uncut.prompt)
-    start = size - len(special.strip_start(uncut.prompt.tolist())[0])
+    start = special.start_length(uncut.prompt.tolist())
     share = -(-size * len(first.prompt) // (len(first.prompt) + first.cut))
     # Start tokens alone are not a prompt's end.
     return end_of_prompt(uncut, min(size, max(share, start + 1)), special) or uncut

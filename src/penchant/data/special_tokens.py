@@ -80,6 +80,10 @@ class SpecialTokens:
             stripped, times = stripped[len(mark) :], times + 1
         return stripped, times
 
+    def start_length(self, ids: Sequence[int]) -> int:
+        """How many ids in front are start tokens."""
+        return len(ids) - len(self.strip_start(ids)[0])
+
     @property
     def _start_mark(self) -> tuple[int, ...]:
         return self.start or (() if self.bos is None else (self.bos,))

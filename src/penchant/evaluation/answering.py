@@ -11,8 +11,9 @@ from penchant.data.as_chat import PLAIN_TEXT, SWITCH, AsChat
 from penchant.data.files import is_data_file
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.messages import context_of
+from penchant.data.shortening import end_of_ids
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenization import end_of_ids, readable_prompts, tokenize_prompts
+from penchant.data.tokenization import readable_prompts, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
