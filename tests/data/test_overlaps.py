@@ -12,7 +12,7 @@ import pytest
 from penchant.cli import run
 from penchant.data.checks import check_groups
 from penchant.data.groups import Message, PreferenceGroup, Text
-from penchant.data.overlaps import contained, first_user_turn, turns_of
+from penchant.data.overlaps import beginnings, contained, first_user_turn, turns_of
 from penchant.data.reading import read_groups
 from penchant.data.splitting import column_values, first_turns, split_by_prompt
 from penchant.data.writing import READ_COLUMNS, write_groups
@@ -60,7 +60,7 @@ class TestContained:
         ],
     )
     def test_the_prompt_of_one_goes_on_from_the_others(self, prompt, held_out, hit):
-        assert list(contained([prompt], [held_out])) == [0] * hit
+        assert list(contained([beginnings(prompt)], [beginnings(held_out)])) == [0] * hit
         report = check_groups([pair(prompt)], held_out=[pair(held_out)])
         assert report.checks["conversations_in_held_out"].count == hit
 

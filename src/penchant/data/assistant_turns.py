@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penchant.data.groups import Message
+from penchant.data.prefixes import common_length
 from penchant.data.rendering import Learn
 from penchant.errors import DataError
 
@@ -106,7 +107,7 @@ def _start(messages: Sequence[Message], number: int, text: str, render: Render) 
     if header_start is None or message_end is None:
         return None
     header = prompt[header_start:length]
-    shared = _common(header, text[message_end:])
+    shared = common_length(header, text[message_end:])
     return message_end + shared if shared or not header else None
 
 
@@ -145,9 +146,3 @@ def _rendered(render: Render, messages: Sequence[Message], answer_next: bool) ->
         return render(messages, answer_next)
     except DataError:
         return None
-
-
-def _common(first: str, second: str) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from penchant.data.check_corpus import Corpus
 from penchant.data.check_report import Hits
-from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
-from penchant.data.overlaps import contained, folded
+from penchant.data.overlaps import contained
 
 
 def held_out_checks(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
     """Distinct prompts and candidates that are on both sides, each by the first training group that has it."""
-    held_out_prompts = {held_out.texts[text] for text in held_out.prompts}
-    held_out_candidates = {held_out.texts[text] for texts in held_out.candidates for text in texts}
-    folded_prompts, folded_candidates = set(map(folded, held_out_prompts)), set(map(folded, held_out_candidates))
+    held_out_prompts = set(held_out.prompts)
+    held_out_candidates = {text for texts in held_out.candidates for text in texts}
     prompts = _first_groups([text] for text in corpus.prompts)
     candidates = _first_groups(map(_not_blank, corpus.groups, corpus.candidates))
-    conversations = contained(_prompts(corpus), _prompts(held_out))
+    conversations = contained(corpus.prompt_beginnings, held_out.prompt_beginnings)
 
-    def shared(first_groups: dict[int, int], is_held_out: Callable[[str], bool]) -> Hits:
-        numbers = (group for text, group in first_groups.items() if is_held_out(corpus.texts[text]))
-        return corpus.hits(numbers, len(first_groups))
+    def shared(first_groups: dict[int, int], held_out_texts: set[int], *, fold: bool) -> Hits:
+        texts, other_texts = (side.folded_texts if fold else side.texts for side in (corpus, held_out))
+        others = {other_texts[number] for number in held_out_texts}
+        return corpus.hits((group for text, group in first_groups.items() if texts[text] in others), len(first_groups))
 
     return {
-        "prompts_in_held_out": shared(prompts, held_out_prompts.__contains__),
-        "prompts_in_held_out_normalized": shared(prompts, lambda text: folded(text) in folded_prompts),
-        "candidates_in_held_out": shared(candidates, held_out_candidates.__contains__),
-        "candidates_in_held_out_normalized": shared(candidates, lambda text: folded(text) in folded_candidates),
+        "prompts_in_held_out": shared(prompts, held_out_prompts, fold=False),
+        "prompts_in_held_out_normalized": shared(prompts, held_out_prompts, fold=True),
+        "candidates_in_held_out": shared(candidates, held_out_candidates, fold=False),
+        "candidates_in_held_out_normalized": shared(candidates, held_out_candidates, fold=True),
         "conversations_in_held_out": corpus.hits(conversations, len(corpus.groups)),
     }
-
-
-def _prompts(corpus: Corpus) -> list[Text]:
-    return [group.prompt for group in corpus.groups]
 
 
 def _not_blank(group: PreferenceGroup, texts: Sequence[int]) -> list[int]:

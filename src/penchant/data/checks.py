@@ -25,7 +25,7 @@ from penchant.data.check_report import CheckReport, Counts, Hits, Ties
 from penchant.data.check_template import template_checks
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
-from penchant.data.overlaps import contained, folded
+from penchant.data.overlaps import contained
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError, DataError
 
@@ -138,7 +138,7 @@ def _identical(corpus: Corpus, couples: int) -> dict[str, Hits]:
     """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
     found: dict[bool, list[int]] = {True: [], False: []}
     similar: list[int] = []
-    alike = [folded(text) for text in corpus.texts]
+    alike = corpus.folded_texts
     for number, texts in enumerate(corpus.candidates):
         if len({alike[text] for text in texts}) < len(texts):
             known = {frozenset(pair) for pair in corpus.preferences[number]}
@@ -185,7 +185,7 @@ def _repeated_groups(corpus: Corpus) -> Hits:
 
 def _similar_groups(corpus: Corpus) -> Hits:
     """Groups with the prompt and candidates of an earlier one but for case and white space; exact repeats left out."""
-    alike = [folded(text) for text in corpus.texts]
+    alike = corpus.folded_texts
     earlier_exact: set[object] = set()
     earlier_keys: set[object] = set()
     similar = []
@@ -200,8 +200,7 @@ def _similar_groups(corpus: Corpus) -> Hits:
 
 def _conversations_in_each_other(corpus: Corpus) -> Hits:
     """Groups whose prompt another one goes on from, or that go on from another; of all groups."""
-    prompts = [group.prompt for group in corpus.groups]
-    return corpus.hits(contained(prompts, prompts), len(prompts))
+    return corpus.hits(contained(corpus.prompt_beginnings, corpus.prompt_beginnings), len(corpus.groups))
 
 
 def _repeated_pairs(corpus: Corpus) -> Hits:

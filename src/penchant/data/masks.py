@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from penchant.data.chat import GroupText
+from penchant.data.prefixes import common_length
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Mask
 
@@ -54,10 +55,3 @@ def started(ids: list[int], templated: bool, special: SpecialTokens, events: set
         events.add("template_without_bos")
         return stripped
     return special.with_start(stripped, times)
-
-
-def common_length(prompt: list[int], ids: list[int]) -> int:
-    """Length of the common prefix."""
-    if ids[: len(prompt)] == prompt:
-        return len(prompt)
-    return next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))

@@ -56,15 +56,17 @@ def beginnings(prompt: Text) -> list[bytes]:
     return digests
 
 
-def contained(prompts: Sequence[Text], others: Sequence[Text]) -> Iterator[int]:
+def contained(prompts: Sequence[Sequence[bytes]], others: Sequence[Sequence[bytes]]) -> Iterator[int]:
     """Indices of prompts that are the beginning of another one, or begin with one; equal ones are not meant.
 
     A prompt with its response that another prompt goes on from is among them.
+
+    Args:
+        prompts: the `beginnings` of each.
+        others: the same.
     """
-    other_digests = [beginnings(prompt) for prompt in others]
-    complete = {digests[-1] for digests in other_digests if digests}
-    incomplete = {digest for digests in other_digests for digest in digests[:-1]}
-    for number, prompt in enumerate(prompts):
-        digests = beginnings(prompt)
+    complete = {digests[-1] for digests in others if digests}
+    incomplete = {digest for digests in others for digest in digests[:-1]}
+    for number, digests in enumerate(prompts):
         if digests and (digests[-1] in incomplete or not complete.isdisjoint(digests[:-1])):
             yield number

@@ -15,8 +15,9 @@ import numpy as np
 from penchant.data.chat import ChatRenderer, GroupText
 from penchant.data.control_text import ControlText, is_coded
 from penchant.data.groups import PreferenceGroup, Text
-from penchant.data.masks import common_length, learnt_masks, started
+from penchant.data.masks import learnt_masks, started
 from penchant.data.messages import is_blank
+from penchant.data.prefixes import common_length
 from penchant.data.problem_list import Problem, ProblemList
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.shortening import within
