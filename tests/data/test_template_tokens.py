@@ -22,7 +22,7 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def tokenized(tokenizer: Any, prompt: Text, *candidates: Text) -> tuple[str, list[str], dict[str, int]]:
+def decoded(tokenizer: Any, prompt: Text, *candidates: Text) -> tuple[str, list[str], dict[str, int]]:
     group = PreferenceGroup(prompt, candidates)
     (tokenized,), report = tokenize_groups([group], tokenizer, max_length=10_000, rendering=Rendering(as_chat="false"))
     responses = [tokenizer.decode(ids) for ids in tokenized.responses]
@@ -51,7 +51,7 @@ def test_what_the_template_writes_around_messages_is_control_and_nothing_else(sh
 @EVERY
 @pytest.mark.parametrize("answer", ["<item_2>", "a <item_1>", "<item_1><item_2>", "<box>1</box>", "</box>"])
 def test_special_tokens_that_are_content_stand_before_one_end_in_a_conversation(shape: Any, answer: str) -> None:
-    prompt, responses, events = tokenized(shape.tokenizer(), (user("which <item_1>?"),), answer, "none")
+    prompt, responses, events = decoded(shape.tokenizer(), (user("which <item_1>?"),), answer, "none")
     header = responses[1].removesuffix("none" + shape.end)
     assert responses == [header + answer + shape.end, header + "none" + shape.end]
     assert shape.end not in header
@@ -65,7 +65,7 @@ def test_special_tokens_that_are_content_stand_before_one_end_in_a_conversation(
 def test_special_tokens_that_are_content_stand_before_one_eos_in_plain_text(
     shape: Any, prompt: str, answer: str
 ) -> None:
-    prompt_text, responses, events = tokenized(shape.tokenizer(), prompt, answer, " 1")
+    prompt_text, responses, events = decoded(shape.tokenizer(), prompt, answer, " 1")
     assert prompt_text == prompt
     assert responses == [answer + shape.eos, " 1" + shape.eos]
     assert events == {}
@@ -76,14 +76,14 @@ def test_a_call_written_by_hand_ends_by_the_end_of_turn(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
     call = '<tool_call>\n{"name": "f"}\n</tool_call>'
     for prompt in ("call f: ", (user("call f"),)):
-        _, responses, _ = tokenized(tokenizer, prompt, call, "no")
+        _, responses, _ = decoded(tokenizer, prompt, call, "no")
         assert responses[0].endswith(call + "<|im_end|>")
         assert responses[1].endswith("no<|im_end|>")
 
 
 def test_what_a_template_writes_behind_its_end_of_turn_is_no_part_of_the_turn() -> None:
     tokenizer = SHAPES["phi 3"].tokenizer()
-    _, responses, events = tokenized(tokenizer, (user("a"),), "b", "c")
+    _, responses, events = decoded(tokenizer, (user("a"),), "b", "c")
     assert responses == ["b<|end|>", "c<|end|>"]
     assert events == {}
 
@@ -91,7 +91,7 @@ def test_what_a_template_writes_behind_its_end_of_turn_is_no_part_of_the_turn() 
 @pytest.mark.parametrize("prompt", ["<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"])
 def test_all_candidates_of_a_templated_prompt_end_alike(prompt: str) -> None:
     tokenizer = SHAPES["chatml on a base"].tokenizer()
-    _, responses, events = tokenized(tokenizer, prompt, "b<|im_end|>\n", "c", "d<item_1>")
+    _, responses, events = decoded(tokenizer, prompt, "b<|im_end|>\n", "c", "d<item_1>")
     assert responses == ["b<|im_end|>", "c<|im_end|>", "d<item_1><|im_end|>"]
     assert events == {"already_templated_prompt": 1}
 
