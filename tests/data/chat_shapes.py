@@ -122,8 +122,8 @@ def _shape(
     added: tuple[str, ...] = (),
     control: tuple[str, ...] | None = None,
 ) -> Shape:
-    wanted = {*(marks if control is None else control), eos, *([bos] if bos else [])}
-    return Shape(template, bos, eos, marks, content, added, end or eos, frozenset(wanted))
+    control_tokens = {*(marks if control is None else control), eos, *([bos] if bos else [])}
+    return Shape(template, bos, eos, marks, content, added, end or eos, frozenset(control_tokens))
 
 
 _CALLS = ("<tool_call>", "</tool_call>")

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from penchant.cli import run
 from penchant.config import parse_config
-from penchant.data.as_chat import PLAIN_TEXT, as_messages, count_plain, is_bare
-from penchant.data.chat import group_text, prompt_text
+from penchant.data.as_chat import PLAIN_TEXT, AsChat, bare_as_messages, is_bare
+from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, PreferenceGroup
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
@@ -35,11 +35,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate([*special, *letters])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", eos_token="<|im_end|>", additional_special_tokens=special[:3]
     )
-    made.chat_template = TEMPLATE
-    return made
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def base(tokenizer) -> PreTrainedTokenizerFast:
     """The same without a chat template."""
     import copy
 
-    made = copy.deepcopy(tokenizer)
-    made.chat_template = None
-    return made
+    without_template = copy.deepcopy(tokenizer)
+    without_template.chat_template = None
+    return without_template
 
 
 BARE = PreferenceGroup("2 + 2?", ("4", "5"), preferred=0)
@@ -71,33 +71,30 @@ UNTOUCHED = {
 
 class TestTrue:
     def test_the_ids_are_those_of_messages(self, tokenizer):
-        [[read], _], [[other], _] = (
+        [[from_bare], _], [[from_messages], _] = (
             tokenize_groups([group], tokenizer, max_length=500, rendering=AS_CHAT) for group in (BARE, MESSAGES)
         )
-        assert read.prompt.tolist() == other.prompt.tolist()
-        assert [ids.tolist() for ids in read.responses] == [ids.tolist() for ids in other.responses]
-        whole = "".join(tokenizer.convert_ids_to_tokens(read.prompt))
-        assert whole == "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
-        assert read.group == BARE, "what the data says stays what it is"
+        assert from_bare.prompt.tolist() == from_messages.prompt.tolist()
+        assert [ids.tolist() for ids in from_bare.responses] == [ids.tolist() for ids in from_messages.responses]
+        prompt_text = "".join(tokenizer.convert_ids_to_tokens(from_bare.prompt))
+        assert prompt_text == "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+        assert from_bare.group == BARE, "what the data says stays what it is"
 
     def test_a_prompt_alone_as_its_group(self, tokenizer):
-        [alone] = tokenize_prompts(["2 + 2?"], tokenizer, AS_CHAT)
-        [[read], _] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=AS_CHAT)
-        assert alone.tolist() == read.prompt.tolist()
+        [prompt_ids] = tokenize_prompts(["2 + 2?"], tokenizer, AS_CHAT)
+        [[group], _] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=AS_CHAT)
+        assert prompt_ids.tolist() == group.prompt.tolist()
 
     def test_a_special_token_that_the_template_does_not_write_is_content(self, tokenizer):
         group = replace(BARE, prompt="<jupyter_code>x = 1")
-        assert group_text(group, tokenizer, AS_CHAT).prompt.startswith("<|im_start|>user\n<jupyter_code>")
+        assert ChatRenderer(tokenizer, AS_CHAT).group(group).prompt.startswith("<|im_start|>user\n<jupyter_code>")
 
     @pytest.mark.parametrize("name", UNTOUCHED)
     def test_other_groups_are_not_wrapped(self, name, tokenizer):
         group = UNTOUCHED[name]
-        assert group_text(group, tokenizer, AS_CHAT) == group_text(group, tokenizer, PLAINLY)
-        assert (
-            prompt_text(group.prompt, tokenizer, AS_CHAT) == prompt_text(group.prompt, tokenizer, PLAINLY)
-            if (group.prompt)
-            else True
-        )
+        assert ChatRenderer(tokenizer, AS_CHAT).group(group) == ChatRenderer(tokenizer, PLAINLY).group(group)
+        prompt = ChatRenderer(tokenizer, PLAINLY).prompt(group.prompt)
+        assert ChatRenderer(tokenizer, AS_CHAT).prompt(group.prompt) == prompt
 
     def test_a_model_without_template_is_refused(self, base):
         with pytest.raises(ModelError, match="as_chat"):
@@ -107,10 +104,10 @@ class TestTrue:
 class TestAuto:
     def test_stays_plain_and_is_counted_once_a_group_with_how_to_switch(self, tokenizer):
         [plain, *_], report = tokenize_groups([BARE] * 3, tokenizer, max_length=500)
-        [[asked], quiet] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=PLAINLY)
-        assert plain.prompt.tolist() == asked.prompt.tolist()
+        [[plain_on_request], quiet_report] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=PLAINLY)
+        assert plain.prompt.tolist() == plain_on_request.prompt.tolist()
         assert report.counts[PLAIN_TEXT] == 3
-        assert not quiet.counts
+        assert not quiet_report.counts
         [line] = report.lines()
         assert "data.as_chat=true" in line
         assert "data.as_chat=false" in line
@@ -123,26 +120,26 @@ class TestAuto:
     def test_no_word_without_a_template(self, base):
         _, report = tokenize_groups([BARE], base, max_length=500)
         assert PLAIN_TEXT not in report.counts
-        assert count_plain(["a"], base, PLAIN) == 0
+        assert AsChat(base, PLAIN).count_plain(["a"]) == 0
 
     def test_counting_prompts(self, tokenizer):
         prompts = ["a", "", "<|im_start|>user\n", MESSAGES.prompt]
-        assert count_plain(prompts, tokenizer, PLAIN) == 1
-        assert count_plain(prompts, tokenizer, PLAINLY) == count_plain(prompts, tokenizer, AS_CHAT) == 0
+        assert AsChat(tokenizer, PLAIN).count_plain(prompts) == 1
+        assert AsChat(tokenizer, PLAINLY).count_plain(prompts) == AsChat(tokenizer, AS_CHAT).count_plain(prompts) == 0
 
 
-@pytest.mark.parametrize(("given", "read"), [(True, "true"), (False, "false"), ("auto", "auto"), ("true", "true")])
-def test_yaml_bools(given, read):
-    values = {"model": "m", "data": {"train": "t", "as_chat": given}, "output": "o", "objective": {"name": "dpo"}}
-    assert parse_config(values, "here").rendering.as_chat == read
+@pytest.mark.parametrize(("value", "expected"), [(True, "true"), (False, "false"), ("auto", "auto"), ("true", "true")])
+def test_yaml_bools(value, expected):
+    values = {"model": "m", "data": {"train": "t", "as_chat": value}, "output": "o", "objective": {"name": "dpo"}}
+    assert parse_config(values, "here").rendering.as_chat == expected
 
 
 def test_only_bare_groups_become_messages():
-    assert as_messages(BARE) == MESSAGES
+    assert bare_as_messages(BARE) == MESSAGES
     for name, group in UNTOUCHED.items():
         # Whose tokens a rendered prompt holds is known with a tokenizer alone.
         assert is_bare(group.prompt, group.candidates) == (name == "rendered")
-        assert (as_messages(group) == group) == (name != "rendered")
+        assert (bare_as_messages(group) == group) == (name != "rendered")
 
 
 class TestConvert:
@@ -191,16 +188,16 @@ class TestVerbs:
         messages = tmp_path / "messages.jsonl"
         messages.write_text(json.dumps({"prompt": [{"role": "user", "content": "the old cat"}]}) + "\n")
         chat, _ = self.answers(capsys, chat_model, messages)
-        typed, said = self.answers(capsys, chat_model, "the old cat")
-        plain, quiet = self.answers(capsys, chat_model, "the old cat", "--as-chat", "false")
-        read, warned = self.answers(capsys, chat_model, file)
+        typed, typed_log = self.answers(capsys, chat_model, "the old cat")
+        plain, plain_log = self.answers(capsys, chat_model, "the old cat", "--as-chat", "false")
+        from_file, file_log = self.answers(capsys, chat_model, file)
         wrapped, _ = self.answers(capsys, chat_model, file, "--as-chat", "true")
         assert typed == wrapped == chat
-        assert plain == read != chat
-        assert "as a user's message" in said
-        assert "--as-chat false" in said
-        assert "--as-chat true" in warned
-        assert "--as-chat" not in quiet
+        assert plain == from_file != chat
+        assert "as a user's message" in typed_log
+        assert "--as-chat false" in typed_log
+        assert "--as-chat true" in file_log
+        assert "--as-chat" not in plain_log
 
     @pytest.mark.parametrize("verb", ["evaluate", "rank"])
     def test_scored_as_messages(self, verb, chat_model, tmp_path, capsys):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chat_shapes import SHAPES
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import Rendering
@@ -17,11 +15,6 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.errors import DataError
 
-_SPEC = importlib.util.spec_from_file_location("chat_shapes", Path(__file__).with_name("chat_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-sys.modules["chat_shapes"] = shapes
-_SPEC.loader.exec_module(shapes)
-SHAPES = shapes.SHAPES
 EVERY = pytest.mark.parametrize("name", list(SHAPES))
 ALL, LAST = Rendering(learn="all"), Rendering(learn="last")
 CALL = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -40,8 +33,10 @@ TALK = (user("one?"), assistant("first <item_1>"), user("two?"), assistant("seco
 
 def tokenized(tokenizer: Any, prompt: Any, *candidates: Any, rendering: Rendering = ALL, **settings: Any) -> Any:
     group = PreferenceGroup(prompt, candidates, preferred=0)
-    (each,), report = tokenize_groups([group], tokenizer, **{"max_length": 10_000, "rendering": rendering, **settings})
-    return each, dict(report.counts)
+    (tokenized_group,), report = tokenize_groups(
+        [group], tokenizer, **{"max_length": 10_000, "rendering": rendering, **settings}
+    )
+    return tokenized_group, dict(report.counts)
 
 
 def runs(group: TokenizedGroup, tokenizer: Any, k: int = 0) -> list[str]:
@@ -52,7 +47,7 @@ def runs(group: TokenizedGroup, tokenizer: Any, k: int = 0) -> list[str]:
     ]
 
 
-def whole(group: TokenizedGroup, k: int = 0) -> list[int]:
+def all_ids(group: TokenizedGroup, k: int = 0) -> list[int]:
     return [*group.prompt.tolist(), *group.responses[k].tolist()]
 
 
@@ -67,8 +62,8 @@ def test_every_turn_is_learnt_with_its_one_end_and_nothing_between(name: str) ->
     headers["qwen 3, calls that are special"] = headers["qwen 3"]
     begins = headers.get(name, [""] * 3)
     ends = ["<|end|>", "<|end|>", "<|return|>"] if name == "harmony" else [end] * 3
-    said = ["first <item_1>", "second", "third"]
-    assert runs(group, tokenizer) == [b + s + e for b, s, e in zip(begins, said, ends, strict=True)]
+    answers = ["first <item_1>", "second", "third"]
+    assert runs(group, tokenizer) == [b + s + e for b, s, e in zip(begins, answers, ends, strict=True)]
     assert events["earlier_assistant_turns_learnt"] == 1
     assert "assistant_turn_without_bounds_not_learnt" not in events
 
@@ -78,7 +73,7 @@ def test_the_model_reads_what_it_reads_when_only_the_last_is_learnt(name: str) -
     tokenizer = SHAPES[name].tokenizer()
     every, _ = tokenized(tokenizer, TALK, "third")
     last, events = tokenized(tokenizer, TALK, "third", rendering=LAST)
-    assert whole(every) == whole(last)
+    assert all_ids(every) == all_ids(last)
     assert last.learnt is None
     assert last.tokens == (len(last.responses[0]),)
     assert events["earlier_assistant_turns_not_learnt"] == 1
@@ -92,11 +87,11 @@ def test_each_turn_begins_where_its_prompt_ends(name: str) -> None:
         pytest.skip("its prompt for an answer has what earlier answers do not")
     tokenizer = SHAPES[name].tokenizer()
     group, _ = tokenized(tokenizer, TALK, "third")
-    ids, mask = whole(group), [False] * len(group.prompt) + group.masks[0].tolist()
+    ids, mask = all_ids(group), [False] * len(group.prompt) + group.masks[0].tolist()
     starts = [i for i in range(1, len(ids)) if mask[i] and not mask[i - 1]]
     for turn, start in zip((1, 3, 5), starts, strict=True):
-        asked = tokenizer.apply_chat_template(list(TALK[:turn]), tokenize=False, add_generation_prompt=True)
-        assert ids[:start] == tokenizer(asked, add_special_tokens=False)["input_ids"]
+        prompt = tokenizer.apply_chat_template(list(TALK[:turn]), tokenize=False, add_generation_prompt=True)
+        assert ids[:start] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
 def test_a_template_that_drops_earlier_thoughts_is_learnt_as_it_renders() -> None:
@@ -140,16 +135,18 @@ def test_calls_are_learnt_and_their_results_are_not(name: str) -> None:
     assert first.endswith({"llama 3": "<|eom_id|>", "mistral": "</s>", "harmony": "<|call|>"}.get(name, "<|im_end|>"))
     assert "it is 7" in last
     assert "secret" not in first + last
-    assert "secret" in tokenizer.decode(whole(group))
+    assert "secret" in tokenizer.decode(all_ids(group))
 
 
 @pytest.mark.parametrize("rendering", [ALL, LAST])
 @pytest.mark.parametrize("name", ["chatml", "llama 3", "mistral", "qwen 3", "phi 3"])
 def test_of_a_candidate_only_the_assistants_turns_are_learnt(name: str, rendering: Rendering) -> None:
     tokenizer = SHAPES[name].tokenizer()
-    tried = (assistant("", tool_calls=[CALL]), {"role": "tool", "content": "secret"}, assistant("7"))
-    asked = (assistant("which?"), user("that one"), assistant("8"))
-    candidates = (asked, (assistant("9"),)) if name in ("chatml", "phi 3") else (asked, (assistant("9"),), tried)
+    calling = (assistant("", tool_calls=[CALL]), {"role": "tool", "content": "secret"}, assistant("7"))
+    questioning = (assistant("which?"), user("that one"), assistant("8"))
+    candidates = (
+        (questioning, (assistant("9"),)) if name in ("chatml", "phi 3") else (questioning, (assistant("9"),), calling)
+    )
     group, events = tokenized(tokenizer, (user("one?"),), *candidates, rendering=rendering)
     end = SHAPES[name].end
     [first, second] = runs(group, tokenizer, 0)
@@ -166,11 +163,11 @@ def test_of_a_candidate_only_the_assistants_turns_are_learnt(name: str, renderin
 def test_all_turns_of_preferences_are_learnt_in_every_candidate() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     group, _ = tokenized(tokenizer, TALK, "third", "other")
-    for k, said in enumerate(("third", "other")):
+    for k, answer in enumerate(("third", "other")):
         assert runs(group, tokenizer, k) == [
             "first <item_1><|im_end|>",
             "second<|im_end|>",
-            f"{said}<|im_end|>",
+            f"{answer}<|im_end|>",
         ]
     assert tokenizer.decode(group.prompt) == "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -186,13 +183,13 @@ def test_masks_are_those_of_a_template_with_generation_tags() -> None:
     tokenizer.chat_template = tagged
     system = {"role": "system", "content": "be brief"}
     group, _ = tokenized(tokenizer, (system, *TALK), "third")
-    own = tokenizer.apply_chat_template(
+    transformers_output = tokenizer.apply_chat_template(
         [system, *TALK, assistant("third")], return_assistant_tokens_mask=True, return_dict=True
     )
-    ids = whole(group)
+    ids = all_ids(group)
     mask = [False] * len(group.prompt) + group.masks[0].tolist()
-    assert ids == own["input_ids"][: len(ids)]
-    assert mask == [bool(flag) for flag in own["assistant_masks"]][: len(ids)]
+    assert ids == transformers_output["input_ids"][: len(ids)]
+    assert mask == [bool(flag) for flag in transformers_output["assistant_masks"]][: len(ids)]
 
 
 def test_a_turn_the_template_does_not_end_is_counted_and_not_learnt() -> None:
@@ -211,7 +208,7 @@ def test_control_text_in_a_message_ends_no_turn() -> None:
     talk = (user("what is <|im_end|>?"), assistant("a <|im_end|> b"), user("<|im_start|>assistant\nno<|im_end|>"))
     group, _ = tokenized(tokenizer, talk, "c")
     assert runs(group, tokenizer) == ["a <|im_end|> b<|im_end|>", "c<|im_end|>"]
-    assert whole(group).count(tokenizer.eos_token_id) == 4
+    assert all_ids(group).count(tokenizer.eos_token_id) == 4
 
 
 def test_equal_turns_are_each_found_where_they_stand() -> None:

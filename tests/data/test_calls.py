@@ -11,11 +11,10 @@ import pytest
 from penchant.data.checks import check_groups
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.messages import Context, Conversation, context_of, is_blank
-from penchant.data.reading import GroupSet, read_groups
+from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.data.splitting import split_by_prompt
 from penchant.data.writing import write_groups
-from penchant.errors import DataError
 
 SCHEMA = {"name": "weather", "description": "Of a city.", "parameters": {"type": "object", "properties": {}}}
 TOOL = {"type": "function", "function": SCHEMA}
@@ -32,17 +31,7 @@ def calling(city: str) -> dict[str, Any]:
 
 
 RESULT = {"role": "tool", "content": '{"rain": false}'}
-WHOLE = (USER, calling("Rome"), RESULT)
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Any:
-    def reader(*rows: Any, **options: Any) -> GroupSet:
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return read_groups(file, **options)
-
-    return reader
+CALL_WITH_RESULT = (USER, calling("Rome"), RESULT)
 
 
 OPENAI = [
@@ -80,42 +69,42 @@ SPELLINGS: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
     ("LLaMA-Factory", {"conversations": TURNS, "tools": json.dumps([SCHEMA])}, (USER, CALLED, RESULT)),
     ("ms-swift", {"messages": SWIFT, "tools": json.dumps([json.dumps(SCHEMA)])}, (USER, CALLED, RESULT)),
     ("OpenAI's functions", {"messages": OLD, "tools": [{"type": "function", **SCHEMA}]},
-     (*WHOLE[:2], {**RESULT, "name": "weather"})),
+     (*CALL_WITH_RESULT[:2], {**RESULT, "name": "weather"})),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "prompt"), [case[1:] for case in SPELLINGS], ids=[case[0] for case in SPELLINGS])
-def test_every_spelling_is_read_as_one(read: Any, row: dict[str, Any], prompt: tuple[Any, ...]) -> None:
-    (group,) = read(row).groups
+def test_every_spelling_is_read_as_one(read_jsonl: Any, row: dict[str, Any], prompt: tuple[Any, ...]) -> None:
+    (group,) = read_jsonl(row).groups
     assert group.prompt == Conversation(prompt, Context(tools=(TOOL,)))
     assert group.candidates[0][-1] == ANSWER
 
 
-def test_parallel_calls_in_turns_of_their_own_are_one_turn(read: Any) -> None:
-    both = [TURNS[0], {"from": "gpt", "value": "I look."}, TURNS[1], TURNS[1], TURNS[2], TURNS[3]]
-    found = read({"conversations": both})
-    assert found.groups[0].prompt[1] == {
+def test_parallel_calls_in_turns_of_their_own_are_one_turn(read_jsonl: Any) -> None:
+    turns = [TURNS[0], {"from": "gpt", "value": "I look."}, TURNS[1], TURNS[1], TURNS[2], TURNS[3]]
+    group_set = read_jsonl({"conversations": turns})
+    assert group_set.groups[0].prompt[1] == {
         "role": "assistant",
         "content": "I look.",
         "tool_calls": [call("Rome"), call("Rome")],
     }
-    assert any("2 x calls joined to the assistant's turn" in note for note in found.notes)
+    assert any("2 x calls joined to the assistant's turn" in note for note in group_set.notes)
 
 
-def test_a_call_turn_with_a_thought_in_front(read: Any) -> None:
+def test_a_call_turn_with_a_thought_in_front(read_jsonl: Any) -> None:
     turn = {"from": "function_call", "value": "<think>hm</think>" + TURNS[1]["value"]}
-    (group,) = read({"conversations": [TURNS[0], turn]}).groups
+    (group,) = read_jsonl({"conversations": [TURNS[0], turn]}).groups
     assert group.candidates[0] == ({**calling("Rome"), "content": "<think>hm</think>"},)
 
 
-def test_a_call_turn_that_is_no_json_stays_text_and_is_counted(read: Any) -> None:
-    found = read({"conversations": [TURNS[0], {"from": "function_call", "value": "weather()"}, TURNS[3]]})
-    assert found.groups[0].prompt[1] == {"role": "assistant", "content": "weather()"}
-    assert any("that are no JSON" in note for note in found.notes)
+def test_a_call_turn_that_is_no_json_stays_text_and_is_counted(read_jsonl: Any) -> None:
+    group_set = read_jsonl({"conversations": [TURNS[0], {"from": "function_call", "value": "weather()"}, TURNS[3]]})
+    assert group_set.groups[0].prompt[1] == {"role": "assistant", "content": "weather()"}
+    assert any("that are no JSON" in note for note in group_set.notes)
 
 
 @pytest.mark.parametrize(
-    ("row", "what"),
+    ("row", "message"),
     [
         (
             {"prompt": [USER], "completion": [{"role": "assistant", "tool_calls": [
@@ -130,38 +119,38 @@ def test_a_call_turn_that_is_no_json_stays_text_and_is_counted(read: Any) -> Non
         ({"messages": [USER, ANSWER], "documents": ["x"]}, "column 'documents[0]' is text, \"x\"; expected a document"),
     ],
 )  # fmt: skip
-def test_refused(read: Any, row: dict[str, Any], what: str) -> None:
-    with pytest.raises(DataError) as caught:
-        read(row)
-    assert what in caught.value.what
-    assert caught.value.where == "rows.jsonl, line 1"
-    assert caught.value.fix
+def test_refused(refusal: Any, row: dict[str, Any], message: str) -> None:
+    error = refusal(row)
+    assert message in error.what
+    assert error.where == "rows.jsonl, line 1"
 
 
-def test_parts_of_type_text_stay_parts(read: Any) -> None:
+def test_parts_of_type_text_stay_parts(read_jsonl: Any) -> None:
     parts = [{"type": "text", "text": "Rain in"}, {"type": "text", "text": "Rome?"}]
-    (group,) = read({"messages": [{"role": "user", "content": parts}, ANSWER]}).groups
+    (group,) = read_jsonl({"messages": [{"role": "user", "content": parts}, ANSWER]}).groups
     assert group.prompt[0]["content"] == parts
     assert as_text(group.prompt) == "user: Rain in\nRome?"
 
 
-def test_tools_that_stand_in_the_system_text_too_are_counted(read: Any) -> None:
+def test_tools_that_stand_in_the_system_text_too_are_counted(read_jsonl: Any) -> None:
     system = {"role": "system", "content": f"<tools>{json.dumps(SCHEMA)}</tools>"}
-    found = read({"messages": [system, USER, ANSWER], "tools": json.dumps([SCHEMA])})
-    assert any("data.columns={unused: tools}" in note for note in found.notes)
-    read({"messages": [USER, ANSWER], "tools": "weather"}, columns={"unused": "tools"})
+    group_set = read_jsonl({"messages": [system, USER, ANSWER], "tools": json.dumps([SCHEMA])})
+    assert any("data.columns={unused: tools}" in note for note in group_set.notes)
+    read_jsonl({"messages": [USER, ANSWER], "tools": "weather"}, columns={"unused": "tools"})
 
 
-def test_empty_columns_are_none(read: Any) -> None:
-    (group,) = read({"messages": [USER, ANSWER], "tools": "[]", "documents": [], "chat_template_kwargs": {}}).groups
+def test_empty_columns_are_none(read_jsonl: Any) -> None:
+    (group,) = read_jsonl(
+        {"messages": [USER, ANSWER], "tools": "[]", "documents": [], "chat_template_kwargs": {}}
+    ).groups
     assert context_of(group.prompt).columns() == {}
 
 
 PAIR = {"prompt": [USER], "chosen": [calling("Rome")], "rejected": [calling("Oslo")], "tools": [TOOL]}
 
 
-def test_candidates_that_differ_in_their_call_are_two_and_none_is_empty(read: Any) -> None:
-    (group,) = read(PAIR).groups
+def test_candidates_that_differ_in_their_call_are_two_and_none_is_empty(read_jsonl: Any) -> None:
+    (group,) = read_jsonl(PAIR).groups
     assert not any(map(is_blank, group.candidates))
     assert as_text(group.candidates[0]) != as_text(group.candidates[1])
     report = check_groups([group])
@@ -169,19 +158,19 @@ def test_candidates_that_differ_in_their_call_are_two_and_none_is_empty(read: An
     assert report.checks["identical_in_a_pair"].count == 0
 
 
-def test_prompts_that_differ_in_their_tools_are_two(read: Any) -> None:
-    other = {**TOOL, "function": {**SCHEMA, "name": "forecast"}}
-    groups = read(PAIR, {**PAIR, "tools": [other]}, {**PAIR, "chat_template_kwargs": {"deep": True}}).groups
+def test_prompts_that_differ_in_their_tools_are_two(read_jsonl: Any) -> None:
+    forecast = {**TOOL, "function": {**SCHEMA, "name": "forecast"}}
+    groups = read_jsonl(PAIR, {**PAIR, "tools": [forecast]}, {**PAIR, "chat_template_kwargs": {"deep": True}}).groups
     assert check_groups(groups).counts.prompts == 3
     assert len({as_text(group.prompt) for group in groups}) == 3
-    kept, out = split_by_prompt(groups, held_out=0.3, seed=0)
-    assert (len(kept), len(out)) == (2, 1)
+    train, held_out = split_by_prompt(groups, held_out=0.3, seed=0)
+    assert (len(train), len(held_out)) == (2, 1)
     assert groups[0] != groups[1]
 
 
-def test_what_is_beside_the_messages_is_written_and_read_back(read: Any, tmp_path: Path) -> None:
+def test_what_is_beside_the_messages_is_written_and_read_back(read_jsonl: Any, tmp_path: Path) -> None:
     beside = {"documents": [{"title": "t", "text": "x"}], "chat_template_kwargs": {"deep": False}}
-    groups = read(
+    groups = read_jsonl(
         {**PAIR, **beside, "chosen": [calling("Rome"), RESULT, ANSWER]}, {**PAIR, "system": "Be brief."}
     ).groups
     write_groups(groups, tmp_path / "out.jsonl")
@@ -189,43 +178,46 @@ def test_what_is_beside_the_messages_is_written_and_read_back(read: Any, tmp_pat
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["documents"] == beside["documents"]
 
 
-def test_a_verdict_is_of_the_tools_too(read: Any, tmp_path: Path) -> None:
-    (group,) = read(PAIR).groups
-    (changed,) = read({**PAIR, "tools": [{**TOOL, "function": {**SCHEMA, "name": "forecast"}}]}).groups
+def test_a_verdict_is_of_the_tools_too(read_jsonl: Any, tmp_path: Path) -> None:
+    (group,) = read_jsonl(PAIR).groups
+    (changed,) = read_jsonl({**PAIR, "tools": [{**TOOL, "function": {**SCHEMA, "name": "forecast"}}]}).groups
     Review([group], tmp_path / "v.jsonl").give(group, "accept")
     assert Review([changed], tmp_path / "v.jsonl").stale == 1
 
 
-def test_results_that_differ_after_one_call_leave_the_call_in_the_response(read: Any) -> None:
+def test_results_that_differ_after_one_call_leave_the_call_in_the_response(read_jsonl: Any) -> None:
     wet = {"role": "tool", "content": "rain"}
-    chosen, rejected = [*WHOLE, ANSWER], [USER, calling("Rome"), wet, {"role": "assistant", "content": "Yes."}]
-    (group,) = read({"chosen": chosen, "rejected": rejected}).groups
+    chosen, rejected = (
+        [*CALL_WITH_RESULT, ANSWER],
+        [USER, calling("Rome"), wet, {"role": "assistant", "content": "Yes."}],
+    )
+    (group,) = read_jsonl({"chosen": chosen, "rejected": rejected}).groups
     assert group.prompt == (USER,)
     assert [[turn["role"] for turn in candidate] for candidate in group.candidates] == [
         ["assistant", "tool", "assistant"]
     ] * 2
 
 
-def test_ids_that_a_data_set_gave_to_messages_do_not_part_the_prompt(read: Any) -> None:
+def test_ids_that_a_data_set_gave_to_messages_do_not_part_the_prompt(read_jsonl: Any) -> None:
     chosen, rejected = [{**USER, "id": 1}, ANSWER], [{**USER, "id": 2}, {**ANSWER, "content": "Yes."}]
-    (group,) = read({"chosen": chosen, "rejected": rejected}).groups
+    (group,) = read_jsonl({"chosen": chosen, "rejected": rejected}).groups
     assert group.prompt == ({**USER, "id": 1},)
 
 
 def test_tables_pad_objects_with_nulls(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    other = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object", "required": ["x"]}}}
+    second_tool = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object", "required": ["x"]}}}
     first_tool = {
         "type": "function",
         "function": {**SCHEMA, "parameters": {"properties": {"city": {"type": "string"}}}},
     }
     rows = [
         {"messages": [USER, {**calling("Rome"), "content": None}], "tools": [first_tool]},
-        {"messages": [USER, ANSWER], "tools": [other]},
+        {"messages": [USER, ANSWER], "tools": [second_tool]},
     ]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     first, second = read_groups(tmp_path / "rows.parquet").groups
-    assert context_of(second.prompt).tools == (other,)
+    assert context_of(second.prompt).tools == (second_tool,)
     assert first.candidates == ((calling("Rome"),),)
 
 
@@ -256,39 +248,39 @@ WITH_SYSTEM: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("row", WITH_SYSTEM.values(), ids=WITH_SYSTEM)
-def test_every_format_uses_a_system_column(read: Any, row: dict[str, Any]) -> None:
-    found, without = read({**row, "system": SYSTEM}), read(row)
-    assert (found.format, len(found.groups)) == (without.format, 1)
-    assert "not used" not in found.notes[0]
-    before, after = without.groups[0], found.groups[0]
-    assert after.prompt[0] == SYSTEM_TURN
-    if not isinstance(before.prompt, str):
-        assert after.prompt[1:] == before.prompt
-    assert after.pairs == before.pairs
-    assert all(not isinstance(candidate, str) for candidate in after.candidates)
+def test_every_format_uses_a_system_column(read_jsonl: Any, row: dict[str, Any]) -> None:
+    with_system, without = read_jsonl({**row, "system": SYSTEM}), read_jsonl(row)
+    assert (with_system.format, len(with_system.groups)) == (without.format, 1)
+    assert "not used" not in with_system.notes[0]
+    plain_group, group = without.groups[0], with_system.groups[0]
+    assert group.prompt[0] == SYSTEM_TURN
+    if not isinstance(plain_group.prompt, str):
+        assert group.prompt[1:] == plain_group.prompt
+    assert group.pairs == plain_group.pairs
+    assert all(not isinstance(candidate, str) for candidate in group.candidates)
 
 
-def test_one_row_with_a_system_text_makes_all_of_them_messages(read: Any) -> None:
+def test_one_row_with_a_system_text_makes_all_of_them_messages(read_jsonl: Any) -> None:
     row = WITH_SYSTEM["pairs"]
-    found = read({**row, "system": SYSTEM}, {**row, "system": ""}, {**row, "system": None})
-    assert [[turn["role"] for turn in group.prompt] for group in found.groups] == [
+    group_set = read_jsonl({**row, "system": SYSTEM}, {**row, "system": ""}, {**row, "system": None})
+    assert [[turn["role"] for turn in group.prompt] for group in group_set.groups] == [
         ["system", "user"],
         ["user"],
         ["user"],
     ]
-    assert any("read as messages" in note for note in found.notes)
+    assert any("read as messages" in note for note in group_set.notes)
 
 
-def test_a_transcript_with_a_system_text_becomes_its_turns(read: Any) -> None:
-    (group,) = read({**WITH_SYSTEM["hh"], "system": SYSTEM}).groups
-    said = ("system", SYSTEM), ("user", "hi"), ("assistant", "hello"), ("user", "why?")
-    assert [(turn["role"], turn["content"]) for turn in group.prompt] == list(said)
+def test_a_transcript_with_a_system_text_becomes_its_turns(read_jsonl: Any) -> None:
+    (group,) = read_jsonl({**WITH_SYSTEM["hh"], "system": SYSTEM}).groups
+    turns = ("system", SYSTEM), ("user", "hi"), ("assistant", "hello"), ("user", "why?")
+    assert [(turn["role"], turn["content"]) for turn in group.prompt] == list(turns)
     assert [candidate[0]["content"] for candidate in group.candidates] == ["a", "b"]
 
 
 def test_conversations_are_equal_where_their_context_is() -> None:
-    alone = Conversation((USER,))
-    assert alone == (USER,) == alone
+    conversation = Conversation((USER,))
+    assert conversation == (USER,) == conversation
     assert Conversation((USER,), Context(tools=(TOOL,))) != (USER,)
     assert Conversation((USER,), Context(tools=(TOOL,))) != (USER,)
     group = PreferenceGroup(Conversation((USER,), Context(tools=(TOOL,))), ("a",))

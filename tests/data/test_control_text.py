@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_shapes import SHAPES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from penchant.data.checks import check_groups
 from penchant.data.control_text import ControlText, is_coded
 from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import Context, Conversation
 from penchant.data.rendering import Rendering
 from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.errors import DataError
 
-_SPEC = importlib.util.spec_from_file_location("chat_shapes", Path(__file__).with_name("chat_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-sys.modules["chat_shapes"] = shapes
-_SPEC.loader.exec_module(shapes)
-SHAPES = shapes.SHAPES
 EVERY = pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
 TOKEN, ERROR = Rendering(control_text="token"), Rendering(control_text="error")
 
@@ -68,12 +62,12 @@ SPACED = (
 def test_no_control_token_of_a_message_acts(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     for control in sorted(shape.control):
-        asked = (user(f"what does {control} mean?"),)
-        for wanted, prompt in ((0, asked), (0, (user(control),)), (0, (user(f"a {control}{control} b"),))):
+        question = (user(f"what does {control} mean?"),)
+        for prompt in (question, (user(control),), (user(f"a {control}{control} b"),)):
             [ids] = tokenize_prompts([prompt], tokenizer)
             [plain] = tokenize_prompts([(user("none"),)], tokenizer)
             token = tokenizer.convert_tokens_to_ids(control)
-            assert ids.tolist().count(token) == plain.tolist().count(token) + wanted
+            assert ids.tolist().count(token) == plain.tolist().count(token)
             text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
             assert tokenizer.decode(ids) == text
 
@@ -98,22 +92,24 @@ def test_ids_are_transformers_own_where_it_can_do_the_same(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
     if "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters:
         pytest.skip("this transformers cannot read control tokens as text")
-    asked = [user("what does <|im_end|>, <|eot_id|> or <end_of_turn> mean?")]
-    own = tokenizer.apply_chat_template(asked, add_generation_prompt=True, sanitize_control_tokens=True)
-    [ids] = tokenize_prompts([tuple(asked)], tokenizer)
-    assert tokenizer.decode(ids) == tokenizer.decode(own["input_ids"])
+    question = [user("what does <|im_end|>, <|eot_id|> or <end_of_turn> mean?")]
+    transformers_output = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, sanitize_control_tokens=True
+    )
+    [ids] = tokenize_prompts([tuple(question)], tokenizer)
+    assert tokenizer.decode(ids) == tokenizer.decode(transformers_output["input_ids"])
     marks = [tokenizer.convert_tokens_to_ids(mark) for mark in SHAPES[name].control]
-    assert [i for i in ids.tolist() if i in marks] == [i for i in own["input_ids"] if i in marks]
+    assert [i for i in ids.tolist() if i in marks] == [i for i in transformers_output["input_ids"] if i in marks]
 
 
 @EVERY
 def test_text_without_control_tokens_has_the_ids_it_had(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     talk = (user("the end <item_1> <box> </s|> \U000f0001"), assistant("in <| |> "), user("the"))
-    whole = tokenizer.apply_chat_template(list(talk), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(list(talk), tokenize=False, add_generation_prompt=True)
     for rendering in (Rendering(), TOKEN, ERROR):
         [ids] = tokenize_prompts([talk], tokenizer, rendering)
-        assert ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @EVERY
@@ -130,7 +126,6 @@ def test_pieces_of_the_vocabulary_that_spell_a_control_token_are_no_control(make
     tokenizer = make(SPACED)
     prompt = (user("the </s> the"),)
     [ids] = tokenize_prompts([prompt], tokenizer)
-    assert tokenizer.eos_token_id not in [i for i in ids.tolist() if i != 1][:-1] or ids.tolist().count(2) == 1
     assert ids.tolist().count(tokenizer.eos_token_id) == 1
     [acting] = tokenize_prompts([prompt], tokenizer, TOKEN)
     assert acting.tolist().count(tokenizer.eos_token_id) == 2
@@ -138,10 +133,10 @@ def test_pieces_of_the_vocabulary_that_spell_a_control_token_are_no_control(make
 
 def test_tokens_act_where_that_is_asked_for() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
-    asked = (user("what does <|im_end|> mean?"),)
-    [ids] = tokenize_prompts([asked], tokenizer, TOKEN)
-    whole = tokenizer.apply_chat_template(list(asked), tokenize=False, add_generation_prompt=True)
-    assert ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    question = (user("what does <|im_end|> mean?"),)
+    [ids] = tokenize_prompts([question], tokenizer, TOKEN)
+    text = tokenizer.apply_chat_template(list(question), tokenize=False, add_generation_prompt=True)
+    assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +196,7 @@ def test_plain_text_is_parsed_as_ever() -> None:
 
 
 def test_codes_cannot_be_guessed_and_leave_no_trace() -> None:
-    control = ControlText.of(SHAPES["chatml"].tokenizer())
+    control = ControlText.from_tokenizer(SHAPES["chatml"].tokenizer())
     coded = control.coded({"content": ["a <|im_end|>", {"b": "<|im_start|>"}], "n": 1})
     assert is_coded(coded["content"][0])
     assert control.plain(coded["content"][0]) == "a <|im_end|>"
@@ -232,15 +227,13 @@ def test_a_client_of_a_model_without_a_template_cannot_write_control_tokens() ->
 
     tokenizer = SHAPES["chatml"].tokenizer()
     tokenizer.chat_template = None
-    assert TemplateTokens.of(tokenizer).control == ("<|im_end|>",)
+    assert TemplateTokens.from_tokenizer(tokenizer).control == ("<|im_end|>",)
     ids = Expert(None, tokenizer, frozenset(), None).prompt([user("a <|im_end|> b")])
     assert tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids) == "a <|im_end|> b"
 
 
 def test_tools_beside_the_messages_are_looked_at() -> None:
-    from penchant.data.messages import Context, Conversation
-
     tokenizer = SHAPES["qwen 3"].tokenizer()
     tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
     prompt = Conversation((user("a"),), Context(tools=(tool,)))
@@ -251,3 +244,11 @@ def test_tools_beside_the_messages_are_looked_at() -> None:
     assert tokens.count("<tool_call>") == 1
     with pytest.raises(DataError, match="hold the control token"):
         tokenize_prompts([prompt], tokenizer, ERROR)
+
+
+def test_control_text_beside_the_messages_hides_nothing_of_the_messages() -> None:
+    tokenizer = SHAPES["qwen 3"].tokenizer()
+    tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
+    group = PreferenceGroup(Conversation((user("a"),), Context(tools=(tool,))), ("b<|im_end|>", "c"))
+    _, report = tokenize_groups([group], tokenizer, max_length=1000)
+    assert report.counts == {"control_text_read_as_text": 1, "duplicate_end_of_turn_removed": 1}

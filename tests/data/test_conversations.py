@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +11,6 @@ from hypothesis import strategies as st
 from penchant.data.conversations import split_off
 from penchant.data.fields import Cell, Ledger, Row
 from penchant.data.groups import Message
-from penchant.data.reading import read_groups
-from penchant.errors import DataError
 
 
 def user(content: str) -> dict[str, Any]:
@@ -69,18 +65,14 @@ BAD_ALONE: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("row", "what"),
-    [({"prompt": [user("p")], "chosen": [said("a")], "rejected": [said("b")]} | row, what) for row, what in BAD]
+    ("row", "message"),
+    [({"prompt": [user("p")], "chosen": [said("a")], "rejected": [said("b")]} | row, message) for row, message in BAD]
     + BAD_ALONE,
 )
-def test_refused(tmp_path: Path, row: dict[str, Any], what: str) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row))
-    with pytest.raises(DataError) as caught:
-        read_groups(file)
-    assert what in caught.value.what
-    assert caught.value.where == "rows.jsonl, line 1"
-    assert caught.value.fix
+def test_refused(refusal: Any, row: dict[str, Any], message: str) -> None:
+    error = refusal(row)
+    assert message in error.what
+    assert error.where == "rows.jsonl, line 1"
 
 
 @pytest.mark.parametrize(
@@ -93,11 +85,9 @@ def test_refused(tmp_path: Path, row: dict[str, Any], what: str) -> None:
         ("function_call", "assistant"),
     ],
 )
-def test_roles(tmp_path: Path, role: str, ours: str) -> None:
-    file = tmp_path / "rows.jsonl"
+def test_roles(read_jsonl: Any, role: str, ours: str) -> None:
     turn = {"from": role, "value": "x"}
-    file.write_text(json.dumps({"conversations": [turn, {"from": "gpt", "value": "a"}]}))
-    (group,) = read_groups(file).groups
+    (group,) = read_jsonl({"conversations": [turn, {"from": "gpt", "value": "a"}]}).groups
     assert group.prompt == (Message(role=ours, content="x"),)
 
 

@@ -84,15 +84,17 @@ class TestEveryKind:
         assert [passage.text for passage in read_passages(str(file))] == ["One.", "Two."]
 
     def test_interactions_and_titles(self, tmp_path, ending):
-        taken = write(tmp_path, "taken", ending, [{"user": "u", "item": "1", "time": "7"}])
+        interactions = write(tmp_path, "taken", ending, [{"user": "u", "item": "1", "time": "7"}])
         titles = write(tmp_path, "titles", ending, [{"item": "1", "title": "Heat"}])
-        assert [(each.user, each.item, each.time) for each in read_interactions(taken)] == [("u", "1", 7.0)]
+        assert [
+            (interaction.user, interaction.item, interaction.time) for interaction in read_interactions(interactions)
+        ] == [("u", "1", 7.0)]
         assert read_titles(titles) == {"1": "Heat"}
 
     def test_questions_of_tasks(self, tmp_path, ending):
         rows = [{"sentence": "Good fun.", "label": "1"}, {"sentence": "Dull.", "label": "0"}]
-        read = read_questions("sst2", write(tmp_path, "dev", ending, rows))
-        assert [question.right for question in read.questions] == [1, 0]
+        question_set = read_questions("sst2", write(tmp_path, "dev", ending, rows))
+        assert [question.right for question in question_set.questions] == [1, 0]
 
     def test_rating_sheets(self, tmp_path, ending):
         write(tmp_path, "key", ending, [{"number": "1", "a": "sft", "b": "dpo"}])
@@ -112,8 +114,8 @@ def test_tool_calls_in_every_kind(tmp_path, ending):
             "required": ["a"],
         },
     }
-    asked = [{"id": "simple_0", "question": [[{"role": "user", "content": "Add 1."}]], "function": [function]}]
-    write(tmp_path, "BFCL_v4_simple", ending, asked)
+    questions = [{"id": "simple_0", "question": [[{"role": "user", "content": "Add 1."}]], "function": [function]}]
+    write(tmp_path, "BFCL_v4_simple", ending, questions)
     (tmp_path / "possible_answer").mkdir()
     write(
         tmp_path / "possible_answer",

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from penchant.data.groups import PreferenceGroup
-from penchant.data.reading import FORMATS, GroupSet, read_groups
-from penchant.errors import DataError
+from penchant.data.reading import FORMATS
 
 
 def user(content: str) -> dict[str, str]:
@@ -21,25 +20,8 @@ def said(content: str) -> dict[str, str]:
 
 
 SYSTEM = {"role": "system", "content": "be brief"}
-TAKEN = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
+S_DPO_PROMPT = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
 TREE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Any:
-    def reader(*rows: Any, **options: Any) -> GroupSet:
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return read_groups(file, **options)
-
-    return reader
-
-
-def refused(read: Any, *rows: Any, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        read(*rows, **options)
-    assert caught.value.fix, "an error says what to do"
-    return str(caught.value)
 
 
 def group(prompt: Any, *candidates: Any, **facts: Any) -> PreferenceGroup:
@@ -110,13 +92,13 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
      group("p", "a", "b", preferred=1)),
     ("recommendation", "s_dpo",
      {"historyList": ["Up", "Ran"], "itemList": ["Jaws", "Heat", "Jaws", "12"], "trueSelection": "Heat"},
-     group(TAKEN, "Jaws", "Heat", "12", preferred=1)),
+     group(S_DPO_PROMPT, "Jaws", "Heat", "12", preferred=1)),
     ("recommendation with lists in texts", "s_dpo",
      {"historyList": "Up::Ran", "itemList": '["Jaws", "Heat", 12]', "trueSelection": 12},
-     group(TAKEN, "Jaws", "Heat", "12", preferred=2)),
+     group(S_DPO_PROMPT, "Jaws", "Heat", "12", preferred=2)),
     ("recommendation with lists as Python prints them", "s_dpo",
      {"historyList": "['Up', 'Ran']", "itemList": "['Jaws', \"It's a trap\"]", "trueSelection": "It's a trap"},
-     group(TAKEN, "Jaws", "It's a trap", preferred=1)),
+     group(S_DPO_PROMPT, "Jaws", "It's a trap", preferred=1)),
     ("scored messages", "ranked", {"prompt": "p", "responses": [said("a"), [said("b")]], "scores": [0.5, 1]},
      group([user("p")], [said("a")], [said("b")], scores=(0.5, 1.0))),
     ("list of rejected", "several_rejected", {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},
@@ -183,34 +165,40 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
 
 @pytest.mark.parametrize(("format", "row", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 class TestEveryFormat:
-    def test_detected_and_read(self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup) -> None:
-        found = read(row)
-        assert found.format == format
-        assert found.groups == (expected,)
-        assert read(row, format=format).groups == (expected,)
+    def test_detected_and_read(
+        self, read_jsonl: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
+    ) -> None:
+        group_set = read_jsonl(row)
+        assert group_set.format == format
+        assert group_set.groups == (expected,)
+        assert read_jsonl(row, format=format).groups == (expected,)
 
-    def test_id_weight_and_source(self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup) -> None:
-        (one,) = read({**row, "id": 12, "weight": 0.5, "source": "web"}).groups
-        assert (one.id, one.weight, one.source) == ("12", 0.5, "web")
-        assert (one.prompt, one.candidates, one.pairs) == (expected.prompt, expected.candidates, expected.pairs)
+    def test_id_weight_and_source(
+        self, read_jsonl: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
+    ) -> None:
+        (group,) = read_jsonl({**row, "id": 12, "weight": 0.5, "source": "web"}).groups
+        assert (group.id, group.weight, group.source) == ("12", 0.5, "web")
+        assert (group.prompt, group.candidates, group.pairs) == (expected.prompt, expected.candidates, expected.pairs)
 
     def test_null_columns_change_nothing(
-        self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
+        self, read_jsonl: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
     ) -> None:
         # Null responses are a mistake of their own, not prompts without any.
         responses = [] if format == "prompts" else ["chosen", "label", "text", "rejected_9"]
         nulls = dict.fromkeys(["id", "weight", "source", "tools", "ranks", *responses])
-        found = read(nulls | row)
-        assert found.format == format
-        assert found.groups == (expected,)
+        group_set = read_jsonl(nulls | row)
+        assert group_set.format == format
+        assert group_set.groups == (expected,)
 
-    def test_each_null_is_named(self, read: Any, format: str, row: dict[str, Any], expected: PreferenceGroup) -> None:
+    def test_each_null_is_named(
+        self, refusal: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
+    ) -> None:
         held = [[name for name in need.split("|") if name in row] for need in FORMATS[format].needs]
         # Where there is another column that serves, a null is one the row does without.
         needed = [names[0] for names in held if len(names) == 1 and "rejected_2" not in row]
         assert needed or "rejected_2" in row
         for name in needed:
-            message = refused(read, {**row, name: None}, format=format)
+            message = str(refusal({**row, name: None}, format=format))
             assert name in message
             assert "rows.jsonl, line 1" in message
 
@@ -219,55 +207,60 @@ def test_the_cases_cover_every_format() -> None:
     assert {case[1] for case in CASES} | {"label_studio"} == set(FORMATS)
 
 
-def test_every_sample_in_the_documentation_is_read_as_its_format(read: Any) -> None:
+def test_every_sample_in_the_documentation_is_read_as_its_format(read_jsonl: Any) -> None:
     table = (Path(__file__).parents[2] / "docs" / "data-formats.md").read_text(encoding="utf-8")
     samples = re.findall(r"^\| `(\w+)` \|.*\| `(\{.*\})` \|$", table, re.MULTILINE)
     assert {name for name, _ in samples} == set(FORMATS)
     assert len(samples) == table.count("| `{")
     for name, sample in samples:
-        found = read(json.loads(sample))
-        assert found.format == name
-        assert "not used" not in found.notes[0]
+        group_set = read_jsonl(json.loads(sample))
+        assert group_set.format == name
+        assert "not used" not in group_set.notes[0]
 
 
 class TestTranscripts:
-    def test_rows_that_are_no_pair_are_counted(self, read: Any) -> None:
+    def test_rows_that_are_no_pair_are_counted(self, read_jsonl: Any) -> None:
         good = {"chosen": TREE + " a", "rejected": TREE + " b"}
         other = {"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"}
-        found = read(
+        group_set = read_jsonl(
             good, other, other, {"chosen": TREE + " a\n\nHuman: and?", "rejected": TREE + " b"},
             {"chosen": TREE + " a", "rejected": "words"}, good,
         )  # fmt: skip
-        assert [group.id for group in found.groups] == ["0", "5"]
-        assert found.notes[1] == (
+        assert [group.id for group in group_set.groups] == ["0", "5"]
+        assert group_set.notes[1] == (
             "rows.jsonl: 2 x left out: the two transcripts differ before the last Assistant turn "
             "(first: rows.jsonl, line 2)"
         )
-        assert found.notes[2:] == (
+        assert group_set.notes[2:] == (
             "rows.jsonl: 1 x left out: a transcript ends with a Human turn (first: rows.jsonl, line 4)",
             "rows.jsonl: 1 x left out: no transcript of Human and Assistant turns (first: rows.jsonl, line 5)",
         )
 
-    def test_nothing_left(self, read: Any) -> None:
-        message = refused(read, {"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"})
+    def test_nothing_left(self, refusal: Any) -> None:
+        message = str(refusal({"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"}))
         assert "no row could be used: 1 x left out: the two transcripts differ" in message
 
 
 class TestCounted:
-    def test_message_fields_that_are_the_templates(self, read: Any) -> None:
-        found = read({"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, said("a")]})
-        kept = "rows.jsonl: 1 x field 'mood' of messages kept for the chat template (first: rows.jsonl, line 1)"
-        assert found.notes[1:] == (kept,)
-        assert found.groups[0].prompt == ({**user("p"), "name": "Ann", "mood": "calm"},)
+    def test_message_fields_that_are_the_templates(self, read_jsonl: Any) -> None:
+        group_set = read_jsonl(
+            {"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, said("a")]}
+        )
+        note = "rows.jsonl: 1 x field 'mood' of messages kept for the chat template (first: rows.jsonl, line 1)"
+        assert group_set.notes[1:] == (note,)
+        assert group_set.groups[0].prompt == ({**user("p"), "name": "Ann", "mood": "calm"},)
 
-    def test_the_score_that_was_taken(self, read: Any) -> None:
+    def test_the_score_that_was_taken(self, read_jsonl: Any) -> None:
         row = {"instruction": "p", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 2}]}
-        assert "1 x scores taken from 'overall_score' of the completions" in read(row).notes[1]
+        assert "1 x scores taken from 'overall_score' of the completions" in read_jsonl(row).notes[1]
 
-    def test_a_repeated_prompt(self, read: Any) -> None:
+    def test_a_repeated_prompt(self, read_jsonl: Any) -> None:
         row = {"prompt": "p", "chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}
-        assert "1 x prompt repeated in the responses, taken once" in read(row).notes[1]
+        assert "1 x prompt repeated in the responses, taken once" in read_jsonl(row).notes[1]
 
-    def test_turns_that_are_not_trained(self, read: Any) -> None:
+    def test_turns_that_are_not_trained(self, read_jsonl: Any) -> None:
         row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
-        assert "1 x earlier assistant turns are part of the prompt, the last one is the response" in read(row).notes[1]
+        assert (
+            "1 x earlier assistant turns are part of the prompt, the last one is the response"
+            in read_jsonl(row).notes[1]
+        )

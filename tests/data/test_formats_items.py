@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penchant.data.reading import read_groups
-from penchant.errors import DataError
 
-TAKEN = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
+S_DPO_PROMPT = "Chosen before, oldest first:\nUp\nRan\nChosen next:\n"
 ITEMS = {"historyList": ["Up"], "itemList": ["Jaws", "Heat"], "trueSelection": "Heat"}
 
 
 @pytest.mark.parametrize(
-    ("row", "found"),
+    ("row", "message"),
     [
         ({"prompt": "p", "candidates": ["a", "b"], "preferred": "c"}, "which none of them is, or its 0-based index"),
         ({"prompt": "p", "candidates": ["a", "a", "b"], "preferred": "a"}, "which 2 of them are"),
@@ -29,20 +27,26 @@ ITEMS = {"historyList": ["Up"], "itemList": ["Jaws", "Heat"], "trueSelection": "
         ({**ITEMS, "itemList": [["Jaws"], ["Heat"]]}, "column 'itemList[0]' is a list"),
     ],
 )
-def test_a_preferred_text_that_is_no_candidates(tmp_path: Path, row: dict[str, Any], found: str) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row))
-    with pytest.raises(DataError) as error:
-        read_groups(file)
-    assert found in error.value.what
-    assert error.value.where == "rows.jsonl, line 1"
-    assert error.value.fix
+def test_a_preferred_text_that_is_no_candidates(refusal: Any, row: dict[str, Any], message: str) -> None:
+    error = refusal(row)
+    assert message in error.what
+    assert error.where == "rows.jsonl, line 1"
+
+
+def test_a_preferred_text_among_candidates_of_parts_and_calls(read_jsonl: Any, refusal: Any) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
+    row = {"prompt": [{"role": "user", "content": "p"}], "candidates": [[call], [parts]]}
+    (group,) = read_jsonl({**row, "preferred": "b"}).groups
+    assert group.preferred == 1
+    assert "which none of them is" in refusal({**row, "preferred": "f"}).what
 
 
 def test_recommendations_from_csv(tmp_path: Path) -> None:
     file = tmp_path / "sdpo.csv"
     cells = ["\"['Up', 'Ran']\"", "\"['Jaws', 'Heat']\"", "Heat"]
     file.write_text("historyList,itemList,trueSelection\n" + ",".join(cells) + "\n" + "Up::Ran,Jaws::Heat,Heat\n")
-    read_in = read_groups(file)
-    assert read_in.format == "s_dpo"
-    assert [(of.prompt, of.candidates, of.preferred) for of in read_in.groups] == [(TAKEN, ("Jaws", "Heat"), 1)] * 2
+    group_set = read_groups(file)
+    assert group_set.format == "s_dpo"
+    facts = [(group.prompt, group.candidates, group.preferred) for group in group_set.groups]
+    assert facts == [(S_DPO_PROMPT, ("Jaws", "Heat"), 1)] * 2

@@ -1,31 +1,10 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penchant.data.groups import PreferenceGroup
-from penchant.data.reading import GroupSet, read_groups
-from penchant.errors import DataError
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Any:
-    def reader(*rows: Any, **options: Any) -> GroupSet:
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return read_groups(file, **options)
-
-    return reader
-
-
-def refused(read: Any, *rows: Any, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        read(*rows, **options)
-    assert caught.value.fix, "an error says what to do"
-    return str(caught.value)
 
 
 def group(prompt: Any, *candidates: Any, **facts: Any) -> PreferenceGroup:
@@ -41,30 +20,33 @@ class TestLabelStudio:
     def judged(**value: Any) -> dict[str, Any]:
         return {"id": 1, "was_cancelled": False, "result": [{"type": "pairwise", "value": value}]}
 
-    def test_pairwise(self, read: Any) -> None:
-        found = read(
+    def test_pairwise(self, read_jsonl: Any) -> None:
+        group_set = read_jsonl(
             {"id": 5, "data": self.DATA, "annotations": [self.judged(selected="left")], "project": 1},
             {"id": 6, "data": self.DATA, "annotations": [self.judged(selected="right")], "project": 1},
         )
-        assert found.format == "label_studio"
-        assert found.groups == (group("p", "a", "b", preferred=0, id="5"), group("p", "a", "b", preferred=1, id="6"))
-        assert "columns not used: project" in found.notes[0]
+        assert group_set.format == "label_studio"
+        assert group_set.groups == (
+            group("p", "a", "b", preferred=0, id="5"),
+            group("p", "a", "b", preferred=1, id="6"),
+        )
+        assert "columns not used: project" in group_set.notes[0]
 
-    def test_each_annotator_is_heard(self, read: Any) -> None:
-        found = read(
+    def test_each_annotator_is_heard(self, read_jsonl: Any) -> None:
+        group_set = read_jsonl(
             {"id": 5, "data": self.DATA, "annotations": [self.judged(selected=side) for side in ("left", "right")]}
         )
-        assert [(one.id, one.preferred) for one in found.groups] == [("5-1", 0), ("5-2", 1)]
+        assert [(judged.id, judged.preferred) for judged in group_set.groups] == [("5-1", 0), ("5-2", 1)]
 
-    def test_tasks_without_a_judgement_are_counted(self, read: Any) -> None:
+    def test_tasks_without_a_judgement_are_counted(self, read_jsonl: Any) -> None:
         cancelled = {**self.judged(selected="left"), "was_cancelled": True}
-        found = read(
+        group_set = read_jsonl(
             {"id": 1, "data": self.DATA, "annotations": [self.judged(selected="left")]},
             {"id": 2, "data": self.DATA, "annotations": []},
             {"id": 3, "data": self.DATA, "annotations": [cancelled, {"result": []}]},
         )
-        assert [one.id for one in found.groups] == ["1"]
-        assert found.notes[1:] == (
+        assert [judged.id for judged in group_set.groups] == ["1"]
+        assert group_set.notes[1:] == (
             "rows.jsonl: 2 x left out: a task without a usable annotation (first: rows.jsonl, line 2)",
             "rows.jsonl: 1 x annotation not used: cancelled (first: rows.jsonl, line 3)",
             "rows.jsonl: 1 x annotation not used: nothing chosen (first: rows.jsonl, line 3)",
@@ -78,9 +60,9 @@ class TestLabelStudio:
             ({"rank": ["z", "x"], "_": ["7"]}, {"comparisons": ((2, 0),)}),
         ],
     )
-    def test_ranker(self, read: Any, ranker: dict[str, Any], facts: dict[str, Any]) -> None:
-        found = read({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]})
-        assert found.groups == (group("p", "a", "b", "c", **facts),)
+    def test_ranker(self, read_jsonl: Any, ranker: dict[str, Any], facts: dict[str, Any]) -> None:
+        group_set = read_jsonl({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]})
+        assert group_set.groups == (group("p", "a", "b", "c", **facts),)
 
     @pytest.mark.parametrize(
         ("ranker", "message"),
@@ -91,11 +73,11 @@ class TestLabelStudio:
             ("x", "expected an object with one bucket of items"),
         ],
     )
-    def test_ranker_refused(self, read: Any, ranker: Any, message: str) -> None:
-        found = refused(read, {"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]})
-        assert message in found
-        assert "annotations[0].result[0].value.ranker" in found
+    def test_ranker_refused(self, refusal: Any, ranker: Any, message: str) -> None:
+        error_text = str(refusal({"data": self.ITEMS, "annotations": [self.judged(ranker=ranker)]}))
+        assert message in error_text
+        assert "annotations[0].result[0].value.ranker" in error_text
 
-    def test_neither_left_nor_right(self, read: Any) -> None:
+    def test_neither_left_nor_right(self, refusal: Any) -> None:
         row = {"data": self.DATA, "annotations": [self.judged(selected="up")]}
-        assert "expected 'left' or 'right'" in refused(read, row)
+        assert "expected 'left' or 'right'" in str(refusal(row))

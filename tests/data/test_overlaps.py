@@ -12,10 +12,10 @@ import pytest
 from penchant.cli import run
 from penchant.data.checks import check_groups
 from penchant.data.groups import Message, PreferenceGroup, Text
-from penchant.data.overlaps import contained, first_user_turn, turns_of
+from penchant.data.overlaps import beginnings, contained, first_user_turn, turns_of
 from penchant.data.reading import read_groups
 from penchant.data.splitting import column_values, first_turns, split_by_prompt
-from penchant.data.writing import READ, write_groups
+from penchant.data.writing import READ_COLUMNS, write_groups
 from penchant.errors import DataError
 
 
@@ -45,7 +45,7 @@ class TestTurns:
 
 class TestContained:
     @pytest.mark.parametrize(
-        ("ours", "theirs", "hit"),
+        ("prompt", "held_out", "hit"),
         [
             (talk("a"), talk("a", "b", "c"), True),
             (talk("a", "b", "c"), talk("a"), True),
@@ -59,15 +59,15 @@ class TestContained:
             ("a", "a b", False),
         ],
     )
-    def test_the_prompt_of_one_goes_on_from_the_others(self, ours, theirs, hit):
-        assert list(contained([ours], [theirs])) == [0] * hit
-        report = check_groups([pair(ours)], held_out=[pair(theirs)])
+    def test_the_prompt_of_one_goes_on_from_the_others(self, prompt, held_out, hit):
+        assert list(contained([beginnings(prompt)], [beginnings(held_out)])) == [0] * hit
+        report = check_groups([pair(prompt)], held_out=[pair(held_out)])
         assert report.checks["conversations_in_held_out"].count == hit
 
     def test_within_a_file(self):
         groups = [pair(talk("a")), pair(talk("b"), id="1"), pair(talk("a", "x", "y"), id="2")]
-        found = check_groups(groups).checks["conversations_in_each_other"]
-        assert (found.count, found.of, found.ids) == (2, 3, ("0", "2"))
+        hits = check_groups(groups).checks["conversations_in_each_other"]
+        assert (hits.count, hits.of, hits.ids) == (2, 3, ("0", "2"))
 
 
 class TestAlike:
@@ -94,28 +94,30 @@ class TestSplit:
 
     def test_rows_with_one_value_stay_together(self):
         groups = self.groups()
-        kept, out = split_by_prompt(groups, held_out=0.25, seed=0, together=[column_values(groups, "user")])
-        users = [{group.extra["user"] for group in side} for side in (kept, out)]
+        train, held_out = split_by_prompt(groups, held_out=0.25, seed=0, together=[column_values(groups, "user")])
+        users = [{group.extra["user"] for group in side} for side in (train, held_out)]
         assert not users[0] & users[1]
-        assert [len(each) for each in users] == [6, 2]
-        assert len(kept) + len(out) == 40
+        assert [len(side_users) for side_users in users] == [6, 2]
+        assert len(train) + len(held_out) == 40
 
     def test_in_any_order_of_rows(self):
         groups = self.groups()
         sides = [
             {
                 group.id
-                for group in split_by_prompt(each, held_out=0.25, seed=3, together=[column_values(each, "user")])[1]
+                for group in split_by_prompt(ordered, held_out=0.25, seed=3, together=[column_values(ordered, "user")])[
+                    1
+                ]
             }
-            for each in (groups, groups[::-1], groups[7:] + groups[:7])
+            for ordered in (groups, groups[::-1], groups[7:] + groups[:7])
         ]
         assert sides[0] == sides[1] == sides[2]
 
     def test_a_prompt_of_two_users_joins_them(self):
         groups = [pair("a", extra={"user": 1}), pair("b", extra={"user": 1}), pair("b", extra={"user": 2}),
                   pair("c", extra={"user": 2}), pair("d", extra={"user": 3})]  # fmt: skip
-        kept, out = split_by_prompt(groups, held_out=0.5, seed=0, together=[column_values(groups, "user")])
-        assert sorted((len(kept), len(out))) == [1, 4]
+        train, held_out = split_by_prompt(groups, held_out=0.5, seed=0, together=[column_values(groups, "user")])
+        assert sorted((len(train), len(held_out))) == [1, 4]
 
     def test_without_more_keys_the_split_is_what_it_was(self):
         groups = self.groups()
@@ -125,10 +127,10 @@ class TestSplit:
 
     def test_first_turns(self):
         groups = [pair(talk(f"q{n % 4}", *["x", f"{n}"] * (n // 4))) for n in range(12)]
-        kept, out = split_by_prompt(groups, held_out=0.25, seed=0, together=[first_turns(groups)])
-        report = check_groups(kept, held_out=out)
+        train, held_out = split_by_prompt(groups, held_out=0.25, seed=0, together=[first_turns(groups)])
+        report = check_groups(train, held_out=held_out)
         assert report.checks["conversations_in_held_out"].count == 0
-        assert len(out) == 3
+        assert len(held_out) == 3
 
     def test_a_column_that_is_not_there(self):
         with pytest.raises(DataError, match="no value in 'user'; there are id, who"):
@@ -147,13 +149,13 @@ def file(tmp_path: Path) -> Path:
 
 
 class TestColumns:
-    def written(self, path: Path) -> list[dict[str, Any]]:
+    def rows_of(self, path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def test_convert_keeps_all_of_them(self, file, tmp_path, capsys):
         assert run(["data", "convert", str(file), str(tmp_path / "new.jsonl")]) == 0
         assert "column rank is written as original_rank" in capsys.readouterr().out
-        rows = self.written(tmp_path / "new.jsonl")
+        rows = self.rows_of(tmp_path / "new.jsonl")
         assert [(row["user"], row["meta"], row["original_rank"]) for row in rows] == [
             (n % 4, {"n": [n]}, n) for n in range(16)
         ]
@@ -162,8 +164,8 @@ class TestColumns:
     def test_split_by_a_column(self, file, tmp_path):
         outputs = [tmp_path / "train.jsonl", tmp_path / "out.jsonl"]
         line = ["data", "split", file, "--by", "user", "--held-out", 0.25, "--train-output", outputs[0]]
-        assert run([str(each) for each in [*line, "--held-out-output", outputs[1]]]) == 0
-        sides = [{row["user"] for row in self.written(output)} for output in outputs]
+        assert run([str(argument) for argument in [*line, "--held-out-output", outputs[1]]]) == 0
+        sides = [{row["user"] for row in self.rows_of(output)} for output in outputs]
         assert [len(side) for side in sides] == [3, 1]
         assert not sides[0] & sides[1]
 
@@ -175,21 +177,21 @@ class TestColumns:
         file, outputs = tmp_path / "talks.jsonl", [tmp_path / "train.jsonl", tmp_path / "out.jsonl"]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         line = ["data", "split", file, "--by-first-turn", "--held-out", 0.25, "--train-output", outputs[0]]
-        assert run([str(each) for each in [*line, "--held-out-output", outputs[1]]]) == 0
-        assert [len(self.written(output)) for output in outputs] == [9, 3]
+        assert run([str(argument) for argument in [*line, "--held-out-output", outputs[1]]]) == 0
+        assert [len(self.rows_of(output)) for output in outputs] == [9, 3]
 
-    @pytest.mark.parametrize("column", sorted(READ - {"id", "prompt", "candidates"}))
+    @pytest.mark.parametrize("column", sorted(READ_COLUMNS - {"id", "prompt", "candidates"}))
     def test_no_column_is_taken_for_what_a_group_says(self, column, tmp_path):
         group = PreferenceGroup("p", ("a", "b"), extra={column: [{"completion": "x", "rank": 1}]})
         write_groups([group], tmp_path / "a.jsonl")
-        [read] = read_groups(tmp_path / "a.jsonl").groups
-        assert read == group
-        assert read.extra == {f"original_{column}": [{"completion": "x", "rank": 1}]}
+        [group_back] = read_groups(tmp_path / "a.jsonl").groups
+        assert group_back == group
+        assert group_back.extra == {f"original_{column}": [{"completion": "x", "rank": 1}]}
 
     def test_values_of_tables(self, tmp_path):
         day = datetime.datetime(2026, 11, 30, 1, 2)
         write_groups([pair("p", extra={"day": day, "picture": b"\x00", "gap": float("nan")})], tmp_path / "a.jsonl")
-        [row] = self.written(tmp_path / "a.jsonl")
+        [row] = self.rows_of(tmp_path / "a.jsonl")
         assert (row["day"], row["picture"], row["gap"]) == ("2026-11-30 01:02:00", "AA==", None)
 
     def test_mapped_columns_go_back_to_their_names(self, tmp_path):

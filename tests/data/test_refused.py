@@ -30,13 +30,13 @@ TEMPLATE = (
 DROP = Rendering(refused="drop")
 
 
-def asked(*turns: tuple[str, str], name: str = "0") -> PreferenceGroup:
+def group_of(*turns: tuple[str, str], name: str = "0") -> PreferenceGroup:
     prompt: Any = tuple({"role": role, "content": content} for role, content in turns)
     return PreferenceGroup(prompt, ("a dog runs", "a cat"), preferred=0, id=name)
 
 
-GOOD = [asked(("user", "the old cat"), name="good"), asked(("user", "a river"), name="fine")]
-BAD = asked(("user", "the"), ("user", "cat"), name="bad")
+GOOD = [group_of(("user", "the old cat"), name="good"), group_of(("user", "a river"), name="fine")]
+BAD = group_of(("user", "the"), ("user", "cat"), name="bad")
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_an_error_names_them_and_the_way_out(tokenizer: Any) -> None:
 
 
 def test_dropped_and_counted(tokenizer: Any) -> None:
-    kept, report = tokenize_groups([GOOD[0], BAD, GOOD[1]], tokenizer, max_length=100, rendering=DROP)
-    assert [each.group for each in kept] == GOOD
+    tokenized, report = tokenize_groups([GOOD[0], BAD, GOOD[1]], tokenizer, max_length=100, rendering=DROP)
+    assert [group.group for group in tokenized] == GOOD
     assert report.counts["refused_by_template_dropped"] == 1
     assert report.examples["refused_by_template_dropped"] == ["bad"]
     with pytest.raises(DataError, match="no group is left of 1"):
@@ -70,8 +70,8 @@ def test_texts_that_the_tokenizer_cannot_read_are_dropped_too() -> None:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="!")
     groups = [PreferenceGroup("a", ("b", "c"), id="good"), PreferenceGroup("\ud83d", ("b", "c"), id="bad")]
-    kept, report = tokenize_groups(groups, letters, max_length=100, rendering=DROP)
-    assert [each.group.id for each in kept] == ["good"]
+    tokenized, report = tokenize_groups(groups, letters, max_length=100, rendering=DROP)
+    assert [group.group.id for group in tokenized] == ["good"]
     assert report.examples == {"not_readable_dropped": ["bad"]}
     with pytest.raises(DataError, match="cannot read the text"):
         tokenize_groups(groups, letters, max_length=100)
@@ -80,10 +80,10 @@ def test_texts_that_the_tokenizer_cannot_read_are_dropped_too() -> None:
 def test_a_reference_never_leaves_out_what_the_policy_read(tokenizer: Any) -> None:
     lenient = TEMPLATE.replace("raise_exception('roles must alternate')", "''")
     tokenizer.chat_template = lenient
-    kept, _ = tokenize_groups([*GOOD, BAD], tokenizer, max_length=100)
+    tokenized, _ = tokenize_groups([*GOOD, BAD], tokenizer, max_length=100)
     tokenizer.chat_template = TEMPLATE
     with pytest.raises(DataError, match="roles must alternate"):
-        read_again(kept, tokenizer, context=100, rendering=DROP)
+        read_again(tokenized, tokenizer, context=100, rendering=DROP)
 
 
 @pytest.fixture
@@ -104,16 +104,16 @@ def test_a_run_leaves_them_out_from_first_to_last(rows: tuple[Path, Path], write
     config = write_config(data=data, training={"max_steps": 1})
     with pytest.raises(DataError, match="roles must alternate"):
         train(load_config(config))
-    told: list[str] = []
-    train(load_config(config, ["data.refused=drop"]), tell=told.append)
-    assert "training: refused by template dropped: 1 of 9 groups (bad8)" in told
-    assert "held-out: refused by template dropped: 1 of 9 groups (bad8)" in told
+    log: list[str] = []
+    train(load_config(config, ["data.refused=drop"]), tell=log.append)
+    assert "training: refused by template dropped: 1 of 9 groups (bad8)" in log
+    assert "held-out: refused by template dropped: 1 of 9 groups (bad8)" in log
 
 
 def test_evaluate_rank_and_samples_leave_them_out(rows: tuple[Path, Path], tiny_model: Path) -> None:
     reading = Reading(chat_template=str(rows[0]), rendering=DROP)
-    world, told, groups = World(0, 1, local_device()), list[str](), [*GOOD, BAD]
-    assert len(score(str(tiny_model), groups, world, reading=reading, tell=told.append)) == 2
-    assert any("refused by template dropped: 1 of 3 groups" in line for line in told)
+    world, log, groups = World(0, 1, local_device()), list[str](), [*GOOD, BAD]
+    assert len(score(str(tiny_model), groups, world, reading=reading, tell=log.append)) == 2
+    assert any("refused by template dropped: 1 of 3 groups" in line for line in log)
     assert len(rank(str(tiny_model), groups, world, by="log_prob", reading=reading).groups) == 2
     assert with_room(str(tiny_model), distinct_prompts(groups), 2, reading) == distinct_prompts(GOOD)

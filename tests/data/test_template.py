@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from penchant.data.chat import group_text, prompt_text
+from penchant.data.chat import ChatRenderer
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import Context, Conversation
 from penchant.data.rendering import Rendering
@@ -100,7 +100,7 @@ PARTS = (
 )
 
 # Gemma's shape: both forms, a part trimmed.
-BOTH = (
+TEXT_OR_PARTS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for part in m.content %}{{ part.text | trim }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -145,90 +145,92 @@ def group(prompt: Any, *candidates: Any, **beside: Any) -> PreferenceGroup:
 def test_tools_and_calls_are_written_as_transformers_writes_them(template: str) -> None:
     tokenizer = letters(template)
     chosen, rejected = (calling("Rome"), RESULT, ANSWER), (calling("Oslo"),)
-    found = group_text(group((USER,), chosen, rejected, tools=(TOOL,)), tokenizer)
+    texts = ChatRenderer(tokenizer).group(group((USER,), chosen, rejected, tools=(TOOL,)))
 
-    def theirs(*messages: Any, **options: Any) -> str:
+    def transformers_text(*messages: Any, **options: Any) -> str:
         return tokenizer.apply_chat_template(list(messages), tools=[TOOL], tokenize=False, **options)
 
-    assert found.prompt == theirs(USER, add_generation_prompt=True)
-    assert found.sequences == (theirs(USER, *chosen), theirs(USER, *rejected))
-    assert "weather" in found.prompt
-    assert found.sequences[0] != found.sequences[1]
+    assert texts.prompt == transformers_text(USER, add_generation_prompt=True)
+    assert texts.sequences == (transformers_text(USER, *chosen), transformers_text(USER, *rejected))
+    assert "weather" in texts.prompt
+    assert texts.sequences[0] != texts.sequences[1]
 
 
 def test_the_model_reads_tools_calls_results_and_answers() -> None:
     tokenizer = letters(TAGS)
-    asked = group((USER,), (calling("Rome", "Oslo"), RESULT, ANSWER), (calling("Oslo"),), tools=(TOOL,))
-    [tokenized], report = tokenize_groups([asked], tokenizer, max_length=10_000)
-    read = tokenizer.decode(tokenized.prompt), *(tokenizer.decode(ids) for ids in tokenized.responses)
-    assert json.dumps(TOOL) in read[0]
-    assert read[1] == (
+    question = group((USER,), (calling("Rome", "Oslo"), RESULT, ANSWER), (calling("Oslo"),), tools=(TOOL,))
+    [tokenized], report = tokenize_groups([question], tokenizer, max_length=10_000)
+    decoded = tokenizer.decode(tokenized.prompt), *(tokenizer.decode(ids) for ids in tokenized.responses)
+    assert json.dumps(TOOL) in decoded[0]
+    assert decoded[1] == (
         '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call>'
         '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|im_end|>\n'
         '<|im_start|>user\n<response>{"rain": false}</response><|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>'
     )
-    assert read[2] == '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|im_end|>'
+    assert decoded[2] == '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|im_end|>'
     assert report.counts == {"other_roles_in_response": 1}
-    [ids] = tokenize_prompts([asked.prompt], tokenizer)
+    [ids] = tokenize_prompts([question.prompt], tokenizer)
     assert ids.tolist() == tokenized.prompt.tolist()
 
 
 def test_a_template_that_pastes_arguments_is_given_their_text() -> None:
-    found = group_text(group((USER,), (calling("Rome"),)), letters(PASTED))
-    assert 'function:weather({"city": "Rome"})' in found.sequences[0]
+    texts = ChatRenderer(letters(PASTED)).group(group((USER,), (calling("Rome"),)))
+    assert 'function:weather({"city": "Rome"})' in texts.sequences[0]
 
 
 @pytest.mark.parametrize(
-    ("template", "between"), [(TAGS, "\n"), (BOTH, ""), (PARTS, "")], ids=["text", "both", "parts"]
+    ("template", "between"), [(TAGS, "\n"), (TEXT_OR_PARTS, ""), (PARTS, "")], ids=["text", "both", "parts"]
 )
 def test_contents_have_the_form_that_the_template_writes(template: str, between: str) -> None:
     parts = [{"type": "text", "text": "Rain in"}, {"type": "text", "text": "Rome?"}]
     prompt: Any = ({"role": "user", "content": parts},)
-    assert f"Rain in{between}Rome?<|im_end|>" in prompt_text(prompt, letters(template))
-    assert "Rain in Rome? é<|im_end|>" in prompt_text((USER,), letters(template))
+    assert f"Rain in{between}Rome?<|im_end|>" in ChatRenderer(letters(template)).prompt(prompt).text
+    assert "Rain in Rome? é<|im_end|>" in ChatRenderer(letters(template)).prompt((USER,)).text
 
 
 def test_variables_of_the_run_and_of_the_row() -> None:
     tokenizer, quick = letters(TAGS), Rendering({"enable_thinking": False})
     plain, row = (USER,), Conversation((USER,), Context(template_kwargs={"enable_thinking": True}))
-    assert prompt_text(plain, tokenizer, quick) == tokenizer.apply_chat_template(
+    assert ChatRenderer(tokenizer, quick).prompt(plain).text == tokenizer.apply_chat_template(
         [USER], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
-    assert prompt_text(plain, tokenizer, quick).endswith("<think></think>\n")
-    assert prompt_text(row, tokenizer, quick) == prompt_text(plain, tokenizer)
-    assert prompt_text(row, tokenizer) == prompt_text(plain, tokenizer)
+    assert ChatRenderer(tokenizer, quick).prompt(plain).text.endswith("<think></think>\n")
+    assert ChatRenderer(tokenizer, quick).prompt(row).text == ChatRenderer(tokenizer).prompt(plain).text
+    assert ChatRenderer(tokenizer).prompt(row).text == ChatRenderer(tokenizer).prompt(plain).text
 
 
 def test_thoughts_are_handed_over_and_not_empty() -> None:
     thought: Any = {"role": "assistant", "content": "", "reasoning_content": "hm"}
-    asked = group((USER,), (thought,), (ANSWER,))
-    [tokenized], _ = tokenize_groups([asked], letters(TAGS), max_length=10_000)
+    question = group((USER,), (thought,), (ANSWER,))
+    [tokenized], _ = tokenize_groups([question], letters(TAGS), max_length=10_000)
     assert letters(TAGS).decode(tokenized.responses[0]) == "<think>hm</think>\n<|im_end|>"
 
 
 def test_what_the_template_never_mentions_is_counted() -> None:
     beside = {"tools": (TOOL,), "documents": ({"text": "x"},), "template_kwargs": {"deep": True}}
     thought: Any = {**ANSWER, "thinking": "hm"}
-    found = group_text(group((USER,), (thought,), **beside), letters(BOTH), Rendering({"enable_thinking": False}))
-    assert found.events == (
+    texts = ChatRenderer(letters(TEXT_OR_PARTS), Rendering({"enable_thinking": False})).group(
+        group((USER,), (thought,), **beside)
+    )
+    assert texts.events == (
         "template_without_tools",
         "template_without_documents",
         "template_without_variable_enable_thinking",
         "template_without_variable_deep",
         "template_without_reasoning",
     )
-    assert group_text(group((USER,), (thought,), tools=(TOOL,)), letters(TAGS)).events == ()
+    assert ChatRenderer(letters(TAGS)).group(group((USER,), (thought,), tools=(TOOL,))).events == ()
 
 
 def test_calls_that_the_template_does_not_write_are_refused() -> None:
     with pytest.raises(DataError, match="the chat template writes none"):
-        group_text(group((USER,), (calling("Rome"),)), letters(BOTH))
+        ChatRenderer(letters(TEXT_OR_PARTS)).group(group((USER,), (calling("Rome"),)))
 
 
 def test_a_call_in_the_prompt_is_not_gone_on_with() -> None:
     tokenizer = letters(TAGS)
-    assert prompt_text((USER, calling("Rome")), tokenizer).endswith("<|im_start|>assistant\n")
-    begun = group_text(group((USER, {**ANSWER, "content": "N"}), "o."), tokenizer)
+    assert ChatRenderer(tokenizer).prompt((USER, calling("Rome"))).text.endswith("<|im_start|>assistant\n")
+    begun = ChatRenderer(tokenizer).group(group((USER, {**ANSWER, "content": "N"}), "o."))
     assert begun.sequences[0].endswith("<|im_start|>assistant\nNo.<|im_end|>\n")
     assert begun.events == ("assistant_message_continued",)
 
@@ -243,42 +245,42 @@ class Clock(datetime):
 def test_the_day_is_the_settings_and_else_the_clocks(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penchant.data.template.datetime", Clock)
     tokenizer, prompt = letters(DATED), Conversation((USER,), Context(tools=tools))
-    assert Template.of(tokenizer).writes_today
-    assert "Today: 06 May 2031\n" in prompt_text(prompt, tokenizer)
-    dated = prompt_text(prompt, tokenizer, Rendering(date="2026-11-30"))
+    assert Template.from_tokenizer(tokenizer).writes_today
+    assert "Today: 06 May 2031\n" in ChatRenderer(tokenizer).prompt(prompt).text
+    dated = ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt(prompt).text
     assert "Today: 30 Nov 2026\n" in dated
-    theirs = {"tools": [*tools] or None, "date_string": "30 Nov 2026"}
-    assert dated == tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True, **theirs)
-    assert "Today: 06 May 2031\n" in prompt_text(prompt, tokenizer), "the clock runs again"
+    arguments = {"tools": [*tools] or None, "date_string": "30 Nov 2026"}
+    assert dated == tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True, **arguments)
+    assert "Today: 06 May 2031\n" in ChatRenderer(tokenizer).prompt(prompt).text, "the clock runs again"
 
 
 def test_the_day_is_handed_to_templates_that_take_it_as_a_variable() -> None:
     tokenizer = letters(FIXED_DAY)
-    assert not Template.of(tokenizer).writes_today
-    assert "Today: 26 Jul 2024\n" in prompt_text((USER,), tokenizer)
-    assert "Today: 30 Nov 2026\n" in prompt_text((USER,), tokenizer, Rendering(date="2026-11-30"))
-    own = Rendering({"date_string": "soon"}, date="2026-11-30")
-    assert "Today: soon\n" in prompt_text((USER,), tokenizer, own)
+    assert not Template.from_tokenizer(tokenizer).writes_today
+    assert "Today: 26 Jul 2024\n" in ChatRenderer(tokenizer).prompt((USER,)).text
+    assert "Today: 30 Nov 2026\n" in ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt((USER,)).text
+    variable = Rendering({"date_string": "soon"}, date="2026-11-30")
+    assert "Today: soon\n" in ChatRenderer(tokenizer, variable).prompt((USER,)).text
 
 
 def test_the_templates_own_refusal_is_an_error() -> None:
     short: Any = {**calling("Rome"), "tool_calls": [{**calling("Rome")["tool_calls"][0], "id": "c"}]}
     with pytest.raises(DataError, match="ids have nine letters"):
-        group_text(group((USER,), (short,)), letters(INST))
+        ChatRenderer(letters(INST)).group(group((USER,), (short,)))
 
 
 def test_results_of_calls_are_read_and_not_learnt() -> None:
     tokenizer = letters(TAGS)
-    asked = group((USER,), (calling("Rome"), RESULT, ANSWER), tools=(TOOL,))
-    [tokenized], _ = tokenize_groups([asked], tokenizer, max_length=10_000)
+    question = group((USER,), (calling("Rome"), RESULT, ANSWER), tools=(TOOL,))
+    [tokenized], _ = tokenize_groups([question], tokenizer, max_length=10_000)
     learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
     assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
 
 
 def test_earlier_calls_are_learnt_where_all_turns_are() -> None:
     tokenizer = letters(TAGS)
-    asked = group((USER, calling("Rome"), RESULT), (ANSWER,), tools=(TOOL,))
-    [tokenized], _ = tokenize_groups([asked], tokenizer, max_length=10_000, rendering=Rendering(learn="all"))
+    question = group((USER, calling("Rome"), RESULT), (ANSWER,), tools=(TOOL,))
+    [tokenized], _ = tokenize_groups([question], tokenizer, max_length=10_000, rendering=Rendering(learn="all"))
     learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
     assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
 
@@ -292,13 +294,13 @@ def test_control_text_beside_the_messages_is_text(beside: str) -> None:
         tool = {"type": "function", "function": {"name": "weather", "description": word}}
         context = {"tools": (tool,)} if beside == "tools" else {"documents": ({"text": word},)}
         candidate = (calling(word if beside == "calls" else "Rome"),)
-        [read], _ = tokenize_groups([group((USER,), candidate, **context)], tokenizer, max_length=10_000)
-        ids = [*read.prompt.tolist(), *read.responses[0].tolist()]
+        [tokenized], _ = tokenize_groups([group((USER,), candidate, **context)], tokenizer, max_length=10_000)
+        ids = [*tokenized.prompt.tolist(), *tokenized.responses[0].tolist()]
         assert word in tokenizer.decode(ids)
         return ids.count(end)
 
     assert ends(mark) == ends("nothing")
-    named = {"tools": ({"type": "function", "function": {"name": mark}},)}
-    asked, refusing = [group((USER,), (ANSWER,), **named)], Rendering(control_text="error")
+    tools = {"tools": ({"type": "function", "function": {"name": mark}},)}
+    groups, refusing = [group((USER,), (ANSWER,), **tools)], Rendering(control_text="error")
     with pytest.raises(DataError, match="control token"):
-        tokenize_groups(asked, tokenizer, max_length=10_000, rendering=refusing)
+        tokenize_groups(groups, tokenizer, max_length=10_000, rendering=refusing)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
-from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.groups import Message, PreferenceGroup, Text, as_messages
 from penchant.data.rendering import Rendering
+from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ SWITCH = (
 )
 TRANSCRIPT = ("Human:", "User:", "Assistant:")
 
-_MARKS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, frozenset[str]]] = WeakKeyDictionary()
-
 
 def is_bare(prompt: Text, candidates: Sequence[Text] = ()) -> bool:
     """Whether a prompt and its candidates are plain text that is no transcript of turns and not empty."""
@@ -32,16 +29,9 @@ def is_bare(prompt: Text, candidates: Sequence[Text] = ()) -> bool:
     return all(isinstance(candidate, str) for candidate in candidates) and not prompt.lstrip().startswith(TRANSCRIPT)
 
 
-def as_messages(group: PreferenceGroup) -> PreferenceGroup:
+def bare_as_messages(group: PreferenceGroup) -> PreferenceGroup:
     """A bare group with its prompt as a user's message and every candidate as an assistant's; others unchanged."""
-    if not is_bare(group.prompt, group.candidates):
-        return group
-    answers = (candidate for candidate in group.candidates if isinstance(candidate, str))
-    return replace(
-        group,
-        prompt=prompt_as_message(group.prompt),
-        candidates=tuple((Message(role="assistant", content=text),) for text in answers),
-    )
+    return as_messages(group) if is_bare(group.prompt, group.candidates) else group
 
 
 def prompt_as_message(prompt: Text) -> Text:
@@ -49,58 +39,35 @@ def prompt_as_message(prompt: Text) -> Text:
     return (Message(role="user", content=prompt),) if isinstance(prompt, str) and is_bare(prompt) else prompt
 
 
-def chat_group(
-    group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rendering: Rendering
-) -> tuple[PreferenceGroup, str | None]:
-    """The group as `rendering.as_chat` has it read, and the event to count where it stays plain unasked."""
-    if rendering.as_chat == "false" or not is_bare(group.prompt, group.candidates):
-        return group, None
-    if is_templated(group.prompt, tokenizer):
-        return group, None
-    if rendering.as_chat == "true":
-        return as_messages(group), None
-    return group, None if tokenizer.chat_template is None else PLAIN_TEXT
+class AsChat:
+    """`rendering.as_chat` for one tokenizer: whether a bare prompt is read as a user's message."""
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
+        self._setting = rendering.as_chat
+        self._has_template = tokenizer.chat_template is not None
+        self._marks = TemplateTokens.from_tokenizer(tokenizer).marks
 
-def chat_prompt(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Text:
-    """The prompt as `rendering.as_chat` has it read."""
-    if rendering.as_chat != "true" or is_templated(prompt, tokenizer):
-        return prompt
-    return prompt_as_message(prompt)
+    def group(self, group: PreferenceGroup) -> tuple[PreferenceGroup, str | None]:
+        """The group as it is read, and the event to count where it stays plain unasked."""
+        if self._setting == "false" or not is_bare(group.prompt, group.candidates) or self._is_rendered(group.prompt):
+            return group, None
+        if self._setting == "true":
+            return as_messages(group), None
+        return group, PLAIN_TEXT if self._has_template else None
 
+    def prompt(self, prompt: Text) -> Text:
+        """The prompt as it is read."""
+        return prompt if self._setting != "true" or self._is_rendered(prompt) else prompt_as_message(prompt)
 
-def count_plain(prompts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> int:
-    """How many bare prompts a chat model reads without its template because nothing says otherwise."""
-    if rendering.as_chat != "auto" or tokenizer.chat_template is None:
-        return 0
-    return sum(is_bare(prompt) and not is_templated(prompt, tokenizer) for prompt in prompts)
+    def count_plain(self, prompts: Iterable[Text]) -> int:
+        """How many bare prompts a chat model reads without its template because nothing says otherwise."""
+        if self._setting != "auto" or not self._has_template:
+            return 0
+        return sum(is_bare(prompt) and not self._is_rendered(prompt) for prompt in prompts)
 
-
-def is_templated(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether plain text holds a token that the tokenizer's chat template writes around messages."""
-    return isinstance(prompt, str) and any(mark in prompt for mark in _marks(tokenizer))
-
-
-def _marks(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """The added tokens of a rendered exchange; a special token that the template does not write is content."""
-    template = repr(tokenizer.chat_template)
-    known = _MARKS.get(tokenizer)
-    if known is None or known[0] != template:
-        known = (template, _written(tokenizer))
-        _MARKS[tokenizer] = known
-    return known[1]
-
-
-def _written(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-    if tokenizer.chat_template is None:
-        return frozenset()
-    exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:
-        text = str(tokenizer.apply_chat_template(exchange, tokenize=False))
-    except Exception:  # A template is a program: it can raise anything.
-        return frozenset(added)
-    return frozenset(token for token in added if token and token in text)
+    def _is_rendered(self, prompt: Text) -> bool:
+        """Whether plain text holds a token that the tokenizer's chat template writes around messages."""
+        return isinstance(prompt, str) and any(mark in prompt for mark in self._marks)
 
 
 def require_messages(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
@@ -109,12 +76,12 @@ def require_messages(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]
     Raises:
         DataError: a plain group that has no bare prompt, as a transcript or a text without one.
     """
-    written = [as_messages(group) for group in groups]
-    plain = [group.id for group in written if isinstance(group.prompt, str)]
+    converted = [bare_as_messages(group) for group in groups]
+    plain = [group.id for group in converted if isinstance(group.prompt, str)]
     if plain:
         raise DataError(
             f"{len(plain)} of {len(groups)} groups are plain text without a bare prompt: a transcript, a rendered "
             f"template or a text alone ({', '.join(plain[:5])})",
             fix="take these rows out, or write messages in their place",
         )
-    return written
+    return converted

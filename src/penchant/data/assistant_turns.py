@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penchant.data.groups import Message
+from penchant.data.prefixes import common_length
 from penchant.data.rendering import Learn
 from penchant.errors import DataError
 
@@ -29,16 +30,16 @@ class Turn:
     """One assistant's turn.
 
     Attributes:
-        before: what the model reads before it, the beginning of the conversation's text; None where that is the prompt.
+        prompt: what the model reads before it, the beginning of the conversation's text; None where that is the prompt.
         through: the beginning of the text up to its end of turn, this included.
     """
 
-    before: str | None
+    prompt: str | None
     through: str
 
 
 def learnt_turns(
-    messages: Sequence[Message], prompt: int, learn: Learn, whole: str, ends: Sequence[str], render: Render
+    messages: Sequence[Message], prompt: int, learn: Learn, text: str, ends: Sequence[str], render: Render
 ) -> tuple[tuple[Turn, ...], int] | None:
     """The assistant's turns to learn from, and how many were not found; None where all behind the prompt is one turn.
 
@@ -46,40 +47,40 @@ def learnt_turns(
         messages: a prompt with a response, whose last message is the assistant's.
         prompt: how many of them are the prompt's.
         learn: ``last`` takes the response's turns, ``all`` the prompt's too.
-        whole: the text of all messages.
+        text: of all messages.
         ends: the texts that end a turn.
     """
     first = 0 if learn == "all" else prompt
     numbers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
     if numbers == [len(messages) - 1] == [prompt]:
         return None
-    found: list[Turn] = []
+    turns: list[Turn] = []
     for number in numbers:
-        start = None if number == prompt else _start(messages, number, whole, render)
+        start = None if number == prompt else _start(messages, number, text, render)
         if start is None and number != prompt:
             continue
-        through = whole
+        through = text
         if number < len(messages) - 1:
-            end = _end(messages, number, start or 0, whole, ends, render)
+            end = _end(messages, number, start or 0, text, ends, render)
             if end is None:
                 continue
-            through = whole[:end]
-        found.append(Turn(None if start is None else whole[:start], through))
-    return tuple(found), len(numbers) - len(found)
+            through = text[:end]
+        turns.append(Turn(None if start is None else text[:start], through))
+    return tuple(turns), len(numbers) - len(turns)
 
 
 def _end(
-    messages: Sequence[Message], number: int, start: int, whole: str, ends: Sequence[str], render: Render
+    messages: Sequence[Message], number: int, start: int, text: str, ends: Sequence[str], render: Render
 ) -> int | None:
     """Where an earlier turn's end of turn ends in the whole text."""
-    limit = _next_content(messages, number + 1, whole, render)
+    limit = _next_content(messages, number + 1, text, render)
     if limit is None:
         return None
-    end = max((at + len(text) for text in ends if (at := whole.rfind(text, start, limit)) >= 0), default=None)
+    end = max((at + len(ending) for ending in ends if (at := text.rfind(ending, start, limit)) >= 0), default=None)
     if end is None:
         return None
     # Of several ends in a row the first is the turn's.
-    while (shorter := _before_last_end(whole[start:end], ends)) is not None:
+    while (shorter := _before_last_end(text[start:end], ends)) is not None:
         end = start + shorter
     return end
 
@@ -87,27 +88,27 @@ def _end(
 def _before_last_end(turn: str, ends: Sequence[str]) -> int | None:
     """Where a turn that ends twice ends first."""
     last = next(text for text in ends if turn.endswith(text))
-    rest = turn.removesuffix(last).rstrip()
-    return len(rest) if any(rest.endswith(text) for text in ends) else None
+    shorter = turn.removesuffix(last).rstrip()
+    return len(shorter) if any(shorter.endswith(text) for text in ends) else None
 
 
-def _start(messages: Sequence[Message], number: int, whole: str, render: Render) -> int | None:
+def _start(messages: Sequence[Message], number: int, text: str, render: Render) -> int | None:
     """Where the turn's prompt ends in the whole text."""
     if number == 0:
         return None
-    before = _rendered(render, messages[:number], True)
-    if before is None:
+    prompt = _rendered(render, messages[:number], True)
+    if prompt is None:
         return None
-    if whole.startswith(before):
-        return len(before)
+    if text.startswith(prompt):
+        return len(prompt)
     # The template writes the beginning otherwise once more follows; only what stands behind the message before counts.
-    length, rest = len(before), _behind(messages[:number], number - 1, before, render, answer_next=True)
-    place = _behind(messages, number - 1, whole, render, answer_next=False)
-    if rest is None or place is None:
+    length, header_start = len(prompt), _behind(messages[:number], number - 1, prompt, render, answer_next=True)
+    message_end = _behind(messages, number - 1, text, render, answer_next=False)
+    if header_start is None or message_end is None:
         return None
-    header = before[rest:length]
-    shared = _common(header, whole[place:])
-    return place + shared if shared or not header else None
+    header = prompt[header_start:length]
+    shared = common_length(header, text[message_end:])
+    return message_end + shared if shared or not header else None
 
 
 def _behind(messages: Sequence[Message], number: int, text: str, render: Render, *, answer_next: bool) -> int | None:
@@ -119,13 +120,13 @@ def _behind(messages: Sequence[Message], number: int, text: str, render: Render,
     return len(text) - len(tail) if text.endswith(tail) else None
 
 
-def _next_content(messages: Sequence[Message], number: int, whole: str, render: Render) -> int | None:
+def _next_content(messages: Sequence[Message], number: int, text: str, render: Render) -> int | None:
     """Where a message's content begins in the text."""
     marked = _rendered(render, _marked(messages, number, behind=False), False)
     if marked is None or _MARK not in marked:
         return None
     head = marked.partition(_MARK)[0]
-    return len(head) if whole.startswith(head) else None
+    return len(head) if text.startswith(head) else None
 
 
 def _marked(messages: Sequence[Message], number: int, *, behind: bool) -> list[Message]:
@@ -145,9 +146,3 @@ def _rendered(render: Render, messages: Sequence[Message], answer_next: bool) ->
         return render(messages, answer_next)
     except DataError:
         return None
-
-
-def _common(first: str, second: str) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from penchant.data.calls import context
+from penchant.data.calls import BESIDE, context
 from penchant.data.conversations import SYSTEM
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, as_messages
@@ -29,17 +29,19 @@ def with_beside(group: PreferenceGroup, row: Row) -> PreferenceGroup:
     Raises:
         DataError: one of the columns is not what it should be, or there are two different system texts.
     """
-    system, found = row.find("system"), context(row)
-    if not found.columns() and (system is None or not system.text()):
+    if row.values.keys().isdisjoint(BESIDE):
+        return group
+    system, row_context = row.find("system"), context(row)
+    if not row_context.columns() and (system is None or not system.text()):
         return group
     if isinstance(group.prompt, str):
         row.ledger.count(AS_MESSAGES, row.where)
         group = plain_as_messages(group)
     assert not isinstance(group.prompt, str)
     prompt = group.prompt if system is None else _with_system(system, group.prompt)
-    if found.tools and prompt and prompt[0]["role"] in SYSTEM and "<tools>" in content_of(prompt[0]):
+    if row_context.tools and prompt and prompt[0]["role"] in SYSTEM and "<tools>" in content_of(prompt[0]):
         row.ledger.count(TOOLS_TWICE, row.where)
-    return replace(group, prompt=in_context(prompt, found))
+    return replace(group, prompt=in_context(prompt, row_context))
 
 
 def plain_as_messages(group: PreferenceGroup) -> PreferenceGroup:

@@ -20,7 +20,7 @@ THOUGHT_ENDS = "</think>"
 
 def tool_calls(cell: Cell) -> list[ToolCall]:
     """A message's calls: a list, or JSON text of one."""
-    return [tool_call(each) for each in _parsed(cell, "a list of tool calls").items()]
+    return [tool_call(item) for item in _parsed(cell, "a list of tool calls").items()]
 
 
 def tool_call(cell: Cell) -> ToolCall:
@@ -34,9 +34,9 @@ def tool_call(cell: Cell) -> ToolCall:
         raise cell.refusal('a tool call, as in {"function": {"name": ..., "arguments": {...}}}')
     inner = cell.need("function") if isinstance(cell.value.get("function"), dict) else cell
     called = Function(name=inner.need("name").text(), arguments=_arguments(inner.find("arguments", "parameters")))
-    known = ("name", "arguments", "parameters", "function", "type")
-    others: dict[str, Any] = {key: value for key, value in cell.value.items() if key not in known and value is not None}
-    return cast("ToolCall", {**others, "type": "function", "function": called})
+    read_fields = ("name", "arguments", "parameters", "function", "type")
+    fields = {key: value for key, value in cell.value.items() if key not in read_fields and value is not None}
+    return cast("ToolCall", {**fields, "type": "function", "function": called})
 
 
 def _arguments(cell: Cell | None) -> dict[str, Any]:
@@ -62,9 +62,9 @@ def calls_in_turn(cell: Cell) -> tuple[str, list[ToolCall]] | None:
     """
     if not isinstance(cell.value, str):
         return "", _calls(cell)
-    thought, end, rest = cell.value.rpartition(THOUGHT_ENDS)
+    thought, end, call_text = cell.value.rpartition(THOUGHT_ENDS)
     try:
-        value = json.loads(rest)
+        value = json.loads(call_text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict | list):
@@ -73,7 +73,7 @@ def calls_in_turn(cell: Cell) -> tuple[str, list[ToolCall]] | None:
 
 
 def _calls(cell: Cell) -> list[ToolCall]:
-    return [tool_call(cell)] if isinstance(cell.value, dict) else [tool_call(each) for each in cell.items()]
+    return [tool_call(cell)] if isinstance(cell.value, dict) else [tool_call(item) for item in cell.items()]
 
 
 def context(row: Row) -> Context:
@@ -81,8 +81,8 @@ def context(row: Row) -> Context:
     tools, documents = row.find("tools"), row.find("documents")
     variables = row.find("chat_template_kwargs")
     return Context(
-        () if tools is None else tuple(_tool(each) for each in _listed(tools)),
-        () if documents is None else tuple(_object(each, "a document: an object") for each in _listed(documents)),
+        () if tools is None else tuple(_tool(item) for item in _listed(tools)),
+        () if documents is None else tuple(_object(item, "a document: an object") for item in _listed(documents)),
         {} if variables is None else _variables(variables),
     )
 

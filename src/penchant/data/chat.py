@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from penchant.data.as_chat import chat_group, chat_prompt
+from penchant.data.as_chat import AsChat
 from penchant.data.assistant_turns import Turn, learnt_turns
-from penchant.data.control_messages import message_events, shielded, shielded_context
-from penchant.data.control_text import ControlText
+from penchant.data.control_messages import MessageShield
 from penchant.data.groups import PreferenceGroup
-from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, is_blank, spoken
+from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, spoken
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.template import Template, on_day
 from penchant.data.template_tokens import TemplateTokens
@@ -20,9 +20,7 @@ from penchant.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["GroupText", "group_text", "is_blank", "prompt_text"]
-
-Finish = Literal["closed", "asked", "open"]
+Finish = Literal["closed", "answer_next", "open"]
 """After the last message: nothing more, the beginning of the next answer, or its own end left out, to go on with it."""
 
 
@@ -50,54 +48,160 @@ class GroupText:
     @property
     def parts(self) -> tuple[str, ...]:
         """All texts that are tokenized: the prompt, the sequences, and where turns begin and end."""
-        turns = [turn for of in self.turns for turn in of or ()]
-        return (self.prompt, *self.sequences, *(part for t in turns for part in (t.before, t.through) if part))
+        turns = [turn for sequence_turns in self.turns for turn in sequence_turns or ()]
+        bounds = (text for turn in turns for text in (turn.prompt, turn.through) if text)
+        return (self.prompt, *self.sequences, *bounds)
 
 
-def group_text(group: PreferenceGroup, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> GroupText:
-    """The group's texts; plain text is joined with nothing between, messages go through the chat template.
+class PromptText(NamedTuple):
+    """What the model reads before it answers.
 
-    A candidate that follows an assistant message continues that message.
-
-    Raises:
-        DataError: the chat template refuses the messages, or a plain prompt has messages as a candidate.
-        ModelError: the tokenizer has no chat template.
+    Attributes:
+        templated: whether a chat template made it.
     """
-    read, plain = chat_group(group, tokenizer, rendering)
-    prompt = read.prompt
-    if isinstance(prompt, str):
-        sequences = tuple(_joined(prompt, c, k) for k, c in enumerate(read.candidates))
-        return GroupText(group, prompt, sequences, False, () if plain is None else (plain,))
-    turns = [spoken(candidate) for candidate in read.candidates]
-    events, context = [], context_of(prompt)
-    if prompt and _is_begun(prompt[-1]):
-        events.append("assistant_message_continued")
-    if any(message["role"] != ASSISTANT for messages in turns for message in messages):
-        events.append("other_roles_in_response")
-    said = [*prompt, *(message for messages in turns for message in messages)]
-    events += message_events(said, tokenizer, rendering, context)
-    whole = [_conversation(prompt, messages) for messages in turns]
-    sequences = tuple(_render(messages, context, tokenizer, rendering) for messages in whole)
-    template = Template.of(tokenizer, bool(context.tools))
-    events += [event for messages in whole for event in template.ignored(messages, rendering, context)]
-    size = len(prompt) - ("assistant_message_continued" in events)
-    if any(message["role"] == ASSISTANT for message in prompt[:size]):
-        events.append(f"earlier_assistant_turns_{'' if rendering.learn == 'all' else 'not_'}learnt")
-    learnt = [
-        _learnt(m, context, size, text, tokenizer, rendering, events) for m, text in zip(whole, sequences, strict=True)
-    ]
-    asked = prompt_text(prompt, tokenizer, rendering)
-    return GroupText(group, asked, sequences, True, tuple(dict.fromkeys(events)), tuple(learnt))
+
+    text: str
+    templated: bool
 
 
-def prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> str:
-    """What the model reads before it answers; errors as in `group_text`."""
-    prompt = chat_prompt(prompt, tokenizer, rendering)
-    if isinstance(prompt, str):
-        return prompt
-    if not prompt:
-        raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
-    return _render(prompt, context_of(prompt), tokenizer, rendering, "open" if _is_begun(prompt[-1]) else "asked")
+class ChatRenderer:
+    """The texts of groups and prompts for one tokenizer, whose tokens and template are looked up once for all of them.
+
+    Args:
+        rendering: how rows become text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> None:
+        self._tokenizer = tokenizer
+        self._rendering = rendering
+        self._as_chat = AsChat(tokenizer, rendering)
+        self._shield = MessageShield(tokenizer, rendering)
+        self._templates: dict[bool, Template] = {}
+        ids = {tokenizer.eos_token_id, *TemplateTokens.from_tokenizer(tokenizer).ends} - {None}
+        self._ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(ids)]
+
+    def group(self, group: PreferenceGroup) -> GroupText:
+        """The group's texts; plain text is joined with nothing between, messages go through the chat template.
+
+        A candidate that follows an assistant message continues that message.
+
+        Raises:
+            DataError: the chat template refuses the messages, or a plain prompt has messages as a candidate.
+            ModelError: the tokenizer has no chat template.
+        """
+        group_as_read, plain_event = self._as_chat.group(group)
+        prompt = group_as_read.prompt
+        if isinstance(prompt, str):
+            sequences = tuple(_joined(prompt, text, k) for k, text in enumerate(group_as_read.candidates))
+            return GroupText(group, prompt, sequences, False, () if plain_event is None else (plain_event,))
+        template = self._template(context_of(prompt))
+        responses = [spoken(candidate) for candidate in group_as_read.candidates]
+        conversations = [_conversation(prompt, messages) for messages in responses]
+        begun = bool(prompt) and _is_begun(prompt[-1])
+        events = self._role_events(prompt, responses, begun)
+        context, context_events = self._shield.context(context_of(prompt))
+        [shielded_prompt, *shielded], message_events = self._shield.conversations([prompt, *conversations])
+        events += [*context_events, *message_events]
+        events += template.ignored([*prompt, *chain(*responses)], self._rendering, context_of(prompt))
+        texts = self._render(shielded, context)
+        turns = tuple(
+            self._learnt_turns(messages, context, len(prompt) - begun, text, events)
+            for messages, text in zip(shielded, texts, strict=True)
+        )
+        prompt_text = self._render_prompt(shielded_prompt, context)
+        return GroupText(group, prompt_text, tuple(texts), True, tuple(dict.fromkeys(events)), turns)
+
+    def prompt(self, prompt: Text) -> PromptText:
+        """What the model reads before it answers; errors as in `group`."""
+        prompt = self._as_chat.prompt(prompt)
+        if isinstance(prompt, str):
+            return PromptText(prompt, False)
+        self._template(context_of(prompt))
+        context, _ = self._shield.context(context_of(prompt))
+        [messages], _ = self._shield.conversations([prompt])
+        return PromptText(self._render_prompt(messages, context), True)
+
+    def _role_events(self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]], begun: bool) -> list[str]:
+        events = ["assistant_message_continued"] if begun else []
+        if any(message["role"] != ASSISTANT for messages in responses for message in messages):
+            events.append("other_roles_in_response")
+        if any(message["role"] == ASSISTANT for message in prompt[: len(prompt) - begun]):
+            events.append(f"earlier_assistant_turns_{'' if self._rendering.learn == 'all' else 'not_'}learnt")
+        return events
+
+    def _template(self, context: Context) -> Template:
+        """The template for conversations with or without tools."""
+        if self._tokenizer.chat_template is None:
+            raise ModelError(
+                "the data is conversational (lists of messages, or read so by data.as_chat=true), the tokenizer has "
+                "no chat template",
+                where=self._tokenizer.name_or_path or None,
+                fix="use the chat model's own tokenizer, set tokenizer.chat_template, or name a file: "
+                "data.chat_template=FILE",
+            )
+        has_tools = bool(context.tools)
+        if has_tools not in self._templates:
+            self._templates[has_tools] = Template.from_tokenizer(self._tokenizer, has_tools)
+        return self._templates[has_tools]
+
+    def _learnt_turns(
+        self, messages: Sequence[Message], context: Context, prompt: int, text: str, events: list[str]
+    ) -> tuple[Turn, ...] | None:
+        """The turns of a conversation that are learnt; what is not found is not learnt, and noted."""
+
+        def render(part: Sequence[Message], answer_next: bool) -> str:
+            [text] = self._render([part], context, "answer_next" if answer_next else "closed")
+            return text
+
+        located = learnt_turns(messages, prompt, self._rendering.learn, text, self._ends, render)
+        if located is None:
+            return None
+        turns, missing = located
+        if missing:
+            events.append("assistant_turn_without_bounds_not_learnt")
+        if not turns:
+            raise DataError(
+                "none of the assistant's turns is found in what the chat template writes of them",
+                fix="use a template that ends each turn with an end-of-turn token: data.chat_template=FILE",
+            )
+        return turns
+
+    def _render_prompt(self, messages: Sequence[Message], context: Context) -> str:
+        if not messages:
+            raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
+        [text] = self._render([messages], context, "open" if _is_begun(messages[-1]) else "answer_next")
+        return text
+
+    def _render(
+        self, conversations: Sequence[Sequence[Message]], context: Context, finish: Finish = "closed"
+    ) -> list[str]:
+        """Texts of conversations with one context, all as the shield gives them."""
+        template = self._template(context)
+        if not template.mentions("tool_calls") and any(message.get("tool_calls") for message in chain(*conversations)):
+            raise DataError(
+                "the messages have tool calls, and the chat template writes none",
+                fix="use a template that does: data.chat_template=FILE; or leave these rows out, counted: "
+                "data.refused=drop",
+            )
+        try:
+            with on_day(template.source, self._rendering.date):
+                texts: list[str] = self._tokenizer.apply_chat_template(
+                    [template.messages(messages) for messages in conversations],
+                    tools=[dict(tool) for tool in context.tools] or None,
+                    documents=[dict(document) for document in context.documents] or None,
+                    tokenize=False,
+                    add_generation_prompt=finish == "answer_next",
+                    continue_final_message=finish == "open",
+                    **template.variables(self._rendering, context),
+                )
+        except Exception as error:  # A template is a program: it can raise anything.
+            reason = self._shield.plain(" ".join(str(error).split())) or type(error).__name__
+            raise DataError(
+                f"the chat template refuses the messages: {reason}",
+                fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE; "
+                "or leave these rows out, counted: data.refused=drop",
+            ) from error
+        return texts
 
 
 def _joined(prompt: str, candidate: Text, k: int) -> str:
@@ -109,90 +213,14 @@ def _joined(prompt: str, candidate: Text, k: int) -> str:
     )
 
 
-def _is_begun(last: Message) -> bool:
-    """Whether a prompt's last message is an answer to go on with; a call is whole."""
-    return last["role"] == ASSISTANT and not last.get("tool_calls")
+def _is_begun(last_message: Message) -> bool:
+    """Whether a prompt's last message is an answer to go on with; a call is complete."""
+    return last_message["role"] == ASSISTANT and not last_message.get("tool_calls")
 
 
 def _conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
     if not prompt or not _is_begun(prompt[-1]) or turns[0]["role"] != ASSISTANT:
         return [*prompt, *turns]
-    begun, rest = prompt[-1], turns[0]
-    whole: Message = {**begun, **rest, "content": content_of(begun) + content_of(rest)}
-    return [*prompt[:-1], whole, *turns[1:]]
-
-
-def _learnt(
-    messages: Sequence[Message],
-    context: Context,
-    prompt: int,
-    text: str,
-    tokenizer: PreTrainedTokenizerBase,
-    rendering: Rendering,
-    events: list[str],
-) -> tuple[Turn, ...] | None:
-    """The turns of a conversation that are learnt; what is not found is not learnt, and noted."""
-
-    def render(part: Sequence[Message], answer_next: bool) -> str:
-        return _render(part, context, tokenizer, rendering, "asked" if answer_next else "closed")
-
-    ids = sorted({tokenizer.eos_token_id, *TemplateTokens.of(tokenizer).ends})
-    ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in ids]
-    located = learnt_turns(messages, prompt, rendering.learn, text, ends, render)
-    if located is None:
-        return None
-    turns, missing = located
-    if missing:
-        events.append("assistant_turn_without_bounds_not_learnt")
-    if not turns:
-        raise DataError(
-            "none of the assistant's turns is found in what the chat template writes of them",
-            fix="use a template that ends each turn with an end-of-turn token: data.chat_template=FILE",
-        )
-    return turns
-
-
-def _render(
-    messages: Sequence[Message],
-    context: Context,
-    tokenizer: PreTrainedTokenizerBase,
-    rendering: Rendering,
-    finish: Finish = "closed",
-) -> str:
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            "the data is conversational (lists of messages, or read so by data.as_chat=true), the tokenizer has "
-            "no chat template",
-            where=tokenizer.name_or_path or None,
-            fix="use the chat model's own tokenizer, set tokenizer.chat_template, or name a file: "
-            "data.chat_template=FILE",
-        )
-    template = Template.of(tokenizer, bool(context.tools))
-    if any(message.get("tool_calls") for message in messages) and not template.mentions("tool_calls"):
-        raise DataError(
-            "the messages have tool calls, and the chat template writes none",
-            fix="use a template that does: data.chat_template=FILE; or leave these rows out, counted: "
-            "data.refused=drop",
-        )
-    beside = shielded_context(context, tokenizer, rendering)
-    try:
-        with on_day(template.source, rendering.date):
-            text: str = tokenizer.apply_chat_template(
-                template.messages(shielded(messages, tokenizer, rendering)),
-                tools=[dict(tool) for tool in beside.tools] or None,
-                documents=[dict(document) for document in beside.documents] or None,
-                tokenize=False,
-                add_generation_prompt=finish == "asked",
-                continue_final_message=finish == "open",
-                **template.variables(rendering, beside),
-            )
-    except DataError:
-        raise
-    except Exception as error:  # A template is a program: it can raise anything.
-        refusal = ControlText.of(tokenizer).plain(" ".join(str(error).split())) or type(error).__name__
-        raise DataError(
-            f"the chat template refuses the messages: {refusal}",
-            fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE; or "
-            "leave these rows out, counted: data.refused=drop",
-        ) from error
-    return text
+    begun, continuation = prompt[-1], turns[0]
+    joined: Message = {**begun, **continuation, "content": content_of(begun) + content_of(continuation)}
+    return [*prompt[:-1], joined, *turns[1:]]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from penchant.data.check_report import Hits
 from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.overlaps import beginnings, folded
 
 _EXAMPLES = 5
 
@@ -52,6 +54,16 @@ class Corpus:
         preferences = tuple(group.pairs for group in groups)
         pairs = tuple(_pairs(prompts, candidates, preferences))
         return cls(groups, tuple(numbers), prompts, candidates, preferences, pairs)
+
+    @cached_property
+    def folded_texts(self) -> tuple[str, ...]:
+        """`texts` without case and extra white space."""
+        return tuple(map(folded, self.texts))
+
+    @cached_property
+    def prompt_beginnings(self) -> tuple[list[bytes], ...]:
+        """`beginnings` of each group's prompt."""
+        return tuple(beginnings(group.prompt) for group in self.groups)
 
     def hits(self, found: Iterable[int], of: int) -> Hits:
         """A check's hits, from the number of the group of each."""

@@ -157,8 +157,8 @@ def _hit(checks: Mapping[str, Hits]) -> Iterator[Finding]:
     for name, hits in checks.items():
         severity, what, fix = _MEANINGS[name]
         # Equal texts are equal when normalized too: said once.
-        said = name in _EXACT and hits.count == checks[_EXACT[name]].count
-        if hits.count and not said:
+        is_repeated = name in _EXACT and hits.count == checks[_EXACT[name]].count
+        if hits.count and not is_repeated:
             names = ", ".join(hits.names)
             text = what.format(count=hits.count, of=hits.of, share=hits.count / hits.of, names=names)
             yield Finding(name, severity, hits.count, hits.ids, text, fix)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from penchant.data.as_chat import PLAIN_TEXT, chat_group
-from penchant.data.chat import is_blank
 from penchant.data.check_corpus import Corpus
 from penchant.data.check_findings import findings
+from penchant.data.check_held_out import held_out_checks
 from penchant.data.check_lengths import (
     Ints,
     count_characters,
@@ -24,10 +22,10 @@ from penchant.data.check_lengths import (
     longest_sequences,
 )
 from penchant.data.check_report import CheckReport, Counts, Hits, Ties
-from penchant.data.check_template import TEMPLATE_FAULTS, template_fault
-from penchant.data.control_text import ControlText
+from penchant.data.check_template import template_checks
 from penchant.data.groups import PreferenceGroup
-from penchant.data.overlaps import contained, folded
+from penchant.data.messages import is_blank
+from penchant.data.overlaps import contained
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError, DataError
 
@@ -70,11 +68,11 @@ def check_groups(
     ties = _ties(corpus)
     checks = {name: check(corpus) for name, check in _CHECKS.items()} | _identical(corpus, ties.couples)
     if held_out:
-        checks |= _held_out(corpus, Corpus.of(held_out))
+        checks |= held_out_checks(corpus, Corpus.of(held_out))
     if tokenizer is not None:
         counted = count_tokens(corpus, tokenizer)
         lengths.append(length_quantiles(corpus, counted, "tokens"))
-        checks |= _template(corpus, tokenizer, rendering)
+        checks |= template_checks(corpus, tokenizer, rendering)
         if max_length is not None:
             checks["too_long"] = _too_long(corpus, counted, max_length)
     bias = length_bias(corpus, counted, lengths[-1].unit)
@@ -140,7 +138,7 @@ def _identical(corpus: Corpus, couples: int) -> dict[str, Hits]:
     """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
     found: dict[bool, list[int]] = {True: [], False: []}
     similar: list[int] = []
-    alike = [folded(text) for text in corpus.texts]
+    alike = corpus.folded_texts
     for number, texts in enumerate(corpus.candidates):
         if len({alike[text] for text in texts}) < len(texts):
             known = {frozenset(pair) for pair in corpus.preferences[number]}
@@ -187,23 +185,22 @@ def _repeated_groups(corpus: Corpus) -> Hits:
 
 def _similar_groups(corpus: Corpus) -> Hits:
     """Groups with the prompt and candidates of an earlier one but for case and white space; exact repeats left out."""
-    alike = [folded(text) for text in corpus.texts]
-    exact: set[object] = set()
-    seen: set[object] = set()
+    alike = corpus.folded_texts
+    earlier_exact: set[object] = set()
+    earlier_keys: set[object] = set()
     similar = []
     for number, (prompt, texts) in enumerate(zip(corpus.prompts, corpus.candidates, strict=True)):
         key, near = (prompt, texts), (alike[prompt], tuple(alike[text] for text in texts))
-        if near in seen and key not in exact:
+        if near in earlier_keys and key not in earlier_exact:
             similar.append(number)
-        exact.add(key)
-        seen.add(near)
+        earlier_exact.add(key)
+        earlier_keys.add(near)
     return corpus.hits(similar, len(corpus.groups))
 
 
 def _conversations_in_each_other(corpus: Corpus) -> Hits:
     """Groups whose prompt another one goes on from, or that go on from another; of all groups."""
-    prompts = [group.prompt for group in corpus.groups]
-    return corpus.hits(contained(prompts, prompts), len(prompts))
+    return corpus.hits(contained(corpus.prompt_beginnings, corpus.prompt_beginnings), len(corpus.groups))
 
 
 def _repeated_pairs(corpus: Corpus) -> Hits:
@@ -251,73 +248,6 @@ _CHECKS: dict[str, Callable[[Corpus], Hits]] = {
 }
 
 
-def _held_out(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
-    """Distinct prompts and candidates that are on both sides, each by the first training group that has it."""
-    prompts = _first_groups([text] for text in corpus.prompts)
-    candidates = _first_groups(map(_not_blank, corpus.groups, corpus.candidates))
-    theirs = {held_out.texts[text] for text in held_out.prompts}
-    normalized = {folded(text) for text in theirs}
-    responses = {held_out.texts[text] for texts in held_out.candidates for text in texts}
-
-    similar = {folded(text) for text in responses}
-
-    def shared(ours: dict[int, int], is_theirs: Callable[[str], bool]) -> Hits:
-        return corpus.hits((group for text, group in ours.items() if is_theirs(corpus.texts[text])), len(ours))
-
-    return {
-        "prompts_in_held_out": shared(prompts, theirs.__contains__),
-        "prompts_in_held_out_normalized": shared(prompts, lambda text: folded(text) in normalized),
-        "candidates_in_held_out": shared(candidates, responses.__contains__),
-        "candidates_in_held_out_normalized": shared(candidates, lambda text: folded(text) in similar),
-        "conversations_in_held_out": corpus.hits(
-            contained(*([group.prompt for group in of.groups] for of in (corpus, held_out))), len(corpus.groups)
-        ),
-    }
-
-
-def _not_blank(group: PreferenceGroup, texts: Sequence[int]) -> list[int]:
-    return [text for text, candidate in zip(texts, group.candidates, strict=True) if not is_blank(candidate)]
-
-
-def _first_groups(texts: Iterable[Sequence[int]]) -> dict[int, int]:
-    first: dict[int, int] = {}
-    for group, numbers in enumerate(texts):
-        for number in numbers:
-            first.setdefault(number, group)
-    return first
-
-
 def _too_long(corpus: Corpus, tokens: Ints, max_length: int) -> Hits:
     found: list[int] = (longest_sequences(corpus, tokens) > max_length).nonzero()[0].tolist()
     return corpus.hits(found, len(corpus.groups))
-
-
-def _template(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> dict[str, Hits]:
-    """Conversational groups that suffer from a fault of the chat template, and bare ones that are read without it."""
-    read = [chat_group(group, tokenizer, rendering) for group in corpus.groups]
-    conversational = [i for i, (group, _) in enumerate(read) if not isinstance(group.prompt, str)]
-    plain = [i for i, (_, event) in enumerate(read) if event is not None]
-    hits = {PLAIN_TEXT: corpus.hits(plain, len(read))} if plain else {}
-    if not conversational:
-        return hits
-    fault = template_fault(tokenizer)
-    of = len(conversational)
-    faults = {name: corpus.hits(conversational if name == fault else (), of) for name in TEMPLATE_FAULTS}
-    return hits | faults | {"control_text": _control_text(corpus, conversational, tokenizer)}
-
-
-def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Hits:
-    """Messages that hold control tokens, and how often which; of all messages."""
-    control, tokens = ControlText.of(tokenizer), Counter[str]()
-    numbers: list[int] = []
-    of = 0
-    for number in conversational:
-        group = corpus.groups[number]
-        for text in (group.prompt, *group.candidates):
-            for content in (text,) if isinstance(text, str) else text:
-                of += 1
-                present = control.present(content)
-                tokens.update(present)
-                numbers += [number] * bool(present)
-    names = tuple(f"{token}: {count}" for token, count in tokens.most_common())
-    return replace(corpus.hits(numbers, of), names=names)

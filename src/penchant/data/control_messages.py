@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penchant.data.control_text import ControlText
-from penchant.data.messages import NO_CONTEXT, Context, Message
+from penchant.data.messages import ASSISTANT, NO_CONTEXT, Context, Message
 from penchant.data.rendering import Rendering
 from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError
@@ -18,77 +18,86 @@ if TYPE_CHECKING:
 _ROLE = "role"
 
 
-def shielded(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> list[Any]:
-    """The messages as the template gets them: control tokens in them as codes, where they are to be text.
+class MessageShield:
+    """Messages and their context as one tokenizer's template gets them: control tokens as codes, where they are text.
 
     An end of turn that is written out behind an assistant's message is the template's to write: it is left out.
-
-    Raises:
-        DataError: a message holds control text, and `control_text` is ``error``.
     """
-    if rendering.control_text == "token":
-        return list(messages)
-    control = ControlText.of(tokenizer)
-    if not control.present(messages):
-        return list(messages)
-    ready = [_without_end(message, tokenizer) for message in messages]
-    present = control.present(_contents(ready))
-    if present and rendering.control_text == "error":
-        raise DataError(
-            f"a message holds the control token {present[0]!r}",
-            fix="correct or remove the message, or read such tokens as plain text: data.control_text=text",
-        )
-    contents = zip(_contents(ready), ready, strict=True)
-    return [{**control.coded(content), _ROLE: message["role"]} for content, message in contents]
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
+        self._control = ControlText.from_tokenizer(tokenizer)
+        self._setting = rendering.control_text
+        template_end = TemplateTokens.from_tokenizer(tokenizer).turn_end
+        end = tokenizer.eos_token_id if template_end is None else template_end
+        literal = "(?!)" if end is None else re.escape(str(tokenizer.convert_ids_to_tokens(end)))
+        self._written_ends = re.compile(rf"({literal}\s*)+$")
+
+    def conversations(self, conversations: Sequence[Sequence[Message]]) -> tuple[list[list[Message]], list[str]]:
+        """The conversations as the template gets them, and what is to be counted of their control tokens, by name.
+
+        Raises:
+            DataError: a message holds control text, and `control_text` is ``error``.
+        """
+        # The conversations of a group share their prompt's messages.
+        distinct = {id(message): message for messages in conversations for message in messages}
+        if not self._control.present(list(distinct.values())):
+            return [list(messages) for messages in conversations], []
+        shielded = {key: self._message(message) for key, message in distinct.items()}
+        events = [event for _, message_events in shielded.values() for event in message_events]
+        return [[shielded[id(message)][0] for message in messages] for messages in conversations], events
+
+    def plain(self, text: str) -> str:
+        """A text with the control tokens that its codes stand for, for people."""
+        return self._control.plain(text)
+
+    def _message(self, message: Message) -> tuple[Message, list[str]]:
+        if not self._control.present(message):
+            return message, []
+        if self._setting == "token":
+            return message, self._events(_content(message))
+        without_end = self._without_end(message)
+        content = _content(without_end)
+        events = self._events(content)
+        if events and self._setting == "error":
+            raise DataError(
+                f"a message holds the control token {self._control.present(content)[0]!r}",
+                fix="correct or remove the message, or read such tokens as plain text: data.control_text=text",
+            )
+        if without_end != message:
+            events.append("duplicate_end_of_turn_removed")
+        return cast("Message", {**self._control.coded(content), _ROLE: message["role"]}), events
+
+    def context(self, context: Context) -> tuple[Context, list[str]]:
+        """The tools, documents and variables as the template gets them, and what is to be counted, by name.
+
+        Raises:
+            DataError: they hold control text, and `control_text` is ``error``.
+        """
+        events = [] if context == NO_CONTEXT else self._events(context.columns())
+        if not events or self._setting == "token":
+            return context, events
+        if self._setting == "error":
+            raise DataError(
+                "the tools, documents or variables beside the messages hold the control token "
+                f"{self._control.present(context.columns())[0]!r}",
+                fix="correct or remove the row, or read such tokens as plain text: data.control_text=text",
+            )
+        coded = self._control.coded
+        tools, documents = tuple(map(coded, context.tools)), tuple(map(coded, context.documents))
+        return Context(tools, documents, coded(context.template_kwargs)), events
+
+    def _events(self, value: object) -> list[str]:
+        if not self._control.present(value):
+            return []
+        return [f"control_text_read_as_{'token' if self._setting == 'token' else 'text'}"]
+
+    def _without_end(self, message: Message) -> Message:
+        content = message.get("content")
+        if message["role"] != ASSISTANT or not isinstance(content, str):
+            return message
+        return {**message, "content": self._written_ends.sub("", content)}
 
 
-def shielded_context(context: Context, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> Context:
-    """The tools, documents and variables as the template gets them.
-
-    Raises:
-        DataError: they hold control text, and `control_text` is ``error``.
-    """
-    control = ControlText.of(tokenizer)
-    present = [] if rendering.control_text == "token" else control.present(context.columns())
-    if not present:
-        return context
-    if rendering.control_text == "error":
-        raise DataError(
-            f"the tools, documents or variables beside the messages hold the control token {present[0]!r}",
-            fix="correct or remove the row, or read such tokens as plain text: data.control_text=text",
-        )
-    tools, documents = (tuple(map(control.coded, each)) for each in (context.tools, context.documents))
-    return Context(tools, documents, control.coded(context.template_kwargs))
-
-
-def message_events(
-    messages: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    rendering: Rendering,
-    context: Context = NO_CONTEXT,
-) -> list[str]:
-    """What is to be counted of the control tokens in messages and beside them, by name."""
-    present = ControlText.of(tokenizer).present
-    if present(context.columns()):
-        return [f"control_text_read_as_{'token' if rendering.control_text == 'token' else 'text'}"]
-    if not present(messages):
-        return []
-    if rendering.control_text == "token":
-        return ["control_text_read_as_token"] if present(_contents(messages)) else []
-    ready = [_without_end(message, tokenizer) for message in messages]
-    events = ["control_text_read_as_text"] if present(_contents(ready)) else []
-    return events + (["duplicate_end_of_turn_removed"] if ready != list(messages) else [])
-
-
-def _contents(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages without their roles, which templates compare."""
-    return [{key: value for key, value in message.items() if key != _ROLE} for message in messages]
-
-
-def _without_end(message: Message, tokenizer: PreTrainedTokenizerBase) -> Message:
-    content, template = message.get("content"), TemplateTokens.of(tokenizer)
-    end = tokenizer.eos_token_id if template.turn_end is None else template.turn_end
-    if message["role"] != "assistant" or not isinstance(content, str) or end is None:
-        return message
-    written = re.escape(str(tokenizer.convert_ids_to_tokens(end)))
-    return {**message, "content": re.sub(rf"({written}\s*)+$", "", content)}
+def _content(message: Message) -> dict[str, Any]:
+    """The message without its role, which templates compare."""
+    return {key: value for key, value in message.items() if key != _ROLE}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
+from penchant.data.per_tokenizer import cached_per_tokenizer
 from penchant.data.template_tokens import TemplateTokens
 
 if TYPE_CHECKING:
@@ -40,22 +40,18 @@ class ControlText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
         self.tokens = tuple(tokens)
-        # Not the tokenizer itself, which is the key of what is kept for it.
+        # Not the tokenizer itself, which is the weak key of the cache that holds this object.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._codes = {token: _MARK + chr(_FIRST + i) for i, token in enumerate(self.tokens)}
         self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in self.tokens}
         longest_first = sorted(self.tokens, key=len, reverse=True)
-        self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._either = re.compile(f"{_MARK}.|{self._written.pattern}", re.DOTALL)
+        self._token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._token_or_code = re.compile(f"{_MARK}.|{self._token.pattern}", re.DOTALL)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> ControlText:
-        """The tokenizer's; kept until its tokens or its template change."""
-        key = (TemplateTokens.of(tokenizer).control, len(tokenizer))
-        known = _KNOWN.get(tokenizer)
-        if known is None or known[0] != key:
-            known = _KNOWN[tokenizer] = (key, cls(tokenizer, key[0]))
-        return known[1]
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ControlText:
+        """The tokenizer's; cached until its tokens or its template change."""
+        return _control_text(tokenizer)
 
     def present(self, value: object) -> list[str]:
         """The control tokens in all texts of a value, as often as they stand there.
@@ -63,12 +59,13 @@ class ControlText:
         Args:
             value: a text, or lists and mappings of texts, as messages and tools are.
         """
-        return [token for text in _texts(value) for token in self._written.findall(text)]
+        # One search over all texts, for speed; no token holds the character between them.
+        return self._token.findall("\0".join(_texts(value)))
 
     def coded(self, value: Any) -> Any:
         """The value with a code for each control token in its texts; what holds none is the same object."""
         if isinstance(value, str):
-            return self._written.sub(lambda found: self._codes[found[0]], value) if self.present(value) else value
+            return self._token.sub(lambda match: self._codes[match[0]], value) if self.present(value) else value
         if isinstance(value, Mapping):
             return {self.coded(key): self.coded(item) for key, item in value.items()} if self.present(value) else value
         if isinstance(value, list | tuple):
@@ -77,15 +74,15 @@ class ControlText:
 
     def plain(self, text: str) -> str:
         """A text with the control tokens that its codes stand for, for people."""
-        written = {code: token for token, code in self._codes.items()}
-        return re.sub(f"{_MARK}.", lambda found: written.get(found[0], ""), text, flags=re.DOTALL)
+        tokens = {code: token for token, code in self._codes.items()}
+        return re.sub(f"{_MARK}.", lambda match: tokens.get(match[0], ""), text, flags=re.DOTALL)
 
     def encode(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Ids of coded texts, no special tokens added: coded tokens are read as text, plain ones as tokens."""
         if self._inert is None:
             return [self._by_pieces(text, tokenizer) for text in texts]
         swapped = self._codes | {code: token for token, code in self._codes.items()}
-        exchanged = [self._either.sub(lambda found: swapped.get(found[0], ""), text) for text in texts]
+        exchanged = [self._token_or_code.sub(lambda match: swapped.get(match[0], ""), text) for text in texts]
         return [encoding.ids for encoding in self._inert.encode_batch(exchanged, add_special_tokens=False)]
 
     @cached_property
@@ -112,10 +109,10 @@ class ControlText:
 
     def _by_pieces(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """For tokenizers in Python: each coded token on its own, letter by letter where it would be found."""
-        written = {code: token for token, code in self._codes.items()}
+        tokens = {code: token for token, code in self._codes.items()}
         ids: list[int] = []
         for piece in re.split(f"({_MARK}.)", text, flags=re.DOTALL):
-            token = written.get(piece)
+            token = tokens.get(piece)
             if token is None:
                 ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
                 continue
@@ -124,16 +121,16 @@ class ControlText:
         return ids
 
 
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, ControlText]] = WeakKeyDictionary()
+@cached_per_tokenizer
+def _control_text(tokenizer: PreTrainedTokenizerBase) -> ControlText:
+    return ControlText(tokenizer, TemplateTokens.from_tokenizer(tokenizer).control)
 
 
-def _texts(value: object) -> Iterator[str]:
+def _texts(value: object) -> list[str]:
+    """All texts of a value, keys of mappings among them."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+        return [value]
+    items = (
+        [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    )
+    return [text for item in items for text in ((item,) if isinstance(item, str) else _texts(item))]

@@ -51,29 +51,34 @@ def message(cell: Cell) -> Message:
 
     Its calls, thoughts and other fields are those of the data; fields that are null are left out, as templates want.
     """
-    said = cell.need("role", "from")
-    role = ROLES.get(said.text().lower())
+    role_cell = cell.need("role", "from")
+    role = ROLES.get(role_cell.text().lower())
     if role is None:
-        raise said.refusal(f"a role: {', '.join(ROLES)}")
+        raise role_cell.refusal(f"a role: {', '.join(ROLES)}")
     ledger, where = cell.row.ledger, cell.row.where
-    found: dict[str, Any] = {"role": role}
-    called = _called(cell)
-    if said.value in CALL_TURNS:
+    fields: dict[str, Any] = {"role": role}
+    calls = _calls_beside_content(cell)
+    if role_cell.value in CALL_TURNS:
         if (turn := calls_in_turn(cell.need("content", "value"))) is None:
-            ledger.count(f"turns from '{said.value}' that are no JSON, read as text of role '{role}'", where)
+            ledger.count(f"turns from '{role_cell.value}' that are no JSON, read as text of role '{role}'", where)
         else:
-            found["content"], called = turn
-            ledger.count(f"turns from '{said.value}' read as tool calls", where)
-    elif said.value != role and role == "tool":
-        ledger.count(f"turns from '{said.value}' read as role '{role}'", where)
-    thoughts = any(isinstance(cell.value.get(name), str) for name in REASONING)
-    if "content" not in found:
-        content = cell.find("content", "value") if called or thoughts else cell.need("content", "value")
-        found |= {} if content is None else {"content": _content(content, role)}
-    return cast("Message", {**found, **({"tool_calls": called} if called else {}), **_fields(cell)})
+            fields["content"], calls = turn
+            ledger.count(f"turns from '{role_cell.value}' read as tool calls", where)
+    elif role_cell.value != role and role == "tool":
+        ledger.count(f"turns from '{role_cell.value}' read as role '{role}'", where)
+    if "content" not in fields:
+        content = cell.find("content", "value")
+        if content is None and not calls and not _has_thoughts(cell):
+            raise cell.refusal("an object with content or value")
+        fields |= {} if content is None else {"content": _content(content, role)}
+    return cast("Message", {**fields, **({"tool_calls": calls} if calls else {}), **_other_fields(cell)})
 
 
-def _called(cell: Cell) -> list[Any]:
+def _has_thoughts(cell: Cell) -> bool:
+    return any(isinstance(cell.value.get(name), str) for name in REASONING)
+
+
+def _calls_beside_content(cell: Cell) -> list[Any]:
     """The calls beside a message's content; OpenAI once had one, under another name."""
     listed, single = cell.find("tool_calls"), cell.find("function_call")
     if single is not None and listed is None:
@@ -103,43 +108,43 @@ def _part(cell: Cell) -> Part:
     return Part(type="text", text=cell.need("text").text())
 
 
-def _fields(cell: Cell) -> Mapping[str, Any]:
+def _other_fields(cell: Cell) -> Mapping[str, Any]:
     """A message's fields besides role, content and calls; those that are not ours are counted."""
-    found = {}
+    fields = {}
     for key, value in cell.value.items():
         if value is None or key in ("role", "from", "content", "value", "tool_calls", "function_call"):
             continue
         if key not in OURS:
             cell.row.ledger.count(f"field '{key}' of messages kept for the chat template", cell.row.where)
-        found[key] = Cell(value, f"{cell.column}.{key}", cell.row).text() if isinstance(value, str) else value
-    return found
+        fields[key] = Cell(value, f"{cell.column}.{key}", cell.row).text() if isinstance(value, str) else value
+    return fields
 
 
 def messages(cell: Cell) -> Conversation:
     """A list of at least one message, or one message alone; turns that are calls join the turn they belong to."""
     if isinstance(cell.value, dict):
         return (message(cell),)
-    found: list[Message] = []
+    turns: list[Message] = []
     open_call = False
     for item in cell.items():
         turn = message(item)
         is_call = "tool_calls" in turn and item.need("role", "from").value in CALL_TURNS
-        before = found[-1] if found else None
-        if is_call and before and before["role"] == ASSISTANT and (open_call or "tool_calls" not in before):
+        previous = turns[-1] if turns else None
+        if is_call and previous and previous["role"] == ASSISTANT and (open_call or "tool_calls" not in previous):
             cell.row.ledger.count("calls joined to the assistant's turn before them", cell.row.where)
-            found[-1] = _joined_turns(before, turn)
+            turns[-1] = _joined_turns(previous, turn)
         else:
-            found.append(turn)
+            turns.append(turn)
         open_call = is_call
-    if not found:
+    if not turns:
         raise cell.refusal("at least one message")
-    return tuple(found)
+    return tuple(turns)
 
 
-def _joined_turns(before: Message, call: Message) -> Message:
-    content = "\n".join(filter(None, (content_of(before), content_of(call))))
-    calls = [*before.get("tool_calls", []), *call.get("tool_calls", [])]
-    return {**before, "content": content, "tool_calls": calls}
+def _joined_turns(turn: Message, call: Message) -> Message:
+    content = "\n".join(filter(None, (content_of(turn), content_of(call))))
+    calls = [*turn.get("tool_calls", []), *call.get("tool_calls", [])]
+    return {**turn, "content": content, "tool_calls": calls}
 
 
 def text_or_messages(cell: Cell) -> Text:
@@ -155,20 +160,20 @@ def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]
     Raises:
         DataError: text and messages among the responses, or a response that does not follow the prompt.
     """
-    found = [text_or_messages(cell) for cell in cells]
-    plain = [text for text in found if isinstance(text, str)]
-    if len(plain) == len(found):
+    responses = [text_or_messages(cell) for cell in cells]
+    plain = [text for text in responses if isinstance(text, str)]
+    if len(plain) == len(responses):
         if isinstance(prompt, str):
             return prompt, tuple(plain)
         return prompt, tuple((Message(role="assistant", content=text),) for text in plain)
     if plain:
-        odd = next(cell for cell, text in zip(cells, found, strict=True) if isinstance(text, str))
+        odd = next(cell for cell, text in zip(cells, responses, strict=True) if isinstance(text, str))
         raise odd.refusal("messages, as the row's other responses are")
-    conversations = [value for value in found if not isinstance(value, str)]
+    conversations = [value for value in responses if not isinstance(value, str)]
     if all(conversation[0]["role"] == "assistant" for conversation in conversations):
         _check_responses(conversations, cells)
         return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt, tuple(conversations)
-    start, responses = split_off(conversations, cells)
+    start, endings = split_off(conversations, cells)
     beyond_system = start[1:] if start[0]["role"] in SYSTEM else start
     repeated = prompt in (start, beyond_system) or prompt in [content_of(t) for t in start if t["role"] == "user"]
     if not repeated:
@@ -177,7 +182,7 @@ def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]
             "leave the prompt column out where the conversations hold it: data.columns={unused: prompt}",
         )
     cells[0].row.ledger.count("prompt repeated in the responses, taken once", cells[0].row.where)
-    return start, responses
+    return start, endings
 
 
 def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> tuple[Conversation, tuple[Text, ...]]:
@@ -217,10 +222,10 @@ def last_turn(conversation: Conversation, cell: Cell) -> tuple[Conversation, tup
 
 def _check_responses(responses: Sequence[Conversation], cells: Sequence[Cell]) -> None:
     for response, cell in zip(responses, cells, strict=True):
-        for place, turn in (("begins", response[0]), ("ends", response[-1])):
+        for verb, turn in (("begins", response[0]), ("ends", response[-1])):
             if turn["role"] != "assistant":
                 raise DataError(
-                    f"the response in column '{cell.column}' {place} with a message of role '{turn['role']}'; "
+                    f"the response in column '{cell.column}' {verb} with a message of role '{turn['role']}'; "
                     "expected the assistant's",
                     where=cell.row.where,
                     fix="conversations must differ only in the assistant's messages; correct or remove the row",

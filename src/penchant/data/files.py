@@ -101,8 +101,8 @@ def unread_files(source: str | Path, split: str | None = None) -> list[str]:
     folder = Path(source).absolute()
     if not folder.is_dir() or is_saved(folder):
         return []
-    read = set(_data_files(folder, split))
-    others = sorted(item for item in folder.iterdir() if item not in read and item.name[0] != ".")
+    data_files = set(_data_files(folder, split))
+    others = sorted(item for item in folder.iterdir() if item not in data_files and item.name[0] != ".")
     return [item.name + "/" * item.is_dir() for item in others]
 
 

@@ -17,12 +17,12 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
     import pyarrow.parquet
 
     # Parquet is read from its end, which a compressed stream cannot reach cheaply.
-    whole = io.BytesIO(stream.read()) if name.lower().endswith((".gz", ".zst")) else stream
+    seekable = io.BytesIO(stream.read()) if name.lower().endswith((".gz", ".zst")) else stream
     number = 0
     try:
-        if not whole.read(1):
+        if not seekable.read(1):
             return
-        for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=1024):
+        for batch in pyarrow.parquet.ParquetFile(seekable).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{name}, row {number}", _without_padding(row)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from penchant.data.fields import Cell, Row
-from penchant.data.formats_lists import place_of
+from penchant.data.formats_lists import index_of_text
 from penchant.data.groups import PreferenceGroup
 
 SEPARATOR = "::"
@@ -28,7 +28,7 @@ def s_dpo(row: Row) -> Iterator[PreferenceGroup]:
         row.ledger.count("items that stand twice in 'itemList', taken once", row.where)
     prompt = "\n".join(["Chosen before, oldest first:", *history, "Chosen next:", ""])
     chosen = Cell(chosen.name(), chosen.column, row)
-    yield replace(row.group(prompt, candidates), preferred=place_of(chosen, candidates))
+    yield replace(row.group(prompt, candidates), preferred=index_of_text(chosen, candidates))
 
 
 def _items(cell: Cell) -> list[str]:

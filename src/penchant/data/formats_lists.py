@@ -10,6 +10,7 @@ from penchant.data.calls import BESIDE
 from penchant.data.conversations import joined, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, Text
+from penchant.data.messages import content_of
 
 Values = Mapping[str, Any]
 Converted = Iterator[PreferenceGroup]
@@ -109,24 +110,24 @@ def _preferred(row: Row, candidates: Sequence[Text]) -> int | None:
     cell = row.find(*PREFERRED)
     if cell is None:
         return None
-    return cell.index(len(candidates)) if not isinstance(cell.value, str) else place_of(cell, candidates)
+    return cell.index(len(candidates)) if not isinstance(cell.value, str) else index_of_text(cell, candidates)
 
 
-def place_of(cell: Cell, candidates: Sequence[Text]) -> int:
+def index_of_text(cell: Cell, candidates: Sequence[Text]) -> int:
     """The index of the one candidate whose text, or last message, is the cell's.
 
     Raises:
         DataError: no candidate reads so, or several do.
     """
-    texts = [text if isinstance(text, str) else text[-1]["content"] for text in candidates]
-    places = [i for i, text in enumerate(texts) if text == cell.text()]
-    if len(places) != 1:
-        times = f"which {len(places)} of them are" if places else "which none of them is"
+    texts = [text if isinstance(text, str) else content_of(text[-1]) for text in candidates]
+    indices = [i for i, text in enumerate(texts) if text == cell.text()]
+    if len(indices) != 1:
+        times = f"which {len(indices)} of them are" if indices else "which none of them is"
         raise cell.refusal(
             f"the text of one of the {len(texts)} candidates, {times}, or its 0-based index",
             "write the candidate's text letter by letter, or its index",
         )
-    return places[0]
+    return indices[0]
 
 
 def _objects(value: object, key: str) -> bool:

@@ -122,14 +122,14 @@ class _Row:
 
 
 def _rows(
-    source: str | Path, wanted: tuple[str, ...], columns: Mapping[str, str] | None, split: str | None = None
+    source: str | Path, columns_read: tuple[str, ...], columns: Mapping[str, str] | None, split: str | None = None
 ) -> Iterator[_Row]:
     given = columns or {}
-    names = {ours: (given[ours],) if ours in given else NAMES[ours] for ours in wanted}
+    names = {ours: (given[ours],) if ours in given else NAMES[ours] for ours in columns_read}
     path = Path(source).absolute()
     ending = ending_of(path)
     if ending == ".dat":
-        rows = _double_colons(path, wanted)
+        rows = _double_colons(path, columns_read)
     elif ending in RECBOLE:
         rows = _recbole(path)
     else:
@@ -143,17 +143,17 @@ def _rows(
         raise DataError("it is empty; expected at least one row", where=path.name, fix="name another file")
 
 
-def _double_colons(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _double_colons(path: Path, columns_read: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     with opened(path, path.name) as stream:
         for number, line in text_lines(stream, path.name):
             where, cells = f"{path.name}, line {number}", line.rstrip("\r\n").split("::")
-            if len(cells) < len(wanted):
+            if len(cells) < len(columns_read):
                 raise DataError(
-                    f"{len(cells)} fields between '::'; expected {'::'.join(wanted)}",
+                    f"{len(cells)} fields between '::'; expected {'::'.join(columns_read)}",
                     where=where,
                     fix="write one row a line, or use CSV with a header",
                 )
-            yield where, dict(zip(wanted, cells, strict=False))
+            yield where, dict(zip(columns_read, cells, strict=False))
 
 
 def _recbole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

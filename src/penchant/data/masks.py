@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from penchant.data.chat import GroupText
+from penchant.data.prefixes import common_length
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Mask
 
@@ -23,20 +24,20 @@ def learnt_masks(
     """
     if not any(text.turns):
         return None
-    known = dict(zip(text.parts, encoded, strict=True))
+    ids_of = dict(zip(text.parts, encoded, strict=True))
     masks = []
-    for turns, whole, ids in zip(text.turns, text.sequences, sequences, strict=True):
+    for turns, sequence_text, ids in zip(text.turns, text.sequences, sequences, strict=True):
         mask = np.zeros(len(ids), dtype=np.bool_)
         if turns is None:
             mask[boundary:] = True
         for turn in turns or ():
             start, end = boundary, len(ids)
-            if turn.before is not None:
-                before = started(known[turn.before], True, special, set())
-                start = common_length(before, ids)
-                events |= {"boundary_moved"} if start < len(before) else set()
-            if turn.through != whole:
-                end = common_length(started(known[turn.through], True, special, set()), ids)
+            if turn.prompt is not None:
+                prompt_ids = started(ids_of[turn.prompt], True, special, set())
+                start = common_length(prompt_ids, ids)
+                events |= {"boundary_moved"} if start < len(prompt_ids) else set()
+            if turn.through != sequence_text:
+                end = common_length(started(ids_of[turn.through], True, special, set()), ids)
             if ids[end - 1] in special.ends and (start < end - 1 or end == len(ids)):
                 mask[start:end] = True
             else:
@@ -54,10 +55,3 @@ def started(ids: list[int], templated: bool, special: SpecialTokens, events: set
         events.add("template_without_bos")
         return stripped
     return special.with_start(stripped, times)
-
-
-def common_length(prompt: list[int], ids: list[int]) -> int:
-    """Length of the common prefix."""
-    if ids[: len(prompt)] == prompt:
-        return len(prompt)
-    return next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))

@@ -62,12 +62,12 @@ class Context:
 
     def columns(self) -> dict[str, Any]:
         """Those that are there, as a row's columns."""
-        named = {
+        columns = {
             "tools": list(self.tools),
             "documents": list(self.documents),
             "chat_template_kwargs": dict(self.template_kwargs),
         }
-        return {name: value for name, value in named.items() if value}
+        return {name: value for name, value in columns.items() if value}
 
 
 NO_CONTEXT = Context()
@@ -84,15 +84,15 @@ class Conversation(tuple[Message, ...]):
     context: Context
 
     def __new__(cls, messages: Iterable[Message], context: Context = NO_CONTEXT) -> Conversation:
-        made = super().__new__(cls, messages)
-        made.context = context
-        return made
+        conversation = super().__new__(cls, messages)
+        conversation.context = context
+        return conversation
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, tuple) and tuple(self) == tuple(other) and self.context == context_of(other)
+    def __eq__(self, messages: object) -> bool:
+        return isinstance(messages, tuple) and tuple(self) == tuple(messages) and self.context == context_of(messages)
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    def __ne__(self, messages: object) -> bool:
+        return not self == messages
 
     __hash__ = tuple.__hash__
 
@@ -133,8 +133,9 @@ def is_blank(candidate: Text) -> bool:
 
 
 def _holds_something(message: Message) -> bool:
-    thoughts = (str(message.get(name) or "") for name in REASONING)
-    return bool(content_of(message).strip() or message.get("tool_calls") or any(map(str.strip, thoughts)))
+    if content_of(message).strip() or message.get("tool_calls"):
+        return True
+    return any(str(message.get(name) or "").strip() for name in REASONING)
 
 
 def as_text(value: Text) -> str:
@@ -145,7 +146,7 @@ def as_text(value: Text) -> str:
     """
     if isinstance(value, str):
         return value
-    beside = [f"{name}: {_json(found)}" for name, found in context_of(value).columns().items()]
+    beside = [f"{name}: {_json(value_beside)}" for name, value_beside in context_of(value).columns().items()]
     return "\n\n".join([*beside, *map(_turn, value)])
 
 
@@ -157,7 +158,7 @@ def as_json(value: Text) -> Any:
 
 def _turn(message: Message) -> str:
     fields: dict[str, Any] = {name: value for name, value in message.items() if name not in ("role", "content")}
-    lines = [f"{name}: {found if isinstance(found, str) else _json(found)}" for name, found in fields.items()]
+    lines = [f"{name}: {field if isinstance(field, str) else _json(field)}" for name, field in fields.items()]
     return "\n".join([f"{message['role']}: {content_of(message)}", *lines])
 
 
@@ -167,8 +168,8 @@ def _json(value: object) -> str:
 
 def same_turn(turns: Sequence[Message]) -> bool:
     """Whether messages say the same, whatever fields of their own a data set has given them (ids, times)."""
-    first, *rest = ({name: turn.get(name) for name in _SAID} for turn in turns)
-    return all(other == first for other in rest)
+    first, *others = ({name: turn.get(name) for name in _SPOKEN_FIELDS} for turn in turns)
+    return all(fields == first for fields in others)
 
 
-_SAID = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
+_SPOKEN_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)

@@ -35,9 +35,9 @@ def turns_of(prompt: Text) -> list[Turn]:
 
 def _words(message: Mapping[str, Any]) -> str:
     """A message's text; all that it holds but its role, where that is more than text."""
-    rest = {key: value for key, value in message.items() if key != "role" and value is not None}
-    content = rest.get("content")
-    return content if isinstance(content, str) and len(rest) == 1 else json.dumps(rest, sort_keys=True, default=str)
+    fields = {key: value for key, value in message.items() if key != "role" and value is not None}
+    content = fields.get("content")
+    return content if isinstance(content, str) and len(fields) == 1 else json.dumps(fields, sort_keys=True, default=str)
 
 
 def first_user_turn(prompt: Text) -> str:
@@ -48,23 +48,25 @@ def first_user_turn(prompt: Text) -> str:
 
 def beginnings(prompt: Text) -> list[bytes]:
     """A digest of the prompt's first turn, of its first two, and so on to all, without case and extra white space."""
-    digest, found = blake2b(digest_size=16), []
+    digest, digests = blake2b(digest_size=16), []
     for role, text in turns_of(prompt):
         part = f"{role}:{folded(text)}".encode(errors="surrogatepass")
         digest.update(len(part).to_bytes(8, "little") + part)
-        found.append(digest.digest())
-    return found
+        digests.append(digest.digest())
+    return digests
 
 
-def contained(prompts: Sequence[Text], others: Sequence[Text]) -> Iterator[int]:
+def contained(prompts: Sequence[Sequence[bytes]], others: Sequence[Sequence[bytes]]) -> Iterator[int]:
     """Indices of prompts that are the beginning of another one, or begin with one; equal ones are not meant.
 
     A prompt with its response that another prompt goes on from is among them.
+
+    Args:
+        prompts: the `beginnings` of each.
+        others: the same.
     """
-    theirs = [beginnings(prompt) for prompt in others]
-    whole = {each[-1] for each in theirs if each}
-    parts = {digest for each in theirs for digest in each[:-1]}
-    for number, prompt in enumerate(prompts):
-        ours = beginnings(prompt)
-        if ours and (ours[-1] in parts or not whole.isdisjoint(ours[:-1])):
+    complete = {digests[-1] for digests in others if digests}
+    incomplete = {digest for digests in others for digest in digests[:-1]}
+    for number, digests in enumerate(prompts):
+        if digests and (digests[-1] in incomplete or not complete.isdisjoint(digests[:-1])):
             yield number

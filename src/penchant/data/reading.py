@@ -101,9 +101,10 @@ def _converted(
             fix="write every row as messages, or put the plain rows in a file of their own",
         )
     # Which columns are read is known behind the last row.
-    read = {"id", *ledger.used}
-    extras = ({columns.get(key, key): row[key] for key in row if key not in read} for row in sources)
-    return [replace(group, extra=extra) for group, extra in zip(groups, extras, strict=True)], next(iter(counts))
+    read_columns = {"id", *ledger.used}
+    extras = ({columns.get(key, key): row[key] for key in row if key not in read_columns} for row in sources)
+    with_extras = [replace(group, extra=extra) if extra else group for group, extra in zip(groups, extras, strict=True)]
+    return with_extras, next(iter(counts))
 
 
 def _kind(group: PreferenceGroup) -> str:

@@ -46,16 +46,16 @@ def read_again(
     if not groups:
         return [], 0
     special = SpecialTokens.of(tokenizer)
-    whole, _ = tokenize_groups(
+    uncut_groups, _ = tokenize_groups(
         [group.group for group in groups],
         tokenizer,
         max_length=sys.maxsize,
         rendering=replace(rendering, refused="error"),
     )
-    read: list[TokenizedGroup] = []
+    second_groups: list[TokenizedGroup] = []
     refused: list[TokenizedGroup] = []
     alike, shortened = True, 0
-    for first, uncut in zip(groups, whole, strict=True):
+    for first, uncut in zip(groups, uncut_groups, strict=True):
         second = _same_share(uncut, first, special)
         if second.longest > context:
             same = same_ids(first, second)
@@ -65,10 +65,10 @@ def read_again(
                 alike = alike and same
             else:
                 second, shortened = shorter, shortened + 1
-        read.append(second)
+        second_groups.append(second)
     if refused:
         raise _too_long(refused, len(groups), context, alike)
-    return read, shortened
+    return second_groups, shortened
 
 
 def same_ids(first: TokenizedGroup, second: TokenizedGroup) -> bool:
@@ -84,7 +84,7 @@ def _same_share(uncut: TokenizedGroup, first: TokenizedGroup, special: SpecialTo
     while _turns(uncut) > _turns(first) and (later := later_prompt(uncut)) is not None:
         uncut = later
     size = len(uncut.prompt)
-    start = size - len(special.strip_start(uncut.prompt.tolist())[0])
+    start = special.start_length(uncut.prompt.tolist())
     share = -(-size * len(first.prompt) // (len(first.prompt) + first.cut))
     # Start tokens alone are not a prompt's end.
     return end_of_prompt(uncut, min(size, max(share, start + 1)), special) or uncut

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenized import TokenizedGroup
+from penchant.data.tokenized import Ids, TokenizedGroup
 
 
 def within(group: TokenizedGroup, max_length: int, special: SpecialTokens) -> TokenizedGroup | None:
@@ -33,20 +33,24 @@ def later_prompt(group: TokenizedGroup) -> TokenizedGroup | None:
     if not mask[behind:].any():
         return None
     start = behind + int(mask[behind:].argmax())
-    rest = mask[start:]
+    shorter_mask = mask[start:]
     return replace(
         group,
         prompt=np.concatenate([group.prompt, response[:start]]),
         responses=(response[start:],),
-        learnt=None if rest.all() else (rest,),
+        learnt=None if shorter_mask.all() else (shorter_mask,),
     )
 
 
 def end_of_prompt(group: TokenizedGroup, tokens: int, special: SpecialTokens) -> TokenizedGroup | None:
     """The group with so many tokens of its prompt, the start tokens and the last; None without room for one of each."""
-    ids, _ = special.strip_start(group.prompt.tolist())
-    head = len(group.prompt) - len(ids)
-    if tokens <= head:
+    if tokens <= special.start_length(group.prompt.tolist()):
         return None
-    prompt = np.concatenate([group.prompt[:head], group.prompt[head - tokens :]])
+    prompt = end_of_ids(group.prompt, tokens, special)
     return replace(group, prompt=prompt, cut=group.cut + len(group.prompt) - len(prompt))
+
+
+def end_of_ids(prompt: Ids, tokens: int, special: SpecialTokens) -> Ids:
+    """So many tokens of a prompt that has more: its start tokens, and the last; room for one of these is needed."""
+    start = special.start_length(prompt.tolist())
+    return np.concatenate([prompt[:start], prompt[len(prompt) - (tokens - start) :]])

@@ -108,12 +108,12 @@ def _tokens(count: int) -> str:
 
 def _marked(pieces: Sequence[str], learnt: Sequence[bool] | None = None) -> str:
     # A line break is shown and kept, so that long texts stay readable.
-    shown = [piece.replace("\n", "↵\n") for piece in pieces]
+    visible = [piece.replace("\n", "↵\n") for piece in pieces]
     if learnt is None:
-        return TOKEN_MARK.join(shown)
-    switches = (before != after for before, after in pairwise(learnt))
+        return TOKEN_MARK.join(visible)
+    switches = (is_learnt != next_is_learnt for is_learnt, next_is_learnt in pairwise(learnt))
     marks = [BOUNDARY_MARK if switch else TOKEN_MARK for switch in switches]
-    return "".join(part for pair in zip(shown, [*marks, ""], strict=True) for part in pair)
+    return "".join(part for pair in zip(visible, [*marks, ""], strict=True) for part in pair)
 
 
 def _pieces(ids: Sequence[int], before: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

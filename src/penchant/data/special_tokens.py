@@ -50,7 +50,7 @@ class SpecialTokens:
                 where=tokenizer.name_or_path or None,
                 fix='set "eos_token" in its tokenizer_config.json',
             )
-        template = TemplateTokens.of(tokenizer)
+        template = TemplateTokens.from_tokenizer(tokenizer)
         eos = tokenizer.eos_token_id
 
         @cache
@@ -80,6 +80,10 @@ class SpecialTokens:
             stripped, times = stripped[len(mark) :], times + 1
         return stripped, times
 
+    def start_length(self, ids: Sequence[int]) -> int:
+        """How many ids in front are start tokens."""
+        return len(ids) - len(self.strip_start(ids)[0])
+
     @property
     def _start_mark(self) -> tuple[int, ...]:
         return self.start or (() if self.bos is None else (self.bos,))
@@ -102,11 +106,11 @@ class SpecialTokens:
                 last -= 1
             if not last or ids[last - 1] not in ends:
                 return list(ids[:size]), end, times
-            before = ids[last - 1]
-            if times and before not in (end, self.turn_end):
+            last_id = ids[last - 1]
+            if times and last_id not in (end, self.turn_end):
                 return list(ids[:size]), end, times
-            size, times = last - 1, times + 1 if before == end else 1
-            end = before
+            size, times = last - 1, times + 1 if last_id == end else 1
+            end = last_id
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -34,10 +34,10 @@ def split_by_prompt(
         DataError: a side would be left without a prompt.
     """
     topics = topics or {}
-    of = [topics.get(text, text) for text in (as_text(group.prompt) for group in groups)]
+    keys = [topics.get(text, text) for text in (as_text(group.prompt) for group in groups)]
     if together:
-        of = _joined([of, *together])
-    prompts = set(of)
+        keys = _joined([keys, *together])
+    prompts = set(keys)
     count = int(held_out * len(prompts) + 0.5) if 0 < held_out < 1 else 0
     if not 0 < count < len(prompts):
         raise DataError(
@@ -47,8 +47,8 @@ def split_by_prompt(
             else "add groups with other prompts",
         )
     out = set(sorted(prompts, key=lambda prompt: (_hash(prompt, seed), prompt))[:count])
-    sides = [[group for group, key in zip(groups, of, strict=True) if (key in out) == held] for held in (False, True)]
-    return sides[0], sides[1]
+    keyed = list(zip(groups, keys, strict=True))
+    return [group for group, key in keyed if key not in out], [group for group, key in keyed if key in out]
 
 
 def column_values(groups: Sequence[PreferenceGroup], column: str) -> list[str]:
@@ -59,10 +59,10 @@ def column_values(groups: Sequence[PreferenceGroup], column: str) -> list[str]:
     """
     values = []
     for group in groups:
-        known = {"id": group.id, "source": group.source, **group.extra}
-        value = known.get(column)
+        columns = {"id": group.id, "source": group.source, **group.extra}
+        value = columns.get(column)
         if value is None:
-            names = ", ".join(name for name, each in known.items() if each is not None)
+            names = ", ".join(name for name, column_value in columns.items() if column_value is not None)
             raise DataError(
                 f"no value in '{column}'; there are {names}", where=f"group {group.id}", fix="name another column"
             )
@@ -86,10 +86,10 @@ def _joined(keys: Sequence[Sequence[str]]) -> list[str]:
         return node
 
     for row in zip(*keys, strict=True):
-        first, *others = (root(node) for node in enumerate(row))
-        for other in others:
+        first, *other_roots = (root(node) for node in enumerate(row))
+        for other_root in other_roots:
             # The least of the first keys is the root, in any order of rows.
-            low, high = sorted((root(first), root(other)))
+            low, high = sorted((root(first), root(other_root)))
             parents[high] = low
             first = low
     return [root((0, key))[1] for key in keys[0]]

@@ -34,22 +34,22 @@ class Template:
     source: str
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, tools: bool = False) -> Template:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, tools: bool = False) -> Template:
         """The tokenizer's template; where it has several, the one for conversations with or without tools."""
         return cls(tokenizer.get_chat_template(tools=[{}] if tools else None))
 
     def mentions(self, name: str) -> bool:
         """Whether the template names a variable, or a field of messages."""
-        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+        return _mentions(self.source, name)
 
     @property
     def writes_today(self) -> bool:
         """Whether what it writes depends on the clock."""
         return self.mentions(_CLOCK)
 
-    def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def messages(self, messages: Sequence[Message]) -> list[Mapping[str, Any]]:
         """The messages with contents and calls' arguments in the form that this template writes whole."""
-        return [{**message, **self._content(message), **self._calls(message)} for message in messages]
+        return [self._message(message) for message in messages]
 
     def variables(self, rendering: Rendering, context: Context) -> dict[str, Any]:
         """The settings' variables with the row's own on top, and the date where the template takes it as a variable."""
@@ -60,14 +60,18 @@ class Template:
 
     def ignored(self, messages: Sequence[Message], rendering: Rendering, context: Context) -> list[str]:
         """What this template never mentions of a conversation, as events."""
-        there = {"tools": bool(context.tools), "documents": bool(context.documents)}
-        events = [f"template_without_{name}" for name, used in there.items() if used and not self.mentions(name)]
+        beside = {"tools": bool(context.tools), "documents": bool(context.documents)}
+        events = [f"template_without_{name}" for name, used in beside.items() if used and not self.mentions(name)]
         variables = {**rendering.template_kwargs, **context.template_kwargs}
         events += [f"template_without_variable_{name}" for name in variables if not self.mentions(name)]
         thinks = any(message.get(name) for message in messages for name in REASONING)
         if thinks and not any(map(self.mentions, REASONING)):
             events.append("template_without_reasoning")
         return events
+
+    def _message(self, message: Message) -> Mapping[str, Any]:
+        changes = self._content(message) | self._calls(message)
+        return {**message, **changes} if changes else message
 
     def _content(self, message: Message) -> dict[str, Any]:
         content = message.get("content")
@@ -85,6 +89,11 @@ class Template:
         return {"tool_calls": [{**call, "function": called} for call, called in zip(calls, functions, strict=True)]}
 
 
+@lru_cache(maxsize=256)
+def _mentions(source: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
+
+
 def writes_today(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template of the tokenizer reads the clock."""
     return any(template.writes_today for template in _all(tokenizer))
@@ -96,14 +105,17 @@ def takes_a_day(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _all(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
-    found = tokenizer.chat_template
-    sources = list(found.values()) if isinstance(found, dict) else [found]
+    template = tokenizer.chat_template
+    sources = list(template.values()) if isinstance(template, dict) else [template]
     return [Template(source) for source in sources if source is not None]
 
 
 @contextmanager
 def on_day(source: str, day: str | None) -> Iterator[None]:
     """The template's clock stands at midnight of this day, as in ``2026-11-30``; None leaves it running."""
+    if _CLOCK not in source:
+        yield
+        return
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     # A variable of that name is not handed through: the library takes functions out of what a template sees.
@@ -123,16 +135,16 @@ def _strftime_now(format: str) -> str:
 @lru_cache(maxsize=256)
 def _takes_text(source: str, role: str) -> bool:
     """False where a text as content is lost and a list of parts is not."""
-    return _written(_render(source, role, _TEXT)) or not _takes_parts(source, role)
+    return _has_text_alone(_render(source, role, _TEXT)) or not _takes_parts(source, role)
 
 
 @lru_cache(maxsize=256)
 def _takes_parts(source: str, role: str) -> bool:
     """Whether a list of parts is written as its text alone."""
-    return _written(_render(source, role, [{"type": "text", "text": _TEXT}]))
+    return _has_text_alone(_render(source, role, [{"type": "text", "text": _TEXT}]))
 
 
-def _written(text: str | None) -> bool:
+def _has_text_alone(text: str | None) -> bool:
     return text is not None and _TEXT in text and "'type'" not in text and '"type"' not in text
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+
+from penchant.data.per_tokenizer import cached_per_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,30 +29,31 @@ class TemplateTokens:
         turn_end: the id behind an assistant's answer; None where the template writes none.
         ends: all ids that end an assistant's turn: `turn_end`, what ends an earlier turn, and a turn of tool calls.
         control: the control tokens, as they are written; the rule is in docs/tokenization.md.
+        marks: the added tokens that a question with its answer is rendered with, as they are written: plain text with
+            one of them is taken for rendered. All added tokens where the template refuses the two messages.
     """
 
     renders: bool
     turn_end: int | None
     ends: frozenset[int]
     control: tuple[str, ...]
+    marks: frozenset[str]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
-        """Read them off a tokenizer; kept until its tokens or its template change."""
-        key = (tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer.added_tokens_decoder))
-        known = _KNOWN.get(tokenizer)
-        if known is None or known[0] != key:
-            known = _KNOWN[tokenizer] = (key, _Probe(tokenizer).tokens())
-        return known[1]
-
-
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, TemplateTokens]] = WeakKeyDictionary()
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
+        """Read them off a tokenizer; cached until its tokens or its template change."""
+        return _probed(tokenizer)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of all special tokens but the unknown one."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+
+
+@cached_per_tokenizer
+def _probed(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
+    return _Probe(tokenizer).tokens()
 
 
 class _Probe:
@@ -65,26 +67,38 @@ class _Probe:
 
     def tokens(self) -> TemplateTokens:
         """All that is asked of a template."""
-        plain = self._render([_user(_ASK), _assistant(_ANSWER)]) or self._render(
-            [_system(), _user(_ASK), _assistant(_ANSWER)]
-        )
+        exchange = self._render([_user(_ASK), _assistant(_ANSWER)])
+        plain = exchange or self._render([_system(), _user(_ASK), _assistant(_ANSWER)])
         longer = self._render([_user(_ASK), _assistant(_ANSWER), _user(_ASK_AGAIN)], answer_next=True)
         call = self._call()
         turn_end = self._turn_end(plain)
         ends = {i for i in (turn_end, self._earlier_end(longer), self._call_end(call)) if i is not None}
         in_call = set(self._ids(call.rpartition(_ASK)[2]))
-        written = self._written(plain, longer, in_call)
-        content = (in_call | self._content()) - written
+        around = self._around_messages(plain, longer, in_call)
+        content = (in_call | self._content()) - around
         tokenizer = self._tokenizer
-        named = {i for i in self._special if self._literal(i) in str(tokenizer.chat_template or "")} - content
+        in_source = {i for i in self._special if self._literal(i) in str(tokenizer.chat_template or "")} - content
         basic = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} - {None}
-        control = {self._literal(i) for i in written | named | basic | ends}
-        return TemplateTokens(_ANSWER in plain, turn_end, frozenset(ends), tuple(sorted(control - {""})))
+        control = {self._literal(i) for i in around | in_source | basic | ends}
+        return TemplateTokens(
+            renders=_ANSWER in plain,
+            turn_end=turn_end,
+            ends=frozenset(ends),
+            control=tuple(sorted(control - {""})),
+            marks=self._marks(exchange),
+        )
+
+    def _marks(self, exchange: str) -> frozenset[str]:
+        tokenizer = self._tokenizer
+        if tokenizer.chat_template is None:
+            return frozenset()
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+        return frozenset(token for token in added if token and (token in exchange or not exchange))
 
     def _turn_end(self, plain: str) -> int | None:
         """The first added token behind the answer."""
-        _, answer, after = plain.rpartition(_ANSWER)
-        return next((i for i in self._ids(after) if i not in self._never_ends), None) if answer else None
+        _, answer, behind = plain.rpartition(_ANSWER)
+        return next((i for i in self._ids(behind) if i not in self._never_ends), None) if answer else None
 
     def _earlier_end(self, longer: str) -> int | None:
         """What ends an answer that a question follows, where it ends the question too; else it may begin the question.
@@ -97,12 +111,12 @@ class _Probe:
 
     def _call_end(self, call: str) -> int | None:
         """The special token that ends a turn of tool calls."""
-        _, value, after = call.rpartition(_VALUE)
-        ids = self._tokenizer(after.rstrip(), add_special_tokens=False)["input_ids"] if value else []
+        _, value, behind = call.rpartition(_VALUE)
+        ids = self._tokenizer(behind.rstrip(), add_special_tokens=False)["input_ids"] if value else []
         last = ids[-1] if ids else None
         return last if last in self._special - self._never_ends else None
 
-    def _written(self, plain: str, longer: str, in_call: set[int]) -> set[int]:
+    def _around_messages(self, plain: str, longer: str, in_call: set[int]) -> set[int]:
         """The special tokens around messages and tools' results, and what bounds a turn where it is not special."""
         system = self._render([_system(), _user(_ASK)], answer_next=True)
         result = {"role": "tool", "name": "probe", "tool_call_id": "probe0000", "content": _ASK_AGAIN}
@@ -114,9 +128,9 @@ class _Probe:
 
     def _gaps(self, longer: str) -> tuple[list[int], list[int]]:
         """Added tokens between the answer and the question behind it, and behind that question."""
-        _, answer, after = longer.partition(_ANSWER)
-        gap, asked, last = after.partition(_ASK_AGAIN)
-        return (self._ids(gap), self._ids(last)) if answer and asked else ([], [])
+        _, answer, behind_answer = longer.partition(_ANSWER)
+        gap, question, behind_question = behind_answer.partition(_ASK_AGAIN)
+        return (self._ids(gap), self._ids(behind_question)) if answer and question else ([], [])
 
     def _content(self) -> set[int]:
         """Added tokens that stand for what a message holds: thoughts, pictures, sounds."""
@@ -124,8 +138,8 @@ class _Probe:
         texts = [self._render([_user(_ASK), thought]).rpartition(_ASK)[2]]
         for kind in ("image", "video", "audio"):
             texts.append(self._render([{"role": "user", "content": [{"type": kind}, {"type": "text", "text": _ASK}]}]))
-        known = self._tokenizer.special_tokens_map.items()
-        texts += [token for name, token in known if name not in _BASIC and isinstance(token, str)]
+        named_tokens = self._tokenizer.special_tokens_map.items()
+        texts += [token for name, token in named_tokens if name not in _BASIC and isinstance(token, str)]
         return {i for text in texts for i in self._ids(text)}
 
     def _call(self) -> str:

@@ -7,16 +7,18 @@ any candidate's ids first differ from the prompt's own. Nothing is cut, dropped 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from penchant.data.as_chat import chat_prompt
-from penchant.data.chat import GroupText, group_text, is_blank, prompt_text
+from penchant.data.chat import ChatRenderer, GroupText
 from penchant.data.control_text import ControlText, is_coded
 from penchant.data.groups import PreferenceGroup, Text
-from penchant.data.masks import common_length, learnt_masks, started
+from penchant.data.masks import learnt_masks, started
+from penchant.data.messages import is_blank
+from penchant.data.prefixes import common_length
+from penchant.data.problem_list import Problem, ProblemList
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.shortening import within
 from penchant.data.special_tokens import SpecialTokens
@@ -67,40 +69,38 @@ def tokenize_groups(
         _REFUSED: refused,
         _UNREADABLE: refused,
     }
-    ledger = _Ledger(
+    problems = ProblemList(
         TokenizationReport(groups=len(groups)),
         frozenset(event for event, policy in policies.items() if policy == "drop"),
         frozenset(event for event, policy in policies.items() if policy == "keep"),
     )
-    special = SpecialTokens.of(tokenizer)
+    special, renderer = SpecialTokens.of(tokenizer), ChatRenderer(tokenizer, rendering)
     kept: list[TokenizedGroup] = []
     for start in range(0, len(groups), _BATCH):
-        texts = _texts(groups[start : start + _BATCH], tokenizer, rendering, ledger)
-        for text, ids in _encode(texts, tokenizer, ledger):
-            group = _assemble(text, ids, special, ledger)
+        texts = _texts(groups[start : start + _BATCH], renderer, problems)
+        for text, ids in _encode(texts, tokenizer, problems):
+            group = _assemble(text, ids, special, problems)
             if group is not None and group.longest > max_length:
-                group = _shortened(group, max_length, truncation, special, ledger)
+                group = _shortened(group, max_length, truncation, special, problems)
             if group is not None:
                 kept.append(group)
-    ledger.settle()
+    problems.settle()
     if groups and not kept:
-        counts = ledger.report.counts
+        counts = problems.report.counts
         dropped = ", ".join(f"{event.replace('_', ' ')}: {counts[event]}" for event in policies if counts[event])
         raise DataError(f"no group is left of {len(groups)} ({dropped})", fix="see the rows: penchant data check FILE")
-    return kept, ledger.report
+    return kept, problems.report
 
 
 def tokenize_prompts(
     prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[Ids]:
     """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
-    special = SpecialTokens.of(tokenizer)
-    prompts = [chat_prompt(prompt, tokenizer, rendering) for prompt in prompts]
-    encoded = _ids([prompt_text(prompt, tokenizer, rendering) for prompt in prompts], tokenizer)
-    begun = (
-        started(ids, not isinstance(prompt, str), special, set()) for prompt, ids in zip(prompts, encoded, strict=True)
-    )
-    return [np.array(ids or [special.first], dtype=np.int64) for ids in begun]
+    special, renderer = SpecialTokens.of(tokenizer), ChatRenderer(tokenizer, rendering)
+    texts = [renderer.prompt(prompt) for prompt in prompts]
+    encoded = _ids([text for text, _ in texts], tokenizer)
+    ids_with_start = (started(ids, text.templated, special, set()) for text, ids in zip(texts, encoded, strict=True))
+    return [np.array(ids or [special.first], dtype=np.int64) for ids in ids_with_start]
 
 
 def readable_prompts(
@@ -127,56 +127,22 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if tokenizer.eos_token_id is None else SpecialTokens.of(tokenizer).turn_end
 
 
-@dataclass(frozen=True)
-class _Problem:
-    group: str
-    what: str
-    fix: str | None
-    tokens: int = 0
-
-
-@dataclass
-class _Ledger:
-    """What happened to the rows: counted where they may be dropped, gathered into one error where not."""
-
-    report: TokenizationReport
-    dropping: frozenset[str]
-    keeping: frozenset[str]
-    problems: dict[str, list[_Problem]] = field(default_factory=dict)
-
-    def refuse(self, event: str, problem: _Problem) -> None:
-        if event in self.dropping:
-            self.report.note(event, problem.group)
-        else:
-            self.problems.setdefault(event, []).append(problem)
-
-    def settle(self) -> None:
-        """Raise the first kind of problem met, with the longest of its groups (else the first) as the example."""
-        for found in self.problems.values():
-            worst = max(found, key=lambda problem: problem.tokens)
-            ids = ", ".join(problem.group for problem in found[:5]) + (", ..." if len(found) > 5 else "")
-            count = f"{len(found)} of {self.report.groups} groups like this: {ids}"
-            raise DataError(f"{worst.what} ({count})", where=f"group {worst.group}", fix=worst.fix)
-
-
-def _texts(
-    groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, rendering: Rendering, ledger: _Ledger
-) -> list[GroupText]:
+def _texts(groups: Sequence[PreferenceGroup], renderer: ChatRenderer, problems: ProblemList) -> list[GroupText]:
     texts = []
     for group in groups:
         blank = [k for k, candidate in enumerate(group.candidates) if is_blank(candidate)]
-        if blank and _EMPTY not in ledger.keeping:
-            ledger.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
+        if blank and _EMPTY not in problems.keeping:
+            problems.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
             continue
         try:
-            texts.append(group_text(group, tokenizer, rendering))
+            texts.append(renderer.group(group))
         except DataError as error:
-            ledger.refuse(_REFUSED, _Problem(group.id, error.what, error.fix))
+            problems.refuse(_REFUSED, Problem(group.id, error.what, error.fix))
     return texts
 
 
-def _empty(group: PreferenceGroup, candidate: int, found: str) -> _Problem:
-    return _Problem(
+def _empty(group: PreferenceGroup, candidate: int, found: str) -> Problem:
+    return Problem(
         group.id,
         f"candidate {candidate} is empty: it {found}, so only its end-of-turn token would be trained on",
         "remove these rows, or have them dropped and counted: data.empty=drop",
@@ -186,8 +152,8 @@ def _empty(group: PreferenceGroup, candidate: int, found: str) -> _Problem:
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     unique = list(dict.fromkeys(texts))
     coded = [text for text in unique if is_coded(text)]
-    plain = [text for text in unique if not is_coded(text)]
-    ids = dict(zip(coded, ControlText.of(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
+    plain = [text for text in unique if not is_coded(text)] if coded else unique
+    ids = dict(zip(coded, ControlText.from_tokenizer(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
     if plain:
         encoded: list[list[int]] = tokenizer(
             plain, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
@@ -197,12 +163,13 @@ def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[
 
 
 def _encode(
-    texts: Sequence[GroupText], tokenizer: PreTrainedTokenizerBase, ledger: _Ledger
+    texts: Sequence[GroupText], tokenizer: PreTrainedTokenizerBase, problems: ProblemList
 ) -> list[tuple[GroupText, list[list[int]]]]:
     """Each group's ids: those of its parts, in their order."""
     try:
-        flat = iter(_ids([part for text in texts for part in text.parts], tokenizer))
-        return [(text, [next(flat) for _ in text.parts]) for text in texts]
+        parts = [text.parts for text in texts]
+        flat = iter(_ids([part for group_parts in parts for part in group_parts], tokenizer))
+        return [(text, list(islice(flat, len(group_parts)))) for text, group_parts in zip(texts, parts, strict=True)]
     except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; find whose text it is.
         encoded = []
         for text in texts:
@@ -214,12 +181,12 @@ def _encode(
                     "correct these rows (often it is half of a surrogate pair, as in \\ud83d alone), or have them "
                     "dropped and counted: data.refused=drop"
                 )
-                ledger.refuse(_UNREADABLE, _Problem(text.group.id, what, fix))
+                problems.refuse(_UNREADABLE, Problem(text.group.id, what, fix))
         return encoded
 
 
 def _assemble(
-    text: GroupText, encoded: list[list[int]], special: SpecialTokens, ledger: _Ledger
+    text: GroupText, encoded: list[list[int]], special: SpecialTokens, problems: ProblemList
 ) -> TokenizedGroup | None:
     """Put starts and ends right, find the boundary, and refuse what cannot be learnt from."""
     group, events = text.group, set(text.events)
@@ -233,8 +200,8 @@ def _assemble(
     sequences = [_ended(ids, ends, end, text.templated, special, events) for ids in sequences]
     common = [common_length(prompt, ids) for ids in sequences]
     for k, ids in enumerate(sequences):
-        if len(ids) - common[k] <= 1 and _EMPTY not in ledger.keeping:
-            ledger.refuse(_EMPTY, _empty(group, k, "has no tokens"))
+        if len(ids) - common[k] <= 1 and _EMPTY not in problems.keeping:
+            problems.refuse(_EMPTY, _empty(group, k, "has no tokens"))
             return None
     boundary = min(common)
     if boundary < len(prompt):
@@ -249,11 +216,11 @@ def _assemble(
         events.add("start_token_added")
         prompt, sequences, boundary = [special.first], [[special.first, *ids] for ids in sequences], 1
     for event in sorted(events):
-        ledger.report.note(event, group.id)
+        problems.report.note(event, group.id)
     responses = tuple(np.array(ids[boundary:], dtype=np.int64) for ids in sequences)
     same = _same_in_a_pair(group, responses)
     if same is not None:
-        ledger.refuse(_IDENTICAL, _identical(group, *same))
+        problems.refuse(_IDENTICAL, _identical(group, *same))
         return None
     return TokenizedGroup(np.array(prompt[:boundary], dtype=np.int64), responses, group, learnt=learnt)
 
@@ -277,8 +244,8 @@ def _same_in_a_pair(group: PreferenceGroup, responses: Sequence[Ids]) -> tuple[i
     return next(((better, worse) for better, worse in group.pairs if keys[better] == keys[worse]), None)
 
 
-def _identical(group: PreferenceGroup, better: int, worse: int) -> _Problem:
-    return _Problem(
+def _identical(group: PreferenceGroup, better: int, worse: int) -> Problem:
+    return Problem(
         group.id,
         f"candidate {better} is said to be better than candidate {worse}, yet both are the same tokens",
         "remove these rows, or have them dropped and counted: data.identical=drop",
@@ -286,7 +253,7 @@ def _identical(group: PreferenceGroup, better: int, worse: int) -> _Problem:
 
 
 def _shortened(
-    group: TokenizedGroup, max_length: int, truncation: Truncation, special: SpecialTokens, ledger: _Ledger
+    group: TokenizedGroup, max_length: int, truncation: Truncation, special: SpecialTokens, problems: ProblemList
 ) -> TokenizedGroup | None:
     """A group that is too long, without the first tokens of its prompt where that is asked for and enough."""
     name, found = group.group.id, f"{group.longest} tokens with the longest response, data.max_length is {max_length}"
@@ -295,20 +262,13 @@ def _shortened(
             "raise data.max_length up to the model's context, or leave the long groups out, counted: "
             "data.truncation=drop, or cut the beginning of long prompts: data.truncation=keep_end_of_prompt"
         )
-        ledger.refuse(_TOO_LONG, _Problem(name, found, fix, group.longest))
+        problems.refuse(_TOO_LONG, Problem(name, found, fix, group.longest))
         return None
     shorter = within(group, max_length, special)
     if shorter is None:
         found += ", and the response alone leaves no room for a token of the prompt; responses are never cut"
         fix = "raise data.max_length up to the model's context, or leave such groups out, counted: data.truncation=drop"
-        ledger.refuse("response_too_long", _Problem(name, found, fix, group.longest))
+        problems.refuse("response_too_long", Problem(name, found, fix, group.longest))
         return None
-    ledger.report.note("prompt_truncated", name)
+    problems.report.note("prompt_truncated", name)
     return shorter
-
-
-def end_of_ids(prompt: Ids, room: int, special: SpecialTokens) -> Ids:
-    """The start tokens of a prompt, and as much of its end as there is room for."""
-    ids, _ = special.strip_start(prompt.tolist())
-    head = len(prompt) - len(ids)
-    return np.concatenate([prompt[:head], prompt[len(prompt) - (room - head) :]])

@@ -87,7 +87,7 @@ class TokenizationReport:
         lines = []
         for event, count in sorted(self.counts.items()):
             ids = self.examples.get(event, [])
-            named = f" ({', '.join(ids)}{', ...' if count > len(ids) else ''})" if ids else ""
+            groups = f" ({', '.join(ids)}{', ...' if count > len(ids) else ''})" if ids else ""
             advice = f"; {ADVICE[event]}" if event in ADVICE else ""
-            lines.append(f"{event.replace('_', ' ')}: {count} of {self.groups} groups{named}{advice}")
+            lines.append(f"{event.replace('_', ' ')}: {count} of {self.groups} groups{groups}{advice}")
         return lines

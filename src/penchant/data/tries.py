@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from penchant.data.prefixes import common_length
 from penchant.data.tokenized import Ids, TokenizedGroup
 from penchant.data.trees import Branches, TreeBatch, as_tensor, learnt_of
 
@@ -47,7 +48,7 @@ class Trie:
         # In lexicographic order each one shares with the one before whatever it shares with any before.
         for candidate in sorted(range(len(words)), key=words.__getitem__):
             own = words[candidate]
-            shared = next((i for i, (a, b) in enumerate(zip(before, own, strict=False)) if a != b), len(before))
+            shared = common_length(before, own)
             reach.update((node, len(ids)) for node in path[shared:])
             new = range(len(ids), len(ids) + len(own) - shared)
             path = [*path[:shared], *new]

@@ -16,7 +16,7 @@ from penchant.data.messages import context_of
 from penchant.errors import DataError
 
 FACTS = ("comparisons", "scores", "ranks", "preferred", "labels", "source")
-READ = frozenset({
+READ_COLUMNS = frozenset({
     "id", "prompt", "candidates", "weight", *FACTS, "chosen", "pairwise", "ranking", "rank", "best", "data",
     "annotations", "context", "completions", "system", "tools", "documents", "chat_template_kwargs",
 })  # fmt: skip
@@ -91,7 +91,7 @@ def row_of(group: PreferenceGroup) -> dict[str, Any]:
 
 def written_as(column: str, extra: Mapping[str, Any]) -> str:
     """The name of a column that its format did not read, so that no reader takes it for what a group says."""
-    if column not in READ:
+    if column not in READ_COLUMNS:
         return column
     name = PREFIX + column
     while name in extra:
@@ -102,7 +102,7 @@ def written_as(column: str, extra: Mapping[str, Any]) -> str:
 def renamed_columns(groups: Sequence[PreferenceGroup]) -> list[str]:
     """For people: the columns that are written under another name."""
     names = dict.fromkeys((name, written_as(name, group.extra)) for group in groups for name in group.extra)
-    return [f"column {name} is written as {written}" for name, written in names if name != written]
+    return [f"column {name} is written as {new_name}" for name, new_name in names if name != new_name]
 
 
 def _plain(value: Any) -> Any:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penchant.data.as_chat import PLAIN_TEXT, SWITCH, count_plain
+from penchant.data.as_chat import PLAIN_TEXT, SWITCH, AsChat
 from penchant.data.files import is_data_file
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.messages import context_of
+from penchant.data.shortening import end_of_ids
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenization import end_of_ids, readable_prompts, tokenize_prompts
+from penchant.data.tokenization import readable_prompts, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
@@ -87,7 +88,7 @@ def typed_rendering(model: str, prompt: str, reading: Reading, tell: Tell) -> Re
     if reading.rendering.as_chat != "auto":
         return reading
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    if not count_plain([prompt], tokenizer, reading.rendering):
+    if not AsChat(tokenizer, reading.rendering).count_plain([prompt]):
         return reading
     tell("the prompt is read as a user's message, by the model's chat template; as plain text: data.as_chat=false")
     return replace(reading, rendering=replace(reading.rendering, as_chat="true"))
@@ -120,7 +121,7 @@ def fit_prompts(
         ConfigError: no prompt would have room.
     """
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    if plain := count_plain(prompts, tokenizer, reading.rendering):
+    if plain := AsChat(tokenizer, reading.rendering).count_plain(prompts):
         tell(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
     ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
     limit = reading.max_length or context_length(load_config(adapter_base(model) or model, weights=False))

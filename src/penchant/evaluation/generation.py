@@ -49,9 +49,8 @@ def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     """
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = configured if isinstance(configured, list) else [configured]
-    return sorted(
-        {end for end in [*ends, tokenizer.eos_token_id, *TemplateTokens.of(tokenizer).ends] if end is not None}
-    )
+    template_ends = TemplateTokens.from_tokenizer(tokenizer).ends
+    return sorted({end for end in [*ends, tokenizer.eos_token_id, *template_ends] if end is not None})
 
 
 def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequence[int]) -> str:
@@ -61,7 +60,7 @@ def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequen
         response: without an end that only the model's generation configuration knows: `Sampled.content`.
     """
     silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
-    silent |= TemplateTokens.of(tokenizer).ends
+    silent |= TemplateTokens.from_tokenizer(tokenizer).ends
     # Decoded together with the prompt: some tokenizers take a leading space away from whatever is decoded first.
     prompt_ids, response_ids = ([i for i in ids if i not in silent] for ids in (prompt.tolist(), response))
     prompt_text, text = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *response_ids])

@@ -154,7 +154,7 @@ class Loaded:
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text; without a generation prompt its last message is left open."""
-        template, rendering = Template.of(self.frozen.tokenizer), self.reading.rendering
+        template, rendering = Template.from_tokenizer(self.frozen.tokenizer), self.reading.rendering
         with on_day(template.source, rendering.date):
             text: str = self.frozen.tokenizer.apply_chat_template(
                 chat_history,

@@ -43,7 +43,7 @@ class Expert:
 
         Control tokens that a client writes are text in both.
         """
-        last = ControlText.of(self.tokenizer).coded(content_of(messages[-1]))
+        last = ControlText.from_tokenizer(self.tokenizer).coded(content_of(messages[-1]))
         text: Text = messages if self.tokenizer.chat_template is not None else last
         return tokenize_prompts([text], self.tokenizer)[0]
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.shortening import end_of_ids
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenization import end_of_ids, tokenize_groups, tokenize_prompts
+from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup
 from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, DataError

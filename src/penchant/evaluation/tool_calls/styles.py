@@ -84,7 +84,7 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", fix="--style signatures, which needs none")
     tools = [{"type": "function", "function": _tool(each, question.language)} for each in question.functions]
-    coded = ControlText.of(tokenizer).coded
+    coded = ControlText.from_tokenizer(tokenizer).coded
     return str(
         tokenizer.apply_chat_template(
             coded([dict(message) for message in question.messages]),

@@ -1,0 +1,45 @@
+"""What training and held-out groups share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from penchant.data.check_corpus import Corpus
+from penchant.data.check_report import Hits
+from penchant.data.groups import PreferenceGroup
+from penchant.data.messages import is_blank
+from penchant.data.overlaps import contained
+
+
+def held_out_checks(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
+    """Distinct prompts and candidates that are on both sides, each by the first training group that has it."""
+    held_out_prompts = set(held_out.prompts)
+    held_out_candidates = {text for texts in held_out.candidates for text in texts}
+    prompts = _first_groups([text] for text in corpus.prompts)
+    candidates = _first_groups(map(_not_blank, corpus.groups, corpus.candidates))
+    conversations = contained(corpus.prompt_beginnings, held_out.prompt_beginnings)
+
+    def shared(first_groups: dict[int, int], held_out_texts: set[int], *, fold: bool) -> Hits:
+        texts, other_texts = (side.folded_texts if fold else side.texts for side in (corpus, held_out))
+        others = {other_texts[number] for number in held_out_texts}
+        return corpus.hits((group for text, group in first_groups.items() if texts[text] in others), len(first_groups))
+
+    return {
+        "prompts_in_held_out": shared(prompts, held_out_prompts, fold=False),
+        "prompts_in_held_out_normalized": shared(prompts, held_out_prompts, fold=True),
+        "candidates_in_held_out": shared(candidates, held_out_candidates, fold=False),
+        "candidates_in_held_out_normalized": shared(candidates, held_out_candidates, fold=True),
+        "conversations_in_held_out": corpus.hits(conversations, len(corpus.groups)),
+    }
+
+
+def _not_blank(group: PreferenceGroup, texts: Sequence[int]) -> list[int]:
+    return [text for text, candidate in zip(texts, group.candidates, strict=True) if not is_blank(candidate)]
+
+
+def _first_groups(texts: Iterable[Sequence[int]]) -> dict[int, int]:
+    first: dict[int, int] = {}
+    for group, numbers in enumerate(texts):
+        for number in numbers:
+            first.setdefault(number, group)
+    return first
