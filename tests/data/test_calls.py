@@ -293,3 +293,33 @@ def test_conversations_are_equal_where_their_context_is() -> None:
     assert Conversation((USER,), Context(tools=(TOOL,))) != (USER,)
     group = PreferenceGroup(Conversation((USER,), Context(tools=(TOOL,))), ("a",))
     assert group != PreferenceGroup((USER,), ("a",))
+
+
+def test_a_thought_needs_no_content_and_stays(read: Any) -> None:
+    thought = {"role": "assistant", "reasoning_content": "It is dry there."}
+    (group,) = read({"prompt": [USER], "completion": [{**thought, "content": None}]}).groups
+    assert group.candidates == ((thought,),)
+    (answered,) = read({"prompt": [USER], "completion": [{**thought, **ANSWER}]}).groups
+    assert answered.candidates[0][0]["reasoning_content"] == "It is dry there."
+
+
+def test_all_calls_of_one_message_are_read(read: Any) -> None:
+    both = {"role": "assistant", "tool_calls": [call("Rome", id="c1"), call("Oslo", id="c2")]}
+    (group,) = read({"messages": [USER, both, RESULT, RESULT, ANSWER]}).groups
+    assert group.prompt[1]["tool_calls"] == both["tool_calls"]
+
+
+def test_one_system_text_in_both_places_is_one(read: Any) -> None:
+    row = {"messages": [SYSTEM_TURN, USER, ANSWER]}
+    assert read({**row, "system": SYSTEM}).groups == read(row).groups
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_two_system_texts_are_an_error(read: Any, role: str) -> None:
+    with pytest.raises(DataError, match="no system text where the conversation has a system message"):
+        read({"messages": [{**SYSTEM_TURN, "role": role}, USER, ANSWER], "system": "Be long."})
+
+
+def test_an_empty_system_text_beside_tools_adds_no_message(read: Any) -> None:
+    (group,) = read({"messages": [USER, ANSWER], "tools": [TOOL], "system": ""}).groups
+    assert group.prompt == Conversation((USER,), Context(tools=(TOOL,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -302,3 +303,19 @@ def test_control_text_beside_the_messages_is_text(beside: str) -> None:
     asked, refusing = [group((USER,), (ANSWER,), **named)], Rendering(control_text="error")
     with pytest.raises(DataError, match="control token"):
         tokenize_groups(asked, tokenizer, max_length=10_000, rendering=refusing)
+
+
+def test_a_template_of_its_own_for_tools_is_used() -> None:
+    tokenizer = copy(letters(TAGS))
+    tokenizer.chat_template = {"default": BOTH, "tool_use": TAGS}
+    beside = Context(tools=(TOOL,), template_kwargs={"enable_thinking": False})
+    found = group_text(PreferenceGroup(Conversation((USER,), beside), ((calling("Rome"),),)), tokenizer)
+    assert found.sequences == group_text(group((USER,), (calling("Rome"),), tools=(TOOL,)), letters(TAGS)).sequences
+    assert found.events == ()
+
+
+def test_the_clock_of_other_renderings_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penchant.data.template.datetime", Clock)
+    tokenizer = letters(DATED)
+    assert "Today: 30 Nov 2026\n" in prompt_text((USER,), tokenizer, Rendering(date="2026-11-30"))
+    assert "Today: 06 May 2031\n" in tokenizer.apply_chat_template([USER], tokenize=False)
