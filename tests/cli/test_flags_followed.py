@@ -14,6 +14,7 @@ import torch
 
 from penchant.cli import run
 from penchant.engine import scoring
+from penchant.engine.heads import PreferenceHead, save_head
 from penchant.evaluation.tool_calls import edge
 
 # Refuses what is said of a river; a pair of variables says which of two errors it raises.
@@ -76,6 +77,15 @@ def reward_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.fixture(scope="module")
+def headed_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("head") / "model"
+    shutil.copytree(tiny_model, folder)
+    torch.manual_seed(0)
+    save_head(folder, PreferenceHead(32, "tanh"))
+    return folder
+
+
 @dataclass(frozen=True)
 class Case:
     """What a flag changes.
@@ -113,7 +123,8 @@ SCORING = tuple(CASES)
 VERBS = {
     "evaluate": SCORING,
     "rank": SCORING,
-    "rank --by reward": (*SCORING[:10], "--empty"),
+    "rank --by head": SCORING[3:],
+    "rank --by reward": SCORING[:10],
     "score": SCORING[:10],
     "generate": SCORING[:10],
     "data show": SCORING,
@@ -122,7 +133,9 @@ VERBS = {
 
 
 @pytest.fixture
-def command(tiny_model: Path, reward_model: Path, tmp_path: Path) -> Callable[[str, Case], list[str]]:
+def command(
+    tiny_model: Path, reward_model: Path, headed_model: Path, tmp_path: Path
+) -> Callable[[str, Case], list[str]]:
     def written(verb: str, case: Case) -> list[str]:
         """A verb's command line on the case's data, without its flag."""
         messages = case.template is not None
@@ -131,6 +144,7 @@ def command(tiny_model: Path, reward_model: Path, tmp_path: Path) -> Callable[[s
         line: dict[str, list[object]] = {
             "evaluate": ["evaluate", tiny_model, "--data", file],
             "rank": ["rank", tiny_model, "--data", file],
+            "rank --by head": ["rank", headed_model, "--data", file, "--by", "head"],
             "rank --by reward": ["rank", reward_model, "--data", file, "--by", "reward"],
             "score": ["score", file, "--output", tmp_path / "scores.jsonl", "--model", reward_model],
             "generate": ["generate", tiny_model, file, "--max-new-tokens", "2"],
