@@ -136,7 +136,7 @@ VERBS = {
 def command(
     tiny_model: Path, reward_model: Path, headed_model: Path, tmp_path: Path
 ) -> Callable[[str, Case], list[str]]:
-    def written(verb: str, case: Case) -> list[str]:
+    def build_command(verb: str, case: Case) -> list[str]:
         """A verb's command line on the case's data, without its flag."""
         messages = case.template is not None
         rows = [question(*row) if verb == "tasks" else pair(*row, messages=messages) for row in case.rows]
@@ -154,10 +154,10 @@ def command(
         template = tmp_path / "template.jinja"
         if messages:
             template.write_text(str(case.template))
-        named = ["--chat-template", template] if messages else []
-        return [str(each) for each in [*line[verb], *named, *case.common]]
+        template_flags = ["--chat-template", template] if messages else []
+        return [str(word) for word in [*line[verb], *template_flags, *case.common]]
 
-    return written
+    return build_command
 
 
 @pytest.mark.parametrize(("verb", "flag"), [(verb, flag) for verb, flags in VERBS.items() for flag in flags])
@@ -179,8 +179,8 @@ def test_a_flag_is_followed(verb, flag, command, tmp_path, capsys):
 @pytest.mark.parametrize("verb", ["evaluate", "rank", "rank --by reward", "score", "generate", "data show"])
 def test_a_template_is_followed(verb, command, capsys):
     line = command(verb, Case((), template=TEMPLATE))
-    place = line.index("--chat-template")
-    assert run(line[:place] + line[place + 2 :]) == 2
+    index = line.index("--chat-template")
+    assert run(line[:index] + line[index + 2 :]) == 2
     assert "chat template" in capsys.readouterr().err
     assert run(line) == 0, capsys.readouterr().err
 
@@ -188,10 +188,10 @@ def test_a_template_is_followed(verb, command, capsys):
 @pytest.mark.parametrize("verb", ["evaluate", "rank", "rank --by reward", "score", "tasks"])
 def test_the_dtype_is_followed(verb, command, tmp_path, capsys):
     line = command(verb, Case(()))
-    for flag, told in ([], False), (["--dtype", "bfloat16"], True):
+    for flag, has_note in ([], False), (["--dtype", "bfloat16"], True):
         (tmp_path / "scores.jsonl").unlink(missing_ok=True)
         assert run([*line, *flag]) == 0
-        assert ("bfloat16 rounds" in "".join(capsys.readouterr())) is told
+        assert ("bfloat16 rounds" in "".join(capsys.readouterr())) is has_note
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "rank", "tasks"])
@@ -232,8 +232,8 @@ class TestCheck:
 
 class TestShow:
     def test_which_turns_are_learnt(self, tmp_path, tiny_model, capsys):
-        said = [*turns("the old cat"), {"role": "assistant", "content": "runs"}, *turns("a bird")]
-        row = {"prompt": said, "completion": [{"role": "assistant", "content": "sings"}]}
+        conversation = [*turns("the old cat"), {"role": "assistant", "content": "runs"}, *turns("a bird")]
+        row = {"prompt": conversation, "completion": [{"role": "assistant", "content": "sings"}]}
         (tmp_path / "template.jinja").write_text(TEMPLATE)
         file = write_rows(tmp_path / "rows.jsonl", row)
         line = ["data", "show", file, "--tokenizer", tiny_model, "--chat-template", tmp_path / "template.jinja"]
@@ -296,11 +296,11 @@ class TestToolCalls:
         template = tmp_path / "template.jinja"
         template.write_text(NEEDS_VARIABLE)
         settings: list[Any] = []
-        own = edge.measure_edge
+        measure = edge.measure_edge
 
         def spying(setting, questions):
             settings.append(setting)
-            return own(setting, questions)
+            return measure(setting, questions)
 
         monkeypatch.setattr(edge, "measure_edge", spying)
         assert run([*line, "--chat-template", str(template), "--chat-template-kwargs", "quick=true"]) == 0

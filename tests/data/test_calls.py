@@ -304,9 +304,9 @@ def test_a_thought_needs_no_content_and_stays(read: Any) -> None:
 
 
 def test_all_calls_of_one_message_are_read(read: Any) -> None:
-    both = {"role": "assistant", "tool_calls": [call("Rome", id="c1"), call("Oslo", id="c2")]}
-    (group,) = read({"messages": [USER, both, RESULT, RESULT, ANSWER]}).groups
-    assert group.prompt[1]["tool_calls"] == both["tool_calls"]
+    parallel = {"role": "assistant", "tool_calls": [call("Rome", id="c1"), call("Oslo", id="c2")]}
+    (group,) = read({"messages": [USER, parallel, RESULT, RESULT, ANSWER]}).groups
+    assert group.prompt[1]["tool_calls"] == parallel["tool_calls"]
 
 
 def test_one_system_text_in_both_places_is_one(read: Any) -> None:

@@ -205,7 +205,7 @@ def calling(city: str) -> dict[str, Any]:
 
 class TestUnlikeTurns:
     @pytest.mark.parametrize(
-        ("ours", "theirs"),
+        ("first", "second"),
         [
             (talk("a"), ({"role": "system", "content": "a"}, *talk("b"))),
             (talk("aassistant:b"), talk("a", "b", "c")),
@@ -213,9 +213,9 @@ class TestUnlikeTurns:
         ],
         ids=["roles", "run together", "calls"],
     )
-    def test_one_is_not_in_the_other(self, ours, theirs):
-        assert list(contained([ours], [theirs])) == []
-        assert list(contained([theirs], [ours])) == []
+    def test_one_is_not_in_the_other(self, first, second):
+        assert list(contained([first], [second])) == []
+        assert list(contained([second], [first])) == []
 
     def test_a_conversation_with_calls_that_goes_on(self):
         first = (*talk("a"), calling("Rome"), *talk("b"))

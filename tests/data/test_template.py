@@ -309,9 +309,11 @@ def test_a_template_of_its_own_for_tools_is_used() -> None:
     tokenizer = copy(letters(TAGS))
     tokenizer.chat_template = {"default": BOTH, "tool_use": TAGS}
     beside = Context(tools=(TOOL,), template_kwargs={"enable_thinking": False})
-    found = group_text(PreferenceGroup(Conversation((USER,), beside), ((calling("Rome"),),)), tokenizer)
-    assert found.sequences == group_text(group((USER,), (calling("Rome"),), tools=(TOOL,)), letters(TAGS)).sequences
-    assert found.events == ()
+    group_texts = group_text(PreferenceGroup(Conversation((USER,), beside), ((calling("Rome"),),)), tokenizer)
+    assert (
+        group_texts.sequences == group_text(group((USER,), (calling("Rome"),), tools=(TOOL,)), letters(TAGS)).sequences
+    )
+    assert group_texts.events == ()
 
 
 def test_the_clock_of_other_renderings_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,3 +232,20 @@ def test_a_sample_begins_in_the_middle(make_groups):
     assert len(lengths) == 8
     assert lengths[:2] == [30, 31]
     assert len(sample_groups(groups[:3])) == 3
+
+
+def test_the_padded_forward_is_off_by_its_worst_way() -> None:
+    exact = torch.tensor([-20.0, -21.0])
+    ways = [exact + torch.tensor([0.1, 0.0]), exact + torch.tensor([0.0, -0.3])]
+    padded = tree_check._Padded(ways, exact)
+    assert padded.rounding == pytest.approx(0.3, abs=1e-5)
+    assert padded.allowed == pytest.approx(0.6, abs=1e-5)
+    assert padded.error(exact + 0.5) == pytest.approx(0.5, abs=1e-5)
+    assert tree_check._Padded([exact], exact).allowed == pytest.approx(2e-4)
+
+
+def test_without_float32_the_spread_is_the_largest_and_the_error_to_the_nearest() -> None:
+    ways = [torch.tensor([-20.0]), torch.tensor([-20.2]), torch.tensor([-20.5])]
+    padded = tree_check._Padded(ways, None)
+    assert padded.rounding == pytest.approx(0.5, abs=1e-5)
+    assert padded.error(torch.tensor([-20.6])) == pytest.approx(0.1, abs=1e-5)

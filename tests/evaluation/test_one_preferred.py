@@ -111,8 +111,11 @@ def test_data_of_pairs_has_none_of_them():
 
 
 def test_groups_of_other_kinds_between_them_change_nothing():
-    one, other = PreferenceGroup("p", ABC, preferred=2), PreferenceGroup("q", ("a", "b", "c", "d"), ranks=(1, 2, 3, 4))
+    single, ordered = (
+        PreferenceGroup("p", ABC, preferred=2),
+        PreferenceGroup("q", ("a", "b", "c", "d"), ranks=(1, 2, 3, 4)),
+    )
     scores = [0.0, 1.0, 2.0], [9.0, 8.0, 7.0, 6.0]
-    for groups, row in (([one], scores[0]), ([other, one], scores[1] + scores[0])):
-        found = OnePreferred.of(groups, np.arange(len(groups))).compare(np.array(row))
-        assert (found["hit_ratio@1"].value, found["mrr"].value, found["mrr"].n) == (1.0, 1.0, 1)
+    for groups, row in (([single], scores[0]), ([ordered, single], scores[1] + scores[0])):
+        metrics = OnePreferred.of(groups, np.arange(len(groups))).compare(np.array(row))
+        assert (metrics["hit_ratio@1"].value, metrics["mrr"].value, metrics["mrr"].n) == (1.0, 1.0, 1)

@@ -137,12 +137,12 @@ def test_a_comparison_goes_on_on_its_day(dated: Path, tmp_path: Path, clock: Any
 
 def test_the_keys_of_a_run_decide_how_its_rows_are_written(dated: Path, tmp_path: Path) -> None:
     words = tmp_path / "words.jinja"
-    words.write_text(TEMPLATE.replace("'dog' }}", "'dog' }} {{ word or '' }}"))
+    words.write_text("{{ strftime_now('%d') }} {{ word }} {{ messages[0].content }}")
     config = load_config(
-        dated, [f"data.chat_template={words}", "data.date=2026-11-30", "data.chat_template_kwargs={word: river}"]
+        dated, [f"data.chat_template={words}", "data.date=2001-02-03", "data.chat_template_kwargs={word: river}"]
     )
     tokenizer = load_tokenizer(config.model, chat_template=config.data.chat_template)
-    assert prompt_text(({"role": "user", "content": "the"},), tokenizer, config.rendering) == "<s> cat river the "
+    assert prompt_text(({"role": "user", "content": "the"},), tokenizer, config.rendering) == "03 river the"
 
 
 def test_a_day_of_a_folder_that_never_began_is_not_taken_over(dated: Path, clock: Any) -> None:

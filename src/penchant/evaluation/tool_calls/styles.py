@@ -84,7 +84,9 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering
     """
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", fix="--style signatures, which needs none")
-    tools = tuple({"type": "function", "function": _tool(each, question.language)} for each in question.functions)
+    tools = tuple(
+        {"type": "function", "function": _tool(function, question.language)} for function in question.functions
+    )
     return prompt_text(in_context(question.messages, Context(tools=tools)), tokenizer, rendering)
 
 
