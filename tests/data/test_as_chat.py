@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from penchant.cli import run
 from penchant.config import parse_config
-from penchant.data.as_chat import PLAIN_TEXT, as_messages, count_plain, is_bare
+from penchant.data.as_chat import PLAIN_TEXT, as_messages, count_plain, is_bare, is_templated
 from penchant.data.chat import group_text, prompt_text
 from penchant.data.groups import Message, PreferenceGroup
 from penchant.data.rendering import PLAIN, Rendering
@@ -221,3 +221,14 @@ class TestVerbs:
         assert as_chat == numbers(messages)[0] != auto
         assert auto == numbers(plain, "--as-chat", "false")[0]
         assert warned.count("--as-chat true") == 1
+
+
+def test_another_template_has_other_marks(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = ("<s> the", "the </s>")
+    for template, expected in (
+        ("<s> {{ messages[0].content }}", [True, False]),
+        ("{{ messages[0].content }} </s>", [False, True]),
+    ):
+        tokenizer.chat_template = template
+        assert [is_templated(prompt, tokenizer) for prompt in prompts] == expected
