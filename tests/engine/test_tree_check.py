@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -249,3 +250,17 @@ def test_without_float32_the_spread_is_the_largest_and_the_error_to_the_nearest(
     padded = tree_check._Padded(ways, None)
     assert padded.rounding == pytest.approx(0.5, abs=1e-5)
     assert padded.error(torch.tensor([-20.6])) == pytest.approx(0.1, abs=1e-5)
+
+
+def test_rows_in_a_batch_are_a_padded_way_too(noisy, monkeypatch):
+    numbers = {("eager", False): -20.0, ("sdpa", False): -20.1, ("eager", True): -20.6, ("sdpa", True): -20.2}
+
+    def score_rows(self, attention, sample, *, together=False, exact=False):
+        if exact:
+            raise NoFloat32("no room")
+        return torch.tensor([numbers[attention, together]])
+
+    monkeypatch.setattr(TreeCheck, "_by_rows", score_rows)
+    model, groups = noisy("llama")
+    padded = TreeCheck(model, PaddedScorer(model), PaddedScorer(model), nullcontext, True)._measure(groups)
+    assert padded.rounding == pytest.approx(0.6, abs=1e-5)
