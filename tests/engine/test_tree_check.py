@@ -264,3 +264,11 @@ def test_rows_in_a_batch_are_a_padded_way_too(noisy, monkeypatch):
     model, groups = noisy("llama")
     padded = TreeCheck(model, PaddedScorer(model), PaddedScorer(model), nullcontext, True)._measure(groups)
     assert padded.rounding == pytest.approx(0.6, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tree_that_gives_no_numbers_is_refused(build, make_groups, monkeypatch, dtype):
+    forward = TreeScorer.forward
+    monkeypatch.setattr(TreeScorer, "forward", lambda self, batch: forward(self, batch) * float("nan"))
+    choice = choose_scorer(build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0), dtype)
+    assert isinstance(choice.scorer, PaddedScorer)
