@@ -272,3 +272,13 @@ def test_a_tree_that_gives_no_numbers_is_refused(build, make_groups, monkeypatch
     monkeypatch.setattr(TreeScorer, "forward", lambda self, batch: forward(self, batch) * float("nan"))
     choice = choose_scorer(build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0), dtype)
     assert isinstance(choice.scorer, PaddedScorer)
+
+
+def test_a_fallback_is_told_first(build, make_groups):
+    groups = make_groups([(9, (4, 7)), (20, (5, 3))], 0)
+    choice = choose_scorer(build("gpt-j"), groups)
+    assert "is run padded, one row a candidate" in choice.notice
+    assert choice.notes == [choice.notice]
+    half = choose_scorer(build("gpt-j"), groups, "bfloat16")
+    assert half.notes[0] == half.notice
+    assert "bfloat16 rounds the model's numbers" in half.notes[1]
