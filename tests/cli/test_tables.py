@@ -66,3 +66,9 @@ def test_every_table_goes_that_way():
         if "console_for(" in file.read_text() or "Console(" in file.read_text()
     ]
     assert sorted(printing) == ["cli_data.py", "cli_output.py", "cli_review.py", "progress.py"]
+
+
+def test_a_line_of_text_is_not_broken_up_and_its_brackets_are_text(printed):
+    line = "runs/[bold]first/" + "a long folder/" * 12 + "config.yaml: written"
+    deliver({}, False, line)
+    assert printed.getvalue() == line + "\n"

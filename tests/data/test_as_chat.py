@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from penchant.cli import run
 from penchant.config import parse_config
@@ -218,3 +218,15 @@ class TestVerbs:
         assert as_chat == numbers(messages)[0] != auto
         assert auto == numbers(plain, "--as-chat", "false")[0]
         assert warned.count("--as-chat true") == 1
+
+
+def test_another_template_has_other_marks(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = ("<s> the", "the </s>")
+    for template, expected in (
+        ("<s> {{ messages[0].content }}", [True, False]),
+        ("{{ messages[0].content }} </s>", [False, True]),
+    ):
+        tokenizer.chat_template = template
+        as_chat = AsChat(tokenizer, Rendering(as_chat="true"))
+        assert [as_chat.prompt(prompt) == prompt for prompt in prompts] == expected

@@ -285,3 +285,33 @@ def test_conversations_are_equal_where_their_context_is() -> None:
     assert Conversation((USER,), Context(tools=(TOOL,))) != (USER,)
     group = PreferenceGroup(Conversation((USER,), Context(tools=(TOOL,))), ("a",))
     assert group != PreferenceGroup((USER,), ("a",))
+
+
+def test_a_thought_needs_no_content_and_stays(read_jsonl: Any) -> None:
+    thought = {"role": "assistant", "reasoning_content": "It is dry there."}
+    (group,) = read_jsonl({"prompt": [USER], "completion": [{**thought, "content": None}]}).groups
+    assert group.candidates == ((thought,),)
+    (answered,) = read_jsonl({"prompt": [USER], "completion": [{**thought, **ANSWER}]}).groups
+    assert answered.candidates[0][0]["reasoning_content"] == "It is dry there."
+
+
+def test_all_calls_of_one_message_are_read(read_jsonl: Any) -> None:
+    parallel = {"role": "assistant", "tool_calls": [call("Rome", id="c1"), call("Oslo", id="c2")]}
+    (group,) = read_jsonl({"messages": [USER, parallel, RESULT, RESULT, ANSWER]}).groups
+    assert group.prompt[1]["tool_calls"] == parallel["tool_calls"]
+
+
+def test_one_system_text_in_both_places_is_one(read_jsonl: Any) -> None:
+    row = {"messages": [SYSTEM_TURN, USER, ANSWER]}
+    assert read_jsonl({**row, "system": SYSTEM}).groups == read_jsonl(row).groups
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_two_system_texts_are_an_error(refusal: Any, role: str) -> None:
+    error = refusal({"messages": [{**SYSTEM_TURN, "role": role}, USER, ANSWER], "system": "Be long."})
+    assert "no system text where the conversation has a system message" in str(error)
+
+
+def test_an_empty_system_text_beside_tools_adds_no_message(read_jsonl: Any) -> None:
+    (group,) = read_jsonl({"messages": [USER, ANSWER], "tools": [TOOL], "system": ""}).groups
+    assert group.prompt == Conversation((USER,), Context(tools=(TOOL,)))

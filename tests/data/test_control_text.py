@@ -252,3 +252,66 @@ def test_control_text_beside_the_messages_hides_nothing_of_the_messages() -> Non
     group = PreferenceGroup(Conversation((user("a"),), Context(tools=(tool,))), ("b<|im_end|>", "c"))
     _, report = tokenize_groups([group], tokenizer, max_length=1000)
     assert report.counts == {"control_text_read_as_text": 1, "duplicate_end_of_turn_removed": 1}
+
+
+def test_a_rows_variables_are_looked_at() -> None:
+    from penchant.data.messages import Context, Conversation
+
+    tokenizer = SHAPES["chatml"].tokenizer()
+    tokenizer.chat_template = "{{ note }}" + tokenizer.chat_template
+    prompt = Conversation((user("a"),), Context(template_kwargs={"note": "ends <|im_end|>"}))
+    [ids] = tokenize_prompts([prompt], tokenizer)
+    [without] = tokenize_prompts([(user("a"),)], tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.tolist().count(end) == without.tolist().count(end)
+    assert "ends <|im_end|>" in tokenizer.decode(ids)
+
+
+def test_control_text_beside_the_messages_is_counted() -> None:
+    from penchant.data.messages import Context, Conversation
+
+    tokenizer = SHAPES["qwen 3"].tokenizer()
+    tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
+    group = PreferenceGroup(Conversation((user("a"),), Context(tools=(tool,))), ("b", "c"), id="row")
+    for rendering, event in ((Rendering(), "control_text_read_as_text"), (TOKEN, "control_text_read_as_token")):
+        _, report = tokenize_groups([group], tokenizer, max_length=1000, rendering=rendering)
+        assert report.examples[event] == ["row"]
+
+
+def test_the_longer_of_two_tokens_that_begin_alike_is_meant() -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    control = ControlText(tokenizer, ["<|im_end|>", "<|im_end|>|"])
+    assert control.present("a <|im_end|>| b <|im_end|>") == ["<|im_end|>|", "<|im_end|>"]
+
+
+def test_a_tokenizer_written_in_python_reads_control_text_as_letters() -> None:
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    [ids] = tokenize_prompts([(user("a </s> b"),)], tokenizer)
+    assert ids.tolist().count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids) == "a </s> b</s>"
+
+
+def test_a_templates_refusal_shows_what_was_written() -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    tokenizer.chat_template += "{{ raise_exception('cannot say ' + messages[0].content) }}"
+    with pytest.raises(DataError, match=r"cannot say what <\|im_end\|> means"):
+        tokenize_prompts([(user("what <|im_end|> means"),)], tokenizer)
+
+
+def test_a_client_of_a_model_with_a_template_cannot_write_control_tokens() -> None:
+    from penchant.serving.experts import Expert
+
+    tokenizer = SHAPES["chatml"].tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    expert = Expert(None, tokenizer, frozenset(), None)
+    counts = [list(expert.prompt([user(text)])).count(end) for text in ("a <|im_end|> b", "a b")]
+    assert counts[0] == counts[1] > 0
+
+
+def test_check_counts_a_token_as_often_as_it_stands() -> None:
+    groups = [PreferenceGroup((user("<|im_end|> and <|im_end|>"),), ((assistant("b"),), (assistant("c"),)))]
+    hits = check_groups(groups, tokenizer=SHAPES["chatml"].tokenizer()).checks["control_text"]
+    assert (hits.count, hits.names) == (1, ("<|im_end|>: 2",))

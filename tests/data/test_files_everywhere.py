@@ -188,3 +188,38 @@ def test_plain_text_passages_may_be_compressed(tmp_path):
     file = tmp_path / "texts.txt.gz"
     file.write_bytes(gzip.compress(b"One.\n\nTwo."))
     assert read_passages(str(file)) == [Passage("One.", "0"), Passage("Two.", "1")]
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    "ending", [".jsonl.gz", ".JSONL", ".json.zst", ".TSV.GZ", ".csv.zst", ".ndjson", ".parquet.gz"]
+)
+def test_these_endings_are_read(tmp_path, ending):
+    kind = ending.lower()
+    file = write(tmp_path, "pairs", kind, [PAIR])
+    file = file.rename(file.with_name(f"PAIRS{ending}"))
+    assert [row for _, row in read_rows(file)] == [PAIR]
+    assert len(read_groups(tmp_path).groups) == 1
+
+
+def test_cells_of_a_table_with_tabs_are_typed(tmp_path):
+    rows = [{"prompt": "p", "candidates": '["a", "b"]', "scores": "[1, 2.5]"}]
+    (group,) = read_groups(write(tmp_path, "rows", ".tsv", rows)).groups
+    assert (group.candidates, group.scores) == (("a", "b"), (1.0, 2.5))
+
+
+def test_zstandard_that_is_cut_is_called_so(tmp_path):
+    file = tmp_path / "pairs.jsonl.zst"
+    file.write_bytes(zstd(lines([{"text": "x" * 100_000 + str(n)} for n in range(50)]))[:-40])
+    with pytest.raises(DataError, match="the zst data is cut or damaged"):
+        list(read_rows(file))
+
+
+def test_questions_in_two_files_that_differ_in_their_endings_are_refused(tmp_path):
+    row = {"id": "i0", "question": [[{"role": "user", "content": "Sing."}]], "function": []}
+    for ending in (".json", ".json.gz"):
+        write(tmp_path, "BFCL_v4_irrelevance", ending, [row])
+    with pytest.raises(DataError, match="are one file of questions twice"):
+        read_bfcl(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,31 @@ def test_recommendations_from_csv(tmp_path: Path) -> None:
     assert group_set.format == "s_dpo"
     facts = [(group.prompt, group.candidates, group.preferred) for group in group_set.groups]
     assert facts == [(S_DPO_PROMPT, ("Jaws", "Heat"), 1)] * 2
+
+
+def read_one(tmp_path: Path, row: dict[str, Any]) -> Any:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({**ITEMS, **row}))
+    return read_groups(file)
+
+
+def test_items_that_stand_twice_are_one_candidate_and_counted(tmp_path: Path) -> None:
+    group_set = read_one(tmp_path, {"itemList": ["Jaws", "Heat", "Jaws", "Alien"], "trueSelection": "Alien"})
+    (group,) = group_set.groups
+    assert (group.candidates, group.preferred) == (("Jaws", "Heat", "Alien"), 2)
+    assert any("1 x items that stand twice in 'itemList', taken once" in note for note in group_set.notes)
+
+
+def test_a_history_may_be_empty(tmp_path: Path) -> None:
+    for history in ("", [], "[]"):
+        (group,) = read_one(tmp_path, {"historyList": history}).groups
+        assert group.prompt == "Chosen before, oldest first:\nChosen next:\n"
+
+
+def test_a_list_in_json_and_items_that_are_numbers(tmp_path: Path) -> None:
+    # Python reads no null, and its lists no true.
+    json_list = json.dumps(['It\u2019s "Heat"', "L\\'Avventura", "\U0001f600"])
+    (group,) = read_one(tmp_path, {"itemList": json_list, "trueSelection": "\U0001f600"}).groups
+    assert (group.candidates[0], group.preferred) == ('It\u2019s "Heat"', 2)
+    (numbered,) = read_one(tmp_path, {"historyList": [7], "itemList": [3, 12], "trueSelection": 12}).groups
+    assert (numbered.prompt.splitlines()[1], numbered.candidates, numbered.preferred) == ("7", ("3", "12"), 1)

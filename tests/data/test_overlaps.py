@@ -199,3 +199,60 @@ class TestColumns:
         file.write_text(json.dumps({"prompt": "whole", "q": "p", "chosen": "a", "rejected": "b"}) + "\n")
         [group] = read_groups(file, columns={"prompt": "q", "unused": "prompt"}).groups
         assert group.extra == {"prompt": "whole"}
+
+
+def calling(city: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {"city": city}}}]}
+
+
+class TestUnlikeTurns:
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (talk("a"), ({"role": "system", "content": "a"}, *talk("b"))),
+            (talk("aassistant:b"), talk("a", "b", "c")),
+            ((*talk("a"), calling("Rome"), *talk("b")), (*talk("a"), calling("Oslo"), *talk("b", "c", "d"))),
+        ],
+        ids=["roles", "run together", "calls"],
+    )
+    def test_one_is_not_in_the_other(self, first, second):
+        assert list(contained([first], [second])) == []
+        assert list(contained([second], [first])) == []
+
+    def test_a_conversation_with_calls_that_goes_on(self):
+        first = (*talk("a"), calling("Rome"), *talk("b"))
+        assert list(contained([first], [(*first, *talk("c", "d")[1:], *talk("e"))])) == [0]
+
+    def test_identical_candidates_are_not_similar_too(self):
+        checks = check_groups([pair("p", "Yes.", "Yes.")]).checks
+        assert (checks["identical_in_a_pair"].count, checks["similar_candidates"].count) == (1, 0)
+
+
+class TestKeptTogether:
+    def sides(self, tmp_path: Path, rows: list[dict[str, Any]], *flags: str) -> list[list[dict[str, Any]]]:
+        """The rows of both sides."""
+        file, outputs = tmp_path / "rows.jsonl", [tmp_path / "train.jsonl", tmp_path / "out.jsonl"]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        line = ["data", "split", file, *flags, "--held-out", "0.25", "--train-output", outputs[0]]
+        assert run([str(word) for word in [*line, "--held-out-output", outputs[1]]]) == 0
+        return [[json.loads(line) for line in output.read_text().splitlines()] for output in outputs]
+
+    def test_by_two_columns(self, tmp_path):
+        rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "user": n // 4, "page": n // 8} for n in range(64)]
+        for column, flags in (("user", ["--by", "user"]), ("page", ["--by", "user", "--by", "page"])):
+            folder = tmp_path / column
+            folder.mkdir()
+            train, held_out = ({row[column] for row in side} for side in self.sides(folder, rows, *flags))
+            assert not train & held_out
+
+    def test_by_first_turn(self, tmp_path):
+        rows = [{"prompt": list(talk(f"q{n % 16}", "x", f"{n}")), "chosen": "a", "rejected": "b"} for n in range(64)]
+        first = (
+            {row["prompt"][0]["content"] for row in side} for side in self.sides(tmp_path, rows, "--by-first-turn")
+        )
+        train, held_out = first
+        assert (len(train), len(held_out)) == (12, 4)
+
+    def test_a_number_is_no_text(self):
+        groups = [pair("p", extra={"user": 1}), pair("q", extra={"user": "1"})]
+        assert len(set(column_values(groups, "user"))) == 2

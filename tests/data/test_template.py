@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -304,3 +305,21 @@ def test_control_text_beside_the_messages_is_text(beside: str) -> None:
     groups, refusing = [group((USER,), (ANSWER,), **tools)], Rendering(control_text="error")
     with pytest.raises(DataError, match="control token"):
         tokenize_groups(groups, tokenizer, max_length=10_000, rendering=refusing)
+
+
+def test_a_template_of_its_own_for_tools_is_used() -> None:
+    tokenizer = copy(letters(TAGS))
+    tokenizer.chat_template = {"default": TEXT_OR_PARTS, "tool_use": TAGS}
+    beside = Context(tools=(TOOL,), template_kwargs={"enable_thinking": False})
+    rows = PreferenceGroup(Conversation((USER,), beside), ((calling("Rome"),),))
+    expected = ChatRenderer(letters(TAGS)).group(group((USER,), (calling("Rome"),), tools=(TOOL,)))
+    texts = ChatRenderer(tokenizer).group(rows)
+    assert texts.sequences == expected.sequences
+    assert texts.events == ()
+
+
+def test_the_clock_of_other_renderings_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penchant.data.template.datetime", Clock)
+    tokenizer = letters(DATED)
+    assert "Today: 30 Nov 2026\n" in ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt((USER,)).text
+    assert "Today: 06 May 2031\n" in tokenizer.apply_chat_template([USER], tokenize=False)

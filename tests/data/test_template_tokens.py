@@ -116,3 +116,9 @@ def test_what_is_sampled_is_read_with_its_content_tokens(shape: Any) -> None:
         for end in {shape.end, shape.eos}:
             ids = tokenizer(answer + end, add_special_tokens=False)["input_ids"]
             assert text_after(tokenizer, prompt, ids) == answer
+
+
+def test_what_begins_the_next_turn_ends_none() -> None:
+    tokenizer = SHAPES["chatml on a base"].tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+    assert SpecialTokens.of(tokenizer).ends == {tokenizer.eos_token_id}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -232,3 +233,52 @@ def test_a_sample_begins_in_the_middle(make_groups):
     assert len(lengths) == 8
     assert lengths[:2] == [30, 31]
     assert len(sample_groups(groups[:3])) == 3
+
+
+def test_the_padded_forward_is_off_by_its_worst_way() -> None:
+    exact = torch.tensor([-20.0, -21.0])
+    ways = [exact + torch.tensor([0.1, 0.0]), exact + torch.tensor([0.0, -0.3])]
+    padded = tree_check._Padded(ways, exact)
+    assert padded.rounding == pytest.approx(0.3, abs=1e-5)
+    assert padded.allowed == pytest.approx(0.6, abs=1e-5)
+    assert padded.error(exact + 0.5) == pytest.approx(0.5, abs=1e-5)
+    assert tree_check._Padded([exact], exact).allowed == pytest.approx(2e-4)
+
+
+def test_without_float32_the_spread_is_the_largest_and_the_error_to_the_nearest() -> None:
+    ways = [torch.tensor([-20.0]), torch.tensor([-20.2]), torch.tensor([-20.5])]
+    padded = tree_check._Padded(ways, None)
+    assert padded.rounding == pytest.approx(0.5, abs=1e-5)
+    assert padded.error(torch.tensor([-20.6])) == pytest.approx(0.1, abs=1e-5)
+
+
+def test_rows_in_a_batch_are_a_padded_way_too(noisy, monkeypatch):
+    numbers = {("eager", False): -20.0, ("sdpa", False): -20.1, ("eager", True): -20.6, ("sdpa", True): -20.2}
+
+    def score_rows(self, attention, sample, *, together=False, exact=False):
+        if exact:
+            raise NoFloat32("no room")
+        return torch.tensor([numbers[attention, together]])
+
+    monkeypatch.setattr(TreeCheck, "_by_rows", score_rows)
+    model, groups = noisy("llama")
+    padded = TreeCheck(model, PaddedScorer(model), PaddedScorer(model), nullcontext, True)._measure(groups)
+    assert padded.rounding == pytest.approx(0.6, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tree_that_gives_no_numbers_is_refused(build, make_groups, monkeypatch, dtype):
+    forward = TreeScorer.forward
+    monkeypatch.setattr(TreeScorer, "forward", lambda self, batch: forward(self, batch) * float("nan"))
+    choice = choose_scorer(build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0), dtype)
+    assert isinstance(choice.scorer, PaddedScorer)
+
+
+def test_a_fallback_is_told_first(build, make_groups):
+    groups = make_groups([(9, (4, 7)), (20, (5, 3))], 0)
+    choice = choose_scorer(build("gpt-j"), groups)
+    assert "is run padded, one row a candidate" in choice.notice
+    assert choice.notes == [choice.notice]
+    half = choose_scorer(build("gpt-j"), groups, "bfloat16")
+    assert half.notes[0] == half.notice
+    assert "bfloat16 rounds the model's numbers" in half.notes[1]

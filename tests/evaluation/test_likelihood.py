@@ -13,7 +13,7 @@ from penchant.cli import run
 from penchant.config import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.loading import load_tokenizer
-from penchant.evaluation.likelihood import learnt_candidates
+from penchant.evaluation.likelihood import learnt_candidates, likelihood
 from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences
 from penchant.training.report import write_run_report
 from penchant.training.run import train
@@ -125,3 +125,22 @@ def test_single_responses_beside_pairs_have_their_own_loss():
     report = evaluate_preferences(scored)
     assert (report.accuracy.value, report.metrics["eval_loss"].value, report.metrics["eval_loss"].n) == (1.0, 2.0, 1)
     assert report.metrics["perplexity"].value == pytest.approx(math.exp(2))
+
+
+def test_the_interval_resamples_prompts():
+    log_probs, tokens = [[-4.0], [-1.0], [-9.0]], [[2], [1], [3]]
+    shared, apart = (
+        likelihood(
+            [PreferenceGroup(prompt, (text,)) for prompt, text in zip(prompts, "abc", strict=True)], log_probs, tokens
+        )
+        for prompts in (("p", "p", "q"), ("p", "q", "r"))
+    )
+    for metrics in (shared, apart):
+        assert metrics["eval_loss"].value == pytest.approx(14 / 6)
+    assert (shared["eval_loss"].low, shared["eval_loss"].high) == pytest.approx((5 / 3, 3.0))
+    assert (apart["eval_loss"].low, apart["eval_loss"].high) == pytest.approx((1.0, 3.0))
+
+
+def test_a_perplexity_beyond_all_numbers_is_the_largest_that_is_told():
+    metrics = likelihood([PreferenceGroup("p", ("a",))], [[-1e6]], [[1]])
+    assert metrics["perplexity"].value == math.exp(700)

@@ -108,3 +108,14 @@ def test_the_interval_resamples_prompts():
 def test_data_of_pairs_has_none_of_them():
     report = evaluate_preferences([ScoredGroup(GROUPS[2], (1.0, 0.0), (1, 1), None, 1)])
     assert not any("@" in name or "mrr" in name for name in report.metrics)
+
+
+def test_groups_of_other_kinds_between_them_change_nothing():
+    single, ordered = (
+        PreferenceGroup("p", ABC, preferred=2),
+        PreferenceGroup("q", ("a", "b", "c", "d"), ranks=(1, 2, 3, 4)),
+    )
+    scores = [0.0, 1.0, 2.0], [9.0, 8.0, 7.0, 6.0]
+    for groups, row in (([single], scores[0]), ([ordered, single], scores[1] + scores[0])):
+        metrics = OnePreferred.of(groups, np.arange(len(groups))).compare(np.array(row))
+        assert (metrics["hit_ratio@1"].value, metrics["mrr"].value, metrics["mrr"].n) == (1.0, 1.0, 1)

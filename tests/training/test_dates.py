@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import yaml
 from penchant.comparison.config import load_bench
 from penchant.comparison.run import compare
 from penchant.config import load_config
+from penchant.data.chat import ChatRenderer
 from penchant.data.reading import read_groups
+from penchant.data.rendering import Rendering
 from penchant.engine.distribution import World, local_device
+from penchant.engine.loading import load_tokenizer
 from penchant.errors import ConfigError
 from penchant.evaluation.answering import answer
 from penchant.evaluation.generation import Sampling
-from penchant.evaluation.held_out import score
+from penchant.evaluation.held_out import Reading, score
+from penchant.training.dates import on_one_day, run_writes_today
 from penchant.training.run import train
 
 # The model's words are few: the day decides which of two of them every conversation begins with.
@@ -128,3 +133,51 @@ def test_a_comparison_goes_on_on_its_day(dated: Path, tmp_path: Path, clock: Any
     ]
     with pytest.raises(ConfigError, match="another base"):
         compare(load_bench(file, [f"base.data.date={NEXT}"]), str(file))
+
+
+def test_the_keys_of_a_run_decide_how_its_rows_are_written(dated: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.jinja"
+    words.write_text("{{ strftime_now('%d') }} {{ word }} {{ messages[0].content }}")
+    config = load_config(
+        dated, [f"data.chat_template={words}", "data.date=2001-02-03", "data.chat_template_kwargs={word: river}"]
+    )
+    tokenizer = load_tokenizer(config.model, chat_template=config.data.chat_template)
+    prompt = ChatRenderer(tokenizer, config.rendering).prompt(({"role": "user", "content": "the"},))
+    assert prompt.text == "03 river the"
+
+
+def test_a_day_of_a_folder_that_never_began_is_not_taken_over(dated: Path, clock: Any) -> None:
+    config = load_config(dated)
+    folder = Path(config.output)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"date": FIRST}}))
+    clock(NEXT)
+    assert on_one_day(config).data.date == NEXT
+    (folder / "run.json").write_text("{}")
+    assert on_one_day(config).data.date == FIRST
+
+
+def test_a_day_that_was_asked_for_stays(dated: Path, clock: Any) -> None:
+    clock(FIRST)
+    folder = train(load_config(dated, ["training.max_steps=1"]))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    assert Reading().on_one_day(str(folder)).rendering.date == FIRST
+    assert Reading(rendering=Rendering(date=NEXT)).on_one_day(str(folder)).rendering.date == NEXT
+
+
+def test_references_and_reward_models_have_clocks_too(write_config: Any, tiny_model: Path, tmp_path: Path) -> None:
+    clocked = tmp_path / "clocked"
+    shutil.copytree(tiny_model, clocked)
+    (clocked / "chat_template.jinja").write_text(TEMPLATE)
+    assert not run_writes_today(load_config(write_config()))
+    assert run_writes_today(load_config(write_config(reference=str(clocked))))
+    assert run_writes_today(load_config(write_config(reward={"model": str(clocked)})))
+
+
+def test_a_reference_reads_what_the_settings_say(dated: Path, conversations: Path, tiny_model: Path) -> None:
+    template = load_config(dated).data.chat_template
+    groups, world = read_groups(conversations).groups[:4], World(0, 1, local_device())
+    for day in (FIRST, NEXT):
+        reading = Reading(chat_template=template, rendering=Rendering(date=day))
+        for scored in score(str(tiny_model), groups, world, reference=str(tiny_model), reading=reading):
+            assert scored.reference_log_probs == pytest.approx(scored.log_probs, abs=1e-5)

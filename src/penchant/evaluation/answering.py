@@ -25,6 +25,7 @@ from penchant.evaluation.held_out import AS_IS, Reading
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from transformers import PreTrainedTokenizerBase
 
 Tell = Callable[[str], None]
 NEW_TOKENS = 128
@@ -113,16 +114,19 @@ def fit_prompts(
 ) -> FittedPrompts:
     """Prompts as the model reads them, with room for an answer; too long ones go as `reading.truncation` says.
 
+    Prompts that the chat template or the tokenizer refuses are dropped and counted where `reading.rendering` says so.
+
     Args:
         new_tokens: of the longest answer; None is `NEW_TOKENS`, or fewer where the longest prompt leaves no more.
 
     Raises:
-        DataError: a prompt is too long and `reading.truncation` is ``error``; or no prompt is left.
+        DataError: a prompt is refused, or too long and `reading.truncation` is ``error``; or no prompt is left.
         ConfigError: no prompt would have room.
     """
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     if plain := AsChat(tokenizer, reading.rendering).count_plain(prompts):
         tell(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
+    prompts = _readable(prompts, tokenizer, reading, tell)
     ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
     limit = reading.max_length or context_length(load_config(adapter_base(model) or model, weights=False))
     if limit is None:
@@ -149,6 +153,20 @@ def fit_prompts(
         tell(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
     cut = [prompt if len(prompt) <= room else end_of_ids(prompt, room, special) for prompt in ids]
     return FittedPrompts(list(prompts), cut, new_tokens)
+
+
+def _readable(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, reading: Reading, tell: Tell
+) -> Sequence[Text]:
+    readable = readable_prompts(prompts, tokenizer, reading.rendering)
+    if prompts and not readable:
+        raise DataError(
+            "no prompt is left: the chat template or the tokenizer refuses all",
+            fix="correct the prompts, or use a template that takes them: data.chat_template=FILE",
+        )
+    if len(readable) < len(prompts):
+        tell(f"refused dropped: {len(prompts) - len(readable)} of {len(prompts)} prompts")
+    return readable
 
 
 def _without(

@@ -12,7 +12,7 @@ from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
-from penchant.data.tokenized import TokenizationReport, TokenizedGroup, Truncation
+from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.evaluation.user_functions import import_function, shown
@@ -195,7 +195,9 @@ class ModelReward:
             PreferenceGroup(prompt, tuple(given), id=str(i))
             for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))
         ]
-        tokenized, _ = self._tokenized(groups, "error" if self.reading.truncation == "drop" else None)
+        truncation = "error" if self.reading.truncation == "drop" else self.reading.truncation
+        rendering = replace(self.reading.rendering, refused="error")
+        tokenized, _ = self._tokenized(groups, replace(self.reading, truncation=truncation, rendering=rendering))
         rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
         scores = iter(self._score(rows))
         return [[next(scores) for _ in given] for given in responses]
@@ -217,21 +219,21 @@ class ModelReward:
             return [rounding_note(measure_rounding(self.model, rewards, nullcontext))]
 
     def fitting(self, groups: Sequence[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
-        """The groups that the model reads: those too long are dropped where `reading.truncation` says so.
+        """The groups that the model reads: those too long or refused are dropped where `reading` says so.
 
         Raises:
-            DataError: a group is too long and may not be dropped.
+            DataError: a group is too long or refused, and may not be dropped.
         """
         # Equal candidates get equal rewards: what is known of their worth is kept from the tokenizer.
         bare = [PreferenceGroup(group.prompt, group.candidates, id=group.id) for group in groups]
-        tokenized, report = self._tokenized(bare)
+        tokenized, report = self._tokenized(bare, self.reading)
         for line in report.lines():
             tell(line)
         fitting = {id(row.group) for row in tokenized}
         return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in fitting]
 
     def _tokenized(
-        self, groups: Sequence[PreferenceGroup], truncation: Truncation | None = None
+        self, groups: Sequence[PreferenceGroup], reading: Reading
     ) -> tuple[list[TokenizedGroup], TokenizationReport]:
         from penchant.engine.frozen import NO_LIMIT
         from penchant.engine.loading import context_length
@@ -239,9 +241,9 @@ class ModelReward:
         return tokenize_groups(
             groups,
             self.tokenizer,
-            max_length=self.reading.max_length or context_length(self.model.config) or NO_LIMIT,
-            rendering=replace(self.reading.rendering, refused="error"),
-            truncation=truncation or self.reading.truncation,
+            max_length=reading.max_length or context_length(self.model.config) or NO_LIMIT,
+            rendering=reading.rendering,
+            truncation=reading.truncation,
             empty="keep",
         )
 

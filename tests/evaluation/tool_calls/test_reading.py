@@ -176,3 +176,12 @@ def test_json():
     ]
     for wrong in ("No.", "5", '{"name": 5}', '{"name": "f", "arguments": 3}', '{"arguments": {}}', '[["f"]]'):
         assert read_json_calls(wrong, [known]) is None
+
+
+def test_arguments_that_are_called_parameters():
+    assert read_json_calls('{"name": "f", "parameters": {"a": 1}}', []) == [Call("f", {"a": 1})]
+
+
+def test_a_comma_behind_an_inner_generic_is_the_outer_ones():
+    answer = "f(m=new HashMap<List<Integer>, String>(), n=1)"
+    assert read_calls(answer, "java") == [Call("f", {"m": "new HashMap<List<Integer>, String>()", "n": "1"})]

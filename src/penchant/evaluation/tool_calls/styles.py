@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penchant.data.control_text import ControlText
+from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, Text
+from penchant.data.messages import Context, in_context
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Argument, Call, Function, Language
@@ -83,17 +84,10 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering
     """
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", fix="--style signatures, which needs none")
-    tools = [{"type": "function", "function": _tool(each, question.language)} for each in question.functions]
-    coded = ControlText.from_tokenizer(tokenizer).coded
-    return str(
-        tokenizer.apply_chat_template(
-            coded([dict(message) for message in question.messages]),
-            tools=coded(tools),
-            add_generation_prompt=True,
-            tokenize=False,
-            **rendering.template_kwargs,
-        )
+    tools = tuple(
+        {"type": "function", "function": _tool(function, question.language)} for function in question.functions
     )
+    return ChatRenderer(tokenizer, rendering).prompt(in_context(question.messages, Context(tools=tools))).text
 
 
 def as_signatures(question: ToolQuestion) -> Text:
