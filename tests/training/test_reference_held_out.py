@@ -123,6 +123,13 @@ class TestTheParts:
         with pytest.raises(DataError, match=f"24 of the 24 prompts of data.reference_held_out are {use}"):
             read_inputs(load_config(file))
 
+    @pytest.mark.parametrize("share", [0.02, 0.76])
+    def test_a_share_of_no_prompt_or_of_all_is_refused_in_the_users_numbers(self, write_config, share):
+        """A quarter of the 24 prompts is held out; of the other 18 these shares of the 24 take 0, or more than 18."""
+        config = load_config(write_config(data={"held_out": 0.25, "reference_held_out": share}))
+        with pytest.raises(DataError, match=f"data.reference_held_out is {share}: of 18 prompts to train on"):
+            read_inputs(config)
+
     @pytest.mark.parametrize("share", [0.0, 1.0, 1.5])
     def test_a_share_lies_between_0_and_1(self, write_config, share):
         with pytest.raises(ConfigError, match="a share of prompts lies between 0 and 1"):

@@ -83,8 +83,16 @@ def read_inputs(config: RunConfig) -> DataParts:
     reference_held_out: list[PreferenceGroup] = []
     if isinstance(data.reference_held_out, float):
         share = data.reference_held_out / (1 - (data.held_out if isinstance(data.held_out, float) else 0.0))
-        with located(data.train):
+        try:
             train, reference_held_out = split_by_prompt(train, held_out=share, seed=config.training.seed)
+        except DataError as error:
+            prompts = len({as_text(group.prompt) for group in train})
+            raise DataError(
+                f"data.reference_held_out is {data.reference_held_out}: of {prompts} prompts to train on it takes none, "
+                "or all",
+                where=data.train,
+                fix="raise or lower it, or name a file of other pairs",
+            ) from error
         notes.append(
             f"held out {len(reference_held_out)} of {len(training_set.groups)} groups for reference weights, by prompt"
         )
