@@ -201,7 +201,7 @@ def _held_out(folder: Path, weights: Path, config: RunConfig) -> tuple[list[tupl
     if after is not None:
         cells = {name: [metric_text(part.get(name)) or "" for part in (before, after)] for name in after["definitions"]}
         rows += [(name, first, second) for name, (first, second) in cells.items() if first or second]
-        notes.append(f"{after['groups']} groups; in brackets the 95 % interval of a bootstrap over prompts.")
+        notes.append(f"{after['groups']} groups; in brackets the 95 % interval over prompts.")
     if (choosing := metric_text(found.get("reward_accuracy"))) is not None:
         rows.append(("reward_accuracy", "", choosing))
     types = stored_types(weights)
