@@ -37,7 +37,9 @@ def test_its_verdicts_are_the_librarys(comparing: ModuleType) -> None:
         seeds, prompts = (3, 60) if number % 3 else (4, 40)
         setting = comparing.equal(5, seeds, prompts, share, (1.0, 3.0)[number % 2], bool(number % 5 == 0))
         differences = setting.draw(generator)
-        differences = differences + np.linspace(0, 2.4, 5)[:, None, None] * (number % 7 > 2)
+        # Effects around what is just told; those of yes-or-no values are smaller.
+        effects = generator.uniform(0, 2, 5) * (number % 7 > 2) * (0.3 if number % 5 == 0 else 1)
+        differences = differences + effects[:, None, None]
         squares = comparing.MeanSquares.from_differences(differences)
         expected = comparing.decided_by_parts(squares, 0.01) | comparing.decided_by_agreement(squares, 0.05)
         verdicts = holm([paired_difference(table, np.zeros_like(table)) for table in differences])
@@ -46,7 +48,7 @@ def test_its_verdicts_are_the_librarys(comparing: ModuleType) -> None:
         assert any(outcomes) == expected.any()
         assert all(outcome for outcome, told in zip(outcomes, expected.tolist(), strict=True) if told)
         decided += int(expected.sum())
-    assert decided > 25
+    assert decided > 20
 
 
 @pytest.mark.parametrize("number", range(10))
