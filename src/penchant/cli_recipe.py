@@ -10,14 +10,16 @@ from penchant.cli_output import Json, deliver, teller
 from penchant.cli_reading import ColumnFlags
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
+    from penchant.recipes.headline import Headline
     from penchant.recipes.recommend.serving import Suggestion
 
 Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
 Found = dict[str, Mapping[str, Any]]
-Parts = tuple[Any, Callable[..., Found], "Callable[[Found, Path], Table]"]
-"""A recipe's configuration, the function that runs it, and the table of its results."""
+Parts = tuple[Any, Callable[..., Found], "Callable[[Found, Path], Group]"]
+"""A recipe's configuration, the function that runs it, and how its results are shown."""
 
 
 def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
@@ -153,74 +155,86 @@ def _suggestions(suggestions: Sequence[Suggestion]) -> Table:
     return table
 
 
-def hit_ratios(found: Found, report: Path) -> Table:
-    """Hit ratio at 1 of every ranking, and what each method adds to the SFT model's."""
+def _under(headline: Headline, table: Table) -> Group:
+    """The number of what is served, and the table under it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from penchant.recipes.headline import line
+
+    return Group(Text(line(headline)), table)
+
+
+def hit_ratios(results: Found, report: Path) -> Group:
+    """Hit ratio at 1 of the last method, of every ranking, and what each method adds to the SFT model's."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
+    from penchant.recipes.headline import recommend_headline
 
     table = Table("", "hit ratio@1", "over SFT", title=str(report))
-    gains = found["evaluation"]["hit_ratio@1_over"]
-    for name, row in {**found["questions"]["baselines"], **found["evaluation"]["models"]}.items():
+    gains = results["evaluation"]["hit_ratio@1_over"]
+    for name, row in {**results["questions"]["baselines"], **results["evaluation"]["models"]}.items():
         value = row.get("hit_ratio@1")
         table.add_row(name, show(value), show(gains.get(name, {}).get("sft")))
-    return table
+    return _under(recommend_headline(results), table)
 
 
-def experts(found: Found, report: Path) -> Table:
-    """What each model of the domain expert is good at."""
+def experts(results: Found, report: Path) -> Group:
+    """What the router with its fallback comes to, and what each model of the domain expert is good at."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
+    from penchant.recipes.headline import domain_expert_headline, recovered_line
 
     columns = ("perplexity", "instructions_f1", "tasks_exact", "preference_accuracy", "preferences_rouge_l")
     table = Table("", *columns, title=str(report))
-    for name, row in found["evaluation"]["models"].items():
+    for name, row in results["evaluation"]["models"].items():
         table.add_row(name, *(show(row.get(key)) for key in columns))
-    table.caption = (
-        f"router: {show(found['router']['accuracy'])} right; of the instruct model's score "
-        f"{show(found['evaluation']['recovered'])} came back with {found['residual']['chosen']:g} of the residual"
-    )
-    return table
+    table.caption = recovered_line(results)
+    return _under(domain_expert_headline(results), table)
 
 
-def dialogues(found: Found, report: Path) -> Table:
+def dialogues(results: Found, report: Path) -> Group:
     """What each step of the dialogue recipe changes, over all questions."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
+    from penchant.recipes.headline import dialogue_headline
 
     columns = ("preference_accuracy", "rouge_l", "supported", "empathy", "politeness", "grade_level")
     table = Table("", *columns, title=str(report))
-    for model, methods in found["evaluation"]["models"].items():
+    for model, methods in results["evaluation"]["models"].items():
         for method, sets in methods.items():
             table.add_row(f"{model} {method}", *(show(sets["all"].get(column)) for column in columns))
-    return table
+    return _under(dialogue_headline(results), table)
 
 
-def agents(found: Found, report: Path) -> Table:
+def agents(results: Found, report: Path) -> Group:
     """Right calls on held-out functions."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
+    from penchant.recipes.headline import tool_calling_headline
 
-    models = found["evaluation"]["models"]
+    models = results["evaluation"]["models"]
     columns = list(next(iter(models.values())))
     table = Table("", *columns, title=str(report))
     for name, shares in models.items():
         table.add_row(name, *(show(shares[column]) for column in columns))
-    return table
+    return _under(tool_calling_headline(results), table)
 
 
-def rounds(found: Found, report: Path) -> Table:
-    """Success on held-out prompts by round."""
+def rounds(results: Found, report: Path) -> Group:
+    """Success on held-out prompts of what is served, and by round."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
+    from penchant.recipes.headline import self_improve_headline
 
-    told = found["evaluation"]
-    table = Table("round", "served", "success", "gained", told["signs"]["distance"], title=str(report))
-    for each in told["rounds"]:
+    evaluation = results["evaluation"]
+    table = Table("round", "served", "success", "gained", evaluation["signs"]["distance"], title=str(report))
+    for each in evaluation["rounds"]:
         gained = show(each["success"]), show(each["gained"])
         table.add_row(str(each["round"]), str(each["served"]), *gained, f"{each['distance']:.3g}")
-    return table
+    return _under(self_improve_headline(results), table)

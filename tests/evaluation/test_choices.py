@@ -31,7 +31,7 @@ from penchant.evaluation.choices_scoring import (
 )
 from penchant.evaluation.choices_suites import SUITES, evaluate_suite, require_tasks, weighted_sum
 from penchant.evaluation.held_out import Reading
-from penchant.evaluation.statistics import Estimate
+from penchant.evaluation.statistics import Estimate, mean_of_shares
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -112,9 +112,10 @@ class TestEvaluate:
             ScoredQuestion(question(["a", "b"], 0, f"p{i}", passage=f"passage {i // 2}"), right if i < 2 else wrong)
             for i in range(4)
         ]
-        # The two passages' accuracies are 1 and 0, so resamples are 0, 1/2 or 1, each end drawn one time in four.
-        estimate = evaluate_choices("task", scored).accuracy["log"]
-        assert (estimate.value, estimate.low, estimate.high, estimate.n) == (0.5, 0.0, 1.0, 4)
+        # The two passages' accuracies are 1 and 0: four questions say no more than two.
+        estimate, two = evaluate_choices("task", scored).accuracy["log"], mean_of_shares([1, 0], [0, 1])
+        assert (estimate.value, estimate.n) == (0.5, 4)
+        assert (estimate.low, estimate.high) == pytest.approx((two.low, two.high))
         alone = evaluate_choices("task", scored[:2]).accuracy["log"]
         assert math.isnan(alone.low)
 

@@ -245,7 +245,8 @@ def may_be_told(differences: Floats, level: float) -> list[int]:
 def test_no_method_is_better_by_chance(methods, seeds, prompts, shares, residual, yes_or_no, least) -> None:
     """Methods without an effect against one baseline, whose own noise they share: 5 % of comparisons at most.
 
-    By the intervals alone, without the careful part, 8 to 20 % of comparisons have one in six of these settings.
+    By the intervals alone, without the careful part, 8 to 20 % of comparisons have one in six of these settings. What
+    the bound for agreeing seeds adds is counted in tests/benchmarks/test_simulations.py.
     """
     wrong, level = 0, 0.05 / methods
     for run in range(SIMULATIONS):

@@ -18,6 +18,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, ModelError
 from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences, write_per_example
 from penchant.evaluation.preferences_table import render
+from penchant.evaluation.statistics import mean_of_shares
 
 
 def scored(
@@ -90,9 +91,9 @@ def test_every_metric_by_hand() -> None:
 
 
 def test_the_interval_resamples_prompts_not_groups() -> None:
-    # Groups 1 and 3 share a prompt: a resample's accuracy is 1/2 (p, p), 1/3 (p, q) or 0 (q, q), never 1.
-    accuracy = evaluate_preferences(THREE).accuracy
-    assert (accuracy.low, accuracy.high) == (0, 0.5)
+    # Groups 1 and 3 share a prompt: their values 1 and 0 count as one observation, beside the 0 of another prompt.
+    assert evaluate_preferences(THREE).accuracy == mean_of_shares([1, 0, 0], [0, 1, 0])
+    assert evaluate_preferences(THREE).accuracy != mean_of_shares([1, 0, 0], [0, 1, 2])
 
 
 def test_without_a_reference_the_main_metrics_are_of_log_probs() -> None:

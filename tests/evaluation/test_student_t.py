@@ -5,8 +5,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from penchant.evaluation.student_t import Mixture, critical_value, two_sided_p
+from penchant.evaluation.student_t import Mixture, critical_ratio, critical_value, f_tail, two_sided_p
 
 # Printed tables of Student's t: (level, degrees of freedom, critical value).
 TABLE = [
@@ -64,3 +65,16 @@ def test_mixture_by_hand() -> None:
     assert Mixture(0.25, 1, 2).two_sided_p(1.0) == pytest.approx(0.125 + 0.75 * (1 - 3**-0.5), rel=1e-12)
     assert Mixture(1.0, 2, 50).critical_value(0.05) == pytest.approx(4.30265, rel=1e-5)
     assert Mixture(0.0, 2, 120).critical_value(0.05) == pytest.approx(1.97993, rel=1e-5)
+
+
+@given(st.floats(0.0, 60.0), st.integers(1, 60), st.integers(1, 2000))
+def test_f_is_scipys(ratio: float, above: int, below: int) -> None:
+    assert f_tail(ratio, above, below) == pytest.approx(stats.f.sf(ratio, above, below), rel=1e-8, abs=1e-12)
+
+
+def test_f_of_one_degree_is_t_squared() -> None:
+    assert f_tail(4.30265**2, 1, 2) == pytest.approx(0.05, rel=1e-5)
+    assert critical_ratio(0.05, 1, 2) == pytest.approx(4.30265**2, rel=1e-5)
+    # Printed tables of F: 5 % and 1 % of 2 and 10 degrees of freedom.
+    assert critical_ratio(0.05, 2, 10) == pytest.approx(4.10282, rel=1e-5)
+    assert critical_ratio(0.01, 2, 10) == pytest.approx(7.55943, rel=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from penchant.evaluation.comparisons import paired_difference
-from penchant.evaluation.statistics import bootstrap_mean
+from penchant.evaluation.statistics import bootstrap_mean, mean_of_shares
 from penchant.recipes.comparing import Seeds, differences, over_seeds
 
 DRAW = np.random.default_rng(0)
@@ -20,6 +20,18 @@ def test_estimates():
     assert (found.value, found.low, found.high, found.n) == (AFTER.mean(), expected.low, expected.high, 40)
     single = np.array([[1.0, np.nan, 3.0, 5.0]])
     assert over_seeds(single) == bootstrap_mean([1, 3, 5], range(3))
+
+
+def test_shares_that_all_seeds_agree_on_are_not_certain():
+    right, over_questions = over_seeds(np.ones((3, 20))), mean_of_shares(np.ones(20), range(20))
+    assert (right.value, right.low, right.high, right.n) == (1.0, over_questions.low, 1.0, 20)
+    # One seed is much worse: the interval over seeds is wider, and ends at 1.
+    table = np.ones((3, 20))
+    table[2, :10] = 0.0
+    apart = paired_difference(table, 0 * table)
+    assert apart.high > 1
+    found = over_seeds(table)
+    assert (found.low, found.high) == (max(0.0, apart.low), 1.0)
 
 
 def test_differences():

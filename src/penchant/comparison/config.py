@@ -142,7 +142,7 @@ class Bench(Section):
     base: dict[str, Any] = Field(description="keys of a run, as every cell starts from them")
     methods: list[Method] = Field(min_length=1)
     baseline: str = Field(description="a method's label (its first variant), or start: the starting model")
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)
     sizes: list[int | float] = Field([1.0], min_length=1, description="shares (up to 1.0) or counts of training groups")
     measure: Measure = Measure()
     search: Search | None = None

@@ -16,6 +16,7 @@ from penchant.comparison.cells import Planned, Shared, prepare, repeats, variant
 from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
 from penchant.comparison.dates import on_one_day, same_but_for_no_day
+from penchant.comparison.design import design_notes
 from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
 from penchant.comparison.origins import Origins
@@ -54,7 +55,7 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
     _take(folder, bench, where)
     origins = Origins(folder)
     origins.check(shared.base, cells)
-    for note in [*shared.notes, *day_note(shared.base), *repeats(bench)]:
+    for note in [*shared.notes, *day_note(shared.base), *repeats(bench), *design_notes(bench, shared.held_out)]:
         tell(note)
     tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
     yardstick = Yardstick(shared.base, shared.held_out, bench.measure, tell)

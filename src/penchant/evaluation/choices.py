@@ -43,7 +43,7 @@ class Question:
         where: file and row; no two questions of a task have the same.
         cue: what plain text has between the prompt and the option, as in ``"\\nAnswer:"``; a chat template says it
             in its own way.
-        passage: text that several questions are about; intervals resample passages, else prompts.
+        passage: text that several questions are about; intervals are over passages, else prompts.
     """
 
     prompt: str

@@ -40,7 +40,7 @@ def _parts(report: ChoicesReport) -> Iterator[RenderableType]:
         baselines.add_row(Text(task.name), *map(_cell, task.baselines.values()))
     yield baselines
     yield from (Text(line) for task in report.tasks for line in _left_out(task))
-    yield Text("The intervals are of a bootstrap over passages, or prompts where questions have none.")
+    yield Text("The 95 % intervals are over passages, or prompts where questions have none.")
     for name, definition in report.definitions.items():
         yield Text.assemble((name, "bold"), f": {definition}")
 

@@ -12,7 +12,8 @@ variance and there are 3 seeds it covers 93.4-97.6 %.
 
 A verdict among many methods is another matter: it stands at levels of 0.05 / m, where an estimate from 3 seeds that
 came out small by chance is what makes a false "better". There the seeds' part of the error gets the quantile of its own
-few degrees of freedom (`Variances.careful_half_width`).
+few degrees of freedom (`Variances.careful_half_width`), or, where seeds differ no more than chance explains, the bound
+of `evaluation.agreeing_seeds`.
 
 Legend: S seeds, N prompts.
 """
@@ -21,18 +22,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from penchant.evaluation import agreeing_seeds
 from penchant.evaluation.statistics import Estimate, Floats
 from penchant.evaluation.student_t import critical_value
 from penchant.evaluation.variance_components import Variances, components
 
 Outcome = Literal["better", "worse", "not distinguishable"]
+
+_FEW_SEEDS = 9
+"""With so many more seeds the careful interval is no wider than the bound for agreeing seeds."""
 
 _MOST = 1 << 20
 """Where a search for more seeds or prompts ends: what is not seen with as many is not seen with any number."""
@@ -87,8 +92,10 @@ class Verdict:
 
     Attributes:
         low, high: the corrected interval; it leaves zero out exactly if the outcome is better or worse.
-        level: probability with which that interval misses.
-        p: Holm's adjusted p-value.
+        level: probability with which that interval misses, at most.
+        p: adjusted for the number of methods; below alpha exactly if the outcome is better or worse.
+        agreeing_among: how many methods were compared, where the seeds differ no more than chance explains; else 0.
+        alpha: the probability of any false verdict that all methods together are held to.
     """
 
     difference: Difference
@@ -97,13 +104,15 @@ class Verdict:
     level: float
     p: float
     outcome: Outcome
+    agreeing_among: int = 0
+    alpha: float = 0.05
 
     @property
     def text(self) -> str:
         """The outcome, and what it would take where there is none."""
         if self.outcome != "not distinguishable":
             return self.outcome
-        return f"{self.outcome}: {_what_it_takes(self.difference, self.level)}"
+        return f"{self.outcome}: {_what_it_takes(self)}"
 
 
 def across_seeds(per_seed_means: ArrayLike) -> Estimate:
@@ -158,8 +167,16 @@ def holm(differences: Sequence[Difference], alpha: float = 0.05) -> list[Verdict
     Holm 1979: the k-th smallest of m p-values is held against alpha / (m - k + 1), up to the first that fails. A
     difference's interval is at the level it was held against, those after the first failure at the failure's level, so
     that interval and outcome never contradict. The intervals decide; they do not hold all at once with 1 - alpha.
-    Higher is better. Differences without a p-value cannot be told and do not count in m.
+    Where seeds differ no more than chance explains, the verdict stands on the bound of `evaluation.agreeing_seeds` if
+    that is narrower. Higher is better. Differences without a p-value cannot be told and do not count in m.
     """
+    verdicts = _step_down(differences, alpha)
+    shapes = {i: _shape(difference) for i, difference in enumerate(differences) if difference.variances is not None}
+    agreeing = agreeing_seeds.agreeing_methods(shapes)
+    return [_narrower(verdict, len(shapes), alpha) if i in agreeing else verdict for i, verdict in enumerate(verdicts)]
+
+
+def _step_down(differences: Sequence[Difference], alpha: float) -> list[Verdict]:
     testable = sorted(
         (i for i, each in enumerate(differences) if not math.isnan(each.p)), key=lambda i: differences[i].p
     )
@@ -178,6 +195,24 @@ def holm(differences: Sequence[Difference], alpha: float = 0.05) -> list[Verdict
         low, high = differences[i].interval(level)
         verdicts[i] = Verdict(differences[i], low, high, level, adjusted, _outcome(differences[i].value, decided))
     return [verdicts[i] for i in range(len(differences))]
+
+
+def _narrower(verdict: Verdict, methods: int, alpha: float) -> Verdict:
+    """The verdict by the bound for agreeing seeds where that is narrower than Holm's interval."""
+    difference, shape = verdict.difference, _shape(verdict.difference)
+    half = agreeing_seeds.half_width(shape, methods, alpha)
+    if half >= verdict.high - difference.value:
+        return replace(verdict, agreeing_among=methods, alpha=alpha)
+    low, high = difference.value - half, difference.value + half
+    level = alpha * agreeing_seeds.share_of_level(shape[1])
+    p = agreeing_seeds.adjusted_p(difference.value, shape, methods)
+    return Verdict(difference, low, high, level, p, _outcome(difference.value, low > 0 or high < 0), methods, alpha)
+
+
+def _shape(difference: Difference, *, seeds: int = 0) -> agreeing_seeds.Shape:
+    """With so many more seeds, which agree as these do."""
+    assert difference.variances is not None
+    return difference.variances, difference.n_seeds + seeds, difference.n_prompts
 
 
 def seeds_needed(difference: Difference, level: float = 0.05) -> int | None:
@@ -227,19 +262,37 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
     return high
 
 
-def _what_it_takes(difference: Difference, level: float) -> str:
+def _what_it_takes(verdict: Verdict) -> str:
+    difference = verdict.difference
     if math.isnan(difference.value):
         return "nothing was measured by both"
     if difference.n_seeds < 2:
         return "one seed does not show how seeds differ; needs at least 1 more seed"
     if difference.variances is None:
         return "one prompt does not show how prompts differ; needs more prompts"
-    seeds = seeds_needed(difference, level)
+    seeds = _seeds_for(verdict)
     if seeds is not None:
         return f"needs about {seeds:,} more seed{'s' if seeds > 1 else ''}"
     if difference.value == 0:
         return "the two are equal"
-    prompts = prompts_needed(difference, level)
+    prompts = prompts_needed(difference, _step_level(verdict))
     if prompts is None:
         return "more seeds alone will not do, nor more prompts alone; needs more of both"
     return f"more seeds alone will not do; needs about {prompts:,} more prompts"
+
+
+def _seeds_for(verdict: Verdict) -> int | None:
+    """About how many more seeds a better or worse takes, by whichever bound needs fewer."""
+    difference, methods = verdict.difference, verdict.agreeing_among
+    seeds = seeds_needed(difference, _step_level(verdict))
+    if not methods:
+        return seeds
+    for more in range(1, _FEW_SEEDS if seeds is None else min(seeds, _FEW_SEEDS)):
+        if agreeing_seeds.adjusted_p(difference.value, _shape(difference, seeds=more), methods) < verdict.alpha:
+            return more
+    return seeds
+
+
+def _step_level(verdict: Verdict) -> float:
+    """The level that the careful interval was or would be held against."""
+    return verdict.alpha / verdict.agreeing_among if verdict.agreeing_among else verdict.level

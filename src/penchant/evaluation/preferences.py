@@ -58,7 +58,7 @@ class PreferenceReport:
         groups_without_pairs: groups where nothing is known or all is tied; `eval_loss` and `perplexity` alone are of
             them, where they have one candidate or there are no others.
         pairs: (better, worse) pairs of the measured groups.
-        prompts: distinct prompts of the measured groups; the intervals resample these.
+        prompts: distinct prompts of the measured groups; the intervals are over these.
         metrics: name -> estimate; `definitions` says what each is.
         by_source: main metrics for each source; empty where there is only one.
         calibration: None without a reference.

@@ -42,7 +42,7 @@ def _parts(report: PreferenceReport) -> Iterator[RenderableType]:
         yield sources
     if report.calibration is not None and report.calibration.bins:
         yield from _calibration(report.calibration)
-    yield Text("The intervals are of a bootstrap over prompts.")
+    yield Text("The 95 % intervals are over prompts.")
     for name in names:
         yield Text.assemble((name, "bold"), f": {report.definitions[name]}")
     if report.calibration is not None and report.calibration.bins:

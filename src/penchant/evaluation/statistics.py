@@ -1,4 +1,4 @@
-"""Estimates with intervals: the area under the ROC curve, and a bootstrap that resamples whole clusters.
+"""Estimates with intervals over whole clusters: shares, the area under the ROC curve, and a bootstrap for other means.
 
 Legend: N values, C clusters (prompts), B resamples in a block.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from penchant.evaluation.student_t import critical_value
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -56,14 +58,99 @@ def roc_auc(positive: ArrayLike, negative: ArrayLike) -> float:
 
 
 def proportion(successes: int, n: int) -> Estimate:
-    """A share of independent trials with Wilson's 95 % interval (1927), which is honest where all or none succeed."""
+    """A share of independent trials with its 95 % interval, which is honest where all or none succeed."""
+    outcomes = np.repeat((1.0, 0.0), (successes, n - successes))
+    return mean_of_shares(outcomes, np.arange(n))
+
+
+def mean_of_shares(values: ArrayLike, clusters: ArrayLike) -> Estimate:
+    """The mean of values in [0, 1], as yes or no, wins with ties at 1/2, or F1, with a 95 % interval that stays inside.
+
+    Agresti and Coull 1998 (Wilson's centre): with t the quantile, t² pseudo-observations more, half of them 0 and half
+    1, so that 20 of 20 right is not taken for certain. For clusters the sample counts as many observations as give the
+    variance its clusters show (Korn and Graubard 1998), all of one outcome as many as there are clusters; t has one
+    degree of freedom less than there are clusters.
+
+    Args:
+        values: [N].
+        clusters: [N] integers; equal ones are not independent. One cluster alone gives no interval.
+    """
+    return _with_pseudo_observations(values, clusters, bounds=(0.0, 1.0), weight=1.0)
+
+
+def difference_of_shares(ours: ArrayLike, baseline: ArrayLike, clusters: ArrayLike) -> Estimate:
+    """The mean of paired differences of values in [0, 1], with a 95 % interval that is honest where few pairs differ.
+
+    Agresti and Min 2005: half as many pseudo-observations as for a share, a quarter 1, a quarter -1, the rest 0.
+
+    Args:
+        ours, baseline: [N].
+        clusters: [N] integers, as for `mean_of_shares`.
+    """
+    values = np.asarray(ours, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    return _with_pseudo_observations(values, clusters, bounds=(-1.0, 1.0), weight=0.5)
+
+
+def _with_pseudo_observations(
+    values: ArrayLike, clusters: ArrayLike, bounds: tuple[float, float], weight: float
+) -> Estimate:
+    numbers = np.asarray(values, dtype=np.float64)
+    n = len(numbers)
     if not n:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    z, share = 1.959964, successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # Where all or none succeed a bound is the share itself, but for rounding.
-    return Estimate(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)), n)
+    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    # Sums are rounded by their order: in this one they do not depend on the caller's.
+    order = np.lexsort((numbers, inverse))
+    numbers, inverse = numbers[order], inverse[order]
+    mean, count = float(numbers.mean()), int(inverse.max()) + 1
+    if count < 2:
+        return Estimate(mean, math.nan, math.nan, n)
+    t = critical_value(0.05, count - 1)
+    sample, square = _effective_size(numbers - mean, inverse, mean), float((numbers**2).mean())
+    return share_interval(mean, square, sample, t, n, bounds=bounds, weight=weight)
+
+
+def share_interval(
+    mean: float,
+    square: float,
+    sample: float,
+    t: float,
+    n: int,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    weight: float = 1.0,
+) -> Estimate:
+    """An interval around the mean of a sample and ``weight * t**2`` pseudo-observations, which bring it off the bounds.
+
+    Args:
+        mean, square: of the sample's values and of their squares.
+        sample: how many independent observations it is worth.
+        t: quantile of Student's t.
+        n: observations, as the estimate tells them.
+        bounds: 0 and 1, with half of the pseudo-observations at either; or -1 and 1, with a quarter at either and half
+            at 0.
+    """
+    pseudo = weight * t * t
+    total = sample + pseudo
+    centre = (sample * mean + pseudo * sum(bounds) / 2) / total
+    # The mean square of the pseudo-observations is 1/2 for either bounds.
+    half = t * math.sqrt(((sample * square + pseudo / 2) / total - centre**2) / total)
+    low, high = max(bounds[0], centre - half), min(bounds[1], centre + half)
+    return Estimate(mean, min(mean, low), max(mean, high), n)
+
+
+def _effective_size(deviations: Floats, cluster: Ints, mean: float) -> float:
+    """How many independent observations have the variance of the mean that whole clusters show; at most N.
+
+    Where hardly any value differs from the others the clusters show little: half a cluster more, of average size and
+    all of the rarer outcome, stands for what a few clusters do not show.
+    """
+    n = len(deviations)
+    sizes, sums = np.bincount(cluster), np.bincount(cluster, weights=deviations)
+    average = float((sizes**2).sum()) / n
+    unseen = 0.5 * average * max(mean, 1 - mean) ** 2
+    of_values, of_clusters = float((deviations**2).sum()) + unseen, float((sums**2).sum()) + average * unseen
+    return min(float(n), n * of_values / of_clusters)
 
 
 def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -72,6 +159,10 @@ def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2
     In a resample the mean is the sum of the drawn clusters' values over their number of values, so that clusters may
     differ in size. See Efron and Tibshirani 1993, section 13.3; Cameron, Gelbach and Miller 2008 for clusters.
 
+    Values in [0, 1] of which some are 0 or 1, or all are ties at 1/2, have the interval of `mean_of_shares`: resamples
+    of twenty ones are all ones. Values that stay off the bounds, as of BERTScore, differ too little for
+    pseudo-observations at the bounds.
+
     Args:
         values: [N].
         clusters: [N] integers; equal ones are drawn together.
@@ -79,10 +170,18 @@ def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return Estimate(math.nan, math.nan, math.nan, 0)
+    if are_shares(numbers):
+        return mean_of_shares(numbers, clusters)
     _, inverse, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
     sums = np.bincount(inverse, weights=numbers)
     blocks = [draws @ sums / (draws @ sizes) for draws in _draws(len(sizes), len(sizes), resamples, seed)]
     return _estimate(float(numbers.mean()), blocks, len(numbers))
+
+
+def are_shares(numbers: Floats) -> bool:
+    """Whether values are in [0, 1], and at 0 or 1 or all at a tie between them."""
+    low, high = float(numbers.min()), float(numbers.max())
+    return (low == 0 and high <= 1) or (low >= 0 and high == 1) or low == high == 0.5
 
 
 def bootstrap_ratio(
@@ -123,9 +222,14 @@ def bootstrap_auc(
     if not len(above):
         return Estimate(math.nan, math.nan, math.nan, 0)
     names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    auc = roc_auc(above, below)
+    if auc in (0.0, 1.0) and len(names) > 1:
+        # So it is in every resample: as honest as `names` wins or losses are.
+        certain = proportion(round(auc) * len(names), len(names))
+        return Estimate(auc, certain.low, certain.high, len(above))
     aucs = _WeightedAuc.of(above, below)
     blocks = [aucs(draws[:, inverse]) for draws in _draws(len(names), len(inverse), resamples, seed)]
-    return _estimate(roc_auc(above, below), blocks, len(above))
+    return _estimate(auc, blocks, len(above))
 
 
 @dataclass(frozen=True)

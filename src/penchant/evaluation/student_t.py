@@ -1,4 +1,4 @@
-"""Student's t distribution, and mixtures of two, for any positive degrees of freedom."""
+"""Student's t and Fisher's F distributions, and mixtures of two t, for any positive degrees of freedom."""
 
 from __future__ import annotations
 
@@ -44,6 +44,29 @@ def two_sided_p(t: float, df: float) -> float:
     if math.isinf(t):
         return 0.0
     return _incomplete_beta(df / (df + t * t), df / 2, 0.5)
+
+
+def f_tail(ratio: float, above: float, below: float) -> float:
+    """Probability that a variable of Fisher's F distribution is at least `ratio`; ratio >= 0.
+
+    The regularised incomplete beta function at d2 / (d2 + d1 F) (Abramowitz and Stegun 1964, 26.6.2).
+
+    Args:
+        above, below: degrees of freedom of the numerator and of the denominator.
+    """
+    return _incomplete_beta(below / (below + above * ratio), below / 2, above / 2)
+
+
+@lru_cache(maxsize=1024)
+def critical_ratio(level: float, above: float, below: float) -> float:
+    """The ratio with ``f_tail(ratio, above, below) == level``; 0 < level < 1."""
+    low, high = 0.0, 1.0
+    while f_tail(high, above, below) > level:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if f_tail(middle, above, below) > level else (low, middle)
+    return high
 
 
 @lru_cache(maxsize=1024)

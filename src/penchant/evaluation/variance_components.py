@@ -44,6 +44,10 @@ class Variances:
         share = share ** (1 - share) if share > 0 else 0.0
         return math.sqrt(variance / (seeds * prompts)), Mixture(share, seeds - 1, max(prompts - 1, 1))
 
+    def seed_ratio(self, prompts: int) -> float:
+        """Mean square of seeds over that of the residual, about 1 where seeds change nothing; infinite without one."""
+        return (prompts * self.seed + self.residual) / self.residual if self.residual > 0 else math.inf
+
     def careful_half_width(self, seeds: int, prompts: int, level: float) -> float:
         """Half of the interval a verdict stands on: it misses with probability `level` at most, however small.
 
@@ -63,7 +67,9 @@ class Variances:
         t = abs(value) / error
         # By parts, the quantile lies between those of the many and of the few degrees of freedom.
         low, high = sorted(math.log(max(two_sided_p(t, df), 1e-15)) for df in (distribution.many, distribution.few))
-        at = _root(lambda level: math.log(self._by_parts(seeds, prompts, math.exp(level)) / abs(value)), low, high)
+        at = falling_root(
+            lambda level: math.log(self._by_parts(seeds, prompts, math.exp(level)) / abs(value)), low, high
+        )
         return max(math.exp(at), distribution.two_sided_p(t))
 
     def _by_parts(self, seeds: int, prompts: int, level: float) -> float:
@@ -83,7 +89,7 @@ def components(values: Floats) -> Variances:
     return Variances(seed, float(columns.var(ddof=1)) - residual / seeds, residual)
 
 
-def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+def falling_root(falling: Callable[[float], float], low: float, high: float) -> float:
     """Where a falling function crosses zero between `low` and `high` (Dowell and Jarratt 1971: the Illinois method)."""
     above, below = falling(low), falling(high)
     if min(abs(above), abs(below)) < 1e-12 or above * below > 0:  # An end, but for rounding.

@@ -254,7 +254,7 @@ def _write_report(result: DemoResult, tuned: Path, aligned: Path, prompts: Seque
                     "Each beta",
                     ("beta", "true reward", "KL, nats", "words"),
                     [(f"{b:g}", show(m.reward), show(m.kl), show(m.length)) for b, m in result.after.items()],
-                    "Means over one fresh sample for each held-out prompt, with 95 % bootstrap intervals.",
+                    "Means over one fresh sample for each held-out prompt, with 95 % intervals.",
                 )
             ],
             samples=[Sample(p, b[0], a[0]) for p, b, a in zip(prompts, before, after, strict=True)],

@@ -202,7 +202,7 @@ def _held_out(folder: Path, weights: Path, config: RunConfig) -> tuple[list[tupl
     if "after" in evaluation:
         rows += held_out_rows(evaluation["before"], evaluation["after"])
         groups = evaluation["after"]["groups"]
-        notes.append(f"{groups} groups; in brackets the 95 % interval of a bootstrap over prompts.")
+        notes.append(f"{groups} groups; in brackets the 95 % interval over prompts.")
     if (choosing := metric_text(evaluation.get("reward_accuracy"))) is not None:
         rows.append(("reward_accuracy", "", choosing))
     types = stored_types(weights)

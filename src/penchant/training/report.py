@@ -190,12 +190,12 @@ def _run_report(
     if result.choosing is not None:
         row = ("reward accuracy", metric_text(result.choosing.to_json()) or "", str(result.choosing.n))
         note = "Share of held-out pairs whose preferred response has the higher reward (a tie is wrong): mean over a "
-        note += "group's pairs, then over groups, with the 95 % interval of a bootstrap over prompts."
+        note += "group's pairs, then over groups, with the 95 % interval over prompts."
         tables.append(Table("What was trained to choose", ("metric", "value", "groups"), [row], note))
     if result.before is not None and result.after is not None:
         documents = result.before.to_json(), result.after.to_json()
         rows = [(*row, documents[1]["definitions"][row[0]]) for row in held_out_rows(*documents)]
-        note = f"{_measured(result.after)}; in brackets the 95 % interval of a bootstrap over prompts."
+        note = f"{_measured(result.after)}; in brackets the 95 % interval over prompts."
         if result.after.groups:
             note += " If length_accuracy is far from a half, compare accuracy with it: a model that learnt only length "
             note += "reaches that."

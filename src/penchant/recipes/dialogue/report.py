@@ -16,6 +16,7 @@ from penchant.evaluation.win_rate import verdict_tables
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.evaluation import ALL
 from penchant.recipes.dialogue.measures import BETTER
+from penchant.recipes.headline import dialogue_headline
 from penchant.recipes.stages import Found
 
 OVER = {"base": "", "sft": "base"}
@@ -31,6 +32,7 @@ def write_result(folder: Path, config: DialogueConfig, found: Mapping[str, Found
     report = RunReport(
         title="Dialogue",
         summary=[
+            dialogue_headline(found),
             *(
                 (f"pairs of {name}, {part}", str(n))
                 for part, counts in found["data"]["pairs"].items()

@@ -20,6 +20,7 @@ from penchant.evaluation.win_rate import verdict_tables, win_rate
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import Asked, content, perplexity, preference_accuracy
 from penchant.recipes.domain_expert.routing import EXPERTS, USER
+from penchant.recipes.headline import domain_expert_headline, recovered_line
 from penchant.recipes.stages import Found
 
 
@@ -110,12 +111,10 @@ def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, F
     report = RunReport(
         title="Domain expert",
         summary=[
+            domain_expert_headline(found),
+            ("residual", recovered_line(found)),
             *((name.replace("_", " "), str(n)) for name, n in found["data"]["groups"].items()),
             *((f"left out: {why}", str(n)) for why, n in found["data"]["left_out"].items()),
-            ("scale of the residual", f"{residual['chosen']:g}"),
-            ("of the instruct model's score came back", show(measured["recovered"])),
-            ("router's accuracy", show(router["accuracy"])),
-            ("router's accuracy with fallback", show(router["accuracy_with_fallback"])),
         ],
         tables=[
             Table(

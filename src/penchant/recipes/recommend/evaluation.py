@@ -16,6 +16,7 @@ from penchant.evaluation.generation import Sampling
 from penchant.evaluation.one_preferred import TargetRank
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.evaluation.statistics import Estimate
+from penchant.recipes.headline import recommend_headline
 from penchant.recipes.reading import read_answers
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
@@ -119,6 +120,7 @@ def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Foun
     report = RunReport(
         title="Recommendation: which title is taken next",
         summary=[
+            recommend_headline(found),
             *((f"{part} questions", str(n)) for part, n in asked["questions"].items()),
             ("users", str(asked["users"])),
             ("titles in the catalogue", str(asked["items"])),

@@ -25,7 +25,7 @@ def ranking_measures(ranks: Sequence[TargetRank], users: Sequence[str], cutoffs:
 
 
 def over_users(values: Sequence[float], users: Sequence[str]) -> Estimate:
-    """The mean over questions; users are resampled whole."""
+    """The mean over questions, with an interval over users."""
     numbers: Mapping[str, int] = {user: i for i, user in enumerate(dict.fromkeys(users))}
     return bootstrap_mean(np.array(values, dtype=np.float64), np.array([numbers[user] for user in users]))
 

@@ -119,6 +119,9 @@ class SelfImproveConfig(Section):
     pictures: PicturesConfig | None = Field(None, description="for a learner that paints; null: it writes")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompts, half for the gate and half for the test")
     measured: int = Field(1, ge=1, description="answers to a prompt where a learner is measured, by the gate too")
+    gate_error: float = Field(
+        0.05, gt=0, lt=1, description="probability that an update that is no better replaces what is served"
+    )
     capacity: int = Field(2000, ge=1, description="groups that the buffer holds")
     update: UpdateConfig = UpdateConfig()
     data: ReadingConfig = Field(READING, description="how texts are read")

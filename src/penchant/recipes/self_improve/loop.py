@@ -29,6 +29,7 @@ from penchant.evaluation.files import write_atomically
 from penchant.recipes.self_improve.attempts import attempt, satisfied
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.gate import findable_gain
 from penchant.recipes.self_improve.learner import Learner
 from penchant.recipes.self_improve.measuring import measure
 from penchant.recipes.self_improve.media import medium_of
@@ -109,6 +110,7 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     parts = open_folder(config)
     output = Path(config.output)
     medium_of(config).check([prompt for name in ASKED for prompt in parts[name].values()])
+    tell(gate_note(config, len(parts["gate"])))
     if read_served(output) is None:
         serve(output, Served(0, config.model))
     buffer = open_buffer(config)
@@ -126,6 +128,16 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     buffer.close()
     tell(f"{counts['judgements']} judgements, {counts['groups']} groups")
     return read_rounds(config)
+
+
+def gate_note(config: SelfImproveConfig, prompts: int) -> str:
+    """What the gate can find, for people."""
+    size = f"the gate: {prompts:,} prompts, {config.measured} answer{'s' * (config.measured > 1)} to each; "
+    gain = findable_gain(prompts, config.measured, config.gate_error)
+    if gain is None:
+        return f"{size}no update can pass at gate_error {config.gate_error:g}: give more prompts, or raise held_out"
+    better = f"an update better by about {100 * gain:.0f} points passes 8 times in 10"
+    return f"{size}{better}, and one no better with probability {config.gate_error:g} at most"
 
 
 @contextmanager

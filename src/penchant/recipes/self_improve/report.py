@@ -14,7 +14,8 @@ import yaml
 from penchant.evaluation.figures import line_chart
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
-from penchant.evaluation.statistics import Floats, bootstrap_mean
+from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean, difference_of_shares
+from penchant.recipes.headline import self_improve_headline
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import folder_of
 from penchant.recipes.self_improve.loop import stopped
@@ -36,15 +37,14 @@ def summarise(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> di
     """Success by round and by category, with intervals over prompts; what was gained, alarms, and every update."""
     medium = medium_of(config)
     tests = [np.array(each["test"]["satisfied"]) for each in rounds]
-    numbers = range(len(tests[0]))
     earlier = [np.array(each["first round"]["satisfied"]) for each in rounds]
     return {
         "rounds": [
             {
                 "round": each["round"],
                 "served": each["served"],
-                "success": bootstrap_mean(test, numbers).to_json(),
-                "gained": bootstrap_mean(test - tests[0], numbers).to_json(),
+                "success": bootstrap_mean(test, range(len(test))).to_json(),
+                "gained": _gained(each["served"] == rounds[0]["served"], test, tests[0]).to_json(),
                 "first round's prompts": bootstrap_mean(old, range(len(old))).to_json(),
                 **{key: each["test"][key] for key in SIGNS},
                 **{key: each[key] for key in ("judgements", "groups", "swaps", "seconds", "waited") if key in each},
@@ -56,6 +56,13 @@ def summarise(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> di
         "alarms": [*([why] if (why := stopped(config, rounds)) else []), *alarms(medium, rounds)],
         "updates": _updates(config),
     }
+
+
+def _gained(same: bool, ours: Floats, first: Floats) -> Estimate:
+    """Paired by prompt; the first learner gains nothing on itself, exactly."""
+    if same:
+        return Estimate(0.0, 0.0, 0.0, len(ours))
+    return difference_of_shares(ours, first, range(len(ours)))
 
 
 def alarms(medium: Medium, rounds: Sequence[dict[str, Any]]) -> list[str]:
@@ -108,6 +115,7 @@ def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) ->
     report = RunReport(
         title="Self-improvement",
         summary=[
+            self_improve_headline({"evaluation": found}),
             ("success before", show(told[0]["success"])),
             (f"after {last['round']} rounds", show(last["success"])),
             ("gained", show(last["gained"])),
@@ -150,7 +158,7 @@ def _by_category(config: SelfImproveConfig, first: Floats, last: Floats) -> dict
             "prompts": len(before),
             "before": bootstrap_mean(before, numbers).to_json(),
             "after": bootstrap_mean(after, numbers).to_json(),
-            "gained": bootstrap_mean(after - before, numbers).to_json(),
+            "gained": difference_of_shares(after, before, numbers).to_json(),
         }
     return found
 
@@ -203,16 +211,25 @@ def _rounds(medium: Medium, told: Sequence[dict[str, Any]]) -> Table:
 def _gates(updates: Sequence[dict[str, Any]]) -> Table:
     return Table(
         "Updates, and the gate",
-        ("update", "from", "first learner", "served until then", "new", "served from then on", "seconds"),
+        ("update", "from", "first learner", "served until then", "new", "p of new", "served from then on", "seconds"),
         [
             (
                 str(each["update"]),
                 str(each["from"]),
                 *(f"{each['gate'][str(n)]:.3f}" for n in (0, each["from"], each["update"])),
+                _p_value(each),
                 str(each["served"]),
                 f"{each['seconds']:.0f}",
             )
             for each in updates
         ],
-        "Shares of the gate's prompts that satisfy the verifier the learner is judged by.",
+        "Shares of the gate's prompts that satisfy the verifier the learner is judged by. p is one-sided and paired, "
+        "of the new learner against the one served until then; where it, or the first learner's, is small enough, "
+        "that one is served from then on.",
     )
+
+
+def _p_value(update: dict[str, Any]) -> str:
+    """Of an update's learner; updates of earlier versions have none."""
+    p_values = update.get("gate_p", {})
+    return f"{p_values[str(update['update'])]:.3f}" if p_values else "not tested"

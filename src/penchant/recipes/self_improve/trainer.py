@@ -5,8 +5,8 @@ PARENT is the learner's process: without it nobody would wait for an update.
 OUTPUT/updates/N/      begun.json: what it starts from, and what it lowers of the priorities; train.jsonl;
                        run/; merged/; result.json once it is decided
 
-An update that was killed is gone on with from what it left. It ends by the gate: of the first learner, the one that is
-served and the new one, the best on the gate's prompts is served from then on, of equals the newest.
+An update that was killed is gone on with from what it left. It ends by the gate: the learner that is served stays,
+unless the new one or the first is better by a paired test on the gate's prompts, with draws of this update's own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from penchant.errors import ConfigError, PenchantError
 from penchant.evaluation.files import write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.gate import choose
 from penchant.recipes.self_improve.learner import folder_of
 from penchant.recipes.self_improve.measuring import measure
 from penchant.recipes.self_improve.media import medium_of
@@ -76,13 +77,19 @@ def update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> None
         folder.mkdir(parents=True, exist_ok=True)
         before = _begin(config, buffer, number)
         new = Served(number, medium_of(config).tune(folder, before.model, config.seed + number))
-    first = Served(0, config.model)
-    shares = {each.update: _gate(config, each, number) for each in (first, before, new)}
-    best = max((first, before, new), key=lambda each: (shares[each.update], each.update))
-    if best != read_served(output):
-        serve(output, best)
-    found = {"from": before.update, "served": best.update, "gate": shares, "seconds": time.perf_counter() - started}
-    write_atomically(folder / "result.json", json.dumps(found) + "\n")
+    learners = {learner.update: learner for learner in (Served(0, config.model), before, new)}
+    satisfied = {update: _gate(config, learner, number) for update, learner in learners.items()}
+    best, p_values = choose(satisfied, before.update, config.measured, config.gate_error)
+    if learners[best] != read_served(output):
+        serve(output, learners[best])
+    result = {
+        "from": before.update,
+        "served": best,
+        "gate": {update: float(np.mean(shares)) for update, shares in satisfied.items()},
+        "gate_p": p_values,
+        "seconds": time.perf_counter() - started,
+    }
+    write_atomically(folder / "result.json", json.dumps(result) + "\n")
 
 
 def _begin(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> Served:
@@ -102,13 +109,13 @@ def _begin(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> Serv
     return Served(**begun["served"])
 
 
-def _gate(config: SelfImproveConfig, served: Served, number: int) -> float:
-    """The share of the gate's prompts that satisfies, by the verifier the learner is judged by."""
+def _gate(config: SelfImproveConfig, served: Served, number: int) -> tuple[float, ...]:
+    """The share of each gate prompt's answers that satisfies, by the verifier the learner is judged by."""
     prompts = list(read_parts(Path(config.output))["gate"].values())
     medium = medium_of(config)
     verifier = config.verifier.open_wrong(config.seed, medium.read)
     found = measure(medium, served.model, served.model, prompts, verifier, number, config.measured)
-    return float(np.mean(found.satisfied))
+    return found.satisfied
 
 
 @contextmanager

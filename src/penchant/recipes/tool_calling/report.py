@@ -11,6 +11,7 @@ import yaml
 
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.report import RunReport, Table, show, write_report
+from penchant.recipes.headline import tool_calling_headline
 from penchant.recipes.stages import Found
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
@@ -22,6 +23,7 @@ def write_result(folder: Path, config: ToolCallingConfig, found: Mapping[str, Fo
     report = RunReport(
         title="Tool calling",
         summary=[
+            tool_calling_headline(found),
             *((f"questions, {part}", str(sum(counts.values()))) for part, counts in data["questions"].items()),
             ("variants of training questions", str(data["variants"])),
             ("steps of trajectories", str(data["trajectories"])),

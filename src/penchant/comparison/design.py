@@ -1,0 +1,50 @@
+"""What a comparison's seeds and held-out prompts can find, said before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penchant.comparison.cells import variants
+from penchant.comparison.config import START, Bench
+from penchant.comparison.pair_values import first_of_prompt
+from penchant.data.groups import PreferenceGroup
+from penchant.evaluation.detectable import detectable_difference
+from penchant.evaluation.variance_components import Variances
+
+_DIFFERING = Variances(seed=0.0, prompt=1 / 6, residual=1 / 6)
+"""Of yes-or-no values where two models differ on a third of the prompts, half of it whatever the seed."""
+
+_SHARES = ("accuracy", "top1", "win_rate")
+"""Endings of the metrics whose values are yes or no, which a difference in points can be foretold of."""
+
+
+def design_notes(bench: Bench, held_out: Sequence[PreferenceGroup]) -> list[str]:
+    """The smallest difference the design is likely to find, and a warning where there are too few seeds."""
+    return [*_smallest_difference(bench, held_out), *few_seeds(bench)]
+
+
+def few_seeds(bench: Bench) -> list[str]:
+    """A warning where the seeds cannot show how seeds differ."""
+    if len(bench.seeds) > 2:
+        return []
+    fix = "use seeds: [0, 1, 2, 3, 4]"
+    if len(bench.seeds) == 1:
+        return [f"1 seed: no method can be called better or worse; {fix}"]
+    return [f"2 seeds hardly show how seeds differ: only large differences can be told; {fix}"]
+
+
+def _smallest_difference(bench: Bench, held_out: Sequence[PreferenceGroup]) -> list[str]:
+    if len(bench.seeds) < 2 or not bench.measure.primary.endswith(_SHARES):
+        return []
+    prompts = len(set(first_of_prompt(held_out).values()))
+    if bench.measure.primary == "win_rate":
+        prompts = min(prompts, bench.measure.samples)
+    methods = len(variants(bench)) - (bench.baseline != START)
+    if prompts < 2 or methods < 1:
+        return []
+    points = detectable_difference(_DIFFERING, len(bench.seeds), prompts, methods)
+    size = f"with {len(bench.seeds)} seeds, {prompts:,} held-out prompts and {methods} method{'s' * (methods > 1)}"
+    if points is None:
+        return [f"{size} no difference in {bench.measure.primary} is likely to be told: use more of them"]
+    power = f"a difference of about {100 * points:.0f} points in {bench.measure.primary} is told 8 times in 10"
+    return [f"{size} {power}, where models differ on a third of the prompts and seeds change little"]
