@@ -56,11 +56,11 @@ class Ledger(TorchDispatchMode):
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
                 self._seen.add(tensor.untyped_storage())  # Not made here, if it was not seen before.
-        made = (_grouped_product if func is _GROUPED_PRODUCT else func)(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = (_grouped_product if func is _GROUPED_PRODUCT else func)(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage())
-        return made
+        return result
 
     def _note(self, storage: Any) -> None:
         if storage in self._seen:
@@ -81,10 +81,10 @@ class Ledger(TorchDispatchMode):
             self._heap.give(block)
 
 
-def _grouped_product(left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _grouped_product(rows: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Experts' grouped product without data: torch knows its shape in bfloat16 only, though it computes others too."""
-    rounded = (torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in (left, right))
-    return torch.empty_like(_GROUPED_PRODUCT(*rounded, *args, **kwargs), dtype=left.dtype)
+    rounded = (torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in (rows, weights))
+    return torch.empty_like(_GROUPED_PRODUCT(*rounded, *args, **kwargs), dtype=rows.dtype)
 
 
 @contextmanager
@@ -168,15 +168,15 @@ def available_bytes(device: torch.device) -> int:
     held = process_bytes(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + held
-    found = [_machine_bytes()]
+    limits = [_machine_bytes()]
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024 + held)
+        limits.append(int(lines["MemAvailable"].split()[0]) * 1024 + held)
     except (OSError, KeyError, ValueError):
         pass
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            found.append(int(Path(file).read_text()))
+            limits.append(int(Path(file).read_text()))
         except (OSError, ValueError):
             continue
-    return min(found)
+    return min(limits)

@@ -133,14 +133,14 @@ class OutputLayer:
         of_low = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
         return sums._replace(hidden=of_hidden, low=of_low)
 
-    def _blocks(self, hidden: Tensor, kept: int) -> list[slice]:
+    def _blocks(self, hidden: Tensor, keep: int) -> list[slice]:
         """The vocabulary's blocks; of tensors without data, those kept and a few more, since the others take the same.
 
         Args:
-            kept: number of blocks whose logits stay in memory from the forward to the backward.
+            keep: number of blocks whose logits stay in memory from the forward to the backward.
         """
         parts = blocks(len(hidden), len(self.weight), hidden.device)
-        return parts[: kept + ALIKE] if isinstance(hidden, FakeTensor) else parts
+        return parts[: keep + ALIKE] if isinstance(hidden, FakeTensor) else parts
 
     def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: Needs) -> Gradients:
         """Room for the gradients; sums over blocks are of float32 at least, or they would be rounded at each."""

@@ -115,21 +115,25 @@ def count_memory(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memo
     depths = find_depths(blueprint.shape, blueprint.rewards)
     if depths is None:
         return _count(blueprint, load, beside)
-    unnamed = replace(beside, references=[None] if None in beside.references else [])
+    without_named = replace(beside, references=[None] if None in beside.references else [])
     small, large = (
-        _count(replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)), load.heaviest, unnamed)
+        _count(
+            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)),
+            load.heaviest,
+            without_named,
+        )
         for layers in (depths.small, depths.large)
     )
-    named = [source for source in dict.fromkeys(beside.references) if source is not None]
-    peaks = [_named_reference(source, blueprint, load, beside.device) for source in named]
+    sources = [source for source in dict.fromkeys(beside.references) if source is not None]
+    peaks = [_named_reference(source, blueprint, load, beside.device) for source in sources]
     return _deepened(small, large, depths.repetitions, max(peaks, default=0))
 
 
-def _deepened(small: Memory, large: Memory, repetitions: int, named: int) -> Memory:
+def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -> Memory:
     """The memory of a model that repeats its pattern of layers so many times more than the larger one.
 
     Args:
-        named: the most alive while a named reference computes its log-probs.
+        named_peak: the most alive while a named reference computes its log-probs.
     """
     values = {
         name: value + repetitions * (value - getattr(small, name))
@@ -142,9 +146,9 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named: int) -> Mem
     least = _kept_while_training(deep) + large.training - _kept_while_training(large)
     deep = replace(deep, training=max(deep.training, least))
     # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
-    held = deep.alive + round(large.allocator / large.alive * deep.alive)
-    deep = replace(deep, reference_pass=max(deep.reference_pass, named))
-    return replace(deep, allocator=max(0, held - deep.alive))
+    resident = deep.alive + round(large.allocator / large.alive * deep.alive)
+    deep = replace(deep, reference_pass=max(deep.reference_pass, named_peak))
+    return replace(deep, allocator=max(0, resident - deep.alive))
 
 
 def _kept_while_training(memory: Memory) -> int:
@@ -158,10 +162,10 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
 
     def peak(layers: int) -> int:
         smaller = shallow(shape, layers, int(shape.get_text_config().vocab_size))
-        other = meta_reference(smaller, blueprint.padded, getattr(torch, dtype))
+        reference_model = meta_reference(smaller, blueprint.padded, getattr(torch, dtype))
         with counted() as ledger:
-            without_data(other, device)
-            return _forward(other, load.reference, ledger, device, dtype)
+            without_data(reference_model, device)
+            return _forward(reference_model, load.reference, ledger, device, dtype)
 
     if depths is None:
         return peak(int(text_config(shape).num_hidden_layers))
@@ -177,11 +181,11 @@ def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
     reference_peaks = [0]
     for source in dict.fromkeys(beside.references):
         if source is not None:
-            other = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
+            reference_model = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
             with counted(heap) as ledger:
-                without_data(other, device)
-                reference_peaks.append(_forward(other, load.reference, ledger, device, dtype))
-            del other
+                without_data(reference_model, device)
+                reference_peaks.append(_forward(reference_model, load.reference, ledger, device, dtype))
+            del reference_model
     scorer = blueprint.meta_scorer()
     with counted(heap) as ledger:
         without_data(scorer, device)
@@ -259,9 +263,11 @@ def _targets(groups: MicroBatch) -> int:
 
 
 def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
-    other = meta_reference(read_shape(source), blueprint.padded, getattr(torch, blueprint.config.training.dtype))
+    reference_model = meta_reference(
+        read_shape(source), blueprint.padded, getattr(torch, blueprint.config.training.dtype)
+    )
     with counted() as ledger:
-        without_data(other, device)
+        without_data(reference_model, device)
         return ledger.live
 
 
