@@ -88,7 +88,7 @@ def read_inputs(config: RunConfig) -> DataParts:
         except DataError as error:
             prompts = len({as_text(group.prompt) for group in train})
             raise DataError(
-                f"data.reference_held_out is {data.reference_held_out}: of {prompts} prompts to train on it takes none, "
+                f"data.reference_held_out is {data.reference_held_out}: of {prompts} prompts to train on it takes none "
                 "or all",
                 where=data.train,
                 fix="raise or lower it, or name a file of other pairs",
