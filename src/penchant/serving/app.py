@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +23,8 @@ from penchant.errors import PenchantError
 from penchant.serving.experts import Experts
 from penchant.serving.jobs import End, Event, Failure, Job, Piece
 from penchant.serving.limits import Limits
-from penchant.serving.requests import ChatRequest, Refusal, invalid
+from penchant.serving.refusals import Refusal, invalid, invalid_field
+from penchant.serving.requests import ChatRequest
 from penchant.serving.router import Decision, Router
 from penchant.serving.worker import Overloaded, Worker
 
@@ -54,9 +55,8 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = _field(first["loc"][1:], error.body, first["type"] == "missing")
-        found = invalid(f"{place}: {first['msg']}" if place else first["msg"], param=place or None)
-        return JSONResponse(found.body, found.status)
+        refusal = invalid_field(first["type"], first["msg"], first["loc"][1:], error.body)
+        return JSONResponse(refusal.body, refusal.status)
 
     @app.exception_handler(HTTPException)
     async def no_such_place(request: Request, error: HTTPException) -> JSONResponse:
@@ -272,16 +272,3 @@ async def _streamed(answer: _Answer, job: Job, events: asyncio.Queue[Event]) -> 
     finally:
         # Also where the client has gone: the row then ends with its next token.
         job.cancelled.set()
-
-
-def _field(path: Sequence[str | int], body: object, missing: bool) -> str:
-    """The field of a request that is at fault, as in ``messages.0.content``; a union's members are no fields."""
-    parts: list[str] = []
-    for part in path:
-        try:
-            body = body[part]  # type: ignore[index]
-        except (KeyError, IndexError, TypeError):
-            if parts and not missing:
-                break
-        parts.append(str(part))
-    return ".".join(parts)

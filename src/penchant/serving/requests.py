@@ -1,4 +1,4 @@
-"""What a client may ask, and how a refusal looks: by the OpenAI chat completions protocol."""
+"""What a client may ask, by the OpenAI chat completions protocol."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from penchant.data.calls import context
 from penchant.data.conversations import messages
 from penchant.data.fields import Cell, Ledger, Row
 from penchant.data.messages import Message, in_context
+from penchant.serving.neutral import MESSAGE_OFF, is_off, without_neutral
 
 
 class Turn(BaseModel):
-    """A message; an assistant's may be what was answered before, its fields of null left out."""
+    """A message; an assistant's may be an earlier answer as the official client holds it, with empty fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,18 +27,24 @@ class Turn(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        return {name: held for name, held in value.items() if held is not None} if isinstance(value, dict) else value
+    def _without_empty(cls, message: Any) -> Any:
+        if not isinstance(message, dict):
+            return message
+        return {
+            name: value for name, value in message.items() if value is not None and not is_off(name, value, MESSAGE_OFF)
+        }
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+    continuous_usage_stats: Literal[False] = False
 
 
 class ChatRequest(BaseModel):
-    """Of the protocol's parameters those that are honoured; any other is refused, not ignored."""
+    """Of the protocol's parameters those that are honoured; any other that would change the answer is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,8 +61,11 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     seed: int | None = None
-    n: Literal[1] = 1
-    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, fields: Any) -> Any:
+        return without_neutral(fields, frozenset(cls.model_fields)) if isinstance(fields, dict) else fields
 
     @field_validator("stop")
     @classmethod
@@ -84,27 +94,3 @@ class ChatRequest(BaseModel):
     def limit(self) -> int | None:
         """Tokens of the answer at most."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-
-class Refusal(Exception):
-    """An answer with an error.
-
-    Args:
-        status: of HTTP.
-        kind: the protocol's `type`, as invalid_request_error.
-        param: the parameter at fault.
-        code: for programs.
-    """
-
-    def __init__(self, status: int, kind: str, message: str, *, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.kind, self.message, self.param, self.code = status, kind, message, param, code
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
-
-
-def invalid(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> Refusal:
-    """The client's mistake."""
-    return Refusal(status, "invalid_request_error", message, param=param, code=code)
