@@ -19,6 +19,8 @@ def serve(
     waiting: Count = 256,
     max_tokens: Count = 512,
     timeout_s: float = 120.0,
+    read_timeout_s: float = 30.0,
+    max_body_bytes: Count = 4 * 2**20,
 ) -> None:
     """Answer at /v1/chat/completions as OpenAI's API does, by one model or several, with a router in front.
 
@@ -36,6 +38,10 @@ def serve(
         Tokens of an answer at most.
     timeout_s
         Seconds from a request to the end of its answer.
+    read_timeout_s
+        Seconds a client has to send a request's headers, and as many for its body.
+    max_body_bytes
+        Bytes of a request at most; larger ones are refused with 413.
     """
     from penchant.errors import ConfigError
     from penchant.serving.limits import Limits
@@ -44,7 +50,8 @@ def serve(
 
     if not sources:
         raise ConfigError("no model is named", fix="penchant serve runs/first")
+    limits = Limits(batch, waiting, max_tokens, timeout_s, read_timeout_s, max_body_bytes)
     folders, router = find_experts(sources)
     listed = ", ".join([*folders, *(["router"] if router is not None else [])])
     teller(True)(f"http://{host}:{port}/v1 answers as {listed}")
-    run(folders, router, Limits(batch, waiting, max_tokens, timeout_s), host=host, port=port)
+    run(folders, router, limits, host=host, port=port)

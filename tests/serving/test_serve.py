@@ -320,10 +320,13 @@ def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
     assert run(["serve", f"router={tiny_model}"]) == 2
     assert run(["serve", f"a={tiny_model}", f"a={tiny_model}"]) == 2
     assert run(["serve", str(tmp_path / "nowhere")]) == 2
+    for seconds in ("0", "nan", "inf"):
+        assert run(["serve", f"a={tiny_model}", "--timeout-s", seconds]) == 2
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert run(["serve", f"a={tiny_model}", "--port", str(taken.getsockname()[1])]) == 2
     error = capsys.readouterr().err
     assert "cannot listen there" in error
+    assert "--timeout-s: nan is no time-out" in error
     assert "Traceback" not in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def serve(folders: Mapping[str, str], router: Router | None, limits: Limits, *, 
         import uvicorn
 
         from penchant.serving.app import build_app
+        from penchant.serving.connections import timed_protocol
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -55,4 +57,12 @@ def serve(folders: Mapping[str, str], router: Router | None, limits: Limits, *, 
         except (OSError, OverflowError) as error:
             raise ConfigError(f"cannot listen there: {error}", where=f"{host}:{port}", fix="choose --port") from error
     app = build_app(Experts(folders), router, limits)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=int(limits.timeout_s))
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        http=timed_protocol(limits.read_timeout_s),
+        ws="none",
+        timeout_graceful_shutdown=math.ceil(limits.timeout_s),
+    )
