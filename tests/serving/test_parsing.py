@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from penchant.serving.parsing import MAX_DEPTH, parse, read_json
+from penchant.serving.parsing import MAX_DEPTH, parse, read_json, require_json
 from penchant.serving.refusals import Refusal
 from penchant.serving.requests import ChatRequest
 
-ASKED = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+REQUEST = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
 
 def refused(body: bytes) -> Refusal:
@@ -30,13 +30,13 @@ def refused(body: bytes) -> Refusal:
     ],
 )
 def test_half_of_a_surrogate_pair_is_refused_where_it_stands(fields: dict, param: str) -> None:
-    refusal = refused(json.dumps({**ASKED, **fields}).encode())
+    refusal = refused(json.dumps({**REQUEST, **fields}).encode())
     assert refusal.param == param
     assert "half of a surrogate pair, U+D" in refusal.message
 
 
 def test_a_whole_pair_is_text() -> None:
-    body = json.dumps({**ASKED, "stop": "\U0001f600"}).encode()
+    body = json.dumps({**REQUEST, "stop": "\U0001f600"}).encode()
     assert b"\\ud83d" in body
     assert parse(ChatRequest, body).stop == "\U0001f600"
 
@@ -69,3 +69,12 @@ def test_a_depth_at_which_nobody_means_it() -> None:
 
 def test_a_body_that_is_no_object() -> None:
     assert "valid dictionary" in refused(b"[]").message
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "text/plain;application/json"])
+def test_a_type_that_any_page_may_send_is_refused(kind: str) -> None:
+    require_json("application/json")
+    require_json("Application/JSON; charset=utf-8")
+    with pytest.raises(Refusal) as error:
+        require_json(kind)
+    assert error.value.status == 415

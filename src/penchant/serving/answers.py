@@ -37,7 +37,7 @@ class ChatAnswer:
             "penchant": expert,
         }
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
+    def document(self, text: str, end: End) -> dict[str, Any]:
         """The answer in one document."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.reason}

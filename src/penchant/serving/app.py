@@ -12,17 +12,22 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from penchant.serving.access import Access
 from penchant.serving.chat import Chat
 from penchant.serving.experts import Experts
-from penchant.serving.guard import BodyGuard
+from penchant.serving.guard import AccessGuard, BodyGuard
 from penchant.serving.limits import Limits
 from penchant.serving.refusals import Refusal, invalid
 from penchant.serving.router import Router
 from penchant.serving.worker import Overloaded, Worker
 
 
-def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAPI:
-    """The application; its thread of models starts with it."""
+def build_app(experts: Experts, router: Router | None, limits: Limits, access: Access | None = None) -> FastAPI:
+    """The application; its thread of models starts with it.
+
+    Args:
+        access: what requests must bring; None: whoever reaches it may ask.
+    """
     worker = Worker(experts, batch=limits.batch, waiting=limits.waiting)
 
     @asynccontextmanager
@@ -32,6 +37,9 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
 
     app = FastAPI(title="Penchant", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyGuard, limits=limits)
+    if access is not None:
+        # Around the body's guard: nothing is read of a request that is refused.
+        app.add_middleware(AccessGuard, access=access)
     chat = Chat(experts, router, worker, limits)
     _answer_errors(app)
     _add_models(app, chat)
@@ -46,7 +54,8 @@ def build_app(experts: Experts, router: Router | None, limits: Limits) -> FastAP
         lines += [
             f"penchant_{name}_total {worker.counts[name]}" for name in ("answered", "failed", "cancelled", "tokens")
         ]
-        return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        text = worker.metrics.text(experts.names, worker.load())
+        return Response("\n".join(lines) + "\n" + text, media_type="text/plain; version=0.0.4")
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:

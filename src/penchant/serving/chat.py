@@ -22,7 +22,7 @@ from penchant.serving.delivery import stream_answer, timed_out, whole_answer
 from penchant.serving.experts import Experts
 from penchant.serving.jobs import Event, Job
 from penchant.serving.limits import Limits
-from penchant.serving.parsing import parse
+from penchant.serving.parsing import parse, require_json
 from penchant.serving.refusals import invalid
 from penchant.serving.requests import ChatRequest
 from penchant.serving.router import Decision, Router
@@ -65,6 +65,7 @@ class Chat:
             Overloaded: too many requests wait.
         """
         deadline = time.monotonic() + self._limits.timeout_s
+        require_json(request.headers.get("content-type", ""))
         body = await request.body()
         chat = await in_thread(lambda: parse(ChatRequest, body), deadline)
         self.require(chat.model)

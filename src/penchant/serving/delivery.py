@@ -42,7 +42,7 @@ async def whole_answer(answer: ChatAnswer, job: Job, events: asyncio.Queue[Event
             elif isinstance(event, Failure):
                 raise _refusal(event)
             else:
-                return answer.whole(text, event)
+                return answer.document(text, event)
     finally:
         job.cancelled.set()
 

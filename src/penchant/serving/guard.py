@@ -1,15 +1,34 @@
-"""What a request's bytes may be and how long they may take: checked before anything reads them."""
+"""What is asked of a request before anything reads it: its access, its size, and that it comes in time."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penchant.serving.access import Access
 from penchant.serving.limits import Limits
 from penchant.serving.refusals import Refusal, invalid
+
+OPEN_PATHS = frozenset({"/health"})
+"""Paths that tell nothing, for what watches over the server."""
+
+
+class AccessGuard:
+    """Refuses requests without access; an ASGI application."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            refusal = self._access.refusal(Headers(scope=scope))
+            if refusal is not None:
+                await _refuse(refusal, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class BodyGuard:
@@ -68,5 +87,5 @@ class _Replay:
 
 
 async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-    headers: dict[str, Any] = {"connection": "close"}
+    headers = {"connection": "close", **({"www-authenticate": "Bearer"} if refusal.status == 401 else {})}
     await JSONResponse(refusal.body, refusal.status, headers)(scope, receive, send)

@@ -29,6 +29,21 @@ def parse(kind: type[Model], body: bytes) -> Model:
         raise invalid_field(first["type"], first["msg"], first["loc"], value) from error
 
 
+def require_json(content_type: str) -> None:
+    """Refuse a body of another type: forms and plain text are what a page of another origin can send unasked.
+
+    Raises:
+        Refusal: 415.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise invalid(
+            f"the body is of type '{kind}'; expected Content-Type: application/json",
+            code="unsupported_media_type",
+            status=415,
+        )
+
+
 def read_json(body: bytes) -> Any:
     """A body's value, its texts free of lone surrogates.
 

@@ -43,6 +43,7 @@ class Rows:
         for job in jobs:
             try:
                 self._rows.append(_Row(job))
+                outcomes.start(job)
             except Exception as error:
                 outcomes.end(job, Failure.of(error))
         self._width = max((len(row.prompt) for row in self._rows), default=0)
@@ -97,7 +98,7 @@ class Rows:
     def _read(self, row: _Row, tokens: list[int]) -> bool:
         """Whether the row has ended."""
         job = row.job
-        self._outcomes.counts["tokens"] += 1
+        self._outcomes.add_token(job)
         if job.cancelled.is_set():
             self._outcomes.cancel(job)
             return True

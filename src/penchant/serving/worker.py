@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -65,21 +66,35 @@ class Worker:
 
     Attributes:
         counts: answers by outcome, and tokens.
+        metrics: what Prometheus is told.
     """
 
     def __init__(self, experts: Experts, *, batch: int, waiting: int) -> None:
         self._experts, self._batch, self._most = experts, batch, waiting
         self._jobs: queue.Queue[Job | _Call[Any] | None] = queue.Queue()
         self._left: list[Job] = []
-        self.running = 0
+        self._batch_jobs: list[Job] = []
         self._outcomes = Outcomes()
-        self.counts = self._outcomes.counts
+        self.counts, self.metrics = self._outcomes.counts, self._outcomes.metrics
         self._thread = threading.Thread(target=self._work, name="models", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         return self._jobs.qsize() + len(self._left)
+
+    @property
+    def running(self) -> int:
+        return len(self._batch_jobs)
+
+    def load(self) -> dict[str, Counter[str]]:
+        """By the names of `metrics.NOW` the jobs of each expert."""
+        with self._jobs.mutex:
+            waiting = [*self._left, *self._jobs.queue]
+        return {
+            "num_requests_running": Counter(job.expert for job in self._batch_jobs),
+            "num_requests_waiting": Counter(job.expert for job in waiting if isinstance(job, Job)),
+        }
 
     def submit(self, job: Job) -> None:
         """Put a job in the queue.
@@ -126,13 +141,13 @@ class Worker:
                 first.run()
                 continue
             jobs = self._gather(first)
-            self.running = len(jobs)
+            self._batch_jobs = jobs
             try:
                 self._answer([job for job in jobs if not self._gone(job)])
             except Exception as error:
                 for job in jobs:
                     self._outcomes.end(job, Failure.of(error))
-            self.running = 0
+            self._batch_jobs = []
         while self._left or not self._jobs.empty():
             late = self._left.pop() if self._left else self._jobs.get()
             if isinstance(late, Job):
