@@ -166,7 +166,7 @@ def test_a_request_that_is_long_in_reading_keeps_nobody_waiting(expert):
         return expert.prompt(messages)
 
     slow = SimpleNamespace(**{name: getattr(expert, name) for name in ("model", "tokenizer", "ends", "context")})
-    slow.prompt, slow.decode = prompt, expert.decode
+    slow.prompt, slow.text = prompt, expert.text
     answers: list[int] = []
     with served(slow, lambda groups: CONVERSATION) as client:
         large = threading.Thread(target=lambda: answers.append(ask(client)[0]))

@@ -10,14 +10,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penchant.data.tokenized import Ids
+from penchant.engine.sampling import Guide
 from penchant.serving.metrics import Metrics
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some of an answer's text."""
+class TokenLogProb:
+    """A token and its log-prob, in nats: the model's own, before temperature, top_p and grammars.
+
+    Attributes:
+        top: the likeliest tokens in its stead with their log-probs, from the likeliest down.
+    """
 
     text: str
+    log_prob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of an answer's text.
+
+    Attributes:
+        log_probs: of the tokens drawn since the last piece, where the job asks for them.
+    """
+
+    text: str
+    log_probs: tuple[TokenLogProb, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,9 @@ class Job:
 
     Attributes:
         seed: any whole number.
+        index: among the answers to one request; each draws for itself.
+        top_log_probs: likeliest tokens to tell at each step; None: no log-probs are told.
+        new_guide: makes what the answer is held to; None: nothing.
         deliver: called from the worker's thread with each event; End or Failure is the last.
         deadline: of `time.monotonic`.
         arrived: when its request came, of `time.monotonic`.
@@ -66,6 +88,9 @@ class Job:
     seed: int
     deadline: float
     deliver: Callable[[Event], None]
+    index: int = 0
+    top_log_probs: int | None = None
+    new_guide: Callable[[], Guide] | None = None
     arrived: float = field(default_factory=time.monotonic)
     latest_token: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -121,3 +146,15 @@ class Outcomes:
             job.ended = True
             self.counts["cancelled"] += 1
             self.metrics.finished[job.expert, "abort"] += 1
+
+    def end_if_gone(self, job: Job, late: str) -> bool:
+        """Give up a job that nobody listens to, or whose time is over; whether it was one.
+
+        Args:
+            late: what is told of the latter.
+        """
+        if job.cancelled.is_set():
+            self.cancel(job)
+        elif time.monotonic() > job.deadline:
+            self.end(job, Failure(late, timed_out=True))
+        return job.ended

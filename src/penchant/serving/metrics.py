@@ -25,7 +25,7 @@ TOKENS: Mapping[str, str] = {
     "generation_tokens_total": "Tokens that were generated.",
 }
 
-NOW: Mapping[str, str] = {
+GAUGES: Mapping[str, str] = {
     "num_requests_running": "Answers that are being generated.",
     "num_requests_waiting": "Answers that wait for their turn.",
 }
@@ -80,10 +80,10 @@ class Metrics:
 
         Args:
             experts: whose it is.
-            load: of each metric of `NOW` the number by expert.
+            load: of each metric of `GAUGES` the number by expert.
         """
         lines: list[str] = []
-        for name, description in NOW.items():
+        for name, description in GAUGES.items():
             lines += _head(name, description, "gauge")
             lines += [f"vllm:{name}{{{_labels(expert)}}} {load[name].get(expert, 0)}" for expert in experts]
         for name, description in TOKENS.items():
