@@ -25,7 +25,7 @@ def refused(body: bytes) -> Refusal:
     [
         ({"messages": [{"role": "user", "content": "a \ud83d b"}]}, "messages.0.content"),
         ({"stop": ["\udc00"]}, "stop.0"),
-        ({"tools": [{"function": {"\ud800": 1}}]}, "tools.0.function"),
+        ({"tools": [{"function": {"name": "a", "\ud800": 1}}]}, "tools.0.function"),
         ({"user": "\ud800"}, "user"),
     ],
 )

@@ -183,7 +183,7 @@ def test_a_hundred_streams_at_once(address):
         (b'{"model": "nobody", "messages": [{"role": "user", "content": "a"}]}', 404, "model"),
         (b'{"model": "conversation", "messages": [{"role": "king", "content": "a"}]}', 400, "messages.0.role"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": 1}]}', 400, "messages.0.content"),
-        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "n": 2}', 400, "n"),
+        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "n": 0}', 400, "n"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "tools": 3}', 400, "tools"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "top_p": 7}', 400, "top_p"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "stop": ""}', 400, "stop"),

@@ -1,4 +1,4 @@
-"""The address: /v1/chat/completions and /v1/models by the OpenAI protocol, /health, /metrics."""
+"""The address: /v1/chat/completions, /v1/completions and /v1/models by the OpenAI protocol, /health, /metrics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from penchant.serving.access import Access
-from penchant.serving.chat import Chat
+from penchant.serving.chat import respond_to_chat
+from penchant.serving.completions import respond_to_completion
 from penchant.serving.experts import Experts
 from penchant.serving.guard import AccessGuard, BodyGuard
 from penchant.serving.limits import Limits
 from penchant.serving.refusals import Refusal, invalid
 from penchant.serving.router import Router
+from penchant.serving.service import Service
 from penchant.serving.worker import Overloaded, Worker
 
 
@@ -40,9 +42,9 @@ def build_app(experts: Experts, router: Router | None, limits: Limits, access: A
     if access is not None:
         # Around the body's guard: nothing is read of a request that is refused.
         app.add_middleware(AccessGuard, access=access)
-    chat = Chat(experts, router, worker, limits)
+    service = Service(experts, router, worker, limits)
     _answer_errors(app)
-    _add_models(app, chat)
+    _add_models(app, service)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -59,12 +61,16 @@ def build_app(experts: Experts, router: Router | None, limits: Limits, access: A
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await chat.respond(request)
+        return await respond_to_chat(service, request)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await respond_to_completion(service, request)
 
     return app
 
 
-def _add_models(app: FastAPI, chat: Chat) -> None:
+def _add_models(app: FastAPI, service: Service) -> None:
     """The list of models, and one by its name."""
     created = int(time.time())
 
@@ -73,11 +79,11 @@ def _add_models(app: FastAPI, chat: Chat) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [described(name) for name in chat.names]}
+        return {"object": "list", "data": [described(name) for name in service.names]}
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
-        chat.require(name)
+        service.require(name)
         return described(name)
 
 
