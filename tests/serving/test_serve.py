@@ -220,7 +220,8 @@ def test_no_such_place(address):
 
 def metrics(address: str) -> dict[str, int]:
     with urllib.request.urlopen(f"{address}/metrics", timeout=10) as reply:
-        return {name: int(value) for name, value in (line.split() for line in reply.read().decode().splitlines())}
+        lines = [line for line in reply.read().decode().splitlines() if line.startswith("penchant_")]
+        return {name: int(value) for name, value in map(str.split, lines)}
 
 
 def test_a_client_that_leaves_stops_its_answer(address, client):
@@ -330,3 +331,19 @@ def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
     assert "cannot listen there" in error
     assert "--timeout-s: nan is no time-out" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_a_served_key_is_asked_for(tiny_model, monkeypatch):
+    """By the official client, at every address; a message of several megabytes is refused, and nobody waits for it."""
+    monkeypatch.setenv("PENCHANT_API_KEY", "sk-7")
+    with serving(f"one={tiny_model}", "--host", "0.0.0.0", "--max-body-bytes", "100000") as (address, _):
+        client = OpenAI(base_url=f"{address}/v1", api_key="sk-7", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["one"]
+        assert client.completions.create(model="one", prompt="the old", max_tokens=2, n=2).choices[1].index == 1
+        with pytest.raises(APIStatusError) as error:
+            client.chat.completions.create(model="one", messages=user("word " * 1_000_000))
+        assert (error.value.status_code, error.value.code) == (413, "request_too_large")
+        with pytest.raises(APIStatusError) as error:
+            OpenAI(base_url=f"{address}/v1", api_key="sk-8", max_retries=0).models.list()
+        assert (error.value.status_code, error.value.code) == (401, "invalid_api_key")
