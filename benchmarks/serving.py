@@ -3,8 +3,7 @@
     python benchmarks/serving.py MODEL [--clients 1,8,64,200] [--out benchmarks/results]
 
 Both servers have one thread and the same client: plain HTTP, one connection for each request, greedy answers streamed
-from /v1/completions. For each number of clients the servers take turns, each in a process of its own. llama.cpp's
-server comes with the package xllamacpp, in an environment of its own that is made the first time; where it cannot be
+from /v1/completions. The servers take turns, each in a process of its own. llama.cpp's server comes with the package xllamacpp, in an environment of its own that is made the first time; where it cannot be
 installed, that is said and Penchant is measured alone.
 """
 
@@ -69,6 +68,14 @@ class Request:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """The requests that succeeded in one run, and its seconds."""
+
+    requests: list[Request]
+    seconds: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a Llama's folder")
@@ -108,36 +115,34 @@ def table(gguf: Path, options: argparse.Namespace) -> str:
         *notes,
         f"{'server':<10} {'clients':>7} {'requests/s':>10} {'tokens/s':>9} {'first token, s':>15} {'95 %':>7} failed",
     ]
+    counts = [int(clients) for clients in options.clients.split(",")]
     texts: dict[str, str] = {}
-    for clients in map(int, options.clients.split(",")):
-        runs: dict[str, list[list[Request]]] = {name: [] for name in commands}
-        seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(options.repeats):
-            for name, command in commands.items():
-                with serving(name, command) as address:
-                    texts[name] = asyncio.run(first_text(address))
+    runs: dict[tuple[str, int], list[Run]] = {(name, clients): [] for clients in counts for name in commands}
+    for _ in range(options.repeats):
+        for name, command in commands.items():
+            with serving(name, command) as address:
+                texts[name] = asyncio.run(first_text(address))
+                for clients in counts:
                     began = time.monotonic()
-                    runs[name].append(asyncio.run(load(address, clients, options)))
-                    seconds[name].append(time.monotonic() - began)
-        lines += [row(name, clients, runs[name], seconds[name], options) for name in commands]
+                    requests = asyncio.run(load(address, clients, options))
+                    runs[name, clients].append(Run(requests, time.monotonic() - began))
+    lines += [row(name, clients, runs[name, clients], options) for clients in counts for name in commands]
     same = len(set(texts.values())) == 1
     lines.append(f"the servers' greedy answers to one prompt are {'equal' if same else f'not equal: {texts}'}")
     return "\n".join(lines)
 
 
-def row(name: str, clients: int, runs: list[list[Request]], seconds: list[float], options: argparse.Namespace) -> str:
+def row(name: str, clients: int, runs: list[Run], options: argparse.Namespace) -> str:
     """One line of the table."""
-    requests = number_of_requests(clients, options)
-    rates = [len(run) / took for run, took in zip(runs, seconds, strict=True)]
-    speeds = [sum(request.tokens for request in run) / took for run, took in zip(runs, seconds, strict=True)]
-    firsts = [sorted(request.first for request in run) for run in runs]
+    failed = sum(number_of_requests(clients, options) - len(run.requests) for run in runs)
+    if not all(run.requests for run in runs):
+        return f"{name:<10} {clients:>7} nothing was answered"
+    rate = statistics.median(len(run.requests) / run.seconds for run in runs)
+    speed = statistics.median(sum(request.tokens for request in run.requests) / run.seconds for run in runs)
+    firsts = [sorted(request.first for request in run.requests) for run in runs]
     median = statistics.median(statistics.median(values) for values in firsts)
     late = statistics.median(values[int(0.95 * (len(values) - 1))] for values in firsts)
-    failed = sum(requests - len(run) for run in runs)
-    return (
-        f"{name:<10} {clients:>7} {statistics.median(rates):>10.1f} {statistics.median(speeds):>9.0f} "
-        f"{median:>15.3f} {late:>7.3f} {failed}"
-    )
+    return f"{name:<10} {clients:>7} {rate:>10.1f} {speed:>9.0f} {median:>15.3f} {late:>7.3f} {failed}"
 
 
 def number_of_requests(clients: int, options: argparse.Namespace) -> int:

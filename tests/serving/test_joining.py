@@ -98,6 +98,18 @@ def test_whoever_joins_whenever_is_answered_as_alone(experts) -> None:
         assert request.answer == answered_alone(request, experts)
 
 
+def test_a_prompt_of_several_answers_is_read_once_beside_others(experts) -> None:
+    """Its rows and those of others stand each on their own prompt."""
+    prompts = ([1, 5, 9], [1, 7], [1, 5, 9], [1, 12, 6, 4])
+    requests = [Request(prompt, 6) for prompt in prompts]
+    batch = Batch(Outcomes())
+    batch.add([request.job() for request in requests], experts.get("m"))
+    finish(batch)
+    assert len({request.answer for request in requests}) == 3
+    for request in requests:
+        assert request.answer == answered_alone(request, experts)
+
+
 def test_rows_use_the_models_whole_context_side_by_side(tiny_model, tmp_path) -> None:
     """A long prompt and a long answer, of a model with 24 learned positions: neither takes places from the other."""
     torch.manual_seed(0)
