@@ -3,8 +3,9 @@
     python benchmarks/serving.py MODEL [--clients 1,8,64,200] [--out benchmarks/results]
 
 Both servers have one thread and the same client: plain HTTP, one connection for each request, greedy answers streamed
-from /v1/completions. The servers take turns, each in a process of its own. llama.cpp's server comes with the package xllamacpp, in an environment of its own that is made the first time; where it cannot be
-installed, that is said and Penchant is measured alone.
+from /v1/completions. The servers take turns, each in a process of its own. llama.cpp's server comes with the package
+xllamacpp, in an environment of its own that is made the first time; where it cannot be installed, that is said and
+Penchant is measured alone.
 """
 
 from __future__ import annotations
