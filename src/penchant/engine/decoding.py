@@ -5,8 +5,9 @@ Shapes: N rows, L columns of the cache, V vocabulary. Rows are padded on the lef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,7 @@ def joinable_cache(model: PreTrainedModel) -> Any:
         LinearAttentionLayer,
     )
 
-    if "past_key_values" not in signature(_forward_of(model)).parameters:
+    if "past_key_values" not in _argument_names(model):
         return None
     try:
         cache = DynamicCache(config=model.config)
@@ -180,13 +181,20 @@ def joinable_cache(model: PreTrainedModel) -> Any:
 
 def accepted_arguments(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
     """Those of the arguments that this model's forward has; some count positions from the mask themselves."""
-    names = signature(_forward_of(model)).parameters
+    names = _argument_names(model)
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def _forward_of(model: Any) -> Any:
-    """The forward whose signature counts: an adapter's passes all on to its base model."""
-    return model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward
+def _argument_names(model: Any) -> frozenset[str]:
+    """The arguments of a model's forward; of an adapter's, which passes all on, its base model's."""
+    forward = model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward
+    return _names_of(getattr(forward, "__func__", forward))
+
+
+@lru_cache(maxsize=16)
+def _names_of(function: Callable[..., Any]) -> frozenset[str]:
+    """A function's arguments; looked up once, as each token asks for them."""
+    return frozenset(signature(function).parameters)
 
 
 def _select_rows(cache: Any, index: Tensor) -> None:
