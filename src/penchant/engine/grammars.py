@@ -82,3 +82,9 @@ class GrammarGuide:
             said = self._matcher.get_error().partition("\n")[0] or "no token of the tokenizer may come next"
             raise ModelError(f"an answer cannot be constrained: {said}", fix="leave the constraint out")
         return found
+
+    def copy(self) -> GrammarGuide:
+        """Another guide that stands where this one does; much cheaper than a new one of the same grammar."""
+        duplicate = GrammarGuide(self._matcher.deep_copy())
+        duplicate._read = self._read
+        return duplicate

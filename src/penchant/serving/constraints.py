@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from penchant.engine.grammars import Grammars, grammar_library
@@ -90,10 +89,9 @@ def _call_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide]:
 
 
 def _checked(grammars: Grammars, grammar: str) -> Callable[[], Guide]:
-    """Makes guides of a grammar that was found to be one.
+    """Makes guides of a grammar, which is compiled here: the thread of the models has no time for it.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no grammar.
     """
-    grammars.guide(grammar)
-    return partial(grammars.guide, grammar)
+    return grammars.guide(grammar).copy
