@@ -249,7 +249,9 @@ def _children(pid: int) -> list[str]:
 def test_killed_while_streaming_it_leaves_nothing(tiny_model):
     with serving(f"one={tiny_model}") as (address, process):
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-        stream = client.chat.completions.create(model="one", messages=user("Go"), max_tokens=400, stream=True)
+        # Far more than connections hold that nobody reads: the answer cannot have ended before the server is killed.
+        settings = {"max_tokens": 400, "n": 100, "logprobs": True, "top_logprobs": 20}
+        stream = client.chat.completions.create(model="one", messages=user("Go"), **settings, stream=True)
         next(iter(stream))
         assert _children(process.pid) == []
         process.send_signal(signal.SIGKILL)
