@@ -60,12 +60,12 @@ class Request:
     """How one request went.
 
     Attributes:
-        first: seconds to the first token.
-        whole: seconds to the end.
+        first_token: seconds until it came.
+        seconds: until the end.
     """
 
-    first: float
-    whole: float
+    first_token: float
+    seconds: float
     tokens: int
 
 
@@ -140,7 +140,7 @@ def row(name: str, clients: int, runs: list[Run], options: argparse.Namespace) -
         return f"{name:<10} {clients:>7} nothing was answered"
     rate = statistics.median(len(run.requests) / run.seconds for run in runs)
     speed = statistics.median(sum(request.tokens for request in run.requests) / run.seconds for run in runs)
-    firsts = [sorted(request.first for request in run.requests) for run in runs]
+    firsts = [sorted(request.first_token for request in run.requests) for run in runs]
     median = statistics.median(statistics.median(values) for values in firsts)
     late = statistics.median(values[int(0.95 * (len(values) - 1))] for values in firsts)
     return f"{name:<10} {clients:>7} {rate:>10.1f} {speed:>9.0f} {median:>15.3f} {late:>7.3f} {failed}"
@@ -189,16 +189,16 @@ async def load(address: tuple[str, int], clients: int, options: argparse.Namespa
     """Requests by so many clients at a time, each sending its next when it has been answered; those that succeeded."""
     draw = random.Random(0)
     prompts = [" ".join(draw.choices(WORDS, k=8)) for _ in range(number_of_requests(clients, options))]
-    finished: list[Request] = []
+    answers: list[Request] = []
 
     async def client() -> None:
         while prompts:
             _, request = await ask(address, prompts.pop(), options.tokens)
             if request is not None:
-                finished.append(request)
+                answers.append(request)
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    return finished
+    return answers
 
 
 async def first_text(address: tuple[str, int]) -> str:

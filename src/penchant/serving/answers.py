@@ -16,14 +16,14 @@ from penchant.serving.requests import Tool
 from penchant.serving.router import Decision
 
 
-def answer_frame(prefix: str, expert: str, routed: Decision | None) -> dict[str, Any]:
+def answer_frame(prefix: str, expert: str, decision: Decision | None) -> dict[str, Any]:
     """What stands in each part of an answer.
 
     Args:
         prefix: of its id.
-        routed: the router's decision, where it chose the expert.
+        decision: the router's, where it chose the expert.
     """
-    choice = {} if routed is None else {"likeliest": routed.likeliest, "confidence": routed.confidence}
+    choice = {} if decision is None else {"likeliest": decision.likeliest, "confidence": decision.confidence}
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "created": int(time.time()),
@@ -199,12 +199,12 @@ class CompletionForm:
 
 def _chat_log_prob(token: TokenLogProb) -> dict[str, Any]:
     return {
-        **_described(token.text, token.log_prob),
-        "top_logprobs": [_described(text, log_prob) for text, log_prob in token.top],
+        **_token_entry(token.text, token.log_prob),
+        "top_logprobs": [_token_entry(text, log_prob) for text, log_prob in token.top],
     }
 
 
-def _described(text: str, log_prob: float) -> dict[str, Any]:
+def _token_entry(text: str, log_prob: float) -> dict[str, Any]:
     # A token that is part of a character has no bytes that its text could tell.
     return {"token": text, "logprob": log_prob, "bytes": None if "\ufffd" in text else list(text.encode())}
 

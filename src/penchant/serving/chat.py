@@ -13,7 +13,7 @@ from penchant.serving.answers import ChatForm, answer_frame
 from penchant.serving.constraints import answer_guide
 from penchant.serving.refusals import invalid
 from penchant.serving.requests import ChatRequest
-from penchant.serving.service import ROUTER, Prepared, Service, in_thread
+from penchant.serving.service import ROUTER, AnswerPlan, Service, in_thread
 
 
 async def respond_to_chat(service: Service, request: Request) -> Response:
@@ -28,17 +28,16 @@ async def respond_to_chat(service: Service, request: Request) -> Response:
     service.require(chat.model)
     messages = await in_thread(lambda: _conversation(chat), deadline)
     decision = await service.choose(chat.model, _question(messages), deadline)
-    prepared = await in_thread(lambda: _prepared(service, chat, messages, decision.expert), deadline)
-    routed = decision if chat.model == ROUTER else None
+    plan = await in_thread(lambda: _plan(service, chat, messages, decision.expert), deadline)
     form = ChatForm(
-        answer_frame("chatcmpl", decision.expert, routed),
-        prompt_tokens=sum(map(len, prepared.prompts)),
+        answer_frame("chatcmpl", decision.expert, decision if chat.model == ROUTER else None),
+        prompt_tokens=sum(map(len, plan.prompts)),
         choices=chat.n,
         tools=chat.callable_tools,
         tells_log_probs=chat.logprobs,
         includes_usage=chat.includes_usage,
     )
-    return await service.respond(chat, prepared, form, deadline, request)
+    return await service.respond(chat, plan, form, deadline, request)
 
 
 def _conversation(chat: ChatRequest) -> tuple[Message, ...]:
@@ -53,7 +52,7 @@ def _question(messages: tuple[Message, ...]) -> str:
     return next((content_of(message) for message in reversed(messages) if message["role"] == "user"), "")
 
 
-def _prepared(service: Service, chat: ChatRequest, messages: tuple[Message, ...], name: str) -> Prepared:
+def _plan(service: Service, chat: ChatRequest, messages: tuple[Message, ...], name: str) -> AnswerPlan:
     expert = service.experts.peek(name)
     if chat.offered_tools and not expert.is_told_of_tools:
         raise invalid(
@@ -65,4 +64,4 @@ def _prepared(service: Service, chat: ChatRequest, messages: tuple[Message, ...]
         prompt = expert.prompt(messages)
     except PenchantError as error:
         raise invalid(str(error), param="messages") from error
-    return Prepared(name, [prompt], answer_guide(chat, expert), waited=chat.model == ROUTER)
+    return AnswerPlan(name, [prompt], answer_guide(chat, expert), has_waited=chat.model == ROUTER)

@@ -11,7 +11,7 @@ from penchant.serving.answers import CompletionForm, answer_frame
 from penchant.serving.experts import Expert
 from penchant.serving.refusals import invalid
 from penchant.serving.requests import CompletionRequest
-from penchant.serving.service import ROUTER, Prepared, Service, in_thread
+from penchant.serving.service import ROUTER, AnswerPlan, Service, in_thread
 
 
 async def respond_to_completion(service: Service, request: Request) -> Response:
@@ -35,7 +35,7 @@ async def respond_to_completion(service: Service, request: Request) -> Response:
         tells_log_probs=completion.logprobs is not None,
         includes_usage=completion.includes_usage,
     )
-    return await service.respond(completion, Prepared(completion.model, prompts), form, deadline, request)
+    return await service.respond(completion, AnswerPlan(completion.model, prompts), form, deadline, request)
 
 
 def _ids(prompt: str | list[int], expert: Expert) -> Ids:

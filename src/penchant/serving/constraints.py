@@ -34,7 +34,7 @@ def answer_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide] | Non
             "response_format beside tools is not supported; leave one of the two out", param="response_format"
         )
     if schema is not None:
-        return _promised(lambda: _json_guide(schema, expert), "response_format")
+        return _require_guide(lambda: _json_guide(schema, expert), "response_format")
     if not chat.callable_tools:
         return None
     if chat.tool_choice == "auto" and chat.parallel_tool_calls:
@@ -43,7 +43,7 @@ def answer_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide] | Non
         except (PenchantError, ValueError):
             return None
     param = "parallel_tool_calls" if chat.tool_choice == "auto" else "tool_choice"
-    return _promised(lambda: _call_guide(chat, expert), param)
+    return _require_guide(lambda: _call_guide(chat, expert), param)
 
 
 def _schema(chat: ChatRequest) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def _schema(chat: ChatRequest) -> dict[str, Any] | None:
             return None
 
 
-def _promised(build: Callable[[], Callable[[], Guide]], param: str) -> Callable[[], Guide]:
+def _require_guide(build: Callable[[], Callable[[], Guide]], param: str) -> Callable[[], Guide]:
     try:
         return build()
     except ConfigError as error:
@@ -73,7 +73,7 @@ def _promised(build: Callable[[], Callable[[], Guide]], param: str) -> Callable[
 def _json_guide(schema: dict[str, Any], expert: Expert) -> Callable[[], Guide]:
     options = {"whitespace_pattern": WHITESPACE}
     grammar = grammar_library().LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
-    return _checked(expert.grammars, grammar)
+    return _compile_grammar(expert.grammars, grammar)
 
 
 def _call_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide]:
@@ -85,10 +85,10 @@ def _call_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide]:
         prose=chat.tool_choice == "auto",
         several=chat.parallel_tool_calls,
     )
-    return _checked(expert.grammars, grammar)
+    return _compile_grammar(expert.grammars, grammar)
 
 
-def _checked(grammars: Grammars, grammar: str) -> Callable[[], Guide]:
+def _compile_grammar(grammars: Grammars, grammar: str) -> Callable[[], Guide]:
     """Makes guides of a grammar, which is compiled here: the thread of the models has no time for it.
 
     Raises:

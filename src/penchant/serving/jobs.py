@@ -132,7 +132,7 @@ class Outcomes:
         job.ended = True
         if isinstance(event, End):
             self.counts["answered"] += 1
-            self.metrics.finished[job.expert, event.reason] += 1
+            self.metrics.endings[job.expert, event.reason] += 1
             self.metrics.observe("e2e_request_latency_seconds", job.expert, time.monotonic() - job.arrived)
         else:
             self.counts["failed"] += 1
@@ -145,7 +145,7 @@ class Outcomes:
         if not job.ended:
             job.ended = True
             self.counts["cancelled"] += 1
-            self.metrics.finished[job.expert, "abort"] += 1
+            self.metrics.endings[job.expert, "abort"] += 1
 
     def end_if_gone(self, job: Job, late: str) -> bool:
         """Give up a job that nobody listens to, or whose time is over; whether it was one.

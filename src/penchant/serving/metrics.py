@@ -63,13 +63,13 @@ class Metrics:
     Attributes:
         histograms: by the name of `HISTOGRAMS` and expert.
         tokens: by the name of `TOKENS` and expert.
-        finished: answers by expert and by how they ended: stop, length or abort.
+        endings: answers by expert and by how they ended: stop, length or abort.
     """
 
     def __init__(self) -> None:
         self.histograms: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
         self.tokens: Counter[tuple[str, str]] = Counter()
-        self.finished: Counter[tuple[str, str]] = Counter()
+        self.endings: Counter[tuple[str, str]] = Counter()
 
     def observe(self, name: str, expert: str, seconds: float) -> None:
         """Count a time in a histogram of `HISTOGRAMS`."""
@@ -93,7 +93,7 @@ class Metrics:
         for expert in experts:
             for reason in ("stop", "length", "abort"):
                 labels = f'{_labels(expert)},finished_reason="{reason}"'
-                lines.append(f"vllm:request_success_total{{{labels}}} {self.finished[expert, reason]}")
+                lines.append(f"vllm:request_success_total{{{labels}}} {self.endings[expert, reason]}")
         for name, description in HISTOGRAMS.items():
             lines += _head(name, description, "histogram")
             for expert in experts:

@@ -32,19 +32,19 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A request that can be answered.
+class AnswerPlan:
+    """What is written in answer to a request.
 
     Attributes:
         prompts: `n` answers are given to each.
         new_guide: makes what an answer is held to; None: nothing.
-        waited: whether it waited in the queue once already.
+        has_waited: whether it waited in the queue once already.
     """
 
     expert: str
     prompts: Sequence[Ids]
     new_guide: Callable[[], Guide] | None = None
-    waited: bool = False
+    has_waited: bool = False
 
 
 class Service:
@@ -107,7 +107,7 @@ class Service:
     async def respond(
         self,
         settings: ChatRequest | CompletionRequest,
-        prepared: Prepared,
+        plan: AnswerPlan,
         form: Form,
         deadline: float,
         request: Request,
@@ -121,13 +121,13 @@ class Service:
         mailbox = Mailbox(asyncio.get_running_loop())
         seed = settings.seed if settings.seed is not None else uuid.uuid4().int % 2**32
         jobs = []
-        for number, prompt in enumerate(prepared.prompts):
-            max_tokens = self._max_tokens(settings, prepared.expert, len(prompt))
+        for number, prompt in enumerate(plan.prompts):
+            max_tokens = self._max_tokens(settings, plan.expert, len(prompt))
             for sample in range(settings.n):
                 index = number * settings.n + sample
                 jobs.append(
                     Job(
-                        expert=prepared.expert,
+                        expert=plan.expert,
                         prompt=prompt,
                         max_tokens=max_tokens,
                         temperature=settings.temperature,
@@ -138,11 +138,11 @@ class Service:
                         deliver=mailbox.slot(index),
                         index=index,
                         top_log_probs=settings.top,
-                        new_guide=prepared.new_guide,
+                        new_guide=plan.new_guide,
                         arrived=deadline - self._limits.timeout_s,
                     )
                 )
-        (self._worker.go_on if prepared.waited else self._worker.submit)(*jobs)
+        (self._worker.go_on if plan.has_waited else self._worker.submit)(*jobs)
         if settings.stream:
             return StreamingResponse(stream_answer(form, jobs, mailbox), media_type="text/event-stream")
         return JSONResponse(await whole_answer(form, jobs, mailbox, request))
