@@ -15,6 +15,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TRL = "1.16.0"
 BFCL = "2026.3.23"
+LLAMA_CPP = "2026.10.11549"
+"""Of the package xllamacpp."""
 
 
 def penchant_python() -> Path:
@@ -25,6 +27,11 @@ def penchant_python() -> Path:
 def trl_python() -> Path:
     """The interpreter of an environment with TRL."""
     return _python(f"trl-{TRL}", f"trl=={TRL}", "torch", "transformers")
+
+
+def llama_cpp_python() -> Path:
+    """The interpreter of an environment with llama.cpp's server."""
+    return _python(f"llama-cpp-{LLAMA_CPP}", f"xllamacpp=={LLAMA_CPP}")
 
 
 def bfcl_python() -> Path:

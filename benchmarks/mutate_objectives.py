@@ -31,6 +31,19 @@ EDGES: Mapping[type[ast.cmpop], type[ast.cmpop]] = {ast.Gt: ast.GtE, ast.GtE: as
 OPTIONS = {"sum": "mean", "mean": "sum", "groups": "pairs", "pairs": "groups"}
 """Arguments that choose how something is averaged, and what else they could be."""
 
+TESTED_BY = {
+    "decisions": "ddo_rm",
+    "draws": "beta_dpo",
+    "moments": "beta_dpo",
+    "reference_bandits": "multi_reference",
+    "reference_mixtures": "multi_reference",
+    "reference_weights": "multi_reference",
+    "reward_scales": "ddo_rm",
+    "sft": "pairs",
+    "weighted_sum": "pairs",
+}
+"""Files whose tests are in another's file."""
+
 LOOKUPS = {"state", "after", "metrics", "counts"}
 """Dictionaries: what they are indexed by is no mask."""
 
@@ -192,10 +205,18 @@ def survives(mutant: Mutant) -> bool:
         shutil.copytree(ROOT / "src" / "penchant", package)
         (Path(scratch) / FOLDER / mutant.file).write_text(mutant.source, encoding="utf-8")
         tests = ROOT / "tests" / "objectives"
-        own = tests / f"test_{mutant.file}"
-        # A file's own tests first, then the formulas: most mutants end there.
-        order = [[str(own)] if own.exists() else [], [str(tests / "test_formulas.py")], [str(tests)]]
-        return all(_passes(scratch, files) for files in order if files)
+        name = Path(mutant.file).stem
+        nearest = tests / f"test_{TESTED_BY.get(name, name)}.py"
+        # The nearest tests first, then the ranges and the formulas: most mutants end there.
+        first = [file for file in (nearest, tests / "test_ranges.py", tests / "test_formulas.py") if file.exists()]
+        return all(_passes(scratch, [str(file)]) for file in (*first, tests))
+
+
+def _try(mutant: Mutant) -> bool:
+    lived = survives(mutant)
+    fate = "SURVIVED" if lived else "killed"
+    print(f"{fate} {mutant.file}:{mutant.line} {mutant.kind}: {mutant.change}", file=sys.stderr, flush=True)
+    return lived
 
 
 def _passes(scratch: str, files: list[str]) -> bool:
@@ -241,7 +262,7 @@ def main() -> int:
     if not survives(Mutant(files[0].name, 0, "", "", files[0].read_text(encoding="utf-8"))):
         raise SystemExit("the tests fail without any change: every mutant would seem killed")
     with ThreadPoolExecutor(options.jobs) as pool:
-        alive = list(pool.map(survives, every))
+        alive = list(pool.map(_try, every))
     print("| file | kind | mutants | killed |")
     print("| --- | --- | ---: | ---: |")
     for key in sorted({(m.file, m.kind) for m in every}):

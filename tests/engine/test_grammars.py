@@ -109,3 +109,14 @@ def test_without_the_package(place, monkeypatch):
     with pytest.raises(ConfigError, match="need llguidance") as refused:
         Grammars(load_tokenizer(place), [2])
     assert refused.value.fix == "python -m pip install 'penchant[constrained]'"
+
+
+def test_a_copy_goes_its_own_way(request):
+    tokenizer = load_tokenizer(request.getfixturevalue("place"))
+    guide = Grammars(tokenizer, [tokenizer.eos_token_id]).guide(SHORT)
+    [n, o] = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "no"]
+    guide.allowed([n])
+    copy = guide.copy()
+    assert tokenizer.eos_token_id in copy.allowed([n, o])
+    assert tokenizer.eos_token_id not in guide.allowed([n])
+    assert spelled(tokenizer, guide.allowed([n])) >= {"o"}

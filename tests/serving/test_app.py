@@ -154,3 +154,29 @@ def test_a_defect_has_the_protocols_shape(expert):
 
     with served(SimpleNamespace(prompt=broken, context=128), lambda groups: CONVERSATION) as client:
         assert ask(client) == (500, error("server_error", "KeyError: 'role'", None))
+
+
+def test_a_request_that_is_long_in_reading_keeps_nobody_waiting(expert):
+    """A large message is rendered and tokenized beside the event loop, which answers others meanwhile."""
+    started, go = threading.Event(), threading.Event()
+
+    def prompt(messages):
+        started.set()
+        assert go.wait(30)
+        return expert.prompt(messages)
+
+    slow = SimpleNamespace(**{name: getattr(expert, name) for name in ("model", "tokenizer", "ends", "context")})
+    slow.prompt, slow.text = prompt, expert.text
+    answers: list[int] = []
+    with served(slow, lambda groups: CONVERSATION) as client:
+        large = threading.Thread(target=lambda: answers.append(ask(client)[0]))
+        large.start()
+        assert started.wait(10)
+        health = threading.Thread(target=lambda: answers.append(client.get("/health").status_code))
+        health.start()
+        health.join(10)
+        meanwhile = list(answers)
+        go.set()
+        large.join(30)
+    assert meanwhile == [200]
+    assert answers == [200, 200]

@@ -55,9 +55,33 @@ def test_what_cannot_be_handed_over_is_refused(wrong: dict[str, Any]) -> None:
         _ = ChatRequest.model_validate({**WHOLE, **wrong}).conversation
 
 
-def test_other_choices_of_tools_are_refused() -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tool_choice": "always"},
+        {"tool_choice": "required", "tools": []},
+        {"tool_choice": {"type": "function", "function": {"name": "dog"}}},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "function", "function": {"name": ""}}]},
+        {"top_logprobs": 2},
+        {"logprobs": True, "top_logprobs": 21},
+        {"n": 0},
+        {"n": 129},
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema"}},
+    ],
+)
+def test_what_the_protocol_does_not_have_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        ChatRequest.model_validate({**WHOLE, "tool_choice": "required"})
+        ChatRequest.model_validate({**WHOLE, **wrong})
+
+
+def test_a_named_tool_is_the_only_one_that_may_be_called() -> None:
+    dog = {"type": "function", "function": {"name": "dog"}}
+    request = {**WHOLE, "tools": [dog, TOOL], "tool_choice": {"type": "function", "function": {"name": "cat"}}}
+    chat = ChatRequest.model_validate(request)
+    assert [tool.function.name for tool in chat.offered_tools] == ["dog", "cat"]
+    assert [tool.function.name for tool in chat.callable_tools] == ["cat"]
 
 
 def test_the_model_is_asked_with_them(tiny_model: Any) -> None:

@@ -183,7 +183,7 @@ def test_a_hundred_streams_at_once(address):
         (b'{"model": "nobody", "messages": [{"role": "user", "content": "a"}]}', 404, "model"),
         (b'{"model": "conversation", "messages": [{"role": "king", "content": "a"}]}', 400, "messages.0.role"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": 1}]}', 400, "messages.0.content"),
-        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "n": 2}', 400, "n"),
+        (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "n": 0}', 400, "n"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "tools": 3}', 400, "tools"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "top_p": 7}', 400, "top_p"),
         (b'{"model": "conversation", "messages": [{"role": "user", "content": "a"}], "stop": ""}', 400, "stop"),
@@ -220,7 +220,8 @@ def test_no_such_place(address):
 
 def metrics(address: str) -> dict[str, int]:
     with urllib.request.urlopen(f"{address}/metrics", timeout=10) as reply:
-        return {name: int(value) for name, value in (line.split() for line in reply.read().decode().splitlines())}
+        lines = [line for line in reply.read().decode().splitlines() if line.startswith("penchant_")]
+        return {name: int(value) for name, value in map(str.split, lines)}
 
 
 def test_a_client_that_leaves_stops_its_answer(address, client):
@@ -248,7 +249,9 @@ def _children(pid: int) -> list[str]:
 def test_killed_while_streaming_it_leaves_nothing(tiny_model):
     with serving(f"one={tiny_model}") as (address, process):
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-        stream = client.chat.completions.create(model="one", messages=user("Go"), max_tokens=400, stream=True)
+        # Far more than connections hold that nobody reads: the answer cannot have ended before the server is killed.
+        settings = {"max_tokens": 400, "n": 100, "logprobs": True, "top_logprobs": 20}
+        stream = client.chat.completions.create(model="one", messages=user("Go"), **settings, stream=True)
         next(iter(stream))
         assert _children(process.pid) == []
         process.send_signal(signal.SIGKILL)
@@ -320,10 +323,29 @@ def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
     assert run(["serve", f"router={tiny_model}"]) == 2
     assert run(["serve", f"a={tiny_model}", f"a={tiny_model}"]) == 2
     assert run(["serve", str(tmp_path / "nowhere")]) == 2
+    for seconds in ("0", "nan", "inf"):
+        assert run(["serve", f"a={tiny_model}", "--timeout-s", seconds]) == 2
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert run(["serve", f"a={tiny_model}", "--port", str(taken.getsockname()[1])]) == 2
     error = capsys.readouterr().err
     assert "cannot listen there" in error
+    assert "--timeout-s: nan is no time-out" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_a_served_key_is_asked_for(tiny_model, monkeypatch):
+    """By the official client, at every address; a message of several megabytes is refused, and nobody waits for it."""
+    monkeypatch.setenv("PENCHANT_API_KEY", "sk-7")
+    with serving(f"one={tiny_model}", "--host", "0.0.0.0", "--max-body-bytes", "100000") as (address, _):
+        client = OpenAI(base_url=f"{address}/v1", api_key="sk-7", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["one"]
+        assert client.completions.create(model="one", prompt="the old", max_tokens=2, n=2).choices[1].index == 1
+        with pytest.raises(APIStatusError) as error:
+            client.chat.completions.create(model="one", messages=user("word " * 1_000_000))
+        assert (error.value.status_code, error.value.code) == (413, "request_too_large")
+        with pytest.raises(APIStatusError) as error:
+            OpenAI(base_url=f"{address}/v1", api_key="sk-8", max_retries=0).models.list()
+        assert (error.value.status_code, error.value.code) == (401, "invalid_api_key")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penchant.serving.texts import Outgoing
+from penchant.engine.loading import load_tokenizer
+from penchant.evaluation.generation import text_after
+from penchant.recipes.small_llama import Sizes, build_small_llama
+from penchant.serving.texts import Outgoing, TokenText
+
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 def sent(texts: list[str], stops: tuple[str, ...]) -> tuple[list[str], bool]:
@@ -35,3 +44,35 @@ def test_what_is_sent_is_the_text_before_the_first_stop(text, stops):
     expected = text[: min(start for end, start in ends if end == min(ends)[0])] if ends else text
     assert "".join(pieces) == expected
     assert stopped == bool(ends)
+
+
+@pytest.fixture(scope="module", params=["words", "bytes", "pieces"])
+def tokenizer(request, tmp_path_factory, tiny_model):
+    if request.param == "words":
+        return load_tokenizer(str(tiny_model))
+    if request.param == "bytes":
+        folder = tmp_path_factory.mktemp("bytes") / "model"
+        build_small_llama(folder, ["the old cat sees a dog: é, 日本, 😀"], Sizes(320, 32, 1, 2, 64), seed=0)
+        return load_tokenizer(str(folder))
+    return load_tokenizer(str(request.getfixturevalue("shared_data") / "models" / "stories260K"))
+
+
+@pytest.mark.parametrize("prompt", ["", "the", "the old cat sees a big dog and the tree"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(data=st.data())
+def test_token_by_token_the_text_is_that_of_the_whole(tokenizer, prompt, data):
+    """Of any tokens, but that tokens of single bytes make whole characters: others change what came before them.
+
+    What is given out is never taken back.
+    """
+    single = [
+        token for token in range(len(tokenizer)) if not BYTE_TOKEN.fullmatch(tokenizer.convert_ids_to_tokens(token))
+    ]
+    characters = [tokenizer(text, add_special_tokens=False).input_ids for text in ("é", "日本", "😀", "\n")]
+    parts = st.sampled_from([*([token] for token in single), *characters])
+    tokens = [token for part in data.draw(st.lists(parts, max_size=24)) for token in part]
+    ids = np.array(tokenizer(prompt).input_ids, dtype=np.int64)
+    text = TokenText(tokenizer, ids)
+    pieces = [text.add(token) for token in tokens]
+    assert "".join(pieces) + text.finish() == text_after(tokenizer, ids, tokens)
+    assert text.finish() == ""

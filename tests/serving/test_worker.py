@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,17 +16,11 @@ from penchant.serving.worker import Overloaded, Worker
 class Broken:
     """Experts whose model cannot be had."""
 
-    def context(self, name):
-        return 20
-
     def get(self, name):
         raise RuntimeError("no memory")
 
 
 class Slow:
-    def context(self, name):
-        return 20
-
     def get(self, name):
         time.sleep(0.3)
         raise RuntimeError("late")
@@ -49,27 +42,6 @@ def test_a_failure_reaches_its_requests_and_no_others():
         worker.call(lambda: 1 / 0).result(timeout=5)
     worker.stop()
     assert worker.counts["failed"] == 3
-
-
-def test_a_batch_fits_the_context():
-    """A long prompt and a long answer would together need places that neither needs alone."""
-    events: queue.Queue = queue.Queue()
-    batches = []
-
-    class Watched(Worker):
-        def _answer(self, jobs):
-            batches.append([(len(each.prompt), each.max_tokens) for each in jobs])
-            super()._answer(jobs)
-
-    worker = Watched(Broken(), batch=4, waiting=9)
-    hold = worker.call(lambda: time.sleep(0.2))
-    for prompt, tokens in ((15, 5), (2, 18), (10, 5), (1, 3)):
-        worker.submit(replace(job(events), prompt=np.arange(prompt), max_tokens=tokens))
-    hold.result(timeout=5)
-    for _ in range(4):
-        events.get(timeout=5)
-    assert batches == [[(15, 5), (10, 5), (1, 3)], [(2, 18)]]
-    assert all(max(p for p, _ in each) + max(t for _, t in each) <= 20 for each in batches)
 
 
 def test_who_waits_too_long_and_who_is_too_many():
@@ -127,12 +99,50 @@ def test_stopping_fails_calls_that_wait():
     worker = Worker(Broken(), batch=1, waiting=9)
     hold = worker.call(lambda: go.wait(10))
     until_waiting(worker, 0)
+    late = worker.call(lambda: 7)
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    until_waiting(worker, 1)
-    late = worker.call(lambda: 7)
+    deadline = time.monotonic() + 10
+    while not worker.stopping:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(Overloaded):
+        worker.call(lambda: 8)
     go.set()
     assert hold.result(timeout=5)
     stopping.join()
     with pytest.raises(Overloaded):
         late.result(timeout=5)
+
+
+def test_an_answer_that_nobody_waits_for_makes_room_for_others():
+    """It is dropped while it waits, whatever is ahead of it."""
+    events: queue.Queue = queue.Queue()
+    go = threading.Event()
+    worker = Worker(Broken(), batch=1, waiting=2)
+    hold = worker.call(lambda: go.wait(10))
+    until_waiting(worker, 0)
+    dropped = [job(events), job(events, seconds=0.01)]
+    worker.submit(*dropped)
+    dropped[0].cancelled.set()
+    time.sleep(0.02)
+    go.set()
+    assert hold.result(timeout=5)
+    assert events.get(timeout=5) == Failure("it waited too long for its turn", timed_out=True)
+    assert worker.call(lambda: 7).result(timeout=5) == 7
+    assert worker.counts == {"cancelled": 1, "failed": 1}
+
+
+def test_the_answers_of_a_request_wait_together_or_not_at_all():
+    events: queue.Queue = queue.Queue()
+    go = threading.Event()
+    worker = Worker(Broken(), batch=1, waiting=3)
+    worker.call(lambda: go.wait(10))
+    until_waiting(worker, 0)
+    worker.submit(job(events), job(events))
+    with pytest.raises(Overloaded):
+        worker.submit(job(events), job(events))
+    assert worker.waiting == 2
+    worker.submit(job(events))
+    go.set()
+    worker.stop()

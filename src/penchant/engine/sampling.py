@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from penchant.data.tokenized import Ids
 from penchant.engine.attention import TREE
+from penchant.engine.decoding import read_prompts
 from penchant.engine.multimodal import set_attention
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ def _respond(
     Args:
         chances: [P K, max_new_tokens] uniform numbers, one for each token.
     """
-    state = _read(model, prompts, draw.samples)
+    state = read_prompts(model, prompts)
+    state.keep([prompt for prompt in range(len(prompts)) for _ in range(draw.samples)])
     responses: list[list[int]] = [[] for _ in range(len(chances))]
     ended = [False] * len(chances)
     alive = list(range(len(chances)))
@@ -146,7 +147,7 @@ def _respond(
         if guides is not None:
             # A row that has ended is drawn for like the others until it is taken out, and what is drawn is dropped.
             allowed = [None if ended[row] else guides[row].allowed(responses[row]) for row in alive]
-            logits = _limited(logits, allowed)
+            logits = limit_logits(logits, allowed)
         tokens = choose(logits, draw.temperature, draw.top_p, chances[alive, step]).tolist()
         for row, token in zip(alive, tokens, strict=True):
             if not ended[row]:
@@ -158,11 +159,11 @@ def _respond(
         if 2 * len(left) <= len(alive):
             state.keep(left)
             alive, tokens = [alive[place] for place in left], [tokens[place] for place in left]
-        state.read(tokens)
+        state.feed(tokens)
     return [Sampled(np.array(ids, dtype=np.int64), done) for ids, done in zip(responses, ended, strict=True)]
 
 
-def _limited(logits: Tensor, allowed: Sequence[Ids | None]) -> Tensor:
+def limit_logits(logits: Tensor, allowed: Sequence[Ids | None]) -> Tensor:
     """[N, V] logits with all but the allowed tokens made impossible; rows with None stay as they are."""
     found = logits.clone()
     for row, ids in enumerate(allowed):
@@ -192,96 +193,3 @@ def choose(logits: Tensor, temperature: float, top_p: float, chances: Tensor) ->
     places = torch.searchsorted(cumulated, (chances.to(whole) * whole)[:, None], right=True)[:, 0]
     last = torch.isfinite(cumulated).sum(-1) - 1
     return tokens.gather(-1, torch.minimum(places, last)[:, None])[:, 0]
-
-
-@dataclass
-class _Reading:
-    """Where P x K rows stand: the cache, what is masked in it, and the logits of the next token."""
-
-    model: PreTrainedModel
-    cache: Any
-    mask: Tensor
-    positions: Tensor
-    logits: Tensor
-
-    def read(self, tokens: Sequence[int]) -> None:
-        """One token more for each row."""
-        device = self.mask.device
-        self.mask = torch.cat([self.mask, torch.ones(len(tokens), 1, dtype=self.mask.dtype, device=device)], 1)
-        self.positions = self.positions + 1
-        out = self.model(
-            input_ids=torch.tensor(tokens, device=device)[:, None],
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            **_known(self.model, position_ids=self.positions[:, None]),
-        )
-        self.cache, self.logits = out.past_key_values, out.logits[:, -1]
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
-        index = torch.tensor(rows, device=self.mask.device)
-        _select_rows(self.cache, index)
-        self.mask, self.positions, self.logits = self.mask[index], self.positions[index], self.logits[index]
-
-
-@dataclass
-class _Rereading:
-    """The same for a model whose cache cannot be shared (Mamba): every row is read anew for each token, unpadded."""
-
-    model: PreTrainedModel
-    rows: list[list[int]]
-    logits: Tensor
-
-    def read(self, tokens: Sequence[int]) -> None:
-        for row, token in zip(self.rows, tokens, strict=True):
-            row.append(token)
-        self.logits = torch.stack([self._next(row) for row in self.rows])
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.rows, self.logits = [self.rows[i] for i in rows], self.logits[list(rows)]
-
-    def _next(self, row: list[int]) -> Tensor:
-        ids = torch.tensor([row], device=self.model.device)
-        last: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
-        return last
-
-
-def _read(model: PreTrainedModel, prompts: Sequence[Ids], samples: int) -> _Reading | _Rereading:
-    """Read P prompts once, and stand K rows on each."""
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        use_cache=True,
-        **_known(model, position_ids=positions, logits_to_keep=1),
-    )
-    cache = getattr(out, "past_key_values", None)
-    if cache is None or not hasattr(cache, "batch_repeat_interleave"):
-        alone = _Rereading(model, [], out.logits)
-        first = [alone._next(prompt.tolist()) for prompt in prompts for _ in range(samples)]
-        return _Rereading(model, [p.tolist() for p in prompts for _ in range(samples)], torch.stack(first))
-    _select_rows(cache, torch.arange(len(prompts), device=ids.device).repeat_interleave(samples))
-    repeated = (t.repeat_interleave(samples, 0) for t in (mask, positions[:, -1], out.logits[:, -1]))
-    return _Reading(model, cache, *repeated)
-
-
-def _select_rows(cache: Any, index: Tensor) -> None:
-    """Make the cache that of these rows, which may come several times."""
-    if all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
-        cache.batch_select_indices(index)
-    else:  # Layers of linear attention hold states, which only beam search's way of selecting knows.
-        cache.reorder_cache(index)
-
-
-def _known(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
-    """Those of the arguments that this model's forward has; some count positions from the mask themselves."""
-    names = signature(model.forward).parameters
-    return {name: value for name, value in arguments.items() if name in names}

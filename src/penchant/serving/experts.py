@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +12,18 @@ import torch
 from penchant.data.control_text import ControlText
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.messages import content_of
+from penchant.data.template import Template
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.data.trees import pack
 from penchant.engine.adapter_loading import is_shareable, load_adapter
 from penchant.engine.distribution import local_device
+from penchant.engine.grammars import Grammars
 from penchant.engine.loading import adapter_base, context_length, load_model, load_tokenizer
 from penchant.engine.model_kind import require_language_model
 from penchant.engine.padded import PaddedScorer
-from penchant.evaluation.generation import ends_of, text_after
+from penchant.evaluation.generation import ends_of
+from penchant.serving.texts import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,16 +38,46 @@ class Expert:
     ends: frozenset[int]
     context: int | None
 
-    def decode(self, prompt: Ids, tokens: Sequence[int]) -> str:
-        return text_after(self.tokenizer, prompt, tokens)
+    def text(self, prompt: Ids) -> TokenText:
+        """What makes text of an answer's tokens."""
+        return TokenText(self.tokenizer, prompt)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars over its tokens.
+
+        Raises:
+            ConfigError: the package `llguidance` is missing.
+            ModelError: its tokens are no pieces of text.
+        """
+        return Grammars(self.tokenizer, sorted(self.ends))
+
+    @property
+    def is_told_of_tools(self) -> bool:
+        """Whether it has a chat template, which writes the tools on offer."""
+        if self.tokenizer.chat_template is None:
+            return False
+        return Template.of(self.tokenizer, tools=True).mentions("tools")
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Ids that the model has an embedding for."""
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     def prompt(self, messages: tuple[Message, ...]) -> Ids:
         """What the model reads: by its chat template; without one, the last message's text.
 
         Control tokens that a client writes are text in both.
+
+        Raises:
+            PenchantError: the template does not render the messages.
         """
         last = ControlText.from_tokenizer(self.tokenizer).coded(content_of(messages[-1]))
         text: Text = messages if self.tokenizer.chat_template is not None else last
+        return tokenize_prompts([text], self.tokenizer)[0]
+
+    def plain_prompt(self, text: str) -> Ids:
+        """What the model reads of plain text, in which a client writes control tokens itself."""
         return tokenize_prompts([text], self.tokenizer)[0]
 
     @torch.no_grad()
@@ -67,6 +100,7 @@ class Experts:
         self.names = list(folders)
         self._folders = dict(folders)
         self._adapters: dict[str, str] = {}
+        self._at_work: dict[int, str] = {}
         self._experts: dict[str, Expert] = {}
         shared: dict[str, Any] = {}
         for folder in folders.values():
@@ -89,13 +123,11 @@ class Experts:
     def get(self, name: str) -> Expert:
         """The expert, its adapter at work. Not from two threads at a time."""
         expert = self._experts[name]
-        if name in self._adapters:
-            expert.model.set_adapter(self._adapters[name])
+        adapter = self._adapters.get(name)
+        if adapter is not None and self._at_work.get(id(expert.model)) != adapter:
+            expert.model.set_adapter(adapter)
+            self._at_work[id(expert.model)] = adapter
         return expert
-
-    def context(self, name: str) -> float:
-        """Tokens the expert reads, its answer included."""
-        return self._experts[name].context or math.inf
 
     def peek(self, name: str) -> Expert:
         """The expert for what needs no weights."""

@@ -1,8 +1,8 @@
-"""What a client may ask, and how a refusal looks: by the OpenAI chat completions protocol."""
+"""What a client may ask, by the OpenAI protocol: chat completions and completions."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -10,12 +10,20 @@ from penchant.data.calls import context
 from penchant.data.conversations import messages
 from penchant.data.fields import Cell, Ledger, Row
 from penchant.data.messages import Message, in_context
+from penchant.serving.neutral import MESSAGE_OFF, is_off, without_neutral
+
+MAX_CHOICES = 128
+MAX_TOP_LOG_PROBS = 20
 
 
-class Turn(BaseModel):
-    """A message; an assistant's may be what was answered before, its fields of null left out."""
+class Part(BaseModel):
+    """One field's model, which takes nothing that it does not know."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Turn(Part):
+    """A message; an assistant's may be an earlier answer as the official client holds it, with empty fields."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
@@ -26,36 +34,83 @@ class Turn(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        return {name: held for name, held in value.items() if held is not None} if isinstance(value, dict) else value
+    def _without_empty(cls, message: Any) -> Any:
+        if not isinstance(message, dict):
+            return message
+        return {
+            name: value for name, value in message.items() if value is not None and not is_off(name, value, MESSAGE_OFF)
+        }
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class StreamOptions(Part):
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+    continuous_usage_stats: Literal[False] = False
 
 
-class ChatRequest(BaseModel):
-    """Of the protocol's parameters those that are honoured; any other is refused, not ignored."""
+class FunctionSpec(BaseModel):
+    """A function on offer; whatever else stands beside its name and parameters is for the chat template."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(min_length=1)
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Part):
+    type: Literal["function"] = "function"
+    function: FunctionSpec
+
+
+class FunctionName(Part):
+    name: str
+
+
+class NamedTool(Part):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Part):
+    name: str
+    json_schema: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextFormat(Part):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Part):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Part):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class CompletionSettings(Part):
+    """Of both protocols' parameters those that are honoured; any other that would change the answer is refused."""
 
     model: str
-    messages: list[Turn] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] = "auto"
-    chat_template_kwargs: dict[str, Any] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     seed: int | None = None
-    n: Literal[1] = 1
-    user: str | None = None
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, fields: Any) -> Any:
+        return without_neutral(fields, frozenset(cls.model_fields)) if isinstance(fields, dict) else fields
 
     @field_validator("stop")
     @classmethod
@@ -65,46 +120,105 @@ class ChatRequest(BaseModel):
         return value
 
     @property
-    def conversation(self) -> tuple[Message, ...]:
-        """The messages with their tools and the chat template's variables.
-
-        Raises:
-            DataError: content that is no text, or a call's arguments that are no JSON.
-        """
-        turns = [turn.model_dump(exclude_none=True) for turn in self.messages]
-        tools = self.tools if self.tool_choice == "auto" else None
-        row = Row({"tools": tools, "chat_template_kwargs": self.chat_template_kwargs}, "the request", 0, Ledger())
-        return in_context(messages(Cell(turns, "messages", row)), context(row))
-
-    @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def limit(self) -> int | None:
-        """Tokens of the answer at most."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-
-class Refusal(Exception):
-    """An answer with an error.
-
-    Args:
-        status: of HTTP.
-        kind: the protocol's `type`, as invalid_request_error.
-        param: the parameter at fault.
-        code: for programs.
-    """
-
-    def __init__(self, status: int, kind: str, message: str, *, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.kind, self.message, self.param, self.code = status, kind, message, param, code
+        """Tokens of an answer at most."""
+        return self.max_tokens
 
     @property
-    def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the tokens it took."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
 
-def invalid(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> Refusal:
-    """The client's mistake."""
-    return Refusal(status, "invalid_request_error", message, param=param, code=code)
+class ChatRequest(CompletionSettings):
+    """A chat completion's."""
+
+    prompt_field: ClassVar[str] = "messages"
+    messages: list[Turn] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_TOP_LOG_PROBS)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        names = [tool.function.name for tool in self.tools or ()]
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice 'required' needs tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names '{self.tool_choice.function.name}', which is none of the tools")
+        return self
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages with the tools on offer and the chat template's variables.
+
+        Raises:
+            DataError: content that is no text, or a call's arguments that are no JSON.
+        """
+        turns = [turn.model_dump(exclude_none=True) for turn in self.messages]
+        tools = [tool.model_dump(exclude_unset=True) for tool in self.offered_tools]
+        columns = {"tools": tools or None, "chat_template_kwargs": self.chat_template_kwargs}
+        row = Row(columns, "the request", 0, Ledger())
+        return in_context(messages(Cell(turns, "messages", row)), context(row))
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model is told of."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools of which a call is accepted."""
+        choice = self.tool_choice
+        if isinstance(choice, NamedTool):
+            return [tool for tool in self.offered_tools if tool.function.name == choice.function.name][:1]
+        return self.offered_tools
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of an answer at most."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """Likeliest tokens to tell at each step; None: no log-probs are told."""
+        return self.top_logprobs if self.logprobs else None
+
+
+class CompletionRequest(CompletionSettings):
+    """A completion's: each prompt is text or token ids, read as it is, without a chat template."""
+
+    prompt_field: ClassVar[str] = "prompt"
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOG_PROBS)
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_nothing(cls, prompt: list[Any] | str) -> list[Any] | str:
+        if isinstance(prompt, list) and (not prompt or [] in prompt):
+            raise ValueError("expected at least one prompt, and a token in each list of ids")
+        return prompt
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One for each group of `n` answers."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [token for token in self.prompt if isinstance(token, int)]
+        return [ids] if ids else [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+    @property
+    def top(self) -> int | None:
+        """Likeliest tokens to tell at each step; None: no log-probs are told."""
+        return self.logprobs

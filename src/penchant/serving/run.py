@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penchant.errors import ConfigError, from_extra
 from penchant.serving.experts import Experts
 from penchant.serving.limits import Limits
 from penchant.serving.router import ROUTER, Router, load_router
+
+if TYPE_CHECKING:
+    from penchant.serving.access import Access
 
 
 def find_experts(sources: Sequence[str]) -> tuple[dict[str, str], Router | None]:
@@ -37,7 +42,9 @@ def find_experts(sources: Sequence[str]) -> tuple[dict[str, str], Router | None]
     return found, None
 
 
-def serve(folders: Mapping[str, str], router: Router | None, limits: Limits, *, host: str, port: int) -> None:
+def serve(
+    folders: Mapping[str, str], router: Router | None, limits: Limits, access: Access, *, host: str, port: int
+) -> None:
     """Load the models and answer until stopped: SIGTERM and Ctrl-C let answers that are being given end first.
 
     Raises:
@@ -48,11 +55,26 @@ def serve(folders: Mapping[str, str], router: Router | None, limits: Limits, *, 
         import uvicorn
 
         from penchant.serving.app import build_app
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"cannot listen there: {error}", where=f"{host}:{port}", fix="choose --port") from error
-    app = build_app(Experts(folders), router, limits)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=int(limits.timeout_s))
+        from penchant.serving.connections import timed_protocol
+    _check_address(host, port)
+    app = build_app(Experts(folders), router, limits, access)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        http=timed_protocol(limits.read_timeout_s),
+        ws="none",
+        timeout_graceful_shutdown=math.ceil(limits.timeout_s),
+    )
+
+
+def _check_address(host: str, port: int) -> None:
+    """Find out before models are loaded whether one can listen there."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen there: {error}", where=f"{host}:{port}", fix="choose --port") from error

@@ -1,35 +1,25 @@
-"""One thread that holds the models: takes requests for one expert together, and hands out their words as they come.
+"""One thread that holds the models: it writes the answers of each expert together, a token at a time.
 
-Generation is transformers' own (`generate`, its caches); what it draws, and when a row ends, is decided here row by
-row, so that requests with different settings share a batch. A request that comes while a batch is at work waits for the
-next.
+A request joins those at work at the next token, whatever they still have to write.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
-
+from penchant.serving.batch import Batch
 from penchant.serving.experts import Experts
 from penchant.serving.jobs import Failure, Job, Outcomes
-from penchant.serving.rows import Rows
 
 T = TypeVar("T")
 
-GATHER_SECONDS = 0.01
-"""How long the first request of a batch waits for others."""
-
-
-def reach(jobs: Sequence[Job]) -> int:
-    """Tokens of the longest row, as a batch runs until its last row ends: places a model may not have."""
-    return max(len(job.prompt) for job in jobs) + max(job.max_tokens for job in jobs)
+READ_TOKENS = 4096
+"""Tokens of new prompts, padded to the longest, that are read before those at work write their next token."""
 
 
 class Overloaded(Exception):
@@ -41,18 +31,18 @@ class _Call(Generic[T]):
     """Something to run in the thread of the models."""
 
     function: Callable[[], T]
-    found: Future[T]
+    future: Future[T]
 
     def run(self) -> None:
-        if self.found.set_running_or_notify_cancel():
+        if self.future.set_running_or_notify_cancel():
             try:
-                self.found.set_result(self.function())
+                self.future.set_result(self.function())
             except Exception as error:
-                self.found.set_exception(error)
+                self.future.set_exception(error)
 
     def refuse(self) -> None:
-        if self.found.set_running_or_notify_cancel():
-            self.found.set_exception(Overloaded())
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(Overloaded())
 
 
 class Worker:
@@ -60,42 +50,58 @@ class Worker:
 
     Args:
         experts: the models.
-        batch: rows generated together, at most.
-        waiting: requests that may wait.
+        batch: rows written together, at most, of all experts.
+        waiting: jobs and calls that may wait.
 
     Attributes:
         counts: answers by outcome, and tokens.
+        metrics: what Prometheus is told.
+        stopping: whether it has been told to stop.
     """
 
     def __init__(self, experts: Experts, *, batch: int, waiting: int) -> None:
-        self._experts, self._batch, self._most = experts, batch, waiting
-        self._jobs: queue.Queue[Job | _Call[Any] | None] = queue.Queue()
-        self._left: list[Job] = []
-        self.running = 0
+        self._experts, self._most_rows, self._most_waiting = experts, batch, waiting
+        self._queue: deque[Job | _Call[Any]] = deque()
+        self._changed = threading.Condition()
+        self._batches: dict[str, Batch] = {}
         self._outcomes = Outcomes()
-        self.counts = self._outcomes.counts
+        self.counts, self.metrics = self._outcomes.counts, self._outcomes.metrics
+        self.stopping = False
         self._thread = threading.Thread(target=self._work, name="models", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        return self._jobs.qsize() + len(self._left)
+        return len(self._queue)
 
-    def submit(self, job: Job) -> None:
-        """Put a job in the queue.
+    @property
+    def running(self) -> int:
+        return sum(len(batch) for batch in list(self._batches.values()))
+
+    def load(self) -> dict[str, Counter[str]]:
+        """By the names of `metrics.GAUGES` the jobs of each expert."""
+        with self._changed:
+            waiting = [item for item in self._queue if isinstance(item, Job)]
+        return {
+            "num_requests_running": Counter({name: len(batch) for name, batch in list(self._batches.items())}),
+            "num_requests_waiting": Counter(job.expert for job in waiting),
+        }
+
+    def submit(self, *jobs: Job) -> None:
+        """Put the jobs of a request in the queue.
 
         Raises:
-            Overloaded: too many wait already, or the worker has been stopped.
+            Overloaded: too many would wait, or the worker has been stopped.
         """
-        self._put(job, self._most)
+        self._enqueue(jobs, self._most_waiting)
 
-    def go_on(self, job: Job) -> None:
-        """Put in the job of a request that waited once already, for the router: it is not refused now for others.
+    def go_on(self, *jobs: Job) -> None:
+        """Put in the jobs of a request that waited once already, for the router: it is not refused now for others.
 
         Raises:
             Overloaded: the worker has been stopped.
         """
-        self._put(job, None)
+        self._enqueue(jobs, None)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run something in the thread of the models; it waits in the queue as a job does.
@@ -104,97 +110,88 @@ class Worker:
             Overloaded: as of `submit`, also by the future where the worker stops before its turn.
         """
         call = _Call(function, Future())
-        self._put(call, self._most)
-        return call.found
-
-    def _put(self, item: Job | _Call[Any], most: int | None) -> None:
-        if (most is not None and self.waiting >= most) or not self._thread.is_alive():
-            raise Overloaded
-        self._jobs.put(item)
+        self._enqueue((call,), self._most_waiting)
+        return call.future
 
     def stop(self) -> None:
-        """End the thread; what still waits fails."""
-        self._jobs.put(None)
+        """End the thread once those at work are done; what waits fails."""
+        with self._changed:
+            self.stopping = True
+            self._changed.notify()
         self._thread.join(timeout=10)
+
+    def _enqueue(self, items: tuple[Job | _Call[Any], ...], most: int | None) -> None:
+        with self._changed:
+            full = most is not None and len(self._queue) + len(items) > most
+            if full or self.stopping:
+                raise Overloaded
+            self._queue.extend(items)
+            self._changed.notify()
 
     def _work(self) -> None:
         while True:
-            first = self._left.pop(0) if self._left else self._jobs.get()
-            if first is None:
-                break
-            if not isinstance(first, Job):
-                first.run()
-                continue
-            jobs = self._gather(first)
-            self.running = len(jobs)
-            try:
-                self._answer([job for job in jobs if not self._gone(job)])
-            except Exception as error:
-                for job in jobs:
-                    self._outcomes.end(job, Failure.of(error))
-            self.running = 0
-        while self._left or not self._jobs.empty():
-            late = self._left.pop() if self._left else self._jobs.get()
-            if isinstance(late, Job):
-                self._outcomes.end(late, Failure("the server is stopping"))
-            elif late is not None:
-                late.refuse()
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._batches or self.stopping)
+                if self.stopping:
+                    self._refuse_waiting()
+                    if not self._batches:
+                        return
+            self._admit()
+            self._write()
 
-    def _gather(self, first: Job) -> list[Job]:
-        """Those that wait for the same expert and fit its context together; the others keep their places."""
-        until = time.monotonic() + GATHER_SECONDS
-        jobs = [first]
-        others: list[Job] = []
-        context = self._experts.context(first.expert)
+    def _refuse_waiting(self) -> None:
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, Job):
+                self._outcomes.end(item, Failure("the server is stopping"))
+            else:
+                item.refuse()
 
-        def place(job: Job) -> None:
-            fits = job.expert == first.expert and len(jobs) < self._batch and reach([*jobs, job]) <= context
-            (jobs if fits else others).append(job)
-
-        for job in self._left:
-            place(job)
-        while len(jobs) < self._batch:
-            try:
-                item = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-            if item is None:
-                self._jobs.put(None)
-                break
+    def _admit(self) -> None:
+        """Run calls and let jobs join, in their order, while there is room."""
+        jobs: dict[str, list[Job]] = {}
+        room, longest, count = self._most_rows - self.running, 0, 0
+        while (item := self._next(room - count, longest, count)) is not None:
             if not isinstance(item, Job):
                 item.run()
-            else:
-                place(item)
-        self._left = others
-        return jobs
+                continue
+            longest, count = max(longest, len(item.prompt)), count + 1
+            jobs.setdefault(item.expert, []).append(item)
+        for name, newcomers in jobs.items():
+            try:
+                expert = self._experts.get(name)
+                self._batches.setdefault(name, Batch(self._outcomes)).add(newcomers, expert)
+            except Exception as error:
+                for job in newcomers:
+                    self._outcomes.end(job, Failure.of(error))
 
-    def _gone(self, job: Job) -> bool:
-        if job.cancelled.is_set():
-            self._outcomes.cancel(job)
-            return True
-        if time.monotonic() > job.deadline:
-            self._outcomes.end(job, Failure("it waited too long for its turn", timed_out=True))
-            return True
-        return False
+    def _next(self, room: int, longest: int, count: int) -> Job | _Call[Any] | None:
+        """The next in the queue that may go on now; those that nobody waits for any more are dropped.
 
-    @torch.no_grad()
-    def _answer(self, jobs: Sequence[Job]) -> None:
-        if not jobs:
-            return
-        expert = self._experts.get(jobs[0].expert)
-        rows = Rows(jobs, expert, self._outcomes)
-        if not rows:
-            return
-        ids, mask = rows.prompts()
-        device = expert.model.device
-        expert.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=rows.max_tokens,
-            do_sample=False,
-            logits_processor=[rows.draw],
-            stopping_criteria=[rows.watch],
-            pad_token_id=0,
-            eos_token_id=None,
-            use_cache=True,
-        )
+        Args:
+            room: rows that may join.
+            longest: tokens of the longest prompt among those that join.
+            count: how many join.
+        """
+        with self._changed:
+            for item in [item for item in self._queue if isinstance(item, Job)]:
+                if self._outcomes.end_if_gone(item, "it waited too long for its turn"):
+                    self._queue.remove(item)
+            if not self._queue or self.stopping:
+                return None
+            if isinstance(first := self._queue[0], Job):
+                tokens = max(longest, len(first.prompt)) * (count + 1)
+                if room < 1 or (count and tokens > READ_TOKENS):
+                    return None
+            return self._queue.popleft()
+
+    def _write(self) -> None:
+        """One token more in each row of each expert."""
+        for name, batch in list(self._batches.items()):
+            try:
+                self._experts.get(name)
+                batch.step()
+            except Exception as error:
+                batch.fail(Failure.of(error))
+            if not len(batch):
+                del self._batches[name]

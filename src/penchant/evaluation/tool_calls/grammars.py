@@ -52,11 +52,15 @@ def python_calls(question: ToolQuestion, *, prose: bool) -> str:
     return rules.grammar(f"SPACE? ({listed}{' | PROSE' if prose else ''})", f"SPACE: / /\nPROSE: /{PROSE}/")
 
 
-def json_calls(question: ToolQuestion, tags: Tags) -> str:
+def json_calls(question: ToolQuestion, tags: Tags, *, prose: bool = True, several: bool = True) -> str:
     """``{"name": ..., "arguments": {...}}``: one, a list, or each in ``<tool_call>`` tags; or words without a tag.
 
     Words before the first tag are allowed, and none after the last. Where answers do not show the tags, the reader
     sees bare JSON: one call and no words.
+
+    Args:
+        prose: whether an answer may be in words, or begin with them; without them there is at least one call.
+        several: whether an answer may hold more than one call.
 
     Raises:
         DataError: as `python_calls`.
@@ -68,20 +72,20 @@ def json_calls(question: ToolQuestion, tags: Tags) -> str:
         members = rules.members(*_arguments(function, lambda name: True), rules.key)
         arguments = f"({rules.spelled('arguments')} | {rules.spelled('parameters')})"
         calls.append(f'"{{" {rules.key("name")} {name} COMMA {arguments} COLON "{{" {members} "}}" "}}"')
-    answers = ["SPEECH", '"[]"']
+    answers = ["SPEECH", '"[]"'] if prose else []
     if calls:
         call = rules.choice(calls)
-        answers += [call, f'"[" {_list_of(call)}? "]"']
+        answers += [call, f'"[" {_list_of(call) if several else call} "]"']
         held = tags.opens is not None and tags.closes is not None
         opens, closes = quoted(OPENS), quoted(CLOSES)
         if held:
             opens, closes = f"({opens} | <[{tags.opens}]>)", f"({closes} | <[{tags.closes}]>)"
         tagged = f"LINE? {call} LINE? {closes}"
-        first = f"(written | SPEECH? <[{tags.opens}]>)" if held else "written"
-        answers.append(f"{first} {tagged} (LINE? {opens} {tagged})*")
+        first = (f"(written | SPEECH? <[{tags.opens}]>)" if held else "written") if prose else opens
+        answers.append(f"{first} {tagged}" + (f" (LINE? {opens} {tagged})*" if several else ""))
     return rules.grammar(
         f"SPACE? ({' | '.join(answers)})",
-        rf"""written[lazy]: /({SPEECH})?{OPENS}/
+        rf"""{f"written[lazy]: /({SPEECH})?{OPENS}/" if prose else ""}
 SPACE: /[ \n]{{1,2}}/
 LINE: /\n/
 SPEECH: /{SPEECH}/ & ~/(?s:.*){OPENS}(?s:.*)/""",

@@ -1,0 +1,175 @@
+"""What both endpoints share: the models that can be asked, who answers, and how jobs become an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from penchant.data.tokenized import Ids
+from penchant.engine.sampling import Guide
+from penchant.errors import PenchantError
+from penchant.serving.delivery import Form, Mailbox, stream_answer, timed_out, whole_answer
+from penchant.serving.experts import Experts
+from penchant.serving.jobs import Job
+from penchant.serving.limits import Limits
+from penchant.serving.parsing import Model, parse, require_json
+from penchant.serving.refusals import invalid
+from penchant.serving.requests import ChatRequest, CompletionRequest
+from penchant.serving.router import Decision, Router
+from penchant.serving.worker import Worker
+
+ROUTER = "router"
+"""The model's name that leaves the choice to the router."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AnswerPlan:
+    """What is written in answer to a request.
+
+    Attributes:
+        prompts: `n` answers are given to each.
+        new_guide: makes what an answer is held to; None: nothing.
+        has_waited: whether it waited in the queue once already.
+    """
+
+    expert: str
+    prompts: Sequence[Ids]
+    new_guide: Callable[[], Guide] | None = None
+    has_waited: bool = False
+
+
+class Service:
+    """The models behind the endpoints.
+
+    Attributes:
+        names: the models that can be asked, the router among them.
+    """
+
+    def __init__(self, experts: Experts, router: Router | None, worker: Worker, limits: Limits) -> None:
+        self.experts, self._router, self._worker, self._limits = experts, router, worker, limits
+        self.names = [*experts.names, *([ROUTER] if router is not None else [])]
+
+    def new_deadline(self) -> float:
+        """When a request that comes now must be answered, of `time.monotonic`."""
+        return time.monotonic() + self._limits.timeout_s
+
+    def require(self, name: str) -> None:
+        """Refuse a model that is not there.
+
+        Raises:
+            Refusal: 404.
+        """
+        if name not in self.names:
+            names = ", ".join(self.names)
+            raise invalid(
+                f"there is no model '{name}'; there are {names}", param="model", code="model_not_found", status=404
+            )
+
+    async def parse(self, kind: type[Model], request: Request, deadline: float) -> Model:
+        """The request in a body.
+
+        Raises:
+            Refusal: it is none.
+        """
+        require_json(request.headers.get("content-type", ""))
+        body = await request.body()
+        return await in_thread(lambda: parse(kind, body), deadline)
+
+    async def choose(self, name: str, question: str, deadline: float) -> Decision:
+        """Who answers: the expert that was asked for, or the one that the router chooses by a question.
+
+        Raises:
+            Refusal: the router took too long, or the question is too long for it.
+            Overloaded: too many requests wait.
+        """
+        router = self._router
+        if router is None or name != ROUTER:
+            return Decision(name, name, 1.0)
+        group = router.question(question)
+        scored = self._worker.call(lambda: self.experts.get(router.asks).log_probs([group]))
+        try:
+            [log_probs] = await asyncio.wait_for(asyncio.wrap_future(scored), deadline - time.monotonic())
+        except TimeoutError:
+            raise timed_out("the router took too long") from None
+        except PenchantError as error:
+            raise invalid(str(error), param="messages", code="context_length_exceeded") from error
+        return router.decide(log_probs)
+
+    async def respond(
+        self,
+        settings: ChatRequest | CompletionRequest,
+        plan: AnswerPlan,
+        form: Form,
+        deadline: float,
+        request: Request,
+    ) -> Response:
+        """The answer, whole or streamed.
+
+        Raises:
+            Refusal: a prompt or an answer is too long; a job failed; the client has gone.
+            Overloaded: too many requests wait.
+        """
+        mailbox = Mailbox(asyncio.get_running_loop())
+        seed = settings.seed if settings.seed is not None else uuid.uuid4().int % 2**32
+        jobs = []
+        for number, prompt in enumerate(plan.prompts):
+            max_tokens = self._max_tokens(settings, plan.expert, len(prompt))
+            for sample in range(settings.n):
+                index = number * settings.n + sample
+                jobs.append(
+                    Job(
+                        expert=plan.expert,
+                        prompt=prompt,
+                        max_tokens=max_tokens,
+                        temperature=settings.temperature,
+                        top_p=settings.top_p,
+                        stops=settings.stops,
+                        seed=seed,
+                        deadline=deadline,
+                        deliver=mailbox.slot(index),
+                        index=index,
+                        top_log_probs=settings.top,
+                        new_guide=plan.new_guide,
+                        arrived=deadline - self._limits.timeout_s,
+                    )
+                )
+        (self._worker.go_on if plan.has_waited else self._worker.submit)(*jobs)
+        if settings.stream:
+            return StreamingResponse(stream_answer(form, jobs, mailbox), media_type="text/event-stream")
+        return JSONResponse(await whole_answer(form, jobs, mailbox, request))
+
+    def _max_tokens(self, settings: ChatRequest | CompletionRequest, expert: str, prompt_tokens: int) -> int:
+        """Tokens the answer may have."""
+        requested = settings.limit
+        context, limit = self.experts.peek(expert).context, self._limits.max_tokens
+        if context is not None and prompt_tokens >= context:
+            raise invalid(
+                f"the prompt is {prompt_tokens} tokens; the model reads {context}, its answer included",
+                param=settings.prompt_field,
+                code="context_length_exceeded",
+            )
+        if requested is not None and requested > limit:
+            raise invalid(f"{requested} tokens asked for; at most {limit} are given", param="max_tokens")
+        most = requested or limit
+        return most if context is None else min(most, context - prompt_tokens)
+
+
+async def in_thread(function: Callable[[], T], deadline: float) -> T:
+    """A function's result, the event loop meanwhile free for others.
+
+    Raises:
+        Refusal: it took longer than the deadline, of `time.monotonic`.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(function), deadline - time.monotonic())
+    except TimeoutError:
+        raise timed_out("the request took too long to read") from None
