@@ -59,23 +59,14 @@ def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequen
     Args:
         response: without an end that only the model's generation configuration knows: `Sampled.content`.
     """
-<<<<<<< HEAD
-    silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
-    silent |= TemplateTokens.from_tokenizer(tokenizer).ends
+    silent = silent_ids(tokenizer)
     # Decoded together with the prompt: some tokenizers take a leading space away from whatever is decoded first.
     prompt_ids, response_ids = ([i for i in ids if i not in silent] for ids in (prompt.tolist(), response))
     prompt_text, text = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *response_ids])
     return text[len(prompt_text) :] if text.startswith(prompt_text) else tokenizer.decode(response_ids)
-=======
-    silent = silent_ids(tokenizer)
-    # Decoded together with the prompt: some tokenizers take a leading space away from whatever is decoded first.
-    asked, answered = ([i for i in ids if i not in silent] for ids in (prompt.tolist(), response))
-    before, whole = tokenizer.decode(asked), tokenizer.decode([*asked, *answered])
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(answered)
 
 
 def silent_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
     """The ids that no response's text shows: what ends it, BOS, padding and the unknown token; None where one lacks."""
     basic = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
-    return basic | TemplateTokens.of(tokenizer).ends
->>>>>>> server
+    return basic | TemplateTokens.from_tokenizer(tokenizer).ends

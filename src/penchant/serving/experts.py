@@ -57,7 +57,7 @@ class Expert:
         """Whether it has a chat template, which writes the tools on offer."""
         if self.tokenizer.chat_template is None:
             return False
-        return Template.of(self.tokenizer, tools=True).mentions("tools")
+        return Template.from_tokenizer(self.tokenizer, tools=True).mentions("tools")
 
     @cached_property
     def vocabulary_size(self) -> int:
