@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from penchant.engine.folder_lock import folder_lock
 from penchant.errors import ConfigError
 from penchant.recipes import stages as recipe
+from penchant.recipes.demo import run_demo
 from penchant.recipes.stages import BEGUN, RECORD, Stage
 
 
@@ -42,6 +44,19 @@ def test_each_is_done_once(tmp_path):
     assert log == ["a", "b", "c"]
     assert told[0] == "1 of 3: makes a"
     assert told[-1] == "3 of 3: makes c: done before"
+
+
+def test_a_second_recipe_in_the_same_folder_is_refused(tmp_path):
+    log: list[str] = []
+    with folder_lock(tmp_path), pytest.raises(ConfigError, match="another process"):
+        run_stages(tmp_path, stages(log))
+    assert log == []
+
+
+def test_a_second_demo_in_the_same_folder_is_refused(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(ConfigError, match="another process"):
+        run_demo(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_was_killed_is_run_again(tmp_path):

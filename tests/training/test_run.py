@@ -228,6 +228,25 @@ class TestRefuses:
         with pytest.raises(ConfigError, match="data"):
             run(file, resume=True)
 
+    def test_a_second_start_on_the_folder_of_a_run_in_progress(self, write_config, tmp_path):
+        """Nor a second --resume: the metrics of both would be mixed."""
+        file = write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000})
+        folder = tmp_path / "run"
+        process = penchant("train", file)
+        while last_step(folder) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        for arguments in (("train", file), ("train", "--resume", folder)):
+            second = penchant(*arguments)
+            said = second.communicate(timeout=60)[1]
+            assert second.returncode == 2
+            assert f"process {process.pid} on " in said
+            assert str(folder) in said
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        steps = [int(line["step"]) for line in lines(folder)]
+        assert steps == list(range(len(steps)))
+
     def test_to_resume_what_never_began(self, write_config):
         with pytest.raises(ConfigError, match="no run to resume"):
             run(write_config(), resume=True)

@@ -24,6 +24,7 @@ from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import name_of
 from penchant.config import dump_config
 from penchant.engine.distribution import is_alone
+from penchant.engine.folder_lock import folder_lock
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.files import write_atomically
@@ -48,6 +49,11 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         raise ConfigError(
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
+    with folder_lock(Path(bench.output)):
+        return _compare(bench, where, tell)
+
+
+def _compare(bench: Bench, where: str, tell: Tell) -> Comparison:
     folder = Path(bench.output)
     bench = on_one_day(bench, where)
     shared, cells = prepare(bench, where)

@@ -52,8 +52,6 @@ def check(
             files.
     """
     folder = Path(config.output)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError("output is a file", where=str(folder), fix="name a folder")
     # Hidden files are what a killed process was writing; config.yaml alone, what it wrote before run.json.
     held = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
     begun = "run.json" in held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.adapters import idle_adapters
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
+from penchant.engine.folder_lock import folder_lock
 from penchant.engine.folders import disk_errors, is_full
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
@@ -63,7 +65,9 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
     """
     world = enter_world()
     try:
-        with disk_errors(Path(config.output), f"penchant train --resume {config.output}"), tiny_as_zero():
+        go_on = f"penchant train --resume {config.output}"
+        lock = folder_lock(Path(config.output)) if world.is_main else nullcontext()
+        with disk_errors(Path(config.output), go_on), lock, tiny_as_zero():
             _train(config, world, resume, tell if world.is_main else lambda line: None)
     except Interrupted:
         leave_world(world)
