@@ -221,15 +221,15 @@ def full_at_the_second_save(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     from penchant.training import checkpoints
 
     marks: list[None] = []
-    save = checkpoints.save
+    write_shards = checkpoints.write_shards
 
     def full(*args: object, **kwargs: object) -> object:
         marks.append(None)
         if len(marks) == 2:
             raise OSError(28, "No space left on device")
-        return save(*args, **kwargs)
+        return write_shards(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoints, "save", full)
+    monkeypatch.setattr(checkpoints, "write_shards", full)
     return marks
 
 

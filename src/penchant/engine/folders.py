@@ -29,6 +29,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     sync(folder.parent)
 
 
+def new_folder(path: Path) -> None:
+    """Make an empty folder where nothing, an earlier one, or a link is; what a link points to stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
 def sync(path: Path) -> None:
     """Force a file, or a folder's entries (names, renames), to disk; Windows can do so with files alone."""
     windows = os.name == "nt"
