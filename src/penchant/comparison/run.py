@@ -25,6 +25,7 @@ from penchant.comparison.summary import name_of
 from penchant.config import dump_config
 from penchant.engine.distribution import is_alone
 from penchant.engine.folder_lock import folder_lock
+from penchant.engine.folders import repeatable
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.files import write_atomically
@@ -43,13 +44,13 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
 
     Raises:
         PenchantError: the configuration, data or model is at fault; every cell is checked before the first is trained.
-        Interrupted: on Ctrl-C, after saving.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     if not is_alone():
         raise ConfigError(
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
-    with folder_lock(Path(bench.output)):
+    with repeatable(Path(bench.output)), folder_lock(Path(bench.output)):
         return _compare(bench, where, tell)
 
 
@@ -183,13 +184,9 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
             reset_peak()
             train(planned.config, resume=(folder / "run.json").exists())
             write_atomically(folder / "cost.json", json.dumps(cost_of(folder)))
-        except DiskFullError as error:
+        except DiskFullError:
             # Every further cell would fail of it, and none of them for a reason of its method's.
-            raise DiskFullError(
-                error.what,
-                where=error.where,
-                fix="free some space, then give the same command again: it goes on where it stopped",
-            ) from error
+            raise
         except TrainingError as error:
             failed = error.what
             tell(f"{folder.name} failed: {failed}")

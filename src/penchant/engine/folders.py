@@ -59,6 +59,7 @@ def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
     """Turn a full disk, however deep a library wrapped it, into one clear error.
 
     Args:
+        folder: on the disk that is written.
         go_on: what to type once there is room.
 
     Raises:
@@ -66,13 +67,33 @@ def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
     """
     try:
         yield
+    except DiskFullError:
+        raise
     except Exception as error:
-        if not is_full(error):
+        if not is_full(error) and not (_is_short_write(error) and _has_no_room(folder)):
             raise
         raise DiskFullError(
             "the disk is full; what was saved before is untouched",
             where=str(folder),
             fix=f"free some space, then go on with: {go_on}",
+        ) from error
+
+
+@contextmanager
+def repeatable(folder: Path) -> Iterator[None]:
+    """Around a command that goes on where it stopped when it is given again: a full disk's error says so.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
+    try:
+        with disk_errors(folder, "the same command"):
+            yield
+    except DiskFullError as error:
+        raise DiskFullError(
+            error.what,
+            where=error.where,
+            fix="free some space, then give the same command again: it goes on where it stopped",
         ) from error
 
 
@@ -91,3 +112,14 @@ def _is_full(error: BaseException) -> bool:
         return error.errno in FULL
     # safetensors has an error of its own, which knows the number in words only.
     return type(error).__name__ == "SafetensorError" and any(f"(os error {number})" in str(error) for number in FULL)
+
+
+def _is_short_write(error: BaseException) -> bool:
+    """Whether torch could not write all of a file: its error does not say why."""
+    return isinstance(error, RuntimeError) and "unexpected pos" in str(error)
+
+
+def _has_no_room(folder: Path) -> bool:
+    """Whether the folder's disk has less than a megabyte left."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    return existing is not None and shutil.disk_usage(existing).free < 2**20
