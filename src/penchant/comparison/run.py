@@ -28,7 +28,7 @@ from penchant.engine.folder_lock import folder_lock
 from penchant.engine.folders import repeatable
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, DiskFullError, TrainingError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.dates import day_note
 from penchant.training.run import train
 
@@ -195,7 +195,8 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
         result = measured(folder, yardstick, str(folder), planned.seed, rival)
         if not keep_weights:
             throw_away_weights(folder)
-    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8")) if failed is None else {}
+    fix = f"delete {folder}: the cell is trained again"
+    cost = read_record(folder / "cost.json", (), fix) if failed is None else {}
     return Cell(
         method=planned.variant.method.label,
         settings=dict(planned.variant.settings),

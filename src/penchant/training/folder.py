@@ -27,7 +27,7 @@ from typing import Any
 from penchant.config import RunConfig, dump_config, parse_config
 from penchant.config_objective import method_files
 from penchant.errors import ConfigError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
 
 _STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl")
@@ -111,7 +111,8 @@ def _with_hub_commits(config: RunConfig, inputs: Mapping[str, Input]) -> dict[st
 
 
 def _same_run(folder: Path, config: RunConfig, fingerprint: str, tell: Callable[[str], None]) -> None:
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    fix = "put the whole file back, or start a new run: output=DIR"
+    record = read_record(folder / "run.json", ("config", "data"), fix)
     if record["data"] != fingerprint:
         raise ConfigError(
             "the data (or its tokenization) is not what this run was started with",

@@ -99,6 +99,7 @@ class Loop:
             self.at = LoopState(**values)
         if self.world.is_main:
             self.metrics.cut(self.at.log_size)
+            self.timing.cut_last_part()
         self.world.barrier()
 
     def run(self) -> None:

@@ -17,7 +17,7 @@ from penchant.engine.folders import disk_errors
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import context_length
 from penchant.evaluation.answering import answer, distinct_prompts, with_room
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, read_records, write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.likelihood import LIKELIHOOD
@@ -87,9 +87,10 @@ def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
 
 def _write_run_report(folder: Path, tell: Tell) -> RunResult:
     config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_records(folder / "metrics.jsonl", f"penchant train --resume {folder}")
     trained = [line for line in lines if "loss" in line]
-    notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
+    fix = "put the whole file back, or start a new run: output=DIR"
+    notes = read_record(folder / "run.json", ("notes",), fix)["notes"]
     _, held_out, _ = read_inputs(config)
     before, after, choosing, samples = None, None, None, []
     needs = config.method.needs
