@@ -1,6 +1,7 @@
 """The command line: one function for each verb. It parses, calls the library and prints; it holds no logic.
 
-Exit codes: 0 done, 1 unexpected failure, 2 the user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 unexpected failure, 2 the user's mistake, 130 interrupted, 143 and 129 stopped by SIGTERM and
+SIGHUP.
 """
 
 from __future__ import annotations
@@ -330,7 +331,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if type(error).__name__ == "Interrupted":
             _complain(str(error))
-            return 130
+            return int(getattr(error, "exit_code", 130))
         import traceback
 
         traceback.print_exc()

@@ -143,6 +143,19 @@ class TrainingConfig(Section):
     shuffle: bool = Field(True, description="a new order each epoch; false keeps the file's")
     seed: int = Field(0, ge=0)
 
+    grace_seconds: float = Field(
+        25,
+        gt=0,
+        description="time to finish the step and save after SIGTERM or SIGHUP; then the process leaves without saving. "
+        "Kubernetes and Slurm kill after 30 s by default",
+    )
+    rank_timeout_seconds: float = Field(
+        1800,
+        gt=0,
+        description="of several processes: how long one may not answer, or keep the others waiting, before the run "
+        "ends with an error that names it",
+    )
+
     @field_validator("betas")
     @classmethod
     def _decays(cls, value: tuple[float, float]) -> tuple[float, float]:
