@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -307,6 +308,10 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
 def main() -> None:
     """Run a command line and exit with its code."""
     keep_freed_memory()
+    # Data may hold lone surrogates, in its columns' names too; they are shown as they are written in JSON.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Quiet where we say it ourselves; set before the libraries are imported.
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from penchant.config_errors import explain, refusal, validated
 from penchant.config_objective import build_objective, describe_objective
 from penchant.config_reward import RewardConfig
+from penchant.config_yaml import parse_yaml
+from penchant.data.files import MAX_BYTES
 from penchant.data.rendering import RESERVED, AsChat, ControlText, Learn, Refused, Rendering
 from penchant.data.tokenized import Truncation
 from penchant.errors import ConfigError
@@ -59,6 +61,7 @@ class DataConfig(Section):
         description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all "
         "for sft, last for preferences",
     )
+    max_bytes: int = Field(MAX_BYTES, ge=1, description="what a compressed file may unpack to, in bytes")
     max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
     truncation: Truncation = Field("error", description="what to do with longer rows")
     empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates")
@@ -310,7 +313,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), fix="save it as UTF-8") from error
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"this is not YAML: {' '.join(str(error).split())}",
@@ -375,7 +378,7 @@ def override(values: dict[str, Any], assignment: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{assignment!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
     put(values, key, value)

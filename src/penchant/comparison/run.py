@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from penchant.comparison.cells import Planned, Shared, prepare, repeats, variants
 from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
@@ -22,7 +20,8 @@ from penchant.comparison.origins import Origins
 from penchant.comparison.pair_values import first_of_prompt, name_of_group
 from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import name_of
-from penchant.config import dump_config
+from penchant.config import dump_config, read_yaml
+from penchant.config_yaml import parse_yaml
 from penchant.engine.distribution import is_alone
 from penchant.engine.folder_lock import folder_lock
 from penchant.engine.folders import repeatable
@@ -165,8 +164,8 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
     """The folder is this comparison's; more methods, seeds or sizes, or other measures, may be asked for later."""
     file = folder / "compare.yaml"
     if file.exists():
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not same_but_for_no_day(before["base"], bench.model_dump()["base"]):
+        before = read_yaml(file)
+        if not same_but_for_no_day(before.get("base", {}), bench.model_dump()["base"]):
             raise ConfigError(
                 f"the folder {folder} holds a comparison with another base",
                 where=where,
@@ -222,8 +221,8 @@ def _same_run(planned: Planned) -> None:
         return {**values, "output": None, "data": {**values["data"], **files}}
 
     file = planned.folder / "config.yaml"
-    before = content(yaml.safe_load(file.read_text(encoding="utf-8")))
-    now = content(yaml.safe_load(dump_config(planned.config)))
+    before = content(read_yaml(file))
+    now = content(parse_yaml(dump_config(planned.config)))
     if same_but_for_no_day(before, now):
         return
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

@@ -24,8 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from penchant.config import RunConfig, dump_config, parse_config
+from penchant.config import RunConfig, dump_config, parse_config, read_yaml
 from penchant.config_objective import method_files
+from penchant.config_yaml import parse_yaml
 from penchant.errors import ConfigError
 from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
@@ -156,7 +157,7 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
     """Whether a run of an older Penchant differs only in keys that have come since, which then have their defaults."""
     import yaml
 
-    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    values = read_yaml(folder / "config.yaml")
     text = yaml.safe_dump({**values, "output": ""}, sort_keys=False, allow_unicode=True)
     if hashlib.blake2b(text.encode(), digest_size=16).hexdigest() != recorded:
         return False  # the file was changed by hand since
@@ -164,10 +165,8 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
 
 
 def _changed(folder: Path, config: RunConfig) -> str:
-    import yaml
-
-    before = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    after = _flat(yaml.safe_load(dump_config(config)))
+    before = _flat(read_yaml(folder / "config.yaml"))
+    after = _flat(parse_yaml(dump_config(config)))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return ", ".join(f"{key} (was {before.get(key)}, is {after.get(key)})" for key in keys)
 

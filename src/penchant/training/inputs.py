@@ -145,7 +145,7 @@ def report_notes(name: str, report: TokenizationReport) -> list[str]:
 
 
 def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
-    return read_groups(source, format=data.format, split=split, columns=data.columns)
+    return read_groups(source, format=data.format, split=split, columns=data.columns, max_bytes=data.max_bytes)
 
 
 def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
