@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from penchant.engine.adapters import add_adapters
+from penchant.engine.adapters import add_adapters, sort_modules
 from penchant.engine.checkpoint import save_model
 from penchant.engine.distribution import World
 from penchant.engine.generation_ends import TrainedResponses, write_generation_config
@@ -87,6 +87,7 @@ class Policy:
                     self.adapters.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
                 # The base's embedding stays as it is: under an adapter it need not be written, nor rounded to `dtype`.
                 self.adapters.save_pretrained(aside, state_dict=adapters, save_embedding_layers=False)
+                sort_modules(aside)
             else:
                 save_model(self.model, aside, weights)
                 write_dtype(aside, stored.dtype)

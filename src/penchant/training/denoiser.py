@@ -17,7 +17,7 @@ from torch import Tensor
 
 from penchant.config import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.adapters import add_adapters
+from penchant.engine.adapters import add_adapters, sort_modules
 from penchant.engine.denoising import Denoiser
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
@@ -89,6 +89,7 @@ def tune_denoiser(
             metrics.write({"step": step + 1, **sums, "grad_norm": norm})
             progress.advance(1, f"loss {sums['loss']:.4f}")
     model.save_pretrained(folder)
+    sort_modules(folder)
     denoiser.unet = model.merge_and_unload().requires_grad_(False)
 
 
