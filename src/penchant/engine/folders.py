@@ -19,8 +19,7 @@ FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if h
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A place to write into, which becomes the folder once all of it is on the disk; an earlier half is thrown away."""
     aside = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    new_folder(aside)
     yield aside
     for written in aside.rglob("*"):
         sync(written)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from penchant.engine.adapters import add_adapters, sort_modules
 from penchant.engine.checkpoint import save_model
 from penchant.engine.distribution import World
+from penchant.engine.folders import new_folder
 from penchant.engine.generation_ends import TrainedResponses, write_generation_config
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
@@ -75,7 +75,7 @@ class Policy:
         weights = _full_weights(scorer, self.model, world)
         if world.is_main:
             aside = folder / ".writing-model"
-            shutil.rmtree(aside, ignore_errors=True)
+            new_folder(aside)
             weights = {name: tensor for name, tensor in weights.items() if not _is_tied(self.model, name)}
             stored = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).fitting(weights)
             weights = {name: stored.cast(name, tensor) for name, tensor in weights.items()}

@@ -21,7 +21,9 @@ def write_atomically(file: Path, text: str) -> None:
     aside = file.with_name(f".writing-{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+        # Never through what stands there, which may be a link to another file.
+        aside.unlink(missing_ok=True)
+        with aside.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
