@@ -11,14 +11,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from penchant.config_errors import explain, refusal, validated
-from penchant.config_objective import build_objective, describe_objective
+from penchant.config_objective import build_objective, code_runs, describe_objective, names_code
 from penchant.config_reward import RewardConfig
 from penchant.config_yaml import parse_yaml
 from penchant.data.files import MAX_BYTES
 from penchant.data.rendering import RESERVED, AsChat, ControlText, Learn, Refused, Rendering
 from penchant.data.tokenized import Truncation
 from penchant.errors import ConfigError
-from penchant.objectives import Objective
+from penchant.objectives import MultiReference, Objective
 
 
 class Section(BaseModel):
@@ -269,6 +269,8 @@ class RunConfig(Section):
     @property
     def method(self) -> Objective:
         """The objective with its hyper-parameters."""
+        if not code_runs() and names_code(self.objective) and len(self.references) > 1:
+            return MultiReference()
         return build_objective(self.objective)
 
 

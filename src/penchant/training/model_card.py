@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,12 @@ from typing import Any
 import yaml
 
 from penchant.config import RunConfig, load_config
-from penchant.config_objective import describe_objective
+from penchant.config_objective import code_runs, describe_objective, names_code, without_code
 from penchant.engine.loading import adapter_base
 from penchant.engine.model_kind import ModelKind, model_kind
 from penchant.engine.saved_dtype import stored_types
-from penchant.evaluation.files import write_atomically
+from penchant.errors import CheckpointError, reason_of
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.loading_code import loading_code
 from penchant.training.model_source import ModelSource, describe_source
 from penchant.training.references import reference_sources
@@ -101,7 +101,8 @@ def write_merged_card(source: Path, output: Path) -> None:
     """
     kind = model_kind(str(output))
     if (source / "config.yaml").is_file() and (source / "run.json").is_file():
-        card = run_card(source, load_config(source / "config.yaml"), kind, output)
+        with without_code():
+            card = run_card(source, load_config(source / "config.yaml"), kind, output)
         note = "The numbers are those of the adapter beside its base, before it was merged."
         card = Card(**{**vars(card), "name": output.name, "notes": [*card.notes, note] if card.held_out else []})
     else:
@@ -118,15 +119,16 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
         folder: the run's.
         weights: the folder whose weights are described.
     """
-    base, method = describe_source(config.model), config.method
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    base, method = describe_source(config.model), method_name(config)
+    fix = "put the whole file back"
+    record = read_record(folder / "run.json", ("data", "environment"), fix)
     made = "a reward model" if kind.is_reward_model else "a language model with a preference head" if kind.heads else ""
     made = made or ("an adapter" if kind.is_adapter else "a language model")
-    tags = [method.name, *(["lora"] if config.lora is not None else [])]
+    tags = [method, *(["lora"] if config.lora is not None else [])]
     held_out, notes = _held_out(folder, weights, config)
     return Card(
         name=Path(config.output).name or folder.name,
-        what=f"{made[0].upper()}{made[1:]} trained from {base.name} with `{method.name}`.",
+        what=f"{made[0].upper()}{made[1:]} trained from {base.name} with `{method}`.",
         base=base,
         kind=kind,
         tags=[*tags, *(["reward-model"] if kind.is_reward_model else []), *(["preference-head"] if kind.heads else [])],
@@ -137,6 +139,11 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
         versions=_versions(record["environment"]),
         datasets=[config.data.train] if _is_hub_id(config.data.train) else [],
     )
+
+
+def method_name(config: RunConfig) -> str:
+    """The objective's own name; the configuration's, where its code is not run."""
+    return config.method.name if code_runs() or not names_code(config.objective) else str(config.objective["name"])
 
 
 def metric_text(value: object) -> str | None:
@@ -151,7 +158,7 @@ def metric_text(value: object) -> str | None:
 def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
     settings = describe_objective(config.method, config.objective)
     shown = {name: value for name, value in settings.items() if name not in ("name", "file")}
-    rows = [("starting model", base.name), ("method", f"`{config.method.name}`")]
+    rows = [("starting model", base.name), ("method", f"`{method_name(config)}`")]
     if shown:
         rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in shown.items())))
     names = [base.name if source is None else describe_source(source).name for source in reference_sources(config)]
@@ -195,18 +202,28 @@ def _held_out(folder: Path, weights: Path, config: RunConfig) -> tuple[list[tupl
     file = folder / "evaluation.json"
     if not file.is_file():
         return [], []
-    found = json.loads(file.read_text(encoding="utf-8"))
-    rows, notes = [], []
-    before, after = found.get("before"), found.get("after")
-    if after is not None:
-        cells = {name: [metric_text(part.get(name)) or "" for part in (before, after)] for name in after["definitions"]}
-        rows += [(name, first, second) for name, (first, second) in cells.items() if first or second]
-        notes.append(f"{after['groups']} groups; in brackets the 95 % interval of a bootstrap over prompts.")
-    if (choosing := metric_text(found.get("reward_accuracy"))) is not None:
-        rows.append(("reward_accuracy", "", choosing))
+    fix = "delete it: it is measured again"
+    record = read_record(file, (), fix)
+    try:
+        rows, notes = _held_out_rows(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the file is damaged: {reason_of(error)}", where=str(file), fix=fix) from error
     types = stored_types(weights)
     if rows and config.lora is None and types != ["float32"]:
         notes.append(f"Measured on the weights as saved, in {', '.join(types)}; metrics.jsonl holds float32's numbers.")
+    return rows, notes
+
+
+def _held_out_rows(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Rows of metric, before and after, and notes, from what evaluation.json holds."""
+    rows, notes = [], []
+    before: Any = record.get("before")
+    if (after := record.get("after")) is not None:
+        cells = {name: [metric_text(part.get(name)) or "" for part in (before, after)] for name in after["definitions"]}
+        rows += [(name, first, second) for name, (first, second) in cells.items() if first or second]
+        notes.append(f"{after['groups']} groups; in brackets the 95 % interval of a bootstrap over prompts.")
+    if (choosing := metric_text(record.get("reward_accuracy"))) is not None:
+        rows.append(("reward_accuracy", "", choosing))
     return rows, notes
 
 
