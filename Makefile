@@ -29,4 +29,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed/run.py cpu --out benchmarks/results
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-audit demo
