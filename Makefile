@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set where a CUDA build of torch is wanted: make CONSTRAINTS= demo
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check audit faults bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/penchant demo --output demo
@@ -19,6 +19,15 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Known vulnerabilities of the pinned packages; says so where their database cannot be reached.
+audit:
+	$(PYTHON) .ci/audit.py
+
+# Under 20 minutes: kills, full disks, signals, locks and damaged files; KILLS=20 for fewer kills.
+KILLS ?= 200
+faults: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py --kills $(KILLS)
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
@@ -29,4 +38,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed/run.py cpu --out benchmarks/results
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-audit demo

@@ -221,16 +221,49 @@ def full_at_the_second_save(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     from penchant.training import checkpoints
 
     marks: list[None] = []
-    save = checkpoints.save
+    write_shards = checkpoints.write_shards
 
     def full(*args: object, **kwargs: object) -> object:
         marks.append(None)
         if len(marks) == 2:
             raise OSError(28, "No space left on device")
-        return save(*args, **kwargs)
+        return write_shards(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoints, "save", full)
+    monkeypatch.setattr(checkpoints, "write_shards", full)
     return marks
+
+
+class SmallDisk:
+    """A file system of its own whose room a test decides.
+
+    Attributes:
+        folder: where it is mounted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def resize(self, kilobytes: int) -> None:
+        """What it can hold from now on."""
+        options = f"remount,size={kilobytes}k"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """An empty file system in memory, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        pytest.skip(f"no small file system can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.fixture(scope="session")

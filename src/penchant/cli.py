@@ -1,6 +1,7 @@
 """The command line: one function for each verb. It parses, calls the library and prints; it holds no logic.
 
-Exit codes: 0 done, 1 unexpected failure, 2 the user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 unexpected failure, 2 the user's mistake, 130 interrupted, 143 and 129 stopped by SIGTERM and
+SIGHUP.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -224,6 +226,10 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
 def main() -> None:
     """Run a command line and exit with its code."""
     keep_freed_memory()
+    # Data may hold lone surrogates, in its columns' names too; they are shown as they are written in JSON.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Quiet where we say it ourselves; set before the libraries are imported.
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -248,7 +254,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if type(error).__name__ == "Interrupted":
             _complain(str(error))
-            return 130
+            return int(getattr(error, "exit_code", 130))
         import traceback
 
         traceback.print_exc()

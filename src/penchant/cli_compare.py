@@ -20,11 +20,13 @@ def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
     from penchant.comparison.config import load_bench
     from penchant.comparison.run import compare as compare_methods
     from penchant.comparison.write import write_comparison
+    from penchant.engine.folders import repeatable
 
     config = load_bench(bench, overrides)
     tell = teller(as_json)
     comparison = compare_methods(config, str(bench), tell=tell)
-    summary, table = write_comparison(comparison, Path(config.output), tell)
+    with repeatable(Path(config.output)):
+        summary, table = write_comparison(comparison, Path(config.output), tell)
     deliver(summary, as_json, table)
 
 

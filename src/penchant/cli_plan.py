@@ -43,10 +43,12 @@ def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Js
         Memory to fit into; what the device has if not given.
     """
     from penchant.config import load_config
+    from penchant.config_objective import without_code
     from penchant.training.plan import plan as plan_run
 
-    config = load_config(run, overrides)
-    result = plan_run(config, available=memory_mb and memory_mb << 20, tell=teller(as_json))
+    with without_code():
+        config = load_config(run, overrides)
+        result = plan_run(config, available=memory_mb and memory_mb << 20, tell=teller(as_json))
     deliver(result.to_json(), as_json, None if as_json else render(result))
 
 

@@ -14,6 +14,7 @@ import yaml
 from cyclopts import Parameter
 
 from penchant.cli_output import Count, Dtype, Length, Rows, Truncation
+from penchant.config_yaml import parse_yaml
 from penchant.data.rendering import AsChat, ControlText, Learn, Rendering
 from penchant.errors import ConfigError
 
@@ -184,7 +185,7 @@ def _variables(arguments: Sequence[str]) -> Mapping[str, Any]:
 
 def _yaml(text: str, argument: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{argument!r} cannot be read: {' '.join(str(error).split())}",

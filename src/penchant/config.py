@@ -11,13 +11,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from penchant.config_errors import explain, refusal, validated
 from penchant.config_keys import override
-from penchant.config_objective import build_objective, describe_objective
+from penchant.config_objective import build_objective, code_runs, describe_objective, names_code
 from penchant.config_reading import ReadingConfig
 from penchant.config_reward import RewardConfig
 from penchant.config_section import Section
+from penchant.config_yaml import parse_yaml
+from penchant.data.files import MAX_BYTES
 from penchant.data.rendering import Rendering
 from penchant.errors import ConfigError
-from penchant.objectives import Objective
+from penchant.objectives import MultiReference, Objective
 
 
 class SourceConfig(Section):
@@ -38,6 +40,7 @@ class SourceConfig(Section):
     held_out_split: str | None = Field(
         None, description="split of the file `held_out`, or of `train`'s source where `held_out` is null"
     )
+    max_bytes: int = Field(MAX_BYTES, ge=1, description="what a compressed file may unpack to, in bytes")
 
     @field_validator("held_out", "reference_held_out")
     @classmethod
@@ -93,6 +96,19 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute layers in the backward, for memory")
     shuffle: bool = Field(True, description="a new order each epoch; false keeps the file's")
     seed: int = Field(0, ge=0)
+
+    grace_seconds: float = Field(
+        25,
+        gt=0,
+        description="time to finish the step and save after SIGTERM or SIGHUP; then the process leaves without saving. "
+        "Kubernetes and Slurm kill after 30 s by default",
+    )
+    rank_timeout_seconds: float = Field(
+        1800,
+        gt=0,
+        description="of several processes: how long one may not answer, or keep the others waiting, before the run "
+        "ends with an error that names it",
+    )
 
     @field_validator("betas")
     @classmethod
@@ -211,6 +227,8 @@ class RunConfig(Section):
     @property
     def method(self) -> Objective:
         """The objective with its hyper-parameters."""
+        if not code_runs() and names_code(self.objective) and len(self.references) > 1:
+            return MultiReference()
         return build_objective(self.objective)
 
 
@@ -255,7 +273,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), fix="save it as UTF-8") from error
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"this is not YAML: {' '.join(str(error).split())}",

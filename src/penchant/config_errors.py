@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from penchant.errors import ConfigError, respell
 
 Model = TypeVar("Model", bound=BaseModel)
+SECRET = "secret"
+"""Type of pydantic's errors whose input is not shown: it may hold a key."""
 
 
 def validated(kind: type[Model], values: dict[str, Any], where: str) -> Model:
@@ -47,6 +49,8 @@ def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str
     if problem["type"] == "missing":
         return f"{key}: this key is needed"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == SECRET:
+        return f"{key}: {message}"
     if problem["type"] == "value_error" and path:
         message = respell(message, {f"{name}.": f"{key}.{name}." for name in _known_keys(root, path)})
         if message.startswith(f"{key}."):

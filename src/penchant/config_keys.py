@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from penchant.config_yaml import parse_yaml
 from penchant.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ def override(values: dict[str, Any], assignment: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{assignment!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {text!r} is not a YAML value", fix=f"put it in quotes: {key}='\"...\"'") from error
     set_key(values, key, value)

@@ -10,8 +10,10 @@ import dataclasses
 import hashlib
 import math
 import sys
-from collections.abc import Mapping
-from importlib.metadata import entry_points
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -20,9 +22,35 @@ from pydantic import TypeAdapter, ValidationError
 
 from penchant.config_errors import explain, nearest
 from penchant.errors import ConfigError
-from penchant.objectives import OBJECTIVES, Objective, Part, WeightedSum
+from penchant.objectives import DPO, OBJECTIVES, Objective, Part, WeightedSum
 
 GROUP = "penchant.objectives"
+
+STAND_IN: Objective = DPO()
+"""In the place of an objective whose code is not run: most need what it needs."""
+_CODE_RUNS: ContextVar[bool] = ContextVar("code_runs", default=True)
+
+
+@contextmanager
+def without_code() -> Iterator[None]:
+    """Around a command that neither trains nor scores: it runs no code that a configuration names."""
+    token = _CODE_RUNS.set(False)
+    try:
+        yield
+    finally:
+        _CODE_RUNS.reset(token)
+
+
+def code_runs() -> bool:
+    """Whether code that a configuration names may run."""
+    return _CODE_RUNS.get()
+
+
+def names_code(values: Mapping[str, Any]) -> bool:
+    """Whether an objective, as it stands in a configuration, is built from code that is not Penchant's."""
+    if values.get("name") == WeightedSum.name:
+        return any(isinstance(part, dict) and names_code(part) for part in values.get("parts") or ())
+    return values.get("file") is not None or values.get("name") not in OBJECTIVES
 
 
 def build_objective(values: dict[str, Any]) -> Objective:
@@ -31,15 +59,23 @@ def build_objective(values: dict[str, Any]) -> Objective:
     Raises:
         ConfigError: unknown name or hyper-parameter (with the nearest), wrong type, value out of range; a file or
             plug-in that cannot be imported or does not keep to the protocol.
+
+    Inside `without_code` an objective of the user's own is `STAND_IN`.
     """
     given = dict(values)
     name, file = given.pop("name", None), given.pop("file", None)
     if file is not None:
-        method = _from_file(str(file), name)
+        path = _python_file(str(file))
+        if not code_runs():
+            return STAND_IN
+        method = _from_file(path, name)
     elif isinstance(name, str) and name in OBJECTIVES:
         method = OBJECTIVES[name]
     else:
-        method = _from_entry_point(name)
+        point = _entry_point(name)
+        if not code_runs():
+            return STAND_IN
+        method = _from_entry_point(point)
     if method is WeightedSum:
         return _weighted_sum(given)
     known = {field.name for field in dataclasses.fields(method)}
@@ -66,6 +102,8 @@ def describe_objective(objective: Objective, given: Mapping[str, Any] = MappingP
     Args:
         given: what it was built from: the objective does not know its file, nor its name among plug-ins.
     """
+    if not code_runs() and names_code(given):
+        return dict(given)
     name = given.get("name", objective.name)
     if isinstance(objective, WeightedSum):
         described = []
@@ -111,25 +149,35 @@ def _weighted_sum(given: dict[str, Any]) -> WeightedSum:
         raise ConfigError(f"objective: {error}", fix=f"as in {example}") from error
 
 
-def _from_entry_point(name: object) -> type[Objective]:
+def _entry_point(name: object) -> EntryPoint:
+    """The installed plug-in of this name; nothing of it is imported."""
     installed = {point.name: point for point in entry_points(group=GROUP)}
     if not isinstance(name, str) or name not in installed:
         found = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
         every = [*OBJECTIVES, *installed]
         raise ConfigError(f"{found}{nearest(str(name), every)}", fix=f"one of: {', '.join(every)}")
+    return installed[name]
+
+
+def _from_entry_point(point: EntryPoint) -> type[Objective]:
     try:
-        loaded = installed[name].load()
+        loaded = point.load()
     except (Exception, SystemExit) as error:
-        raise _broken(f"the plug-in {name} ({installed[name].value})", error) from error
-    return _checked(loaded, name, installed[name].value)
+        raise _broken(f"the plug-in {point.name} ({point.value})", error) from error
+    return _checked(loaded, point.name, point.value)
 
 
-def _from_file(file: str, name: object) -> type[Objective]:
+def _python_file(file: str) -> Path:
     path = Path(file)
     if not path.is_file():
         raise ConfigError("objective.file: there is no such file", where=file, fix="name the method's .py file")
     if path.suffix != ".py":
         raise ConfigError("objective.file: this is no Python file", where=file, fix="name the method's .py file")
+    return path
+
+
+def _from_file(path: Path, name: object) -> type[Objective]:
+    file = str(path)
     # One module for each content of the file, so that a class is the same class wherever it is asked for.
     module_name = f"penchant_objective_{_content_hash(path)}"
     if module_name not in sys.modules:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from penchant.config_errors import SECRET
 from penchant.config_section import Section
 
 
@@ -23,6 +26,12 @@ class JudgeConfig(Section):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str) -> str:
+        if any(mark in value for mark in "@?#"):
+            raise PydanticCustomError(
+                SECRET,
+                "expected no user, password or query in the address; it stands in logs and reports. A key belongs into "
+                "the environment variable that api_key_env names",
+            )
         try:
             parts = urlsplit(value)
             complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -30,6 +39,15 @@ class JudgeConfig(Section):
             complete = False
         if not complete or any(character.isspace() or not character.isprintable() for character in value):
             raise ValueError("expected an address without spaces, as in http://localhost:8000/v1")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII):
+            raise PydanticCustomError(
+                SECRET, "expected the name of an environment variable, as in OPENAI_API_KEY, and not a key itself"
+            )
         return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from penchant.comparison.write import write_comparison
 from penchant.config import load_config
 from penchant.data.reading import read_groups
 from penchant.engine.distribution import World, local_device
+from penchant.engine.folder_lock import folder_lock
 from penchant.errors import ConfigError, DiskFullError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import evaluate_preferences
@@ -184,6 +186,13 @@ def test_a_full_disk_stops_the_comparison_and_it_goes_on_after(bench, monkeypatc
     assert len(full_at_the_second_save) == 2
     monkeypatch.undo()
     assert [cell.failed for cell in run(file).cells] == [None] * 4
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused(bench, tmp_path):
+    file = bench(seeds=[0])
+    with folder_lock(tmp_path / "bench"), pytest.raises(ConfigError, match=f"another process.*{os.getpid()}"):
+        run(file)
+    assert not (tmp_path / "bench").exists()
 
 
 def test_weights_may_be_thrown_away(bench, tmp_path):

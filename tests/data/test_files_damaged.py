@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +165,41 @@ def test_trap_a_pickle_is_never_loaded(tmp_path: Path) -> None:
 
 def test_a_split_of_a_file(tmp_path: Path) -> None:
     assert failure(write(tmp_path / "a.jsonl", LINES), split="train").fix == "leave data.split out"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.jsonl.zst", "a.parquet.gz"])
+def test_a_compressed_file_that_unpacks_without_end(tmp_path: Path, name: str) -> None:
+    """A bomb of some kilobytes, one line or many, stops behind `max_bytes`."""
+    content = b'{"prompt": "' + b"0" * 3_000_000
+    file = write(tmp_path / name, _compressed(content, name))
+    error = failure(file, max_bytes=2_000_000)
+    assert error.what == "the compressed file unpacks to more than 2000000 bytes"
+    assert error.where == name
+    assert "data.max_bytes" in error.fix
+
+
+def test_a_compressed_file_of_just_the_bytes_allowed_is_read(tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "a.jsonl.zst"):
+        file = write(tmp_path / name, _compressed(LINES.encode(), name))
+        assert [row for _, row in read_rows(file, max_bytes=len(LINES))] == ROWS
+        assert "unpacks" in failure(file, max_bytes=len(LINES) - 1).what
+
+
+def _compressed(content: bytes, name: str) -> bytes:
+    import pyarrow
+
+    if name.endswith(".gz"):
+        return gzip.compress(content)
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+def test_a_column_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({**row, "x\ud800y": 1}) + "\n" for row in ROWS))
+    for verb in ("check", "show", "audit"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "penchant", "data", verb, file], capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in ended.stderr
+        assert ended.returncode in (0, 2), ended.stderr
+        assert "x\\ud800y" in ended.stdout + ended.stderr

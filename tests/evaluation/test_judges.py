@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from penchant.config_reward import JudgeConfig
+from penchant.config_errors import validated
+from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.engine.reference_cache import cache_folder
 from penchant.errors import ConfigError
 from penchant.evaluation import endpoint
@@ -37,6 +38,8 @@ class Server:
         self.script: list[object] = ["[[A]]"]
         self.asked: list[dict] = []
         self.keys: list[str | None] = []
+        self.headers: dict[str, str] = {}
+        self.reason: str | None = None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,7 +59,9 @@ class Server:
                 code = step if isinstance(step, int) else 200
                 reply = {"choices": [{"message": {"content": step}}]} if step != "empty" else {}
                 data = json.dumps(reply).encode()
-                self.send_response(code)
+                self.send_response(code, outer.reason)
+                for name, value in outer.headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -83,6 +88,63 @@ def judge(server: Server, **settings) -> EndpointJudge:
 
 def compare(server: Server, **settings) -> list[Verdict]:
     return judge(server, **settings).compare(["p"], ["ours"], ["theirs"])
+
+
+KEY = "sk-planted-0123456789"
+
+
+class TestKeys:
+    @pytest.fixture(autouse=True)
+    def planted(self, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+    def test_no_redirect_is_followed(self, server, code):
+        """Followed, the key went to the other host."""
+        second = Server()
+        server.headers = {"Location": f"{second.url}/chat/completions"}
+        server.script = [code]
+        with pytest.raises(ConfigError, match=f"redirects \\({code}\\)") as error:
+            compare(server)
+        second.server.shutdown()
+        assert server.keys == [f"Bearer {KEY}"]
+        assert second.keys == []
+        assert error.value.where == server.url
+
+    def test_a_key_that_the_server_repeats_is_not_shown(self, server):
+        server.reason = f"no such key: {KEY}"
+        server.script = [401]
+        with pytest.raises(ConfigError, match=r"401 no such key: \*\*\*") as error:
+            compare(server)
+        assert KEY not in str(error.value)
+        server.script = [f"Your key is {KEY}."]
+        with pytest.raises(ConfigError, match=r"Your key is \*\*\*") as error:
+            EndpointReward(JudgeConfig(url=server.url, model="m", retries=0))(["p"], [["r"]])
+        assert KEY not in str(error.value)
+
+    def test_a_key_that_cannot_be_sent_is_not_shown(self, server, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX: y")
+        with pytest.raises(ConfigError, match="characters that no header can hold") as error:
+            compare(server)
+        assert KEY not in str(error.value)
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+        assert compare(server) == [Verdict("first")]
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"url": f"http://me:{KEY}@localhost/v1"},
+            {"url": f"http://localhost/v1?api_key={KEY}"},
+            {"url": f"http://me:{KEY}@local host/v1"},
+            {"api_key_env": KEY},
+        ],
+        ids=["password", "query", "not even an address", "in place of its variable"],
+    )
+    def test_a_key_in_a_configuration_is_refused_and_not_shown(self, setting):
+        with pytest.raises(ConfigError) as error:
+            validated(RewardConfig, {"judge": {"url": "http://localhost/v1", "model": "m", **setting}}, "run.yaml")
+        assert KEY not in str(error.value)
+        assert "environment variable" in str(error.value)
 
 
 class TestEndpoint:

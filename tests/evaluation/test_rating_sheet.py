@@ -9,7 +9,7 @@ import pytest
 
 from penchant.cli import run
 from penchant.errors import DataError
-from penchant.evaluation.rating_sheet import read_sheet, write_sheet
+from penchant.evaluation.rating_sheet import _without_guard, read_sheet, write_sheet
 
 PROMPTS = [f"Why, {n}?" for n in range(40)]
 ANSWERS = {"base": [f"base, {n}" for n in range(40)], "dpo": [f'dpo "{n}"\nindeed' for n in range(40)]}
@@ -76,3 +76,23 @@ def test_the_verb_reads_it_back(folder, capsys):
     assert found["base"]["low"] < found["base"]["value"] < found["base"]["high"]
     assert run(["data", "ratings", str(folder / "none")]) == 2
     assert "key.csv" in capsys.readouterr().err
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-x", "'quoted'", "plain", "", "\n=1", "é"]
+
+
+def test_no_cell_is_a_formula_and_all_are_read_back_equal(tmp_path):
+    """A model's answer must not be calculated by the spreadsheet that people open it with."""
+    answers = {"-base": FORMULAS, "@dpo": FORMULAS[::-1]}
+    write_sheet(tmp_path, FORMULAS, answers)
+    content = (tmp_path / "sheet.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbf")
+    with (tmp_path / "sheet.csv").open(newline="", encoding="utf-8-sig") as stream:
+        table = list(csv.DictReader(stream))
+    cells = [cell for row in table for cell in row.values()]
+    assert [cell for cell in cells if cell[:1] and cell[0] in "=+-@\t\r\n"] == []
+    assert [_without_guard(row["prompt"]) for row in table] == FORMULAS
+    for row, expected in zip(table, zip(*answers.values(), strict=True), strict=True):
+        assert sorted(_without_guard(row[name]) for name in ("answer_a", "answer_b")) == sorted(expected)
+    fill(tmp_path, ["a"] * len(FORMULAS))
+    assert set(read_sheet(tmp_path)) == {"-base", "@dpo"}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from penchant.errors import ConfigError
+from penchant.engine.folder_lock import folder_lock
+from penchant.errors import ConfigError, DiskFullError
 from penchant.recipes import stages as recipe
+from penchant.recipes.demo import run_demo
 from penchant.recipes.stages import BEGUN, RECORD, Stage
 
 
@@ -42,6 +45,50 @@ def test_each_is_done_once(tmp_path):
     assert log == ["a", "b", "c"]
     assert told[0] == "1 of 3: makes a"
     assert told[-1] == "3 of 3: makes c: done before"
+
+
+def test_a_second_recipe_in_the_same_folder_is_refused(tmp_path):
+    log: list[str] = []
+    with folder_lock(tmp_path), pytest.raises(ConfigError, match="another process"):
+        run_stages(tmp_path, stages(log))
+    assert log == []
+
+
+def test_a_second_demo_in_the_same_folder_is_refused(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(ConfigError, match="another process"):
+        run_demo(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_in_a_stage_is_one_error_and_it_goes_on_after(tmp_path):
+    """Also where a library wrapped it."""
+    log: list[str] = []
+    failures: list[Exception] = [OSError(errno.ENOSPC, "No space left on device")]
+
+    def fail_first(listed: list[Stage]) -> list[Stage]:
+        def run(folder: Path) -> dict[str, int]:
+            if failures:
+                raise RuntimeError("cannot write") from failures.pop(0)
+            return listed[1].run(folder)
+
+        return [listed[0], Stage("b", "makes b", {"size": 1}, run), listed[2]]
+
+    with pytest.raises(DiskFullError, match="the disk is full") as error:
+        run_stages(tmp_path, fail_first(stages(log)))
+    assert "give the same command again" in error.value.fix
+    assert str(tmp_path) in error.value.where
+    run_stages(tmp_path, fail_first(stages(log)))
+    assert log == ["a", "b", "c"]
+
+
+def test_a_full_disk_in_a_stages_run_names_the_recipes_command(tmp_path):
+    def run(folder: Path) -> dict[str, int]:
+        raise DiskFullError("the disk is full", where="run", fix="free some space, then penchant train --resume run")
+
+    with pytest.raises(DiskFullError) as error:
+        run_stages(tmp_path, [Stage("a", "makes a", {}, run)])
+    assert "give the same command again" in error.value.fix
+    assert error.value.where == "run"
 
 
 def test_one_that_was_killed_is_run_again(tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +184,23 @@ class TestPreferenceHeads:
         messages: list[str] = []
         train(load_config(write_config(lora={"rank": 4}, training={"learning_rate": 1e-60}), []), tell=messages.append)
         assert any(line.startswith("14 adapters are as before training") for line in messages)
+        told: list[str] = []
+        train(load_config(write_config(lora={"rank": 4}, training={"learning_rate": 1e-60}), []), tell=told.append)
+        assert any(line.startswith("14 adapters are as before training") for line in told)
+
+
+def test_an_adapters_folder_is_the_same_bytes_in_every_process(write_config, tmp_path):
+    """PEFT writes a set of modules in an order that depends on the process's seed of hashes."""
+    file = write_config(lora={"rank": 2}, training={"max_steps": 1}, data={"held_out": None})
+    for seed in ("1", "2", "3"):
+        subprocess.run(
+            [sys.executable, "-m", "penchant", "train", file, f"output={tmp_path / seed}"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+    texts = [(tmp_path / seed / "adapter_config.json").read_bytes() for seed in ("1", "2", "3")]
+    assert texts[0] == texts[1] == texts[2]
+    names = json.loads(texts[0])["target_modules"]
+    assert names == sorted(names)
+    assert len(names) == 14  # seven in each of two layers

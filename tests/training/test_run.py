@@ -71,12 +71,8 @@ def newest(folder: Path) -> Path:
 
 
 def optimizer_state(folder: Path) -> dict[str, torch.Tensor]:
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    out = folder / "all.pt"
-    dcp_to_torch_save(newest(folder), out)
-    saved = torch.load(out)["optimizer"]
-    return {f"{name}/{key}": value for name, state in saved.items() for key, value in state.items()}
+    files = newest(folder).glob("*.safetensors")
+    return {name: value for file in files for name, value in load_file(file).items() if name.startswith("optimizer.")}
 
 
 def assert_same_run(one: Path, two: Path) -> None:
@@ -84,7 +80,7 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert torch.equal(tensor, weights(two)[name]), name
     assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
     first, second = optimizer_state(one), optimizer_state(two)
-    assert first.keys() == second.keys()
+    assert first.keys() == second.keys() != set()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -228,6 +224,25 @@ class TestRefuses:
         with pytest.raises(ConfigError, match="data"):
             run(file, resume=True)
 
+    def test_a_second_start_on_the_folder_of_a_run_in_progress(self, write_config, tmp_path):
+        """Nor a second --resume: the metrics of both would be mixed."""
+        file = write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000})
+        folder = tmp_path / "run"
+        process = penchant("train", file)
+        while last_step(folder) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        for arguments in (("train", file), ("train", "--resume", folder)):
+            second = penchant(*arguments)
+            message = second.communicate(timeout=60)[1]
+            assert second.returncode == 2
+            assert f"process {process.pid} on " in message
+            assert str(folder) in message
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        steps = [int(line["step"]) for line in lines(folder)]
+        assert steps == list(range(len(steps)))
+
     def test_to_resume_what_never_began(self, write_config):
         with pytest.raises(ConfigError, match="no run to resume"):
             run(write_config(), resume=True)
@@ -235,7 +250,7 @@ class TestRefuses:
     def test_a_truncated_checkpoint(self, write_config, tmp_path):
         file = write_config()
         folder = run(file)
-        damaged = next(newest(folder).glob("*.distcp"))
+        damaged = next(newest(folder).glob("*.safetensors"))
         os.truncate(damaged, damaged.stat().st_size // 2)
         with pytest.raises(CheckpointError, match="bytes") as error:
             run(file, resume=True)
@@ -246,7 +261,7 @@ class TestRefuses:
     def test_a_changed_checkpoint(self, write_config):
         file = write_config()
         folder = run(file)
-        damaged = next(newest(folder).glob("*.distcp"))
+        damaged = next(newest(folder).glob("*.safetensors"))
         content = bytearray(damaged.read_bytes())
         content[len(content) // 2] ^= 1
         damaged.write_bytes(content)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from penchant.config import load_config
 from penchant.engine.loading import load_tokenizer
-from penchant.errors import ConfigError, DataError, PenchantError
+from penchant.errors import CheckpointError, ConfigError, DataError, PenchantError
 from penchant.training.inputs import tokenize_inputs
 from penchant.training.run import train
 
@@ -358,3 +358,30 @@ def test_each_prompt_is_asked_once_and_empty_ones_are_counted(online, tmp_path, 
     assert [group.group.id for group in inputs.train] == ["a", "d"]
     assert [tokenizer.decode(group.prompt) for group in inputs.train] == ["<s> the cat", "<s> a dog"]
     assert inputs.notes[-1] == "training: empty prompt dropped: 1 of 3 groups (b)"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "the file is damaged"),
+        (lambda text: "[]", "it holds no object, but list"),
+        (lambda text: text.replace('"3": ', '"5": '), "it lacks 3"),
+        (lambda text: text.replace('"prompt": ', '"prompt": 99'), "the file is damaged: list index out of range"),
+        (lambda text: text.replace('"scores"', '"marks"'), "the file is damaged: 'scores'"),
+    ],
+    ids=["cut", "no object", "a step missing", "a prompt that is none", "no scores"],
+)
+def test_a_damaged_draw_is_named(online, damage, message):
+    file = online({"name": "rloo"}, data={"held_out": None})
+    folder = run(file)
+    for checkpoint in sorted((folder / "checkpoints").iterdir())[3:]:
+        shutil.rmtree(checkpoint)
+    draw = folder / "samples" / "step-00000002.json"
+    draw.write_text(damage(draw.read_text()))
+    with pytest.raises(CheckpointError) as error:
+        run(file, resume=True)
+    assert message in error.value.what
+    assert error.value.where == str(draw)
+    assert "other candidates are drawn" in error.value.fix
+    draw.unlink()
+    assert lines(run(file, resume=True))[-1]["step"] == 6

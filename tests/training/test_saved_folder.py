@@ -135,11 +135,5 @@ def test_the_dtype_on_disk(write_config, base, settings, lora, expected):
 
 def _masters(folder: Path) -> list[torch.Tensor]:
     """The weights in the last checkpoint."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
-    metadata = FileSystemReader(sorted((folder / "checkpoints").glob("step-*"))[-1]).read_metadata()
-    return [
-        torch.empty(0, dtype=value.properties.dtype)
-        for name, value in metadata.state_dict_metadata.items()
-        if name.startswith("model.")
-    ]
+    files = sorted((folder / "checkpoints").glob("step-*"))[-1].glob("*.safetensors")
+    return [value for file in files for name, value in load_file(file).items() if name.startswith("model.")]

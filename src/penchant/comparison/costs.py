@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from penchant.engine.memory import most_process_bytes
+from penchant.evaluation.files import read_records
 
 
 def reset_peak() -> None:
@@ -46,4 +46,4 @@ def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
     file = folder / name
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return read_records(file, f"delete {folder}: the cell is trained again") if file.exists() else []

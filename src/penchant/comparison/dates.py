@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from penchant.comparison.cells import configurations
 from penchant.comparison.config import Bench
+from penchant.config import read_yaml
 from penchant.evaluation.dates import today
 from penchant.training.dates import run_writes_today
 
@@ -38,7 +37,7 @@ def on_one_day(bench: Bench, where: str) -> Bench:
     if configs[0].data.date is not None:
         return bench
     file = Path(bench.output) / "compare.yaml"
-    earlier = yaml.safe_load(file.read_text(encoding="utf-8"))["base"] if file.exists() else {}
+    earlier = read_yaml(file).get("base", {}) if file.exists() else {}
     day = _data(earlier).get("date")
     if day is None and any(map(run_writes_today, configs)):
         day = today()

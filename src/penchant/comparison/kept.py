@@ -11,7 +11,7 @@ from typing import Any
 
 from penchant.comparison.measure import Measured, Rival, Yardstick
 from penchant.errors import ConfigError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 
 FILE = "measured.json"
 
@@ -69,8 +69,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return read_record(file, ("metrics", "values"), "delete it: the cell is measured again")
 
 
 def _write(file: Path, result: Measured) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from penchant.comparison.cells import Planned
 from penchant.config import RunConfig
 from penchant.errors import ConfigError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, named_paths
 
 FILE = "origins.json"
@@ -64,7 +64,8 @@ class Origins:
 
     def _record(self) -> dict[str, Any]:
         file = self.folder / FILE
-        record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        fix = "put the whole file back, or name a new folder: output=DIR"
+        record = read_record(file, (), fix) if file.exists() else {}
         # What an older Penchant recorded is hashed otherwise, and says nothing here.
         return record if record.get("scheme") == SCHEME else {"scheme": SCHEME, "start": {}, "cells": {}}
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from penchant.comparison.cells import Planned, Shared, prepare, repeats, variants
 from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.costs import cost_of, curves_of, reset_peak
@@ -23,11 +21,14 @@ from penchant.comparison.origins import Origins
 from penchant.comparison.pair_values import first_of_prompt, name_of_group
 from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import name_of
-from penchant.config import dump_config
+from penchant.config import dump_config, read_yaml
+from penchant.config_yaml import parse_yaml
 from penchant.engine.distribution import is_alone
+from penchant.engine.folder_lock import folder_lock
+from penchant.engine.folders import repeatable
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, DiskFullError, TrainingError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.dates import day_note
 from penchant.training.run import train
 
@@ -43,12 +44,17 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
 
     Raises:
         PenchantError: the configuration, data or model is at fault; every cell is checked before the first is trained.
-        Interrupted: on Ctrl-C, after saving.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     if not is_alone():
         raise ConfigError(
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
+    with repeatable(Path(bench.output)), folder_lock(Path(bench.output)):
+        return _compare(bench, where, tell)
+
+
+def _compare(bench: Bench, where: str, tell: Tell) -> Comparison:
     folder = Path(bench.output)
     bench = on_one_day(bench, where)
     shared, cells = prepare(bench, where)
@@ -159,8 +165,8 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
     """The folder is this comparison's; more methods, seeds or sizes, or other measures, may be asked for later."""
     file = folder / "compare.yaml"
     if file.exists():
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not same_but_for_no_day(before["base"], bench.model_dump()["base"]):
+        before = read_yaml(file)
+        if not same_but_for_no_day(before.get("base", {}), bench.model_dump()["base"]):
             raise ConfigError(
                 f"the folder {folder} holds a comparison with another base",
                 where=where,
@@ -178,13 +184,9 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
             reset_peak()
             train(planned.config, resume=(folder / "run.json").exists())
             write_atomically(folder / "cost.json", json.dumps(cost_of(folder)))
-        except DiskFullError as error:
+        except DiskFullError:
             # Every further cell would fail of it, and none of them for a reason of its method's.
-            raise DiskFullError(
-                error.what,
-                where=error.where,
-                fix="free some space, then give the same command again: it goes on where it stopped",
-            ) from error
+            raise
         except TrainingError as error:
             failed = error.what
             tell(f"{folder.name} failed: {failed}")
@@ -193,7 +195,8 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
         result = measured(folder, yardstick, str(folder), planned.seed, rival)
         if not keep_weights:
             throw_away_weights(folder)
-    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8")) if failed is None else {}
+    fix = f"delete {folder}: the cell is trained again"
+    cost = read_record(folder / "cost.json", (), fix) if failed is None else {}
     return Cell(
         method=planned.variant.method.label,
         settings=dict(planned.variant.settings),
@@ -220,8 +223,8 @@ def _same_run(planned: Planned) -> None:
         return {**values, "output": None, "data": {**values["data"], **files}}
 
     file = planned.folder / "config.yaml"
-    before = content(yaml.safe_load(file.read_text(encoding="utf-8")))
-    now = content(yaml.safe_load(dump_config(planned.config)))
+    before = content(read_yaml(file))
+    now = content(parse_yaml(dump_config(planned.config)))
     if same_but_for_no_day(before, now):
         return
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

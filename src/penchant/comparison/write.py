@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +102,21 @@ def _cells(summary: Summary, names: Sequence[str]) -> list[list[str]]:
 def to_markdown(summary: Summary) -> str:
     """A pipe table, how to read it, and every metric's definition."""
     of = summary.comparison
-    columns = ["variant", "groups", "seeds", *summary.shown, f"{of.primary} against {of.baseline}", "verdict"]
-    lines = [f"# {of.title}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for cells in _cells(summary, summary.shown):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", how(summary), ""]
+    against = f"{of.primary} against {escape_markdown(of.baseline)}"
+    columns = ["variant", "groups", "seeds", *summary.shown, against, "verdict"]
+    lines = [f"# {escape_markdown(of.title)}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for variant, *numbers, verdict in _cells(summary, summary.shown):
+        cells = [escape_markdown(variant), *numbers, escape_markdown(verdict)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", escape_markdown(how(summary)), ""]
     lines += [f"- **{name}**: {definition}" for name, definition in of.definitions.items()]
-    lines += ["", *(f"- {notice}" for notice in of.notices)] if of.notices else []
+    lines += ["", *(f"- {escape_markdown(notice)}" for notice in of.notices)] if of.notices else []
     return "\n".join(lines) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Text as Markdown shows it: on one line, and neither table, link, code nor HTML."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def to_latex(summary: Summary) -> str:

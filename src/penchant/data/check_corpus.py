@@ -1,8 +1,13 @@
-"""Groups in the form the checks read: equal texts are equal numbers, and pairs are rows."""
+"""Groups in the form the checks read: equal texts are equal numbers, and pairs are counted rather than listed.
+
+A group of K candidates has up to K (K - 1) / 2 pairs. They are listed one group at a time, and only for groups whose
+pairs can meet others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -31,16 +36,14 @@ class Corpus:
         texts: the distinct texts of prompts and candidates; the other fields hold indices into it.
         prompts: one for each group.
         candidates: K for each group.
-        preferences: for each group, its (better, worse) candidate indices.
-        pairs: all groups' preferences as texts.
+        pair_counts: for each group, how many (better, worse) candidate pairs it has.
     """
 
     groups: Sequence[PreferenceGroup]
     texts: tuple[str, ...]
     prompts: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
-    preferences: tuple[tuple[tuple[int, int], ...], ...]
-    pairs: tuple[Pair, ...]
+    pair_counts: tuple[int, ...]
 
     @classmethod
     def of(cls, groups: Sequence[PreferenceGroup]) -> Corpus:
@@ -51,9 +54,7 @@ class Corpus:
 
         prompts = tuple(number(as_text(group.prompt)) for group in groups)
         candidates = tuple(tuple(number(as_text(c)) for c in group.candidates) for group in groups)
-        preferences = tuple(group.pairs for group in groups)
-        pairs = tuple(_pairs(prompts, candidates, preferences))
-        return cls(groups, tuple(numbers), prompts, candidates, preferences, pairs)
+        return cls(groups, tuple(numbers), prompts, candidates, tuple(map(count_pairs, groups)))
 
     @cached_property
     def folded_texts(self) -> tuple[str, ...]:
@@ -67,18 +68,53 @@ class Corpus:
 
     def hits(self, found: Iterable[int], of: int) -> Hits:
         """A check's hits, from the number of the group of each."""
-        numbers = list(found)
+        return self.counted_hits(Counter(found), of)
+
+    def counted_hits(self, counts: Mapping[int, int], of: int) -> Hits:
+        """A check's hits, from how many each group has; groups in the order of the mapping."""
         first: dict[str, None] = {}
-        for number in numbers:
+        for number in counts:
             first[self.groups[number].id] = None
             if len(first) == _EXAMPLES:
                 break
-        return Hits(len(numbers), of, tuple(first))
+        return Hits(sum(counts.values()), of, tuple(first))
+
+    def meeting_pairs(self) -> Iterator[Pair]:
+        """The pairs that another one may repeat or contradict.
+
+        That is all pairs but those of a group that is its prompt's only one, has no text twice, and orders its
+        candidates by numbers.
+        """
+        groups_of_prompt = Counter(self.prompts)
+        for number, (group, prompt, texts) in enumerate(zip(self.groups, self.prompts, self.candidates, strict=True)):
+            if groups_of_prompt[prompt] > 1 or group.comparisons is not None or len(set(texts)) < len(texts):
+                for better, worse in group.pairs:
+                    yield Pair(number, prompt, texts[better], texts[worse])
 
 
-def _pairs(
-    prompts: Sequence[int], candidates: Sequence[Sequence[int]], preferences: Sequence[Sequence[tuple[int, int]]]
-) -> Iterator[Pair]:
-    for group, (prompt, texts, known) in enumerate(zip(prompts, candidates, preferences, strict=True)):
-        for better, worse in known:
-            yield Pair(group, prompt, texts[better], texts[worse])
+def preference_key(group: PreferenceGroup) -> object:
+    """Equal for two groups of K candidates that prefer the same ones to the same others."""
+    if group.comparisons is not None:
+        return group.comparisons
+    values = worths(group)
+    ranks = {value: rank for rank, value in enumerate(sorted(set(values)))}
+    return tuple(ranks[value] for value in values)
+
+
+def count_pairs(group: PreferenceGroup) -> int:
+    """How many (better, worse) pairs `group.pairs` has."""
+    if group.comparisons is not None:
+        return len(group.comparisons)
+    k = len(group.candidates)
+    return (k * k - sum(count * count for count in Counter(worths(group)).values())) // 2
+
+
+def worths(group: PreferenceGroup) -> Sequence[float]:
+    """[K] numbers of which the higher is preferred; of a group without explicit comparisons."""
+    if group.scores is not None:
+        return group.scores
+    if group.ranks is not None:
+        return [-rank for rank in group.ranks]
+    if group.preferred is not None:
+        return [float(index == group.preferred) for index in range(len(group.candidates))]
+    return group.labels or [0.0] * len(group.candidates)

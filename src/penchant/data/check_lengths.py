@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.data.check_corpus import Corpus
+from penchant.data.check_corpus import Corpus, worths
 from penchant.data.check_report import LengthBias, Lengths, Quantiles, Share, Unit
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 _BATCH = 1024
+_MANY = 16
+"""Candidates from which a group's pairs are counted in arrays rather than listed."""
 _RESAMPLES = 2000
 _PROBABILITIES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
@@ -57,18 +59,39 @@ def length_quantiles(corpus: Corpus, counts: Ints, unit: Unit) -> Lengths:
 
 def length_bias(corpus: Corpus, counts: Ints, unit: Unit) -> LengthBias | None:
     """How often the chosen is the longer one, from the [T] lengths of the texts; None without pairs."""
-    if not corpus.pairs:
+    total = sum(corpus.pair_counts)
+    if not total:
         return None
-    _, prompts, chosen, rejected = np.array(corpus.pairs, dtype=np.int64).T
-    more = counts[chosen] - counts[rejected]
-    _, prompts, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
-    longer, unequal = (np.bincount(prompts[kind], minlength=len(sizes)) for kind in (more > 0, more != 0))
+    longer, unequal, sizes = _longer_pairs(corpus, counts)
     return LengthBias(
         unit,
         longer=resampled_share(longer, sizes),
-        equal=float((more == 0).mean()),
+        equal=float((total - unequal.sum()) / total),
         longer_where_unequal=resampled_share(longer, unequal),
     )
+
+
+def _longer_pairs(corpus: Corpus, counts: Ints) -> tuple[Ints, Ints, Ints]:
+    """[C] of each prompt with pairs: those whose chosen is longer, those of unequal lengths, and all."""
+    table = np.zeros((len(corpus.texts), 3), dtype=np.int64)
+    prompts: list[int] = []
+    differences: list[int] = []
+    for group, prompt, texts in zip(corpus.groups, corpus.prompts, corpus.candidates, strict=True):
+        lengths = counts[list(texts)]
+        if len(texts) > _MANY and group.comparisons is None:
+            # [K, K], whole arrays of one group at a time.
+            values = np.array(worths(group))
+            difference = (lengths[:, None] - lengths)[values[:, None] > values]
+            table[prompt] += (difference > 0).sum(), (difference != 0).sum(), len(difference)
+        else:
+            pairs = group.pairs
+            prompts += [prompt] * len(pairs)
+            differences += [int(lengths[better] - lengths[worse]) for better, worse in pairs]
+    listed = np.array(differences, dtype=np.int64)
+    rows = np.stack([listed > 0, listed != 0, np.ones_like(listed)], axis=1).astype(np.int64)
+    np.add.at(table, np.array(prompts, dtype=np.int64), rows)
+    longer, unequal, sizes = table[table[:, 2] > 0].T
+    return longer, unequal, sizes
 
 
 def resampled_share(hits: Ints, sizes: Ints, *, seed: int = 0) -> Share:

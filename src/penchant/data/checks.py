@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from penchant.data.check_corpus import Corpus
+from penchant.data.check_corpus import Corpus, preference_key, worths
 from penchant.data.check_findings import findings
 from penchant.data.check_held_out import held_out_checks
 from penchant.data.check_lengths import (
@@ -87,9 +86,9 @@ def _counts(corpus: Corpus) -> Counts:
         groups=len(groups),
         candidates=_candidates(corpus),
         prompts=len(set(corpus.prompts)),
-        pairs=len(corpus.pairs),
+        pairs=sum(corpus.pair_counts),
         by_size=dict(sorted(Counter(map(len, corpus.candidates)).items())),
-        without_pairs=sum(not known for known in corpus.preferences),
+        without_pairs=corpus.pair_counts.count(0),
         desirable=labels[True],
         undesirable=labels[False],
         by_source=dict(sources) if any(group.source is not None for group in groups) else {},
@@ -102,9 +101,10 @@ def _candidates(corpus: Corpus) -> int:
 
 def _ties(corpus: Corpus) -> Ties:
     couples = tied = undecided = 0
-    for group, known in zip(corpus.groups, corpus.preferences, strict=True):
+    for group, count in zip(corpus.groups, corpus.pair_counts, strict=True):
         k = len(group.candidates)
-        without = k * (k - 1) // 2 - len({frozenset(pair) for pair in known})
+        preferred = count if group.comparisons is None else len({frozenset(pair) for pair in group.comparisons})
+        without = k * (k - 1) // 2 - preferred
         couples += k * (k - 1) // 2
         if group.comparisons is None and (group.scores is not None or group.ranks is not None):
             tied += without
@@ -136,33 +136,48 @@ def _is_unicode(text: str) -> bool:
 
 def _identical(corpus: Corpus, couples: int) -> dict[str, Hits]:
     """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
-    found: dict[bool, list[int]] = {True: [], False: []}
-    similar: list[int] = []
+    compared, undecided, similar = Counter[int](), Counter[int](), Counter[int]()
     alike = corpus.folded_texts
     for number, texts in enumerate(corpus.candidates):
         if len({alike[text] for text in texts}) < len(texts):
-            known = {frozenset(pair) for pair in corpus.preferences[number]}
-            for i, j in combinations(range(len(texts)), 2):
-                if texts[i] == texts[j]:
-                    found[frozenset((i, j)) in known].append(number)
-                elif alike[texts[i]] == alike[texts[j]]:
-                    similar.append(number)
+            equal, equal_and_preferred = _equal_couples(corpus.groups[number], texts)
+            compared[number] = equal_and_preferred
+            undecided[number] = equal - equal_and_preferred
+            similar[number] = _couples(Counter(alike[text] for text in texts)) - equal
     return {
-        "similar_candidates": corpus.hits(similar, couples),
-        "identical_in_a_pair": corpus.hits(found[True], couples),
-        "identical_without_preference": corpus.hits(found[False], couples),
+        "similar_candidates": corpus.counted_hits(+similar, couples),
+        "identical_in_a_pair": corpus.counted_hits(+compared, couples),
+        "identical_without_preference": corpus.counted_hits(+undecided, couples),
     }
+
+
+def _equal_couples(group: PreferenceGroup, texts: Sequence[int]) -> tuple[int, int]:
+    """Couples of candidates with the same text, and how many of them have one that is preferred."""
+    equal = _couples(Counter(texts))
+    if group.comparisons is not None:
+        pairs = {frozenset(pair) for pair in group.comparisons if pair[0] != pair[1]}
+        return equal, sum(len({texts[index] for index in pair}) == 1 for pair in pairs)
+    return equal, equal - _couples(Counter(zip(texts, worths(group), strict=True)))
+
+
+def _couples(counts: Counter[Any]) -> int:
+    """How many couples can be taken from equals, of which there are so many of each kind."""
+    return sum(count * (count - 1) // 2 for count in counts.values())
 
 
 def _contradictory_pairs(corpus: Corpus) -> Hits:
     """Couples of texts preferred both ways for one prompt, anywhere in the data; of all distinct couples preferred."""
     groups: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for number, prompt, chosen, rejected in corpus.pairs:
+    pairs = Counter[int]()
+    for number, prompt, chosen, rejected in corpus.meeting_pairs():
+        pairs[number] += 1
         if chosen != rejected:
             groups[prompt, chosen, rejected].append(number)
+    # The others are distinct, and contradict nothing.
+    lonely = sum(count for number, count in enumerate(corpus.pair_counts) if number not in pairs)
     both = [key for key in groups if key[1] < key[2] and (key[0], key[2], key[1]) in groups]
     numbers = {i for prompt, a, b in both for i in groups[prompt, a, b] + groups[prompt, b, a]}
-    return Hits(len(both), len(groups) - len(both), corpus.hits(sorted(numbers), 0).ids)
+    return Hits(len(both), len(groups) + lonely - len(both), corpus.hits(sorted(numbers), 0).ids)
 
 
 def _contradictory_labels(corpus: Corpus) -> Hits:
@@ -179,7 +194,8 @@ def _contradictory_labels(corpus: Corpus) -> Hits:
 
 def _repeated_groups(corpus: Corpus) -> Hits:
     labels = (group.labels for group in corpus.groups)
-    keys = zip(corpus.prompts, corpus.candidates, corpus.preferences, labels, strict=True)
+    preferences = map(preference_key, corpus.groups)
+    keys = zip(corpus.prompts, corpus.candidates, preferences, labels, strict=True)
     return corpus.hits(_repeats(enumerate(keys)), len(corpus.groups))
 
 
@@ -204,7 +220,7 @@ def _conversations_in_each_other(corpus: Corpus) -> Hits:
 
 
 def _repeated_pairs(corpus: Corpus) -> Hits:
-    return corpus.hits(_repeats((pair.group, pair[1:]) for pair in corpus.pairs), len(corpus.pairs))
+    return corpus.hits(_repeats((pair.group, pair[1:]) for pair in corpus.meeting_pairs()), sum(corpus.pair_counts))
 
 
 def _repeats(numbered: Iterable[tuple[int, object]]) -> Iterator[int]:
@@ -230,7 +246,7 @@ def _no_whitespace_at_boundary(corpus: Corpus) -> Hits:
 
 def _nothing_to_learn(corpus: Corpus) -> Hits:
     """Groups with neither a pair nor labels; of all groups."""
-    known = enumerate(zip(corpus.groups, corpus.preferences, strict=True))
+    known = enumerate(zip(corpus.groups, corpus.pair_counts, strict=True))
     return corpus.hits((i for i, (group, pairs) in known if not pairs and not group.labels), len(corpus.groups))
 
 

@@ -25,6 +25,8 @@ READERS: dict[str, Callable[[BinaryIO, str], Rows]] = {
     ".parquet": parquet_file,
 }
 COMPRESSIONS = (".gz", ".zst")
+MAX_BYTES = 2**32
+"""What a compressed file may unpack to."""
 KINDS = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)}"
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation",
@@ -34,7 +36,11 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def read_rows(
-    source: str | Path, *, split: str | None = None, columns: Mapping[str, str] | None = None
+    source: str | Path,
+    *,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of a source with where it is, as in ``pairs.jsonl, line 3`` (lines and rows count from 1).
 
@@ -43,12 +49,13 @@ def read_rows(
             `datasets` saved; or a hub id.
         split: which split of a folder or hub data set.
         columns: our column name -> the source's.
+        max_bytes: what a compressed file may unpack to.
 
     Raises:
         DataError: the source is missing, empty, damaged, or not of a kind we read.
     """
     empty = True
-    for where, row in _rows(source, split, columns or {}):
+    for where, row in _rows(source, split, columns or {}, max_bytes):
         empty = False
         yield where, row
     if empty:
@@ -56,18 +63,18 @@ def read_rows(
         raise DataError("it is empty; expected at least one row", where=name, fix="name another file")
 
 
-def _rows(source: str | Path, split: str | None, columns: Mapping[str, str]) -> Rows:
+def _rows(source: str | Path, split: str | None, columns: Mapping[str, str], max_bytes: int) -> Rows:
     path = Path(source).absolute()
     if path.is_dir():
         if not is_saved(path):
             for file in _data_files(path, split):
-                yield from _file_rows(file, f"{path.name}/{file.name}", columns)
+                yield from _file_rows(file, f"{path.name}/{file.name}", columns, max_bytes)
             return
         rows = saved_folder(path, split)
     elif path.exists():
         if split is not None:
             raise no_splits(split, path.name)
-        yield from _file_rows(path, path.name, columns)
+        yield from _file_rows(path, path.name, columns, max_bytes)
         return
     elif HUB_ID.fullmatch(str(source)) and ending_of(path) not in READERS:
         rows = hub_dataset(str(source), split)
@@ -106,7 +113,7 @@ def unread_files(source: str | Path, split: str | None = None) -> list[str]:
     return [item.name + "/" * item.is_dir() for item in others]
 
 
-def _file_rows(path: Path, name: str, columns: Mapping[str, str]) -> Rows:
+def _file_rows(path: Path, name: str, columns: Mapping[str, str], max_bytes: int) -> Rows:
     ending = ending_of(path)
     if ending not in READERS:
         raise DataError(
@@ -114,18 +121,29 @@ def _file_rows(path: Path, name: str, columns: Mapping[str, str]) -> Rows:
             where=name,
             fix="save it as one of these and name it so",
         )
-    with opened(path, name) as stream:
+    with opened(path, name, max_bytes) as stream:
         for where, row in READERS[ending](stream, name):
             renamed = _renamed(row, columns, where)
             yield where, typed_cells(renamed, where) if ending in (".csv", ".tsv") else renamed
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed where its name ends in .gz or .zst."""
+def opened(path: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed where its name ends in .gz or .zst.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or unpacks to more than `max_bytes`.
+    """
     try:
-        with _stream(path) as stream:
+        with _stream(path, max_bytes) as stream:
             yield stream
+    except _TooLarge as error:
+        raise DataError(
+            f"the compressed file unpacks to more than {max_bytes} bytes",
+            where=name,
+            fix="if that is right, unpack it (gunzip, unzstd) and name the unpacked file; a run's file can also allow "
+            "more with data.max_bytes",
+        ) from error
     except gzip.BadGzipFile as error:
         raise DataError(
             f"not a whole gzip file: {error}", where=name, fix="compress it again, or take .gz off its name"
@@ -162,11 +180,37 @@ class _ZstandardFile(io.RawIOBase):
         return len(data)
 
 
-def _stream(path: Path) -> BinaryIO:
+class _TooLarge(Exception):
+    """A compressed file unpacks to more bytes than it may."""
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressed stream that ends in `_TooLarge` behind so many bytes."""
+
+    def __init__(self, stream: Any, max_bytes: int) -> None:
+        self._stream, self._remaining = stream, max_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._stream.readinto(buffer)
+        self._remaining -= count
+        if self._remaining < 0:
+            raise _TooLarge
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _stream(path: Path, max_bytes: int) -> BinaryIO:
     ending = path.suffix.lower()
-    if ending == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    return io.BufferedReader(_ZstandardFile(path)) if ending == ".zst" else path.open("rb")
+    if ending not in COMPRESSIONS:
+        return path.open("rb")
+    unpacked = gzip.GzipFile(path) if ending == ".gz" else _ZstandardFile(path)
+    return io.BufferedReader(_Bounded(unpacked, max_bytes), 2**16)
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from penchant.data.beside import AS_MESSAGES, plain_as_messages, with_beside
 from penchant.data.fields import Ledger, Row
-from penchant.data.files import read_rows, unread_files
+from penchant.data.files import MAX_BYTES, read_rows, unread_files
 from penchant.data.formats import FORMATS, Format, Located, detect, format_named
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
@@ -43,6 +43,7 @@ def read_groups(
     format: str | None = None,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> GroupSet:
     """Read preference groups; the format is detected from every row.
 
@@ -51,6 +52,7 @@ def read_groups(
         format: a name in `FORMATS`, where it should not be detected.
         split: which split of a folder or hub data set.
         columns: our column name -> the source's, as in ``{"prompt": "question"}``.
+        max_bytes: what a compressed file may unpack to.
 
     Raises:
         DataError: the source cannot be read; rows of several formats or of none; a row that is not what its
@@ -58,7 +60,7 @@ def read_groups(
     """
     forced = None if format is None else format_named(format)
     name = Path(source).absolute().name
-    rows = list(read_rows(source, split=split, columns=columns))
+    rows = list(read_rows(source, split=split, columns=columns, max_bytes=max_bytes))
     present = list(dict.fromkeys(column for _, values in rows for column in values))
     _check_mapped(columns or {}, present, name)
     used = forced or detect(rows, name)

@@ -85,7 +85,8 @@ class Review:
         aside = self.file.with_name(f".{self.file.name}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("w", encoding="utf-8") as stream:
+            aside.unlink(missing_ok=True)  # It may be a link to another file.
+            with aside.open("x", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
                 stream.flush()
                 os.fsync(stream.fileno())

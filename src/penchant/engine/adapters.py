@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -47,6 +49,16 @@ def add_adapters(
         raise ConfigError(f"lora.targets: {reason}", fix=usable_targets(names, model, reason)) from error
     adapted: PeftModel = found
     return adapted
+
+
+def sort_modules(folder: Path) -> None:
+    """Sort the modules' names in an adapter's configuration: PEFT writes sets, in an order that each process draws."""
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("target_modules", "modules_to_save", "exclude_modules", "target_parameters"):
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _refuse_inexact(adapted: nn.Module) -> None:

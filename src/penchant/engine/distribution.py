@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -87,15 +88,21 @@ def is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def enter_world() -> World:
-    """Join the processes ``torchrun`` started, or be alone."""
+def enter_world(timeout: float = 1800) -> World:
+    """Join the processes ``torchrun`` started, or be alone.
+
+    Args:
+        timeout: seconds that a process may keep the others waiting; `RankMonitor` names it then, so collectives wait
+            a minute more.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout + 60))
     return World(rank, size, device)
 
 

@@ -19,14 +19,26 @@ FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if h
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A place to write into, which becomes the folder once all of it is on the disk; an earlier half is thrown away."""
     aside = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    new_folder(aside)
     yield aside
     for written in aside.rglob("*"):
         sync(written)
     sync(aside)
     aside.rename(folder)
     sync(folder.parent)
+
+
+def new_folder(path: Path) -> None:
+    """Make an empty folder where nothing, an earlier one, or a link is; what a link points to stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
 
 
 def sync(path: Path) -> None:
@@ -46,6 +58,7 @@ def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
     """Turn a full disk, however deep a library wrapped it, into one clear error.
 
     Args:
+        folder: on the disk that is written.
         go_on: what to type once there is room.
 
     Raises:
@@ -53,13 +66,33 @@ def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
     """
     try:
         yield
+    except DiskFullError:
+        raise
     except Exception as error:
-        if not is_full(error):
+        if not is_full(error) and not (_is_short_write(error) and _has_no_room(folder)):
             raise
         raise DiskFullError(
             "the disk is full; what was saved before is untouched",
             where=str(folder),
             fix=f"free some space, then go on with: {go_on}",
+        ) from error
+
+
+@contextmanager
+def repeatable(folder: Path) -> Iterator[None]:
+    """Around a command that goes on where it stopped when it is given again: a full disk's error says so.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
+    try:
+        with disk_errors(folder, "the same command"):
+            yield
+    except DiskFullError as error:
+        raise DiskFullError(
+            error.what,
+            where=error.where,
+            fix="free some space, then give the same command again: it goes on where it stopped",
         ) from error
 
 
@@ -78,3 +111,14 @@ def _is_full(error: BaseException) -> bool:
         return error.errno in FULL
     # safetensors has an error of its own, which knows the number in words only.
     return type(error).__name__ == "SafetensorError" and any(f"(os error {number})" in str(error) for number in FULL)
+
+
+def _is_short_write(error: BaseException) -> bool:
+    """Whether torch could not write all of a file: its error does not say why."""
+    return isinstance(error, RuntimeError) and "unexpected pos" in str(error)
+
+
+def _has_no_room(folder: Path) -> bool:
+    """Whether the folder's disk has less than a megabyte left."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    return existing is not None and shutil.disk_usage(existing).free < 2**20

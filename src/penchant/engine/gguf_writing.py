@@ -116,6 +116,7 @@ def _put(output: Path, write: Callable[[Path], None]) -> None:
     """Write beside, then rename: a reader never sees half a file, nor is one left behind."""
     aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
+        aside.unlink(missing_ok=True)  # It may be a link to another file.
         write(aside)
         with aside.open("rb+") as stream:
             os.fsync(stream.fileno())

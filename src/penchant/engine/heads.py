@@ -106,6 +106,7 @@ def save_head(folder: Path, head: PreferenceHead, name: str = NAME) -> None:
 
     weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
     aside = folder / f".writing-{name}.safetensors"
+    aside.unlink(missing_ok=True)  # It may be a link to another file.
     save_file(weights, aside)
     aside.replace(folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(head.settings), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from penchant.engine.adapters import add_adapters
+from penchant.engine.adapters import add_adapters, sort_modules
 from penchant.engine.distribution import World
+from penchant.engine.folders import new_folder
 from penchant.engine.generation_ends import TrainedResponses, write_generation_config
 from penchant.engine.loading import remove_dropout
 from penchant.engine.lora_linear import fuse_adapters
@@ -76,7 +76,7 @@ class Policy:
         weights = _full_weights(scorer, self.model, world)
         if world.is_main:
             aside = folder / ".writing-model"
-            shutil.rmtree(aside, ignore_errors=True)
+            new_folder(aside)
             weights = {name: tensor for name, tensor in weights.items() if not _is_tied(self.model, name)}
             stored = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).fitting(weights)
             weights = {name: stored.cast(name, tensor) for name, tensor in weights.items()}
@@ -101,6 +101,7 @@ def _save_adapter(adapters: PeftModel, folder: Path, weights: Mapping[str, Tenso
         config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
     # The base's embedding stays as it is: under an adapter it need not be written, nor rounded.
     adapters.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    sort_modules(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the run's own
 
 

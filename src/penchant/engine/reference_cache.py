@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LOOK_UP_AT_ONCE = 500
+_CHECKSUM = 8
+"""Bytes in front of a value."""
+
+_logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -109,13 +114,26 @@ class ReferenceCache:
             query = f"SELECT key, value FROM log_probs WHERE key IN ({marks})"
             with explained(self._file, CACHE):
                 found.update(self._connection.execute(query, asked))
-        return {i: np.frombuffer(found[key], np.float64).tolist() for i, key in enumerate(keys) if key in found}
+        log_probs: dict[int, list[float]] = {}
+        damaged = 0
+        for index, key in enumerate(keys):
+            if key not in found:
+                continue
+            checksum, value = found[key][:_CHECKSUM], found[key][_CHECKSUM:]
+            if checksum == _checksum(key, value):
+                log_probs[index] = np.frombuffer(value, np.float64).tolist()
+            else:
+                damaged += 1
+        if damaged:
+            _logger.warning(f"{self._file}: {damaged} cached log-probs are damaged; they are computed again")
+        return log_probs
 
     def keep(self, batch: TreeBatch, log_probs: Sequence[float]) -> None:
         """Keep a batch's log-probs, one a candidate."""
-        value = np.asarray(log_probs, np.float64).tobytes()
+        key, value = self._key(batch), np.asarray(log_probs, np.float64).tobytes()
+        row = key, _checksum(key, value) + value
         with explained(self._file, CACHE):
-            self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", (self._key(batch), value))
+            self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", row)
 
     def close(self) -> None:
         self._connection.close()
@@ -127,3 +145,7 @@ class ReferenceCache:
         if batch.learnt is not None:
             digest.update(b"learnt " + batch.learnt.numpy().tobytes())
         return digest.digest()
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    return hashlib.blake2b(key + value, digest_size=_CHECKSUM).digest()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from penchant.config_yaml import parse_yaml
 from penchant.data.rendering import Rendering
 from penchant.data.template import writes_today
 from penchant.engine.loading import load_tokenizer
@@ -23,7 +24,7 @@ def recorded_day(folder: str | Path) -> str | None:
     """The day that a run's folder was begun with; None where it is no run's, or its template writes none."""
     file = Path(folder) / "config.yaml"
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = parse_yaml(file.read_text(encoding="utf-8"))
         day = values["data"]["date"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return None

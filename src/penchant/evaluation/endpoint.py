@@ -19,6 +19,7 @@ from penchant.errors import ConfigError
 
 T = TypeVar("T")
 
+REDIRECTS = range(300, 400)
 RETRIED = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 FIRST_PAUSE = 0.5
 """Seconds before the second attempt; doubled before each further one."""
@@ -57,7 +58,7 @@ class Endpoint:
             found = read(answer)
             if found is not None:
                 return found
-            failure = f"an answer without what was asked for: {answer[:80]!r}"
+            failure = f"an answer without what was asked for: {self._without_key(answer)[:80]!r}"
         raise Unanswered(failure)
 
     def _post(self, question: str) -> str:
@@ -67,25 +68,61 @@ class Endpoint:
             "temperature": 0,
         }
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.config.api_key_env):
+        if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
             self.config.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
         )
-        with urllib.request.urlopen(request, timeout=self.config.timeout_s) as reply:
+        with _OPENER.open(request, timeout=self.config.timeout_s) as reply:
             document: Any = json.loads(reply.read())
         try:
             return str(document["choices"][0]["message"]["content"])
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError("a reply that is no chat completion") from error
 
+    def _key(self) -> str:
+        """The key, empty where none is set.
+
+        Raises:
+            ConfigError: it cannot be sent; http's own error would show it.
+        """
+        key = os.environ.get(self.config.api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                "the judge's key has characters that no header can hold",
+                where=f"${self.config.api_key_env}",
+                fix="set the variable to the key alone",
+            )
+        return key
+
+    def _without_key(self, text: str) -> str:
+        """The text as it may be shown: servers repeat a key that they refuse."""
+        key = self._key()
+        return text.replace(key, "***") if key else text
+
     def _explain(self, error: Exception) -> str:
         if isinstance(error, urllib.error.HTTPError):
+            if error.code in REDIRECTS:
+                raise ConfigError(
+                    f"the judge's endpoint redirects ({error.code}), and a key is sent to no other address",
+                    where=self.config.url,
+                    fix="name the address that answers itself in the judge's url",
+                ) from None
             if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in RETRIED:
                 raise ConfigError(
-                    f"the judge's endpoint refuses: {error.code} {error.reason}",
+                    f"the judge's endpoint refuses: {error.code} {self._without_key(str(error.reason))}",
                     where=self.config.url,
                     fix=f"check url and model ({self.config.model}), and the key in ${self.config.api_key_env}",
-                ) from error
-            return f"{error.code} {error.reason}"
-        return str(error) or type(error).__name__
+                ) from None
+            return f"{error.code} {self._without_key(str(error.reason))}"
+        return self._without_key(str(error)) or type(error).__name__
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the question would be lost on the way, and the key be sent to another host."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)

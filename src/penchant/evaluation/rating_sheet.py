@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from penchant.data.files import is_data_file, read_rows, stem_of
@@ -14,6 +15,8 @@ from penchant.errors import DataError
 from penchant.evaluation.files import write_atomically
 
 COLUMNS = ("number", "prompt", "answer_a", "answer_b", "better")
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+"""How a cell begins that spreadsheets calculate; also with apostrophes, so that each can be taken off again."""
 ANSWERS = {"a": 0, "b": 1, "tie": None}
 
 
@@ -30,12 +33,12 @@ def write_sheet(folder: Path, prompts: Sequence[Text], answers: Mapping[str, Seq
         raise DataError(f"{len(answers)} models' answers; a sheet compares two", fix="name two")
     draw = random.Random(seed)
     sheet, key = _table(), _table()
-    csv.writer(sheet).writerow(COLUMNS)
-    csv.writer(key).writerow(("number", "a", "b"))
+    _write_row(sheet, COLUMNS)
+    _write_row(key, ("number", "a", "b"))
     for number, (prompt, *given) in enumerate(zip(prompts, *answers.values(), strict=True), 1):
         order = draw.sample((0, 1), 2)
-        csv.writer(sheet).writerow([number, as_text(prompt), *(given[k] for k in order), ""])
-        csv.writer(key).writerow([number, *(list(answers)[k] for k in order)])
+        _write_row(sheet, [number, as_text(prompt), *(given[k] for k in order), ""])
+        _write_row(key, [number, *(list(answers)[k] for k in order)])
     write_atomically(folder / "sheet.csv", sheet.getvalue())
     write_atomically(folder / "key.csv", key.getvalue())
 
@@ -47,7 +50,10 @@ def read_sheet(folder: Path) -> dict[str, list[float]]:
         DataError: a file is missing, a verdict is none of a, b and tie, a row is not in the key, or none was filled in.
     """
     file = _file(folder, "sheet")
-    key = {str(row["number"]): (row["a"], row["b"]) for _, row in read_rows(_file(folder, "key"))}
+    key = {
+        str(row["number"]): (_without_guard(row["a"]), _without_guard(row["b"]))
+        for _, row in read_rows(_file(folder, "key"))
+    }
     points: dict[str, list[float]] = {name: [] for names in key.values() for name in names}
     for _, row in read_rows(file):
         verdict, names = str(row.get("better") or "").strip().lower(), key.get(str(row.get("number") or ""))
@@ -78,4 +84,21 @@ def _file(folder: Path, stem: str) -> Path:
 
 
 def _table() -> io.StringIO:
-    return io.StringIO(newline="")
+    """An empty file that spreadsheets take for UTF-8."""
+    table = io.StringIO(newline="")
+    table.write("\ufeff")
+    return table
+
+
+def _write_row(table: io.StringIO, cells: Iterable[object]) -> None:
+    csv.writer(table).writerow([_guarded(str(cell)) for cell in cells])
+
+
+def _guarded(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe stands in front of what could be one."""
+    return "'" + cell if FORMULA.match(cell) else cell
+
+
+def _without_guard(cell: str) -> str:
+    """What `_guarded` was given."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

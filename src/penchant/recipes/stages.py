@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penchant.engine.folder_lock import folder_lock
+from penchant.engine.folders import repeatable
 from penchant.errors import ConfigError
 from penchant.evaluation.files import write_atomically
 
@@ -70,6 +72,17 @@ def run_stages(
     names = [stage.name for stage in stages]
     if only is not None and only not in names:
         raise ConfigError(f"there is no stage '{only}'", fix=f"one of {', '.join(names)}")
+    with repeatable(folder), folder_lock(folder):
+        return _run_stages(folder, stages, finish, only, tell)
+
+
+def _run_stages(
+    folder: Path,
+    stages: Sequence[Stage],
+    finish: Callable[[dict[str, Found]], None],
+    only: str | None,
+    tell: Callable[[str], None],
+) -> dict[str, Found]:
     found: dict[str, Found] = {}
     settings: dict[str, Any] = {}
     for number, stage in enumerate(stages, 1):

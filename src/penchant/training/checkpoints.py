@@ -1,31 +1,31 @@
 """Checkpoints: complete or absent, checked when read, and loadable at another number of processes.
 
 checkpoints/step-00000100/
-    *.distcp, .metadata     weights, optimizer and objective state (torch.distributed.checkpoint)
+    rank-*.safetensors      weights, optimizer and objective state: each process's shards
+    index.json              which shards a tensor has, and where they begin
     state.json              the loop's own state
     manifest.json           size and hash of each file; written last
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch import Tensor, nn
 
 from penchant.engine.distribution import World
-from penchant.engine.folders import disk_errors, sync
-from penchant.errors import CheckpointError
+from penchant.engine.folders import disk_errors, is_full, new_folder, sync
+from penchant.errors import CheckpointError, reason_of
 from penchant.objectives import State
+from penchant.training.sharded_tensors import ShardIndex, Tensors, read_shards, write_index, write_shards
 
 
 class Checkpoints:
@@ -51,13 +51,12 @@ class Checkpoints:
         aside = self._folder / f".writing-step-{step:08d}"
         with disk_errors(self._folder, f"penchant train --resume {self._folder.parent}"):
             if self._world.is_main:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
+                new_folder(aside)
             self._world.barrier()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that one process is one process
-                save(_tensors(module, optimizer, state), checkpoint_id=aside)
+            tensors = _tensors(module, optimizer, state)
+            shards = self._write(tensors, aside)
             if self._world.is_main:
+                write_index(tensors, aside, shards)
                 (aside / "state.json").write_text(json.dumps({**loop, "state": sorted(state)}), encoding="utf-8")
                 _seal(aside)
                 shutil.rmtree(final, ignore_errors=True)
@@ -77,19 +76,31 @@ class Checkpoints:
             CheckpointError: a file is missing, cut short or changed.
         """
         _verify(checkpoint)
-        tensors = _tensors(module, optimizer, state)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that one process is one process
-            load(tensors, checkpoint_id=checkpoint)
+        state = {name: value.clone() for name, value in state.items()}
+        read_shards(_tensors(module, optimizer, state), checkpoint)
         loop = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        return tensors["objective"], loop
+        return state, loop
+
+    def _write(self, tensors: Tensors, folder: Path) -> list[ShardIndex]:
+        """Write every process's shards; where one fails all do, so that none waits for it."""
+        failure: Exception | None = None
+        shards: ShardIndex = {}
+        try:
+            shards = write_shards(tensors, folder, self._world.rank)
+        except Exception as error:
+            failure = error
+        reports = self._world.gather((shards, None if failure is None else (is_full(failure), reason_of(failure))))
+        if failure is not None:
+            raise failure
+        for rank, (_, failed) in enumerate(reports):
+            if failed is not None:
+                full, reason = failed
+                raise OSError(errno.ENOSPC if full else errno.EIO, f"process {rank} could not write its part: {reason}")
+        return [index for index, _ in reports]
 
 
-def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Any]:
-    """Everything a checkpoint holds, by the parameters' names, sharded as they are; loading fills it in place.
-
-    Written out, and not left to torch's helper, which loses tied weights once they are sharded.
-    """
+def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Tensor]:
+    """Everything a checkpoint holds, by the parameters' names, sharded as they are; loading fills it in place."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for parameter in trained.values():
         if not optimizer.state[parameter]:
@@ -99,9 +110,13 @@ def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, state: State) 
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
     return {
-        "model": {name: parameter.detach() for name, parameter in trained.items()},
-        "optimizer": {name: dict(optimizer.state[parameter]) for name, parameter in trained.items()},
-        "objective": dict(state),
+        **{f"model.{name}": parameter.detach() for name, parameter in trained.items()},
+        **{
+            f"optimizer.{name}.{key}": value
+            for name, parameter in trained.items()
+            for key, value in optimizer.state[parameter].items()
+        },
+        **{f"objective.{name}": value for name, value in state.items()},
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from penchant.config import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.adapters import add_adapters
+from penchant.engine.adapters import add_adapters, sort_modules
 from penchant.engine.denoising import Denoiser, LatentChoice
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
@@ -93,6 +93,7 @@ def tune_denoiser(
             metrics.write({"step": step + 1, **means, "grad_norm": norm})
             progress.advance(1, f"loss {means['loss']:.4f}")
     model.save_pretrained(folder)
+    sort_modules(folder)
     denoiser.unet = model.merge_and_unload().requires_grad_(False)
 
 

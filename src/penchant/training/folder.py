@@ -24,10 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from penchant.config import RunConfig, dump_config, parse_config
+from penchant.config import RunConfig, dump_config, parse_config, read_yaml
 from penchant.config_objective import method_files
+from penchant.config_yaml import parse_yaml
 from penchant.errors import ConfigError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
 
 _STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl")
@@ -52,8 +53,6 @@ def check(
             files.
     """
     folder = Path(config.output)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError("output is a file", where=str(folder), fix="name a folder")
     # Hidden files are what a killed process was writing; config.yaml alone, what it wrote before run.json.
     held = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
     begun = "run.json" in held
@@ -113,7 +112,8 @@ def _with_hub_commits(config: RunConfig, inputs: Mapping[str, Input]) -> dict[st
 
 
 def _same_run(folder: Path, config: RunConfig, fingerprint: str, tell: Callable[[str], None]) -> None:
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    fix = "put the whole file back, or start a new run: output=DIR"
+    record = read_record(folder / "run.json", ("config", "data"), fix)
     if record["data"] != fingerprint:
         raise ConfigError(
             "the data (or its tokenization) is not what this run was started with",
@@ -157,7 +157,7 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
     """Whether a run of an older Penchant differs only in keys that have come since, which then have their defaults."""
     import yaml
 
-    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    values = read_yaml(folder / "config.yaml")
     text = yaml.safe_dump({**values, "output": ""}, sort_keys=False, allow_unicode=True)
     if hashlib.blake2b(text.encode(), digest_size=16).hexdigest() != recorded:
         return False  # the file was changed by hand since
@@ -165,10 +165,8 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
 
 
 def _changed(folder: Path, config: RunConfig) -> str:
-    import yaml
-
-    before = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    after = _flat(yaml.safe_load(dump_config(config)))
+    before = _flat(read_yaml(folder / "config.yaml"))
+    after = _flat(parse_yaml(dump_config(config)))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return ", ".join(f"{key} (was {before.get(key)}, is {after.get(key)})" for key in keys)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from penchant.config import DataConfig, RunConfig
+from penchant.config_objective import code_runs
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import GroupSet, read_groups
 from penchant.data.splitting import split_by_prompt
@@ -217,13 +218,15 @@ def report_notes(name: str, report: TokenizationReport) -> list[str]:
 
 
 def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
-    return read_groups(source, format=data.format, split=split, columns=data.columns)
+    return read_groups(source, format=data.format, split=split, columns=data.columns, max_bytes=data.max_bytes)
 
 
 def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
     """The groups with the run's reward as their scores; preferences they have stay what they are."""
     if config.reward is None or not groups:
         return groups
+    if not code_runs():
+        return [_foreseen(group) for group in groups]
     from penchant.evaluation.held_out import Reading
     from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.score_file import with_scores

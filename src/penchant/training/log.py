@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from penchant.errors import CheckpointError
+
 
 class JsonLines:
     """A file of JSON lines that can be cut back to where a checkpoint was made."""
@@ -30,6 +32,23 @@ class JsonLines:
         return self._file.stat().st_size if self._file.exists() else 0
 
     def cut(self, size: int) -> None:
-        """Forget what came after the first `size` bytes."""
+        """Forget what came after the first `size` bytes.
+
+        Raises:
+            CheckpointError: the file is shorter than that.
+        """
+        if self.size < size:
+            raise CheckpointError(
+                f"the file has {self.size} bytes, and had {size} when the checkpoint was made",
+                where=str(self._file),
+                fix=f"put the whole file back; or delete {self._file.parent / 'checkpoints'} and resume: the run "
+                "begins again at its first step",
+            )
         if self._file.exists():
             os.truncate(self._file, size)
+
+    def cut_last_part(self) -> None:
+        """Forget a last line that was not written whole, as a full disk leaves it."""
+        if self._file.exists():
+            content = self._file.read_bytes()
+            os.truncate(self._file, content.rfind(b"\n") + 1)

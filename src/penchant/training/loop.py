@@ -8,10 +8,8 @@ processes shared it.
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,10 +29,7 @@ from penchant.training.checkpoints import Checkpoints
 from penchant.training.directions import direction
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
-
-
-class Interrupted(Exception):
-    """The user pressed Ctrl-C; the step was finished and the run saved."""
+from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
 
 
 @dataclass
@@ -99,6 +94,7 @@ class Loop:
             self.at = LoopState(**values)
         if self.world.is_main:
             self.metrics.cut(self.at.log_size)
+            self.timing.cut_last_part()
         self.world.barrier()
 
     def run(self) -> None:
@@ -106,30 +102,27 @@ class Loop:
 
         Raises:
             TrainingError: the loss or its gradient is not a number; the last checkpoint is untouched.
-            Interrupted: on Ctrl-C, after the step in progress was finished and saved.
+            Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the step in progress was finished and saved.
         """
         if self.at.step == 0 and self.held_out.groups:
             self.evaluate()
         progress = Progress("training", self.total, "steps", start=self.at.step, shown=self.world.is_main)
-        with progress, _interrupts() as pressed:
+        with progress, StopSignals(self.folder, self.config.training.grace_seconds) as signals:
             while self.at.step < self.total and not self.at.stopped:
-                loss, interrupted = self.step(bool(pressed))
+                loss, number = self.step(signals)
                 progress.advance(1, f"loss {loss:.4f}")
                 if self.held_out.groups and self._due(self.config.evaluation.every):
                     self.evaluate()
-                if interrupted or self.at.stopped or self._due(self.config.checkpoints.every):
+                if number or self.at.stopped or self._due(self.config.checkpoints.every):
                     self.save()
-                if interrupted:
-                    raise Interrupted(f"interrupted; go on with: penchant train --resume {self.folder}")
+                if number:
+                    raise Interrupted(f"interrupted; go on with: penchant train --resume {self.folder}", number)
 
-    def step(self, pressed: bool = False) -> tuple[float, bool]:
+    def step(self, signals: StopSignals) -> tuple[float, int | None]:
         """One optimizer step over one batch.
 
-        Args:
-            pressed: whether this process was interrupted.
-
         Returns:
-            The batch's loss, and whether any process was interrupted.
+            The batch's loss, and the number of a stop signal that any process has received.
         """
         started = time.perf_counter()
         settings = self.config.training
@@ -139,7 +132,7 @@ class Loop:
         torch.manual_seed(settings.seed * 1_000_003 + self.at.step)
         batch = Batch(groups, drawn.references, settings.token_budget, settings.dtype, drawn.temperature)
         result, self.state = backward(self.scorer, self.objective, self.state, batch, self.world)
-        sums, interrupted = self._reduce(result.sums, pressed)
+        sums, number = self._reduce(result.sums, signals)
         sums.update(drawn.sums)
         total, count = sums["loss"]
         norm = self._scale_gradients(count)
@@ -151,7 +144,7 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._note(sums, groups, rate, norm, time.perf_counter() - started)
-        return total / max(count, 1e-30), interrupted
+        return total / max(count, 1e-30), number
 
     def evaluate(self) -> None:
         """Held-out loss and metrics of the policy as it is; the objective's state stays as it is too."""
@@ -202,11 +195,16 @@ class Loop:
         patience = self.config.evaluation.patience
         self.at.stopped = patience is not None and self.at.worse >= patience
 
-    def _reduce(self, sums: Mapping[str, Tensor], pressed: bool) -> tuple[dict[str, tuple[float, float]], bool]:
-        """Sums over all processes, and whether any was interrupted, in one exchange."""
-        flags = torch.tensor([float(pressed), 0.0], dtype=torch.float64, device=self.world.device)
-        stacked = self.world.sum(torch.stack([*sums.values(), flags])).tolist()
-        return {name: (row[0], row[1]) for name, row in zip(sums, stacked, strict=False)}, stacked[-1][0] > 0
+    def _reduce(
+        self, sums: Mapping[str, Tensor], signals: StopSignals
+    ) -> tuple[dict[str, tuple[float, float]], int | None]:
+        """Sums over all processes, and the number of a stop signal that any has received, in one exchange."""
+        rows = [[float(signals.received == number), 0.0] for number in STOP_SIGNALS]
+        received = torch.tensor(rows, dtype=torch.float64, device=self.world.device)
+        stacked = self.world.sum(torch.cat([torch.stack([*sums.values()]), received])).tolist()
+        counts = zip(STOP_SIGNALS, stacked[len(sums) :], strict=True)
+        number = next((number for number, (count, _) in counts if count), None)
+        return {name: (row[0], row[1]) for name, row in zip(sums, stacked, strict=False)}, number
 
     def _scale_gradients(self, count: float) -> float:
         """Divide the gradient of the total by the global count, then clip; returns the norm before clipping."""
@@ -251,20 +249,3 @@ class Loop:
             line = {"step": at.step, "epoch": epoch, **means, "grad_norm": norm, "learning_rate": rate}
             self.metrics.write({**line, "num_tokens": at.tokens})
             self.timing.write({"step": at.step, "seconds": seconds, "tokens_per_second": tokens / seconds})
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[bool]]:
-    """Collect a first Ctrl-C; a second one interrupts at once."""
-    pressed: list[bool] = []
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: object) -> None:
-        pressed.append(True)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,12 @@ from typing import Any
 import yaml
 
 from penchant.config import RunConfig, load_config
-from penchant.config_objective import describe_objective
+from penchant.config_objective import code_runs, describe_objective, names_code, without_code
 from penchant.engine.loading import adapter_base
 from penchant.engine.model_kind import ModelKind, model_kind
 from penchant.engine.saved_dtype import stored_types
-from penchant.evaluation.files import write_atomically
+from penchant.errors import CheckpointError, reason_of
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.training.held_out_table import held_out_rows, metric_text
 from penchant.training.loading_code import loading_code
 from penchant.training.model_source import ModelSource, describe_source
@@ -102,7 +102,8 @@ def write_merged_card(source: Path, output: Path) -> None:
     """
     kind = model_kind(str(output))
     if (source / "config.yaml").is_file() and (source / "run.json").is_file():
-        card = run_card(source, load_config(source / "config.yaml"), kind, output)
+        with without_code():
+            card = run_card(source, load_config(source / "config.yaml"), kind, output)
         note = "The numbers are those of the adapter beside its base, before it was merged."
         card = replace(card, name=output.name, notes=[*card.notes, note] if card.held_out else [])
     else:
@@ -119,13 +120,13 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
         folder: the run's.
         weights: the folder whose weights are described.
     """
-    base, method = describe_source(config.model), config.method
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    tags = [method.name, *(["lora"] if config.lora is not None else [])]
+    base, method = describe_source(config.model), method_name(config)
+    record = read_record(folder / "run.json", ("data", "environment"), "put the whole file back")
+    tags = [method, *(["lora"] if config.lora is not None else [])]
     held_out, notes = _held_out(folder, weights, config)
     return Card(
         name=Path(config.output).name or folder.name,
-        summary=f"{_product(kind)} trained from {base.name} with `{method.name}`.",
+        summary=f"{_product(kind)} trained from {base.name} with `{method}`.",
         base=base,
         kind=kind,
         tags=[*tags, *(["reward-model"] if kind.is_reward_model else []), *(["preference-head"] if kind.heads else [])],
@@ -136,6 +137,11 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
         versions=_versions(record["environment"]),
         datasets=[config.data.train] if _is_hub_id(config.data.train) else [],
     )
+
+
+def method_name(config: RunConfig) -> str:
+    """The objective's own name; the configuration's, where its code is not run."""
+    return config.method.name if code_runs() or not names_code(config.objective) else str(config.objective["name"])
 
 
 def _product(kind: ModelKind) -> str:
@@ -149,7 +155,7 @@ def _product(kind: ModelKind) -> str:
 def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
     settings = describe_objective(config.method, config.objective)
     hyper_parameters = {name: value for name, value in settings.items() if name not in ("name", "file")}
-    rows = [("starting model", base.name), ("method", f"`{config.method.name}`")]
+    rows = [("starting model", base.name), ("method", f"`{method_name(config)}`")]
     if hyper_parameters:
         rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in hyper_parameters.items())))
     names = [base.name if source is None else describe_source(source).name for source in reference_sources(config)]
@@ -197,17 +203,26 @@ def _held_out(folder: Path, weights: Path, config: RunConfig) -> tuple[list[tupl
     file = folder / "evaluation.json"
     if not file.is_file():
         return [], []
-    evaluation = json.loads(file.read_text(encoding="utf-8"))
-    rows, notes = [], []
-    if "after" in evaluation:
-        rows += held_out_rows(evaluation["before"], evaluation["after"])
-        groups = evaluation["after"]["groups"]
-        notes.append(f"{groups} groups; in brackets the 95 % interval over prompts.")
-    if (choosing := metric_text(evaluation.get("reward_accuracy"))) is not None:
-        rows.append(("reward_accuracy", "", choosing))
+    fix = "delete it: it is measured again"
+    record = read_record(file, (), fix)
+    try:
+        rows, notes = _held_out_rows(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the file is damaged: {reason_of(error)}", where=str(file), fix=fix) from error
     types = stored_types(weights)
     if rows and config.lora is None and types != ["float32"]:
         notes.append(f"Measured on the weights as saved, in {', '.join(types)}; metrics.jsonl holds float32's numbers.")
+    return rows, notes
+
+
+def _held_out_rows(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Rows of metric, before and after, and notes, from what evaluation.json holds."""
+    rows, notes = [], []
+    if "after" in record:
+        rows += held_out_rows(record["before"], record["after"])
+        notes.append(f"{record['after']['groups']} groups; in brackets the 95 % interval over prompts.")
+    if (choosing := metric_text(record.get("reward_accuracy"))) is not None:
+        rows.append(("reward_accuracy", "", choosing))
     return rows, notes
 
 

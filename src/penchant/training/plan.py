@@ -11,6 +11,7 @@ import transformers
 
 from penchant.config import RunConfig, parse_config
 from penchant.config_keys import override
+from penchant.config_objective import code_runs, names_code
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import adapter_base
@@ -268,6 +269,11 @@ def plan(config: RunConfig, *, available: int | None = None, tell: Tell = lambda
 def not_predicted(config: RunConfig) -> list[str]:
     """What a forecast leaves out, in words."""
     notes = []
+    if not code_runs() and names_code(config.objective):
+        name = config.objective["name"]
+        notes.append(f"a plan runs no code of yours: {name} is taken to need what {config.method.name} needs")
+    if not code_runs() and config.reward is not None:
+        notes.append("a plan asks no reward: it is taken to tell all candidates apart")
     if config.candidates == "sampled":
         tokens = config.sampling.max_new_tokens
         notes.append(f"candidates are drawn while training: each is taken to be {tokens} tokens long, the longest")

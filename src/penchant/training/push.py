@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config import load_config
+from penchant.config_objective import without_code
 from penchant.engine.loading import adapter_base
 from penchant.engine.saving import PROCESSOR_FILES
 from penchant.errors import ConfigError, ModelError
@@ -69,7 +70,8 @@ def push_folder(
     """
     files = _files_to_push(folder)
     if not (folder / CARD_FILE).is_file() and (folder / "run.json").is_file():
-        write_model_card(folder, load_config(folder / "config.yaml"))
+        with without_code():
+            write_model_card(folder, load_config(folder / "config.yaml"))
         files = _files_to_push(folder)
     if CARD_FILE not in files:
         tell(f"the folder has no {CARD_FILE}: the hub will show no card")

@@ -13,10 +13,11 @@ from penchant.config_reward import RewardConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distribution import World, local_device
+from penchant.engine.folders import disk_errors
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import context_length
 from penchant.evaluation.answering import answer, distinct_prompts, with_room
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, read_records, write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.likelihood import LIKELIHOOD
@@ -76,11 +77,21 @@ class RunResult:
 
 
 def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
-    """Measure the run's model on its held-out data, answer a few prompts before and after, and write report.html."""
+    """Measure the run's model on its held-out data, answer a few prompts before and after, and write report.html.
+
+    Raises:
+        PenchantError: the run's data or models are at fault, or the disk is full.
+    """
+    with disk_errors(folder, f"penchant train --resume {folder}"):
+        return _write_run_report(folder, tell)
+
+
+def _write_run_report(folder: Path, tell: Tell) -> RunResult:
     config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_records(folder / "metrics.jsonl", f"penchant train --resume {folder}")
     steps = [line for line in lines if "loss" in line]
-    notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
+    fix = "put the whole file back, or start a new run: output=DIR"
+    notes = read_record(folder / "run.json", ("notes",), fix)["notes"]
     held_out = read_inputs(config).held_out
     start_report, trained_report, choosing, samples = None, None, None, []
     needs = config.method.needs

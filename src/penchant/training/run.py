@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,11 @@ from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.adapters import idle_adapters
 from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
+from penchant.engine.folder_lock import folder_lock
 from penchant.engine.folders import disk_errors, is_full
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
 from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
+from penchant.engine.rank_monitor import RankMonitor
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import open_reward
@@ -27,7 +29,7 @@ from penchant.training.dates import day_note, on_one_day, with_day
 from penchant.training.folder import check, release, take
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
-from penchant.training.loop import Interrupted, Loop
+from penchant.training.loop import Loop
 from penchant.training.model import Trained, load_trained, trained_responses
 from penchant.training.model_card import write_model_card
 from penchant.training.needs import (
@@ -40,6 +42,7 @@ from penchant.training.needs import (
 )
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
+from penchant.training.stop_signals import Interrupted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,11 +63,15 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
 
     Raises:
         PenchantError: the user's configuration, data, model or disk is at fault; says how to go on.
-        Interrupted: on Ctrl-C, after saving.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
-    world = enter_world()
+    seconds = config.training.rank_timeout_seconds
+    world = enter_world(seconds)
     try:
-        with disk_errors(Path(config.output), f"penchant train --resume {config.output}"), tiny_as_zero():
+        go_on = f"penchant train --resume {config.output}"
+        lock = folder_lock(Path(config.output)) if world.is_main else nullcontext()
+        monitor = RankMonitor(world, seconds)
+        with disk_errors(Path(config.output), go_on), lock, monitor, tiny_as_zero():
             _train(config, world, resume, tell if world.is_main else lambda line: None)
     except Interrupted:
         leave_world(world)

@@ -18,7 +18,8 @@ from penchant.config import SamplingConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.tokenized import Ids, TokenizedGroup
 from penchant.engine.sampling import Sampled, Sampling, sample
-from penchant.evaluation.files import write_atomically
+from penchant.errors import CheckpointError, reason_of
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.evaluation.generation import ends_of, text_after
 from penchant.evaluation.rewards import Reward
 from penchant.training.batches import Drawn, Order, References
@@ -68,8 +69,12 @@ class SampledBatches:
             document = self._draw(window)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(document, ensure_ascii=False))
-        document = json.loads(file.read_text(encoding="utf-8"))
-        return {int(step): [self._group(row) for row in rows] for step, rows in document.items()}
+        fix = "put the whole file back; or delete it: other candidates are drawn, and the run ends with other weights"
+        document = read_record(file, [str(step) for step in range(window, window + self.settings.every)], fix)
+        try:
+            return {int(step): [self._group(row) for row in rows] for step, rows in document.items()}
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the file is damaged: {reason_of(error)}", where=str(file), fix=fix) from error
 
     def _draw(self, window: int) -> dict[str, list[dict[str, Any]]]:
         """For each step of the window, its prompts' numbers with ids, texts and scores of the candidates."""

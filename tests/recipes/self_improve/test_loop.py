@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from penchant.cli import run
 from penchant.config_errors import validated
+from penchant.engine.folder_lock import folder_lock
 from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError, TrainingError
 from penchant.recipes import world
 from penchant.recipes.self_improve import loop, trainer
@@ -29,6 +30,7 @@ from penchant.recipes.self_improve.learner import Learner
 from penchant.recipes.self_improve.loop import improve, read_rounds
 from penchant.recipes.self_improve.measuring import measure
 from penchant.recipes.self_improve.parts import open_buffer, open_folder
+from penchant.recipes.self_improve.pipeline import self_improve
 from penchant.recipes.self_improve.report import alarms, summarise, write_result
 from penchant.recipes.self_improve.served import Served, read_served, serve
 from penchant.recipes.self_improve.text_medium import TextMedium
@@ -79,6 +81,13 @@ def done(tmp_path_factory, learner):
     folder = tmp_path_factory.mktemp("improve")
     config = configured(folder, learner)
     return config, improve(config), Path(config.output)
+
+
+def test_a_second_loop_in_the_same_folder_is_refused(tmp_path, learner):
+    config = configured(tmp_path, learner)
+    with folder_lock(tmp_path / "out"), pytest.raises(ConfigError, match="another process"):
+        self_improve(config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_it_leaves(done, counted):

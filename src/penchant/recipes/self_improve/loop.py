@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from penchant.errors import TrainingError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.recipes.self_improve.attempts import attempt, satisfied
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
@@ -34,7 +34,7 @@ from penchant.recipes.self_improve.learner import Learner
 from penchant.recipes.self_improve.measuring import measure
 from penchant.recipes.self_improve.media import medium_of
 from penchant.recipes.self_improve.parts import Parts, open_buffer, open_folder
-from penchant.recipes.self_improve.served import Served, read_served, serve
+from penchant.recipes.self_improve.served import DAMAGED, Served, read_served, serve
 from penchant.recipes.self_improve.trainer import ERROR, idle, next_update
 
 Tell = Callable[[str], None]
@@ -171,7 +171,7 @@ def read_rounds(config: SelfImproveConfig) -> list[dict[str, Any]]:
     """What is measured so far, from before the first round on."""
     folder = Path(config.output) / "rounds"
     files = (folder / f"{number}.json" for number in range(config.rounds + 1))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return [read_record(file, ("round", "served", "updates"), DAMAGED) for file in files if file.exists()]
 
 
 def _round(config: SelfImproveConfig, parts: Parts, number: int, buffer: ReplayBuffer, trainer: Trainer) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from penchant.config_errors import validated
 from penchant.data.groups import PreferenceGroup
 from penchant.data.reading import read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.errors import ConfigError, DataError, located
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.recipes.fingerprints import weights_fingerprint
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.served import DAMAGED
 
 CONFIG, INPUTS, BUFFER, PROMPTS = "config.json", "inputs.json", "buffer.sqlite", "prompts.json"
 
@@ -46,7 +48,7 @@ def open_folder(config: SelfImproveConfig) -> Parts:
 def _check_inputs(file: Path, config: SelfImproveConfig) -> None:
     """Rounds are compared with each other: all have to begin with the same learner and be judged by the same rule."""
     found = {"model": weights_fingerprint(config.model), "verifier": config.verifier.fingerprint()}
-    began = json.loads(file.read_text(encoding="utf-8")) if file.exists() else found
+    began = read_record(file, found, DAMAGED) if file.exists() else found
     for name, value in found.items():
         if began[name] != value:
             raise ConfigError(
@@ -59,13 +61,12 @@ def _check_inputs(file: Path, config: SelfImproveConfig) -> None:
 
 def read_config(output: Path) -> SelfImproveConfig:
     """As `open_folder` kept it."""
-    return SelfImproveConfig.model_validate_json((output / CONFIG).read_text(encoding="utf-8"))
+    return validated(SelfImproveConfig, read_record(output / CONFIG, (), DAMAGED), str(output / CONFIG))
 
 
 def read_parts(output: Path) -> Parts:
     """As `open_folder` split them."""
-    parts: Parts = json.loads((output / PROMPTS).read_text(encoding="utf-8"))
-    return parts
+    return read_record(output / PROMPTS, ("train", "gate", "test"), DAMAGED)
 
 
 def open_buffer(config: SelfImproveConfig) -> ReplayBuffer:

@@ -86,7 +86,9 @@ class PictureMedium:
             try:
                 with disk_errors(file, AGAIN):
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    aside.write_bytes(stream.getvalue())
+                    aside.unlink(missing_ok=True)
+                    with aside.open("xb") as file_stream:
+                        file_stream.write(stream.getvalue())
                     # Judgements name it: after a power cut it must not be an empty file.
                     sync(aside)
                     aside.rename(file)

@@ -6,9 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 
 FILE = "served.json"
+DAMAGED = "put the whole file back, or name another output folder"
+"""What to do about a damaged file of the loop's."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ class Served:
 def read_served(folder: Path) -> Served | None:
     """None before the first is named."""
     file = folder / FILE
-    return Served(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    if not file.exists():
+        return None
+    record = read_record(file, ("update", "model"), DAMAGED)
+    return Served(record["update"], record["model"])
 
 
 def serve(folder: Path, served: Served) -> None:

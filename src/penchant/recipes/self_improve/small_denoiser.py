@@ -142,7 +142,8 @@ def _save(state: dict[str, Any], file: Path) -> None:
     aside = file.with_name(f".writing-{file.name}")
     with disk_errors(file, AGAIN):
         # Given a name in place of a stream, torch tells a full disk without its number.
-        with aside.open("wb") as stream:
+        aside.unlink(missing_ok=True)  # It may be a link to another file.
+        with aside.open("xb") as stream:
             torch.save(state, stream)
         sync(aside)
         aside.rename(file)

@@ -25,7 +25,7 @@ import torch
 from penchant.data.writing import write_anew
 from penchant.engine.folders import disk_errors
 from penchant.errors import ConfigError, PenchantError
-from penchant.evaluation.files import write_atomically
+from penchant.evaluation.files import read_record, write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import choose
@@ -33,7 +33,7 @@ from penchant.recipes.self_improve.learner import folder_of
 from penchant.recipes.self_improve.measuring import measure
 from penchant.recipes.self_improve.media import medium_of
 from penchant.recipes.self_improve.parts import open_buffer, read_config, read_parts
-from penchant.recipes.self_improve.served import Served, read_served, serve
+from penchant.recipes.self_improve.served import DAMAGED, Served, read_served, serve
 
 ERROR, LOCK = "trainer_error.json", "trainer.lock"
 PAUSE = 0.1
@@ -104,7 +104,7 @@ def _begin(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> Serv
         assert served is not None
         lowered = {group.id: held[group.id] * config.update.forgets for group in groups if group.id in held}
         write_atomically(file, json.dumps({"served": vars(served), "priorities": lowered}) + "\n")
-    begun = json.loads(file.read_text(encoding="utf-8"))
+    begun = read_record(file, ("served", "priorities"), DAMAGED)
     buffer.lower(begun["priorities"])
     return Served(**begun["served"])
 
