@@ -234,7 +234,7 @@ def rounds(results: Found, report: Path) -> Group:
 
     evaluation = results["evaluation"]
     table = Table("round", "served", "success", "gained", evaluation["signs"]["distance"], title=str(report))
-    for each in evaluation["rounds"]:
-        gained = show(each["success"]), show(each["gained"])
-        table.add_row(str(each["round"]), str(each["served"]), *gained, f"{each['distance']:.3g}")
+    for row in evaluation["rounds"]:
+        gained = show(row["success"]), show(row["gained"])
+        table.add_row(str(row["round"]), str(row["served"]), *gained, f"{row['distance']:.3g}")
     return _under(self_improve_headline(results), table)

@@ -24,17 +24,19 @@ def recommend_headline(results: Results) -> Headline:
     models = results["evaluation"]["models"]
     name = list(models)[-1]
     rivals = {"sft": models.get("sft"), "popularity": results["questions"]["baselines"].get("popularity")}
-    others = _named({rival: (row or {}).get("hit_ratio@1") for rival, row in rivals.items() if rival != name})
+    others = _labelled({rival: (row or {}).get("hit_ratio@1") for rival, row in rivals.items() if rival != name})
     return f"{name}, the last method", _sentence(f"hit ratio@1 {number(models[name].get('hit_ratio@1'))}", others)
 
 
 def domain_expert_headline(results: Results) -> Headline:
     """The router with its fallback, as it is served, and what its experts answer; then the router alone."""
     router, routed = results["router"], results["evaluation"]["models"]["routed experts"]
-    served, alone = router["accuracy_with_fallback"], router["accuracy"]
-    answers = _named({key: routed.get(key) for key in ("instructions_f1", "tasks_exact", "preferences_rouge_l")})
+    served, likeliest = router["accuracy_with_fallback"], router["accuracy"]
+    answers = _labelled({key: routed.get(key) for key in ("instructions_f1", "tasks_exact", "preferences_rouge_l")})
     reached = f"{number(served)} of requests reach the right expert, {router['fell_back']} of {served['n']} fell back"
-    return "the router with its fallback", _sentence(reached, f"without the fallback {number(alone)} would", answers)
+    return "the router with its fallback", _sentence(
+        reached, f"without the fallback {number(likeliest)} would", answers
+    )
 
 
 def recovered_line(results: Results) -> str:
@@ -50,11 +52,11 @@ def dialogue_headline(results: Results) -> Headline:
     models = results["evaluation"]["models"]
     model = list(models)[-1]
     method = list(models[model])[-1]
-    values, before = (models[model].get(name, {}).get("all", {}) for name in (method, "sft"))
-    sft = _named({"sft": before.get("preference_accuracy") if method != "sft" else None})
-    rest = _named({key: values.get(key) for key in ("rouge_l", "supported")})
+    values, sft_values = (models[model].get(name, {}).get("all", {}) for name in (method, "sft"))
+    sft = _labelled({"sft": sft_values.get("preference_accuracy") if method != "sft" else None})
+    texts = _labelled({key: values.get(key) for key in ("rouge_l", "supported")})
     first = f"preference_accuracy {number(values.get('preference_accuracy'))}"
-    return f"{model} {method}, the last method", _sentence(first, sft, rest)
+    return f"{model} {method}, the last method", _sentence(first, sft, texts)
 
 
 def tool_calling_headline(results: Results) -> Headline:
@@ -62,7 +64,7 @@ def tool_calling_headline(results: Results) -> Headline:
     measured = results["evaluation"]
     name = list(measured["models"])[-1]
     edge = measured["edge"].get(name, {}).get("int8", {}).get("right")
-    others = _named({"with eight-bit weights": edge, "base": measured["models"].get("base", {}).get("all")})
+    others = _labelled({"with eight-bit weights": edge, "base": measured["models"].get("base", {}).get("all")})
     return f"{name}, the last path", _sentence(f"right calls {number(measured['models'][name]['all'])}", others)
 
 
@@ -71,8 +73,8 @@ def self_improve_headline(results: Results) -> Headline:
     rounds = results["evaluation"]["rounds"]
     first, last = rounds[0], rounds[-1]
     name = "the first learner, which is still served" if last["served"] == 0 else f"update {last['served']}, served"
-    before = f"before {number(first['success'])}, gained {number(last['gained'])}" if last["round"] else ""
-    return name, _sentence(f"success {number(last['success'])}", before)
+    change = f"before {number(first['success'])}, gained {number(last['gained'])}" if last["round"] else ""
+    return name, _sentence(f"success {number(last['success'])}", change)
 
 
 def number(estimate: Mapping[str, Any] | None) -> str:
@@ -80,7 +82,7 @@ def number(estimate: Mapping[str, Any] | None) -> str:
     return show(estimate) or "not measured"
 
 
-def _named(values: Mapping[str, Mapping[str, Any] | None]) -> str:
+def _labelled(values: Mapping[str, Mapping[str, Any] | None]) -> str:
     return ", ".join(f"{name} {show(value)}" for name, value in values.items() if show(value))
 
 
