@@ -94,7 +94,7 @@ def test_no_sentence_has_a_gap() -> None:
         "of the instruct model's score 0.900 [0.850, 0.950] came back with 0.7 of the residual"
     )
     assert recovered_line(domain_expert(NOTHING)) == (
-        "with 0.7 of the residual; the instruct model lost no score that could come back"
+        "nothing came back with 0.7 of the residual, for the instruct model's score was not lost"
     )
     empty = recommendations()
     empty["evaluation"]["models"]["s_dpo"] = {"hit_ratio@1": NOTHING}

@@ -43,7 +43,7 @@ def recovered_line(results: Results) -> str:
     """How much of the instruct model's score came back with the residual."""
     recovered, scale = results["evaluation"]["recovered"], f"{results['residual']['chosen']:g}"
     if recovered["value"] is None:
-        return f"with {scale} of the residual; the instruct model lost no score that could come back"
+        return f"nothing came back with {scale} of the residual, for the instruct model's score was not lost"
     return f"of the instruct model's score {show(recovered)} came back with {scale} of the residual"
 
 
