@@ -234,7 +234,7 @@ def rounds(results: Found, report: Path) -> Group:
 
     evaluation = results["evaluation"]
     table = Table("round", "served", "success", "gained", evaluation["signs"]["distance"], title=str(report))
-    for each in evaluation["rounds"]:
-        gained = show(each["success"]), show(each["gained"])
-        table.add_row(str(each["round"]), str(each["served"]), *gained, f"{each['distance']:.3g}")
+    for result in evaluation["rounds"]:
+        shares = show(result["success"]), show(result["gained"])
+        table.add_row(str(result["round"]), str(result["served"]), *shares, f"{result['distance']:.3g}")
     return _under(self_improve_headline(results), table)
