@@ -15,7 +15,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import context_length
-from penchant.evaluation.answering import answer, distinct_prompts, with_room
+from penchant.evaluation.answering import answer, answerable_prompts, distinct_prompts
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
@@ -167,10 +167,15 @@ def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell)
     every = distinct_prompts(held_out) if wanted else []
     # A model with learned positions fails beyond its context, and others answer with what they never learnt.
     reading = Reading.of_run(config)
-    prompts = with_room(config.model, every, tokens, reading)[:wanted]
+    answerable = answerable_prompts(config.model, every, tokens, reading)
+    prompts = answerable.prompts[:wanted]
     if len(prompts) < min(wanted, len(every)):
-        short = f"{len(prompts)} of {min(wanted, len(every))} samples"
-        tell(f"{short}: other prompts leave evaluation.sample_tokens={tokens} no room in the context")
+        reasons = {
+            "refused by the chat template or the tokenizer": answerable.refused,
+            f"without room for evaluation.sample_tokens={tokens} in the context": answerable.too_long,
+        }
+        counts = ", ".join(f"{reason}: {count} of {len(every)} prompts" for reason, count in reasons.items() if count)
+        tell(f"{len(prompts)} of {min(wanted, len(every))} samples ({counts})")
     if not prompts:
         return []
     sampling = Sampling(max_new_tokens=tokens, seed=config.training.seed)
