@@ -115,7 +115,7 @@ def rank(
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
             groups = list(dataset.groups)
             if isinstance(reward, ModelReward):
-                groups = reward.fitting(groups, tell)
+                groups = reward.comparable(groups, tell)
                 tell_all(tell, reward.rounding_notes(groups))
             ranking = rank_by_reward(groups, reward)
         else:

@@ -103,8 +103,9 @@ def ratings(folder: Path, *, as_json: Json = False) -> None:
     from penchant.evaluation.report import show
     from penchant.evaluation.statistics import bootstrap_mean
 
-    found = {name: bootstrap_mean(points, range(len(points))).to_json() for name, points in read_sheet(folder).items()}
-    deliver(found, as_json, "\n".join(f"{name}: {show(each)} of {each['n']}" for name, each in found.items()))
+    sheet = read_sheet(folder)
+    shares = {name: bootstrap_mean(points, range(len(points))).to_json() for name, points in sheet.items()}
+    deliver(shares, as_json, "\n".join(f"{name}: {show(share)} of {share['n']}" for name, share in shares.items()))
 
 
 def _leak(leak: StyleLeak) -> str:

@@ -46,7 +46,7 @@ def test_its_verdicts_are_the_librarys(comparing: ModuleType) -> None:
         # A later step of Holm's procedure may tell more, but only after a first one.
         outcomes = [verdict.outcome != "not distinguishable" for verdict in verdicts]
         assert any(outcomes) == expected.any()
-        assert all(outcome for outcome, told in zip(outcomes, expected.tolist(), strict=True) if told)
+        assert all(outcome for outcome, decision in zip(outcomes, expected.tolist(), strict=True) if decision)
         decided += int(expected.sum())
     assert decided > 20
 
@@ -89,11 +89,11 @@ def test_what_a_design_can_find_is_found_in_about_80_of_100(comparing, methods, 
 
 
 def test_the_script_runs_and_hides_no_module_of_pythons() -> None:
-    done = subprocess.run(
+    script = subprocess.run(
         [sys.executable, str(BENCHMARKS / "statistics.py"), "--help"], capture_output=True, text=True, check=True
     )
-    assert "--runs" in done.stdout
+    assert "--runs" in script.stdout
     # As for another script of that folder.
     code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import statistics; print(statistics.mean([1, 3]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "2\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "2\n"

@@ -124,7 +124,7 @@ VERBS = {
     "evaluate": SCORING,
     "rank": SCORING,
     "rank --by head": SCORING[3:],
-    "rank --by reward": SCORING[:10],
+    "rank --by reward": SCORING,
     "score": SCORING[:10],
     "generate": SCORING[:10],
     "data show": SCORING,

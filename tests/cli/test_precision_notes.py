@@ -111,6 +111,32 @@ def test_a_runs_report_repeats_the_rounding(write_config, tmp_path, capsys, dtyp
     assert all(("bfloat16 rounds" in text) == (dtype == "bfloat16") for text in texts)
 
 
+@pytest.mark.parametrize("objective", ["bradley_terry", "preference_head"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_report_of_rewards_names_their_rounding(write_config, tmp_path, tiny_pairs, capsys, objective, dtype):
+    """The line of `penchant rank` on the same rows, beside those of a head's log-probs."""
+    rows = Path(tiny_pairs).read_text(encoding="utf-8").splitlines()[-8:]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    config = write_config(
+        objective={"name": objective},
+        data={"held_out": str(held_out)},
+        training={"max_steps": 1, "dtype": dtype},
+        evaluation={"samples": 0},
+    )
+    printed = output_of(["train", str(config)], capsys)
+    document = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    texts = printed, page_of(tmp_path / "run"), " ".join(document.get("notes", []))
+    if dtype == "float32":
+        assert all("bfloat16 rounds" not in text for text in texts)
+        return
+    by = "head" if objective == "preference_head" else "reward"
+    line = ["rank", str(tmp_path / "run"), "--data", str(held_out), "--by", by, "--dtype", dtype]
+    [rounding] = ROUNDS.findall(output_of(line, capsys))
+    for text in texts:
+        assert ROUNDS.findall(text)[-1] == rounding
+
+
 @pytest.fixture
 def bloom(tmp_path: Path, tiny_model: Path) -> Path:
     """A model whose attention has no implementation but its own, with the tiny model's tokenizer."""

@@ -17,7 +17,7 @@ from penchant.data.second_reading import read_again
 from penchant.data.tokenization import readable_prompts, tokenize_groups
 from penchant.engine.distribution import World, local_device
 from penchant.errors import DataError
-from penchant.evaluation.answering import distinct_prompts, with_room
+from penchant.evaluation.answering import answerable_prompts, distinct_prompts
 from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.ranking import rank
 from penchant.training.run import train
@@ -116,4 +116,5 @@ def test_evaluate_rank_and_samples_leave_them_out(rows: tuple[Path, Path], tiny_
     assert len(score(str(tiny_model), groups, world, reading=reading, tell=log.append)) == 2
     assert any("refused by template dropped: 1 of 3 groups" in line for line in log)
     assert len(rank(str(tiny_model), groups, world, by="log_prob", reading=reading).groups) == 2
-    assert with_room(str(tiny_model), distinct_prompts(groups), 2, reading) == distinct_prompts(GOOD)
+    answerable = answerable_prompts(str(tiny_model), distinct_prompts(groups), 2, reading)
+    assert (answerable.prompts, answerable.refused, answerable.too_long) == (distinct_prompts(GOOD), 1, 0)

@@ -14,7 +14,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine import attention, lean, rounding, tree_check
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.rounding import NoFloat32, in_float32
+from penchant.engine.rounding import NoFloat32, in_float32, is_half
 from penchant.engine.scoring import choose_scorer, precision, sample_groups
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_check import TreeCheck, Verdict
@@ -189,6 +189,45 @@ def test_what_trains_is_what_is_checked(build, make_groups):
             rounded = choice.scorer(batch)
     assert choice.rounding == pytest.approx(float((rounded - exact).abs().max()), rel=1e-3)
     assert choice.rounding > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("weights", "products", "half"),
+    [
+        (torch.float32, "float32", False),
+        (torch.float64, "float32", False),
+        (torch.float32, "bfloat16", True),
+        (torch.bfloat16, "float32", True),
+        (torch.float16, "float32", True),
+    ],
+)
+def test_weights_or_products_in_half_precision_are_rounded(weights, products, half):
+    assert is_half(weights, products) is half
+
+
+def test_weights_in_bfloat16_round_without_autocast(noisy):
+    model, groups = noisy("llama")
+    exact = float32_sums(model, groups[:2])
+    choice = choose_scorer(model, groups)
+    batch = pack(groups[:2])
+    with torch.no_grad():
+        actual = choice.scorer(batch).flatten()[batch.slots]
+    assert choice.half
+    assert choice.rounding == pytest.approx(float((actual - exact).abs().max()), abs=1e-3)
+    assert choice.rounding > 0.05
+
+
+@pytest.mark.parametrize("wrong", [None, "mask"])
+def test_the_check_leaves_the_weights_as_they_were(noisy, monkeypatch, wrong):
+    model, groups = noisy("llama")
+    originals = {name: value.clone() for name, value in model.state_dict().items()}
+    if wrong is not None:
+        inject(monkeypatch, wrong)
+    choice = choose_scorer(model, groups, "bfloat16")
+    assert (choice.notice is None) is (wrong is None)
+    for name, value in model.state_dict().items():
+        assert value.dtype == originals[name].dtype, name
+        assert torch.equal(value, originals[name]), name
 
 
 def test_more_candidates_are_looked_at_before_a_refusal(noisy, monkeypatch):

@@ -93,8 +93,8 @@ def test_standardised_rewards_have_mean_0_and_deviation_1():
     policy, reference, groups = case([[-1.0, -2.0, -0.5]], [[10.0, 20.0, 60.0]])
     centred = torch.tensor([[10.0, 20.0, 60.0]], dtype=torch.float64) - 30
     same = replace(groups, scores=centred / (centred**2).mean().sqrt())
-    one = DDORM(standardize="prompt").evaluate(policy, reference, groups, {})
-    torch.testing.assert_close(one.losses, DDORM().evaluate(policy, reference, same, {}).losses)
+    output = DDORM(standardize="prompt").evaluate(policy, reference, groups, {})
+    torch.testing.assert_close(output.losses, DDORM().evaluate(policy, reference, same, {}).losses)
 
 
 @pytest.mark.parametrize(("difference", "scaled"), [(3e-6, 1.0), (1e-6, 0.5), (0.0, 0.0)])
@@ -127,9 +127,9 @@ def test_pair_accuracy_is_over_groups_that_have_pairs():
     policy, reference, groups = case([[-1.0, -2.0, -1.0]] * 3, [[3.0, 2.0, 1.0]] * 3)
     better = torch.zeros(3, 3, 3, dtype=torch.bool)
     better[0, 0, 1] = better[0, 0, 2] = better[2, 0, 1] = True
-    found = DDORM().evaluate(policy, reference, replace(groups, better=better), {}).metrics["rewards/accuracies"]
-    assert float(found.total) == 1.5
-    assert float(found.count) == 2
+    accuracy = DDORM().evaluate(policy, reference, replace(groups, better=better), {}).metrics["rewards/accuracies"]
+    assert float(accuracy.total) == 1.5
+    assert float(accuracy.count) == 2
 
 
 class TestRunningMoments:

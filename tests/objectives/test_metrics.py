@@ -118,11 +118,11 @@ def test_s_dpo_accuracy_is_a_mean_over_a_groups_positives(compared):
 @pytest.mark.parametrize(("average", "expected"), [("groups", "groups"), ("pairs", "pairs")])
 def test_rpo_likelihood_is_per_token_of_each_chosen_response(groups, average, expected):
     """The first group's chosen response in two pairs, the second's in one: as the loss averages."""
-    found = means(RPO(0.2, 0.5, average).evaluate(POLICY, REFERENCE, groups, {}))
+    metrics = means(RPO(0.2, 0.5, average).evaluate(POLICY, REFERENCE, groups, {}))
     first, second = -float(POLICY[0, 0] / groups.tokens[0, 0]), -float(POLICY[1, 0] / groups.tokens[1, 0])
     weights = groups.weights.tolist()
     counts = [weights[0] * (2 if expected == "pairs" else 1), weights[1]]
-    assert found["nll_loss"] == pytest.approx((counts[0] * first + counts[1] * second) / sum(counts))
+    assert metrics["nll_loss"] == pytest.approx((counts[0] * first + counts[1] * second) / sum(counts))
 
 
 def test_kto(groups):

@@ -135,8 +135,8 @@ def test_per_token_mixing_divides_all_by_the_policys_tokens():
     torch.testing.assert_close(output.losses, expected.losses)
 
 
-def authors_loss(own, primary, second, beta=0.1, eta=0.1):
-    """One pair's loss by the steps of the authors' code, in plain numbers: (preferred, other) of each model."""
+def authors_loss(policy, primary, second, beta=0.1, eta=0.1):
+    """One pair's loss by the steps of the authors' code, in plain numbers: (preferred, rejected) of each model."""
     gaps = [abs(side[0] - side[1]) for side in (primary, second)]
     alpha = gaps[1] / (gaps[1] + gaps[0] + 1e-6)
     sizes = [abs(primary[y] + second[y]) / 2 for y in (0, 1)]
@@ -145,9 +145,9 @@ def authors_loss(own, primary, second, beta=0.1, eta=0.1):
     for y, radius in ((0, eta * share), (1, eta * (1 - share))):
         clipped = min(max(second[y], primary[y] * (1 + radius)), primary[y] * (1 - radius))
         largest = max(clipped, primary[y])
-        both = alpha * math.exp(clipped - largest) + (1 - alpha) * math.exp(primary[y] - largest)
-        mixed.append(clipped + primary[y] - largest - math.log(both))
-    return math.log1p(math.exp(-beta * ((own[0] - mixed[0]) - (own[1] - mixed[1]))))
+        mixture = alpha * math.exp(clipped - largest) + (1 - alpha) * math.exp(primary[y] - largest)
+        mixed.append(clipped + primary[y] - largest - math.log(mixture))
+    return math.log1p(math.exp(-beta * ((policy[0] - mixed[0]) - (policy[1] - mixed[1]))))
 
 
 class TestAuthorsWeights:
@@ -187,7 +187,7 @@ def test_adaptive_weights_are_of_sums_where_the_mixture_is_per_token():
     reference = torch.tensor([[[-4.0, -12.0]], [[-8.0, -12.0]]]).double()
     objective = MultiReference(2.0, "geometric", "adaptive", trust_region=None, normalize="mean")
     output = objective.evaluate(policy, reference, groups, {})
-    mixed = [(2 / 3 * chosen + 1 / 3 * other) for chosen, other in ((-4.0, -8.0), (-12.0, -12.0))]
+    mixed = [(2 / 3 * primary + 1 / 3 * second) for primary, second in ((-4.0, -8.0), (-12.0, -12.0))]
     h = (-6.0 - mixed[0]) / 4 - (-9.0 - mixed[1]) / 5
     assert float(output.losses[0]) == pytest.approx(math.log1p(math.exp(-2.0 * h)), rel=1e-6)
 

@@ -13,6 +13,7 @@ from penchant.recipes.checking import check_tuning
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
 from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.data import read_preferences
 from penchant.recipes.domain_expert.pipeline import domain_expert
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
@@ -79,8 +80,41 @@ def test_a_method_for_scores_where_nothing_is_rated(tmp_path):
         "output": str(tmp_path / "out"),
     }
     source = {"file": str(tmp_path / "a.jsonl"), "pairs": "styles"}
-    with pytest.raises(DataError, match=r"methods\.a: rloo learns from scores"):
+    with pytest.raises(DataError, match=r"methods\.a: rloo learns from scores") as caught:
         dialogue(validated(DialogueConfig, values | {"sources": {"a": source}}, "test"))
+    assert fixes_of(caught.value) == ["methods.a.objective.name=dpo", "sources.a.pairs=ratings"]
+
+
+def fixes_of(error: PenchantError) -> list[str]:
+    """The settings and commands that an error's advice holds, each behind its colon."""
+    return [part.partition(": ")[2] for part in str(error.fix).split(", or ")]
+
+
+def test_scores_that_are_missing_name_keys_of_the_recipe(tmp_path):
+    """No stage of a recipe takes a reward, so that none is advised."""
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(9)))
+    data, output = str(file), {"output": str(tmp_path / "out")}
+    rloo = {"objective": {"name": "rloo"}}
+    titles = {"interactions": data, "titles": data, "methods": [{"name": "a", "negatives": 1, **rloo}]}
+    with pytest.raises(DataError, match="rloo learns from scores") as caught:
+        recommend(validated(RecommendConfig, output | titles, "test"))
+    assert fixes_of(caught.value) == ["methods.a.objective.name=dpo"]
+    files = dict.fromkeys(("instructions", "preferences", "tasks"), data) | {"texts": {"file": data}}
+    expert = files | {"base": "b", "instruct": "i", "conversation": rloo}
+    with pytest.raises(DataError, match="rloo learns from scores") as caught:
+        domain_expert(validated(DomainExpertConfig, output | expert, "test"))
+    score = f"penchant score {data} --output NEW.jsonl --model MODEL, then preferences=NEW.jsonl"
+    assert fixes_of(caught.value) == ["conversation.objective.name=dpo", score]
+
+
+def test_advice_for_scores_can_be_followed(tmp_path):
+    """A domain expert's preferences with scores beside them, as `penchant score` writes them, are accepted."""
+    row = {"prompt": "a", "candidates": ["b", "c"], "scores": [1.0, 0.0]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    check_tuning(
+        "conversation", {"name": "rloo"}, TunedConfig(), read_preferences(str(tmp_path / "data.jsonl")), "data.jsonl"
+    )
 
 
 def test_self_improvement_advises_its_own_keys(monkeypatch, tmp_path):

@@ -30,8 +30,8 @@ def test_shares_that_all_seeds_agree_on_are_not_certain():
     table[2, :10] = 0.0
     apart = paired_difference(table, 0 * table)
     assert apart.high > 1
-    found = over_seeds(table)
-    assert (found.low, found.high) == (max(0.0, apart.low), 1.0)
+    estimate = over_seeds(table)
+    assert (estimate.low, estimate.high) == (max(0.0, apart.low), 1.0)
 
 
 def test_differences():

@@ -34,7 +34,7 @@ def learned_positions(tiny_model: Path, tmp_path: Path) -> Path:
         (
             3,
             ["a dog", "it runs by"],
-            ["2 of 3 samples: other prompts leave evaluation.sample_tokens=12 no room in the context"],
+            ["2 of 3 samples (without room for evaluation.sample_tokens=12 in the context: 2 of 4 prompts)"],
         ),
         (0, [], []),
     ],
@@ -57,3 +57,32 @@ def test_samples_are_of_prompts_that_leave_room(
     write_run_report(folder, said.append)
     assert [[sample.prompt for sample in samples] for samples in shown] == [answered]
     assert [line for line in said if not line.startswith(("held-out: ", "report: "))] == told
+
+
+def test_samples_name_the_prompts_that_the_template_refuses(write_config, tmp_path, tiny_model):
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if 'river' in m.content %}{{ raise_exception('no rivers') }}{% endif %}"
+        "{{ m.content }} {% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
+    contents = ("the old cat", "a river", "a big river", "a bird")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": content}],
+            "chosen": [{"role": "assistant", "content": "a dog runs"}],
+            "rejected": [{"role": "assistant", "content": "a cat"}],
+        }
+        for content in contents
+    ]
+    file = tmp_path / "held_out.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = write_config(
+        model=str(tiny_model),
+        data={"train": str(file), "held_out": str(file), "chat_template": str(template), "refused": "drop"},
+        training={"max_steps": 1},
+        evaluation={"samples": 4, "sample_tokens": 2},
+    )
+    lines: list[str] = []
+    write_run_report(train(load_config(config)), lines.append)
+    [note] = [line for line in lines if "of 4 samples" in line]
+    assert note == "2 of 4 samples (refused by the chat template or the tokenizer: 2 of 4 prompts)"

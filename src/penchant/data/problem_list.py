@@ -14,13 +14,13 @@ class Problem:
 
     Attributes:
         group: its id.
-        what: the error's text.
+        message: the error's text.
         fix: what to do, if anything.
         tokens: of the group's longest sequence, where its length is the problem.
     """
 
     group: str
-    what: str
+    message: str
     fix: str | None
     tokens: int = 0
 
@@ -58,4 +58,4 @@ class ProblemList:
             worst = max(problems, key=lambda problem: problem.tokens)
             ids = ", ".join(problem.group for problem in problems[:5]) + (", ..." if len(problems) > 5 else "")
             count = f"{len(problems)} of {self.report.groups} groups like this: {ids}"
-            raise DataError(f"{worst.what} ({count})", where=f"group {worst.group}", fix=worst.fix)
+            raise DataError(f"{worst.message} ({count})", where=f"group {worst.group}", fix=worst.fix)

@@ -141,10 +141,10 @@ def _texts(groups: Sequence[PreferenceGroup], renderer: ChatRenderer, problems: 
     return texts
 
 
-def _empty(group: PreferenceGroup, candidate: int, found: str) -> Problem:
+def _empty(group: PreferenceGroup, candidate: int, defect: str) -> Problem:
     return Problem(
         group.id,
-        f"candidate {candidate} is empty: it {found}, so only its end-of-turn token would be trained on",
+        f"candidate {candidate} is empty: it {defect}, so only its end-of-turn token would be trained on",
         "remove these rows, or have them dropped and counted: data.empty=drop",
     )
 
@@ -176,12 +176,12 @@ def _encode(
             try:
                 encoded.append((text, _ids(text.parts, tokenizer)))
             except Exception as error:
-                what = f"the tokenizer cannot read the text: {error}"
+                message = f"the tokenizer cannot read the text: {error}"
                 fix = (
                     "correct these rows (often it is half of a surrogate pair, as in \\ud83d alone), or have them "
                     "dropped and counted: data.refused=drop"
                 )
-                problems.refuse(_UNREADABLE, Problem(text.group.id, what, fix))
+                problems.refuse(_UNREADABLE, Problem(text.group.id, message, fix))
         return encoded
 
 

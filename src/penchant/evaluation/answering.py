@@ -75,13 +75,30 @@ def distinct_prompts(groups: Sequence[PreferenceGroup]) -> list[Text]:
     return [prompt for prompt in {as_text(group.prompt): group.prompt for group in groups}.values() if prompt]
 
 
-def with_room(model: str, prompts: Sequence[Text], new_tokens: int, reading: Reading = AS_IS) -> list[Text]:
-    """The prompts after which a model's context has room for so many tokens more."""
+@dataclass(frozen=True)
+class AnswerablePrompts:
+    """The prompts that a model can answer, and how many it cannot.
+
+    Attributes:
+        refused: how many the chat template or the tokenizer refuses.
+        too_long: how many leave no room for an answer in the model's context.
+    """
+
+    prompts: list[Text]
+    refused: int
+    too_long: int
+
+
+def answerable_prompts(
+    model: str, prompts: Sequence[Text], new_tokens: int, reading: Reading = AS_IS
+) -> AnswerablePrompts:
+    """The prompts that a model reads with room for `new_tokens` tokens more in its context."""
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    prompts = readable_prompts(prompts, tokenizer, reading.rendering)
-    ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
+    readable = readable_prompts(prompts, tokenizer, reading.rendering)
+    ids = tokenize_prompts(readable, tokenizer, reading.rendering)
     limit = context_length(load_config(adapter_base(model) or model, weights=False)) or NO_LIMIT
-    return [prompt for prompt, read in zip(prompts, ids, strict=True) if len(read) + new_tokens <= limit]
+    fitting = [prompt for prompt, tokens in zip(readable, ids, strict=True) if len(tokens) + new_tokens <= limit]
+    return AnswerablePrompts(fitting, len(prompts) - len(readable), len(readable) - len(fitting))
 
 
 def typed_rendering(model: str, prompt: str, reading: Reading, tell: Tell) -> Reading:

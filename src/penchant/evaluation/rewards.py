@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
@@ -232,8 +232,19 @@ class ModelReward:
         fitting = {id(row.group) for row in tokenized}
         return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in fitting]
 
+    def comparable(self, groups: Sequence[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
+        """The groups that the model reads and whose candidates differ: others are dropped where `reading` says so.
+
+        Raises:
+            DataError: a group is too long, refused, or has empty or identical candidates, and may not be dropped.
+        """
+        tokenized, report = self._tokenized(groups, self.reading, self.reading.empty)
+        for line in report.lines():
+            tell(line)
+        return [row.group for row in tokenized]
+
     def _tokenized(
-        self, groups: Sequence[PreferenceGroup], reading: Reading
+        self, groups: Sequence[PreferenceGroup], reading: Reading, empty: Literal["error", "drop", "keep"] = "keep"
     ) -> tuple[list[TokenizedGroup], TokenizationReport]:
         from penchant.engine.frozen import NO_LIMIT
         from penchant.engine.loading import context_length
@@ -244,7 +255,8 @@ class ModelReward:
             max_length=reading.max_length or context_length(self.model.config) or NO_LIMIT,
             rendering=reading.rendering,
             truncation=reading.truncation,
-            empty="keep",
+            empty=empty,
+            identical=reading.identical,
         )
 
     def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:

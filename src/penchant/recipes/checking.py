@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.model_kind import require_language_model
-from penchant.errors import ConfigError, respelled
+from penchant.errors import ConfigError, DataError, respelled
 from penchant.recipes.tuning import TunedConfig, stage_keys, tuning_run
 from penchant.training.needs import usable
 
@@ -28,7 +28,13 @@ def check_base_models(config: BaseModel) -> None:
 
 
 def check_tuning(
-    setting: str, objective: Mapping[str, Any], tuned: TunedConfig, groups: Sequence[PreferenceGroup], source: str
+    setting: str,
+    objective: Mapping[str, Any],
+    tuned: TunedConfig,
+    groups: Sequence[PreferenceGroup],
+    source: str,
+    *,
+    scores_fix: str | None = None,
 ) -> None:
     """Build the objective and hold it against groups as the stage will have them.
 
@@ -36,6 +42,7 @@ def check_tuning(
         setting: the stage's dotted path in the recipe's configuration.
         groups: one will do, where all are alike.
         source: where they are from, for people.
+        scores_fix: what gives the recipe's groups scores; None where they cannot have any.
 
     Raises:
         ConfigError: the stage's settings are not valid, or do not tune a model that answers.
@@ -52,5 +59,9 @@ def check_tuning(
         reason = f"{name} mixes references, and the stage has one, the model it starts from"
     if reason is not None:
         raise ConfigError(reason, where=setting, fix=f"{setting}.objective.name=dpo")
+    if needs.scores and all(group.scores is None for group in groups):
+        # No stage takes a reward, which a run would be advised to name.
+        fixes = [f"learn from preferences: {setting}.objective.name=dpo", *filter(None, [scores_fix])]
+        raise DataError(f"{name} learns from scores, and no group has any", where=source, fix=", or ".join(fixes))
     with respelled(keys):
         usable(run, list(groups), "training", source, [])

@@ -120,15 +120,15 @@ def random_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype, dev
     source = torch.Generator().manual_seed(0)
     # Rows of the weights begin in other places of it, so that no two are alike.
     drawn = torch.randn(PERIOD, generator=source).to(device, dtype) * getattr(shape, "initializer_range", 0.02)
-    made: dict[int, torch.nn.Parameter] = {}
+    parameters: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in made:
+            if parameter is not None and id(parameter) not in parameters:
                 values = torch.empty(parameter.shape, dtype=dtype, device=device)
                 _fill(values, drawn, name)
-                made[id(parameter)] = torch.nn.Parameter(values)
+                parameters[id(parameter)] = torch.nn.Parameter(values)
             if parameter is not None:
-                module._parameters[name] = made[id(parameter)]
+                module._parameters[name] = parameters[id(parameter)]
     moved: PreTrainedModel = model.to(device)
     return moved
 
@@ -154,9 +154,9 @@ def shallow(shape: PretrainedConfig, layers: int, vocabulary: int) -> Pretrained
     """The configuration with fewer layers and rows of the embedding; lists with an entry for each layer are cut too."""
     smaller = copy.deepcopy(shape)
     text = text_config(smaller)
-    whole = int(text.num_hidden_layers)
+    depth = int(text.num_hidden_layers)
     for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == whole:
+        if isinstance(value, list) and len(value) == depth:
             setattr(text, name, value[:layers])
     text.num_hidden_layers = layers
     text.vocab_size = vocabulary

@@ -245,7 +245,7 @@ def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedG
         replace(
             group,
             prompt=group.prompt[: max(SHORTEST, int(len(group.prompt) * share))],
-            responses=tuple(each[: max(SHORTEST, int(len(each) * share))] for each in group.responses),
+            responses=tuple(ids[: max(SHORTEST, int(len(ids) * share))] for ids in group.responses),
             learnt=None,
         )
         for group in groups
@@ -267,12 +267,12 @@ def _check_room(blueprint: Blueprint, vocabulary: int, device: torch.device) -> 
 def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
     """Floating-point operations in a second, of products as the model's layers have them."""
     rows = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
-    left = torch.rand(rows, size, dtype=getattr(torch, dtype), device=device)
-    right = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)
-    took = []
+    activations = torch.rand(rows, size, dtype=getattr(torch, dtype), device=device)
+    weights = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)
+    seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        left @ right
+        activations @ weights
         _wait(device)
-        took.append(time.perf_counter() - started)
-    return 2 * rows * size * 4 * size / min(took)
+        seconds.append(time.perf_counter() - started)
+    return 2 * rows * size * 4 * size / min(seconds)

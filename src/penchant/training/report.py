@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 from penchant.config import RunConfig, load_config
 from penchant.config_reward import RewardConfig
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distribution import World, local_device
 from penchant.engine.folders import disk_errors
-from penchant.engine.frozen import NO_LIMIT
-from penchant.engine.loading import context_length
-from penchant.evaluation.answering import answer, distinct_prompts, with_room
+from penchant.evaluation.answering import answer, answerable_prompts, distinct_prompts
 from penchant.evaluation.files import read_record, read_records, write_atomically
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, score
@@ -106,13 +103,12 @@ def _write_run_report(folder: Path, tell: Tell) -> RunResult:
     if held_out and needs.trains == "log_probs":
         start_report, trained_report = _held_out(config, held_out, tell, note)
         document = {"before": start_report.to_json(), "after": trained_report.to_json()}
-        if measured:
-            document["notes"] = measured
         samples = _samples(config, held_out, tell)
     if held_out and (needs.head or needs.trains == "rewards"):
-        choosing = _choosing(config, held_out)
+        choosing = _choosing(config, held_out, note)
         document["reward_accuracy"] = None if choosing is None else choosing.to_json()
     if document:
+        document |= {"notes": measured} if measured else {}
         write_atomically(folder / "evaluation.json", json.dumps(document, indent=2, ensure_ascii=False))
     result = RunResult(
         folder,
@@ -153,24 +149,18 @@ def _measured(report: PreferenceReport) -> str:
     return ", ".join([size, *loss])
 
 
-def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> Estimate | None:
+def _choosing(config: RunConfig, held_out: Sequence[PreferenceGroup], note: Tell) -> Estimate | None:
     """How the trained reward model, or head, orders the held-out pairs that fit the model."""
-    world, data = World(0, 1, local_device()), config.data
+    world, reading = World(0, 1, local_device()), replace(Reading.of_run(config), identical="drop")
     if config.method.needs.head:
-        reading = replace(Reading.of_run(config), identical="drop")
-        return rank(config.output, held_out, world, by="head", reading=reading).accuracy
-    reward = open_reward(RewardConfig(model=config.output), device=world.device, reading=Reading.of_run(config))
+        return rank(config.output, held_out, world, by="head", reading=reading, tell=note).accuracy
+    reading = replace(reading, truncation="drop", empty="drop")
+    reward = open_reward(RewardConfig(model=config.output), device=world.device, reading=reading)
     assert isinstance(reward, ModelReward)
-    fitting, _ = tokenize_groups(
-        held_out,
-        reward.tokenizer,
-        max_length=data.max_length or context_length(reward.model.config) or NO_LIMIT,
-        rendering=config.rendering,
-        truncation="drop",
-        empty="drop",
-        identical="drop",
-    )
-    return rank_by_reward([group.group for group in fitting], reward).accuracy
+    groups = reward.comparable(held_out, note)
+    for line in reward.rounding_notes(groups):
+        note(line)
+    return rank_by_reward(groups, reward).accuracy
 
 
 def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell) -> list[Sample]:
@@ -178,10 +168,15 @@ def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell)
     every = distinct_prompts(held_out) if wanted else []
     # A model with learned positions fails beyond its context, and others answer with what they never learnt.
     reading = Reading.of_run(config)
-    prompts = with_room(config.model, every, tokens, reading)[:wanted]
+    answerable = answerable_prompts(config.model, every, tokens, reading)
+    prompts = answerable.prompts[:wanted]
     if len(prompts) < min(wanted, len(every)):
-        short = f"{len(prompts)} of {min(wanted, len(every))} samples"
-        tell(f"{short}: other prompts leave evaluation.sample_tokens={tokens} no room in the context")
+        reasons = {
+            "refused by the chat template or the tokenizer": answerable.refused,
+            f"without room for evaluation.sample_tokens={tokens} in the context": answerable.too_long,
+        }
+        counts = ", ".join(f"{reason}: {count} of {len(every)} prompts" for reason, count in reasons.items() if count)
+        tell(f"{len(prompts)} of {min(wanted, len(every))} samples ({counts})")
     if not prompts:
         return []
     sampling = Sampling(max_new_tokens=tokens, seed=config.training.seed)

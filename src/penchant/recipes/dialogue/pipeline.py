@@ -101,8 +101,10 @@ def _check(config: DialogueConfig) -> None:
     """Refuse now what a method would refuse once the SFT models are there."""
     rated = any(source.pairs == "ratings" for source in config.sources.values())
     pair = PreferenceGroup("", ("", ""), scores=(1.0, 0.0) if rated else None, preferred=None if rated else 0)
+    rate = f"have rated answers: sources.{next(iter(config.sources))}.pairs=ratings"
     for name, method in config.methods.items():
-        check_tuning(f"methods.{name}", method.objective, method, [pair], f"methods.{name}")
+        setting = f"methods.{name}"
+        check_tuning(setting, method.objective, method, [pair], setting, scores_fix=rate)
 
 
 def _constructed(config: DialogueConfig, folder: Path) -> Found:

@@ -111,7 +111,9 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
 def _check(config: DomainExpertConfig) -> None:
     """Refuse now what the expert in conversation would refuse after all stages before it."""
     expert, file = config.conversation, config.preferences
-    check_tuning("conversation", expert.objective, expert, read_preferences(file), file)
+    score = f"write scores beside the preferences: penchant score {file} --output NEW.jsonl --model MODEL"
+    scores_fix = f"{score}, then preferences=NEW.jsonl"
+    check_tuning("conversation", expert.objective, expert, read_preferences(file), file, scores_fix=scores_fix)
 
 
 def _prepared(config: DomainExpertConfig, folder: Path) -> Found:
