@@ -15,7 +15,7 @@ from penchant.data.groups import PreferenceGroup, as_text
 from penchant.evaluation.calibration import Calibration, calibrate
 from penchant.evaluation.one_preferred import OnePreferred
 from penchant.evaluation.orders import Orders
-from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_auc, bootstrap_mean
+from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_auc, bootstrap_mean, resampled_mean
 
 PairValues = Floats | NDArray[np.bool_]
 
@@ -72,15 +72,19 @@ class PreferencePairs:
         return np.bincount(self.group, weights=values) / np.bincount(self.group)
 
     def mean(self, values: PairValues) -> Estimate:
-        """Mean over groups of [P] values."""
+        """Mean over groups of [P] values in [0, 1]."""
         return bootstrap_mean(self.group_means(values), self.prompt, resamples=self.resamples, seed=self.seed)
+
+    def mean_margin(self, margins: Floats) -> Estimate:
+        """Mean over groups of [P] margins; those that are all 0 are equal, and no share of nothing."""
+        return resampled_mean(self.group_means(margins), self.prompt, resamples=self.resamples, seed=self.seed)
 
     def compare(self, scores: Floats) -> dict[str, Estimate]:
         """How [C] scores order the pairs, and whole groups where their order is known."""
         margins = self.margins(scores)
         pools = scores[self.chosen], scores[self.rejected]
         auc = bootstrap_auc(*pools, self.prompt[self.group], resamples=self.resamples, seed=self.seed)
-        of_pairs = {"accuracy": self.mean(margins > 0), "auc": auc, "margin": self.mean(margins)}
+        of_pairs = {"accuracy": self.mean(margins > 0), "auc": auc, "margin": self.mean_margin(margins)}
         return {**of_pairs, **self.orders.compare(scores), **self.choices.compare(scores)}
 
     def calibrate(self, rewards: Floats, beta: float) -> Calibration:
@@ -112,10 +116,10 @@ def metrics_by_source(
     for name in sources if len(sources) > 1 else ():
         groups_of_source = names == name
         accuracy, mean_margin = (
-            bootstrap_mean(
+            estimate(
                 values[groups_of_source], pairs.prompt[groups_of_source], resamples=pairs.resamples, seed=pairs.seed
             )
-            for values in (correct, margin)
+            for estimate, values in ((bootstrap_mean, correct), (resampled_mean, margin))
         )
         metrics[name] = SourceMetrics(int(groups_of_source.sum()), accuracy, mean_margin)
     return metrics

@@ -154,14 +154,27 @@ def _effective_size(deviations: Floats, cluster: Ints, mean: float) -> float:
 
 
 def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """The mean of values with a percentile interval over clusters drawn with replacement.
+    """The mean of values that may be shares, with an interval over clusters.
+
+    Values in [0, 1] of which some are 0 or 1, or all are ties at 1/2, have the interval of `mean_of_shares`: resamples
+    of twenty ones are all ones. Others have that of `resampled_mean`: values that stay off the bounds, as of BERTScore,
+    differ too little for pseudo-observations at the bounds.
+
+    Args:
+        values: [N].
+        clusters: [N] integers; equal ones are drawn together.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if len(numbers) and are_shares(numbers):
+        return mean_of_shares(numbers, clusters)
+    return resampled_mean(numbers, clusters, resamples=resamples, seed=seed)
+
+
+def resampled_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """The mean of values without bounds, as margins, with a percentile interval over clusters drawn with replacement.
 
     In a resample the mean is the sum of the drawn clusters' values over their number of values, so that clusters may
     differ in size. See Efron and Tibshirani 1993, section 13.3; Cameron, Gelbach and Miller 2008 for clusters.
-
-    Values in [0, 1] of which some are 0 or 1, or all are ties at 1/2, have the interval of `mean_of_shares`: resamples
-    of twenty ones are all ones. Values that stay off the bounds, as of BERTScore, differ too little for
-    pseudo-observations at the bounds.
 
     Args:
         values: [N].
@@ -170,8 +183,6 @@ def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return Estimate(math.nan, math.nan, math.nan, 0)
-    if are_shares(numbers):
-        return mean_of_shares(numbers, clusters)
     _, inverse, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
     sums = np.bincount(inverse, weights=numbers)
     blocks = [draws @ sums / (draws @ sizes) for draws in _draws(len(sizes), len(sizes), resamples, seed)]
