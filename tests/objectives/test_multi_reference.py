@@ -246,6 +246,11 @@ class TestOfflineWeights:
         assert weighting.validation_accuracy(self.MARGINS, False).tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])
         assert weighting.validation_accuracy(self.MARGINS, True).tolist() == pytest.approx([1.0, 0.0, 0.0])
 
+    def test_a_reference_worse_than_chance_has_no_weight_above_it(self):
+        """Accuracies 3/4 and 1/4: a quarter above a half, and nothing, not a quarter below it."""
+        margins = torch.tensor([[1.0, 1.0, 1.0, -1.0], [1.0, -1.0, -1.0, -1.0], [1.0, 1.0, -1.0, 1.0]]).double()
+        assert weighting.validation_accuracy(margins, True).tolist() == [0.5, 0.0, 0.5]
+
     def test_a_reference_that_cannot_tell_two_apart_is_not_right(self):
         """Margins of 0: of four pairs the first reference orders one right, the second two."""
         margins = torch.tensor([[1.0, 0.0, 0.0, -1.0], [0.5, 0.5, -0.1, -0.1]]).double()
