@@ -37,6 +37,7 @@ VERBS_OF = {
     "engine/saving.py": ["train"],
     "evaluation/measuring.py": ["rank"],
     "data/checks.py": ["data check"],
+    "serving/access.py": ["serve"],
     "serving/run.py": ["serve"],
     "recipes/self_improve/pipeline.py": ["recipe"],
     "cli_rank.py": ["score", "rank"],
@@ -49,7 +50,8 @@ VERBS_OF = {
 }
 """Modules whose remedies name a flag outside of a whole command, and the verbs that print them."""
 TRAINING_ONLY = (
-    "training/", "engine/adapter", "comparison/", "recipes/", "config", "cli_compare.py", "cli_plan.py", "cli.py",
+    "training/", "engine/adapter", "engine/rank_monitor",
+    "comparison/", "recipes/", "config", "cli_compare.py", "cli_plan.py", "cli.py",
 )  # fmt: skip
 """Where keys of a run need no flag: only verbs with a configuration come here."""
 PROSE = {"engine/distribution.py": {"--nproc-per-node"}, "data/files_tables.py": {"--repo-type", "--local-dir"}}

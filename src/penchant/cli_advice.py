@@ -30,6 +30,7 @@ OPTIONS: Mapping[str, tuple[str, str | None]] = {
     "data.truncation": ("--truncation", "shorter texts"),
     "data.refused": ("--refused", "messages that the template takes"),
     "data.empty": ("--empty", "no empty candidates"),
+    "data.max_bytes": ("--max-bytes", "several smaller files"),
     "data.identical": ("--identical", "no identical candidates"),
     "training.token_budget": ("--token-budget", "the token budget"),
     "training.dtype": ("--dtype", "weights in that dtype"),

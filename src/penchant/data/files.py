@@ -141,8 +141,8 @@ def opened(path: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[Binary
         raise DataError(
             f"the compressed file unpacks to more than {max_bytes} bytes",
             where=name,
-            fix="if that is right, unpack it (gunzip, unzstd) and name the unpacked file; a run's file can also allow "
-            "more with data.max_bytes",
+            fix=f"if that is right: data.max_bytes={4 * max_bytes}, or unpack it (gunzip, unzstd) and name the "
+            "unpacked file",
         ) from error
     except gzip.BadGzipFile as error:
         raise DataError(

@@ -83,9 +83,12 @@ def calibrate(log_ratio_margins: Floats, clusters: Ints, beta: float, *, resampl
         for part in parts
     ]
     generator = np.random.default_rng(seed)
+    # Draws belong to pairs by their rank, so that the order of the rows does not change them.
+    tied = log_ratio_margins == 0
+    ranks = np.argsort(np.lexsort((tied, predicted)))
     errors = []
     for _ in range(_SIMULATIONS):
-        outcomes = np.where(log_ratio_margins == 0, 0.5, generator.random(len(predicted)) < predicted)
+        outcomes = np.where(tied, 0.5, generator.random(len(predicted))[ranks] < predicted)
         errors.append(_error(predicted, _shared_outcomes(predicted, outcomes), parts))
     n = len(predicted)
     error = Estimate(_error(predicted, shared, parts), math.nan, math.nan, n)
