@@ -106,6 +106,12 @@ def test_means_over_groups_and_intervals_over_prompts():
     assert report.metrics.keys() <= report.definitions.keys()
 
 
+def test_the_interval_of_kendalls_tau_is_of_no_share():
+    groups = [scored(prompt, (-1.0, -1.0, -1.0), ranks=(1, 2, 3)) for prompt in "pq"]
+    tau = evaluate_preferences(groups).metrics["kendall_tau"]
+    assert (tau.value, tau.low, tau.high) == (0.0, 0.0, 0.0)
+
+
 def test_pairs_alone_have_no_such_metric():
     report = evaluate_preferences([scored("p", (-1.0, -2.0), preferred=0)])
     assert not [name for name in (*report.metrics, *report.definitions) if "tau" in name or "ndcg" in name]

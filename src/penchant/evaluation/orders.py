@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from penchant.data.groups import PreferenceGroup
-from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_mean
+from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_mean, resampled_mean
 
+KENDALL_TAU = "kendall_tau"
+"""No share: it may be negative."""
 ORDER_METRICS = {
     "top1": "share of groups where the candidate with the highest {score} is a best one (a tie with a worse is wrong)",
     "ndcg": "NDCG of the order by {score}: a candidate's gain is how many are worse, equal scores share their gains",
-    "kendall_tau": "Kendall's tau-b of {score} and the known order, -1 to 1; 0 where all score the same",
+    KENDALL_TAU: "Kendall's tau-b of {score} and the known order, -1 to 1; 0 where all score the same",
 }
 """Name -> definition of each; a mean over groups."""
 
@@ -97,6 +99,8 @@ class Orders:
         ]
         columns = zip(ORDER_METRICS, zip(*found, strict=True), strict=True) if found else ()
         return {
-            name: bootstrap_mean(values, self.prompt, resamples=self.resamples, seed=self.seed)
+            name: (resampled_mean if name == KENDALL_TAU else bootstrap_mean)(
+                values, self.prompt, resamples=self.resamples, seed=self.seed
+            )
             for name, values in columns
         }

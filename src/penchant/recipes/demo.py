@@ -29,7 +29,7 @@ from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import PreferenceReport
 from penchant.evaluation.report import Figure, RunReport, Sample, Table, write_report
-from penchant.evaluation.statistics import Estimate, bootstrap_mean
+from penchant.evaluation.statistics import Estimate, resampled_mean
 from penchant.recipes import world
 from penchant.training.report import write_run_report
 from penchant.training.run import train
@@ -233,7 +233,7 @@ def _measure(model: Path, reference: Path, prompts: Sequence[str], seed: int) ->
     ratios = [each.log_probs[0] - (each.reference_log_probs or (0.0,))[0] for each in scored]
 
     def mean(values: Sequence[float]) -> Estimate:
-        return bootstrap_mean(np.array(values, dtype=np.float64), np.arange(len(values)))
+        return resampled_mean(np.array(values, dtype=np.float64), np.arange(len(values)))
 
     rewards = [world.true_reward(response) for response in responses]
     return Measured(mean(rewards), mean(ratios), mean([len(response.split()) for response in responses]))

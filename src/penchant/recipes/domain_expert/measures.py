@@ -15,7 +15,7 @@ from penchant.data.reading import read_groups
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.references import exact_match, rouge_l, token_f1
 from penchant.evaluation.similarity import BertScore
-from penchant.evaluation.statistics import Estimate, bootstrap_mean
+from penchant.evaluation.statistics import Estimate, bootstrap_mean, resampled_mean
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.reading import pairs_right, read_answers, read_log_probs
 
@@ -75,7 +75,7 @@ def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
     tokens = [each.tokens[0] for each in scored]
     means = [each.log_probs[0] / n for each, n in zip(scored, tokens, strict=True)]
     # Each token counts once: a text's mean stands for each of its tokens.
-    found = bootstrap_mean(-np.repeat(means, tokens), np.repeat(np.arange(len(tokens)), tokens))
+    found = resampled_mean(-np.repeat(means, tokens), np.repeat(np.arange(len(tokens)), tokens))
     return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), len(tokens))
 
 
