@@ -117,5 +117,5 @@ def test_groups_of_other_kinds_between_them_change_nothing():
     )
     scores = [0.0, 1.0, 2.0], [9.0, 8.0, 7.0, 6.0]
     for groups, row in (([single], scores[0]), ([ordered, single], scores[1] + scores[0])):
-        metrics = OnePreferred.of(groups, np.arange(len(groups))).compare(np.array(row))
+        metrics = OnePreferred.among(groups, np.arange(len(groups))).compare(np.array(row))
         assert (metrics["hit_ratio@1"].value, metrics["mrr"].value, metrics["mrr"].n) == (1.0, 1.0, 1)
