@@ -89,6 +89,20 @@ def test_a_log_shorter_than_when_the_checkpoint_was_made(folder):
     assert json.loads(log.read_text().splitlines()[-1])["step"] == 6
 
 
+def test_a_log_of_other_bytes_than_when_the_checkpoint_was_made(folder):
+    """A digit that is another one reads well, and went on into the report."""
+    log = folder / "metrics.jsonl"
+    content = log.read_bytes()
+    position = content.index(b'"loss": ') + len(b'"loss": ')
+    log.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+    with pytest.raises(CheckpointError, match="are not those it had when the checkpoint was made") as error:
+        train(load_config(folder / "config.yaml", []), resume=True)
+    assert error.value.where == str(log)
+    log.write_bytes(content)
+    train(load_config(folder / "config.yaml", []), resume=True)
+    assert log.read_bytes() == content
+
+
 def test_a_log_with_a_line_that_is_none(folder):
     log = folder / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)

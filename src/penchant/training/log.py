@@ -6,6 +6,7 @@ byte for byte; seconds and speed go to `timing.jsonl`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -31,15 +32,29 @@ class JsonLines:
         """Bytes written."""
         return self._file.stat().st_size if self._file.exists() else 0
 
-    def cut(self, size: int) -> None:
+    def digest(self, size: int) -> str:
+        """A hash of the first `size` bytes."""
+        content = self._file.read_bytes()[:size] if self._file.exists() else b""
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    def cut(self, size: int, digest: str = "") -> None:
         """Forget what came after the first `size` bytes.
 
+        Args:
+            digest: of these bytes when the checkpoint was made; empty where the checkpoint holds none.
+
         Raises:
-            CheckpointError: the file is shorter than that.
+            CheckpointError: the file is shorter than that, or holds other bytes.
         """
         if self.size < size:
+            damage = f"the file has {self.size} bytes, and had {size} when the checkpoint was made"
+        elif digest and self.digest(size) != digest:
+            damage = f"the first {size} bytes of the file are not those it had when the checkpoint was made"
+        else:
+            damage = ""
+        if damage:
             raise CheckpointError(
-                f"the file has {self.size} bytes, and had {size} when the checkpoint was made",
+                damage,
                 where=str(self._file),
                 fix=f"put the whole file back; or delete {self._file.parent / 'checkpoints'} and resume: the run "
                 "begins again at its first step",

@@ -46,6 +46,7 @@ class LoopState:
     worse: int = 0
     stopped: bool = False
     log_size: int = 0
+    log_digest: str = ""
 
 
 class Loop:
@@ -93,7 +94,7 @@ class Loop:
             values["sums"] = {name: tuple(pair) for name, pair in saved["sums"].items()}
             self.at = LoopState(**values)
         if self.world.is_main:
-            self.metrics.cut(self.at.log_size)
+            self.metrics.cut(self.at.log_size, self.at.log_digest)
             self.timing.cut_last_part()
         self.world.barrier()
 
@@ -170,6 +171,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of everything."""
         self.at.log_size = self.metrics.size
+        self.at.log_digest = self.metrics.digest(self.at.log_size)
         self.checkpoints.save(self.at.step, self.scorer, self.optimizer, self.state, vars(self.at))
 
     def _due(self, every: int | None) -> bool:
