@@ -93,6 +93,7 @@ def main() -> None:
         text = table(gguf, options)
     print(text)
     if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"{date.today()}-cpu-serving.txt").write_text(text + "\n")
 
 
