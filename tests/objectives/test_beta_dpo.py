@@ -341,3 +341,24 @@ def test_more_candidates_are_more_pairs(compared, k):
     beta = max(1e-3, 0.2 * (1 + 0.03 * (sum(gaps.values()) / len(gaps) - level)))
     expected = sum(math.log1p(math.exp(-beta * gap)) for gap in gaps.values()) / len(gaps)
     assert float(output.loss.total / output.loss.count) == pytest.approx(expected, rel=1e-9)
+
+
+def test_evaluation_counts_every_pair_once():
+    """A group of three ordered candidates has three pairs, and one of two has one."""
+    triple = torch.tensor([[False, True, True], [False, False, True], [False, False, False]])
+    couple = torch.tensor([[False, True, False], [False, False, False], [False, False, False]])
+    groups = Groups(
+        mask=torch.tensor([[True, True, True], [True, True, False]]),
+        tokens=torch.ones(2, 3, dtype=torch.int64),
+        better=torch.stack([triple, couple]),
+        scores=torch.zeros(2, 3),
+        scored=torch.zeros(2, 3, dtype=torch.bool),
+        labels=torch.zeros(2, 3, dtype=torch.int64),
+        weights=torch.ones(2, dtype=torch.float64),
+    )
+    policy = torch.tensor([[3.0, 2.0, 0.0], [-1.0, 0.0, 0.0]], dtype=torch.float64)
+    objective = BetaDPO(beta=0.5)
+    output = objective.evaluate(policy, torch.zeros(1, 2, 3, dtype=torch.float64), groups, objective.initial_state(0))
+    gaps = [1.0, 3.0, 2.0, -1.0]
+    expected = sum(math.log1p(math.exp(-0.5 * gap)) for gap in gaps) / len(gaps)
+    assert float(output.loss.total / output.loss.count) == pytest.approx(expected, rel=1e-12)
