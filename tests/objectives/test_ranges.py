@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from penchant.objectives import OBJECTIVES, WeightedSum
+from penchant.objectives import OBJECTIVES, SimPO, WeightedSum
 
 DEFAULTS = {
     "dpo": {"beta": 0.1},
@@ -115,3 +115,9 @@ def test_the_ends_that_are_in_the_range(name, fields):
 def test_the_ends_that_are_out_of_it(name, fields):
     with pytest.raises(ValueError, match=list(fields)[-1]):
         OBJECTIVES[name](**fields)
+
+
+def test_simpo_refuses_a_beta_of_zero_by_its_name():
+    """With a gamma of 0 no other limit refuses it."""
+    with pytest.raises(ValueError, match="beta is 0"):
+        SimPO(beta=0.0, gamma=0.0)
