@@ -239,16 +239,16 @@ def kills(launcher: Launcher, folder: Path, count: int, seconds: float, draw: ra
         goal = (number + 1) * count // len(listed)
         if tally.faults >= goal or time.monotonic() - began > seconds:
             continue
-        file, whole, run = write_run(folder, keys), folder / "whole", folder / "killed"
-        for path in (whole, run):
+        file, intact, run = write_run(folder, keys), folder / "whole", folder / "killed"
+        for path in (intact, run):
             shutil.rmtree(path, ignore_errors=True)
         start = time.monotonic()
-        if problem := finish(launcher, file, whole, processes):
+        if problem := finish(launcher, file, intact, processes):
             tally.problems.append(f"{name}, {processes} processes, undisturbed: {problem}")
             continue
         duration = time.monotonic() - start
         reached.append(processes)
-        before = tally.faults
+        first = tally.faults
         while tally.faults < goal and time.monotonic() - began < seconds:
             started = launcher.start(processes, *command(file, run))
             time.sleep(draw.uniform(0, 0.7 * duration))
@@ -263,10 +263,10 @@ def kills(launcher: Launcher, folder: Path, count: int, seconds: float, draw: ra
             started.wait()
             tally.faults += 1
         problem = finish(launcher, file, run, processes)
-        if problem is None and contents(run) != contents(whole):
+        if problem is None and contents(run) != contents(intact):
             problem = "other bits than the undisturbed run"
         if problem:
-            tally.problems.append(f"{name}, {processes} processes, {tally.faults - before} kills: {problem}")
+            tally.problems.append(f"{name}, {processes} processes, {tally.faults - first} kills: {problem}")
     two = sum(processes == 2 for processes in reached)
     tally.note = (
         f"of {len(reached)} runs, {two} on two processes: other methods or numbers of processes each; same bits"
@@ -339,19 +339,19 @@ def locks(launcher: Launcher, folder: Path) -> Tally:
 def damage(launcher: Launcher, folder: Path, draw: random.Random) -> Tally:
     """Every file of a run in two of four ways: cut, zeros, emptied, one bit flipped; then `train --resume`."""
     tally, began = Tally("damaged file of a run"), time.monotonic()
-    file, whole, run = write_run(folder, {"objective": {"name": "beta_dpo"}}), folder / "whole", folder / "damaged"
-    shutil.rmtree(whole, ignore_errors=True)
-    if problem := finish(launcher, file, whole, 1):
+    file, intact, run = write_run(folder, {"objective": {"name": "beta_dpo"}}), folder / "whole", folder / "damaged"
+    shutil.rmtree(intact, ignore_errors=True)
+    if problem := finish(launcher, file, intact, 1):
         tally.problems.append(problem)
-    names = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
-    expected, refused = contents(whole), 0
+    names = [path.relative_to(intact) for path in sorted(intact.rglob("*")) if path.is_file()]
+    expected, refused = contents(intact), 0
     for name in names:
-        content = (whole / name).read_bytes()
+        content = (intact / name).read_bytes()
         flipped = bytearray(content)
         flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         for changed in draw.sample([content[: len(content) // 2], b"\0" * len(content), b"", bytes(flipped)], 2):
             shutil.rmtree(run, ignore_errors=True)
-            shutil.copytree(whole, run)
+            shutil.copytree(intact, run)
             (run / name).write_bytes(changed)
             started = launcher.start(1, "train", "--resume", run)
             (code,) = started.wait()
@@ -371,14 +371,15 @@ def disks(launcher: Launcher, folder: Path) -> Tally:
     tally, began = Tally("full disk"), time.monotonic()
     mount = folder / "mount"
     mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", mount], capture_output=True, check=False)
-    if made.returncode:
+    mount_tmpfs = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", mount]
+    mounted = subprocess.run(mount_tmpfs, capture_output=True, check=False)
+    if mounted.returncode:
         tally.note = "NOT DONE: no file system can be mounted here"
         return tally
     try:
-        file, whole, run = write_run(folder, {"objective": {"name": "dpo"}}), folder / "whole", mount / "run"
-        shutil.rmtree(whole, ignore_errors=True)
-        if problem := finish(launcher, file, whole, 1):
+        file, intact, run = write_run(folder, {"objective": {"name": "dpo"}}), folder / "intact", mount / "run"
+        shutil.rmtree(intact, ignore_errors=True)
+        if problem := finish(launcher, file, intact, 1):
             tally.problems.append(problem)
         for attempt in range(200):
             subprocess.run(["mount", "-o", f"remount,size={8 + 72 * attempt}k", mount], check=True)
@@ -389,7 +390,7 @@ def disks(launcher: Launcher, folder: Path) -> Tally:
             tally.faults += 1
             if code != 2 or "the disk is full" not in started.message or "Traceback" in started.message:
                 tally.problems.append(f"exit code {code}: {started.message[-300:]}")
-        if contents(run) != contents(whole):
+        if contents(run) != contents(intact):
             tally.problems.append("other bits than the run with room")
     finally:
         subprocess.run(["umount", "-l", mount], check=True)

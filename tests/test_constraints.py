@@ -15,15 +15,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def pins() -> dict[str, Version]:
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    found = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines if line and not line.startswith("#")]
-    return {str(canonicalize_name(match[1])): Version(match[2]) for match in found}
+    matches = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines if line and not line.startswith("#")]
+    return {str(canonicalize_name(match[1])): Version(match[2]) for match in matches}
 
 
-def needed(name: str, extras: tuple[str, ...], seen: set[tuple[str, tuple[str, ...]]]) -> set[str]:
+def needed(name: str, extras: tuple[str, ...], visited: set[tuple[str, tuple[str, ...]]]) -> set[str]:
     """Names of the installed packages that a package needs here, its own aside."""
-    if (name, extras) in seen:
+    if (name, extras) in visited:
         return set()
-    seen.add((name, extras))
+    visited.add((name, extras))
     names: set[str] = set()
     for text in distribution(name).requires or ():
         requirement = Requirement(text)
@@ -31,7 +31,7 @@ def needed(name: str, extras: tuple[str, ...], seen: set[tuple[str, tuple[str, .
             continue
         inner = str(canonicalize_name(requirement.name))
         try:
-            names |= {inner} | needed(inner, tuple(sorted(requirement.extras)), seen)
+            names |= {inner} | needed(inner, tuple(sorted(requirement.extras)), visited)
         except PackageNotFoundError:
             continue  # of an extra that is not installed here
     return names

@@ -37,10 +37,10 @@ def tables(runs: int, seed: int) -> Iterator[str]:
 def _family_errors(runs: int, seed: int) -> str:
     rows = []
     for setting in NULLS:
-        careful, both = family_error(setting, runs, seed)
+        careful, rule = family_error(setting, runs, seed)
         kind = "yes or no" if setting.yes_or_no else "continuous"
         sizes = [str(n) for n in (setting.methods, setting.seeds, setting.prompts)]
-        rows.append([*sizes, f"{setting.shares[0]:g}", f"{setting.residual:g}", kind, f"{careful:.4f}", f"{both:.4f}"])
+        rows.append([*sizes, f"{setting.shares[0]:g}", f"{setting.residual:g}", kind, f"{careful:.4f}", f"{rule:.4f}"])
     columns = ["methods", "seeds", "prompts", "seeds' variance", "residual", "values", "careful interval alone", "rule"]
     return _table("Comparisons without an effect that have any verdict (5 % at most)", columns, rows)
 
@@ -58,9 +58,9 @@ def _power(runs: int, seed: int) -> str:
     rows = []
     for shared, specific in ((0.0, 0.0), (0.3, 0.3), (0.5, 0.3)):
         for points in (0.0, 0.5, 1.0, 2.0):
-            careful, both = power(Accuracies(0.5, 0.16, shared, specific, points), runs, seed)
+            careful, rule = power(Accuracies(0.5, 0.16, shared, specific, points), runs, seed)
             five = power(Accuracies(0.5, 0.16, shared, specific, points, seeds=5), runs // 2, seed)[1]
-            rows.append([f"{shared:g}", f"{specific:g}", f"{points:g}", f"{careful:.3f}", f"{both:.3f}", f"{five:.3f}"])
+            rows.append([f"{shared:g}", f"{specific:g}", f"{points:g}", f"{careful:.3f}", f"{rule:.3f}", f"{five:.3f}"])
     columns = [
         "shared by all models",
         "a model's own at a prompt",
@@ -99,8 +99,8 @@ def _length_control(runs: int, seed: int) -> str:
     rates = (0.5, 0.7, 0.9)
     for prompts in (100, 300, 800):
         for effect, longer in ((0.0, 0.0), (1.5, 0.0), (1.5, 0.7)):
-            found = [length_control_coverage(prompts, rate, effect, longer, runs // 2, seed) for rate in rates]
-            cells = [f"{coverage:.3f} ({mean:.3f})" for coverage, mean in found]
+            coverages = [length_control_coverage(prompts, rate, effect, longer, runs // 2, seed) for rate in rates]
+            cells = [f"{coverage:.3f} ({mean:.3f})" for coverage, mean in coverages]
             rows.append([str(prompts), f"{effect:g}", f"{longer:g}", *cells])
     columns = ["prompts", "effect of length", "longer by, sd", *(f"rate {rate:g}" for rate in rates)]
     return _table("Win rate at equal lengths: coverage (mean estimate)", columns, rows)

@@ -58,8 +58,8 @@ def test_at_equal_lengths_it_is_the_raw_rate_and_its_interval(values):
 def test_no_rate_is_pulled_towards_a_half(rate):
     """Balanced lengths: the rate is as it is without the term, however many prompts there are."""
     wins = ([1.0] * round(100 * rate) + [0.0] * round(100 - 100 * rate)) * 2
-    ours, theirs = [10] * 100 + [20] * 100, [20] * 100 + [10] * 100
-    assert length_controlled(wins, ours, theirs).value == pytest.approx(rate, abs=1e-6)
+    words, rival_words = [10] * 100 + [20] * 100, [20] * 100 + [10] * 100
+    assert length_controlled(wins, words, rival_words).value == pytest.approx(rate, abs=1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.8, 0.9])

@@ -29,6 +29,19 @@ Says = Callable[[str], str | int | None]
 
 
 @pytest.fixture
+def assert_done() -> Callable[[Callable[..., Any], Any, Any], None]:
+    """Runs a finished recipe again: it gives the same result, and every stage says that it was done before."""
+
+    def run_again(recipe: Callable[..., Any], config: Any, result: Any) -> None:
+        lines: list[str] = []
+        assert recipe(config, tell=lines.append) == result
+        assert lines
+        assert all(line.endswith("done before") for line in lines)
+
+    return run_again
+
+
+@pytest.fixture
 def killed_in_turn(start_penchant) -> Callable[[Sequence[str], Path, Sequence[str]], None]:
     """Runs a command line again and again, with kill -9 in the middle of one stage after the other; then to its end."""
 

@@ -56,11 +56,11 @@ def tool_calls() -> dict[str, Any]:
 
 
 def improvement(served: int) -> dict[str, Any]:
-    told = [
+    rounds = [
         {"round": n, "served": s, "success": estimate(v), "gained": estimate(v - 0.1), "distance": 0.0}
         for n, s, v in ((0, 0, 0.1), (1, served, 0.3))
     ]
-    return {"evaluation": {"rounds": told, "signs": {"distance": "KL"}}}
+    return {"evaluation": {"rounds": rounds, "signs": {"distance": "KL"}}}
 
 
 def test_the_routers_first_number_is_with_its_fallback() -> None:

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -61,16 +61,13 @@ def test_a_body_that_does_not_come_in_time_is_refused() -> None:
 
 
 @contextmanager
-def listening(seconds: float) -> Iterator[int]:
+def listening(seconds: float, wait_until: Callable[..., None]) -> Iterator[int]:
     """The port of a server whose clients have so long for their headers."""
     config = uvicorn.Config(echo(), port=0, log_level="error", http=timed_protocol(seconds), ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    until = time.monotonic() + 20
-    while not server.started:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: server.started)
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
@@ -87,8 +84,8 @@ def received(connection: socket.socket, end: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with listening(0.4) as number:
+def port(wait_until: Callable[..., None]) -> Iterator[int]:
+    with listening(0.4, wait_until) as number:
         yield number
 
 

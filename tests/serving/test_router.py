@@ -91,9 +91,9 @@ def test_a_router_that_cannot_be(changes, message):
 
 
 def test_saved_and_loaded(tmp_path):
-    one = router(prior={"conversation": -1.0, "structured": -2.0}, lengths={"conversation": 2, "structured": 3})
-    one.save(tmp_path)
-    assert load_router(tmp_path) == one
+    saved = router(prior={"conversation": -1.0, "structured": -2.0}, lengths={"conversation": 2, "structured": 3})
+    saved.save(tmp_path)
+    assert load_router(tmp_path) == saved
     (tmp_path / "router.json").write_text("{}")
     with pytest.raises(ConfigError, match="no router"):
         load_router(tmp_path)

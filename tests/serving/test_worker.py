@@ -53,9 +53,9 @@ def test_who_waits_too_long_and_who_is_too_many():
     worker.submit(job(events))
     with pytest.raises(Overloaded):
         worker.submit(job(events))
-    found = [events.get(timeout=5) for _ in range(3)]
-    assert found[1] == Failure("it waited too long for its turn", timed_out=True)
-    assert found[0] == found[2] == Failure("RuntimeError: late")
+    failures = [events.get(timeout=5) for _ in range(3)]
+    assert failures[1] == Failure("it waited too long for its turn", timed_out=True)
+    assert failures[0] == failures[2] == Failure("RuntimeError: late")
 
 
 def test_stopping_fails_what_waits():
@@ -69,80 +69,72 @@ def test_stopping_fails_what_waits():
         worker.submit(job(events))
 
 
-def until_waiting(worker: Worker, number: int) -> None:
-    deadline = time.monotonic() + 10
-    while worker.waiting != number:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@pytest.fixture
+def held_worker(wait_until):
+    """Makes a worker whose thread is busy until `release` is set; returns it with the call that holds it."""
+    release = threading.Event()
+
+    def hold(waiting):
+        worker = Worker(Broken(), batch=1, waiting=waiting)
+        holding = worker.call(lambda: release.wait(10))
+        wait_until(lambda: worker.waiting == 0)
+        return worker, holding, release
+
+    return hold
 
 
-def test_calls_wait_as_jobs_do():
+def test_calls_wait_as_jobs_do(held_worker):
     events: queue.Queue = queue.Queue()
-    go = threading.Event()
-    worker = Worker(Broken(), batch=1, waiting=2)
-    hold = worker.call(lambda: go.wait(10))
-    until_waiting(worker, 0)
+    worker, holding, release = held_worker(waiting=2)
     late = worker.call(lambda: 7)
     worker.submit(job(events))
     with pytest.raises(Overloaded):
         worker.call(lambda: 8)
-    go.set()
-    assert (hold.result(timeout=5), late.result(timeout=5)) == (True, 7)
+    release.set()
+    assert (holding.result(timeout=5), late.result(timeout=5)) == (True, 7)
     assert events.get(timeout=5) == Failure("RuntimeError: no memory")
     worker.stop()
     with pytest.raises(Overloaded):
         worker.call(lambda: 9)
 
 
-def test_stopping_fails_calls_that_wait():
-    go = threading.Event()
-    worker = Worker(Broken(), batch=1, waiting=9)
-    hold = worker.call(lambda: go.wait(10))
-    until_waiting(worker, 0)
+def test_stopping_fails_calls_that_wait(held_worker, wait_until):
+    worker, holding, release = held_worker(waiting=9)
     late = worker.call(lambda: 7)
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    deadline = time.monotonic() + 10
-    while not worker.stopping:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: worker.stopping)
     with pytest.raises(Overloaded):
         worker.call(lambda: 8)
-    go.set()
-    assert hold.result(timeout=5)
+    release.set()
+    assert holding.result(timeout=5)
     stopping.join()
     with pytest.raises(Overloaded):
         late.result(timeout=5)
 
 
-def test_an_answer_that_nobody_waits_for_makes_room_for_others():
+def test_an_answer_that_nobody_waits_for_makes_room_for_others(held_worker):
     """It is dropped while it waits, whatever is ahead of it."""
     events: queue.Queue = queue.Queue()
-    go = threading.Event()
-    worker = Worker(Broken(), batch=1, waiting=2)
-    hold = worker.call(lambda: go.wait(10))
-    until_waiting(worker, 0)
+    worker, holding, release = held_worker(waiting=2)
     dropped = [job(events), job(events, seconds=0.01)]
     worker.submit(*dropped)
     dropped[0].cancelled.set()
     time.sleep(0.02)
-    go.set()
-    assert hold.result(timeout=5)
+    release.set()
+    assert holding.result(timeout=5)
     assert events.get(timeout=5) == Failure("it waited too long for its turn", timed_out=True)
     assert worker.call(lambda: 7).result(timeout=5) == 7
     assert worker.counts == {"cancelled": 1, "failed": 1}
 
 
-def test_the_answers_of_a_request_wait_together_or_not_at_all():
+def test_the_answers_of_a_request_wait_together_or_not_at_all(held_worker):
     events: queue.Queue = queue.Queue()
-    go = threading.Event()
-    worker = Worker(Broken(), batch=1, waiting=3)
-    worker.call(lambda: go.wait(10))
-    until_waiting(worker, 0)
+    worker, _, release = held_worker(waiting=3)
     worker.submit(job(events), job(events))
     with pytest.raises(Overloaded):
         worker.submit(job(events), job(events))
     assert worker.waiting == 2
     worker.submit(job(events))
-    go.set()
+    release.set()
     worker.stop()

@@ -165,8 +165,8 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
     """The folder is this comparison's; more methods, seeds or sizes, or other measures, may be asked for later."""
     file = folder / "compare.yaml"
     if file.exists():
-        before = read_yaml(file)
-        if not same_but_for_no_day(before.get("base", {}), bench.model_dump()["base"]):
+        recorded = read_yaml(file)
+        if not same_but_for_no_day(recorded.get("base", {}), bench.model_dump()["base"]):
             raise ConfigError(
                 f"the folder {folder} holds a comparison with another base",
                 where=where,
@@ -223,11 +223,11 @@ def _same_run(planned: Planned) -> None:
         return {**values, "output": None, "data": {**values["data"], **files}}
 
     file = planned.folder / "config.yaml"
-    before = content(read_yaml(file))
-    now = content(parse_yaml(dump_config(planned.config)))
-    if same_but_for_no_day(before, now):
+    recorded = content(read_yaml(file))
+    current = content(parse_yaml(dump_config(planned.config)))
+    if same_but_for_no_day(recorded, current):
         return
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))
     if changed:
         raise ConfigError(
             f"{planned.folder.name} was trained with another {', '.join(changed)}",

@@ -66,18 +66,18 @@ class Corpus:
         """`beginnings` of each group's prompt."""
         return tuple(beginnings(group.prompt) for group in self.groups)
 
-    def hits(self, found: Iterable[int], of: int) -> Hits:
-        """A check's hits, from the number of the group of each."""
-        return self.counted_hits(Counter(found), of)
+    def hits(self, group_numbers: Iterable[int], total: int) -> Hits:
+        """A check's hits, from the number of every hit's group, and how many there could be."""
+        return self.counted_hits(Counter(group_numbers), total)
 
-    def counted_hits(self, counts: Mapping[int, int], of: int) -> Hits:
+    def counted_hits(self, counts: Mapping[int, int], total: int) -> Hits:
         """A check's hits, from how many each group has; groups in the order of the mapping."""
         first: dict[str, None] = {}
         for number in counts:
             first[self.groups[number].id] = None
             if len(first) == _EXAMPLES:
                 break
-        return Hits(sum(counts.values()), of, tuple(first))
+        return Hits(sum(counts.values()), total, tuple(first))
 
     def meeting_pairs(self) -> Iterator[Pair]:
         """The pairs that another one may repeat or contradict.

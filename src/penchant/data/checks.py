@@ -246,8 +246,8 @@ def _no_whitespace_at_boundary(corpus: Corpus) -> Hits:
 
 def _nothing_to_learn(corpus: Corpus) -> Hits:
     """Groups with neither a pair nor labels; of all groups."""
-    known = enumerate(zip(corpus.groups, corpus.pair_counts, strict=True))
-    return corpus.hits((i for i, (group, pairs) in known if not pairs and not group.labels), len(corpus.groups))
+    numbered = enumerate(zip(corpus.groups, corpus.pair_counts, strict=True))
+    return corpus.hits((i for i, (group, pairs) in numbered if not pairs and not group.labels), len(corpus.groups))
 
 
 _CHECKS: dict[str, Callable[[Corpus], Hits]] = {

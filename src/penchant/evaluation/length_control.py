@@ -27,7 +27,7 @@ PRECISION = 0.1
 _TOLERANCE, _STEPS = 1e-10, 100
 
 
-def length_controlled(values: Sequence[float], ours: Sequence[int], theirs: Sequence[int]) -> Estimate:
+def length_controlled(values: Sequence[float], words: Sequence[int], rival_words: Sequence[int]) -> Estimate:
     """The controlled rate with a 95 % interval over prompts.
 
     The interval is that of a share whose sample is as large as gives theta's variance, by the model and by how the
@@ -35,9 +35,12 @@ def length_controlled(values: Sequence[float], ours: Sequence[int], theirs: Sequ
 
     Args:
         values: 1 for a prompt won, 0 for one lost, 1/2 for a tie.
-        ours, theirs: words of the answers.
+        words, rival_words: lengths of the answers, ours and the rival's.
     """
-    wins, difference = np.asarray(values, np.float64), np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    wins, difference = (
+        np.asarray(values, np.float64),
+        np.asarray(words, np.float64) - np.asarray(rival_words, np.float64),
+    )
     n = len(wins)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)

@@ -25,7 +25,6 @@ async def respond_to_chat(service: Service, request: Request) -> Response:
     """
     deadline = service.new_deadline()
     chat = await service.parse(ChatRequest, request, deadline)
-    service.require(chat.model)
     messages = await in_thread(lambda: _conversation(chat), deadline)
     decision = await service.choose(chat.model, _question(messages), deadline)
     plan = await in_thread(lambda: _plan(service, chat, messages, decision.expert), deadline)

@@ -23,7 +23,6 @@ async def respond_to_completion(service: Service, request: Request) -> Response:
     """
     deadline = service.new_deadline()
     completion = await service.parse(CompletionRequest, request, deadline)
-    service.require(completion.model)
     if completion.model == ROUTER:
         raise invalid("the router chooses by messages: ask it at /v1/chat/completions", param="model")
     expert = service.experts.peek(completion.model)

@@ -19,9 +19,9 @@ from penchant.serving.delivery import Form, Mailbox, stream_answer, timed_out, w
 from penchant.serving.experts import Experts
 from penchant.serving.jobs import Job
 from penchant.serving.limits import Limits
-from penchant.serving.parsing import Model, parse, require_json
+from penchant.serving.parsing import parse, require_json
 from penchant.serving.refusals import invalid
-from penchant.serving.requests import ChatRequest, CompletionRequest
+from penchant.serving.requests import ChatRequest, CompletionRequest, CompletionSettings
 from penchant.serving.router import Decision, Router
 from penchant.serving.worker import Worker
 
@@ -29,6 +29,7 @@ ROUTER = "router"
 """The model's name that leaves the choice to the router."""
 
 T = TypeVar("T")
+Parsed = TypeVar("Parsed", bound=CompletionSettings)
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,17 @@ class Service:
                 f"there is no model '{name}'; there are {names}", param="model", code="model_not_found", status=404
             )
 
-    async def parse(self, kind: type[Model], request: Request, deadline: float) -> Model:
-        """The request in a body.
+    async def parse(self, kind: type[Parsed], request: Request, deadline: float) -> Parsed:
+        """The request in a body, for a model that is here.
 
         Raises:
-            Refusal: it is none.
+            Refusal: the body is no such request, or names another model.
         """
         require_json(request.headers.get("content-type", ""))
         body = await request.body()
-        return await in_thread(lambda: parse(kind, body), deadline)
+        parsed = await in_thread(lambda: parse(kind, body), deadline)
+        self.require(parsed.model)
+        return parsed
 
     async def choose(self, name: str, question: str, deadline: float) -> Decision:
         """Who answers: the expert that was asked for, or the one that the router chooses by a question.

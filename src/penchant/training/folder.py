@@ -165,10 +165,10 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
 
 
 def _changed(folder: Path, config: RunConfig) -> str:
-    before = _flat(read_yaml(folder / "config.yaml"))
-    after = _flat(parse_yaml(dump_config(config)))
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return ", ".join(f"{key} (was {before.get(key)}, is {after.get(key)})" for key in keys)
+    recorded = _flat(read_yaml(folder / "config.yaml"))
+    current = _flat(parse_yaml(dump_config(config)))
+    keys = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))
+    return ", ".join(f"{key} (was {recorded.get(key)}, is {current.get(key)})" for key in keys)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -167,11 +167,9 @@ def test_the_sheet_compares_a_method_with_sft(recipe_run):
         read_sheet(sheet)
 
 
-def test_done_is_not_done_again(recipe_run):
+def test_done_is_not_done_again(assert_done, recipe_run):
     folder, result = recipe_run
-    told = []
-    assert dialogue(configured(folder), tell=told.append) == result
-    assert all(line.endswith("done before") for line in told)
+    assert_done(dialogue, configured(folder), result)
 
 
 def test_what_people_reject_is_not_trained_on(recipe_run, tmp_path):

@@ -175,11 +175,9 @@ def test_the_routed_experts_say_what_the_chosen_one_says(recipe_run):
         assert models["routed experts"]["tasks_f1"] == models["conversation"]["tasks_f1"]
 
 
-def test_done_is_not_done_again(recipe_run):
+def test_done_is_not_done_again(assert_done, recipe_run):
     folder, result = recipe_run
-    lines: list[str] = []
-    assert domain_expert(configured(folder), tell=lines.append) == result
-    assert all(line.endswith("done before") for line in lines)
+    assert_done(domain_expert, configured(folder), result)
 
 
 def test_with_models_of_ones_own_and_adapters(recipe_run, tmp_path):

@@ -145,11 +145,9 @@ def test_from_the_command_line(recipe_run, capsys):
     assert run([*arguments, "--candidates", "Film 3"]) == 2
 
 
-def test_done_is_not_done_again(recipe_run):
+def test_done_is_not_done_again(assert_done, recipe_run):
     folder, result = recipe_run
-    lines: list[str] = []
-    assert recommend(configured(folder), tell=lines.append) == result
-    assert all(line.endswith("done before") for line in lines)
+    assert_done(recommend, configured(folder), result)
 
 
 def test_methods_go_on_from_an_adapter(recipe_run, tmp_path):

@@ -194,11 +194,9 @@ def test_shares_again_from_what_is_kept(recipe_run):
     assert float32["right"]["value"] == pytest.approx(right["sft"][0].mean())
 
 
-def test_done_is_not_done_again(recipe_run, questions):
+def test_done_is_not_done_again(assert_done, recipe_run, questions):
     folder, result = recipe_run
-    lines = []
-    assert tool_calling(configured(folder, questions), tell=lines.append) == result
-    assert all(line.endswith("done before") for line in lines)
+    assert_done(tool_calling, configured(folder, questions), result)
 
 
 def test_what_people_reject_is_not_trained_on(questions, tmp_path):

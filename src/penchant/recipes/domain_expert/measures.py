@@ -72,11 +72,11 @@ class Asked:
 def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
     """Of texts, by token, their ends included; the interval is over texts."""
     scored = read_log_probs(model, read_groups(file).groups, config.token_budget, config.data)
-    tokens = [each.tokens[0] for each in scored]
-    means = [each.log_probs[0] / n for each, n in zip(scored, tokens, strict=True)]
-    # Each token counts once: a text's mean stands for each of its tokens.
-    found = resampled_mean(-np.repeat(means, tokens), np.repeat(np.arange(len(tokens)), tokens))
-    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), len(tokens))
+    tokens = [group.tokens[0] for group in scored]
+    means = [group.log_probs[0] / n for group, n in zip(scored, tokens, strict=True)]
+    # Each token counts once: a text's mean stands for group of its tokens.
+    loss = resampled_mean(-np.repeat(means, tokens), np.repeat(np.arange(len(tokens)), tokens))
+    return Estimate(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), len(tokens))
 
 
 def preference_accuracy(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
