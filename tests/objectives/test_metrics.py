@@ -303,3 +303,25 @@ def test_multi_reference_weights_and_clipping(groups):
 def test_refuses_values_out_of_range(method, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         method(**wrong)
+
+
+def test_a_group_without_pairs_is_in_no_mean_over_pairs(groups):
+    better = groups.better.clone()
+    better[1] = False
+    metrics = CDPO().output(POLICY, REFERENCE, replace(groups, better=better)).metrics
+    # Rewards of the first group's pairs: 0.1 (1 - -1) and 0.1 (1 - 0.5).
+    assert float(metrics["rewards/margins"].total / metrics["rewards/margins"].count) == pytest.approx(0.125)
+    assert {name: float(metrics[name].count) for name in ("rewards/margins", "rewards/accuracies")} == {
+        "rewards/margins": 1.0,
+        "rewards/accuracies": 1.0,
+    }
+
+
+def test_a_group_without_scores_has_no_gradient_by_rloo(groups):
+    scored = groups.scored.clone()
+    scored[1] = False
+    policy = POLICY.clone().requires_grad_()
+    RLOO().output(policy, REFERENCE, replace(groups, scored=scored)).loss.total.backward()
+    assert policy.grad is not None
+    assert policy.grad[1].tolist() == [0.0, 0.0, 0.0]
+    assert policy.grad[0].isfinite().all()
