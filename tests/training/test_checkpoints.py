@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import pickle
 from pathlib import Path
 
@@ -114,6 +115,21 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path, change, message):
     with pytest.raises(CheckpointError, match=message) as error:
         read_shards(blank(), tmp_path)
     assert error.value.where == str(tmp_path)
+
+
+def test_no_file_outside_of_the_checkpoint_is_read(tmp_path):
+    """The index names a readable file of the right tensors that lies elsewhere."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    write(folder)
+    index = json.loads((folder / "index.json").read_text())
+    shard = index["tensors"]["rows"]["shards"][0]
+    shutil.copy(folder / shard["file"], tmp_path / "elsewhere.safetensors")
+    for file in ("../elsewhere.safetensors", str(tmp_path / "elsewhere.safetensors")):
+        shard["file"] = file
+        (folder / "index.json").write_text(json.dumps(index))
+        with pytest.raises(CheckpointError, match="rows cannot be read"):
+            read_shards(blank(), folder)
 
 
 class OtherRankFails(World):
