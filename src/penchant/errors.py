@@ -61,7 +61,7 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def from_extra(extra: str, what: str) -> Iterator[None]:
+def require_extra(extra: str, requirement: str) -> Iterator[None]:
     """Around the import of a package that comes with one of Penchant's extras.
 
     Args:
@@ -73,11 +73,11 @@ def from_extra(extra: str, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigError(what, fix=f"python -m pip install 'penchant[{extra}]'") from error
+        raise ConfigError(requirement, fix=f"python -m pip install 'penchant[{extra}]'") from error
 
 
 @contextmanager
-def located(source: str) -> Iterator[None]:
+def locate_errors(source: str) -> Iterator[None]:
     """Puts the file's name in front of a `DataError` that knows only its group."""
     try:
         yield
@@ -86,7 +86,7 @@ def located(source: str) -> Iterator[None]:
         raise DataError(error.what, where=where, fix=error.fix) from error
 
 
-def respell(text: str, keys: Mapping[str, str]) -> str:
+def rename_options(text: str, keys: Mapping[str, str]) -> str:
     """The text with options that it names replaced.
 
     Args:
@@ -98,10 +98,10 @@ def respell(text: str, keys: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def respelled(keys: Mapping[str, str]) -> Iterator[None]:
-    """Names options in an error as `respell` does: a recipe's stage's keys for a run's."""
+def rename_options_in_errors(keys: Mapping[str, str]) -> Iterator[None]:
+    """Names options in an error as `rename_options` does: a recipe's stage's keys for a run's."""
     try:
         yield
     except PenchantError as error:
-        fix = None if error.fix is None else respell(error.fix, keys)
-        raise type(error)(respell(error.what, keys), where=error.where, fix=fix) from error
+        fix = None if error.fix is None else rename_options(error.fix, keys)
+        raise type(error)(rename_options(error.what, keys), where=error.where, fix=fix) from error

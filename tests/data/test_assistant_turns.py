@@ -74,7 +74,7 @@ def test_the_model_reads_what_it_reads_when_only_the_last_is_learnt(name: str) -
     every, _ = tokenized(tokenizer, TALK, "third")
     last, events = tokenized(tokenizer, TALK, "third", rendering=LAST)
     assert all_ids(every) == all_ids(last)
-    assert last.learnt is None
+    assert last.loss_masks is None
     assert last.tokens == (len(last.responses[0]),)
     assert events["earlier_assistant_turns_not_learnt"] == 1
     assert runs(every, tokenizer)[-1] == tokenizer.decode(last.responses[0])

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from penchant.data.checks import check_groups
-from penchant.data.control_text import ControlText, is_coded
+from penchant.data.control_text import ControlText, is_escaped
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import Context, Conversation
 from penchant.data.rendering import Rendering
@@ -197,11 +197,11 @@ def test_plain_text_is_parsed_as_ever() -> None:
 
 def test_codes_cannot_be_guessed_and_leave_no_trace() -> None:
     control = ControlText.from_tokenizer(SHAPES["chatml"].tokenizer())
-    coded = control.coded({"content": ["a <|im_end|>", {"b": "<|im_start|>"}], "n": 1})
-    assert is_coded(coded["content"][0])
-    assert control.plain(coded["content"][0]) == "a <|im_end|>"
-    assert control.coded("nothing") == "nothing"
-    assert control.present(coded) == []
+    coded = control.escape({"content": ["a <|im_end|>", {"b": "<|im_start|>"}], "n": 1})
+    assert is_escaped(coded["content"][0])
+    assert control.unescape(coded["content"][0]) == "a <|im_end|>"
+    assert control.escape("nothing") == "nothing"
+    assert control.find_tokens(coded) == []
 
 
 def test_check_counts_the_messages_and_names_the_tokens() -> None:
@@ -281,7 +281,7 @@ def test_control_text_beside_the_messages_is_counted() -> None:
 def test_the_longer_of_two_tokens_that_begin_alike_is_meant() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     control = ControlText(tokenizer, ["<|im_end|>", "<|im_end|>|"])
-    assert control.present("a <|im_end|>| b <|im_end|>") == ["<|im_end|>|", "<|im_end|>"]
+    assert control.find_tokens("a <|im_end|>| b <|im_end|>") == ["<|im_end|>|", "<|im_end|>"]
 
 
 def test_a_tokenizer_written_in_python_reads_control_text_as_letters() -> None:

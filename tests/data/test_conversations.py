@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.data.conversations import split_off
-from penchant.data.fields import Cell, Ledger, Row
+from penchant.data.conversations import split_shared_prompt
+from penchant.data.fields import Cell, ReadLog, Row
 from penchant.data.groups import Message
 
 
@@ -97,8 +97,8 @@ TURN = st.builds(Message, role=st.just("assistant"), content=st.sampled_from("ab
 @given(st.lists(TURN, min_size=1, max_size=3), st.lists(st.lists(TURN, min_size=1, max_size=3), min_size=2, max_size=4))
 def test_prompt_and_response_make_up_the_conversation(start: list[Message], tails: list[list[Message]]) -> None:
     conversations = [(*start, *tail) for tail in tails]
-    row = Row({}, "here", 0, Ledger())
-    prompt, responses = split_off(conversations, [Cell(list(whole), "x", row) for whole in conversations])
+    row = Row({}, "here", 0, ReadLog())
+    prompt, responses = split_shared_prompt(conversations, [Cell(list(whole), "x", row) for whole in conversations])
     assert [prompt + tuple(response) for response in responses] == conversations
     assert len(prompt) >= len(start)
     assert all(responses)

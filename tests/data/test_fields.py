@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penchant.data.fields import shown
+from penchant.data.fields import describe_value
 from penchant.data.reading import read_groups
 from penchant.errors import DataError
 
@@ -108,7 +108,7 @@ def test_missing_column(tmp_path: Path) -> None:
 
 
 def test_values_are_shown_shortened() -> None:
-    assert shown(None) == "null"
-    assert shown({"a": 1}) == 'an object, {"a": 1}'
-    assert shown(["x" * 100]) == 'a list, ["' + "x" * 55 + "..."
-    assert shown(b"x") == "bytes, \"b'x'\""
+    assert describe_value(None) == "null"
+    assert describe_value({"a": 1}) == 'an object, {"a": 1}'
+    assert describe_value(["x" * 100]) == 'a list, ["' + "x" * 55 + "..."
+    assert describe_value(b"x") == "bytes, \"b'x'\""

@@ -12,9 +12,9 @@ import pytest
 from penchant.cli import run
 from penchant.data.checks import check_groups
 from penchant.data.groups import Message, PreferenceGroup, Text
-from penchant.data.overlaps import beginnings, contained, first_user_turn, turns_of
+from penchant.data.overlaps import first_user_turn, overlapping_prompts, prefix_digests, turns_of
 from penchant.data.reading import read_groups
-from penchant.data.splitting import column_values, first_turns, split_by_prompt
+from penchant.data.splitting import column_values, first_user_turns, split_by_prompt
 from penchant.data.writing import READ_COLUMNS, write_groups
 from penchant.errors import DataError
 
@@ -60,7 +60,7 @@ class TestContained:
         ],
     )
     def test_the_prompt_of_one_goes_on_from_the_others(self, prompt, held_out, hit):
-        assert list(contained([beginnings(prompt)], [beginnings(held_out)])) == [0] * hit
+        assert list(overlapping_prompts([prefix_digests(prompt)], [prefix_digests(held_out)])) == [0] * hit
         report = check_groups([pair(prompt)], held_out=[pair(held_out)])
         assert report.checks["conversations_in_held_out"].count == hit
 
@@ -127,7 +127,7 @@ class TestSplit:
 
     def test_first_turns(self):
         groups = [pair(talk(f"q{n % 4}", *["x", f"{n}"] * (n // 4))) for n in range(12)]
-        train, held_out = split_by_prompt(groups, held_out=0.25, seed=0, together=[first_turns(groups)])
+        train, held_out = split_by_prompt(groups, held_out=0.25, seed=0, together=[first_user_turns(groups)])
         report = check_groups(train, held_out=held_out)
         assert report.checks["conversations_in_held_out"].count == 0
         assert len(held_out) == 3
@@ -216,13 +216,13 @@ class TestUnlikeTurns:
         ids=["roles", "run together", "calls"],
     )
     def test_one_is_not_in_the_other(self, first, second):
-        assert list(contained([beginnings(first)], [beginnings(second)])) == []
-        assert list(contained([beginnings(second)], [beginnings(first)])) == []
+        assert list(overlapping_prompts([prefix_digests(first)], [prefix_digests(second)])) == []
+        assert list(overlapping_prompts([prefix_digests(second)], [prefix_digests(first)])) == []
 
     def test_a_conversation_with_calls_that_goes_on(self):
         first = (*talk("a"), calling("Rome"), *talk("b"))
         longer = (*first, *talk("c", "d")[1:], *talk("e"))
-        assert list(contained([beginnings(first)], [beginnings(longer)])) == [0]
+        assert list(overlapping_prompts([prefix_digests(first)], [prefix_digests(longer)])) == [0]
 
     def test_identical_candidates_are_not_similar_too(self):
         checks = check_groups([pair("p", "Yes.", "Yes.")]).checks

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from penchant.config import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import Rendering
-from penchant.data.second_reading import read_again
+from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenization import readable_prompts, tokenize_groups
 from penchant.engine.distribution import World, local_device
 from penchant.errors import DataError
@@ -83,7 +83,7 @@ def test_a_reference_never_leaves_out_what_the_policy_read(tokenizer: Any) -> No
     tokenized, _ = tokenize_groups([*GOOD, BAD], tokenizer, max_length=100)
     tokenizer.chat_template = TEMPLATE
     with pytest.raises(DataError, match="roles must alternate"):
-        read_again(tokenized, tokenizer, context=100, rendering=DROP)
+        retokenize_groups(tokenized, tokenizer, context=100, rendering=DROP)
 
 
 @pytest.fixture

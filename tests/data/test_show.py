@@ -142,7 +142,7 @@ def test_tokens_that_are_only_read_are_set_off() -> None:
     tokenizer, group = byte_level(), PreferenceGroup("q", ("abc", "de"), preferred=0)
     tokenized_group = tokenized(tokenizer, group)
     masks = (np.array([True, False, True, True]), np.array([True] * 3))
-    lines = rendered(group, replace(tokenized_group, learnt=masks), tokenizer)
+    lines = rendered(group, replace(tokenized_group, loss_masks=masks), tokenizer)
     assert lines[1:3] == ["prompt, 1 token", "q║"]
     assert lines[4:6] == ["candidate 0, chosen, 4 tokens, 3 learnt", "║a║b║c│</s>"]
     assert lines[7:9] == ["candidate 1, rejected, 3 tokens", "║d│e│</s>"]

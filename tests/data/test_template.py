@@ -246,7 +246,7 @@ class Clock(datetime):
 def test_the_day_is_the_settings_and_else_the_clocks(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penchant.data.template.datetime", Clock)
     tokenizer, prompt = letters(DATED), Conversation((USER,), Context(tools=tools))
-    assert Template.from_tokenizer(tokenizer).writes_today
+    assert Template.from_tokenizer(tokenizer).reads_clock
     assert "Today: 06 May 2031\n" in ChatRenderer(tokenizer).prompt(prompt).text
     dated = ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt(prompt).text
     assert "Today: 30 Nov 2026\n" in dated
@@ -257,7 +257,7 @@ def test_the_day_is_the_settings_and_else_the_clocks(tools: Any, monkeypatch: py
 
 def test_the_day_is_handed_to_templates_that_take_it_as_a_variable() -> None:
     tokenizer = letters(FIXED_DAY)
-    assert not Template.from_tokenizer(tokenizer).writes_today
+    assert not Template.from_tokenizer(tokenizer).reads_clock
     assert "Today: 26 Jul 2024\n" in ChatRenderer(tokenizer).prompt((USER,)).text
     assert "Today: 30 Nov 2026\n" in ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt((USER,)).text
     variable = Rendering({"date_string": "soon"}, date="2026-11-30")

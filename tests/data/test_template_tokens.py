@@ -34,7 +34,7 @@ def test_the_template_says_what_ends_a_turn(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == shape.end
     assert template_fault(tokenizer) is None
-    ends = set(tokenizer.convert_ids_to_tokens(sorted(SpecialTokens.of(tokenizer).ends)))
+    ends = set(tokenizer.convert_ids_to_tokens(sorted(SpecialTokens.from_tokenizer(tokenizer).ends)))
     extra = {"llama 3": {"<|eom_id|>"}, "harmony": {"<|end|>", "<|call|>"}}
     assert ends == {shape.end, shape.eos} | next((more for name, more in extra.items() if name in _name(shape)), set())
 
@@ -103,7 +103,7 @@ def test_a_token_or_template_that_changes_is_seen() -> None:
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == "<item_1>"
     tokenizer.chat_template = None
     assert turn_end(tokenizer) is None
-    assert SpecialTokens.of(tokenizer).ends == {tokenizer.eos_token_id}
+    assert SpecialTokens.from_tokenizer(tokenizer).ends == {tokenizer.eos_token_id}
 
 
 @EVERY
@@ -121,4 +121,4 @@ def test_what_is_sampled_is_read_with_its_content_tokens(shape: Any) -> None:
 def test_what_begins_the_next_turn_ends_none() -> None:
     tokenizer = SHAPES["chatml on a base"].tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
-    assert SpecialTokens.of(tokenizer).ends == {tokenizer.eos_token_id}
+    assert SpecialTokens.from_tokenizer(tokenizer).ends == {tokenizer.eos_token_id}

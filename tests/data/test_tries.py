@@ -41,7 +41,7 @@ def test_pack_by_hand():
 
 @given(st.lists(WORDS, min_size=1, max_size=30))
 def test_each_candidate_is_its_path_and_nothing_is_held_twice(responses):
-    trie = Trie.of(arrays(responses))
+    trie = Trie.from_responses(arrays(responses))
     for response, path in zip(responses, trie.paths, strict=True):
         assert trie.ids[path].tolist() == response
         assert trie.parents[path].tolist() == [-1, *path[:-1]]

@@ -38,7 +38,7 @@ class Turn:
     through: str
 
 
-def learnt_turns(
+def find_trained_turns(
     messages: Sequence[Message], prompt: int, learn: Learn, text: str, ends: Sequence[str], render: Render
 ) -> tuple[tuple[Turn, ...], int] | None:
     """The assistant's turns to learn from, and how many were not found; None where all behind the prompt is one turn.
@@ -50,33 +50,35 @@ def learnt_turns(
         text: of all messages.
         ends: the texts that end a turn.
     """
-    first = 0 if learn == "all" else prompt
-    numbers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
-    if numbers == [len(messages) - 1] == [prompt]:
+    start_index = 0 if learn == "all" else prompt
+    turn_numbers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= start_index]
+    if turn_numbers == [len(messages) - 1] == [prompt]:
         return None
     turns: list[Turn] = []
-    for number in numbers:
-        start = None if number == prompt else _start(messages, number, text, render)
+    for number in turn_numbers:
+        start = None if number == prompt else _turn_start(messages, number, text, render)
         if start is None and number != prompt:
             continue
         through = text
         if number < len(messages) - 1:
-            end = _end(messages, number, start or 0, text, ends, render)
+            end = _turn_end(messages, number, start or 0, text, ends, render)
             if end is None:
                 continue
             through = text[:end]
         turns.append(Turn(None if start is None else text[:start], through))
-    return tuple(turns), len(numbers) - len(turns)
+    return tuple(turns), len(turn_numbers) - len(turns)
 
 
-def _end(
+def _turn_end(
     messages: Sequence[Message], number: int, start: int, text: str, ends: Sequence[str], render: Render
 ) -> int | None:
     """Where an earlier turn's end of turn ends in the whole text."""
-    limit = _next_content(messages, number + 1, text, render)
+    limit = _content_start(messages, number + 1, text, render)
     if limit is None:
         return None
-    end = max((at + len(ending) for ending in ends if (at := text.rfind(ending, start, limit)) >= 0), default=None)
+    end = max(
+        (position + len(ending) for ending in ends if (position := text.rfind(ending, start, limit)) >= 0), default=None
+    )
     if end is None:
         return None
     # Of several ends in a row the first is the turn's.
@@ -92,18 +94,18 @@ def _before_last_end(turn: str, ends: Sequence[str]) -> int | None:
     return len(shorter) if any(shorter.endswith(text) for text in ends) else None
 
 
-def _start(messages: Sequence[Message], number: int, text: str, render: Render) -> int | None:
+def _turn_start(messages: Sequence[Message], number: int, text: str, render: Render) -> int | None:
     """Where the turn's prompt ends in the whole text."""
     if number == 0:
         return None
-    prompt = _rendered(render, messages[:number], True)
+    prompt = _render_or_none(render, messages[:number], True)
     if prompt is None:
         return None
     if text.startswith(prompt):
         return len(prompt)
     # The template writes the beginning otherwise once more follows; only what stands behind the message before counts.
-    length, header_start = len(prompt), _behind(messages[:number], number - 1, prompt, render, answer_next=True)
-    message_end = _behind(messages, number - 1, text, render, answer_next=False)
+    length, header_start = len(prompt), _content_end(messages[:number], number - 1, prompt, render, answer_next=True)
+    message_end = _content_end(messages, number - 1, text, render, answer_next=False)
     if header_start is None or message_end is None:
         return None
     header = prompt[header_start:length]
@@ -111,25 +113,27 @@ def _start(messages: Sequence[Message], number: int, text: str, render: Render) 
     return message_end + shared if shared or not header else None
 
 
-def _behind(messages: Sequence[Message], number: int, text: str, render: Render, *, answer_next: bool) -> int | None:
+def _content_end(
+    messages: Sequence[Message], number: int, text: str, render: Render, *, answer_next: bool
+) -> int | None:
     """Where a message's content ends in the text."""
-    marked = _rendered(render, _marked(messages, number, behind=True), answer_next)
-    if marked is None or _MARK not in marked:
+    marked_text = _render_or_none(render, _insert_mark(messages, number, behind=True), answer_next)
+    if marked_text is None or _MARK not in marked_text:
         return None
-    tail = marked.rpartition(_MARK)[2]
+    tail = marked_text.rpartition(_MARK)[2]
     return len(text) - len(tail) if text.endswith(tail) else None
 
 
-def _next_content(messages: Sequence[Message], number: int, text: str, render: Render) -> int | None:
+def _content_start(messages: Sequence[Message], number: int, text: str, render: Render) -> int | None:
     """Where a message's content begins in the text."""
-    marked = _rendered(render, _marked(messages, number, behind=False), False)
-    if marked is None or _MARK not in marked:
+    marked_text = _render_or_none(render, _insert_mark(messages, number, behind=False), False)
+    if marked_text is None or _MARK not in marked_text:
         return None
-    head = marked.partition(_MARK)[0]
+    head = marked_text.partition(_MARK)[0]
     return len(head) if text.startswith(head) else None
 
 
-def _marked(messages: Sequence[Message], number: int, *, behind: bool) -> list[Message]:
+def _insert_mark(messages: Sequence[Message], number: int, *, behind: bool) -> list[Message]:
     """The messages with a mark before or behind one's content."""
     content: Any = messages[number].get("content")
     if isinstance(content, list):
@@ -137,11 +141,11 @@ def _marked(messages: Sequence[Message], number: int, *, behind: bool) -> list[M
         content = [*content, part] if behind else [part, *content]
     else:
         content = f"{content or ''}{_MARK}" if behind else f"{_MARK}{content or ''}"
-    changed: Message = {**messages[number], "content": content}
-    return [*messages[:number], changed, *messages[number + 1 :]]
+    marked_message: Message = {**messages[number], "content": content}
+    return [*messages[:number], marked_message, *messages[number + 1 :]]
 
 
-def _rendered(render: Render, messages: Sequence[Message], answer_next: bool) -> str | None:
+def _render_or_none(render: Render, messages: Sequence[Message], answer_next: bool) -> str | None:
     try:
         return render(messages, answer_next)
     except DataError:

@@ -8,12 +8,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from penchant.data.as_chat import AsChat
-from penchant.data.assistant_turns import Turn, learnt_turns
-from penchant.data.control_messages import MessageShield
+from penchant.data.assistant_turns import Turn, find_trained_turns
+from penchant.data.control_messages import ControlTextEscaper
 from penchant.data.groups import PreferenceGroup
-from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, spoken
+from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, response_messages
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.template import Template, on_day
+from penchant.data.template import Template, fixed_date
 from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError, ModelError
 
@@ -75,7 +75,7 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._rendering = rendering
         self._as_chat = AsChat(tokenizer, rendering)
-        self._shield = MessageShield(tokenizer, rendering)
+        self._shield = ControlTextEscaper(tokenizer, rendering)
         self._templates: dict[bool, Template] = {}
         ids = {tokenizer.eos_token_id, *TemplateTokens.from_tokenizer(tokenizer).ends} - {None}
         self._ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(ids)]
@@ -92,20 +92,20 @@ class ChatRenderer:
         group_as_read, plain_event = self._as_chat.group(group)
         prompt = group_as_read.prompt
         if isinstance(prompt, str):
-            sequences = tuple(_joined(prompt, text, k) for k, text in enumerate(group_as_read.candidates))
+            sequences = tuple(_concatenate(prompt, text, k) for k, text in enumerate(group_as_read.candidates))
             return GroupText(group, prompt, sequences, False, () if plain_event is None else (plain_event,))
         template = self._template(context_of(prompt))
-        responses = [spoken(candidate) for candidate in group_as_read.candidates]
-        conversations = [_conversation(prompt, messages) for messages in responses]
-        begun = bool(prompt) and _is_begun(prompt[-1])
-        events = self._role_events(prompt, responses, begun)
+        responses = [response_messages(candidate) for candidate in group_as_read.candidates]
+        conversations = [_join_conversation(prompt, messages) for messages in responses]
+        continues_answer = bool(prompt) and _is_unfinished_answer(prompt[-1])
+        events = self._role_events(prompt, responses, continues_answer)
         context, context_events = self._shield.context(context_of(prompt))
         [shielded_prompt, *shielded], message_events = self._shield.conversations([prompt, *conversations])
         events += [*context_events, *message_events]
         events += template.ignored([*prompt, *chain(*responses)], self._rendering, context_of(prompt))
         texts = self._render(shielded, context)
         turns = tuple(
-            self._learnt_turns(messages, context, len(prompt) - begun, text, events)
+            self._learnt_turns(messages, context, len(prompt) - continues_answer, text, events)
             for messages, text in zip(shielded, texts, strict=True)
         )
         prompt_text = self._render_prompt(shielded_prompt, context)
@@ -121,11 +121,13 @@ class ChatRenderer:
         [messages], _ = self._shield.conversations([prompt])
         return PromptText(self._render_prompt(messages, context), True)
 
-    def _role_events(self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]], begun: bool) -> list[str]:
-        events = ["assistant_message_continued"] if begun else []
+    def _role_events(
+        self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]], continues_answer: bool
+    ) -> list[str]:
+        events = ["assistant_message_continued"] if continues_answer else []
         if any(message["role"] != ASSISTANT for messages in responses for message in messages):
             events.append("other_roles_in_response")
-        if any(message["role"] == ASSISTANT for message in prompt[: len(prompt) - begun]):
+        if any(message["role"] == ASSISTANT for message in prompt[: len(prompt) - continues_answer]):
             events.append(f"earlier_assistant_turns_{'' if self._rendering.learn == 'all' else 'not_'}learnt")
         return events
 
@@ -153,7 +155,7 @@ class ChatRenderer:
             [text] = self._render([part], context, "answer_next" if answer_next else "closed")
             return text
 
-        located = learnt_turns(messages, prompt, self._rendering.learn, text, self._ends, render)
+        located = find_trained_turns(messages, prompt, self._rendering.learn, text, self._ends, render)
         if located is None:
             return None
         turns, missing = located
@@ -169,7 +171,7 @@ class ChatRenderer:
     def _render_prompt(self, messages: Sequence[Message], context: Context) -> str:
         if not messages:
             raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
-        [text] = self._render([messages], context, "open" if _is_begun(messages[-1]) else "answer_next")
+        [text] = self._render([messages], context, "open" if _is_unfinished_answer(messages[-1]) else "answer_next")
         return text
 
     def _render(
@@ -184,7 +186,7 @@ class ChatRenderer:
                 "data.refused=drop",
             )
         try:
-            with on_day(template.source, self._rendering.date):
+            with fixed_date(template.source, self._rendering.date):
                 texts: list[str] = self._tokenizer.apply_chat_template(
                     [template.messages(messages) for messages in conversations],
                     tools=[dict(tool) for tool in context.tools] or None,
@@ -195,7 +197,7 @@ class ChatRenderer:
                     **template.variables(self._rendering, context),
                 )
         except Exception as error:  # A template is a program: it can raise anything.
-            reason = self._shield.plain(" ".join(str(error).split())) or type(error).__name__
+            reason = self._shield.unescape(" ".join(str(error).split())) or type(error).__name__
             raise DataError(
                 f"the chat template refuses the messages: {reason}",
                 fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE; "
@@ -204,7 +206,7 @@ class ChatRenderer:
         return texts
 
 
-def _joined(prompt: str, candidate: Text, k: int) -> str:
+def _concatenate(prompt: str, candidate: Text, k: int) -> str:
     if isinstance(candidate, str):
         return prompt + candidate
     raise DataError(
@@ -213,14 +215,18 @@ def _joined(prompt: str, candidate: Text, k: int) -> str:
     )
 
 
-def _is_begun(last_message: Message) -> bool:
+def _is_unfinished_answer(last_message: Message) -> bool:
     """Whether a prompt's last message is an answer to go on with; a call is complete."""
     return last_message["role"] == ASSISTANT and not last_message.get("tool_calls")
 
 
-def _conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
-    if not prompt or not _is_begun(prompt[-1]) or turns[0]["role"] != ASSISTANT:
+def _join_conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
+    if not prompt or not _is_unfinished_answer(prompt[-1]) or turns[0]["role"] != ASSISTANT:
         return [*prompt, *turns]
-    begun, continuation = prompt[-1], turns[0]
-    joined: Message = {**begun, **continuation, "content": content_of(begun) + content_of(continuation)}
-    return [*prompt[:-1], joined, *turns[1:]]
+    unfinished, continuation = prompt[-1], turns[0]
+    joined_message: Message = {
+        **unfinished,
+        **continuation,
+        "content": content_of(unfinished) + content_of(continuation),
+    }
+    return [*prompt[:-1], joined_message, *turns[1:]]

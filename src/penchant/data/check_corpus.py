@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from penchant.data.check_report import Hits
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.data.overlaps import beginnings, folded
+from penchant.data.overlaps import normalized, prefix_digests
 
 _EXAMPLES = 5
 
@@ -46,7 +46,7 @@ class Corpus:
     pair_counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, groups: Sequence[PreferenceGroup]) -> Corpus:
+    def from_groups(cls, groups: Sequence[PreferenceGroup]) -> Corpus:
         numbers: dict[str, int] = {}
 
         def number(text: str) -> int:
@@ -59,27 +59,27 @@ class Corpus:
     @cached_property
     def folded_texts(self) -> tuple[str, ...]:
         """`texts` without case and extra white space."""
-        return tuple(map(folded, self.texts))
+        return tuple(map(normalized, self.texts))
 
     @cached_property
-    def prompt_beginnings(self) -> tuple[list[bytes], ...]:
+    def prompt_prefixes(self) -> tuple[list[bytes], ...]:
         """`beginnings` of each group's prompt."""
-        return tuple(beginnings(group.prompt) for group in self.groups)
+        return tuple(prefix_digests(group.prompt) for group in self.groups)
 
     def hits(self, group_numbers: Iterable[int], total: int) -> Hits:
         """A check's hits, from the number of every hit's group, and how many there could be."""
-        return self.counted_hits(Counter(group_numbers), total)
+        return self.hits_by_group(Counter(group_numbers), total)
 
-    def counted_hits(self, counts: Mapping[int, int], total: int) -> Hits:
+    def hits_by_group(self, counts: Mapping[int, int], total: int) -> Hits:
         """A check's hits, from how many each group has; groups in the order of the mapping."""
-        first: dict[str, None] = {}
+        example_ids: dict[str, None] = {}
         for number in counts:
-            first[self.groups[number].id] = None
-            if len(first) == _EXAMPLES:
+            example_ids[self.groups[number].id] = None
+            if len(example_ids) == _EXAMPLES:
                 break
-        return Hits(sum(counts.values()), total, tuple(first))
+        return Hits(sum(counts.values()), total, tuple(example_ids))
 
-    def meeting_pairs(self) -> Iterator[Pair]:
+    def overlapping_pairs(self) -> Iterator[Pair]:
         """The pairs that another one may repeat or contradict.
 
         That is all pairs but those of a group that is its prompt's only one, has no text twice, and orders its
@@ -96,7 +96,7 @@ def preference_key(group: PreferenceGroup) -> object:
     """Equal for two groups of K candidates that prefer the same ones to the same others."""
     if group.comparisons is not None:
         return group.comparisons
-    values = worths(group)
+    values = candidate_values(group)
     ranks = {value: rank for rank, value in enumerate(sorted(set(values)))}
     return tuple(ranks[value] for value in values)
 
@@ -106,10 +106,10 @@ def count_pairs(group: PreferenceGroup) -> int:
     if group.comparisons is not None:
         return len(group.comparisons)
     k = len(group.candidates)
-    return (k * k - sum(count * count for count in Counter(worths(group)).values())) // 2
+    return (k * k - sum(count * count for count in Counter(candidate_values(group)).values())) // 2
 
 
-def worths(group: PreferenceGroup) -> Sequence[float]:
+def candidate_values(group: PreferenceGroup) -> Sequence[float]:
     """[K] numbers of which the higher is preferred; of a group without explicit comparisons."""
     if group.scores is not None:
         return group.scores

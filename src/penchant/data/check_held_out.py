@@ -8,7 +8,7 @@ from penchant.data.check_corpus import Corpus
 from penchant.data.check_report import Hits
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
-from penchant.data.overlaps import contained
+from penchant.data.overlaps import overlapping_prompts
 
 
 def held_out_checks(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
@@ -17,12 +17,14 @@ def held_out_checks(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
     held_out_candidates = {text for texts in held_out.candidates for text in texts}
     prompts = _first_groups([text] for text in corpus.prompts)
     candidates = _first_groups(map(_not_blank, corpus.groups, corpus.candidates))
-    conversations = contained(corpus.prompt_beginnings, held_out.prompt_beginnings)
+    conversations = overlapping_prompts(corpus.prompt_prefixes, held_out.prompt_prefixes)
 
     def shared(first_groups: dict[int, int], held_out_texts: set[int], *, fold: bool) -> Hits:
         texts, other_texts = (side.folded_texts if fold else side.texts for side in (corpus, held_out))
-        others = {other_texts[number] for number in held_out_texts}
-        return corpus.hits((group for text, group in first_groups.items() if texts[text] in others), len(first_groups))
+        held_out_strings = {other_texts[number] for number in held_out_texts}
+        return corpus.hits(
+            (group for text, group in first_groups.items() if texts[text] in held_out_strings), len(first_groups)
+        )
 
     return {
         "prompts_in_held_out": shared(prompts, held_out_prompts, fold=False),
@@ -38,8 +40,8 @@ def _not_blank(group: PreferenceGroup, texts: Sequence[int]) -> list[int]:
 
 
 def _first_groups(texts: Iterable[Sequence[int]]) -> dict[int, int]:
-    first: dict[int, int] = {}
+    first_groups: dict[int, int] = {}
     for group, numbers in enumerate(texts):
         for number in numbers:
-            first.setdefault(number, group)
-    return first
+            first_groups.setdefault(number, group)
+    return first_groups

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.data.check_corpus import Corpus, worths
+from penchant.data.check_corpus import Corpus, candidate_values
 from penchant.data.check_report import LengthBias, Lengths, Quantiles, Share, Unit
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 _BATCH = 1024
-_MANY = 16
+_ARRAY_THRESHOLD = 16
 """Candidates from which a group's pairs are counted in arrays rather than listed."""
 _RESAMPLES = 2000
 _PROBABILITIES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
@@ -44,7 +44,7 @@ def longest_sequences(corpus: Corpus, counts: Ints) -> Ints:
     """[G] length of each group's prompt with its longest candidate, from the [T] lengths of the texts."""
     sizes = [len(texts) for texts in corpus.candidates]
     starts = np.cumsum([0, *sizes[:-1]])
-    return counts[list(corpus.prompts)] + np.maximum.reduceat(_of_candidates(corpus, counts), starts)
+    return counts[list(corpus.prompts)] + np.maximum.reduceat(_candidate_lengths(corpus, counts), starts)
 
 
 def length_quantiles(corpus: Corpus, counts: Ints, unit: Unit) -> Lengths:
@@ -52,7 +52,7 @@ def length_quantiles(corpus: Corpus, counts: Ints, unit: Unit) -> Lengths:
     return Lengths(
         unit,
         prompts=_quantiles(counts[list(corpus.prompts)]),
-        candidates=_quantiles(_of_candidates(corpus, counts)),
+        candidates=_quantiles(_candidate_lengths(corpus, counts)),
         longest=_quantiles(longest_sequences(corpus, counts)),
     )
 
@@ -78,17 +78,19 @@ def _longer_pairs(corpus: Corpus, counts: Ints) -> tuple[Ints, Ints, Ints]:
     differences: list[int] = []
     for group, prompt, texts in zip(corpus.groups, corpus.prompts, corpus.candidates, strict=True):
         lengths = counts[list(texts)]
-        if len(texts) > _MANY and group.comparisons is None:
+        if len(texts) > _ARRAY_THRESHOLD and group.comparisons is None:
             # [K, K], whole arrays of one group at a time.
-            values = np.array(worths(group))
+            values = np.array(candidate_values(group))
             difference = (lengths[:, None] - lengths)[values[:, None] > values]
             table[prompt] += (difference > 0).sum(), (difference != 0).sum(), len(difference)
         else:
             pairs = group.pairs
             prompts += [prompt] * len(pairs)
             differences += [int(lengths[better] - lengths[worse]) for better, worse in pairs]
-    listed = np.array(differences, dtype=np.int64)
-    rows = np.stack([listed > 0, listed != 0, np.ones_like(listed)], axis=1).astype(np.int64)
+    length_differences = np.array(differences, dtype=np.int64)
+    rows = np.stack([length_differences > 0, length_differences != 0, np.ones_like(length_differences)], axis=1).astype(
+        np.int64
+    )
     np.add.at(table, np.array(prompts, dtype=np.int64), rows)
     longer, unequal, sizes = table[table[:, 2] > 0].T
     return longer, unequal, sizes
@@ -110,12 +112,12 @@ def resampled_share(hits: Ints, sizes: Ints, *, seed: int = 0) -> Share:
     kinds, counts = np.unique(np.stack([hits, sizes], axis=1), axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(sizes), counts / len(sizes), size=_RESAMPLES)
     drawn_hits, drawn_sizes = (draws @ kinds).T
-    some = drawn_sizes > 0
-    low, high = np.quantile(drawn_hits[some] / drawn_sizes[some], (0.025, 0.975))
+    has_pairs = drawn_sizes > 0
+    low, high = np.quantile(drawn_hits[has_pairs] / drawn_sizes[has_pairs], (0.025, 0.975))
     return Share(value, float(low), float(high), n)
 
 
-def _of_candidates(corpus: Corpus, counts: Ints) -> Ints:
+def _candidate_lengths(corpus: Corpus, counts: Ints) -> Ints:
     return counts[[text for texts in corpus.candidates for text in texts]]
 
 

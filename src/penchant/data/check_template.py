@@ -46,7 +46,7 @@ def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreT
         for text in (group.prompt, *group.candidates):
             for content in (text,) if isinstance(text, str) else text:
                 messages += 1
-                present = control.present(content)
+                present = control.find_tokens(content)
                 token_counts.update(present)
                 numbers += [number] * bool(present)
     names = tuple(f"{token}: {count}" for token, count in token_counts.most_common())

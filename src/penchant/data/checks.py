@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from penchant.data.check_corpus import Corpus, preference_key, worths
+from penchant.data.check_corpus import Corpus, candidate_values, preference_key
 from penchant.data.check_findings import findings
 from penchant.data.check_held_out import held_out_checks
 from penchant.data.check_lengths import (
@@ -24,7 +24,7 @@ from penchant.data.check_report import CheckReport, Counts, Hits, Ties
 from penchant.data.check_template import template_checks
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
-from penchant.data.overlaps import contained
+from penchant.data.overlaps import overlapping_prompts
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError, DataError
 
@@ -61,20 +61,20 @@ def check_groups(
         raise ConfigError(
             "a maximum length is in tokens, and no tokenizer was given", fix="name one: --tokenizer MODEL"
         )
-    corpus = Corpus.of(groups)
-    counted = count_characters(corpus)
-    lengths = [length_quantiles(corpus, counted, "characters")]
+    corpus = Corpus.from_groups(groups)
+    text_lengths = count_characters(corpus)
+    lengths = [length_quantiles(corpus, text_lengths, "characters")]
     ties = _ties(corpus)
-    checks = {name: check(corpus) for name, check in _CHECKS.items()} | _identical(corpus, ties.couples)
+    checks = {name: check(corpus) for name, check in _CHECKS.items()} | _identical_candidates(corpus, ties.couples)
     if held_out:
-        checks |= held_out_checks(corpus, Corpus.of(held_out))
+        checks |= held_out_checks(corpus, Corpus.from_groups(held_out))
     if tokenizer is not None:
-        counted = count_tokens(corpus, tokenizer)
-        lengths.append(length_quantiles(corpus, counted, "tokens"))
+        text_lengths = count_tokens(corpus, tokenizer)
+        lengths.append(length_quantiles(corpus, text_lengths, "tokens"))
         checks |= template_checks(corpus, tokenizer, rendering)
         if max_length is not None:
-            checks["too_long"] = _too_long(corpus, counted, max_length)
-    bias = length_bias(corpus, counted, lengths[-1].unit)
+            checks["too_long"] = _too_long(corpus, text_lengths, max_length)
+    bias = length_bias(corpus, text_lengths, lengths[-1].unit)
     return CheckReport(_counts(corpus), tuple(lengths), ties, bias, checks, findings(checks, ties, bias))
 
 
@@ -84,7 +84,7 @@ def _counts(corpus: Corpus) -> Counts:
     sources = Counter(NO_SOURCE if group.source is None else group.source for group in groups)
     return Counts(
         groups=len(groups),
-        candidates=_candidates(corpus),
+        candidates=_candidate_count(corpus),
         prompts=len(set(corpus.prompts)),
         pairs=sum(corpus.pair_counts),
         by_size=dict(sorted(Counter(map(len, corpus.candidates)).items())),
@@ -95,7 +95,7 @@ def _counts(corpus: Corpus) -> Counts:
     )
 
 
-def _candidates(corpus: Corpus) -> int:
+def _candidate_count(corpus: Corpus) -> int:
     return sum(map(len, corpus.candidates))
 
 
@@ -104,26 +104,26 @@ def _ties(corpus: Corpus) -> Ties:
     for group, count in zip(corpus.groups, corpus.pair_counts, strict=True):
         k = len(group.candidates)
         preferred = count if group.comparisons is None else len({frozenset(pair) for pair in group.comparisons})
-        without = k * (k - 1) // 2 - preferred
+        unpreferred = k * (k - 1) // 2 - preferred
         couples += k * (k - 1) // 2
         if group.comparisons is None and (group.scores is not None or group.ranks is not None):
-            tied += without
+            tied += unpreferred
         else:
-            undecided += without
+            undecided += unpreferred
     return Ties(couples, tied, undecided)
 
 
 def _empty_candidates(corpus: Corpus) -> Hits:
-    found = (number for number, group in enumerate(corpus.groups) for text in group.candidates if is_blank(text))
-    return corpus.hits(found, _candidates(corpus))
+    empty_groups = (number for number, group in enumerate(corpus.groups) for text in group.candidates if is_blank(text))
+    return corpus.hits(empty_groups, _candidate_count(corpus))
 
 
 def _unreadable_texts(corpus: Corpus) -> Hits:
     """Groups with a lone surrogate in a text; of all groups."""
-    bad = {number for number, text in enumerate(corpus.texts) if not _is_unicode(text)}
+    unreadable = {number for number, text in enumerate(corpus.texts) if not _is_unicode(text)}
     groups = enumerate(zip(corpus.prompts, corpus.candidates, strict=True))
-    found = (number for number, (prompt, texts) in groups if not bad.isdisjoint((prompt, *texts)))
-    return corpus.hits(found, len(corpus.groups))
+    unreadable_groups = (number for number, (prompt, texts) in groups if not unreadable.isdisjoint((prompt, *texts)))
+    return corpus.hits(unreadable_groups, len(corpus.groups))
 
 
 def _is_unicode(text: str) -> bool:
@@ -134,33 +134,33 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _identical(corpus: Corpus, couples: int) -> dict[str, Hits]:
+def _identical_candidates(corpus: Corpus, couples: int) -> dict[str, Hits]:
     """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
     compared, undecided, similar = Counter[int](), Counter[int](), Counter[int]()
-    alike = corpus.folded_texts
+    folded_texts = corpus.folded_texts
     for number, texts in enumerate(corpus.candidates):
-        if len({alike[text] for text in texts}) < len(texts):
+        if len({folded_texts[text] for text in texts}) < len(texts):
             equal, equal_and_preferred = _equal_couples(corpus.groups[number], texts)
             compared[number] = equal_and_preferred
             undecided[number] = equal - equal_and_preferred
-            similar[number] = _couples(Counter(alike[text] for text in texts)) - equal
+            similar[number] = _count_couples(Counter(folded_texts[text] for text in texts)) - equal
     return {
-        "similar_candidates": corpus.counted_hits(+similar, couples),
-        "identical_in_a_pair": corpus.counted_hits(+compared, couples),
-        "identical_without_preference": corpus.counted_hits(+undecided, couples),
+        "similar_candidates": corpus.hits_by_group(+similar, couples),
+        "identical_in_a_pair": corpus.hits_by_group(+compared, couples),
+        "identical_without_preference": corpus.hits_by_group(+undecided, couples),
     }
 
 
 def _equal_couples(group: PreferenceGroup, texts: Sequence[int]) -> tuple[int, int]:
     """Couples of candidates with the same text, and how many of them have one that is preferred."""
-    equal = _couples(Counter(texts))
+    equal = _count_couples(Counter(texts))
     if group.comparisons is not None:
         pairs = {frozenset(pair) for pair in group.comparisons if pair[0] != pair[1]}
         return equal, sum(len({texts[index] for index in pair}) == 1 for pair in pairs)
-    return equal, equal - _couples(Counter(zip(texts, worths(group), strict=True)))
+    return equal, equal - _count_couples(Counter(zip(texts, candidate_values(group), strict=True)))
 
 
-def _couples(counts: Counter[Any]) -> int:
+def _count_couples(counts: Counter[Any]) -> int:
     """How many couples can be taken from equals, of which there are so many of each kind."""
     return sum(count * (count - 1) // 2 for count in counts.values())
 
@@ -169,15 +169,17 @@ def _contradictory_pairs(corpus: Corpus) -> Hits:
     """Couples of texts preferred both ways for one prompt, anywhere in the data; of all distinct couples preferred."""
     groups: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
     pairs = Counter[int]()
-    for number, prompt, chosen, rejected in corpus.meeting_pairs():
+    for number, prompt, chosen, rejected in corpus.overlapping_pairs():
         pairs[number] += 1
         if chosen != rejected:
             groups[prompt, chosen, rejected].append(number)
     # The others are distinct, and contradict nothing.
-    lonely = sum(count for number, count in enumerate(corpus.pair_counts) if number not in pairs)
-    both = [key for key in groups if key[1] < key[2] and (key[0], key[2], key[1]) in groups]
-    numbers = {i for prompt, a, b in both for i in groups[prompt, a, b] + groups[prompt, b, a]}
-    return Hits(len(both), len(groups) + lonely - len(both), corpus.hits(sorted(numbers), 0).ids)
+    unrelated_pairs = sum(count for number, count in enumerate(corpus.pair_counts) if number not in pairs)
+    contradictory = [key for key in groups if key[1] < key[2] and (key[0], key[2], key[1]) in groups]
+    numbers = {i for prompt, a, b in contradictory for i in groups[prompt, a, b] + groups[prompt, b, a]}
+    return Hits(
+        len(contradictory), len(groups) + unrelated_pairs - len(contradictory), corpus.hits(sorted(numbers), 0).ids
+    )
 
 
 def _contradictory_labels(corpus: Corpus) -> Hits:
@@ -187,9 +189,9 @@ def _contradictory_labels(corpus: Corpus) -> Hits:
         if group.labels is not None:
             for text, label in zip(corpus.candidates[number], group.labels, strict=True):
                 groups[corpus.prompts[number], text][label].append(number)
-    both = [labels for labels in groups.values() if len(labels) == 2]
-    numbers = {i for labels in both for concerned in labels.values() for i in concerned}
-    return Hits(len(both), len(groups), corpus.hits(sorted(numbers), 0).ids)
+    contradictory = [labels for labels in groups.values() if len(labels) == 2]
+    numbers = {i for labels in contradictory for numbers_of_label in labels.values() for i in numbers_of_label}
+    return Hits(len(contradictory), len(groups), corpus.hits(sorted(numbers), 0).ids)
 
 
 def _repeated_groups(corpus: Corpus) -> Hits:
@@ -201,47 +203,47 @@ def _repeated_groups(corpus: Corpus) -> Hits:
 
 def _similar_groups(corpus: Corpus) -> Hits:
     """Groups with the prompt and candidates of an earlier one but for case and white space; exact repeats left out."""
-    alike = corpus.folded_texts
+    folded_texts = corpus.folded_texts
     earlier_exact: set[object] = set()
     earlier_keys: set[object] = set()
     similar = []
     for number, (prompt, texts) in enumerate(zip(corpus.prompts, corpus.candidates, strict=True)):
-        key, near = (prompt, texts), (alike[prompt], tuple(alike[text] for text in texts))
-        if near in earlier_keys and key not in earlier_exact:
+        key, folded_key = (prompt, texts), (folded_texts[prompt], tuple(folded_texts[text] for text in texts))
+        if folded_key in earlier_keys and key not in earlier_exact:
             similar.append(number)
         earlier_exact.add(key)
-        earlier_keys.add(near)
+        earlier_keys.add(folded_key)
     return corpus.hits(similar, len(corpus.groups))
 
 
 def _conversations_in_each_other(corpus: Corpus) -> Hits:
     """Groups whose prompt another one goes on from, or that go on from another; of all groups."""
-    return corpus.hits(contained(corpus.prompt_beginnings, corpus.prompt_beginnings), len(corpus.groups))
+    return corpus.hits(overlapping_prompts(corpus.prompt_prefixes, corpus.prompt_prefixes), len(corpus.groups))
 
 
 def _repeated_pairs(corpus: Corpus) -> Hits:
-    return corpus.hits(_repeats((pair.group, pair[1:]) for pair in corpus.meeting_pairs()), sum(corpus.pair_counts))
+    return corpus.hits(_repeats((pair.group, pair[1:]) for pair in corpus.overlapping_pairs()), sum(corpus.pair_counts))
 
 
 def _repeats(numbered: Iterable[tuple[int, object]]) -> Iterator[int]:
     """The number of each key that was there before."""
-    seen: set[object] = set()
+    earlier_keys: set[object] = set()
     for number, key in numbered:
-        if key in seen:
+        if key in earlier_keys:
             yield number
-        seen.add(key)
+        earlier_keys.add(key)
 
 
 def _no_whitespace_at_boundary(corpus: Corpus) -> Hits:
     """Candidates that follow their prompt without white space; of those where both are plain text and not empty."""
-    of, found = 0, []
+    candidate_count, group_numbers = 0, []
     for number, group in enumerate(corpus.groups):
         prompt = group.prompt
         if isinstance(prompt, str) and prompt:
             begins = [candidate[0] for candidate in group.candidates if isinstance(candidate, str) and candidate]
-            of += len(begins)
-            found += [number for begin in begins if not (prompt[-1].isspace() or begin.isspace())]
-    return corpus.hits(found, of)
+            candidate_count += len(begins)
+            group_numbers += [number for begin in begins if not (prompt[-1].isspace() or begin.isspace())]
+    return corpus.hits(group_numbers, candidate_count)
 
 
 def _nothing_to_learn(corpus: Corpus) -> Hits:
@@ -265,5 +267,5 @@ _CHECKS: dict[str, Callable[[Corpus], Hits]] = {
 
 
 def _too_long(corpus: Corpus, tokens: Ints, max_length: int) -> Hits:
-    found: list[int] = (longest_sequences(corpus, tokens) > max_length).nonzero()[0].tolist()
-    return corpus.hits(found, len(corpus.groups))
+    group_numbers: list[int] = (longest_sequences(corpus, tokens) > max_length).nonzero()[0].tolist()
+    return corpus.hits(group_numbers, len(corpus.groups))

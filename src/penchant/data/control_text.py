@@ -26,7 +26,7 @@ _MARK = "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(6))
 _FIRST = 0x100000
 
 
-def is_coded(text: str) -> bool:
+def is_escaped(text: str) -> bool:
     """Whether a text holds codes, so that only `ControlText.encode` reads it rightly."""
     return _MARK in text
 
@@ -53,7 +53,7 @@ class ControlText:
         """The tokenizer's; cached until its tokens or its template change."""
         return _control_text(tokenizer)
 
-    def present(self, value: object) -> list[str]:
+    def find_tokens(self, value: object) -> list[str]:
         """The control tokens in all texts of a value, as often as they stand there.
 
         Args:
@@ -62,17 +62,21 @@ class ControlText:
         # One search over all texts, for speed; no token holds the character between them.
         return self._token.findall("\0".join(_texts(value)))
 
-    def coded(self, value: Any) -> Any:
+    def escape(self, value: Any) -> Any:
         """The value with a code for each control token in its texts; what holds none is the same object."""
         if isinstance(value, str):
-            return self._token.sub(lambda match: self._codes[match[0]], value) if self.present(value) else value
+            return self._token.sub(lambda match: self._codes[match[0]], value) if self.find_tokens(value) else value
         if isinstance(value, Mapping):
-            return {self.coded(key): self.coded(item) for key, item in value.items()} if self.present(value) else value
+            return (
+                {self.escape(key): self.escape(item) for key, item in value.items()}
+                if self.find_tokens(value)
+                else value
+            )
         if isinstance(value, list | tuple):
-            return [self.coded(item) for item in value] if self.present(value) else value
+            return [self.escape(item) for item in value] if self.find_tokens(value) else value
         return value
 
-    def plain(self, text: str) -> str:
+    def unescape(self, text: str) -> str:
         """A text with the control tokens that its codes stand for, for people."""
         tokens = {code: token for token, code in self._codes.items()}
         return re.sub(f"{_MARK}.", lambda match: tokens.get(match[0], ""), text, flags=re.DOTALL)
@@ -104,8 +108,8 @@ class ControlText:
             model["unk_token"] = self._codes[model["unk_token"]]
         spec |= {"post_processor": None, "truncation": None, "padding": None}
         inert = Tokenizer.from_str(json.dumps(spec))
-        alike = all(inert.token_to_id(self._codes[token]) == i for token, i in self._ids.items())
-        return inert if alike else None
+        same_ids = all(inert.token_to_id(self._codes[token]) == i for token, i in self._ids.items())
+        return inert if same_ids else None
 
     def _by_pieces(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """For tokenizers in Python: each coded token on its own, letter by letter where it would be found."""

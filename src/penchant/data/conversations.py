@@ -35,7 +35,7 @@ CALL_TURNS = ("function_call", "tool_call")
 """Roles of turns whose content is a call."""
 
 KEYS = (("role", "content"), ("from", "value"))
-OURS = {"role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id", *REASONING}
+READ_FIELDS = {"role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id", *REASONING}
 Conversation = tuple[Message, ...]
 
 
@@ -55,17 +55,17 @@ def message(cell: Cell) -> Message:
     role = ROLES.get(role_cell.text().lower())
     if role is None:
         raise role_cell.refusal(f"a role: {', '.join(ROLES)}")
-    ledger, where = cell.row.ledger, cell.row.where
+    read_log, where = cell.row.read_log, cell.row.where
     fields: dict[str, Any] = {"role": role}
     calls = _calls_beside_content(cell)
     if role_cell.value in CALL_TURNS:
         if (turn := calls_in_turn(cell.need("content", "value"))) is None:
-            ledger.count(f"turns from '{role_cell.value}' that are no JSON, read as text of role '{role}'", where)
+            read_log.count(f"turns from '{role_cell.value}' that are no JSON, read as text of role '{role}'", where)
         else:
             fields["content"], calls = turn
-            ledger.count(f"turns from '{role_cell.value}' read as tool calls", where)
+            read_log.count(f"turns from '{role_cell.value}' read as tool calls", where)
     elif role_cell.value != role and role == "tool":
-        ledger.count(f"turns from '{role_cell.value}' read as role '{role}'", where)
+        read_log.count(f"turns from '{role_cell.value}' read as role '{role}'", where)
     if "content" not in fields:
         content = cell.find("content", "value")
         if content is None and not calls and not _has_thoughts(cell):
@@ -80,11 +80,11 @@ def _has_thoughts(cell: Cell) -> bool:
 
 def _calls_beside_content(cell: Cell) -> list[Any]:
     """The calls beside a message's content; OpenAI once had one, under another name."""
-    listed, single = cell.find("tool_calls"), cell.find("function_call")
-    if single is not None and listed is None:
-        cell.row.ledger.count("field 'function_call' of messages read as tool calls", cell.row.where)
-        return [tool_call(single)]
-    return [] if listed is None else [*tool_calls(listed)]
+    call_list, single_call = cell.find("tool_calls"), cell.find("function_call")
+    if single_call is not None and call_list is None:
+        cell.row.read_log.count("field 'function_call' of messages read as tool calls", cell.row.where)
+        return [tool_call(single_call)]
+    return [] if call_list is None else [*tool_calls(call_list)]
 
 
 def _content(cell: Cell, role: str) -> str | list[Part]:
@@ -96,7 +96,7 @@ def _content(cell: Cell, role: str) -> str | list[Part]:
     if is_parts:
         return [_part(part) for part in cell.items()]
     if role == "tool" and isinstance(cell.value, dict | list | int | float):
-        cell.row.ledger.count("tool results that are no text, written as JSON", cell.row.where)
+        cell.row.read_log.count("tool results that are no text, written as JSON", cell.row.where)
         return json.dumps(cell.value, ensure_ascii=False)
     raise cell.refusal('text, or parts of type text: [{"type": "text", "text": ...}]')
 
@@ -114,8 +114,8 @@ def _other_fields(cell: Cell) -> Mapping[str, Any]:
     for key, value in cell.value.items():
         if value is None or key in ("role", "from", "content", "value", "tool_calls", "function_call"):
             continue
-        if key not in OURS:
-            cell.row.ledger.count(f"field '{key}' of messages kept for the chat template", cell.row.where)
+        if key not in READ_FIELDS:
+            cell.row.read_log.count(f"field '{key}' of messages kept for the chat template", cell.row.where)
         fields[key] = Cell(value, f"{cell.column}.{key}", cell.row).text() if isinstance(value, str) else value
     return fields
 
@@ -131,8 +131,8 @@ def messages(cell: Cell) -> Conversation:
         is_call = "tool_calls" in turn and item.need("role", "from").value in CALL_TURNS
         previous = turns[-1] if turns else None
         if is_call and previous and previous["role"] == ASSISTANT and (open_call or "tool_calls" not in previous):
-            cell.row.ledger.count("calls joined to the assistant's turn before them", cell.row.where)
-            turns[-1] = _joined_turns(previous, turn)
+            cell.row.read_log.count("calls joined to the assistant's turn before them", cell.row.where)
+            turns[-1] = _join_turns(previous, turn)
         else:
             turns.append(turn)
         open_call = is_call
@@ -141,7 +141,7 @@ def messages(cell: Cell) -> Conversation:
     return tuple(turns)
 
 
-def _joined_turns(turn: Message, call: Message) -> Message:
+def _join_turns(turn: Message, call: Message) -> Message:
     content = "\n".join(filter(None, (content_of(turn), content_of(call))))
     calls = [*turn.get("tool_calls", []), *call.get("tool_calls", [])]
     return {**turn, "content": content, "tool_calls": calls}
@@ -151,7 +151,7 @@ def text_or_messages(cell: Cell) -> Text:
     return messages(cell) if isinstance(cell.value, list | dict) else cell.text()
 
 
-def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]:
+def join_prompt_and_responses(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]:
     """A prompt and its responses, all of one kind: all plain text, or all messages.
 
     Texts beside messages become a user's or an assistant's message. Responses that repeat the prompt (whole
@@ -167,25 +167,29 @@ def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]
             return prompt, tuple(plain)
         return prompt, tuple((Message(role="assistant", content=text),) for text in plain)
     if plain:
-        odd = next(cell for cell, text in zip(cells, responses, strict=True) if isinstance(text, str))
-        raise odd.refusal("messages, as the row's other responses are")
+        text_cell = next(cell for cell, text in zip(cells, responses, strict=True) if isinstance(text, str))
+        raise text_cell.refusal("messages, as the row's other responses are")
     conversations = [value for value in responses if not isinstance(value, str)]
     if all(conversation[0]["role"] == "assistant" for conversation in conversations):
         _check_responses(conversations, cells)
         return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt, tuple(conversations)
-    start, endings = split_off(conversations, cells)
-    beyond_system = start[1:] if start[0]["role"] in SYSTEM else start
-    repeated = prompt in (start, beyond_system) or prompt in [content_of(t) for t in start if t["role"] == "user"]
+    shared_prompt, endings = split_shared_prompt(conversations, cells)
+    beyond_system = shared_prompt[1:] if shared_prompt[0]["role"] in SYSTEM else shared_prompt
+    repeated = prompt in (shared_prompt, beyond_system) or prompt in [
+        content_of(t) for t in shared_prompt if t["role"] == "user"
+    ]
     if not repeated:
         raise cells[0].refusal(
             "an assistant's messages, or a whole conversation that holds the prompt",
             "leave the prompt column out where the conversations hold it: data.columns={unused: prompt}",
         )
-    cells[0].row.ledger.count("prompt repeated in the responses, taken once", cells[0].row.where)
-    return start, endings
+    cells[0].row.read_log.count("prompt repeated in the responses, taken once", cells[0].row.where)
+    return shared_prompt, endings
 
 
-def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> tuple[Conversation, tuple[Text, ...]]:
+def split_shared_prompt(
+    conversations: Sequence[Conversation], cells: Sequence[Cell]
+) -> tuple[Conversation, tuple[Text, ...]]:
     """The messages that whole conversations share, and what follows in each.
 
     The last message of each is always part of its response, so that equal conversations keep one.
@@ -213,11 +217,11 @@ def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> t
 def last_turn(conversation: Conversation, cell: Cell) -> tuple[Conversation, tuple[Text, ...]]:
     """A conversation's prompt and its last message, the one response."""
     if any(turn["role"] == "assistant" for turn in conversation[:-1]):
-        cell.row.ledger.count(
+        cell.row.read_log.count(
             "earlier assistant turns are part of the prompt, the last one is the response",
             cell.row.where,
         )
-    return split_off([conversation], [cell])
+    return split_shared_prompt([conversation], [cell])
 
 
 def _check_responses(responses: Sequence[Conversation], cells: Sequence[Cell]) -> None:

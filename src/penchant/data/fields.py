@@ -20,16 +20,16 @@ LARGEST = 3.4028234e38
 
 
 @dataclass
-class Ledger:
+class ReadLog:
     """What reading did: the columns it used, and events with how often and where first each was met."""
 
-    used: set[str] = field(default_factory=set)
+    used_columns: set[str] = field(default_factory=set)
     events: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    first_rows: dict[str, str] = field(default_factory=dict)
 
     def count(self, event: str, where: str) -> None:
         self.events[event] += 1
-        self.first.setdefault(event, where)
+        self.first_rows.setdefault(event, where)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Row:
     values: Mapping[str, Any]
     where: str
     number: int
-    ledger: Ledger
+    read_log: ReadLog
 
     def find(self, *names: str) -> Cell | None:
         """The first of these columns that the row has; None where it has none."""
         for name in names:
             if self.values.get(name) is not None:
-                self.ledger.used.add(name)
+                self.read_log.used_columns.add(name)
                 return Cell(self.values[name], name, self)
         return None
 
@@ -68,16 +68,16 @@ class Row:
             raise DataError(
                 f"column '{null[0]}' is null; expected a value", where=self.where, fix="fill it or remove it"
             )
-        wanted = " or ".join(f"'{name}'" for name in names)
+        column_names = " or ".join(f"'{name}'" for name in names)
         raise DataError(
-            f"no column {wanted}; the row has {', '.join(self.values) or 'none'}",
+            f"no column {column_names}; the row has {', '.join(self.values) or 'none'}",
             where=self.where,
             fix=f"add it, or map a column to it: data.columns={{{names[0]}: YOUR_COLUMN}}",
         )
 
-    def leave_out(self, why: str) -> None:
+    def count_left_out(self, reason: str) -> None:
         """Count this row as left out."""
-        self.ledger.count(f"left out: {why}", self.where)
+        self.read_log.count(f"left out: {reason}", self.where)
 
     def group(self, prompt: Text, candidates: Sequence[Text]) -> PreferenceGroup:
         """A group with the row's id, weight and source, and nothing known of its candidates' worth."""
@@ -103,7 +103,9 @@ class Cell:
 
     def refusal(self, expected: str, fix: str = "correct it or remove the row") -> DataError:
         return DataError(
-            f"column '{self.column}' is {shown(self.value)}; expected {expected}", where=self.row.where, fix=fix
+            f"column '{self.column}' is {describe_value(self.value)}; expected {expected}",
+            where=self.row.where,
+            fix=fix,
         )
 
     def text(self) -> str:
@@ -188,7 +190,7 @@ class Cell:
         raise self.refusal(f"an object with {' or '.join(keys)}")
 
 
-def shown(value: object) -> str:
+def describe_value(value: object) -> str:
     """A value's type and its start, for an error."""
     if value is None:
         return "null"

@@ -81,7 +81,7 @@ def _rows(source: str | Path, split: str | None, columns: Mapping[str, str], max
     else:
         raise _missing(Path(source))
     for where, row in rows:
-        yield where, _renamed(row, columns, where)
+        yield where, _rename_columns(row, columns, where)
 
 
 def ending_of(path: Path) -> str:
@@ -109,8 +109,8 @@ def unread_files(source: str | Path, split: str | None = None) -> list[str]:
     if not folder.is_dir() or is_saved(folder):
         return []
     data_files = set(_data_files(folder, split))
-    others = sorted(item for item in folder.iterdir() if item not in data_files and item.name[0] != ".")
-    return [item.name + "/" * item.is_dir() for item in others]
+    unread = sorted(item for item in folder.iterdir() if item not in data_files and item.name[0] != ".")
+    return [item.name + "/" * item.is_dir() for item in unread]
 
 
 def _file_rows(path: Path, name: str, columns: Mapping[str, str], max_bytes: int) -> Rows:
@@ -121,14 +121,14 @@ def _file_rows(path: Path, name: str, columns: Mapping[str, str], max_bytes: int
             where=name,
             fix="save it as one of these and name it so",
         )
-    with opened(path, name, max_bytes) as stream:
+    with open_data_file(path, name, max_bytes) as stream:
         for where, row in READERS[ending](stream, name):
-            renamed = _renamed(row, columns, where)
-            yield where, typed_cells(renamed, where) if ending in (".csv", ".tsv") else renamed
+            row_values = _rename_columns(row, columns, where)
+            yield where, typed_cells(row_values, where) if ending in (".csv", ".tsv") else row_values
 
 
 @contextmanager
-def opened(path: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[BinaryIO]:
+def open_data_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[BinaryIO]:
     """A file's bytes, decompressed where its name ends in .gz or .zst.
 
     Raises:
@@ -213,20 +213,20 @@ def _stream(path: Path, max_bytes: int) -> BinaryIO:
     return io.BufferedReader(_Bounded(unpacked, max_bytes), 2**16)
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
+def _rename_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
     """A row with the source's column names replaced by ours."""
-    theirs = {name: ours for ours, name in columns.items()}
-    for ours, wanted in columns.items():
-        if ours in row and ours not in theirs:
-            found = "there is a column" if wanted in row else "this row has none of that name, but has a column"
+    our_names = {name: ours for ours, name in columns.items()}
+    for ours, source_name in columns.items():
+        if ours in row and ours not in our_names:
+            conflict = "there is a column" if source_name in row else "this row has none of that name, but has a column"
             raise DataError(
-                f"'{wanted}' is to be read as '{ours}', but {found} '{ours}'",
+                f"'{source_name}' is to be read as '{ours}', but {conflict} '{ours}'",
                 where=where,
-                fix=f"map that one out of the way: data.columns={{{ours}: {wanted}, unused: {ours}}}"
-                if wanted in row
+                fix=f"map that one out of the way: data.columns={{{ours}: {source_name}, unused: {ours}}}"
+                if source_name in row
                 else f"correct the name, or leave '{ours}' out of data.columns",
             )
-    return {theirs.get(name, name): value for name, value in row.items()}
+    return {our_names.get(name, name): value for name, value in row.items()}
 
 
 def _data_files(folder: Path, split: str | None) -> list[Path]:
@@ -235,13 +235,13 @@ def _data_files(folder: Path, split: str | None) -> list[Path]:
     if not files:
         raise DataError(f"a folder without data files; expected {KINDS}", where=folder.name, fix="name a file")
     splits = {file: _split_of(file) for file in files}
-    known = list(dict.fromkeys(found for found in splits.values() if found))
-    if split is None and len(known) <= 1:
+    split_names = list(dict.fromkeys(split_name for split_name in splits.values() if split_name))
+    if split is None and len(split_names) <= 1:
         return files
-    if not known:
+    if not split_names:
         raise no_splits(split or "", folder.name)
-    wanted = pick_split(known, split, folder.name)
-    return [file for file in files if splits[file] == wanted]
+    chosen_split = pick_split(split_names, split, folder.name)
+    return [file for file in files if splits[file] == chosen_split]
 
 
 def _split_of(file: Path) -> str | None:

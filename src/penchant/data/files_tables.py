@@ -27,9 +27,9 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
                 number += 1
                 yield f"{name}, row {number}", _without_padding(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        after = f" after row {number}" if number else ""
+        position = f" after row {number}" if number else ""
         raise DataError(
-            f"a broken Parquet file{after}: {reason_of(error)}", where=name, fix="copy or write it again"
+            f"a broken Parquet file{position}: {reason_of(error)}", where=name, fix="copy or write it again"
         ) from error
 
 
@@ -42,7 +42,7 @@ def saved_folder(folder: Path, split: str | None) -> Rows:
     import datasets
 
     try:
-        saved = datasets.load_from_disk(str(folder))
+        dataset = datasets.load_from_disk(str(folder))
     # The library raises whatever its parts do; a folder that it cannot load is the user's to mend.
     except Exception as error:
         raise DataError(
@@ -50,14 +50,14 @@ def saved_folder(folder: Path, split: str | None) -> Rows:
             where=folder.name,
             fix="save it again with save_to_disk",
         ) from error
-    return _rows(saved, split, folder.name)
+    return _rows(dataset, split, folder.name)
 
 
 def hub_dataset(source: str, split: str | None) -> Rows:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source)
+        dataset = datasets.load_dataset(source)
     # Offline, absent, gated, broken: the library has no common class for them.
     except Exception as error:
         raise DataError(
@@ -65,18 +65,18 @@ def hub_dataset(source: str, split: str | None) -> Rows:
             where=source,
             fix=f"name a local file; or download it first: hf download --repo-type dataset {source} --local-dir DIR",
         ) from error
-    return _rows(loaded, split, source)
+    return _rows(dataset, split, source)
 
 
-def _rows(loaded: Any, split: str | None, name: str) -> Rows:
+def _rows(dataset: Any, split: str | None, name: str) -> Rows:
     import datasets
 
-    if isinstance(loaded, datasets.DatasetDict):
-        split = pick_split(list(loaded), split, name)
-        loaded, name = loaded[split], f"{name}[{split}]"
+    if isinstance(dataset, datasets.DatasetDict):
+        split = pick_split(list(dataset), split, name)
+        dataset, name = dataset[split], f"{name}[{split}]"
     elif split is not None:
         raise no_splits(split, name)
-    for number, row in enumerate(loaded, 1):
+    for number, row in enumerate(dataset, 1):
         yield f"{name}, row {number}", _without_padding(row)
 
 
@@ -97,14 +97,14 @@ def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
     Raises:
         DataError: there is none of that name, or there are several and none was asked for.
     """
-    found = list(splits)
-    if split is None and len(found) == 1:
-        return found[0]
-    if split in found:
+    split_names = list(splits)
+    if split is None and len(split_names) == 1:
+        return split_names[0]
+    if split in split_names:
         return split
-    near = difflib.get_close_matches(split or "train", found, 1) or found[:1]
+    near = difflib.get_close_matches(split or "train", split_names, 1) or split_names[:1]
     raise DataError(
-        f"{'several splits' if split is None else f'no split {split!r}'}; it has {', '.join(found)}",
+        f"{'several splits' if split is None else f'no split {split!r}'}; it has {', '.join(split_names)}",
         where=name,
         fix=f"data.split={near[0]}",
     )

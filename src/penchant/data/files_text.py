@@ -49,10 +49,10 @@ def text_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
         try:
             line = content.decode("utf-8")
         except UnicodeDecodeError as error:
-            bad = len(raw) - len(content) + error.start
+            bad_index = len(raw) - len(content) + error.start
             hint = next((hint for start, hint in OTHER_KINDS if number == 1 and raw.startswith(start)), None)
             raise DataError(
-                f"byte 0x{raw[bad]:02x} at offset {offset + bad} is not UTF-8",
+                f"byte 0x{raw[bad_index]:02x} at offset {offset + bad_index} is not UTF-8",
                 where=f"{name}, line {number}",
                 fix=hint or "save it as UTF-8, as in: iconv -f ISO-8859-1 -t UTF-8 FILE > NEW_FILE",
             ) from error
@@ -68,7 +68,7 @@ def _rows_of_lines(lines: Iterable[Line], name: str) -> Rows:
     for number, line in lines:
         if line.strip():
             where = f"{name}, line {number}"
-            yield where, _object(_parsed(line, name, number), where)
+            yield where, _require_object(_parse_json(line, name, number), where)
 
 
 def json_file(stream: BinaryIO, name: str) -> Rows:
@@ -84,55 +84,55 @@ def json_file(stream: BinaryIO, name: str) -> Rows:
         return
     text = "".join(line for _, line in chain(head, lines))
     if text.strip():
-        for number, value in enumerate(_listed(_parsed(text, name, 1)), 1):
+        for number, value in enumerate(_row_values(_parse_json(text, name, 1)), 1):
             where = f"{name}, row {number}"
-            yield where, _object(value, where)
+            yield where, _require_object(value, where)
 
 
-def _listed(value: Any) -> list[Any]:
+def _row_values(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        held = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)]
-        return held[0] if len(held) == 1 else [value]
+        wrapped_lists = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)]
+        return wrapped_lists[0] if len(wrapped_lists) == 1 else [value]
     return value if isinstance(value, list) else [value]
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _require_object(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
-    found = {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number or true/false")
+    kind = {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number or true/false")
     raise DataError(
-        f'found {found}; expected an object, as in {{"prompt": ..., "chosen": ..., "rejected": ...}}',
+        f'found {kind}; expected an object, as in {{"prompt": ..., "chosen": ..., "rejected": ...}}',
         where=where,
-        fix="write one object for each row" + ("; a file that is one list is named .json" if found == "a list" else ""),
+        fix="write one object for each row" + ("; a file that is one list is named .json" if kind == "a list" else ""),
     )
 
 
-class _Repeated(ValueError):
+class _DuplicateNameError(ValueError):
     pass
 
 
-def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) < len(items):
+def _unique_names(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(items)
+    if len(values) < len(items):
         names = [name for name, _ in items]
-        raise _Repeated(next(name for name in found if names.count(name) > 1))
-    return found
+        raise _DuplicateNameError(next(name for name in values if names.count(name) > 1))
+    return values
 
 
-def _parsed(text: str, name: str, first_line: int) -> Any:
+def _parse_json(text: str, name: str, first_line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_unique_names)
     except json.JSONDecodeError as error:
-        what = f"not valid JSON at column {error.colno}: {error.msg}"
+        message = f"not valid JSON at column {error.colno}: {error.msg}"
         line, fix = first_line + error.lineno - 1, "correct the line; one object stands on one line in JSON lines"
-    except _Repeated as error:
-        what, line = f"the name '{error}' stands twice in one object", first_line
+    except _DuplicateNameError as error:
+        message, line = f"the name '{error}' stands twice in one object", first_line
         fix = "keep one of the two"
     except RecursionError:
-        what, line, fix = "JSON nested too deeply", first_line, "remove what is nested"
+        message, line, fix = "JSON nested too deeply", first_line, "remove what is nested"
     except ValueError as error:
-        what, line, fix = f"not valid JSON: {error}", first_line, "correct the line"
-    raise DataError(what, where=f"{name}, line {line}", fix=fix)
+        message, line, fix = f"not valid JSON: {error}", first_line, "correct the line"
+    raise DataError(message, where=f"{name}, line {line}", fix=fix)
 
 
 def tsv_file(stream: BinaryIO, name: str) -> Rows:
@@ -207,18 +207,18 @@ def _delimited(lines: Iterable[str], name: str, delimiter: str) -> Rows:
 
 
 def _header(names: list[str], where: str) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"column '{twice[0]}' stands twice in the header", where=where, fix="rename one of the two")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"column '{repeated[0]}' stands twice in the header", where=where, fix="rename one of the two")
     return names
 
 
 def typed_cells(row: dict[str, Any], where: str) -> dict[str, Any]:
     """A CSV's row with its cells read as what their columns hold: lists, objects, numbers, true/false, null."""
-    return {name: _typed(name, cell, where) for name, cell in row.items()}
+    return {name: _typed_cell(name, cell, where) for name, cell in row.items()}
 
 
-def _typed(name: str, cell: str, where: str) -> Any:
+def _typed_cell(name: str, cell: str, where: str) -> Any:
     if not cell and EMPTY_IS_NULL.fullmatch(name):
         return None
     if name in JSON_COLUMNS | MESSAGE_COLUMNS and PRINTED_BY_PYTHON.match(cell):

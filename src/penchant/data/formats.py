@@ -12,8 +12,8 @@ from penchant.data.fields import Row
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
 
-SHOWN = 12
-Located = tuple[str, Mapping[str, Any]]
+MAX_COLUMNS_LISTED = 12
+LocatedRow = tuple[str, Mapping[str, Any]]
 """A row and where it is."""
 
 
@@ -105,7 +105,7 @@ def format_named(name: str) -> Format:
     )
 
 
-def detect(rows: Sequence[Located], name: str) -> Format:
+def detect(rows: Sequence[LocatedRow], name: str) -> Format:
     """The one format that every row is in.
 
     Args:
@@ -114,22 +114,24 @@ def detect(rows: Sequence[Located], name: str) -> Format:
     Raises:
         DataError: rows of several formats, or of none.
     """
-    met: dict[Format | None, list[int]] = {}
+    rows_by_format: dict[Format | None, list[int]] = {}
     for number, (_, values) in enumerate(rows):
-        met.setdefault(_format_of(values), []).append(number)
-    if None in met:
-        others = [_counted(format, numbers, rows) for format, numbers in met.items() if format]
-        raise _unknown(rows[met[None][0]], len(met[None]), others, name)
-    if len(met) > 1:
-        found = "; ".join(_counted(format, numbers, rows) for format, numbers in met.items() if format)
-        names = [format.name for format in met if format]
+        rows_by_format.setdefault(_format_of(values), []).append(number)
+    if None in rows_by_format:
+        other_formats = [_describe_rows(format, numbers, rows) for format, numbers in rows_by_format.items() if format]
+        raise _unknown_format(rows[rows_by_format[None][0]], len(rows_by_format[None]), other_formats, name)
+    if len(rows_by_format) > 1:
+        counts = "; ".join(
+            _describe_rows(format, numbers, rows) for format, numbers in rows_by_format.items() if format
+        )
+        names = [format.name for format in rows_by_format if format]
         raise DataError(
-            f"rows of several formats: {found}; expected one format",
+            f"rows of several formats: {counts}; expected one format",
             where=name,
             fix="correct the rows that are unlike the others, or put each format in a file of its own; "
             f"data.format={names[0]} reads every row as {names[0]}",
         )
-    return next(format for format in met if format)
+    return next(format for format in rows_by_format if format)
 
 
 def _format_of(values: Mapping[str, Any]) -> Format | None:
@@ -143,25 +145,27 @@ def _format_of(values: Mapping[str, Any]) -> Format | None:
     return _PROMPTS if _PROMPTS.matches(present) else None
 
 
-def _counted(format: Format, numbers: Sequence[int], rows: Sequence[Located]) -> str:
+def _describe_rows(format: Format, numbers: Sequence[int], rows: Sequence[LocatedRow]) -> str:
     return f"{format.name} ({len(numbers)} row{'s' * (len(numbers) > 1)}, first: {rows[numbers[0]][0]})"
 
 
-def _unknown(row: Located, count: int, others: Sequence[str], name: str) -> DataError:
+def _unknown_format(row: LocatedRow, count: int, other_formats: Sequence[str], name: str) -> DataError:
     where, values = row
     columns = list(values)
-    named = ", ".join(columns[:SHOWN]) + (f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else "")
-    subject = f"row{'s' * (count > 1)} of no known format" if others else "no known preference format"
-    found = f"{subject} (columns: {named or 'none'}); nearest are {_nearest(columns)}"
+    column_names = ", ".join(columns[:MAX_COLUMNS_LISTED]) + (
+        f" and {len(columns) - MAX_COLUMNS_LISTED} more" if len(columns) > MAX_COLUMNS_LISTED else ""
+    )
+    subject = f"row{'s' * (count > 1)} of no known format" if other_formats else "no known preference format"
+    problem = f"{subject} (columns: {column_names or 'none'}); nearest are {_nearest_formats(columns)}"
     return DataError(
-        f"{count} {found}; the other rows are {'; '.join(others)}" if others else found,
-        where=where if others else name,
+        f"{count} {problem}; the other rows are {'; '.join(other_formats)}" if other_formats else problem,
+        where=where if other_formats else name,
         fix="map your columns to ours, as in data.columns={prompt: question, chosen: better, rejected: worse}; "
         "docs/data-formats.md shows each format",
     )
 
 
-def _nearest(columns: Sequence[str]) -> str:
+def _nearest_formats(columns: Sequence[str]) -> str:
     """The formats that lack least, and what each lacks, with the column that may be meant."""
 
     def distance(format: Format) -> tuple[float, int]:
@@ -170,16 +174,16 @@ def _nearest(columns: Sequence[str]) -> str:
         return (lacking / len(format.needs), lacking) if lacking < len(format.needs) else (1, 0)
 
     ordered = sorted([FORMATS["pairs"], FORMATS["penchant"], FORMATS["unpaired"], *_ALL], key=distance)
-    return "; ".join(_lacking(format, columns) for format in list(dict.fromkeys(ordered))[:3])
+    return "; ".join(_describe_missing(format, columns) for format in list(dict.fromkeys(ordered))[:3])
 
 
-def _lacking(format: Format, columns: Sequence[str]) -> str:
+def _describe_missing(format: Format, columns: Sequence[str]) -> str:
     lacks = format.lacks(columns)
     if not lacks:
         return f"{format.name} (has its columns, {', '.join(format.needs)}, but not of the types it takes)"
-    said = []
+    descriptions = []
     for need in lacks:
         names = need.split("|")
         close = [near[0] for name in names if (near := difflib.get_close_matches(name, columns, 1))]
-        said.append(" or ".join(f"'{name}'" for name in names) + (f" (is it '{close[0]}'?)" if close else ""))
-    return f"{format.name} (lacks {', '.join(said)})"
+        descriptions.append(" or ".join(f"'{name}'" for name in names) + (f" (is it '{close[0]}'?)" if close else ""))
+    return f"{format.name} (lacks {', '.join(descriptions)})"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from penchant.data.calls import BESIDE
-from penchant.data.conversations import joined, text_or_messages
+from penchant.data.calls import TEMPLATE_COLUMNS
+from penchant.data.conversations import join_prompt_and_responses, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.messages import content_of
@@ -50,7 +50,7 @@ def _comparison(cell: Cell, k: int) -> tuple[int, int]:
 
 
 def is_prompts(row: Values) -> bool:
-    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source", *BESIDE}
+    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source", *TEMPLATE_COLUMNS}
 
 
 def prompts(row: Row) -> Converted:
@@ -68,29 +68,29 @@ def is_ranked(row: Values) -> bool:
 
 
 def ranked(row: Row) -> Converted:
-    group = row.group(*joined(text_or_messages(row.need("prompt")), row.need(*LISTS).items()))
+    group = row.group(*join_prompt_and_responses(text_or_messages(row.need("prompt")), row.need(*LISTS).items()))
     k = len(group.candidates)
     row.need(*WORTH)
     pairwise, ranks = row.find("pairwise"), row.find(*RANKS)
     yield replace(
         group,
-        comparisons=None if pairwise is None else _compared(pairwise, k),
+        comparisons=None if pairwise is None else _winner_pairs(pairwise, k),
         scores=_scores(row, k),
         ranks=None if ranks is None else tuple(_rank(cell) for cell in ranks.items_for(k)),
         preferred=_preferred(row, group.candidates),
     )
 
 
-def _compared(pairwise: Cell, k: int) -> tuple[tuple[int, int], ...]:
+def _winner_pairs(pairwise: Cell, k: int) -> tuple[tuple[int, int], ...]:
     """(better, worse) pairs of a list of {i, j, winner}; ties leave no pair."""
-    found = []
+    pairs = []
     for cell in pairwise.items():
         i, j, winner = cell.need("i").index(k), cell.need("j").index(k), cell.need("winner")
         if i == j or winner.whole() not in (0, 1, 2):
             raise cell.refusal("two different indices i and j, and winner 0 (i), 1 (j) or 2 (a tie)")
         if winner.value != 2:
-            found.append((i, j) if winner.value == 0 else (j, i))
-    return tuple(found)
+            pairs.append((i, j) if winner.value == 0 else (j, i))
+    return tuple(pairs)
 
 
 def _rank(cell: Cell) -> int:
@@ -130,33 +130,35 @@ def index_of_text(cell: Cell, candidates: Sequence[Text]) -> int:
     return indices[0]
 
 
-def _objects(value: object, key: str) -> bool:
+def _is_list_of_objects(value: object, key: str) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and key in item for item in value)
 
 
 def is_ultrafeedback(row: Values) -> bool:
-    return not row.keys().isdisjoint({"instruction", "prompt"}) and _objects(row.get("completions"), "response")
+    return not row.keys().isdisjoint({"instruction", "prompt"}) and _is_list_of_objects(
+        row.get("completions"), "response"
+    )
 
 
 def ultrafeedback(row: Row) -> Converted:
     completions = row.need("completions").items()
-    prompt, candidates = joined(
+    prompt, candidates = join_prompt_and_responses(
         text_or_messages(row.need("instruction", "prompt")), [cell.need("response") for cell in completions]
     )
     rating = next((name for name in RATINGS if all(cell.find(name) for cell in completions)), None)
     if rating is None:
         raise row.need("completions").refusal(f"one of {', '.join(RATINGS)} in each completion")
-    row.ledger.count(f"scores taken from '{rating}' of the completions", row.where)
+    row.read_log.count(f"scores taken from '{rating}' of the completions", row.where)
     yield replace(row.group(prompt, candidates), scores=tuple(cell.need(rating).number() for cell in completions))
 
 
 def is_nemo_rl(row: Values) -> bool:
-    return "context" in row and _objects(row.get("completions"), "completion")
+    return "context" in row and _is_list_of_objects(row.get("completions"), "completion")
 
 
 def nemo_rl(row: Row) -> Converted:
     completions = row.need("completions").items()
     prompt = text_or_messages(row.need("context"))
-    group = row.group(*joined(prompt, [cell.need("completion") for cell in completions]))
+    group = row.group(*join_prompt_and_responses(prompt, [cell.need("completion") for cell in completions]))
     # Ranks there start at 0; ours at 1.
     yield replace(group, ranks=tuple(cell.need("rank").whole() + 1 for cell in completions))

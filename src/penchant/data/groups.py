@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penchant.data.messages import Message, Text, as_text, spoken
+from penchant.data.messages import Message, Text, as_text, response_messages
 
 __all__ = ["Message", "PreferenceGroup", "Text", "as_messages", "as_text"]
 
@@ -85,4 +85,4 @@ def as_messages(group: PreferenceGroup) -> PreferenceGroup:
     prompt = group.prompt
     if isinstance(prompt, str):
         prompt = (Message(role="user", content=prompt),) if prompt else ()
-    return replace(group, prompt=prompt, candidates=tuple(map(spoken, group.candidates)))
+    return replace(group, prompt=prompt, candidates=tuple(map(response_messages, group.candidates)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.data.files import ending_of, opened, read_rows
+from penchant.data.files import ending_of, open_data_file, read_rows
 from penchant.data.files_text import text_lines
 from penchant.errors import DataError
 
@@ -54,11 +54,11 @@ def read_interactions(source: str | Path, *, columns: Mapping[str, str] | None =
     Raises:
         DataError: the file cannot be read; a row lacks its user, item or time, or a number is none.
     """
-    found = []
+    interactions = []
     for row in _rows(source, INTERACTIONS, columns):
         rating = row.number("rating") if row.values["rating"] not in (None, "") else None
-        found.append(Interaction(row.text("user"), row.text("item"), row.number("time"), rating))
-    return found
+        interactions.append(Interaction(row.text("user"), row.text("item"), row.number("time"), rating))
+    return interactions
 
 
 def read_titles(
@@ -124,8 +124,8 @@ class _Row:
 def _rows(
     source: str | Path, columns_read: tuple[str, ...], columns: Mapping[str, str] | None, split: str | None = None
 ) -> Iterator[_Row]:
-    given = columns or {}
-    names = {ours: (given[ours],) if ours in given else NAMES[ours] for ours in columns_read}
+    column_names = columns or {}
+    names = {ours: (column_names[ours],) if ours in column_names else NAMES[ours] for ours in columns_read}
     path = Path(source).absolute()
     ending = ending_of(path)
     if ending == ".dat":
@@ -137,14 +137,16 @@ def _rows(
     empty = True
     for where, row in rows:
         empty = False
-        values = {ours: next((row[n] for n in known if n in row), None) for ours, known in names.items()}
+        values = {
+            ours: next((row[n] for n in accepted_names if n in row), None) for ours, accepted_names in names.items()
+        }
         yield _Row(values, where, names)
     if empty:
         raise DataError("it is empty; expected at least one row", where=path.name, fix="name another file")
 
 
 def _double_colons(path: Path, columns_read: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with opened(path, path.name) as stream:
+    with open_data_file(path, path.name) as stream:
         for number, line in text_lines(stream, path.name):
             where, cells = f"{path.name}, line {number}", line.rstrip("\r\n").split("::")
             if len(cells) < len(columns_read):
@@ -159,7 +161,7 @@ def _double_colons(path: Path, columns_read: tuple[str, ...]) -> Iterator[tuple[
 def _recbole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Tab-separated, with a header of ``name:type``."""
     header: list[str] | None = None
-    with opened(path, path.name) as stream:
+    with open_data_file(path, path.name) as stream:
         for number, line in text_lines(stream, path.name):
             where, cells = f"{path.name}, line {number}", line.rstrip("\r\n").split("\t")
             if header is None:

@@ -10,7 +10,7 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Mask
 
 
-def learnt_masks(
+def build_loss_masks(
     text: GroupText,
     encoded: list[list[int]],
     sequences: list[list[int]],
@@ -33,11 +33,11 @@ def learnt_masks(
         for turn in turns or ():
             start, end = boundary, len(ids)
             if turn.prompt is not None:
-                prompt_ids = started(ids_of[turn.prompt], True, special, set())
+                prompt_ids = with_start_tokens(ids_of[turn.prompt], True, special, set())
                 start = common_length(prompt_ids, ids)
                 events |= {"boundary_moved"} if start < len(prompt_ids) else set()
             if turn.through != sequence_text:
-                end = common_length(started(ids_of[turn.through], True, special, set()), ids)
+                end = common_length(with_start_tokens(ids_of[turn.through], True, special, set()), ids)
             if ids[end - 1] in special.ends and (start < end - 1 or end == len(ids)):
                 mask[start:end] = True
             else:
@@ -46,12 +46,12 @@ def learnt_masks(
     return masks
 
 
-def started(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
+def with_start_tokens(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
     """The ids with the tokenizer's start tokens in front once; a chat template decides itself whether to have them."""
-    stripped, times = special.strip_start(ids)
+    ids_without_start, times = special.strip_start(ids)
     if times > 1:
         events.add("duplicate_bos_removed")
     if templated and special.start and not times:
         events.add("template_without_bos")
-        return stripped
-    return special.with_start(stripped, times)
+        return ids_without_start
+    return special.with_start(ids_without_start, times)

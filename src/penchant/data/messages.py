@@ -109,7 +109,7 @@ def context_of(text: object) -> Context:
     return text.context if isinstance(text, Conversation) else NO_CONTEXT
 
 
-def in_context(messages: Iterable[Message], context: Context) -> tuple[Message, ...]:
+def with_context(messages: Iterable[Message], context: Context) -> tuple[Message, ...]:
     """The messages with this context; a plain tuple where it is empty."""
     return Conversation(messages, context) if context.columns() else tuple(messages)
 
@@ -120,7 +120,7 @@ def content_of(message: Message) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
-def spoken(text: Text) -> tuple[Message, ...]:
+def response_messages(text: Text) -> tuple[Message, ...]:
     """A candidate as messages; plain text is the assistant's."""
     return (Message(role=ASSISTANT, content=text),) if isinstance(text, str) else text
 
@@ -129,10 +129,10 @@ def is_blank(candidate: Text) -> bool:
     """Whether a candidate holds nothing but white space: no text, no call, no thought."""
     if isinstance(candidate, str):
         return not candidate.strip()
-    return not any(_holds_something(message) for message in candidate)
+    return not any(_has_content(message) for message in candidate)
 
 
-def _holds_something(message: Message) -> bool:
+def _has_content(message: Message) -> bool:
     if content_of(message).strip() or message.get("tool_calls"):
         return True
     return any(str(message.get(name) or "").strip() for name in REASONING)
@@ -146,8 +146,8 @@ def as_text(value: Text) -> str:
     """
     if isinstance(value, str):
         return value
-    beside = [f"{name}: {_json(value_beside)}" for name, value_beside in context_of(value).columns().items()]
-    return "\n\n".join([*beside, *map(_turn, value)])
+    context_lines = [f"{name}: {_json(value_beside)}" for name, value_beside in context_of(value).columns().items()]
+    return "\n\n".join([*context_lines, *map(_turn_text, value)])
 
 
 def as_json(value: Text) -> Any:
@@ -156,7 +156,7 @@ def as_json(value: Text) -> Any:
     return {"messages": list(value), **columns} if columns else value
 
 
-def _turn(message: Message) -> str:
+def _turn_text(message: Message) -> str:
     fields: dict[str, Any] = {name: value for name, value in message.items() if name not in ("role", "content")}
     lines = [f"{name}: {field if isinstance(field, str) else _json(field)}" for name, field in fields.items()]
     return "\n".join([f"{message['role']}: {content_of(message)}", *lines])
@@ -168,8 +168,8 @@ def _json(value: object) -> str:
 
 def same_turn(turns: Sequence[Message]) -> bool:
     """Whether messages say the same, whatever fields of their own a data set has given them (ids, times)."""
-    first, *others = ({name: turn.get(name) for name in _SPOKEN_FIELDS} for turn in turns)
-    return all(fields == first for fields in others)
+    first_fields, *other_fields = ({name: turn.get(name) for name in _COMPARED_FIELDS} for turn in turns)
+    return all(fields == first_fields for fields in other_fields)
 
 
-_SPOKEN_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
+_COMPARED_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)

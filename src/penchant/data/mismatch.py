@@ -36,23 +36,23 @@ def add_mismatched(groups: Sequence[TokenizedGroup], seed: int, longest: int) ->
         other = int(draw.integers(len(groups)))
         while prompts[other] == prompt:
             other = (other + 1) % len(groups)
-        lender = groups[other]
-        chosen = int(draw.integers(len(lender.responses)))
+        other_group = groups[other]
+        chosen = int(draw.integers(len(other_group.responses)))
         room = max(1, longest - len(group.prompt))
-        known = group.group
-        together = replace(
-            known,
-            candidates=(*known.candidates, lender.group.candidates[chosen]),
-            comparisons=known.pairs,
-            scores=None if known.scores is None else (*known.scores, 0.0),
+        original = group.group
+        extended = replace(
+            original,
+            candidates=(*original.candidates, other_group.group.candidates[chosen]),
+            comparisons=original.pairs,
+            scores=None if original.scores is None else (*original.scores, 0.0),
             ranks=None,
             preferred=None,
-            labels=None if known.labels is None else (*known.labels, False),
-            mismatched=len(known.candidates),
+            labels=None if original.labels is None else (*original.labels, False),
+            mismatched=len(original.candidates),
         )
-        learnt = None
-        if group.learnt is not None or lender.learnt is not None:
-            learnt = (*group.masks, lender.masks[chosen][:room])
-        responses = (*group.responses, lender.responses[chosen][:room])
-        result.append(TokenizedGroup(group.prompt, responses, together, learnt=learnt))
+        loss_masks = None
+        if group.loss_masks is not None or other_group.loss_masks is not None:
+            loss_masks = (*group.masks, other_group.masks[chosen][:room])
+        responses = (*group.responses, other_group.responses[chosen][:room])
+        result.append(TokenizedGroup(group.prompt, responses, extended, loss_masks=loss_masks))
     return result

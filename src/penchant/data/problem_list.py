@@ -41,14 +41,14 @@ class ProblemList:
     keeping: frozenset[str]
     problems: dict[str, list[Problem]] = field(default_factory=dict)
 
-    def refuse(self, event: str, problem: Problem) -> None:
+    def add(self, event: str, problem: Problem) -> None:
         """Count the group as dropped where the event's policy says so; otherwise it is part of the error."""
         if event in self.dropping:
             self.report.note(event, problem.group)
         else:
             self.problems.setdefault(event, []).append(problem)
 
-    def settle(self) -> None:
+    def raise_first(self) -> None:
         """Raise the first kind of problem met, with the longest of its groups (else the first) as the example.
 
         Raises:

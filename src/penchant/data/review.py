@@ -43,11 +43,15 @@ class Review:
             )
         self.groups, self.file = groups, file
         self._of = {group.id: _fingerprint(group) for group in groups}
-        found = _read(file)
-        self.stale = sum(name in self._of and of != self._of[name] for name, (_, of) in found.items())
+        stored = _read_verdicts(file)
+        self.stale = sum(
+            name in self._of and fingerprint != self._of[name] for name, (_, fingerprint) in stored.items()
+        )
         # A group that is not among these keeps its verdict in the file.
-        self._others = {name: each for name, each in found.items() if name not in self._of}
-        self._verdicts = {name: verdict for name, (verdict, of) in found.items() if self._of.get(name) == of}
+        self._others = {name: entry for name, entry in stored.items() if name not in self._of}
+        self._verdicts = {
+            name: verdict for name, (verdict, fingerprint) in stored.items() if self._of.get(name) == fingerprint
+        }
 
     @property
     def waiting(self) -> list[PreferenceGroup]:
@@ -61,8 +65,8 @@ class Review:
 
     def counts(self) -> dict[str, int]:
         """Groups by verdict, and how many wait."""
-        given = Counter(self._verdicts.values())
-        return {"accept": given["accept"], "reject": given["reject"], "waiting": len(self.waiting)}
+        verdict_counts = Counter(self._verdicts.values())
+        return {"accept": verdict_counts["accept"], "reject": verdict_counts["reject"], "waiting": len(self.waiting)}
 
     def give(self, group: PreferenceGroup, verdict: Verdict) -> None:
         """Store it: when this returns, it is on the disk."""
@@ -80,34 +84,36 @@ class Review:
         return next(group for group in self.groups if group.id == name)
 
     def _write(self) -> None:
-        kept = [{"id": name, "verdict": verdict, "of": of} for name, (verdict, of) in self._others.items()]
-        kept += [{"id": name, "verdict": verdict, "of": self._of[name]} for name, verdict in self._verdicts.items()]
-        aside = self.file.with_name(f".{self.file.name}.tmp")
+        rows = [
+            {"id": name, "verdict": verdict, "of": fingerprint} for name, (verdict, fingerprint) in self._others.items()
+        ]
+        rows += [{"id": name, "verdict": verdict, "of": self._of[name]} for name, verdict in self._verdicts.items()]
+        temporary = self.file.with_name(f".{self.file.name}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            aside.unlink(missing_ok=True)  # It may be a link to another file.
-            with aside.open("x", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            temporary.unlink(missing_ok=True)  # It may be a link to another file.
+            with temporary.open("x", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(aside, self.file)
+            os.replace(temporary, self.file)
         except OSError as error:
             raise DataError(
                 f"the verdict cannot be stored: {error.strerror}", where=str(self.file), fix="name another place"
             ) from error
 
 
-def _read(file: Path) -> dict[str, tuple[Verdict, str]]:
+def _read_verdicts(file: Path) -> dict[str, tuple[Verdict, str]]:
     """By id, in the order they were given."""
     if not file.exists():
         return {}
-    found: dict[str, tuple[Verdict, str]] = {}
+    verdicts: dict[str, tuple[Verdict, str]] = {}
     # No splitlines, which also splits at U+2028: an id may hold one.
     *lines, last = file.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
             row = json.loads(line)
-            name, verdict, of = row["id"], row["verdict"], row["of"]
+            name, verdict, fingerprint = row["id"], row["verdict"], row["of"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "no verdict",
@@ -118,8 +124,8 @@ def _read(file: Path) -> dict[str, tuple[Verdict, str]]:
             raise DataError(
                 f"the verdict is {verdict!r}; expected {' or '.join(VERDICTS)}", where=f"{file}, line {number}"
             )
-        found[name] = (verdict, of)
-    return found
+        verdicts[name] = (verdict, fingerprint)
+    return verdicts
 
 
 def _fingerprint(group: PreferenceGroup) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.shortening import end_of_prompt, later_prompt, within
+from penchant.data.shortening import keep_prompt_end, move_first_turn_to_prompt, truncate_prompt
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_again(
+def retokenize_groups(
     groups: Sequence[TokenizedGroup],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -45,7 +45,7 @@ def read_again(
     """
     if not groups:
         return [], 0
-    special = SpecialTokens.of(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer)
     uncut_groups, _ = tokenize_groups(
         [group.group for group in groups],
         tokenizer,
@@ -53,61 +53,68 @@ def read_again(
         rendering=replace(rendering, refused="error"),
     )
     second_groups: list[TokenizedGroup] = []
-    refused: list[TokenizedGroup] = []
-    alike, shortened = True, 0
-    for first, uncut in zip(groups, uncut_groups, strict=True):
-        second = _same_share(uncut, first, special)
-        if second.longest > context:
-            same = same_ids(first, second)
-            shorter = None if same or truncation != "keep_end_of_prompt" else within(second, context, special)
+    too_long_groups: list[TokenizedGroup] = []
+    same_tokens, shortened = True, 0
+    for first_group, uncut in zip(groups, uncut_groups, strict=True):
+        second_group = _keep_same_share(uncut, first_group, special)
+        if second_group.longest > context:
+            is_same = have_same_ids(first_group, second_group)
+            shorter = (
+                None
+                if is_same or truncation != "keep_end_of_prompt"
+                else truncate_prompt(second_group, context, special)
+            )
             if shorter is None:
-                refused.append(second)
-                alike = alike and same
+                too_long_groups.append(second_group)
+                same_tokens = same_tokens and is_same
             else:
-                second, shortened = shorter, shortened + 1
-        second_groups.append(second)
-    if refused:
-        raise _too_long(refused, len(groups), context, alike)
+                second_group, shortened = shorter, shortened + 1
+        second_groups.append(second_group)
+    if too_long_groups:
+        raise _too_long(too_long_groups, len(groups), context, same_tokens)
     return second_groups, shortened
 
 
-def same_ids(first: TokenizedGroup, second: TokenizedGroup) -> bool:
+def have_same_ids(first_group: TokenizedGroup, second_group: TokenizedGroup) -> bool:
     """Whether two models read the very same tokens of a group."""
-    ours, theirs = (first.prompt, *first.responses), (second.prompt, *second.responses)
-    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+    first_ids, second_ids = (first_group.prompt, *first_group.responses), (second_group.prompt, *second_group.responses)
+    return len(first_ids) == len(second_ids) and all(map(np.array_equal, first_ids, second_ids))
 
 
-def _same_share(uncut: TokenizedGroup, first: TokenizedGroup, special: SpecialTokens) -> TokenizedGroup:
+def _keep_same_share(uncut: TokenizedGroup, first_group: TokenizedGroup, special: SpecialTokens) -> TokenizedGroup:
     """As much of the prompt as the first model reads of its own; rounded up, and at least one token."""
-    if not first.cut:
+    if not first_group.truncated_tokens:
         return uncut
-    while _turns(uncut) > _turns(first) and (later := later_prompt(uncut)) is not None:
+    while (
+        _count_trained_turns(uncut) > _count_trained_turns(first_group)
+        and (later := move_first_turn_to_prompt(uncut)) is not None
+    ):
         uncut = later
     size = len(uncut.prompt)
     start = special.start_length(uncut.prompt.tolist())
-    share = -(-size * len(first.prompt) // (len(first.prompt) + first.cut))
+    share = -(-size * len(first_group.prompt) // (len(first_group.prompt) + first_group.truncated_tokens))
     # Start tokens alone are not a prompt's end.
-    return end_of_prompt(uncut, min(size, max(share, start + 1)), special) or uncut
+    return keep_prompt_end(uncut, min(size, max(share, start + 1)), special) or uncut
 
 
-def _turns(group: TokenizedGroup) -> int:
+def _count_trained_turns(group: TokenizedGroup) -> int:
     """Learnt stretches of the first response."""
     mask = group.masks[0]
     return int(mask[0]) + int((mask[1:] & ~mask[:-1]).sum())
 
 
-def _too_long(refused: Sequence[TokenizedGroup], groups: int, context: int, alike: bool) -> DataError:
-    worst = max(refused, key=lambda group: group.longest)
-    ids = ", ".join(group.group.id for group in refused[:5]) + (", ..." if len(refused) > 5 else "")
+def _too_long(too_long_groups: Sequence[TokenizedGroup], groups: int, context: int, same_tokens: bool) -> DataError:
+    worst = max(too_long_groups, key=lambda group: group.longest)
+    ids = ", ".join(group.group.id for group in too_long_groups[:5]) + (", ..." if len(too_long_groups) > 5 else "")
     fix = (
         f"let both models read the same: data.max_length={context}"
-        if alike
+        if same_tokens
         else "name a reference with a longer context; or lower data.max_length and choose "
         "data.truncation=drop or data.truncation=keep_end_of_prompt for longer rows; a response is never cut"
     )
     return DataError(
         f"{worst.longest} tokens with the longest response, this model's context is {context} "
-        f"({len(refused)} of {groups} groups like this: {ids})",
+        f"({len(too_long_groups)} of {groups} groups like this: {ids})",
         where=f"group {worst.group.id}",
         fix=fix,
     )

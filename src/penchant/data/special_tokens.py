@@ -38,7 +38,7 @@ class SpecialTokens:
     is_blank: Callable[[int], bool]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
         """Read them off a tokenizer.
 
         Raises:
@@ -58,7 +58,7 @@ class SpecialTokens:
             return not tokenizer.decode([token]).strip()
 
         return cls(
-            start=_start(tokenizer),
+            start=_start_ids(tokenizer),
             bos=tokenizer.bos_token_id,
             eos=eos,
             ends=template.ends | {eos},
@@ -68,17 +68,17 @@ class SpecialTokens:
         )
 
     @property
-    def first(self) -> int:
+    def fallback_start(self) -> int:
         """The id to start with where the first response token would have nothing before it."""
         return self.eos if self.bos is None else self.bos
 
     def strip_start(self, ids: Sequence[int]) -> tuple[list[int], int]:
         """The ids without the start tokens in front, and how many times they stood there."""
         mark = list(self._start_mark)
-        stripped, times = list(ids), 0
-        while mark and stripped[: len(mark)] == mark:
-            stripped, times = stripped[len(mark) :], times + 1
-        return stripped, times
+        remaining, times = list(ids), 0
+        while mark and remaining[: len(mark)] == mark:
+            remaining, times = remaining[len(mark) :], times + 1
+        return remaining, times
 
     def start_length(self, ids: Sequence[int]) -> int:
         """How many ids in front are start tokens."""
@@ -113,10 +113,10 @@ class SpecialTokens:
             end = last_id
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for before in range(len(whole) - len(plain) + 1):
-        if plain and whole[before : before + len(plain)] == plain:
-            return tuple(whole[:before])
-    return tuple(whole[:1]) if whole[:1] == [tokenizer.bos_token_id] else ()
+def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    plain_ids = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full_ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for prefix_length in range(len(full_ids) - len(plain_ids) + 1):
+        if plain_ids and full_ids[prefix_length : prefix_length + len(plain_ids)] == plain_ids:
+            return tuple(full_ids[:prefix_length])
+    return tuple(full_ids[:1]) if full_ids[:1] == [tokenizer.bos_token_id] else ()

@@ -36,7 +36,7 @@ def split_by_prompt(
     topics = topics or {}
     keys = [topics.get(text, text) for text in (as_text(group.prompt) for group in groups)]
     if together:
-        keys = _joined([keys, *together])
+        keys = _merge_keys([keys, *together])
     prompts = set(keys)
     count = int(held_out * len(prompts) + 0.5) if 0 < held_out < 1 else 0
     if not 0 < count < len(prompts):
@@ -70,12 +70,12 @@ def column_values(groups: Sequence[PreferenceGroup], column: str) -> list[str]:
     return values
 
 
-def first_turns(groups: Sequence[PreferenceGroup]) -> list[str]:
+def first_user_turns(groups: Sequence[PreferenceGroup]) -> list[str]:
     """Each group's first user turn, without case and extra white space."""
     return [first_user_turn(group.prompt) for group in groups]
 
 
-def _joined(keys: Sequence[Sequence[str]]) -> list[str]:
+def _merge_keys(keys: Sequence[Sequence[str]]) -> list[str]:
     """For each group the least first key of all groups that it shares a key with, directly or over others."""
     parents: dict[tuple[int, str], tuple[int, str]] = {}
 
@@ -86,12 +86,12 @@ def _joined(keys: Sequence[Sequence[str]]) -> list[str]:
         return node
 
     for row in zip(*keys, strict=True):
-        first, *other_roots = (root(node) for node in enumerate(row))
+        first_root, *other_roots = (root(node) for node in enumerate(row))
         for other_root in other_roots:
             # The least of the first keys is the root, in any order of rows.
-            low, high = sorted((root(first), root(other_root)))
+            low, high = sorted((root(first_root), root(other_root)))
             parents[high] = low
-            first = low
+            first_root = low
     return [root((0, key))[1] for key in keys[0]]
 
 

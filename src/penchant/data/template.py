@@ -43,7 +43,7 @@ class Template:
         return _mentions(self.source, name)
 
     @property
-    def writes_today(self) -> bool:
+    def reads_clock(self) -> bool:
         """Whether what it writes depends on the clock."""
         return self.mentions(_CLOCK)
 
@@ -54,14 +54,16 @@ class Template:
     def variables(self, rendering: Rendering, context: Context) -> dict[str, Any]:
         """The settings' variables with the row's own on top, and the date where the template takes it as a variable."""
         variables = {**rendering.template_kwargs, **context.template_kwargs}
-        if rendering.date is not None and not self.writes_today and self.mentions(DATE_STRING):
+        if rendering.date is not None and not self.reads_clock and self.mentions(DATE_STRING):
             variables.setdefault(DATE_STRING, date.fromisoformat(rendering.date).strftime("%d %b %Y"))
         return variables
 
     def ignored(self, messages: Sequence[Message], rendering: Rendering, context: Context) -> list[str]:
         """What this template never mentions of a conversation, as events."""
-        beside = {"tools": bool(context.tools), "documents": bool(context.documents)}
-        events = [f"template_without_{name}" for name, used in beside.items() if used and not self.mentions(name)]
+        columns = {"tools": bool(context.tools), "documents": bool(context.documents)}
+        events = [
+            f"template_without_{name}" for name, is_used in columns.items() if is_used and not self.mentions(name)
+        ]
         variables = {**rendering.template_kwargs, **context.template_kwargs}
         events += [f"template_without_variable_{name}" for name in variables if not self.mentions(name)]
         thinks = any(message.get(name) for message in messages for name in REASONING)
@@ -83,10 +85,10 @@ class Template:
 
     def _calls(self, message: Message) -> dict[str, Any]:
         calls = message.get("tool_calls")
-        if not calls or not _wants_text_of_arguments(self.source):
+        if not calls or not _wants_arguments_as_text(self.source):
             return {}
         functions = ({**call["function"], "arguments": _json(call["function"]["arguments"])} for call in calls)
-        return {"tool_calls": [{**call, "function": called} for call, called in zip(calls, functions, strict=True)]}
+        return {"tool_calls": [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]}
 
 
 @lru_cache(maxsize=256)
@@ -94,24 +96,24 @@ def _mentions(source: str, name: str) -> bool:
     return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
-def writes_today(tokenizer: PreTrainedTokenizerBase) -> bool:
+def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template of the tokenizer reads the clock."""
-    return any(template.writes_today for template in _all(tokenizer))
+    return any(template.reads_clock for template in _templates(tokenizer))
 
 
-def takes_a_day(tokenizer: PreTrainedTokenizerBase) -> bool:
+def has_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template of the tokenizer writes a day that can be set."""
-    return any(template.writes_today or template.mentions(DATE_STRING) for template in _all(tokenizer))
+    return any(template.reads_clock or template.mentions(DATE_STRING) for template in _templates(tokenizer))
 
 
-def _all(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
+def _templates(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
     template = tokenizer.chat_template
     sources = list(template.values()) if isinstance(template, dict) else [template]
     return [Template(source) for source in sources if source is not None]
 
 
 @contextmanager
-def on_day(source: str, day: str | None) -> Iterator[None]:
+def fixed_date(source: str, day: str | None) -> Iterator[None]:
     """The template's clock stands at midnight of this day, as in ``2026-11-30``; None leaves it running."""
     if _CLOCK not in source:
         yield
@@ -149,7 +151,7 @@ def _has_text_alone(text: str | None) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _wants_text_of_arguments(source: str) -> bool:
+def _wants_arguments_as_text(source: str) -> bool:
     """Whether arguments are written well as JSON text only: templates that paste them, where most make JSON of them."""
     as_object, as_text = (_render(source, "assistant", "", arguments) for arguments in ({_KEY: 1}, _json({_KEY: 1})))
     if (as_object is not None and f'"{_KEY}"' in as_object) or as_text is None:

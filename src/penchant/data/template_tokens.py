@@ -42,7 +42,7 @@ class TemplateTokens:
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
         """Read them off a tokenizer; cached until its tokens or its template change."""
-        return _probed(tokenizer)
+        return _probe_tokens(tokenizer)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -52,7 +52,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 @cached_per_tokenizer
-def _probed(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
+def _probe_tokens(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
     return _Probe(tokenizer).tokens()
 
 
@@ -106,8 +106,8 @@ class _Probe:
         A template may end the last turn with another token than the ones before.
         """
         behind_answer, behind_question = self._gaps(longer)
-        same = behind_answer[:1] == behind_question[:1] and behind_answer[:1] != behind_answer[-1:]
-        return behind_answer[0] if behind_answer and same and behind_answer[0] not in self._never_ends else None
+        is_same_end = behind_answer[:1] == behind_question[:1] and behind_answer[:1] != behind_answer[-1:]
+        return behind_answer[0] if behind_answer and is_same_end and behind_answer[0] not in self._never_ends else None
 
     def _call_end(self, call: str) -> int | None:
         """The special token that ends a turn of tool calls."""
@@ -120,11 +120,11 @@ class _Probe:
         """The special tokens around messages and tools' results, and what bounds a turn where it is not special."""
         system = self._render([_system(), _user(_ASK)], answer_next=True)
         result = {"role": "tool", "name": "probe", "tool_call_id": "probe0000", "content": _ASK_AGAIN}
-        answered = self._render([_user(_ASK), _calling(), result], tools=[_TOOL])
+        tool_exchange = self._render([_user(_ASK), _calling(), result], tools=[_TOOL])
         around = {i for text in (plain, longer, system) for i in self._ids(text)}
         behind_answer, behind_question = self._gaps(longer)
         bounds = {*behind_answer, *behind_question[:1]}
-        return (around & self._special) | (set(self._ids(answered)) & self._special - in_call) | bounds
+        return (around & self._special) | (set(self._ids(tool_exchange)) & self._special - in_call) | bounds
 
     def _gaps(self, longer: str) -> tuple[list[int], list[int]]:
         """Added tokens between the answer and the question behind it, and behind that question."""
@@ -134,8 +134,8 @@ class _Probe:
 
     def _content(self) -> set[int]:
         """Added tokens that stand for what a message holds: thoughts, pictures, sounds."""
-        thought = {"role": "assistant", "content": _ANSWER, "reasoning_content": _VALUE, "thinking": _VALUE}
-        texts = [self._render([_user(_ASK), thought]).rpartition(_ASK)[2]]
+        reasoning_message = {"role": "assistant", "content": _ANSWER, "reasoning_content": _VALUE, "thinking": _VALUE}
+        texts = [self._render([_user(_ASK), reasoning_message]).rpartition(_ASK)[2]]
         for kind in ("image", "video", "audio"):
             texts.append(self._render([{"role": "user", "content": [{"type": kind}, {"type": "text", "text": _ASK}]}]))
         named_tokens = self._tokenizer.special_tokens_map.items()

@@ -27,28 +27,28 @@ class TokenizedGroup:
         prompt: [P] ids, P >= 1; the tokens common to all candidates' sequences.
         responses: K arrays of ids, each at least one long; the last id is the end-of-turn token.
         group: the group the ids come from.
-        cut: tokens of the prompt that were left out at its beginning.
-        learnt: K masks, one for each response: True where a token is the assistant's, and is counted and learnt from;
+        truncated_tokens: tokens of the prompt that were left out at its beginning.
+        loss_masks: K masks, one per response: True where a token is the assistant's, and is counted and trained on;
             None where all are. The others, as a user's turns between the assistant's, are only read.
     """
 
     prompt: Ids
     responses: tuple[Ids, ...]
     group: PreferenceGroup
-    cut: int = 0
-    learnt: tuple[Mask, ...] | None = None
+    truncated_tokens: int = 0
+    loss_masks: tuple[Mask, ...] | None = None
 
     @property
     def masks(self) -> tuple[Mask, ...]:
-        """`learnt`, all True where it is None."""
-        return self.learnt or tuple(np.ones(len(response), dtype=np.bool_) for response in self.responses)
+        """`loss_masks`, all True where it is None."""
+        return self.loss_masks or tuple(np.ones(len(response), dtype=np.bool_) for response in self.responses)
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """How many tokens of each response are learnt from."""
-        if self.learnt is None:
+        if self.loss_masks is None:
             return tuple(map(len, self.responses))
-        return tuple(int(mask.sum()) for mask in self.learnt)
+        return tuple(int(mask.sum()) for mask in self.loss_masks)
 
     @property
     def length(self) -> int:
@@ -78,9 +78,9 @@ class TokenizationReport:
     def note(self, event: str, group_id: str) -> None:
         """Count `event` for the group, keeping its first few ids as examples."""
         self.counts[event] += 1
-        kept = self.examples.setdefault(event, [])
-        if len(kept) < 5 and group_id not in kept:
-            kept.append(group_id)
+        example_ids = self.examples.setdefault(event, [])
+        if len(example_ids) < 5 and group_id not in example_ids:
+            example_ids.append(group_id)
 
     def lines(self) -> list[str]:
         """A line for each event: how often, in which groups first, and what to do about it where there is a choice."""

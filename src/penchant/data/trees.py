@@ -54,7 +54,7 @@ class TreeBatch:
         ends: [C] int64, the row's index of each candidate's last token.
         slots: [C] int64, each candidate's place in the flattened [G, K].
         shape: (G, K).
-        learnt: [tokens of all candidates] bool, candidate after candidate: which of them are targets; None where all
+        loss_mask: [tokens of all candidates] bool, candidate after candidate: which of them are targets; None where all
             are.
         temperature: logits are divided by it before the softmax; 1 is the model's own distribution.
     """
@@ -70,16 +70,16 @@ class TreeBatch:
     ends: Tensor
     slots: Tensor
     shape: tuple[int, int]
-    learnt: Tensor | None = None
+    loss_mask: Tensor | None = None
     temperature: float = 1.0
 
     def to(self, device: torch.device) -> TreeBatch:
-        moved: dict[str, Any] = {
+        tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
-    def filled(self, multiple: int) -> TreeBatch:
+    def pad_to_multiple(self, multiple: int) -> TreeBatch:
         """The row followed by tokens nobody reads, a prompt without candidates, to a multiple of so many tokens."""
         missing = -len(self.input_ids) % multiple
         if not missing:
@@ -90,7 +90,7 @@ class TreeBatch:
         branches = (*self.branches, Branches(missing, ()))
         return replace(self, input_ids=ids, positions=positions, reach=reach, branches=branches)
 
-    def table(self, values: Tensor) -> Tensor:
+    def to_group_matrix(self, values: Tensor) -> Tensor:
         """[G, K] from a value for each candidate [C]; 0 in empty slots."""
         k = self.shape[1]
         empty = torch.zeros(self.shape, dtype=values.dtype, device=values.device)
@@ -132,19 +132,19 @@ def pack(groups: Sequence[TokenizedGroup], temperature: float = 1.0) -> TreeBatc
         ends=torch.tensor(ends),
         slots=torch.tensor(slots),
         shape=(len(groups), k),
-        learnt=learnt_of(groups),
+        loss_mask=pack_loss_mask(groups),
         temperature=temperature,
     )
 
 
-def learnt_of(groups: Sequence[TokenizedGroup]) -> Tensor | None:
+def pack_loss_mask(groups: Sequence[TokenizedGroup]) -> Tensor | None:
     """Which tokens of all candidates are learnt from, one after the other; None where all are."""
-    if all(group.learnt is None for group in groups):
+    if all(group.loss_masks is None for group in groups):
         return None
     return torch.from_numpy(np.concatenate([mask for group in groups for mask in group.masks]))
 
 
-def cut(costs: Sequence[int], budget: int) -> list[list[int]]:
+def split_into_micro_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
     """Cut groups into micro-batches of at most `budget` tokens, by best fit of the longest first.
 
     A group above the budget gets a micro-batch of its own: a group is never split. The same costs give the same cut.

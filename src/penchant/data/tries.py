@@ -13,7 +13,7 @@ import torch
 
 from penchant.data.prefixes import common_length
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.data.trees import Branches, TreeBatch, as_tensor, learnt_of
+from penchant.data.trees import Branches, TreeBatch, as_tensor, pack_loss_mask
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Trie:
     paths: tuple[Ids, ...]
 
     @classmethod
-    def of(cls, responses: Sequence[Ids]) -> Trie:
+    def from_responses(cls, responses: Sequence[Ids]) -> Trie:
         """The trie of some responses, each at least one token long."""
         words = [response.tolist() for response in responses]
         ids: list[int] = []
@@ -43,19 +43,19 @@ class Trie:
         depths: list[int] = []
         reach: dict[int, int] = {}
         paths: dict[int, list[int]] = {}
-        before: list[int] = []
+        previous_tokens: list[int] = []
         path: list[int] = []
         # In lexicographic order each one shares with the one before whatever it shares with any before.
         for candidate in sorted(range(len(words)), key=words.__getitem__):
-            own = words[candidate]
-            shared = common_length(before, own)
+            tokens = words[candidate]
+            shared = common_length(previous_tokens, tokens)
             reach.update((node, len(ids)) for node in path[shared:])
-            new = range(len(ids), len(ids) + len(own) - shared)
+            new = range(len(ids), len(ids) + len(tokens) - shared)
             path = [*path[:shared], *new]
-            ids += own[shared:]
-            depths += range(shared, len(own))
-            parents += [path[depth - 1] if depth else -1 for depth in range(shared, len(own))]
-            paths[candidate], before = path, own
+            ids += tokens[shared:]
+            depths += range(shared, len(tokens))
+            parents += [path[depth - 1] if depth else -1 for depth in range(shared, len(tokens))]
+            paths[candidate], previous_tokens = path, tokens
         reach.update((node, len(ids)) for node in path)
         return cls(
             np.array(ids),
@@ -68,7 +68,7 @@ class Trie:
 
 def pack_trie(group: TokenizedGroup) -> TreeBatch:
     """Lay one group out as a row in which its candidates share what they begin with; `trees.pack` for many of them."""
-    trie, p, k = Trie.of(group.responses), len(group.prompt), len(group.responses)
+    trie, p, k = Trie.from_responses(group.responses), len(group.prompt), len(group.responses)
     roots = np.flatnonzero(trie.depths == 0)
     sizes = np.diff([*roots, len(trie.ids)])
     length = p + len(trie.ids)
@@ -84,5 +84,5 @@ def pack_trie(group: TokenizedGroup) -> TreeBatch:
         ends=as_tensor(p + np.array([path[-1] for path in trie.paths])),
         slots=torch.arange(k),
         shape=(1, k),
-        learnt=learnt_of([group]),
+        loss_mask=pack_loss_mask([group]),
     )

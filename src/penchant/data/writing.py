@@ -34,19 +34,19 @@ def write_groups(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
     path = Path(path)
     _check(path, groups)
     # The same groups give the same bytes: no time stamp, no file name in the header.
-    whole = b"".join(_lines(groups, path))
-    data = gzip.compress(whole, mtime=0) if path.suffix == ".gz" else whole
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = b"".join(_lines(groups, path))
+    data = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("xb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"it cannot be written: {error.strerror}", where=str(path), fix="name another place") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_anew(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
@@ -86,10 +86,10 @@ def row_of(group: PreferenceGroup) -> dict[str, Any]:
     row |= {name: value for name in FACTS if (value := getattr(group, name)) is not None}
     if group.weight != 1:
         row["weight"] = group.weight
-    return row | {written_as(name, group.extra): _plain(value) for name, value in group.extra.items()}
+    return row | {output_column_name(name, group.extra): _plain(value) for name, value in group.extra.items()}
 
 
-def written_as(column: str, extra: Mapping[str, Any]) -> str:
+def output_column_name(column: str, extra: Mapping[str, Any]) -> str:
     """The name of a column that its format did not read, so that no reader takes it for what a group says."""
     if column not in READ_COLUMNS:
         return column
@@ -101,7 +101,7 @@ def written_as(column: str, extra: Mapping[str, Any]) -> str:
 
 def renamed_columns(groups: Sequence[PreferenceGroup]) -> list[str]:
     """For people: the columns that are written under another name."""
-    names = dict.fromkeys((name, written_as(name, group.extra)) for group in groups for name in group.extra)
+    names = dict.fromkeys((name, output_column_name(name, group.extra)) for group in groups for name in group.extra)
     return [f"column {name} is written as {new_name}" for name, new_name in names if name != new_name]
 
 

@@ -72,7 +72,7 @@ class Expert:
         Raises:
             PenchantError: the template does not render the messages.
         """
-        last = ControlText.from_tokenizer(self.tokenizer).coded(content_of(messages[-1]))
+        last = ControlText.from_tokenizer(self.tokenizer).escape(content_of(messages[-1]))
         text: Text = messages if self.tokenizer.chat_template is not None else last
         return tokenize_prompts([text], self.tokenizer)[0]
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penchant.data.calls import context
+from penchant.data.calls import template_context
 from penchant.data.conversations import messages
-from penchant.data.fields import Cell, Ledger, Row
-from penchant.data.messages import Message, in_context
+from penchant.data.fields import Cell, ReadLog, Row
+from penchant.data.messages import Message, with_context
 from penchant.serving.neutral import MESSAGE_OFF, is_off, without_neutral
 
 MAX_CHOICES = 128
@@ -169,8 +169,8 @@ class ChatRequest(CompletionSettings):
         turns = [turn.model_dump(exclude_none=True) for turn in self.messages]
         tools = [tool.model_dump(exclude_unset=True) for tool in self.offered_tools]
         columns = {"tools": tools or None, "chat_template_kwargs": self.chat_template_kwargs}
-        row = Row(columns, "the request", 0, Ledger())
-        return in_context(messages(Cell(turns, "messages", row)), context(row))
+        row = Row(columns, "the request", 0, ReadLog())
+        return with_context(messages(Cell(turns, "messages", row)), template_context(row))
 
     @property
     def offered_tools(self) -> list[Tool]:

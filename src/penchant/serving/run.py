@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penchant.errors import ConfigError, from_extra
+from penchant.errors import ConfigError, require_extra
 from penchant.serving.experts import Experts
 from penchant.serving.limits import Limits
 from penchant.serving.router import ROUTER, Router, load_router
@@ -51,7 +51,7 @@ def serve(
         ConfigError: the libraries are not installed.
         ModelError: a model cannot be loaded.
     """
-    with from_extra("serve", "serving needs FastAPI and uvicorn"):
+    with require_extra("serve", "serving needs FastAPI and uvicorn"):
         import uvicorn
 
         from penchant.serving.app import build_app
