@@ -1,4 +1,4 @@
-"""What a row has beside its prompt and responses: a system text, tools, documents, variables for the chat template."""
+"""A row's columns for the chat template: a system text, tools, documents and variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penchant.data.groups import PreferenceGroup, as_messages
 from penchant.data.messages import Message, content_of, with_context
 
 AS_MESSAGES = "plain prompt and responses read as messages, for a system text, tools or documents stand beside them"
-"""The event; where it happened to one row, the others are read the same way."""
+"""Event: a plain row has one of these columns; all other rows then become messages too."""
 
 TOOLS_TWICE = (
     "tools stand in the system text and in a column, so most chat templates write them twice; to leave the column out: "
@@ -24,10 +24,10 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def add_template_columns(group: PreferenceGroup, row: Row) -> PreferenceGroup:
-    """The group with its row's system text as first message, and its tools, documents and variables.
+    """The group with its row's system text as first message, and with its tools, documents and template variables.
 
     Raises:
-        DataError: one of the columns is not what it should be, or there are two different system texts.
+        DataError: one of the columns has the wrong type, or there are two different system texts.
     """
     if row.values.keys().isdisjoint(TEMPLATE_COLUMNS):
         return group
@@ -45,7 +45,7 @@ def add_template_columns(group: PreferenceGroup, row: Row) -> PreferenceGroup:
 
 
 def text_as_messages(group: PreferenceGroup) -> PreferenceGroup:
-    """`as_messages`, also of transcripts with Human and Assistant turns (the format hh)."""
+    """The group as messages, where a transcript of Human and Assistant turns (format hh) gives one message per turn."""
     prompt = group.prompt
     turns = _TURN.split(f"\n\n{prompt.strip()}") if isinstance(prompt, str) else []
     if len(turns) < 5 or turns[0] or turns[-1].strip():
@@ -57,7 +57,7 @@ def text_as_messages(group: PreferenceGroup) -> PreferenceGroup:
 
 
 def _prepend_system(cell: Cell, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages with a system column's text in front; an empty text adds nothing."""
+    """The messages with a system column's text as first message; an empty text adds none."""
     if not cell.text():
         return prompt
     if prompt and prompt[0]["role"] in SYSTEM:

@@ -1,4 +1,4 @@
-"""Tool calls, and the columns that a chat template is handed: tools, documents, variables. In any tool's spelling."""
+"""Readers of tool calls, and of the columns for the chat template (tools, documents, variables), in several forms."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from penchant.data.rendering import RESERVED
 from penchant.errors import DataError
 
 TEMPLATE_COLUMNS = ("system", "tools", "documents", "chat_template_kwargs")
-"""Columns of any format that go to the chat template."""
+"""Columns that go to the chat template; a row of any format may have them."""
 
 THOUGHT_ENDS = "</think>"
 
 
 def tool_calls(cell: Cell) -> list[ToolCall]:
-    """A message's calls: a list, or JSON text of one."""
+    """The tool calls of a message, from a list or from JSON text of a list."""
     return [tool_call(item) for item in _parse_json(cell, "a list of tool calls").items()]
 
 
 def tool_call(cell: Cell) -> ToolCall:
-    """One call: OpenAI's ``{"function": {"name", "arguments"}}``, or ``{"name", "arguments"}`` alone.
+    """One tool call in OpenAI's form, from ``{"function": {"name", "arguments"}}`` or ``{"name", "arguments"}``.
 
     Raises:
-        DataError: it has no name, or its arguments are neither an object nor JSON text of one.
+        DataError: the call has no name, or its arguments are neither an object nor JSON text of one.
     """
     cell = _parse_json(cell, "a tool call")
     if not isinstance(cell.value, dict):
@@ -56,9 +56,9 @@ def _arguments(cell: Cell | None) -> dict[str, Any]:
 
 
 def calls_in_turn(cell: Cell) -> tuple[str, list[ToolCall]] | None:
-    """The text and the calls of a turn that is a call (LLaMA-Factory's function_call, ms-swift's tool_call).
+    """Text and calls of a turn whose content is a call (LLaMA-Factory's function_call, ms-swift's tool_call).
 
-    None where it is no JSON. Thinking in front of the calls is the text.
+    The text is the reasoning in front of the calls. The result is None where the content is not JSON.
     """
     if not isinstance(cell.value, str):
         return "", _call_or_calls(cell)
@@ -77,7 +77,7 @@ def _call_or_calls(cell: Cell) -> list[ToolCall]:
 
 
 def template_context(row: Row) -> Context:
-    """The row's tools, documents and template variables."""
+    """The row's tools, documents and template variables, empty where it has none."""
     tools, documents = row.find("tools"), row.find("documents")
     variables = row.find("chat_template_kwargs")
     return Context(
@@ -97,12 +97,12 @@ def _object_cells(cell: Cell) -> list[Cell]:
 
 
 def _tool(cell: Cell) -> Mapping[str, Any]:
-    """A tool in OpenAI's form; a bare function's schema is wrapped."""
+    """A tool in OpenAI's form; a function's schema without a ``function`` field is wrapped in one."""
     tool = dict(_parse_object(cell, "a tool: an object with a name"))
     if isinstance(tool.get("function"), dict):
         return {"type": "function", **tool} if "type" not in tool else tool
     if not isinstance(tool.get("name"), str):
-        if "type" in tool:  # A server's own, as a web search: templates that know it read its type.
+        if "type" in tool:  # A tool that a server provides, such as a web search: templates read its type.
             return tool
         raise _refusal(cell, 'a tool, as in {"type": "function", "function": {"name": ..., "parameters": {...}}}')
     if tool.get("type") == "function":
@@ -128,7 +128,7 @@ def _parse_object(cell: Cell, expected: str) -> Mapping[str, Any]:
 
 
 def _parse_json(cell: Cell, expected: str) -> Cell:
-    """The cell with JSON text read."""
+    """The cell with JSON text parsed; other values unchanged."""
     if not isinstance(cell.value, str):
         return cell
     try:

@@ -1,4 +1,4 @@
-"""A preference group as the texts a model reads: joined plainly, or rendered by the tokenizer's chat template."""
+"""A preference group as the texts a model reads: plain concatenations, or renderings of the chat template."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Finish = Literal["closed", "answer_next", "open"]
-"""After the last message: nothing more, the beginning of the next answer, or its own end left out, to go on with it."""
+"""End of a rendering: the last message's end, the start of the next answer, or the last message without its end."""
 
 
 @dataclass(frozen=True)
 class GroupText:
-    """What the model reads of one group, before tokenization.
+    """The texts of one group before tokenization.
 
     Attributes:
-        group: where it comes from.
-        prompt: what stands before a response at inference; control text of messages stands in codes, here and in the
-            sequences, for `ControlText.encode`.
-        sequences: K texts, the prompt with each candidate.
-        templated: whether a chat template made them.
-        events: what happened on the way, by name.
-        turns: for each sequence, the assistant's turns that are learnt; None where all behind the prompt is one.
+        group: the group that the texts come from.
+        prompt: the text before a response at inference. Control tokens inside messages are escaped, here and in
+            `sequences`; `ControlText.encode` reads such texts.
+        sequences: K texts: the prompt with each candidate.
+        templated: whether a chat template wrote the texts.
+        events: names of the events to count.
+        turns: the assistant's turns to train on, for each sequence; None where the whole response is one turn.
     """
 
     group: PreferenceGroup
@@ -47,17 +47,18 @@ class GroupText:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """All texts that are tokenized: the prompt, the sequences, and where turns begin and end."""
+        """All texts to tokenize: the prompt, the sequences, and the beginnings of sequences that bound turns."""
         turns = [turn for sequence_turns in self.turns for turn in sequence_turns or ()]
         bounds = (text for turn in turns for text in (turn.prompt, turn.through) if text)
         return (self.prompt, *self.sequences, *bounds)
 
 
 class PromptText(NamedTuple):
-    """What the model reads before it answers.
+    """The text a model reads before it answers.
 
     Attributes:
-        templated: whether a chat template made it.
+        text: the text, with control tokens inside messages escaped.
+        templated: whether a chat template wrote it.
     """
 
     text: str
@@ -65,10 +66,11 @@ class PromptText(NamedTuple):
 
 
 class ChatRenderer:
-    """The texts of groups and prompts for one tokenizer, whose tokens and template are looked up once for all of them.
+    """Renders groups and prompts for one tokenizer, whose special tokens and template are read once.
 
     Args:
-        rendering: how rows become text.
+        tokenizer: gives the chat template and the special tokens.
+        rendering: settings of the step from rows to text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> None:
@@ -81,7 +83,7 @@ class ChatRenderer:
         self._ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(ids)]
 
     def group(self, group: PreferenceGroup) -> GroupText:
-        """The group's texts; plain text is joined with nothing between, messages go through the chat template.
+        """The group's texts: plain text is concatenated, messages are rendered by the chat template.
 
         A candidate that follows an assistant message continues that message.
 
@@ -112,7 +114,7 @@ class ChatRenderer:
         return GroupText(group, prompt_text, tuple(texts), True, tuple(dict.fromkeys(events)), turns)
 
     def prompt(self, prompt: Text) -> PromptText:
-        """What the model reads before it answers; errors as in `group`."""
+        """The text that the model reads before it answers; raises the errors of `group`."""
         prompt = self._as_chat.prompt(prompt)
         if isinstance(prompt, str):
             return PromptText(prompt, False)
@@ -149,7 +151,7 @@ class ChatRenderer:
     def _learnt_turns(
         self, messages: Sequence[Message], context: Context, prompt: int, text: str, events: list[str]
     ) -> tuple[Turn, ...] | None:
-        """The turns of a conversation that are learnt; what is not found is not learnt, and noted."""
+        """The turns of a conversation to train on; a turn without a known position is left out and counted."""
 
         def render(part: Sequence[Message], answer_next: bool) -> str:
             [text] = self._render([part], context, "answer_next" if answer_next else "closed")
@@ -177,7 +179,7 @@ class ChatRenderer:
     def _render(
         self, conversations: Sequence[Sequence[Message]], context: Context, finish: Finish = "closed"
     ) -> list[str]:
-        """Texts of conversations with one context, all as the shield gives them."""
+        """Texts of conversations that share one context; control tokens inside messages are already escaped."""
         template = self._template(context)
         if not template.mentions("tool_calls") and any(message.get("tool_calls") for message in chain(*conversations)):
             raise DataError(
@@ -216,7 +218,7 @@ def _concatenate(prompt: str, candidate: Text, k: int) -> str:
 
 
 def _is_unfinished_answer(last_message: Message) -> bool:
-    """Whether a prompt's last message is an answer to go on with; a call is complete."""
+    """Whether a prompt's last message is an answer that a candidate continues; a tool call is complete."""
     return last_message["role"] == ASSISTANT and not last_message.get("tool_calls")
 
 

@@ -1,4 +1,4 @@
-"""What the facts about preference data mean: how severe each is, and what to do about it."""
+"""Findings about preference data: the severity of each check's hits, their description and their fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penchant.data.check_report import SEVERITIES, Finding, Hits, LengthBias, Se
 
 class _FindingTemplate(NamedTuple):
     severity: Severity
-    what: str
+    message: str
     fix: str
 
 
@@ -148,7 +148,7 @@ _TEMPLATES: dict[str, _FindingTemplate] = {
 
 
 def findings(checks: Mapping[str, Hits], ties: Ties, bias: LengthBias | None) -> tuple[Finding, ...]:
-    """What there is to know, the severest first."""
+    """The findings of all checks, the severest first."""
     all_findings = [*_check_findings(checks), *_length_bias_findings(bias), *_tie_findings(ties)]
     return tuple(sorted(all_findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
@@ -156,7 +156,7 @@ def findings(checks: Mapping[str, Hits], ties: Ties, bias: LengthBias | None) ->
 def _check_findings(checks: Mapping[str, Hits]) -> Iterator[Finding]:
     for name, hits in checks.items():
         severity, message, fix = _TEMPLATES[name]
-        # Equal texts are equal when normalized too: said once.
+        # Exactly equal texts are also equal when normalized, and are reported once.
         is_repeated = name in _EXACT and hits.count == checks[_EXACT[name]].count
         if hits.count and not is_repeated:
             names = ", ".join(hits.names)
@@ -165,7 +165,7 @@ def _check_findings(checks: Mapping[str, Hits]) -> Iterator[Finding]:
 
 
 def _length_bias_findings(bias: LengthBias | None) -> Iterator[Finding]:
-    """Length bias, where the interval of the pairs that length decides leaves out one half."""
+    """The finding of a length bias, where the interval over pairs of unequal length excludes one half."""
     if bias is None:
         return
     share = bias.longer_where_unequal

@@ -1,4 +1,4 @@
-"""What training and held-out groups share."""
+"""Checks for prompts, candidates and conversations that are both in the training and in the held-out groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penchant.data.overlaps import overlapping_prompts
 
 
 def held_out_checks(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
-    """Distinct prompts and candidates that are on both sides, each by the first training group that has it."""
+    """Hits by name of check: distinct prompts and candidates on both sides, counted for their first training group."""
     held_out_prompts = set(held_out.prompts)
     held_out_candidates = {text for texts in held_out.candidates for text in texts}
     prompts = _first_groups([text] for text in corpus.prompts)
@@ -36,10 +36,12 @@ def held_out_checks(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
 
 
 def _not_blank(group: PreferenceGroup, texts: Sequence[int]) -> list[int]:
+    """Numbers of the candidates that are not blank."""
     return [text for text, candidate in zip(texts, group.candidates, strict=True) if not is_blank(candidate)]
 
 
 def _first_groups(texts: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Number of the first group that contains each text."""
     first_groups: dict[int, int] = {}
     for group, numbers in enumerate(texts):
         for number in numbers:

@@ -1,4 +1,4 @@
-"""How long prompts and candidates are, and whether length alone tells chosen from rejected.
+"""Lengths of prompts and candidates, and how well length alone separates chosen from rejected.
 
 Legend: T distinct texts, G groups, C prompts with pairs, N pairs.
 """
@@ -20,18 +20,18 @@ Ints = NDArray[np.int64]
 
 _BATCH = 1024
 _ARRAY_THRESHOLD = 16
-"""Candidates from which a group's pairs are counted in arrays rather than listed."""
+"""Number of candidates above which a group's pairs are counted in arrays rather than listed."""
 _RESAMPLES = 2000
 _PROBABILITIES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
 
 def count_characters(corpus: Corpus) -> Ints:
-    """[T] characters of each text."""
+    """[T] number of characters of each text."""
     return np.array([len(text) for text in corpus.texts], dtype=np.int64)
 
 
 def count_tokens(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Ints:
-    """[T] tokens of each text on its own, without special tokens; a lone surrogate is counted as a question mark."""
+    """[T] number of tokens of each text alone, without special tokens; a lone surrogate counts as a question mark."""
     counts: list[int] = []
     for start in range(0, len(corpus.texts), _BATCH):
         texts = [text.encode(errors="replace").decode() for text in corpus.texts[start : start + _BATCH]]
@@ -41,14 +41,25 @@ def count_tokens(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Ints:
 
 
 def longest_sequences(corpus: Corpus, counts: Ints) -> Ints:
-    """[G] length of each group's prompt with its longest candidate, from the [T] lengths of the texts."""
+    """[G] length of each group's prompt with its longest candidate.
+
+    Args:
+        corpus: the groups.
+        counts: [T] length of each text, in characters or tokens.
+    """
     sizes = [len(texts) for texts in corpus.candidates]
     starts = np.cumsum([0, *sizes[:-1]])
     return counts[list(corpus.prompts)] + np.maximum.reduceat(_candidate_lengths(corpus, counts), starts)
 
 
 def length_quantiles(corpus: Corpus, counts: Ints, unit: Unit) -> Lengths:
-    """Quantiles, from the [T] lengths of the texts."""
+    """Quantiles of the lengths of prompts, candidates and longest sequences.
+
+    Args:
+        corpus: the groups.
+        counts: [T] length of each text.
+        unit: unit of `counts`.
+    """
     return Lengths(
         unit,
         prompts=_quantiles(counts[list(corpus.prompts)]),
@@ -58,7 +69,13 @@ def length_quantiles(corpus: Corpus, counts: Ints, unit: Unit) -> Lengths:
 
 
 def length_bias(corpus: Corpus, counts: Ints, unit: Unit) -> LengthBias | None:
-    """How often the chosen is the longer one, from the [T] lengths of the texts; None without pairs."""
+    """How often the chosen candidate is the longer one; None without pairs.
+
+    Args:
+        corpus: the groups.
+        counts: [T] length of each text.
+        unit: unit of `counts`.
+    """
     total = sum(corpus.pair_counts)
     if not total:
         return None
@@ -72,14 +89,14 @@ def length_bias(corpus: Corpus, counts: Ints, unit: Unit) -> LengthBias | None:
 
 
 def _longer_pairs(corpus: Corpus, counts: Ints) -> tuple[Ints, Ints, Ints]:
-    """[C] of each prompt with pairs: those whose chosen is longer, those of unequal lengths, and all."""
+    """Three [C] counts for each prompt with pairs: pairs with a longer chosen, pairs of unequal length, all pairs."""
     table = np.zeros((len(corpus.texts), 3), dtype=np.int64)
     prompts: list[int] = []
     differences: list[int] = []
     for group, prompt, texts in zip(corpus.groups, corpus.prompts, corpus.candidates, strict=True):
         lengths = counts[list(texts)]
         if len(texts) > _ARRAY_THRESHOLD and group.comparisons is None:
-            # [K, K], whole arrays of one group at a time.
+            # [K, K] for one group at a time.
             values = np.array(candidate_values(group))
             difference = (lengths[:, None] - lengths)[values[:, None] > values]
             table[prompt] += (difference > 0).sum(), (difference != 0).sum(), len(difference)
@@ -97,12 +114,14 @@ def _longer_pairs(corpus: Corpus, counts: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def resampled_share(hits: Ints, sizes: Ints, *, seed: int = 0) -> Share:
-    """The share of all pairs that are hits, with a percentile interval over prompts drawn with replacement.
+    """Share of all pairs that are hits, with a percentile interval over prompts drawn with replacement.
 
     The pairs of one prompt are not independent, so whole prompts are drawn (Efron and Tibshirani 1993, section 13.3).
 
     Args:
-        hits, sizes: [C] each prompt's hits and pairs.
+        hits: [C] number of hits among each prompt's pairs.
+        sizes: [C] number of pairs of each prompt.
+        seed: seed of the draws.
     """
     n = int(sizes.sum())
     value = float(hits.sum() / n) if n else None
@@ -118,6 +137,7 @@ def resampled_share(hits: Ints, sizes: Ints, *, seed: int = 0) -> Share:
 
 
 def _candidate_lengths(corpus: Corpus, counts: Ints) -> Ints:
+    """Length of every candidate of every group, in order."""
     return counts[[text for texts in corpus.candidates for text in texts]]
 
 

@@ -1,4 +1,4 @@
-"""A check of preference data as a person reads it."""
+"""Tables of a check's report for the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUANTILES = ("min", "5 %", "25 %", "50 %", "75 %", "95 %", "99 %", "max")
 
 
 def render(report: CheckReport) -> Group:
-    """The report as tables: how much there is, how long it is, and the findings with what to do, severest first."""
+    """The report as tables: amounts, lengths, and findings with their fixes, the severest first."""
     from rich.console import Group
 
     return Group(*_sections(report))
@@ -103,7 +103,7 @@ def _findings(findings: tuple[Finding, ...]) -> Table:
 
 
 def _describe_finding(finding: Finding) -> Text:
-    # Text objects are never parsed for markup, so an id may hold "[bold]" and show it.
+    # Text objects are never parsed for markup, so an id such as "[bold]" is shown as it is.
     from rich.text import Text
 
     lines = Text(finding.what)

@@ -1,6 +1,6 @@
-"""What is in preference data: counts, lengths, and whatever would stop or spoil training.
+"""Checks of preference data: counts, lengths, and everything that would stop or spoil training.
 
-Facts are gathered here; what they mean is in `check_findings`.
+This module counts; `check_findings` judges the counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_SOURCE = "not given"
-"""Stands in `Counts.by_source` for groups without a source, where others have one."""
+"""Name in `Counts.by_source` of groups without a source, where other groups have one."""
 
 
 def check_groups(
@@ -43,13 +43,14 @@ def check_groups(
     max_length: int | None = None,
     rendering: Rendering = PLAIN,
 ) -> CheckReport:
-    """Look through preference data before training on it.
+    """A report on preference data, for inspection before training.
 
     Args:
-        held_out: groups to be measured on; their prompts must not be among those of `groups`.
-        tokenizer: to count in tokens, and to check its chat template where the data is conversational.
-        max_length: tokens of a prompt with its longest candidate; needs a tokenizer.
-        rendering: how the groups will become text; needs a tokenizer.
+        groups: the training groups.
+        held_out: evaluation groups; their prompts must not be among those of `groups`.
+        tokenizer: counts tokens; its chat template is checked where the data is conversational.
+        max_length: limit on the tokens of a prompt with its longest candidate; needs a tokenizer.
+        rendering: settings of the step from rows to text; needs a tokenizer.
 
     Raises:
         DataError: there are no groups.
@@ -119,7 +120,7 @@ def _empty_candidates(corpus: Corpus) -> Hits:
 
 
 def _unreadable_texts(corpus: Corpus) -> Hits:
-    """Groups with a lone surrogate in a text; of all groups."""
+    """Groups with a lone surrogate in a text; out of all groups."""
     unreadable = {number for number, text in enumerate(corpus.texts) if not _is_unicode(text)}
     groups = enumerate(zip(corpus.prompts, corpus.candidates, strict=True))
     unreadable_groups = (number for number, (prompt, texts) in groups if not unreadable.isdisjoint((prompt, *texts)))
@@ -135,7 +136,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _identical_candidates(corpus: Corpus, couples: int) -> dict[str, Hits]:
-    """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
+    """Couples of identical candidates in a group, with and without a preference between them; out of all couples."""
     compared, undecided, similar = Counter[int](), Counter[int](), Counter[int]()
     folded_texts = corpus.folded_texts
     for number, texts in enumerate(corpus.candidates):
@@ -152,7 +153,7 @@ def _identical_candidates(corpus: Corpus, couples: int) -> dict[str, Hits]:
 
 
 def _equal_couples(group: PreferenceGroup, texts: Sequence[int]) -> tuple[int, int]:
-    """Couples of candidates with the same text, and how many of them have one that is preferred."""
+    """Number of couples of candidates with the same text, and how many of them have a preference."""
     equal = _count_couples(Counter(texts))
     if group.comparisons is not None:
         pairs = {frozenset(pair) for pair in group.comparisons if pair[0] != pair[1]}
@@ -161,19 +162,19 @@ def _equal_couples(group: PreferenceGroup, texts: Sequence[int]) -> tuple[int, i
 
 
 def _count_couples(counts: Counter[Any]) -> int:
-    """How many couples can be taken from equals, of which there are so many of each kind."""
+    """Number of couples of equal items, from the number of items of each kind."""
     return sum(count * (count - 1) // 2 for count in counts.values())
 
 
 def _contradictory_pairs(corpus: Corpus) -> Hits:
-    """Couples of texts preferred both ways for one prompt, anywhere in the data; of all distinct couples preferred."""
+    """Couples of texts preferred both ways for one prompt, in any groups; out of all distinct couples compared."""
     groups: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
     pairs = Counter[int]()
     for number, prompt, chosen, rejected in corpus.overlapping_pairs():
         pairs[number] += 1
         if chosen != rejected:
             groups[prompt, chosen, rejected].append(number)
-    # The others are distinct, and contradict nothing.
+    # The pairs that were not listed are distinct, and contradict no other pair.
     unrelated_pairs = sum(count for number, count in enumerate(corpus.pair_counts) if number not in pairs)
     contradictory = [key for key in groups if key[1] < key[2] and (key[0], key[2], key[1]) in groups]
     numbers = {i for prompt, a, b in contradictory for i in groups[prompt, a, b] + groups[prompt, b, a]}
@@ -183,7 +184,7 @@ def _contradictory_pairs(corpus: Corpus) -> Hits:
 
 
 def _contradictory_labels(corpus: Corpus) -> Hits:
-    """Candidates of one prompt labelled both yes and no, anywhere in the data; of all distinct labelled ones."""
+    """Candidates of one prompt labelled both yes and no, in any groups; out of all distinct labelled candidates."""
     groups: defaultdict[tuple[int, int], defaultdict[bool, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, group in enumerate(corpus.groups):
         if group.labels is not None:
@@ -202,7 +203,7 @@ def _repeated_groups(corpus: Corpus) -> Hits:
 
 
 def _similar_groups(corpus: Corpus) -> Hits:
-    """Groups with the prompt and candidates of an earlier one but for case and white space; exact repeats left out."""
+    """Groups equal to an earlier one except for case and white space; exact repeats are left out."""
     folded_texts = corpus.folded_texts
     earlier_exact: set[object] = set()
     earlier_keys: set[object] = set()
@@ -217,7 +218,7 @@ def _similar_groups(corpus: Corpus) -> Hits:
 
 
 def _conversations_in_each_other(corpus: Corpus) -> Hits:
-    """Groups whose prompt another one goes on from, or that go on from another; of all groups."""
+    """Groups whose prompt continues another prompt, or is continued by one; out of all groups."""
     return corpus.hits(overlapping_prompts(corpus.prompt_prefixes, corpus.prompt_prefixes), len(corpus.groups))
 
 
@@ -226,7 +227,11 @@ def _repeated_pairs(corpus: Corpus) -> Hits:
 
 
 def _repeats(numbered: Iterable[tuple[int, object]]) -> Iterator[int]:
-    """The number of each key that was there before."""
+    """The number of every key that occurred earlier.
+
+    Args:
+        numbered: keys with the number of their group.
+    """
     earlier_keys: set[object] = set()
     for number, key in numbered:
         if key in earlier_keys:
@@ -235,7 +240,7 @@ def _repeats(numbered: Iterable[tuple[int, object]]) -> Iterator[int]:
 
 
 def _no_whitespace_at_boundary(corpus: Corpus) -> Hits:
-    """Candidates that follow their prompt without white space; of those where both are plain text and not empty."""
+    """Candidates that follow their prompt without white space; out of those where both are non-empty plain text."""
     candidate_count, group_numbers = 0, []
     for number, group in enumerate(corpus.groups):
         prompt = group.prompt
@@ -247,7 +252,7 @@ def _no_whitespace_at_boundary(corpus: Corpus) -> Hits:
 
 
 def _nothing_to_learn(corpus: Corpus) -> Hits:
-    """Groups with neither a pair nor labels; of all groups."""
+    """Groups with neither a pair nor labels; out of all groups."""
     numbered = enumerate(zip(corpus.groups, corpus.pair_counts, strict=True))
     return corpus.hits((i for i, (group, pairs) in numbered if not pairs and not group.labels), len(corpus.groups))
 

@@ -1,4 +1,4 @@
-"""What is done with control tokens inside the messages of a conversation before a template renders it."""
+"""Escaping of control tokens inside the messages of a conversation before the chat template renders it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ROLE = "role"
 
 
 class ControlTextEscaper:
-    """Messages and their context as one tokenizer's template gets them: control tokens as codes, where they are text.
+    """Prepares messages and their context for one tokenizer's template: control tokens that are text become codes.
 
-    An end of turn that is written out behind an assistant's message is the template's to write: it is left out.
+    An end-of-turn token at the end of an assistant's message is removed, because the template writes it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
@@ -33,12 +33,12 @@ class ControlTextEscaper:
         self._written_ends = re.compile(rf"({literal}\s*)+$")
 
     def conversations(self, conversations: Sequence[Sequence[Message]]) -> tuple[list[list[Message]], list[str]]:
-        """The conversations as the template gets them, and what is to be counted of their control tokens, by name.
+        """The conversations with control tokens escaped, and the names of the events to count.
 
         Raises:
-            DataError: a message holds control text, and `control_text` is ``error``.
+            DataError: a message contains a control token, and `control_text` is ``error``.
         """
-        # The conversations of a group share their prompt's messages.
+        # The conversations of a group share the messages of their prompt, which are escaped once.
         distinct = {id(message): message for messages in conversations for message in messages}
         if not self._control.find_tokens(list(distinct.values())):
             return [list(messages) for messages in conversations], []
@@ -47,7 +47,7 @@ class ControlTextEscaper:
         return [[shielded[id(message)][0] for message in messages] for messages in conversations], events
 
     def unescape(self, text: str) -> str:
-        """A text with the control tokens that its codes stand for, for people."""
+        """The text with its codes replaced by their control tokens, for messages to a person."""
         return self._control.unescape(text)
 
     def _message(self, message: Message) -> tuple[Message, list[str]]:
@@ -68,10 +68,10 @@ class ControlTextEscaper:
         return cast("Message", {**self._control.escape(content), _ROLE: message["role"]}), events
 
     def context(self, context: Context) -> tuple[Context, list[str]]:
-        """The tools, documents and variables as the template gets them, and what is to be counted, by name.
+        """The context with control tokens escaped, and the names of the events to count.
 
         Raises:
-            DataError: they hold control text, and `control_text` is ``error``.
+            DataError: the context contains a control token, and `control_text` is ``error``.
         """
         events = [] if context == NO_CONTEXT else self._events(context.columns())
         if not events or self._setting == "token":
@@ -99,5 +99,5 @@ class ControlTextEscaper:
 
 
 def _content(message: Message) -> dict[str, Any]:
-    """The message without its role, which templates compare."""
+    """The message without its role, which templates compare and which is therefore never escaped."""
     return {key: value for key, value in message.items() if key != _ROLE}

@@ -1,4 +1,4 @@
-"""Messages of a conversation, and where its prompt ends and the response begins."""
+"""Readers of a conversation's messages, and of the boundary between its prompt and its response."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROLES = {
 }
 SYSTEM = ("system", "developer")
 CALL_TURNS = ("function_call", "tool_call")
-"""Roles of turns whose content is a call."""
+"""Roles of turns whose content is a tool call."""
 
 KEYS = (("role", "content"), ("from", "value"))
 READ_FIELDS = {"role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id", *REASONING}
@@ -47,9 +47,9 @@ def is_message(value: object) -> bool:
 
 
 def message(cell: Cell) -> Message:
-    """One message, ``role``/``content`` or ``from``/``value``, its role in the words of chat templates.
+    """One message with ``role``/``content`` or ``from``/``value``, its role named as chat templates name it.
 
-    Its calls, thoughts and other fields are those of the data; fields that are null are left out, as templates want.
+    Tool calls, reasoning and other fields are those of the data; null fields are left out, as templates expect.
     """
     role_cell = cell.need("role", "from")
     role = ROLES.get(role_cell.text().lower())
@@ -79,7 +79,7 @@ def _has_thoughts(cell: Cell) -> bool:
 
 
 def _calls_beside_content(cell: Cell) -> list[Any]:
-    """The calls beside a message's content; OpenAI once had one, under another name."""
+    """The calls in a message's ``tool_calls``, or in its ``function_call`` (the older form of OpenAI)."""
     call_list, single_call = cell.find("tool_calls"), cell.find("function_call")
     if single_call is not None and call_list is None:
         cell.row.read_log.count("field 'function_call' of messages read as tool calls", cell.row.where)
@@ -109,7 +109,7 @@ def _part(cell: Cell) -> Part:
 
 
 def _other_fields(cell: Cell) -> Mapping[str, Any]:
-    """A message's fields besides role, content and calls; those that are not ours are counted."""
+    """A message's fields besides role, content and calls; unknown fields are counted."""
     fields = {}
     for key, value in cell.value.items():
         if value is None or key in ("role", "from", "content", "value", "tool_calls", "function_call"):
@@ -121,7 +121,7 @@ def _other_fields(cell: Cell) -> Mapping[str, Any]:
 
 
 def messages(cell: Cell) -> Conversation:
-    """A list of at least one message, or one message alone; turns that are calls join the turn they belong to."""
+    """The messages of a list, or one message alone; a turn that is a call joins the assistant's turn before it."""
     if isinstance(cell.value, dict):
         return (message(cell),)
     turns: list[Message] = []
@@ -148,17 +148,18 @@ def _join_turns(turn: Message, call: Message) -> Message:
 
 
 def text_or_messages(cell: Cell) -> Text:
+    """Plain text, or the messages of a list or object."""
     return messages(cell) if isinstance(cell.value, list | dict) else cell.text()
 
 
 def join_prompt_and_responses(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]:
-    """A prompt and its responses, all of one kind: all plain text, or all messages.
+    """A prompt and its responses, all as plain text or all as messages.
 
-    Texts beside messages become a user's or an assistant's message. Responses that repeat the prompt (whole
-    conversations beside a prompt column) lose it.
+    A plain prompt or plain responses beside messages become a user's or an assistant's message. Where the responses are
+    whole conversations that repeat the prompt, the prompt is taken out of them.
 
     Raises:
-        DataError: text and messages among the responses, or a response that does not follow the prompt.
+        DataError: the responses are partly text and partly messages, or one of them does not follow the prompt.
     """
     responses = [text_or_messages(cell) for cell in cells]
     plain = [text for text in responses if isinstance(text, str)]
@@ -190,16 +191,16 @@ def join_prompt_and_responses(prompt: Text, cells: Sequence[Cell]) -> tuple[Text
 def split_shared_prompt(
     conversations: Sequence[Conversation], cells: Sequence[Cell]
 ) -> tuple[Conversation, tuple[Text, ...]]:
-    """The messages that whole conversations share, and what follows in each.
+    """The prompt that whole conversations share, and the response of each.
 
-    The last message of each is always part of its response, so that equal conversations keep one.
+    The last message of a conversation is always part of its response, so that equal conversations have one.
 
     Raises:
-        DataError: they share no message, or part ways at a message that is not the assistant's.
+        DataError: the conversations share no message, or first differ at a message that is not the assistant's.
     """
-    abreast = zip(*(conversation[:-1] for conversation in conversations), strict=False)
-    shared = sum(1 for _ in takewhile(same_turn, abreast))
-    # Where results of one call differ, the call is the response's first turn.
+    columns_of_turns = zip(*(conversation[:-1] for conversation in conversations), strict=False)
+    shared = sum(1 for _ in takewhile(same_turn, columns_of_turns))
+    # Where the results of one tool call differ, the call is the response's first turn.
     while shared > 1 and all(conversation[shared]["role"] == "tool" for conversation in conversations):
         shared -= 1
     if shared == 0:

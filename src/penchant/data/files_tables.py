@@ -1,4 +1,4 @@
-"""Rows of Parquet files, saved `datasets` folders and hub data sets."""
+"""Rows of Parquet files, folders saved by `datasets`, and hub data sets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from penchant.errors import DataError, reason_of
 
 
 def parquet_file(stream: BinaryIO, name: str) -> Rows:
+    """Rows of a Parquet file, each with its location."""
     import pyarrow
     import pyarrow.parquet
 
-    # Parquet is read from its end, which a compressed stream cannot reach cheaply.
+    # A Parquet reader starts at the end of the file, which is slow to reach in a compressed stream.
     seekable = io.BytesIO(stream.read()) if name.lower().endswith((".gz", ".zst")) else stream
     number = 0
     try:
@@ -34,16 +35,17 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of the `datasets` library wrote this folder."""
+    """Whether the folder was written by `save_to_disk` of the `datasets` library."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def saved_folder(folder: Path, split: str | None) -> Rows:
+    """Rows of a folder that `datasets` saved, each with its location."""
     import datasets
 
     try:
         dataset = datasets.load_from_disk(str(folder))
-    # The library raises whatever its parts do; a folder that it cannot load is the user's to mend.
+    # The library raises exceptions of many classes for a folder that it cannot load.
     except Exception as error:
         raise DataError(
             f"a `datasets` folder that does not load: {reason_of(error)}",
@@ -54,11 +56,12 @@ def saved_folder(folder: Path, split: str | None) -> Rows:
 
 
 def hub_dataset(source: str, split: str | None) -> Rows:
+    """Rows of a data set of the hub, each with its location."""
     import datasets
 
     try:
         dataset = datasets.load_dataset(source)
-    # Offline, absent, gated, broken: the library has no common class for them.
+    # The library has no common class for a data set that is absent, gated or broken, or for a missing connection.
     except Exception as error:
         raise DataError(
             f"no file or folder of this name here, and the hub did not give a data set: {reason_of(error)}",
@@ -81,7 +84,7 @@ def _rows(dataset: Any, split: str | None, name: str) -> Rows:
 
 
 def _without_padding(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with objects inside its cells as they were before the table gave all of a column the same fields."""
+    """The row without the null fields of its objects, which a table adds to give all objects of a column one type."""
     return {name: _unpadded(value) for name, value in row.items()}
 
 
@@ -92,10 +95,10 @@ def _unpadded(value: Any) -> Any:
 
 
 def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
-    """The split asked for, or the only one.
+    """The name of the requested split, or of the only one.
 
     Raises:
-        DataError: there is none of that name, or there are several and none was asked for.
+        DataError: no split has the requested name, or there are several and none was requested.
     """
     split_names = list(splits)
     if split is None and len(split_names) == 1:
@@ -111,6 +114,7 @@ def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
 
 
 def no_splits(split: str, name: str) -> DataError:
+    """The error for a split of a source that has none."""
     return DataError(
         f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave data.split out"
     )

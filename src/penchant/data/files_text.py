@@ -25,7 +25,7 @@ OTHER_KINDS = (
 )
 LARGEST_CELL = 2**31 - 1
 
-# A cell of a CSV is text; only its column's name says what the text stands for.
+# A cell of a CSV file is text; only the name of its column tells its type.
 JSON_COLUMNS = {
     "messages", "conversations", "context", "completions", "candidates", "responses", "scores", "ranks", "ranking",
     "rank", "pairwise", "comparisons", "labels", "rejected_messages", "data", "annotations", "history", "label",
@@ -38,10 +38,10 @@ PRINTED_BY_PYTHON = re.compile(r"\s*\[\s*\{\s*'")
 
 
 def text_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
-    """Numbered lines from 1, without a byte-order mark.
+    """The lines of a UTF-8 file, numbered from 1, without a byte-order mark.
 
     Raises:
-        DataError: bytes that are not UTF-8.
+        DataError: the bytes are not UTF-8.
     """
     offset = 0
     for number, raw in enumerate(stream, 1):
@@ -61,6 +61,7 @@ def text_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
 
 
 def json_lines(stream: BinaryIO, name: str) -> Rows:
+    """Rows of a file with one JSON object per line, each with its location."""
     return _rows_of_lines(text_lines(stream, name), name)
 
 
@@ -72,7 +73,7 @@ def _rows_of_lines(lines: Iterable[Line], name: str) -> Rows:
 
 
 def json_file(stream: BinaryIO, name: str) -> Rows:
-    """A list of objects, an object that holds one such list, or one object a line whatever the file's ending says."""
+    """Rows of a JSON file: a list of objects, an object that contains one such list, or one object per line."""
     lines = text_lines(stream, name)
     head: list[Line] = []
     starts = ""
@@ -108,7 +109,7 @@ def _require_object(value: Any, where: str) -> dict[str, Any]:
 
 
 class _DuplicateNameError(ValueError):
-    pass
+    """An object contains a name twice; the message is the name."""
 
 
 def _unique_names(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -136,10 +137,10 @@ def _parse_json(text: str, name: str, first_line: int) -> Any:
 
 
 def tsv_file(stream: BinaryIO, name: str) -> Rows:
-    """Rows of cells between tabs, below a header.
+    """Rows of a tab-separated file with a header.
 
-    Quotes are text, as in GLUE's files, unless the file was plainly written with quoted cells: a line does not split
-    into the header's cells, or all quotes stand as a quoting writer puts them.
+    Quotes are text, as in GLUE's files, unless the file was evidently written with quoted cells: a line does not split
+    into the header's number of cells, or all quotes are placed as a quoting writer places them.
     """
     lines = [(number, line.rstrip("\r\n")) for number, line in text_lines(stream, name)]
     lines = [(number, line) for number, line in lines if line]
@@ -163,7 +164,7 @@ def tsv_file(stream: BinaryIO, name: str) -> Rows:
 
 
 def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether every cell with a quote is a whole quoted cell, and some quoting was needed or all cells have it."""
+    """Whether every cell with a quote is a complete quoted cell, and quoting was necessary or is in all cells."""
     cells = [cell for row in rows for cell in row]
     quoted = [cell for cell in cells if '"' in cell]
     if not quoted or not all(map(QUOTED.fullmatch, quoted)):
@@ -172,12 +173,12 @@ def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def csv_file(stream: BinaryIO, name: str) -> Rows:
-    """Rows of text cells below a header; quoted cells may span lines."""
+    """Rows of a comma-separated file with a header; quoted cells may span lines."""
     yield from _delimited((line for _, line in text_lines(stream, name)), name, ",")
 
 
 def _delimited(lines: Iterable[str], name: str, delimiter: str) -> Rows:
-    # The module's own limit, 128 KiB, is shorter than a long conversation.
+    # The default limit of the csv module, 128 KiB, is shorter than a long conversation.
     csv.field_size_limit(LARGEST_CELL)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     begin = 1
@@ -214,7 +215,7 @@ def _header(names: list[str], where: str) -> list[str]:
 
 
 def typed_cells(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A CSV's row with its cells read as what their columns hold: lists, objects, numbers, true/false, null."""
+    """A CSV row with its cells parsed as the type of their columns: list, object, number, true/false or null."""
     return {name: _typed_cell(name, cell, where) for name, cell in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""The registry of formats, and which of them a source is in."""
+"""The registry of formats, and the detection of a source's format."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from penchant.errors import DataError
 
 MAX_COLUMNS_LISTED = 12
 LocatedRow = tuple[str, Mapping[str, Any]]
-"""A row and where it is."""
+"""A row's location and its values."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way of writing preferences.
+    """A format of preference data.
 
     Attributes:
-        name: what users call it.
-        needs: its columns, alternatives separated by ``|``; for errors.
-        matches: whether a row without its null columns is in this format, by names and types alone.
-        convert: the row's groups; none where the row is left out, which it counts.
+        name: name in the configuration and on the command line.
+        needs: its columns, with alternatives separated by ``|``; for errors.
+        matches: whether a row without its null columns is in this format, judged by names and types alone.
+        convert: function from a row to its groups; a row without groups is counted as left out.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Format:
     convert: Callable[[Row], Iterator[PreferenceGroup]]
 
     def lacks(self, columns: Sequence[str]) -> list[str]:
-        """The needs that none of these columns meets."""
+        """The needed columns that are not among these."""
         return [need for need in self.needs if not set(need.split("|")) & set(columns)]
 
 
-# The first that matches wins: the more particular come first.
+# The first format that matches is chosen, so more specific formats come first.
 _ALL = (
     Format("label_studio", ("data", "annotations"), formats_vendors.is_label_studio, formats_vendors.label_studio),
     Format("nemo_rl", ("context", "completions"), formats_lists.is_nemo_rl, formats_lists.nemo_rl),
@@ -91,10 +91,10 @@ FORMATS: dict[str, Format] = {format.name: format for format in (*_ALL, _PROMPTS
 
 
 def format_named(name: str) -> Format:
-    """The format of this name.
+    """The format with this name.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such format.
     """
     if name in FORMATS:
         return FORMATS[name]
@@ -106,13 +106,14 @@ def format_named(name: str) -> Format:
 
 
 def detect(rows: Sequence[LocatedRow], name: str) -> Format:
-    """The one format that every row is in.
+    """The one format of all rows.
 
     Args:
-        name: the source's, for errors.
+        rows: the rows with their locations.
+        name: name of the source, for errors.
 
     Raises:
-        DataError: rows of several formats, or of none.
+        DataError: the rows are in several formats, or a row is in none.
     """
     rows_by_format: dict[Format | None, list[int]] = {}
     for number, (_, values) in enumerate(rows):
@@ -136,12 +137,12 @@ def detect(rows: Sequence[LocatedRow], name: str) -> Format:
 
 def _format_of(values: Mapping[str, Any]) -> Format | None:
     present = {name: value for name, value in values.items() if value is not None}
-    # A null in a column that a format needs is that format's mistake, not another format.
+    # A null in a needed column is a mistake in that format, not a sign of another format.
     for row in (present, values):
         for format in _ALL:
             if format.matches(row):
                 return format
-    # Last of all: responses that are null are a mistake in pairs, not prompts.
+    # Prompts come last, because null responses are a mistake in pairs and do not make a row a prompt.
     return _PROMPTS if _PROMPTS.matches(present) else None
 
 
@@ -166,11 +167,11 @@ def _unknown_format(row: LocatedRow, count: int, other_formats: Sequence[str], n
 
 
 def _nearest_formats(columns: Sequence[str]) -> str:
-    """The formats that lack least, and what each lacks, with the column that may be meant."""
+    """The three formats with the fewest missing columns, the columns each misses, and similar names among these."""
 
     def distance(format: Format) -> tuple[float, int]:
         lacking = len(format.lacks(columns))
-        # A format none of whose columns are there is not near for needing few.
+        # A format without any of its columns is not near, however few it needs.
         return (lacking / len(format.needs), lacking) if lacking < len(format.needs) else (1, 0)
 
     ordered = sorted([FORMATS["pairs"], FORMATS["penchant"], FORMATS["unpaired"], *_ALL], key=distance)

@@ -26,10 +26,12 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def is_pairs(row: Values) -> bool:
+    """Whether a row has a prompt, a chosen and a rejected response."""
     return {"prompt", "chosen", "rejected"} <= row.keys()
 
 
 def pairs(row: Row) -> Converted:
+    """One group of the chosen and the rejected response."""
     prompt = text_or_messages(row.need("prompt"))
     yield replace(
         row.group(*join_prompt_and_responses(prompt, [row.need("chosen"), row.need("rejected")])), preferred=0
@@ -37,13 +39,15 @@ def pairs(row: Row) -> Converted:
 
 
 def is_implicit_prompt(row: Values) -> bool:
+    """Whether a row has a chosen and a rejected conversation and no prompt column."""
     return {"chosen", "rejected"} <= row.keys() and "prompt" not in row
 
 
 def implicit_prompt(row: Row) -> Converted:
+    """One group whose prompt is the beginning that the two conversations share."""
     cells = [row.need("chosen"), row.need("rejected")]
     if any(isinstance(cell.value, str) for cell in cells):
-        # The characters that two texts share say nothing of where the prompt ends.
+        # The end of the prompt cannot be derived from the characters that two texts share.
         raise DataError(
             "columns 'chosen' and 'rejected' are text and there is no prompt; expected a prompt column, "
             "lists of messages, or Human/Assistant transcripts (format hh)",
@@ -55,6 +59,7 @@ def implicit_prompt(row: Row) -> Converted:
 
 
 def is_hh(row: Values) -> bool:
+    """Whether a row has a chosen and a rejected transcript of Human and Assistant turns."""
     texts = [row.get("chosen"), row.get("rejected")]
     return "prompt" not in row and all(isinstance(t, str) for t in texts) and any(map(_is_transcript, texts))
 
@@ -64,6 +69,7 @@ def _is_transcript(text: object) -> bool:
 
 
 def hh(row: Row) -> Converted:
+    """One group of the last Assistant turns of two transcripts; no group where the transcripts differ earlier."""
     texts = [row.need("chosen").text(), row.need("rejected").text()]
     ends = [text.rfind(ASSISTANT) + len(ASSISTANT) for text in texts]
     prompts = {text[:end] for text, end in zip(texts, ends, strict=True)}
@@ -79,12 +85,14 @@ def hh(row: Row) -> Converted:
 
 
 def is_several_rejected(row: Values) -> bool:
+    """Whether a row has several rejected responses, in a list or in numbered columns."""
     rejected = row.get("rejected")
     several = isinstance(rejected, list) and all(isinstance(value, str | list) for value in rejected)
     return {"prompt", "chosen"} <= row.keys() and (several or any(map(NUMBERED.fullmatch, row)))
 
 
 def several_rejected(row: Row) -> Converted:
+    """One group of the chosen and all rejected responses."""
     prompt, rejected = text_or_messages(row.need("prompt")), _rejected_cells(row)
     if not rejected:
         raise row.need("rejected").refusal("at least one rejected response")
@@ -100,20 +108,24 @@ def _rejected_cells(row: Row) -> list[Cell]:
 
 
 def is_unpaired(row: Values) -> bool:
+    """Whether a row has one response with a yes/no label."""
     return "label" in row and bool({"completion", "messages"} & row.keys()) and "chosen" not in row
 
 
 def unpaired(row: Row) -> Converted:
+    """One group of one response with its label."""
     yield replace(row.group(*_prompt_and_response(row)), labels=(row.need("label").yes_or_no(),))
 
 
 def is_sft(row: Values) -> bool:
+    """Whether a row has one response without a label, for supervised tuning."""
     if {"instruction", "output"} <= row.keys():
         return isinstance(row["output"], str)
     return {"prompt", "completion"} <= row.keys() or bool({"messages", "conversations"} & row.keys())
 
 
 def sft(row: Row) -> Converted:
+    """One group of one response."""
     if output := row.find("output"):
         yield row.group(*join_prompt_and_responses(alpaca_prompt(row), [output]))
     else:
@@ -132,7 +144,7 @@ def _prompt_and_response(row: Row) -> tuple[Text, tuple[Text, ...]]:
 
 
 def alpaca_prompt(row: Row) -> tuple[Message, ...]:
-    """Messages of an Alpaca row: history, then instruction and input on a line of its own."""
+    """The prompt of an Alpaca row as messages: the history, then the instruction with the input on the next line."""
     turns: list[Message] = []
     for exchange in history.items() if (history := row.find("history")) else ():
         question, answer = exchange.items_for(2)
@@ -144,8 +156,10 @@ def alpaca_prompt(row: Row) -> tuple[Message, ...]:
 
 
 def is_text(row: Values) -> bool:
+    """Whether a row has a text without a prompt."""
     return "text" in row
 
 
 def text(row: Row) -> Converted:
+    """One group of an empty prompt and the text."""
     yield row.group("", [row.need("text").text()])

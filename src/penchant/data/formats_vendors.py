@@ -18,6 +18,7 @@ SIDES = ("left", "right")
 
 
 def is_llama_factory(row: Values) -> bool:
+    """Whether a row has the columns of LLaMA-Factory's pairs."""
     both = {"chosen", "rejected"} <= row.keys() and "prompt" not in row
     if "conversations" in row:
         return both
@@ -25,6 +26,7 @@ def is_llama_factory(row: Values) -> bool:
 
 
 def llama_factory(row: Row) -> Converted:
+    """One group of the chosen and the rejected response."""
     output = row.find("output") if not row.find("chosen") else None
     cells = [row.need("chosen"), row.need("rejected")] if output is None else output.items_for(2)
     conversation = row.need("conversations") if "conversations" in row.values else None
@@ -35,10 +37,12 @@ def llama_factory(row: Row) -> Converted:
 
 
 def is_ms_swift(row: Values) -> bool:
+    """Whether a row has the columns of ms-swift's pairs."""
     return "messages" in row and not row.keys().isdisjoint({"rejected_response", "rejected_messages"})
 
 
 def ms_swift(row: Row) -> Converted:
+    """One group of the conversation's last turn and the rejected responses."""
     whole, other = row.need("messages"), row.find("rejected_messages")
     conversation = messages(whole)
     if other is not None:
@@ -52,11 +56,12 @@ def ms_swift(row: Row) -> Converted:
 
 
 def is_label_studio(row: Values) -> bool:
+    """Whether a row has the fields of a task exported by Label Studio."""
     return isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list)
 
 
 def label_studio(row: Row) -> Converted:
-    """One group for each annotation, so that annotators who disagree are both heard."""
+    """One group for each annotation, so that the preferences of annotators who disagree are all read."""
     data = row.need("data")
     items = data.find("items")
     candidates = _items(items) if items else [data.need(name) for name in ("answer1", "answer2")]
@@ -84,22 +89,24 @@ def _items(items: Cell) -> list[Cell]:
 
 
 def _annotation_values(annotation: Cell, key: str) -> list[Cell]:
+    """The values of an annotation's results that have this key."""
     results = annotation.find("result")
     values = [cell.find("value") for cell in results.items()] if results else []
     return [result for value in values if value and (result := value.find(key))]
 
 
 def _apply_selection(group: PreferenceGroup, value: Cell) -> PreferenceGroup:
+    """The group with the selected side, ``left`` or ``right``, as its preferred candidate."""
     if value.value not in SIDES:
         raise value.refusal("'left' or 'right'")
     return replace(group, preferred=SIDES.index(value.value))
 
 
 def _apply_ranking(group: PreferenceGroup, items: Sequence[Cell], value: Cell) -> PreferenceGroup:
-    """Ranks of the items in the one bucket; where some are not in it, comparisons among those that are."""
+    """The group with ranks from one bucket of items; comparisons among the ranked items where some are missing."""
     names = [cell.need("id").name() for cell in items]
     buckets = value.value if isinstance(value.value, dict) else {}
-    # "_" holds what was left unranked, unless it is all there is.
+    # The bucket "_" contains the unranked items, unless it is the only bucket.
     filled = [name for name, ids in buckets.items() if ids and name != "_"] or [name for name in buckets if name == "_"]
     if len(filled) != 1:
         raise value.refusal("an object with one bucket of items, the best first")

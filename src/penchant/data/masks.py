@@ -1,4 +1,4 @@
-"""Which tokens of a sequence are learnt from: the turns of `data.assistant_turns`, as ids."""
+"""Loss masks: the turns of `data.assistant_turns` as positions in the token ids of a sequence."""
 
 from __future__ import annotations
 
@@ -18,9 +18,18 @@ def build_loss_masks(
     special: SpecialTokens,
     events: set[str],
 ) -> list[Mask] | None:
-    """For each sequence which of its tokens are learnt, boundaries checked as the prompt's is; None for all behind it.
+    """One mask for each sequence, True for the tokens to train on; None where these are all tokens of the responses.
 
-    A turn that does not end with its end of turn, as where a token spans it, is not learnt.
+    A turn whose ids do not end with an end-of-turn token, for example where a token spans its end, is left out of the
+    mask and counted.
+
+    Args:
+        text: texts of the group.
+        encoded: token ids of `text.parts`, in their order.
+        sequences: token ids of the prompt with each candidate.
+        boundary: number of tokens in the prompt.
+        special: special tokens of the tokenizer.
+        events: names of the events to count; this function adds to them.
     """
     if not any(text.turns):
         return None
@@ -47,7 +56,16 @@ def build_loss_masks(
 
 
 def with_start_tokens(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
-    """The ids with the tokenizer's start tokens in front once; a chat template decides itself whether to have them."""
+    """The ids with the tokenizer's start tokens in front exactly once.
+
+    Where a chat template wrote the text, start tokens are added only if it wrote some.
+
+    Args:
+        ids: token ids of the text, without special tokens added by the tokenizer.
+        templated: whether a chat template wrote the text.
+        special: special tokens of the tokenizer.
+        events: names of the events to count; this function adds to them.
+    """
     ids_without_start, times = special.strip_start(ids)
     if times > 1:
         events.add("duplicate_bos_removed")

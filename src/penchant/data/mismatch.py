@@ -1,4 +1,4 @@
-"""A response to another prompt beside each group's own, for methods that estimate a KL from mismatched pairs (KTO)."""
+"""Mismatched responses (responses to another prompt) for methods that estimate a KL divergence from them (KTO)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from penchant.errors import DataError
 
 
 def add_mismatched(groups: Sequence[TokenizedGroup], seed: int, longest: int) -> list[TokenizedGroup]:
-    """Each group with one candidate more, drawn from the candidates of a group with another prompt.
+    """The groups, each with an additional candidate drawn from the candidates of a group with another prompt.
 
-    Which one is a function of the seed and of the groups' texts, not of the tokenizer. What is known of the group's
-    own candidates stays; nothing is known of the new one, and `mismatched` names it.
+    The draw depends on the seed and on the groups' texts, not on the tokenizer. The preferences among a group's own
+    candidates are unchanged; the new candidate has none, and `mismatched` is its index.
 
     Args:
-        longest: tokens of prompt + response; the borrowed response is cut there.
+        groups: the tokenized groups.
+        seed: seed of the draw.
+        longest: limit on the tokens of prompt + response; the borrowed response is cut to it.
 
     Raises:
         DataError: all groups have the same prompt.

@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 def common_length(sequence: Sequence[Item], other_sequence: Sequence[Item]) -> int:
-    """Length of the common prefix of two texts, or of two lists."""
+    """Length of the common prefix of two texts or two lists."""
     if other_sequence[: len(sequence)] == sequence:
         return len(sequence)
     shortest = min(len(sequence), len(other_sequence))

@@ -1,4 +1,4 @@
-"""Preference groups from any source and format, with an account of what was read and what was not."""
+"""Reading of preference groups from any source and format, with notes on what was read and what was not."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class GroupSet:
     """Groups read from one source.
 
     Attributes:
-        format: name of the format they were in.
-        source: file, folder or hub id, as given.
-        notes: for people: what was detected, the columns used and not used, then whatever else was met, counted.
+        groups: the groups, in the order of the rows.
+        format: name of the rows' format.
+        source: file, folder or hub id, as the caller named it.
+        notes: lines for the user: the detected format, the columns used and not used, and the counted events.
     """
 
     groups: tuple[PreferenceGroup, ...]
@@ -45,18 +46,18 @@ def read_groups(
     columns: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> GroupSet:
-    """Read preference groups; the format is detected from every row.
+    """Preference groups of a source; the format is detected from all rows.
 
     Args:
-        source: as `penchant.data.files.read_rows` takes it: a file, a folder of files, or a hub id.
-        format: a name in `FORMATS`, where it should not be detected.
-        split: which split of a folder or hub data set.
-        columns: our column name -> the source's, as in ``{"prompt": "question"}``.
-        max_bytes: what a compressed file may unpack to.
+        source: a file, a folder of files, or a hub id, as for `penchant.data.files.read_rows`.
+        format: a name in `FORMATS`, which turns detection off.
+        split: name of a split of the folder or hub data set.
+        columns: the source's column name by Penchant's, as in ``{"prompt": "question"}``.
+        max_bytes: limit on the bytes of an unpacked file.
 
     Raises:
-        DataError: the source cannot be read; rows of several formats or of none; a row that is not what its
-            format says, with its line and column.
+        DataError: the source cannot be read; its rows are in several formats or in none; or a row does not have the
+            types of its format, with its line and column.
     """
     forced = None if format is None else format_named(format)
     name = Path(source).absolute().name
@@ -76,7 +77,7 @@ def read_groups(
 def _convert_rows(
     format: Format, rows: Sequence[LocatedRow], read_log: ReadLog, name: str, columns: Mapping[str, str]
 ) -> tuple[list[PreferenceGroup], str]:
-    """The rows' groups with the columns that are not read, and the one kind that all are of."""
+    """The groups of the rows with their unread columns, and the kind of all groups: plain text or conversational."""
     located: list[tuple[str, PreferenceGroup]] = []
     sources: list[Mapping[str, Any]] = []
     for number, (where, values) in enumerate(rows):
@@ -102,7 +103,7 @@ def _convert_rows(
             where=name,
             fix="write every row as messages, or put the plain rows in a file of their own",
         )
-    # Which columns are read is known behind the last row.
+    # The set of read columns is complete only after the last row.
     read_columns = {"id", *read_log.used_columns}
     extras = ({columns.get(key, key): row[key] for key in row if key not in read_columns} for row in sources)
     with_extras = [replace(group, extra=extra) if extra else group for group, extra in zip(groups, extras, strict=True)]
@@ -114,7 +115,7 @@ def _kind(group: PreferenceGroup) -> str:
 
 
 def _check_mapped(columns: Mapping[str, str], present: Iterable[str], name: str) -> None:
-    """Every mapped column is in some row. Ours are there only where theirs were, else renaming had failed."""
+    """Check that every mapped column is in some row; the rows are already renamed, so the names are mapped back."""
     source_names = [columns.get(column, column) for column in present]
     for ours, source_name in columns.items():
         if source_name not in source_names:
@@ -129,7 +130,7 @@ def _check_mapped(columns: Mapping[str, str], present: Iterable[str], name: str)
 def _split_columns(
     present: Iterable[str], columns: Mapping[str, str], read_log: ReadLog
 ) -> tuple[list[str], list[str]]:
-    """Columns used and not used, each with the source's own name where it was mapped."""
+    """The columns used and those not used, with the source's name of a mapped column."""
     used_columns: list[str] = []
     unused_columns: list[str] = []
     for column in present:
@@ -149,7 +150,7 @@ def _summary_note(
 
 
 def _origin_notes(rows: Sequence[LocatedRow], name: str) -> list[str]:
-    """The files of a folder, or the split, where the name alone does not say."""
+    """A note on the files or the split that were read, where these are not the source's name."""
     origins = list(dict.fromkeys(where.rpartition(", ")[0] for where, _ in rows))
     return [] if origins == [name] else [f"read from {', '.join(origins)}"]
 

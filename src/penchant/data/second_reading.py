@@ -1,4 +1,4 @@
-"""Groups that one model has read, read again by a second one with a tokenizer of its own."""
+"""Tokenization of a model's groups for a second model with another tokenizer, such as a reference."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def retokenize_groups(
     rendering: Rendering = PLAIN,
     truncation: Truncation = "error",
 ) -> tuple[list[TokenizedGroup], int]:
-    """The same groups by a second model's tokenizer, and how many of them it had to read less of than the first did.
+    """The groups tokenized for a second model, and the number of groups whose prompts were shortened further for it.
 
-    Of a prompt that was cut for the first model, the second reads the end too: the same share of its own tokens, which
-    are the very same tokens where the tokenizers are alike.
+    Of a prompt that was cut for the first model, the second model reads the end too: the same share of its own tokens,
+    which are the same tokens if the tokenizers are equal.
 
     Args:
-        groups: as the first model reads them.
-        context: tokens the second model can read.
-        rendering: how rows become text, as for the first model.
-        truncation: as the groups were read with. With ``keep_end_of_prompt`` prompts too long for the second model are
-            cut further, but for one that reads the first model's tokens: a shorter limit for both is exact there.
+        groups: the groups as tokenized for the first model.
+        tokenizer: tokenizer of the second model.
+        context: maximum number of tokens that the second model reads.
+        rendering: settings of the step from rows to text, as for the first model.
+        truncation: setting that the groups were tokenized with. With ``keep_end_of_prompt``, prompts too long for the
+            second model are cut further, unless both models read the same tokens: then a lower limit for both is exact.
 
     Raises:
-        DataError: groups the second model cannot read, all at once; none is ever left out.
+        DataError: the second model cannot read some groups; the error counts all of them, and none is dropped.
     """
     if not groups:
         return [], 0
@@ -76,13 +77,13 @@ def retokenize_groups(
 
 
 def have_same_ids(first_group: TokenizedGroup, second_group: TokenizedGroup) -> bool:
-    """Whether two models read the very same tokens of a group."""
+    """Whether two models read the same token ids of a group."""
     first_ids, second_ids = (first_group.prompt, *first_group.responses), (second_group.prompt, *second_group.responses)
     return len(first_ids) == len(second_ids) and all(map(np.array_equal, first_ids, second_ids))
 
 
 def _keep_same_share(uncut: TokenizedGroup, first_group: TokenizedGroup, special: SpecialTokens) -> TokenizedGroup:
-    """As much of the prompt as the first model reads of its own; rounded up, and at least one token."""
+    """The group with the same share of its prompt as the first model reads, rounded up, and at least one token."""
     if not first_group.truncated_tokens:
         return uncut
     while (
@@ -93,12 +94,12 @@ def _keep_same_share(uncut: TokenizedGroup, first_group: TokenizedGroup, special
     size = len(uncut.prompt)
     start = special.start_length(uncut.prompt.tolist())
     share = -(-size * len(first_group.prompt) // (len(first_group.prompt) + first_group.truncated_tokens))
-    # Start tokens alone are not a prompt's end.
+    # At least one token must remain after the start tokens.
     return keep_prompt_end(uncut, min(size, max(share, start + 1)), special) or uncut
 
 
 def _count_trained_turns(group: TokenizedGroup) -> int:
-    """Learnt stretches of the first response."""
+    """Number of runs of trained tokens in the first response."""
     mask = group.masks[0]
     return int(mask[0]) + int((mask[1:] & ~mask[:-1]).sum())
 

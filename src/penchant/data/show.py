@@ -1,4 +1,4 @@
-"""One preference group as a person reads it, with its token boundaries on request."""
+"""Display of one preference group in the terminal, with its token boundaries on request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 TOKEN_MARK = "│"
 BOUNDARY_MARK = "║"
 _WINDOW = 8
-"""Ids decoded before an id to see what it adds: a space or an accent depends on its neighbours."""
+"""Number of preceding ids decoded together with an id: whether it is a space or an accent depends on them."""
 
-# Control characters could move the cursor or recolour the terminal; they are shown as pictures of themselves.
+# Control characters could move the cursor or recolour the terminal; Unicode's control pictures are shown instead.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421, 0x9B: 0xFFFD}
 
 
@@ -28,12 +28,13 @@ def show_group(
     tokenized: TokenizedGroup | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Panel:
-    """Prompt and candidates with what is known of their worth.
+    """A panel with the group's prompt, and its candidates with their preferences.
 
     Args:
-        tokenized: its ids; prompt and responses are then shown as tokens, ``│`` between two of them and ``║`` where
-            the prompt ends and the responses begin, and where tokens begin or cease to be learnt from.
-        tokenizer: the one the ids come from; without it the ids themselves are shown.
+        group: the group to show.
+        tokenized: token ids of the group. Prompt and responses are then shown as tokens, with ``│`` between two tokens
+            and ``║`` at the end of the prompt, and where tokens begin or cease to be trained on.
+        tokenizer: tokenizer of the ids; without it the ids are shown as numbers.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -61,7 +62,7 @@ def show_group(
 
 
 def _section(title: str, body: str) -> list[Styled]:
-    # Text objects are never parsed for markup, so a response may hold "[bold]" and show it.
+    # Text objects are never parsed for markup, so a response such as "[bold]" is shown as it is.
     from rich.text import Text as Styled
 
     return [Styled(title, style="bold"), Styled(body.translate(_VISIBLE)), Styled("")]
@@ -107,17 +108,17 @@ def _token_count(count: int) -> str:
 
 
 def _join_pieces(pieces: Sequence[str], loss_mask: Sequence[bool] | None = None) -> str:
-    # A line break is shown and kept, so that long texts stay readable.
+    # A line break is shown as a symbol and also kept, so that long texts stay readable.
     visible = [piece.replace("\n", "↵\n") for piece in pieces]
     if loss_mask is None:
         return TOKEN_MARK.join(visible)
-    switches = (is_learnt != next_is_learnt for is_learnt, next_is_learnt in pairwise(loss_mask))
-    marks = [BOUNDARY_MARK if switch else TOKEN_MARK for switch in switches]
+    changes = (is_trained != next_is_trained for is_trained, next_is_trained in pairwise(loss_mask))
+    marks = [BOUNDARY_MARK if change else TOKEN_MARK for change in changes]
     return "".join(part for pair in zip(visible, [*marks, ""], strict=True) for part in pair)
 
 
 def _pieces(ids: Sequence[int], prefix: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """What each id adds to the decoded text; the token's own name where it is only a part of a character."""
+    """The text that each id adds to the decoded text; the token's name where it is only a part of a character."""
     if tokenizer is None:
         return [str(i) for i in ids]
     all_ids, pieces = [*prefix, *ids], []

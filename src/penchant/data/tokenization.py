@@ -1,7 +1,7 @@
-"""Preference groups to token ids.
+"""Tokenization of preference groups.
 
 A prompt and its candidate are tokenized as one text, because that is what the model reads; the responses begin where
-any candidate's ids first differ from the prompt's own. Nothing is cut, dropped or added without being counted.
+any candidate's ids first differ from the prompt's ids. Everything that is cut, dropped or added is counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1024
-"""Groups given to the tokenizer at once; bounds what is held as Python lists."""
+"""Number of groups per call of the tokenizer, which bounds the memory for Python lists of ids."""
 
 _EMPTY = "empty_candidate_dropped"
 _IDENTICAL = "identical_candidates_dropped"
@@ -48,18 +48,21 @@ def tokenize_groups(
     empty: Literal["error", "drop", "keep"] = "error",
     identical: Literal["error", "drop"] = "error",
 ) -> tuple[list[TokenizedGroup], TokenizationReport]:
-    """Token ids of every group, and what happened to the rows; the rules are in docs/tokenization.md.
+    """Token ids of every group, and a report of counted events; the rules are in docs/tokenization.md.
 
     Args:
-        max_length: tokens of the prompt with its longest response.
-        rendering: how rows become text.
-        truncation: what happens to longer groups; a response is never cut.
-        empty: what happens to a group with a candidate that has no text or no tokens; kept, it is its end alone.
-        identical: what happens to a group with a candidate of the same ids as one it is better than.
+        groups: the groups to tokenize.
+        tokenizer: tokenizer of the model.
+        max_length: limit on the tokens of a prompt with its longest response.
+        rendering: settings of the step from rows to text.
+        truncation: treatment of longer groups; a response is never cut.
+        empty: treatment of groups with a candidate without text or tokens; with ``keep`` the response is an end-of-turn
+            token alone.
+        identical: treatment of groups with a (better, worse) pair of equal token ids.
 
     Raises:
-        DataError: groups that cannot be used as they are, all of one kind at once; or no group is left.
-        ModelError: no chat template for conversations, or no end-of-sequence token.
+        DataError: some groups cannot be used as they are (one error for all groups of a kind), or no group is left.
+        ModelError: there is no chat template for conversations, or no end-of-sequence token.
     """
     refused_policy = rendering.refused
     policies = {
@@ -95,7 +98,11 @@ def tokenize_groups(
 def tokenize_prompts(
     prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[Ids]:
-    """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
+    """Token ids that a model reads before it answers, at least one per prompt; raises as `tokenize_groups` does.
+
+    Returns:
+        An array of [P] ids for each prompt.
+    """
     special, renderer = SpecialTokens.from_tokenizer(tokenizer), ChatRenderer(tokenizer, rendering)
     texts = [renderer.prompt(prompt) for prompt in prompts]
     encoded = _ids([text for text, _ in texts], tokenizer)
@@ -108,7 +115,7 @@ def tokenize_prompts(
 def readable_prompts(
     prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[Text]:
-    """The prompts, without those that the chat template or the tokenizer refuses where these are dropped."""
+    """The prompts without those that the chat template or the tokenizer refuses; all where `refused` is ``error``."""
     if rendering.refused == "error":
         return list(prompts)
     return [prompt for prompt in prompts if _is_readable(prompt, tokenizer, rendering)]
@@ -125,7 +132,7 @@ def _is_readable(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Re
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id training ends an assistant's turn with; None without a chat template that renders a plain exchange."""
+    """Id with which training ends an assistant's turn; None without a template that renders a question and answer."""
     return None if tokenizer.eos_token_id is None else SpecialTokens.from_tokenizer(tokenizer).turn_end
 
 
@@ -167,12 +174,12 @@ def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[
 def _encode(
     texts: Sequence[GroupText], tokenizer: PreTrainedTokenizerBase, problems: ProblemList
 ) -> list[tuple[GroupText, list[list[int]]]]:
-    """Each group's ids: those of its parts, in their order."""
+    """The groups with the token ids of their parts, in the order of `GroupText.parts`."""
     try:
         parts = [text.parts for text in texts]
         flat = iter(_ids([part for group_parts in parts for part in group_parts], tokenizer))
         return [(text, list(islice(flat, len(group_parts)))) for text, group_parts in zip(texts, parts, strict=True)]
-    except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; find whose text it is.
+    except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; a retry finds the group.
         encoded = []
         for text in texts:
             try:
@@ -190,7 +197,7 @@ def _encode(
 def _assemble_group(
     text: GroupText, encoded: list[list[int]], special: SpecialTokens, problems: ProblemList
 ) -> TokenizedGroup | None:
-    """Put starts and ends right, find the boundary, and refuse what cannot be learnt from."""
+    """The group's prompt and response ids with one start and one end; None where the group cannot be trained on."""
     group, events = text.group, set(text.events)
     raw = encoded[: 1 + len(text.sequences)]
     prompt, *sequences = (with_start_tokens(ids, text.templated, special, events) for ids in raw)
@@ -230,7 +237,7 @@ def _assemble_group(
 def _with_end_token(
     ids: list[int], ends: frozenset[int], default: int, templated: bool, special: SpecialTokens, events: set[str]
 ) -> list[int]:
-    """The ids with exactly one end-of-turn token behind them, the default one where there is none."""
+    """The ids with exactly one end-of-turn token at the end, the default one where there is none."""
     ids_without_end, end, times = special.strip_end(ids, ends)
     if times > 1:
         events.add("duplicate_end_of_turn_removed")
@@ -257,7 +264,7 @@ def _identical(group: PreferenceGroup, better: int, worse: int) -> Problem:
 def _truncate_group(
     group: TokenizedGroup, max_length: int, truncation: Truncation, special: SpecialTokens, problems: ProblemList
 ) -> TokenizedGroup | None:
-    """A group that is too long, without the first tokens of its prompt where that is asked for and enough."""
+    """A group that is too long, with its prompt cut where `truncation` asks for it; None where it cannot be used."""
     name, message = group.group.id, f"{group.longest} tokens with the longest response, data.max_length is {max_length}"
     if truncation != "keep_end_of_prompt":
         fix = (
