@@ -43,7 +43,7 @@ def guarded(access: Access) -> TestClient:
     ],
 )
 def test_a_key_is_asked_of_all_but_the_health(header: str | None, status: int) -> None:
-    client = guarded(Access.at("127.0.0.1", KEY))
+    client = guarded(Access.for_host("127.0.0.1", KEY))
     headers = {} if header is None else {"authorization": header.encode()}
     for path in ("/v1/models", "/metrics"):
         answer = client.get(path, headers=headers)
@@ -72,12 +72,13 @@ def test_a_key_is_asked_of_all_but_the_health(header: str | None, status: int) -
     ],
 )
 def test_a_name_that_is_not_the_servers_own_is_refused(host: str, status: int) -> None:
-    client = guarded(Access.at("127.0.0.1", None, ["models.example"]))
+    client = guarded(Access.for_host("127.0.0.1", None, ["models.example"]))
     answer = client.get("/v1/models", headers={"host": host})
     assert answer.status_code == status
     if status == 403:
         assert answer.json()["error"]["code"] == "host_not_allowed"
-    assert guarded(Access.at("127.0.0.1", None, ["*"])).get("/v1/models", headers={"host": host}).status_code == 200
+    open_client = guarded(Access.for_host("127.0.0.1", None, ["*"]))
+    assert open_client.get("/v1/models", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -91,15 +92,15 @@ def test_names_without_ports(header: str, name: str) -> None:
 def test_what_other_machines_reach_needs_a_key() -> None:
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
         assert is_loopback(host)
-        assert Access.at(host, None).api_key is None
+        assert Access.for_host(host, None).api_key is None
     for host in ("0.0.0.0", "::", "192.168.1.7", "models.example", ""):
         assert not is_loopback(host)
         with pytest.raises(ConfigError, match="no key is asked"):
-            Access.at(host, None)
-        assert Access.at(host, KEY).api_key == KEY
+            Access.for_host(host, None)
+        assert Access.for_host(host, KEY).api_key == KEY
     for key in ("", "a b", "é", "a\n"):
         with pytest.raises(ConfigError, match="the key is empty, or holds"):
-            Access.at("127.0.0.1", key)
+            Access.for_host("127.0.0.1", key)
 
 
 def test_the_command_asks_for_a_key(tiny_model, monkeypatch, capsys) -> None:

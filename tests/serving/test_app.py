@@ -118,8 +118,8 @@ def test_a_slow_router_ends_in_time(expert):
 
 def test_the_routers_time_is_the_requests(expert, monkeypatch):
     deadlines = []
-    go_on = Worker.go_on
-    monkeypatch.setattr(Worker, "go_on", lambda self, job: (deadlines.append(job.deadline), go_on(self, job)))
+    resubmit = Worker.resubmit
+    monkeypatch.setattr(Worker, "resubmit", lambda self, job: (deadlines.append(job.deadline), resubmit(self, job)))
 
     def log_probs(groups):
         time.sleep(1.0)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from penchant.engine.loading import load_tokenizer
 from penchant.evaluation.generation import text_after
 from penchant.recipes.small_llama import Sizes, build_small_llama
-from penchant.serving.texts import Outgoing, TokenText
+from penchant.serving.texts import StopFilter, TokenText
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 def sent(texts: list[str], stops: tuple[str, ...]) -> tuple[list[str], bool]:
-    outgoing, pieces = Outgoing(stops), []
+    outgoing, pieces = StopFilter(stops), []
     for number, text in enumerate(texts):
         new, stopped = outgoing.read(text, last=number == len(texts) - 1)
         pieces.append(new)
