@@ -34,7 +34,7 @@ SENTENCE = "the old cat sees a big dog then it runs to small house by river tree
 WORDS = SENTENCE.split()
 DROPPED = re.compile(
     r"(^|[ _])(seconds|hours|speed|waited|memory|bytes|date|version|path|folder|file|output|host)([ _]|$)"
-    r"|^(definitions|signs|notes|notices|verdict|title|alarms|by|reward_source)$"
+    r"|^(definitions|signs|notes|notices|verdict|title|alarms|by)$"
 )
 """Keys whose values depend on the clock, the machine or the folder, or are sentences for people."""
 LISTED = 48
