@@ -31,8 +31,8 @@ from numpy.typing import ArrayLike
 
 from penchant.evaluation import agreeing_seeds
 from penchant.evaluation.statistics import Estimate, Floats
-from penchant.evaluation.student_t import critical_value
 from penchant.evaluation.variance_components import Variances, components
+from penchant.intervals.student_t import critical_value
 
 Outcome = Literal["better", "worse", "not distinguishable"]
 
