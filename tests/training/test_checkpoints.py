@@ -166,5 +166,5 @@ def test_a_full_disk_of_another_process_is_this_ones_error_too(tmp_path):
     world = OtherRankFails(0, 2, torch.device("cpu"))
     store = checkpoints.Checkpoints(tmp_path / "checkpoints", world, 2)
     with pytest.raises(DiskFullError, match="the disk is full"):
-        store.save(1, model, optimizer, {}, {})
+        store.save(1, model, optimizer, {}, {}, {})
     assert list((tmp_path / "checkpoints").glob("step-*")) == []
