@@ -100,7 +100,7 @@ def test_a_call_turn_with_reasoning_in_front(read_jsonl: Any) -> None:
 def test_a_call_turn_that_is_no_json_stays_text_and_is_counted(read_jsonl: Any) -> None:
     group_set = read_jsonl({"conversations": [TURNS[0], {"from": "function_call", "value": "weather()"}, TURNS[3]]})
     assert group_set.groups[0].prompt[1] == {"role": "assistant", "content": "weather()"}
-    assert any("that are no JSON" in note for note in group_set.notes)
+    assert any("that are not JSON" in note for note in group_set.notes)
 
 
 @pytest.mark.parametrize(

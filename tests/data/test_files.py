@@ -234,6 +234,6 @@ class TestColumns:
     def test_two_columns_with_one_name(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.jsonl", '{"prompt": "p", "question": "q"}\n')
         error = failure(file, columns={"prompt": "question"})
-        assert error.fix == "map that one out of the way: data.columns={prompt: question, unused: prompt}"
+        assert error.fix == "rename that column: data.columns={prompt: question, unused: prompt}"
         assert values(file, columns={"prompt": "question", "unused": "prompt"}) == [{"unused": "p", "prompt": "q"}]
         assert "has none of that name" in failure(file, columns={"prompt": "qestion"}).what

@@ -80,7 +80,7 @@ def test_a_line_that_is_not_an_object(tmp_path: Path, line: str, kind: str) -> N
 
 def test_a_name_twice_in_one_object(tmp_path: Path) -> None:
     error = failure(write(tmp_path / "a.jsonl", '{"chosen": "a", "chosen": "b"}'))
-    assert str(error).startswith("a.jsonl, line 1: the name 'chosen' stands twice")
+    assert str(error).startswith("a.jsonl, line 1: the name 'chosen' occurs twice")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
@@ -143,7 +143,7 @@ def test_broken_parquet(tmp_path: Path) -> None:
         ("a,b\n1\n", 2, "1 cells; the header has 2 columns"),
         ('a,b\n"1\n2",3\n4,5,6\n', 4, "3 cells; the header has 2 columns"),
         ('a,b\n1,2\n3,"never closed\n5,6\n', 3, "not valid CSV"),
-        ("a,a\n1,2\n", 1, "column 'a' stands twice"),
+        ("a,a\n1,2\n", 1, "column 'a' occurs twice"),
         ("messages\n\"[{'role': 'user', 'content': 'x'}]\"\n", 2, "as Python prints it"),
     ],
 )

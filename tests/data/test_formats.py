@@ -242,7 +242,7 @@ class TestTranscripts:
 
     def test_an_error_where_no_row_is_left(self, refusal: Any) -> None:
         message = str(refusal({"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"}))
-        assert "no row could be used: 1 x left out: the two transcripts differ" in message
+        assert "no row can be used: 1 x left out: the two transcripts differ" in message
 
 
 class TestCountedEvents:

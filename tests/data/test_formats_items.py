@@ -63,7 +63,7 @@ def test_repeated_items_become_one_candidate_and_are_counted(tmp_path: Path) -> 
     group_set = read_one(tmp_path, {"itemList": ["Jaws", "Heat", "Jaws", "Alien"], "trueSelection": "Alien"})
     (group,) = group_set.groups
     assert (group.candidates, group.preferred) == (("Jaws", "Heat", "Alien"), 2)
-    assert any("1 x items that stand twice in 'itemList', taken once" in note for note in group_set.notes)
+    assert any("1 x items that occur twice in 'itemList', taken once" in note for note in group_set.notes)
 
 
 def test_a_history_may_be_empty(tmp_path: Path) -> None:

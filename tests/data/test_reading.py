@@ -58,7 +58,7 @@ class TestNotes:
             lines(tmp_path / "a.jsonl", {**PAIR, "id": "1"}, PAIR, {**PAIR, "id": "7"}, {**PAIR, "id": 7})
         )
         assert [group.id for group in group_set.groups] == ["1", "1", "7", "7"]
-        assert group_set.notes[1] == "a.jsonl: 2 ids stand more than once (first: 1)"
+        assert group_set.notes[1] == "a.jsonl: 2 ids occur more than once (first: 1)"
 
     def test_files_of_a_folder_are_named(self, tmp_path: Path) -> None:
         folder = tmp_path / "both"

@@ -224,7 +224,7 @@ def test_ignored_inputs_of_a_template_are_counted() -> None:
 
 
 def test_calls_that_the_template_does_not_write_are_refused() -> None:
-    with pytest.raises(DataError, match="the chat template writes none"):
+    with pytest.raises(DataError, match="the chat template ignores them"):
         ChatRenderer(letters(TEXT_OR_PARTS)).group(group((USER,), (calling("Rome"),)))
 
 

@@ -95,7 +95,7 @@ def test_a_server_that_other_machines_reach_needs_a_key() -> None:
         assert Access.for_host(host, None).api_key is None
     for host in ("0.0.0.0", "::", "192.168.1.7", "models.example", ""):
         assert not is_loopback(host)
-        with pytest.raises(ConfigError, match="no key is asked"):
+        with pytest.raises(ConfigError, match="no key is required"):
             Access.for_host(host, None)
         assert Access.for_host(host, KEY).api_key == KEY
     for key in ("", "a b", "é", "a\n"):

@@ -55,7 +55,7 @@ def test_a_surrogate_pair_is_text() -> None:
     ],
 )
 def test_a_body_that_is_not_json_in_utf_8(body: bytes) -> None:
-    assert "no JSON in UTF-8" in refusal_of_body(body).message
+    assert "not JSON in UTF-8" in refusal_of_body(body).message
 
 
 def test_a_body_nested_too_deeply() -> None:

@@ -80,9 +80,9 @@ def test_calibration_subtracts_the_log_probs_of_empty_requests():
     ("changes", "message"),
     [
         ({"examples": EXAMPLES[:1]}, "no example of 'structured'"),
-        ({"examples": (*EXAMPLES, ("x", "other"))}, "an example is of 'other', which is no expert"),
-        ({"fallback": "nobody"}, "the fallback 'nobody' is no expert"),
-        ({"asks": "nobody"}, "the asked model 'nobody' is no expert"),
+        ({"examples": (*EXAMPLES, ("x", "other"))}, "an example is for 'other', which is not an expert"),
+        ({"fallback": "nobody"}, "the fallback 'nobody' is not an expert"),
+        ({"asks": "nobody"}, "the asked model 'nobody' is not an expert"),
     ],
 )
 def test_invalid_routers(changes, message):

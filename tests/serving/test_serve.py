@@ -335,7 +335,7 @@ def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
         assert run(["serve", f"a={tiny_model}", "--port", str(used_socket.getsockname()[1])]) == 2
     error = capsys.readouterr().err
     assert "cannot listen there" in error
-    assert "--timeout-s: nan is no time-out" in error
+    assert "--timeout-s: nan is not a time-out" in error
     assert "Traceback" not in error
 
 

@@ -11,11 +11,11 @@ from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, as_messages
 from penchant.data.messages import Message, content_of, with_context
 
-AS_MESSAGES = "plain prompt and responses read as messages, for a system text, tools or documents stand beside them"
+AS_MESSAGES = "plain prompt and responses read as messages, because a row has a system text, tools or documents"
 """Event: a plain row has one of these columns; all other rows then become messages too."""
 
 TOOLS_TWICE = (
-    "tools stand in the system text and in a column, so most chat templates write them twice; to leave the column out: "
+    "tools are in the system text and in a column, so most chat templates write them twice; to leave the column out: "
     "data.columns={unused: tools}"
 )
 

@@ -183,7 +183,7 @@ class ChatRenderer:
         template = self._template(context)
         if not template.mentions("tool_calls") and any(message.get("tool_calls") for message in chain(*conversations)):
             raise DataError(
-                "the messages have tool calls, and the chat template writes none",
+                "the messages have tool calls, and the chat template ignores them",
                 fix="use a template that does: data.chat_template=FILE; or leave these rows out, counted: "
                 "data.refused=drop",
             )

@@ -127,7 +127,7 @@ def share_of_pairs(hits: Ints, sizes: Ints) -> Share:
     value = float(hits.sum() / n)
     if len(sizes) < 2:
         return Share(value, None, None, n)
-    # A hit is 1, its own square. Sorted, because the rounding of a sum depends on the order.
+    # Hits are 0 or 1, so their mean square is their mean. Sorted, because the rounding of a sum depends on the order.
     order = np.lexsort((hits, sizes))
     low, high = clustered_interval(value, value, (hits - value * sizes)[order], sizes[order])
     return Share(value, low, high, n)

@@ -60,7 +60,7 @@ def message(cell: Cell) -> Message:
     calls = _calls_beside_content(cell)
     if role_cell.value in CALL_TURNS:
         if (turn := calls_in_turn(cell.need("content", "value"))) is None:
-            read_log.count(f"turns from '{role_cell.value}' that are no JSON, read as text of role '{role}'", where)
+            read_log.count(f"turns from '{role_cell.value}' that are not JSON, read as text of role '{role}'", where)
         else:
             fields["content"], calls = turn
             read_log.count(f"turns from '{role_cell.value}' read as tool calls", where)
@@ -96,7 +96,7 @@ def _content(cell: Cell, role: str) -> str | list[Part]:
     if is_parts:
         return [_part(part) for part in cell.items()]
     if role == "tool" and isinstance(cell.value, dict | list | int | float):
-        cell.row.read_log.count("tool results that are no text, written as JSON", cell.row.where)
+        cell.row.read_log.count("tool results that are not text, written as JSON", cell.row.where)
         return json.dumps(cell.value, ensure_ascii=False)
     raise cell.refusal('text, or parts of type text: [{"type": "text", "text": ...}]')
 

@@ -227,7 +227,7 @@ def _rename_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: s
             raise DataError(
                 f"'{source_name}' is to be read as '{ours}', but {conflict} '{ours}'",
                 where=where,
-                fix=f"map that one out of the way: data.columns={{{ours}: {source_name}, unused: {ours}}}"
+                fix=f"rename that column: data.columns={{{ours}: {source_name}, unused: {ours}}}"
                 if source_name in row
                 else f"correct the name, or leave '{ours}' out of data.columns",
             )

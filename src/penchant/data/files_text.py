@@ -127,7 +127,7 @@ def _parse_json(text: str, name: str, first_line: int) -> Any:
         message = f"not valid JSON at column {error.colno}: {error.msg}"
         line, fix = first_line + error.lineno - 1, "correct the line; one object stands on one line in JSON lines"
     except _DuplicateNameError as error:
-        message, line = f"the name '{error}' stands twice in one object", first_line
+        message, line = f"the name '{error}' occurs twice in one object", first_line
         fix = "keep one of the two"
     except RecursionError:
         message, line, fix = "JSON nested too deeply", first_line, "remove what is nested"
@@ -210,7 +210,7 @@ def _delimited(lines: Iterable[str], name: str, delimiter: str) -> Rows:
 def _header(names: list[str], where: str) -> list[str]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise DataError(f"column '{repeated[0]}' stands twice in the header", where=where, fix="rename one of the two")
+        raise DataError(f"column '{repeated[0]}' occurs twice in the header", where=where, fix="rename one of the two")
     return names
 
 

@@ -26,7 +26,7 @@ def s_dpo(row: Row) -> Iterator[PreferenceGroup]:
     history, items, chosen = _items(row.need("historyList")), _items(row.need("itemList")), row.need("trueSelection")
     candidates = list(dict.fromkeys(items))
     if len(candidates) < len(items):
-        row.read_log.count("items that stand twice in 'itemList', taken once", row.where)
+        row.read_log.count("items that occur twice in 'itemList', taken once", row.where)
     prompt = "\n".join(["Chosen before, oldest first:", *history, "Chosen next:", ""])
     chosen = Cell(chosen.name(), chosen.column, row)
     yield replace(row.group(prompt, candidates), preferred=index_of_text(chosen, candidates))

@@ -92,7 +92,7 @@ def _convert_rows(
     first_rows = {_kind(group): where for where, group in reversed(located)}
     if not groups:
         raise DataError(
-            f"no row could be used: {'; '.join(_event_notes(read_log))}",
+            f"no row can be used: {'; '.join(_event_notes(read_log))}",
             where=name,
             fix="docs/data-formats.md shows what is read",
         )
@@ -161,4 +161,4 @@ def _event_notes(read_log: ReadLog) -> list[str]:
 
 def _repeated_id_notes(groups: Sequence[PreferenceGroup]) -> list[str]:
     repeated = [name for name, count in Counter(group.id for group in groups).items() if count > 1]
-    return [f"{len(repeated)} ids stand more than once (first: {repeated[0]})"] if repeated else []
+    return [f"{len(repeated)} ids occur more than once (first: {repeated[0]})"] if repeated else []

@@ -45,7 +45,7 @@ class Access:
         """
         if api_key is None and not is_loopback(host):
             raise ConfigError(
-                "other machines can reach this address, and no key is asked of them",
+                "other machines can reach this address, and no key is required",
                 where=f"--host {host}",
                 fix="set PENCHANT_API_KEY (or --api-key, which other users see in the list of processes), "
                 "or --host 127.0.0.1",
@@ -63,7 +63,7 @@ class Access:
         host = headers.get("host")
         if host is not None and not self._knows(host_name(host)):
             return invalid(
-                f"this server does not know itself as '{host_name(host)}'; if it should: --allowed-host",
+                f"this server is not known as '{host_name(host)}'; if it should be: --allowed-host",
                 code="host_not_allowed",
                 status=403,
             )

@@ -28,7 +28,7 @@ def offered_function(tool: Tool) -> Function:
     parameters, where = tool.function.parameters or {}, f"the tool '{tool.function.name}'"
     properties = parameters.get("properties") or {}
     if not isinstance(properties, dict) or not all(isinstance(schema, dict) for schema in properties.values()):
-        raise DataError("its properties are no schemas by name", where=where, fix="describe them in JSON Schema")
+        raise DataError("its properties are not schemas by name", where=where, fix="describe them in JSON Schema")
     typed = {name: {"type": "any", **schema} for name, schema in properties.items()}
     required = parameters.get("required") or []
     return Function.read({"name": tool.function.name, "parameters": {"properties": typed, "required": required}}, where)

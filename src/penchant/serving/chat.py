@@ -55,7 +55,7 @@ def _plan(service: Service, chat: ChatRequest, messages: tuple[Message, ...], na
     expert = service.experts.peek(name)
     if chat.offered_tools and not expert.renders_tools:
         raise invalid(
-            f"'{name}' cannot be told of tools: its chat template does not write them; leave tools out",
+            f"'{name}' cannot use tools: its chat template does not render them; leave tools out",
             param="tools",
             code="unsupported_parameter",
         )

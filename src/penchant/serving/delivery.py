@@ -89,7 +89,7 @@ async def whole_answer(form: Form, jobs: Sequence[Job], mailbox: Mailbox, reques
                 events = await asyncio.wait_for(mailbox.take(), LISTENING_SECONDS)
             except TimeoutError:
                 if await request.is_disconnected():
-                    raise Refusal(499, "cancelled", "the client has gone") from None
+                    raise Refusal(499, "cancelled", "the client has disconnected") from None
                 continue
             for index, event in events:
                 _parts(form, index, event)

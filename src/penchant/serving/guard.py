@@ -57,7 +57,7 @@ class BodyGuard:
         while has_more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise invalid("the client has gone", code="cancelled", status=499)
+                raise invalid("the client has disconnected", code="cancelled", status=499)
             part = message.get("body", b"")
             has_more = message.get("more_body", False)
             size += len(part)

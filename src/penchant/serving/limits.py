@@ -36,4 +36,6 @@ class Limits:
             seconds = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             if not (math.isfinite(seconds) and seconds > 0):
-                raise ConfigError(f"{seconds:g} is no time-out; expected seconds above 0", where=flag, fix=f"{flag} 60")
+                raise ConfigError(
+                    f"{seconds:g} is not a time-out; expected more than 0 s", where=flag, fix=f"{flag} 60"
+                )

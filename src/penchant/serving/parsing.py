@@ -57,13 +57,13 @@ def read_json(body: bytes) -> Any:
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise invalid(f"the body is no JSON in UTF-8: {error}") from error
+        raise invalid(f"the body is not JSON in UTF-8: {error}") from error
     _check_values(value)
     return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_values(value: object) -> None:

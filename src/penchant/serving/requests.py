@@ -173,7 +173,7 @@ class ChatRequest(CompletionSettings):
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice 'required' needs tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names '{self.tool_choice.function.name}', which is none of the tools")
+            raise ValueError(f"tool_choice names '{self.tool_choice.function.name}', which is not among the tools")
         return self
 
     @property

@@ -69,11 +69,11 @@ class Router:
         unknown = sorted(example_experts - set(self.names))
         if unknown:
             raise DataError(
-                f"an example is of '{unknown[0]}', which is no expert", fix=f"one of {', '.join(self.names)}"
+                f"an example is for '{unknown[0]}', which is not an expert", fix=f"one of {', '.join(self.names)}"
             )
         for role, expert in (("fallback", self.fallback), ("asked model", self.asks)):
             if expert not in self.names:
-                raise ConfigError(f"the {role} '{expert}' is no expert", fix=f"one of {', '.join(self.names)}")
+                raise ConfigError(f"the {role} '{expert}' is not an expert", fix=f"one of {', '.join(self.names)}")
 
     def question(self, request: str) -> PreferenceGroup:
         """The question about a request as a group, whose candidates are the labels in the order of `names`."""

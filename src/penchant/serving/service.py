@@ -168,7 +168,7 @@ class Service:
                 code="context_length_exceeded",
             )
         if requested is not None and requested > limit:
-            raise invalid(f"{requested} tokens asked for; at most {limit} are given", param="max_tokens")
+            raise invalid(f"{requested} tokens requested; at most {limit} are allowed", param="max_tokens")
         max_tokens = requested or limit
         return max_tokens if context is None else min(max_tokens, context - prompt_tokens)
 
