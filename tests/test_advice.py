@@ -17,7 +17,7 @@ from penchant.cli_advice import CONVERT, OPTION, OPTIONS, RUN_SECTIONS, Verb, ad
 from penchant.cli_recipe import RECIPES
 from penchant.comparison.config import Bench
 from penchant.config import RunConfig
-from penchant.errors import respell
+from penchant.errors import rename_options
 
 SOURCE = Path(penchant.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -218,7 +218,7 @@ def test_mappings_become_flags_that_a_shell_reads():
 def test_a_stages_keys_are_put_before_a_runs_and_nothing_else():
     keys = {"training.": "sft.training.", "reward.": "verifier.reward.", "data.split": "data.held_out_split"}
     text = "training.seed=1, a.training.seed, reward.py:score and reward.label=1; while training. Leave data.split out"
-    assert respell(text, keys) == (
+    assert rename_options(text, keys) == (
         "sft.training.seed=1, a.training.seed, reward.py:score and verifier.reward.label=1; while training. Leave "
         "data.held_out_split out"
     )

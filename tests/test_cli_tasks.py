@@ -129,7 +129,7 @@ class FirstTokenHead(torch.nn.Module):
         return group.length
 
     def forward(self, batch):
-        rewards = batch.table(batch.targets[torch.cumsum(batch.lengths, 0) - batch.lengths].double())
+        rewards = batch.to_group_matrix(batch.targets[torch.cumsum(batch.lengths, 0) - batch.lengths].double())
         return torch.stack([-rewards, rewards])
 
 

@@ -42,7 +42,7 @@ from penchant.cli_serve import serve
 from penchant.cli_tasks import tasks
 from penchant.cli_tools import tool_calls
 from penchant.engine.allocator import keep_freed_memory
-from penchant.errors import ConfigError, PenchantError, located
+from penchant.errors import ConfigError, PenchantError, locate_errors
 
 app = App(
     name="penchant",
@@ -157,7 +157,7 @@ def evaluate(
     tell_all(tell, dataset.notes)
     world = enter_world()
     try:
-        with located(data):
+        with locate_errors(data):
             report = measure_model(
                 model,
                 dataset.groups,

@@ -28,7 +28,7 @@ from penchant.cli_reading import (
     TemplateFlags,
     TurnFlags,
 )
-from penchant.errors import ConfigError, DataError, located, respelled
+from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 
 if TYPE_CHECKING:
     from penchant.data.groups import PreferenceGroup
@@ -71,7 +71,7 @@ def check(
     tell_all(tell, dataset.notes)
     held_out_groups: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
-        with respelled({"data.split": "data.held_out_split"}):
+        with rename_options_in_errors({"data.split": "data.held_out_split"}):
             held_out_groups = replace(rows, split=held_out_split).load(held_out or file).groups
     loaded = None
     if tokenizer is not None:
@@ -175,14 +175,14 @@ def split_file(
     by_first_turn
         Conversations that begin with the same user's turn stay together too.
     """
-    from penchant.data.splitting import column_values, first_turns, split_by_prompt
+    from penchant.data.splitting import column_values, first_user_turns, split_by_prompt
     from penchant.data.writing import renamed_columns, write_groups
 
     dataset = rows.load(file)
     tell_all(teller(as_json), dataset.notes)
-    with located(file):
+    with locate_errors(file):
         together = [column_values(dataset.groups, column) for column in by]
-        together += [first_turns(dataset.groups)] if by_first_turn else []
+        together += [first_user_turns(dataset.groups)] if by_first_turn else []
         train, out = split_by_prompt(dataset.groups, held_out=held_out, seed=seed, together=together)
     tell_all(teller(as_json), renamed_columns(dataset.groups))
     write_groups(train, train_output)
@@ -217,7 +217,7 @@ def convert(
     from penchant.data.writing import renamed_columns, write_groups
 
     dataset = rows.load(file)
-    with located(file):
+    with locate_errors(file):
         groups = require_messages(dataset.groups) if to == "messages" else dataset.groups
     write_groups(groups, output)
     notes = [*dataset.notes, *renamed_columns(groups)]

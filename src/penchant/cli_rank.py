@@ -53,7 +53,7 @@ def score(
         The judge's name there.
     """
     from penchant.engine.distribution import local_device
-    from penchant.errors import located
+    from penchant.errors import locate_errors
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
@@ -62,7 +62,7 @@ def score(
     dataset = rows.load(data)
     tell_all(tell, dataset.notes)
     reward = open_reward(config, device=local_device(), reading=reading_of(template, lengths, compute=compute))
-    with located(data):
+    with locate_errors(data):
         groups = reward.fitting(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
     if isinstance(reward, ModelReward):
         tell_all(tell, reward.rounding_notes(groups))
@@ -97,7 +97,7 @@ def rank(
         Write a JSON line for each group to this file: order (the best first) and scores.
     """
     from penchant.engine.distribution import World, local_device
-    from penchant.errors import ConfigError, located
+    from penchant.errors import ConfigError, locate_errors
     from penchant.evaluation.ranking import rank as rank_groups
     from penchant.evaluation.ranking import rank_by_reward
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
@@ -110,7 +110,7 @@ def rank(
     tell = teller(as_json)
     dataset, reading = flags.load(data), flags.reading
     tell_all(tell, dataset.notes)
-    with located(data):
+    with locate_errors(data):
         if by == "reward":
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
             groups = list(dataset.groups)

@@ -57,7 +57,7 @@ def serve(
 
     if not sources:
         raise ConfigError("no model is named", fix="penchant serve runs/first")
-    access = Access.at(host, api_key, allowed_host)
+    access = Access.for_host(host, api_key, allowed_host)
     limits = Limits(batch, waiting, max_tokens, timeout_s, read_timeout_s, max_body_bytes)
     folders, router = find_experts(sources)
     listed = ", ".join([*folders, *(["router"] if router is not None else [])])

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from penchant.errors import ConfigError, respell
+from penchant.errors import ConfigError, rename_options
 
 Model = TypeVar("Model", bound=BaseModel)
 SECRET = "secret"
@@ -52,7 +52,7 @@ def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str
     if problem["type"] == SECRET:
         return f"{key}: {message}"
     if problem["type"] == "value_error" and path:
-        message = respell(message, {f"{name}.": f"{key}.{name}." for name in _known_keys(root, path)})
+        message = rename_options(message, {f"{name}.": f"{key}.{name}." for name in _known_keys(root, path)})
         if message.startswith(f"{key}."):
             return message
     found = f", found {_shorten(problem['input'])}" if problem["type"] != "value_error" or path else ""

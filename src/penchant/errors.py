@@ -1,7 +1,7 @@
-"""Mistakes a user can make, each with what was found, where, and what to do about it.
+"""Errors that a user can correct; each says what is wrong, where, and how to fix it.
 
-The command line prints such an error as it stands and exits with 2; a library caller catches `PenchantError`.
-Every other exception is a defect of ours and exits with 1.
+The command line prints such an error without a traceback and exits with 2; a library caller catches `PenchantError`.
+Every other exception is a defect of Penchant and exits with 1.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 
 class PenchantError(Exception):
-    """A user's mistake.
+    """Base class of the errors that a user can correct.
 
     Args:
-        what: what was found, and what was expected instead.
+        what: the problem: the value that was read, and the value that was expected.
         where: the file, row or field, as in ``pairs.jsonl, line 3``.
-        fix: what to do; ends with what to type where that is known.
+        fix: how to correct it; ends with the text to type where there is one.
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
@@ -32,53 +32,58 @@ class PenchantError(Exception):
 
 
 class DataError(PenchantError):
-    """A preference file, or a row of it, that cannot be used as it is."""
+    """A preference file, or one of its rows, cannot be used as it is."""
 
 
 class ConfigError(PenchantError):
-    """A run's configuration that is not valid, or does not fit its data or its output folder."""
+    """A run's configuration is not valid, or does not fit its data or its output folder."""
 
 
 class ModelError(PenchantError):
-    """A model, tokenizer or chat template that cannot be loaded or does not fit."""
+    """A model, tokenizer or chat template cannot be loaded, or does not fit the run."""
 
 
 class CheckpointError(PenchantError):
-    """A checkpoint that is damaged, or belongs to another run."""
+    """A checkpoint is damaged, or belongs to another run."""
 
 
 class TrainingError(PenchantError):
-    """A run that had to stop: a loss that is not a number, a full disk."""
+    """A run had to stop: its loss is not a number, or the disk is full."""
 
 
 class DiskFullError(TrainingError):
-    """A run that had to stop for want of space: no other run could go on either."""
+    """A run had to stop because the disk is full, so no other run can continue either."""
 
 
 def reason_of(error: BaseException) -> str:
-    """All that an exception says, in one line; its type's name where it says nothing."""
+    """An exception's message on one line, or the name of its type where the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
-def from_extra(extra: str, what: str) -> Iterator[None]:
-    """Around the import of a package that comes with one of Penchant's extras.
+def require_extra(extra: str, requirement: str) -> Iterator[None]:
+    """Context for importing a package that one of Penchant's extras installs.
 
     Args:
-        what: what needs which package, as in "GGUF files need gguf".
+        extra: name of the extra, as in ``gguf``.
+        requirement: the message: which feature needs which package, as in "GGUF files need gguf".
 
     Raises:
-        ConfigError: it cannot be imported.
+        ConfigError: the package cannot be imported.
     """
     try:
         yield
     except ImportError as error:
-        raise ConfigError(what, fix=f"python -m pip install 'penchant[{extra}]'") from error
+        raise ConfigError(requirement, fix=f"python -m pip install 'penchant[{extra}]'") from error
 
 
 @contextmanager
-def located(source: str) -> Iterator[None]:
-    """Puts the file's name in front of a `DataError` that knows only its group."""
+def locate_errors(source: str) -> Iterator[None]:
+    """Context that puts the source's name in front of the location of every `DataError`.
+
+    Args:
+        source: name of the file or data set.
+    """
     try:
         yield
     except DataError as error:
@@ -86,22 +91,27 @@ def located(source: str) -> Iterator[None]:
         raise DataError(error.what, where=where, fix=error.fix) from error
 
 
-def respell(text: str, keys: Mapping[str, str]) -> str:
-    """The text with options that it names replaced.
+def rename_options(text: str, keys: Mapping[str, str]) -> str:
+    """The text with the configuration options that it mentions renamed.
 
     Args:
-        keys: new name by old one; a section's end with a dot, as in ``{"training.": "sft.training."}``.
+        text: an error's message or fix.
+        keys: new name of each option; names of sections end with a dot, as in ``{"training.": "sft.training."}``.
     """
-    # Neither the end of a sentence nor the name of a file, reward.py.
+    # A section's name must not match at the end of a sentence or in a file's name such as reward.py.
     names = [re.escape(old) + (r"(?=[a-z])(?!(?:csv|jsonl?|py|ya?ml)\b)" if old[-1] == "." else r"\b") for old in keys]
     return re.sub(rf"(?<![\w./-])(?:{'|'.join(names)})", lambda match: keys[match[0]], text) if keys else text
 
 
 @contextmanager
-def respelled(keys: Mapping[str, str]) -> Iterator[None]:
-    """Names options in an error as `respell` does: a recipe's stage's keys for a run's."""
+def rename_options_in_errors(keys: Mapping[str, str]) -> Iterator[None]:
+    """Context that applies `rename_options` to errors, so that a recipe's user reads the recipe's own keys.
+
+    Args:
+        keys: new name of each option, as for `rename_options`.
+    """
     try:
         yield
     except PenchantError as error:
-        fix = None if error.fix is None else respell(error.fix, keys)
-        raise type(error)(respell(error.what, keys), where=error.where, fix=fix) from error
+        fix = None if error.fix is None else rename_options(error.fix, keys)
+        raise type(error)(rename_options(error.what, keys), where=error.where, fix=fix) from error

@@ -202,7 +202,7 @@ def test_the_token_budget_is_followed(verb, command, monkeypatch):
         budgets.append(budget)
         return [[i] for i in range(len(costs))]
 
-    monkeypatch.setattr(scoring, "cut", spying)
+    monkeypatch.setattr(scoring, "split_into_micro_batches", spying)
     assert run([*command(verb, Case(())), "--token-budget", "77"]) == 0
     assert set(budgets) == {77}
 

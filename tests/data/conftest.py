@@ -1,4 +1,4 @@
-"""Readers of rows that are written out in a test, and the module of chat templates, importable by its name."""
+"""Fixtures that read rows from a test, and the path of the module of chat templates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPEC.loader.exec_module(chat_shapes)
 
 @pytest.fixture
 def read_jsonl(tmp_path: Path) -> Callable[..., GroupSet]:
-    """Reads rows from a file rows.jsonl, with the options of `read_groups`."""
+    """A function that reads rows through a file rows.jsonl, with the options of `read_groups`."""
 
     def read_written(*rows: Any, **options: Any) -> GroupSet:
         file = tmp_path / "rows.jsonl"
@@ -34,7 +34,7 @@ def read_jsonl(tmp_path: Path) -> Callable[..., GroupSet]:
 
 @pytest.fixture
 def refusal(read_jsonl: Callable[..., GroupSet]) -> Callable[..., DataError]:
-    """The error that reading rows raises; it says what to do."""
+    """A function that returns the error of reading rows, which has a fix."""
 
     def refusal_of(*rows: Any, **options: Any) -> DataError:
         with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Bare prompts and responses as messages: which groups, on whose word, and what they become."""
+"""Conversion of plain prompts and responses to messages: which groups, by which setting, and the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AS_CHAT, PLAINLY = Rendering(as_chat="true"), Rendering(as_chat="false")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Characters, with ChatML's tokens and one special token that the template does not write."""
+    """A tokenizer of characters, with ChatML's tokens and one special token that the template does not write."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     special = ["<|im_start|>", "<|im_end|>", "<jupyter_code>", "<unk>"]
@@ -44,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def base(tokenizer) -> PreTrainedTokenizerFast:
-    """The same without a chat template."""
+    """The tokenizer of characters without a chat template."""
     import copy
 
     without_template = copy.deepcopy(tokenizer)
@@ -80,7 +80,7 @@ class TestTrue:
         assert prompt_text == "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
         assert from_bare.group == BARE, "what the data says stays what it is"
 
-    def test_a_prompt_alone_as_its_group(self, tokenizer):
+    def test_a_prompt_without_candidates_gives_the_same_ids_as_its_group(self, tokenizer):
         [prompt_ids] = tokenize_prompts(["2 + 2?"], tokenizer, AS_CHAT)
         [[group], _] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=AS_CHAT)
         assert prompt_ids.tolist() == group.prompt.tolist()
@@ -102,7 +102,7 @@ class TestTrue:
 
 
 class TestAuto:
-    def test_stays_plain_and_is_counted_once_a_group_with_how_to_switch(self, tokenizer):
+    def test_plain_groups_stay_plain_and_are_counted_with_advice(self, tokenizer):
         [plain, *_], report = tokenize_groups([BARE] * 3, tokenizer, max_length=500)
         [[plain_on_request], quiet_report] = tokenize_groups([BARE], tokenizer, max_length=500, rendering=PLAINLY)
         assert plain.prompt.tolist() == plain_on_request.prompt.tolist()
@@ -113,23 +113,23 @@ class TestAuto:
         assert "data.as_chat=false" in line
 
     @pytest.mark.parametrize("name", UNTOUCHED)
-    def test_no_word_where_nothing_would_change(self, name, tokenizer):
+    def test_no_event_where_conversion_changes_nothing(self, name, tokenizer):
         _, report = tokenize_groups([UNTOUCHED[name]], tokenizer, max_length=500, empty="keep")
         assert PLAIN_TEXT not in report.counts
 
-    def test_no_word_without_a_template(self, base):
+    def test_no_event_without_a_chat_template(self, base):
         _, report = tokenize_groups([BARE], base, max_length=500)
         assert PLAIN_TEXT not in report.counts
         assert AsChat(base, PLAIN).count_plain(["a"]) == 0
 
-    def test_counting_prompts(self, tokenizer):
+    def test_plain_prompts_are_counted(self, tokenizer):
         prompts = ["a", "", "<|im_start|>user\n", MESSAGES.prompt]
         assert AsChat(tokenizer, PLAIN).count_plain(prompts) == 1
         assert AsChat(tokenizer, PLAINLY).count_plain(prompts) == AsChat(tokenizer, AS_CHAT).count_plain(prompts) == 0
 
 
 @pytest.mark.parametrize(("value", "expected"), [(True, "true"), (False, "false"), ("auto", "auto"), ("true", "true")])
-def test_yaml_bools(value, expected):
+def test_yaml_booleans_set_as_chat(value, expected):
     values = {"model": "m", "data": {"train": "t", "as_chat": value}, "output": "o", "objective": {"name": "dpo"}}
     assert parse_config(values, "here").rendering.as_chat == expected
 
@@ -137,13 +137,13 @@ def test_yaml_bools(value, expected):
 def test_only_bare_groups_become_messages():
     assert bare_as_messages(BARE) == MESSAGES
     for name, group in UNTOUCHED.items():
-        # Whose tokens a rendered prompt holds is known with a tokenizer alone.
+        # A rendered prompt is recognised only with a tokenizer.
         assert is_bare(group.prompt, group.candidates) == (name == "rendered")
         assert (bare_as_messages(group) == group) == (name != "rendered")
 
 
 class TestConvert:
-    def test_to_messages(self, tmp_path, capsys):
+    def test_plain_groups_are_converted_to_messages(self, tmp_path, capsys):
         file = tmp_path / "pairs.jsonl"
         file.write_text(json.dumps({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}) + "\n")
         assert run(["data", "convert", str(file), str(tmp_path / "new.jsonl"), "--to", "messages"]) == 0
@@ -152,7 +152,7 @@ class TestConvert:
         assert row["candidates"] == [[{"role": "assistant", "content": text}] for text in ("4", "5")]
         assert row["preferred"] == 0
 
-    def test_what_cannot_be_written_as_messages_is_named(self, tmp_path, capsys):
+    def test_groups_that_cannot_become_messages_are_named(self, tmp_path, capsys):
         file = tmp_path / "texts.jsonl"
         file.write_text(json.dumps({"id": "seven", "text": "A text."}) + "\n")
         assert run(["data", "convert", str(file), str(tmp_path / "new.jsonl"), "--to", "messages"]) == 2
@@ -174,7 +174,7 @@ def chat_model(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 class TestVerbs:
-    """Rows of files stay plain with a word; a prompt typed on the command line is a user's message, said."""
+    """Rows of files stay plain with a notice; a prompt on the command line becomes a user's message with a notice."""
 
     def answers(self, capsys, *arguments: object) -> tuple[list[str], str]:
         line = ["--temperature", "0", "--max-new-tokens", "6", "--json"]
@@ -200,7 +200,7 @@ class TestVerbs:
         assert "--as-chat" not in plain_log
 
     @pytest.mark.parametrize("verb", ["evaluate", "rank"])
-    def test_scored_as_messages(self, verb, chat_model, tmp_path, capsys):
+    def test_candidates_are_scored_as_messages(self, verb, chat_model, tmp_path, capsys):
         plain, messages = tmp_path / "plain.jsonl", tmp_path / "messages.jsonl"
         plain.write_text(json.dumps({"prompt": "the old cat", "chosen": " sees", "rejected": " runs"}) + "\n")
         converted = ["data", "convert", str(plain), str(messages), "--to", "messages"]
@@ -220,7 +220,7 @@ class TestVerbs:
         assert warned.count("--as-chat true") == 1
 
 
-def test_another_template_has_other_marks(tiny_model: Path) -> None:
+def test_marks_change_with_the_template(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompts = ("<s> the", "the </s>")
     for template, expected in (

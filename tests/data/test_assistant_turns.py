@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are learnt: the assistant's turns, each with its end, and nobody else's."""
+"""Loss masks of conversations: True exactly for the assistant's turns with their end-of-turn tokens."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def user(text: str) -> Any:
     return {"role": "user", "content": text}
 
 
-def assistant(text: str, **more: Any) -> Any:
-    return {"role": "assistant", "content": text, **more}
+def assistant(text: str, **fields: Any) -> Any:
+    return {"role": "assistant", "content": text, **fields}
 
 
 TALK = (user("one?"), assistant("first <item_1>"), user("two?"), assistant("second"), user("three?"))
@@ -40,10 +40,12 @@ def tokenized(tokenizer: Any, prompt: Any, *candidates: Any, rendering: Renderin
 
 
 def runs(group: TokenizedGroup, tokenizer: Any, k: int = 0) -> list[str]:
-    """The learnt stretches of a response, as text."""
+    """The runs of trained tokens of a response, as text."""
     flagged = zip(group.masks[k].tolist(), group.responses[k].tolist(), strict=True)
     return [
-        tokenizer.decode([i for _, i in run]) for learnt, run in groupby(flagged, key=lambda pair: pair[0]) if learnt
+        tokenizer.decode([i for _, i in run])
+        for is_trained, run in groupby(flagged, key=lambda pair: pair[0])
+        if is_trained
     ]
 
 
@@ -52,11 +54,11 @@ def all_ids(group: TokenizedGroup, k: int = 0) -> list[int]:
 
 
 @EVERY
-def test_every_turn_is_learnt_with_its_one_end_and_nothing_between(name: str) -> None:
+def test_every_assistant_turn_is_trained_on_with_one_end_token(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
     group, events = tokenized(tokenizer, TALK, "third")
     end = SHAPES[name].end
-    # What a template writes behind the beginning of an answer is learnt, as of the last turn.
+    # Text that a template writes after the generation prompt is trained on, in earlier turns as in the last.
     headers = {"harmony": ["<|channel|>final<|message|>"] * 3}
     headers |= {"qwen 3": ["", "", "<think>\n\n</think>\n\n"], "mistral": [" "] * 3}
     headers["qwen 3, calls that are special"] = headers["qwen 3"]
@@ -69,20 +71,20 @@ def test_every_turn_is_learnt_with_its_one_end_and_nothing_between(name: str) ->
 
 
 @EVERY
-def test_the_model_reads_what_it_reads_when_only_the_last_is_learnt(name: str) -> None:
+def test_learn_all_reads_the_same_ids_as_learn_last(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
-    every, _ = tokenized(tokenizer, TALK, "third")
+    all_turns, _ = tokenized(tokenizer, TALK, "third")
     last, events = tokenized(tokenizer, TALK, "third", rendering=LAST)
-    assert all_ids(every) == all_ids(last)
-    assert last.learnt is None
+    assert all_ids(all_turns) == all_ids(last)
+    assert last.loss_masks is None
     assert last.tokens == (len(last.responses[0]),)
     assert events["earlier_assistant_turns_not_learnt"] == 1
-    assert runs(every, tokenizer)[-1] == tokenizer.decode(last.responses[0])
+    assert runs(all_turns, tokenizer)[-1] == tokenizer.decode(last.responses[0])
 
 
 @EVERY
 def test_each_turn_begins_where_its_prompt_ends(name: str) -> None:
-    """What stands before a learnt turn is what the model is asked with at that point, token for token."""
+    """The ids before a trained turn equal those of the prompt at inference."""
     if name in ("deepseek",) or name.startswith("qwen 3"):
         pytest.skip("its prompt for an answer has what earlier answers do not")
     tokenizer = SHAPES[name].tokenizer()
@@ -94,7 +96,7 @@ def test_each_turn_begins_where_its_prompt_ends(name: str) -> None:
         assert ids[:start] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
-def test_a_template_that_drops_earlier_thoughts_is_learnt_as_it_renders() -> None:
+def test_training_follows_a_template_that_drops_earlier_reasoning() -> None:
     tokenizer = SHAPES["qwen 3"].tokenizer()
     talk = (
         user("one?"),
@@ -106,7 +108,7 @@ def test_a_template_that_drops_earlier_thoughts_is_learnt_as_it_renders() -> Non
     group, _ = tokenized(tokenizer, talk, (assistant("<think>\nwell\n</think>\n\nlast"),))
     call = '<think>\nso\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>'
     assert runs(group, tokenizer) == ["first<|im_end|>", call, "<think>\nwell\n</think>\n\nlast<|im_end|>"]
-    # One question more, and the thoughts between are dropped too.
+    # After another question, the reasoning between is dropped too.
     longer = (*talk, assistant("<think>\nwell\n</think>\n\nlast"), user("three?"))
     group, _ = tokenized(tokenizer, longer, "end")
     assert runs(group, tokenizer) == [
@@ -117,7 +119,7 @@ def test_a_template_that_drops_earlier_thoughts_is_learnt_as_it_renders() -> Non
     ]
 
 
-def test_template_variables_hold_for_every_turn() -> None:
+def test_template_variables_apply_to_every_turn() -> None:
     tokenizer = SHAPES["qwen 3"].tokenizer()
     quiet = Rendering(learn="all", template_kwargs={"enable_thinking": False})
     group, events = tokenized(tokenizer, TALK, "third", rendering=quiet)
@@ -126,21 +128,23 @@ def test_template_variables_hold_for_every_turn() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama 3", "mistral", "harmony", "qwen 3"])
-def test_calls_are_learnt_and_their_results_are_not(name: str) -> None:
+def test_tool_calls_are_trained_on_and_their_results_are_not(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
     talk = (user("one?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "secret 7"})
     group, _ = tokenized(tokenizer, talk, "it is 7")
-    first, last = runs(group, tokenizer)
-    assert '"x": 1' in first
-    assert first.endswith({"llama 3": "<|eom_id|>", "mistral": "</s>", "harmony": "<|call|>"}.get(name, "<|im_end|>"))
-    assert "it is 7" in last
-    assert "secret" not in first + last
+    call_run, answer_run = runs(group, tokenizer)
+    assert '"x": 1' in call_run
+    assert call_run.endswith(
+        {"llama 3": "<|eom_id|>", "mistral": "</s>", "harmony": "<|call|>"}.get(name, "<|im_end|>")
+    )
+    assert "it is 7" in answer_run
+    assert "secret" not in call_run + answer_run
     assert "secret" in tokenizer.decode(all_ids(group))
 
 
 @pytest.mark.parametrize("rendering", [ALL, LAST])
 @pytest.mark.parametrize("name", ["chatml", "llama 3", "mistral", "qwen 3", "phi 3"])
-def test_of_a_candidate_only_the_assistants_turns_are_learnt(name: str, rendering: Rendering) -> None:
+def test_only_assistant_turns_of_a_candidate_are_trained_on(name: str, rendering: Rendering) -> None:
     tokenizer = SHAPES[name].tokenizer()
     calling = (assistant("", tool_calls=[CALL]), {"role": "tool", "content": "secret"}, assistant("7"))
     questioning = (assistant("which?"), user("that one"), assistant("8"))
@@ -149,9 +153,9 @@ def test_of_a_candidate_only_the_assistants_turns_are_learnt(name: str, renderin
     )
     group, events = tokenized(tokenizer, (user("one?"),), *candidates, rendering=rendering)
     end = SHAPES[name].end
-    [first, second] = runs(group, tokenizer, 0)
-    assert first.endswith("which?" + end)
-    assert second.endswith("8" + end)
+    [call_run, answer_run] = runs(group, tokenizer, 0)
+    assert call_run.endswith("which?" + end)
+    assert answer_run.endswith("8" + end)
     assert runs(group, tokenizer, 1) == [tokenizer.decode(group.responses[1])]
     if len(candidates) == 3:
         assert "secret" not in "".join(runs(group, tokenizer, 2))
@@ -160,7 +164,7 @@ def test_of_a_candidate_only_the_assistants_turns_are_learnt(name: str, renderin
     assert "assistant_turn_without_bounds_not_learnt" not in events
 
 
-def test_all_turns_of_preferences_are_learnt_in_every_candidate() -> None:
+def test_all_assistant_turns_are_trained_on_in_every_candidate() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     group, _ = tokenized(tokenizer, TALK, "third", "other")
     for k, answer in enumerate(("third", "other")):
@@ -172,7 +176,7 @@ def test_all_turns_of_preferences_are_learnt_in_every_candidate() -> None:
     assert tokenizer.decode(group.prompt) == "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_masks_are_those_of_a_template_with_generation_tags() -> None:
+def test_masks_equal_those_of_a_template_with_generation_tags() -> None:
     """The convention of TRL's `assistant_only_loss`; the tag covers the end of turn, as in TRL's own templates."""
     tagged = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
@@ -192,7 +196,7 @@ def test_masks_are_those_of_a_template_with_generation_tags() -> None:
     assert mask == [bool(flag) for flag in transformers_output["assistant_masks"]][: len(ids)]
 
 
-def test_a_turn_the_template_does_not_end_is_counted_and_not_learnt() -> None:
+def test_a_turn_without_end_token_is_counted_and_not_trained_on() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.last and m.role == 'assistant' %}"
@@ -211,7 +215,7 @@ def test_control_text_in_a_message_ends_no_turn() -> None:
     assert all_ids(group).count(tokenizer.eos_token_id) == 4
 
 
-def test_equal_turns_are_each_found_where_they_stand() -> None:
+def test_equal_turns_have_different_positions() -> None:
     tokenizer = SHAPES["llama 3"].tokenizer()
     talk = (user("yes"), assistant("yes"), user("yes"), assistant("yes"), user("yes"))
     group, _ = tokenized(tokenizer, talk, "yes")
@@ -228,7 +232,7 @@ def test_two_answers_in_a_row_are_two_turns(rendering: Rendering) -> None:
     assert events == {}
 
 
-def test_an_answer_that_goes_on_with_a_message_is_learnt_from_there() -> None:
+def test_a_continued_answer_is_trained_on_from_its_continuation() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     talk = (user("one?"), assistant("first"), user("two?"), assistant("sec"))
     group, _ = tokenized(tokenizer, talk, "ond")

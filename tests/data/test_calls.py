@@ -1,4 +1,4 @@
-"""Tool calls, tools and whatever else stands beside a conversation, in the spellings that data sets have."""
+"""Tool calls, tools and other context of conversations, in the forms of several data sets."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ SPELLINGS: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
 
 
 @pytest.mark.parametrize(("row", "prompt"), [case[1:] for case in SPELLINGS], ids=[case[0] for case in SPELLINGS])
-def test_every_spelling_is_read_as_one(read_jsonl: Any, row: dict[str, Any], prompt: tuple[Any, ...]) -> None:
+def test_every_form_of_a_call_is_read_as_openais(read_jsonl: Any, row: dict[str, Any], prompt: tuple[Any, ...]) -> None:
     (group,) = read_jsonl(row).groups
     assert group.prompt == Conversation(prompt, Context(tools=(TOOL,)))
     assert group.candidates[0][-1] == ANSWER
 
 
-def test_parallel_calls_in_turns_of_their_own_are_one_turn(read_jsonl: Any) -> None:
+def test_parallel_calls_in_separate_turns_become_one_turn(read_jsonl: Any) -> None:
     turns = [TURNS[0], {"from": "gpt", "value": "I look."}, TURNS[1], TURNS[1], TURNS[2], TURNS[3]]
     group_set = read_jsonl({"conversations": turns})
     assert group_set.groups[0].prompt[1] == {
@@ -91,7 +91,7 @@ def test_parallel_calls_in_turns_of_their_own_are_one_turn(read_jsonl: Any) -> N
     assert any("2 x calls joined to the assistant's turn" in note for note in group_set.notes)
 
 
-def test_a_call_turn_with_a_thought_in_front(read_jsonl: Any) -> None:
+def test_a_call_turn_with_reasoning_in_front(read_jsonl: Any) -> None:
     turn = {"from": "function_call", "value": "<think>hm</think>" + TURNS[1]["value"]}
     (group,) = read_jsonl({"conversations": [TURNS[0], turn]}).groups
     assert group.candidates[0] == ({**calling("Rome"), "content": "<think>hm</think>"},)
@@ -100,7 +100,7 @@ def test_a_call_turn_with_a_thought_in_front(read_jsonl: Any) -> None:
 def test_a_call_turn_that_is_no_json_stays_text_and_is_counted(read_jsonl: Any) -> None:
     group_set = read_jsonl({"conversations": [TURNS[0], {"from": "function_call", "value": "weather()"}, TURNS[3]]})
     assert group_set.groups[0].prompt[1] == {"role": "assistant", "content": "weather()"}
-    assert any("that are no JSON" in note for note in group_set.notes)
+    assert any("that are not JSON" in note for note in group_set.notes)
 
 
 @pytest.mark.parametrize(
@@ -125,21 +125,21 @@ def test_refused(refusal: Any, row: dict[str, Any], message: str) -> None:
     assert error.where == "rows.jsonl, line 1"
 
 
-def test_parts_of_type_text_stay_parts(read_jsonl: Any) -> None:
+def test_text_parts_are_kept(read_jsonl: Any) -> None:
     parts = [{"type": "text", "text": "Rain in"}, {"type": "text", "text": "Rome?"}]
     (group,) = read_jsonl({"messages": [{"role": "user", "content": parts}, ANSWER]}).groups
     assert group.prompt[0]["content"] == parts
     assert as_text(group.prompt) == "user: Rain in\nRome?"
 
 
-def test_tools_that_stand_in_the_system_text_too_are_counted(read_jsonl: Any) -> None:
+def test_tools_repeated_in_the_system_text_are_counted(read_jsonl: Any) -> None:
     system = {"role": "system", "content": f"<tools>{json.dumps(SCHEMA)}</tools>"}
     group_set = read_jsonl({"messages": [system, USER, ANSWER], "tools": json.dumps([SCHEMA])})
     assert any("data.columns={unused: tools}" in note for note in group_set.notes)
     read_jsonl({"messages": [USER, ANSWER], "tools": "weather"}, columns={"unused": "tools"})
 
 
-def test_empty_columns_are_none(read_jsonl: Any) -> None:
+def test_empty_columns_count_as_absent(read_jsonl: Any) -> None:
     (group,) = read_jsonl(
         {"messages": [USER, ANSWER], "tools": "[]", "documents": [], "chat_template_kwargs": {}}
     ).groups
@@ -149,7 +149,7 @@ def test_empty_columns_are_none(read_jsonl: Any) -> None:
 PAIR = {"prompt": [USER], "chosen": [calling("Rome")], "rejected": [calling("Oslo")], "tools": [TOOL]}
 
 
-def test_candidates_that_differ_in_their_call_are_two_and_none_is_empty(read_jsonl: Any) -> None:
+def test_candidates_that_differ_only_in_their_calls_are_distinct_and_not_empty(read_jsonl: Any) -> None:
     (group,) = read_jsonl(PAIR).groups
     assert not any(map(is_blank, group.candidates))
     assert as_text(group.candidates[0]) != as_text(group.candidates[1])
@@ -158,7 +158,7 @@ def test_candidates_that_differ_in_their_call_are_two_and_none_is_empty(read_jso
     assert report.checks["identical_in_a_pair"].count == 0
 
 
-def test_prompts_that_differ_in_their_tools_are_two(read_jsonl: Any) -> None:
+def test_prompts_that_differ_only_in_their_tools_are_distinct(read_jsonl: Any) -> None:
     forecast = {**TOOL, "function": {**SCHEMA, "name": "forecast"}}
     groups = read_jsonl(PAIR, {**PAIR, "tools": [forecast]}, {**PAIR, "chat_template_kwargs": {"deep": True}}).groups
     assert check_groups(groups).counts.prompts == 3
@@ -168,24 +168,24 @@ def test_prompts_that_differ_in_their_tools_are_two(read_jsonl: Any) -> None:
     assert groups[0] != groups[1]
 
 
-def test_what_is_beside_the_messages_is_written_and_read_back(read_jsonl: Any, tmp_path: Path) -> None:
-    beside = {"documents": [{"title": "t", "text": "x"}], "chat_template_kwargs": {"deep": False}}
+def test_the_context_of_messages_is_written_and_read_back(read_jsonl: Any, tmp_path: Path) -> None:
+    context_columns = {"documents": [{"title": "t", "text": "x"}], "chat_template_kwargs": {"deep": False}}
     groups = read_jsonl(
-        {**PAIR, **beside, "chosen": [calling("Rome"), RESULT, ANSWER]}, {**PAIR, "system": "Be brief."}
+        {**PAIR, **context_columns, "chosen": [calling("Rome"), RESULT, ANSWER]}, {**PAIR, "system": "Be brief."}
     ).groups
     write_groups(groups, tmp_path / "out.jsonl")
     assert read_groups(tmp_path / "out.jsonl").groups == groups
-    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["documents"] == beside["documents"]
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["documents"] == context_columns["documents"]
 
 
-def test_a_verdict_is_of_the_tools_too(read_jsonl: Any, tmp_path: Path) -> None:
+def test_changed_tools_make_a_verdict_stale(read_jsonl: Any, tmp_path: Path) -> None:
     (group,) = read_jsonl(PAIR).groups
-    (changed,) = read_jsonl({**PAIR, "tools": [{**TOOL, "function": {**SCHEMA, "name": "forecast"}}]}).groups
+    (changed_group,) = read_jsonl({**PAIR, "tools": [{**TOOL, "function": {**SCHEMA, "name": "forecast"}}]}).groups
     Review([group], tmp_path / "v.jsonl").give(group, "accept")
-    assert Review([changed], tmp_path / "v.jsonl").stale == 1
+    assert Review([changed_group], tmp_path / "v.jsonl").stale == 1
 
 
-def test_results_that_differ_after_one_call_leave_the_call_in_the_response(read_jsonl: Any) -> None:
+def test_a_call_with_different_results_belongs_to_the_responses(read_jsonl: Any) -> None:
     wet = {"role": "tool", "content": "rain"}
     chosen, rejected = (
         [*CALL_WITH_RESULT, ANSWER],
@@ -198,13 +198,13 @@ def test_results_that_differ_after_one_call_leave_the_call_in_the_response(read_
     ] * 2
 
 
-def test_ids_that_a_data_set_gave_to_messages_do_not_part_the_prompt(read_jsonl: Any) -> None:
+def test_message_ids_do_not_split_the_shared_prompt(read_jsonl: Any) -> None:
     chosen, rejected = [{**USER, "id": 1}, ANSWER], [{**USER, "id": 2}, {**ANSWER, "content": "Yes."}]
     (group,) = read_jsonl({"chosen": chosen, "rejected": rejected}).groups
     assert group.prompt == ({**USER, "id": 1},)
 
 
-def test_tables_pad_objects_with_nulls(tmp_path: Path) -> None:
+def test_null_fields_that_a_table_adds_are_removed(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     second_tool = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object", "required": ["x"]}}}
     first_tool = {
@@ -216,9 +216,9 @@ def test_tables_pad_objects_with_nulls(tmp_path: Path) -> None:
         {"messages": [USER, ANSWER], "tools": [second_tool]},
     ]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    first, second = read_groups(tmp_path / "rows.parquet").groups
-    assert context_of(second.prompt).tools == (second_tool,)
-    assert first.candidates == ((calling("Rome"),),)
+    first_group, second_group = read_groups(tmp_path / "rows.parquet").groups
+    assert context_of(second_group.prompt).tools == (second_tool,)
+    assert first_group.candidates == ((calling("Rome"),),)
 
 
 SYSTEM = "Be brief."
@@ -249,10 +249,10 @@ WITH_SYSTEM: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("row", WITH_SYSTEM.values(), ids=WITH_SYSTEM)
 def test_every_format_uses_a_system_column(read_jsonl: Any, row: dict[str, Any]) -> None:
-    with_system, without = read_jsonl({**row, "system": SYSTEM}), read_jsonl(row)
-    assert (with_system.format, len(with_system.groups)) == (without.format, 1)
+    with_system, without_system = read_jsonl({**row, "system": SYSTEM}), read_jsonl(row)
+    assert (with_system.format, len(with_system.groups)) == (without_system.format, 1)
     assert "not used" not in with_system.notes[0]
-    plain_group, group = without.groups[0], with_system.groups[0]
+    plain_group, group = without_system.groups[0], with_system.groups[0]
     assert group.prompt[0] == SYSTEM_TURN
     if not isinstance(plain_group.prompt, str):
         assert group.prompt[1:] == plain_group.prompt
@@ -260,7 +260,7 @@ def test_every_format_uses_a_system_column(read_jsonl: Any, row: dict[str, Any])
     assert all(not isinstance(candidate, str) for candidate in group.candidates)
 
 
-def test_one_row_with_a_system_text_makes_all_of_them_messages(read_jsonl: Any) -> None:
+def test_one_row_with_a_system_text_turns_all_rows_into_messages(read_jsonl: Any) -> None:
     row = WITH_SYSTEM["pairs"]
     group_set = read_jsonl({**row, "system": SYSTEM}, {**row, "system": ""}, {**row, "system": None})
     assert [[turn["role"] for turn in group.prompt] for group in group_set.groups] == [
@@ -271,14 +271,14 @@ def test_one_row_with_a_system_text_makes_all_of_them_messages(read_jsonl: Any) 
     assert any("read as messages" in note for note in group_set.notes)
 
 
-def test_a_transcript_with_a_system_text_becomes_its_turns(read_jsonl: Any) -> None:
+def test_a_transcript_with_a_system_text_becomes_messages(read_jsonl: Any) -> None:
     (group,) = read_jsonl({**WITH_SYSTEM["hh"], "system": SYSTEM}).groups
     turns = ("system", SYSTEM), ("user", "hi"), ("assistant", "hello"), ("user", "why?")
     assert [(turn["role"], turn["content"]) for turn in group.prompt] == list(turns)
     assert [candidate[0]["content"] for candidate in group.candidates] == ["a", "b"]
 
 
-def test_conversations_are_equal_where_their_context_is() -> None:
+def test_conversations_with_different_contexts_differ() -> None:
     conversation = Conversation((USER,))
     assert conversation == (USER,) == conversation
     assert Conversation((USER,), Context(tools=(TOOL,))) != (USER,)
@@ -287,21 +287,21 @@ def test_conversations_are_equal_where_their_context_is() -> None:
     assert group != PreferenceGroup((USER,), ("a",))
 
 
-def test_a_thought_needs_no_content_and_stays(read_jsonl: Any) -> None:
-    thought = {"role": "assistant", "reasoning_content": "It is dry there."}
-    (group,) = read_jsonl({"prompt": [USER], "completion": [{**thought, "content": None}]}).groups
-    assert group.candidates == ((thought,),)
-    (answered,) = read_jsonl({"prompt": [USER], "completion": [{**thought, **ANSWER}]}).groups
-    assert answered.candidates[0][0]["reasoning_content"] == "It is dry there."
+def test_a_message_with_reasoning_needs_no_content(read_jsonl: Any) -> None:
+    reasoning = {"role": "assistant", "reasoning_content": "It is dry there."}
+    (group,) = read_jsonl({"prompt": [USER], "completion": [{**reasoning, "content": None}]}).groups
+    assert group.candidates == ((reasoning,),)
+    (answered_group,) = read_jsonl({"prompt": [USER], "completion": [{**reasoning, **ANSWER}]}).groups
+    assert answered_group.candidates[0][0]["reasoning_content"] == "It is dry there."
 
 
-def test_all_calls_of_one_message_are_read(read_jsonl: Any) -> None:
+def test_every_call_of_one_message_is_read(read_jsonl: Any) -> None:
     parallel = {"role": "assistant", "tool_calls": [call("Rome", id="c1"), call("Oslo", id="c2")]}
     (group,) = read_jsonl({"messages": [USER, parallel, RESULT, RESULT, ANSWER]}).groups
     assert group.prompt[1]["tool_calls"] == parallel["tool_calls"]
 
 
-def test_one_system_text_in_both_places_is_one(read_jsonl: Any) -> None:
+def test_equal_system_texts_in_column_and_conversation_are_merged(read_jsonl: Any) -> None:
     row = {"messages": [SYSTEM_TURN, USER, ANSWER]}
     assert read_jsonl({**row, "system": SYSTEM}).groups == read_jsonl(row).groups
 

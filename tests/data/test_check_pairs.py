@@ -1,4 +1,4 @@
-"""Pairs are counted without being listed: equal to listing them, in a memory that does not grow with their number."""
+"""Counts of pairs without a list of them: equal to the counts of the list, in memory that does not grow with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def random_groups(seed: int) -> list[PreferenceGroup]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_counts_are_those_of_the_listed_pairs(seed):
+def test_counts_equal_those_of_all_pairs_listed(seed):
     groups = random_groups(seed)
     pairs = [(g.prompt, g.candidates[i], g.candidates[j]) for g in groups for i, j in g.pairs]
     distinct = {pair for pair in pairs if pair[1] != pair[2]}
@@ -46,8 +46,8 @@ def test_counts_are_those_of_the_listed_pairs(seed):
         preferred = {frozenset(pair) for pair in group.pairs}
         for i in range(len(group.candidates)):
             for j in range(i):
-                first, second = (" ".join(group.candidates[index].split()).casefold() for index in (i, j))
-                similar += first == second and group.candidates[i] != group.candidates[j]
+                first_text, second_text = (" ".join(group.candidates[index].split()).casefold() for index in (i, j))
+                similar += first_text == second_text and group.candidates[i] != group.candidates[j]
                 if group.candidates[i] == group.candidates[j]:
                     couples[frozenset((i, j)) in preferred] += 1
     report = check_groups(groups)
@@ -68,7 +68,7 @@ def test_counts_are_those_of_the_listed_pairs(seed):
 
 
 def test_a_thousand_candidates_fit_into_little_memory():
-    """Listed, the pairs of one such group take 200 MB."""
+    """A list of the pairs of one such group would take 200 MB."""
     draw = random.Random(0)
     groups = [
         PreferenceGroup(

@@ -1,4 +1,4 @@
-"""What a person reads of a check."""
+"""The tables of a check in the terminal."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def printed(report: CheckReport) -> str:
     return stream.getvalue()
 
 
-def cells(text: str, first: str) -> list[str]:
-    """The row's cells, without the frame."""
-    row = next(line for line in text.splitlines() if line.strip("│ ").startswith(first))
+def cells(text: str, title: str) -> list[str]:
+    """The cells of the row with this title, without the frame."""
+    row = next(line for line in text.splitlines() if line.strip("│ ").startswith(title))
     return [cell.strip() for cell in row.strip("│").split("│")]
 
 
@@ -44,13 +44,13 @@ def test_length_bias_in_words():
     assert "The chosen is longer in 100.0% [78.9%, 100.0%] of 20 pairs and of equal length in 0.0%" in text
 
 
-def test_no_interval_and_no_unequal_pair():
+def test_a_table_without_interval_and_unequal_pairs():
     text = " ".join(printed(check_groups([pair("p ", "a", "b")])).split())
     assert "longer in 0.0% of 1 pairs and of equal length in 100.0%, in characters; where lengths differ" in text
     assert "the longer wins in none." in text
 
 
-def test_findings_severest_first_with_ids_and_what_to_do():
+def test_findings_are_shown_severest_first_with_ids_and_fixes():
     text = printed(check_groups([pair("p", "a", "", "row-7"), PreferenceGroup("q ", ("a", "b"), scores=(1, 1))]))
     assert text.index("│ error") < text.index("│ warning") < text.index("│ note")
     assert "1 of 4 candidates are empty" in text
@@ -71,6 +71,6 @@ def test_nothing_found():
     assert "what to do" not in text
 
 
-def test_fits_the_width():
+def test_the_tables_fit_the_terminal():
     text = printed(check_groups([pair("p", "a", "", f"a-rather-long-row-name-{n}") for n in range(9)]))
     assert max(map(len, text.splitlines())) <= 100

@@ -23,7 +23,7 @@ def pair(prompt: str, chosen: str, rejected: str, name: str = "0", **fields: Any
     return PreferenceGroup(prompt, (chosen, rejected), preferred=0, id=name, **fields)
 
 
-def named(report: CheckReport) -> dict[str, Finding]:
+def findings_by_name(report: CheckReport) -> dict[str, Finding]:
     return {finding.name: finding for finding in report.findings}
 
 
@@ -74,10 +74,10 @@ class TestCounts:
         assert (counts.without_pairs, counts.desirable, counts.undesirable) == (4, 1, 2)
         assert counts.by_source == {"x": 2, "not given": 1, "y": 2}
 
-    def test_no_sources_are_no_breakdown(self):
+    def test_without_sources_there_is_no_breakdown(self):
         assert check(pair("p ", "a", "b")).counts.by_source == {}
 
-    def test_no_groups_is_the_users_mistake(self):
+    def test_no_groups_is_a_data_error(self):
         with pytest.raises(DataError, match="no groups to check"):
             check_groups([])
 
@@ -86,29 +86,34 @@ class TestLengths:
     def test_characters(self):
         lengths = check(pair("1234 ", "a", "bbb"), pair("1 ", "cccc", "dd"))
         assert [part.unit for part in lengths.lengths] == ["characters"]
-        (of,) = lengths.lengths
-        assert of.prompts == Quantiles(2, 2, 2, 2, 5, 5, 5, 5)
+        (quantiles,) = lengths.lengths
+        assert quantiles.prompts == Quantiles(2, 2, 2, 2, 5, 5, 5, 5)
         # 1, 2, 3, 4: the 25 % quantile is the first value that a quarter of them do not exceed.
-        assert of.candidates == Quantiles(1, 1, 1, 2, 3, 4, 4, 4)
-        assert of.longest == Quantiles(6, 6, 6, 6, 8, 8, 8, 8)
+        assert quantiles.candidates == Quantiles(1, 1, 1, 2, 3, 4, 4, 4)
+        assert quantiles.longest == Quantiles(6, 6, 6, 6, 8, 8, 8, 8)
 
     def test_percentiles_of_a_hundred(self):
-        (of,) = check(*(PreferenceGroup("p", ("x" * n,), labels=(True,)) for n in range(100, 0, -1))).lengths
-        assert of.candidates == Quantiles(1, 5, 25, 50, 75, 95, 99, 100)
+        (quantiles,) = check(*(PreferenceGroup("p", ("x" * n,), labels=(True,)) for n in range(100, 0, -1))).lengths
+        assert quantiles.candidates == Quantiles(1, 5, 25, 50, 75, 95, 99, 100)
 
     def test_a_conversation_is_counted_with_its_roles(self):
-        (of,) = check(PreferenceGroup(QUESTION, ("abc",), labels=(True,))).lengths
-        assert (of.prompts.max, of.candidates.max) == (len("user: Why?"), 3)
+        (quantiles,) = check(PreferenceGroup(QUESTION, ("abc",), labels=(True,))).lengths
+        assert (quantiles.prompts.max, quantiles.candidates.max) == (len("user: Why?"), 3)
 
-    def test_tokens_without_special_ones(self, tokenizer):
-        _, of = check(pair("the old cat", " sees it", " runs to small house"), tokenizer=tokenizer).lengths
-        assert (of.unit, of.prompts.max, of.candidates.min, of.candidates.max) == ("tokens", 3, 2, 4)
-        assert of.longest.max == 7
+    def test_special_tokens_are_not_counted(self, tokenizer):
+        _, quantiles = check(pair("the old cat", " sees it", " runs to small house"), tokenizer=tokenizer).lengths
+        assert (quantiles.unit, quantiles.prompts.max, quantiles.candidates.min, quantiles.candidates.max) == (
+            "tokens",
+            3,
+            2,
+            4,
+        )
+        assert quantiles.longest.max == 7
 
-    def test_more_texts_than_one_call_of_the_tokenizer_takes(self, tokenizer):
+    def test_texts_are_counted_in_several_tokenizer_calls(self, tokenizer):
         groups = [PreferenceGroup("cat " * n, ("dog",), labels=(True,)) for n in range(1, 1101)]
-        of = check_groups(groups, tokenizer=tokenizer).lengths[1]
-        assert (of.prompts.p50, of.prompts.max, of.candidates.max) == (550, 1100, 1)
+        quantiles = check_groups(groups, tokenizer=tokenizer).lengths[1]
+        assert (quantiles.prompts.p50, quantiles.prompts.max, quantiles.candidates.max) == (550, 1100, 1)
 
 
 class TestTooLong:
@@ -118,7 +123,7 @@ class TestTooLong:
     def test_prompt_and_longest_candidate(self, tokenizer, limit, hits):
         report = check(*self.GROUPS, tokenizer=tokenizer, max_length=limit)
         assert report.checks["too_long"] == Hits(hits, 2, ("long", "short")[:hits])
-        assert ("too_long" in named(report)) == bool(hits)
+        assert ("too_long" in findings_by_name(report)) == bool(hits)
 
     def test_unchecked_without_a_limit(self, tokenizer):
         assert "too_long" not in check(*self.GROUPS, tokenizer=tokenizer).checks
@@ -139,9 +144,11 @@ class TestDuplicates:
         )
         assert report.checks["repeated_groups"] == Hits(2, 5, ("again", "and again"))
         assert report.checks["repeated_pairs"] == Hits(3, 5, ("again", "same pair, other order", "and again"))
-        assert {named(report)[name].severity for name in ("repeated_groups", "repeated_pairs")} == {"warning"}
+        assert {findings_by_name(report)[name].severity for name in ("repeated_groups", "repeated_pairs")} == {
+            "warning"
+        }
 
-    def test_other_preferences_or_labels_are_no_repeat(self):
+    def test_other_preferences_or_labels_are_not_repeats(self):
         report = check(
             PreferenceGroup("p ", ("a", "b"), preferred=0),
             PreferenceGroup("p ", ("a", "b"), scores=(1, 1)),
@@ -150,7 +157,7 @@ class TestDuplicates:
         )
         assert report.checks["repeated_groups"].count == 0
 
-    def test_only_five_examples_and_each_once(self):
+    def test_at_most_five_distinct_examples(self):
         report = check(*(pair("p ", "a", "b", f"row-{n // 2}") for n in range(20)))
         assert report.checks["repeated_pairs"] == Hits(19, 20, ("row-0", "row-1", "row-2", "row-3", "row-4"))
 
@@ -164,7 +171,7 @@ class TestCandidates:
             pair("p ", "a", "b", "fine"),
         )
         assert report.checks["empty_candidates"] == Hits(3, 7, ("empty", "blank", "message"))
-        finding = named(report)["empty_candidates"]
+        finding = findings_by_name(report)["empty_candidates"]
         assert (finding.severity, finding.count) == ("error", 3)
         assert finding.what.startswith("3 of 7 candidates are empty")
         assert finding.fix.endswith("data.empty=drop")
@@ -176,17 +183,17 @@ class TestCandidates:
         )
         assert report.checks["identical_in_a_pair"] == Hits(2, 7, ("four", "two"))
         assert report.checks["identical_without_preference"] == Hits(1, 7, ("four",))
-        assert named(report)["identical_in_a_pair"].severity == "error"
-        assert named(report)["identical_without_preference"].severity == "warning"
+        assert findings_by_name(report)["identical_in_a_pair"].severity == "error"
+        assert findings_by_name(report)["identical_without_preference"].severity == "warning"
 
-    def test_half_a_surrogate_pair(self, tokenizer):
+    def test_a_lone_surrogate_is_found(self, tokenizer):
         report = check(pair("p ", "\ud83d", "b", "cut"), pair("p ", "\U0001f600", "b"), tokenizer=tokenizer)
         assert report.checks["unreadable_texts"] == Hits(1, 2, ("cut",))
-        assert named(report)["unreadable_texts"].severity == "error"
+        assert findings_by_name(report)["unreadable_texts"].severity == "error"
 
 
 class TestContradictions:
-    def test_both_ways_anywhere_counts_once(self):
+    def test_a_contradiction_between_groups_counts_once(self):
         report = check(
             pair("p ", "a", "b", "one"),
             pair("p ", "b", "a", "two"),
@@ -196,9 +203,9 @@ class TestContradictions:
         )
         # Couples: (p, a b), (q, a b), (r, x y).
         assert report.checks["contradictory_pairs"] == Hits(2, 3, ("one", "two", "two again", "itself"))
-        assert named(report)["contradictory_pairs"].severity == "error"
+        assert findings_by_name(report)["contradictory_pairs"].severity == "error"
 
-    def test_identical_texts_are_no_contradiction(self):
+    def test_identical_texts_are_not_a_contradiction(self):
         assert check(pair("p ", "a", "a")).checks["contradictory_pairs"] == Hits(0, 0)
 
     def test_labels(self):
@@ -209,7 +216,7 @@ class TestContradictions:
             PreferenceGroup("q ", ("a",), labels=(False,), id="other prompt"),
         )
         assert report.checks["contradictory_labels"] == Hits(1, 3, ("yes", "no"))
-        assert named(report)["contradictory_labels"].severity == "error"
+        assert findings_by_name(report)["contradictory_labels"].severity == "error"
 
 
 class TestHeldOut:
@@ -223,20 +230,22 @@ class TestHeldOut:
         )
         assert report.checks["prompts_in_held_out"] == Hits(1, 3, ("exact",))
         assert report.checks["prompts_in_held_out_normalized"] == Hits(2, 3, ("spaces", "exact"))
-        # " a" and " f"; the empty response is no overlap.
+        # " a" and " f"; the empty response is not an overlap.
         assert report.checks["candidates_in_held_out"] == Hits(2, 7, ("spaces", "free"))
-        severities = {name: finding.severity for name, finding in named(report).items() if "held_out" in name}
+        severities = {
+            name: finding.severity for name, finding in findings_by_name(report).items() if "held_out" in name
+        }
         assert severities == {
             "prompts_in_held_out": "error",
             "prompts_in_held_out_normalized": "error",
             "candidates_in_held_out": "warning",
         }
 
-    def test_equal_prompts_are_said_once(self):
+    def test_equal_prompts_are_reported_once(self):
         report = check(pair("p", " a", " b"), held_out=[pair("p", " c", " d")])
         assert report.checks["prompts_in_held_out_normalized"].count == 1
-        assert "prompts_in_held_out" in named(report)
-        assert "prompts_in_held_out_normalized" not in named(report)
+        assert "prompts_in_held_out" in findings_by_name(report)
+        assert "prompts_in_held_out_normalized" not in findings_by_name(report)
 
     def test_unchecked_without_held_out_groups(self):
         assert not [name for name in check(pair("p", " a", " b")).checks if "held_out" in name]
@@ -252,9 +261,9 @@ class TestBoundary:
             pair("", "Drag", "Me", "no prompt"),
             PreferenceGroup(QUESTION, ("Drag",), labels=(True,), id="chat"),
         )
-        # Drag and Me after "Answer:"; looked at are 2 + 2 + 2 + 1.
+        # The hits are Drag and Me after "Answer:"; 2 + 2 + 2 + 1 candidates are checked.
         assert report.checks["no_whitespace_at_boundary"] == Hits(2, 7, ("half", "empty"))
-        finding = named(report)["no_whitespace_at_boundary"]
+        finding = findings_by_name(report)["no_whitespace_at_boundary"]
         assert finding.severity == "warning"
         assert "2 of 7 candidates (28.6%)" in finding.what
 
@@ -268,13 +277,13 @@ class TestTies:
             PreferenceGroup("s ", ("a", "b", "c"), preferred=2),
         )
         assert report.ties == Ties(couples=15, tied=1 + 3, undecided=4 + 1)
-        finding = named(report)["ties"]
+        finding = findings_by_name(report)["ties"]
         assert (finding.severity, finding.count) == ("note", 9)
 
     def test_none(self):
         report = check(pair("p ", "aa", "b"))
         assert report.ties == Ties(1, 0, 0)
-        assert "ties" not in named(report)
+        assert "ties" not in findings_by_name(report)
 
     def test_comparisons_come_before_scores(self):
         report = check(PreferenceGroup("p ", ("a", "b"), comparisons=(), scores=(1, 1)))
@@ -287,7 +296,7 @@ class TestTies:
             PreferenceGroup("p ", ("c",), labels=(True,), id="labelled"),
         )
         assert report.checks["nothing_to_learn"] == Hits(2, 3, ("tied", "bare"))
-        assert named(report)["nothing_to_learn"].severity == "note"
+        assert findings_by_name(report)["nothing_to_learn"].severity == "note"
 
 
 class TestTemplate:
@@ -295,22 +304,22 @@ class TestTemplate:
     FAULTS = ("no_chat_template", "chat_template_fails", "no_end_of_turn")
 
     def faults(self, report: CheckReport) -> list[str]:
-        return [name for name in self.FAULTS if name in named(report)]
+        return [name for name in self.FAULTS if name in findings_by_name(report)]
 
-    def test_an_end_of_turn_is_fine(self, chat_tokenizer):
+    def test_a_template_with_an_end_token_has_no_finding(self, chat_tokenizer):
         report = check(self.CONVERSATION, tokenizer=chat_tokenizer)
         assert [report.checks[name] for name in self.FAULTS] == [Hits(0, 1)] * 3
         assert self.faults(report) == []
 
     @pytest.mark.parametrize("end", ["", "\n", "<s>", "<pad>"])
-    def test_without_one(self, chat_tokenizer, end):
+    def test_a_template_without_an_end_token_is_an_error(self, chat_tokenizer, end):
         chat_tokenizer.chat_template = CHAT.replace("END", end)
         report = check(self.CONVERSATION, pair("p ", "aa", "b"), tokenizer=chat_tokenizer)
         assert report.checks["no_end_of_turn"] == Hits(1, 1, ("chat",))
         assert self.faults(report) == ["no_end_of_turn"]
-        assert named(report)["no_end_of_turn"].severity == "error"
+        assert findings_by_name(report)["no_end_of_turn"].severity == "error"
 
-    def test_one_before_the_answer_does_not_count(self, chat_tokenizer):
+    def test_an_end_token_before_the_answer_does_not_count(self, chat_tokenizer):
         chat_tokenizer.chat_template = "{% for m in messages %}</s>{{ m.content }}{% endfor %}"
         assert self.faults(check(self.CONVERSATION, tokenizer=chat_tokenizer)) == ["no_end_of_turn"]
 
@@ -331,7 +340,7 @@ class TestTemplate:
         chat_tokenizer.chat_template = template
         assert self.faults(check(self.CONVERSATION, tokenizer=chat_tokenizer)) == ["chat_template_fails"]
 
-    def test_plain_text_needs_none(self, tokenizer):
+    def test_plain_text_needs_no_template(self, tokenizer):
         assert not set(self.FAULTS) & set(check(pair("p ", "aa", "b"), tokenizer=tokenizer).checks)
 
 
@@ -340,11 +349,11 @@ class TestReport:
         report = check(pair("p", "a", ""), pair("p", "a", ""), PreferenceGroup("q ", ("a", "b"), scores=(1, 1)))
         assert [finding.severity for finding in report.findings] == ["error", *["warning"] * 3, *["note"] * 2]
 
-    def test_nothing_to_find(self):
+    def test_clean_data_has_no_finding(self):
         groups = [pair(f"prompt {n}: ", f"a{n}", f"b{n}") for n in range(9)]
         assert check_groups(groups).findings == ()
 
-    def test_json_is_json(self, tokenizer):
+    def test_the_report_is_valid_json(self, tokenizer):
         report = check(pair("p", "aa", "b"), tokenizer=tokenizer, max_length=1, held_out=[pair("p", "c", "d")])
         document = report.to_json()
         assert json.loads(json.dumps(document, allow_nan=False)) == document
@@ -377,18 +386,18 @@ class TestRealData:
         assert round(report.length_bias.longer.value, 3) == 0.670
         assert round(report.length_bias.equal, 3) == 0.012
         assert report.length_bias.longer_where_unequal.low > 0.5
-        assert "the chosen is the longer" in named(report)["length_bias"].what
+        assert "the chosen is the longer" in findings_by_name(report)["length_bias"].what
 
     def test_pandalm_empty_sides(self, shared_data):
         report = check_groups(read_pairs(shared_data / "pandalm" / "pairs_empty_side.jsonl"))
         assert report.checks["empty_candidates"].count == 52
-        assert named(report)["empty_candidates"].severity == "error"
+        assert findings_by_name(report)["empty_candidates"].severity == "error"
 
     def test_finegrained_pairs(self, shared_data):
         report = check_groups(read_pairs(shared_data / "finegrained_qa" / "pairs.jsonl"))
         assert report.counts.pairs == 1587
         assert round(report.length_bias.longer.value, 3) == 0.507
-        assert "length_bias" not in named(report)
+        assert "length_bias" not in findings_by_name(report)
 
     def test_finegrained_groups(self, shared_data):
         rows = read(shared_data / "finegrained_qa" / "groups.jsonl")
@@ -396,7 +405,7 @@ class TestRealData:
             PreferenceGroup(
                 row["prompt"],
                 tuple(row["candidates"]),
-                comparisons=tuple(decided(each) for each in row["pairwise"] if each["winner"] != 2),
+                comparisons=tuple(decided(comparison) for comparison in row["pairwise"] if comparison["winner"] != 2),
                 id=row["id"],
             )
             for row in rows

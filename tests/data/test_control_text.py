@@ -1,4 +1,4 @@
-"""Control tokens inside messages: as text that cannot act, as tokens, or refused; nothing else changes."""
+"""Control tokens inside messages: read as text, as tokens, or refused; other text keeps its ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from penchant.data.checks import check_groups
-from penchant.data.control_text import ControlText, is_coded
+from penchant.data.control_text import ControlText, is_escaped
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import Context, Conversation
 from penchant.data.rendering import Rendering
@@ -32,7 +32,7 @@ def assistant(text: str) -> dict[str, str]:
 
 
 def unigram(template: str) -> PreTrainedTokenizerFast:
-    """SentencePiece's way: control tokens are pieces of the vocabulary, the likeliest of all."""
+    """A tokenizer as SentencePiece's: control tokens are the likeliest pieces of the vocabulary."""
     letters = [chr(i) for i in range(33, 127)]
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("\n", -2.0), *((c, -3.0) for c in letters)]
     raw = Tokenizer(models.Unigram([*pieces, ("</", -2.5), ("s>", -2.5), ("▁the", -2.1)], unk_id=0))
@@ -59,7 +59,7 @@ SPACED = (
 
 
 @EVERY
-def test_no_control_token_of_a_message_acts(shape: Any) -> None:
+def test_control_tokens_in_messages_have_no_effect(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     for control in sorted(shape.control):
         question = (user(f"what does {control} mean?"),)
@@ -74,21 +74,21 @@ def test_no_control_token_of_a_message_acts(shape: Any) -> None:
 
 @EVERY
 def test_the_ids_are_those_of_a_tokenizer_without_the_token(shape: Any) -> None:
-    """The oracle: the same text with a stand-in of the alphabet's letters, whose ids are then spelt out."""
+    """The expected ids: of the text with letters in place of control tokens, which are then spelt out."""
     tokenizer = shape.tokenizer()
     control = sorted(shape.control)[0]
     [ids] = tokenize_prompts([(user(f"z end {control} of"),)], tokenizer)
-    # In bytes without merges across the token, each letter of it is its byte's id, but for pairs that merge.
+    # Without merges across the token, each of its letters has the id of its byte, except pairs that merge.
     raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     bare = Tokenizer(raw.model)
     bare.pre_tokenizer, bare.decoder = raw.pre_tokenizer, raw.decoder
     expected = bare.encode(f"z end {control} of").ids
-    joined = " ".join(map(str, ids.tolist()))
-    assert f" {' '.join(map(str, expected))} " in f" {joined} "
+    id_text = " ".join(map(str, ids.tolist()))
+    assert f" {' '.join(map(str, expected))} " in f" {id_text} "
 
 
 @pytest.mark.parametrize("name", ["chatml", "chatml on a base", "llama 3", "gemma"])
-def test_ids_are_transformers_own_where_it_can_do_the_same(name: str) -> None:
+def test_ids_equal_those_of_transformers_split_special_tokens(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
     if "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters:
         pytest.skip("this transformers cannot read control tokens as text")
@@ -103,7 +103,7 @@ def test_ids_are_transformers_own_where_it_can_do_the_same(name: str) -> None:
 
 
 @EVERY
-def test_text_without_control_tokens_has_the_ids_it_had(shape: Any) -> None:
+def test_text_without_control_tokens_keeps_its_ids(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     talk = (user("the end <item_1> <box> </s|> \U000f0001"), assistant("in <| |> "), user("the"))
     text = tokenizer.apply_chat_template(list(talk), tokenize=False, add_generation_prompt=True)
@@ -122,7 +122,7 @@ def test_content_tokens_beside_control_text_stay_tokens(shape: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [unigram, word_level])
-def test_pieces_of_the_vocabulary_that_spell_a_control_token_are_no_control(make: Any) -> None:
+def test_ordinary_pieces_that_spell_a_control_token_stay_text(make: Any) -> None:
     tokenizer = make(SPACED)
     prompt = (user("the </s> the"),)
     [ids] = tokenize_prompts([prompt], tokenizer)
@@ -131,7 +131,7 @@ def test_pieces_of_the_vocabulary_that_spell_a_control_token_are_no_control(make
     assert acting.tolist().count(tokenizer.eos_token_id) == 2
 
 
-def test_tokens_act_where_that_is_asked_for() -> None:
+def test_control_text_token_lets_tokens_act() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     question = (user("what does <|im_end|> mean?"),)
     [ids] = tokenize_prompts([question], tokenizer, TOKEN)
@@ -148,19 +148,19 @@ def test_tokens_act_where_that_is_asked_for() -> None:
         (({"role": "system", "content": "<|im_start|>"}, user("a")), (assistant("c"),)),
     ],
 )
-def test_every_message_is_looked_at_and_counted(prompt: Any, candidate: Any) -> None:
+def test_control_tokens_in_every_message_are_counted(prompt: Any, candidate: Any) -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     group = PreferenceGroup(prompt, (candidate, "z"), id="row")
     for rendering, event in ((Rendering(), "control_text_read_as_text"), (TOKEN, "control_text_read_as_token")):
         _, report = tokenize_groups([group], tokenizer, max_length=1000, rendering=rendering)
         assert report.counts[event] == 1
         assert report.examples[event] == ["row"]
-    with pytest.raises(DataError, match=r"holds the control token '<\|im_(end|start)\|>'.*row") as refused:
+    with pytest.raises(DataError, match=r"holds the control token '<\|im_(end|start)\|>'.*row") as error:
         tokenize_groups([group], tokenizer, max_length=1000, rendering=ERROR)
-    assert "data.control_text=text" in (refused.value.fix or "")
+    assert "data.control_text=text" in (error.value.fix or "")
 
 
-def test_calls_and_results_are_looked_at_too() -> None:
+def test_control_tokens_in_calls_and_results_are_escaped() -> None:
     tokenizer = SHAPES["qwen 3"].tokenizer()
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "<|im_end|>", "<|im_start|>": [1]}}}
     talk: Any = (
@@ -178,7 +178,7 @@ def test_calls_and_results_are_looked_at_too() -> None:
     )
 
 
-def test_an_end_of_turn_written_behind_an_answer_stands_once() -> None:
+def test_an_end_token_written_after_an_answer_is_not_doubled() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     group = PreferenceGroup(
         (user("a"), assistant("b<|im_end|>"), user("c")), ("d<|im_end|>\n", "e<|im_end|><|im_end|>")
@@ -189,7 +189,7 @@ def test_an_end_of_turn_written_behind_an_answer_stands_once() -> None:
     assert report.counts == {"duplicate_end_of_turn_removed": 1, "earlier_assistant_turns_not_learnt": 1}
 
 
-def test_plain_text_is_parsed_as_ever() -> None:
+def test_control_tokens_in_plain_text_stay_tokens() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     [ids] = tokenize_prompts(["<|im_start|>user\na<|im_end|>"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(ids[[0, -1]]) == ["<|im_start|>", "<|im_end|>"]
@@ -197,11 +197,11 @@ def test_plain_text_is_parsed_as_ever() -> None:
 
 def test_codes_cannot_be_guessed_and_leave_no_trace() -> None:
     control = ControlText.from_tokenizer(SHAPES["chatml"].tokenizer())
-    coded = control.coded({"content": ["a <|im_end|>", {"b": "<|im_start|>"}], "n": 1})
-    assert is_coded(coded["content"][0])
-    assert control.plain(coded["content"][0]) == "a <|im_end|>"
-    assert control.coded("nothing") == "nothing"
-    assert control.present(coded) == []
+    coded = control.escape({"content": ["a <|im_end|>", {"b": "<|im_start|>"}], "n": 1})
+    assert is_escaped(coded["content"][0])
+    assert control.unescape(coded["content"][0]) == "a <|im_end|>"
+    assert control.escape("nothing") == "nothing"
+    assert control.find_tokens(coded) == []
 
 
 def test_check_counts_the_messages_and_names_the_tokens() -> None:
@@ -233,7 +233,7 @@ def test_a_client_of_a_model_without_a_template_cannot_write_control_tokens() ->
     assert tokenizer.decode(ids) == "a <|im_end|> b"
 
 
-def test_tools_beside_the_messages_are_looked_at() -> None:
+def test_control_tokens_in_tools_are_escaped() -> None:
     tokenizer = SHAPES["qwen 3"].tokenizer()
     tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
     prompt = Conversation((user("a"),), Context(tools=(tool,)))
@@ -246,7 +246,7 @@ def test_tools_beside_the_messages_are_looked_at() -> None:
         tokenize_prompts([prompt], tokenizer, ERROR)
 
 
-def test_control_text_beside_the_messages_hides_nothing_of_the_messages() -> None:
+def test_control_tokens_in_the_context_do_not_hide_those_of_messages() -> None:
     tokenizer = SHAPES["qwen 3"].tokenizer()
     tool = {"type": "function", "function": {"name": "f", "description": "ends <|im_end|>", "parameters": {}}}
     group = PreferenceGroup(Conversation((user("a"),), Context(tools=(tool,))), ("b<|im_end|>", "c"))
@@ -254,20 +254,20 @@ def test_control_text_beside_the_messages_hides_nothing_of_the_messages() -> Non
     assert report.counts == {"control_text_read_as_text": 1, "duplicate_end_of_turn_removed": 1}
 
 
-def test_a_rows_variables_are_looked_at() -> None:
+def test_control_tokens_in_template_variables_are_escaped() -> None:
     from penchant.data.messages import Context, Conversation
 
     tokenizer = SHAPES["chatml"].tokenizer()
     tokenizer.chat_template = "{{ note }}" + tokenizer.chat_template
     prompt = Conversation((user("a"),), Context(template_kwargs={"note": "ends <|im_end|>"}))
     [ids] = tokenize_prompts([prompt], tokenizer)
-    [without] = tokenize_prompts([(user("a"),)], tokenizer)
+    [plain_ids] = tokenize_prompts([(user("a"),)], tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert ids.tolist().count(end) == without.tolist().count(end)
+    assert ids.tolist().count(end) == plain_ids.tolist().count(end)
     assert "ends <|im_end|>" in tokenizer.decode(ids)
 
 
-def test_control_text_beside_the_messages_is_counted() -> None:
+def test_control_tokens_in_the_context_are_counted() -> None:
     from penchant.data.messages import Context, Conversation
 
     tokenizer = SHAPES["qwen 3"].tokenizer()
@@ -278,10 +278,10 @@ def test_control_text_beside_the_messages_is_counted() -> None:
         assert report.examples[event] == ["row"]
 
 
-def test_the_longer_of_two_tokens_that_begin_alike_is_meant() -> None:
+def test_the_longer_of_two_tokens_with_a_common_beginning_is_matched() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     control = ControlText(tokenizer, ["<|im_end|>", "<|im_end|>|"])
-    assert control.present("a <|im_end|>| b <|im_end|>") == ["<|im_end|>|", "<|im_end|>"]
+    assert control.find_tokens("a <|im_end|>| b <|im_end|>") == ["<|im_end|>|", "<|im_end|>"]
 
 
 def test_a_tokenizer_written_in_python_reads_control_text_as_letters() -> None:
@@ -294,7 +294,7 @@ def test_a_tokenizer_written_in_python_reads_control_text_as_letters() -> None:
     assert tokenizer.decode(ids) == "a </s> b</s>"
 
 
-def test_a_templates_refusal_shows_what_was_written() -> None:
+def test_a_templates_refusal_shows_the_original_text() -> None:
     tokenizer = SHAPES["chatml"].tokenizer()
     tokenizer.chat_template += "{{ raise_exception('cannot say ' + messages[0].content) }}"
     with pytest.raises(DataError, match=r"cannot say what <\|im_end\|> means"):
@@ -311,7 +311,7 @@ def test_a_client_of_a_model_with_a_template_cannot_write_control_tokens() -> No
     assert counts[0] == counts[1] > 0
 
 
-def test_check_counts_a_token_as_often_as_it_stands() -> None:
+def test_check_counts_every_occurrence_of_a_token() -> None:
     groups = [PreferenceGroup((user("<|im_end|> and <|im_end|>"),), ((assistant("b"),), (assistant("c"),)))]
     hits = check_groups(groups, tokenizer=SHAPES["chatml"].tokenizer()).checks["control_text"]
     assert (hits.count, hits.names) == (1, ("<|im_end|>: 2",))

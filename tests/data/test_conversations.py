@@ -1,4 +1,4 @@
-"""Where a conversation's prompt ends, and which conversations are refused."""
+"""The end of a conversation's prompt, and errors of conversations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.data.conversations import split_off
-from penchant.data.fields import Cell, Ledger, Row
+from penchant.data.conversations import split_shared_prompt
+from penchant.data.fields import Cell, ReadLog, Row
 from penchant.data.groups import Message
 
 
@@ -17,48 +17,61 @@ def user(content: str) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def said(content: str | None) -> dict[str, Any]:
+def assistant(content: str | None) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"chosen": "a", "rejected": [said("b")]}, "column 'chosen' is text, \"a\"; expected messages"),
+    ({"chosen": "a", "rejected": [assistant("b")]}, "column 'chosen' is text, \"a\"; expected messages"),
     ({"prompt": []}, "column 'prompt' is a list, []; expected at least one message"),
     ({"prompt": ["p"]}, "column 'prompt[0]' is text, \"p\"; expected an object with role or from"),
     ({"prompt": [{"role": "wizard", "content": "p"}]}, "column 'prompt[0].role' is text, \"wizard\"; expected a role"),
     ({"chosen": [{"role": "assistant", "content": [{"text": "a"}]}]}, "column 'chosen[0].content' is a list"),
-    ({"chosen": [said(None)]}, "expected an object with content or value"),
+    ({"chosen": [assistant(None)]}, "expected an object with content or value"),
     (
-        {"chosen": [said(None) | {"tool_calls": [1]}]},
+        {"chosen": [assistant(None) | {"tool_calls": [1]}]},
         "column 'chosen[0].tool_calls[0]' is a number, 1; expected a tool",
     ),
-    ({"chosen": [user("q"), said("a")]}, "expected a conversation that starts with the same prompt as 'chosen'"),
     (
-        {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
+        {"chosen": [user("q"), assistant("a")]},
+        "expected a conversation that starts with the same prompt as 'chosen'",
+    ),
+    (
+        {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
         "expected an assistant's messages, or a whole conversation that holds the prompt",
     ),
-    ({"chosen": [said("a"), user("b")]}, "the response in column 'chosen' ends with a message of role 'user'"),
+    (
+        {"chosen": [assistant("a"), user("b")]},
+        "the response in column 'chosen' ends with a message of role 'user'",
+    ),
 ]
 BAD_ALONE: list[tuple[dict[str, Any], str]] = [
     (
-        {"chosen": [user("p"), said("a")], "rejected": [user("q"), said("b")]},
+        {"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]},
         "expected a conversation that starts with the same prompt as 'chosen'",
     ),
     (
         {
-            "chosen": [user("p"), said("x"), user("q"), said("a")],
-            "rejected": [user("p"), said("x"), user("r"), said("b")],
+            "chosen": [user("p"), assistant("x"), user("q"), assistant("a")],
+            "rejected": [user("p"), assistant("x"), user("r"), assistant("b")],
         },
         "the response in column 'chosen' begins with a message of role 'user'",
     ),
-    ({"messages": [user("p"), said("a"), user("q")]}, "begins with a message of role 'user'; expected the assistant's"),
-    ({"messages": [said("a")]}, "expected a message before the response"),
     (
-        {"messages": [{"role": "system", "content": "s"}, user("p"), said("a")], "system": "t"},
+        {"messages": [user("p"), assistant("a"), user("q")]},
+        "begins with a message of role 'user'; expected the assistant's",
+    ),
+    ({"messages": [assistant("a")]}, "expected a message before the response"),
+    (
+        {"messages": [{"role": "system", "content": "s"}, user("p"), assistant("a")], "system": "t"},
         "where the conversation has",
     ),
     (
-        {"conversations": [user("p"), said("x")], "chosen": said("a"), "rejected": said("b")},
+        {
+            "conversations": [user("p"), assistant("x")],
+            "chosen": assistant("a"),
+            "rejected": assistant("b"),
+        },
         "expected a conversation whose last turn is not the assistant's",
     ),
 ]
@@ -66,7 +79,13 @@ BAD_ALONE: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [({"prompt": [user("p")], "chosen": [said("a")], "rejected": [said("b")]} | row, message) for row, message in BAD]
+    [
+        (
+            {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]} | row,
+            message,
+        )
+        for row, message in BAD
+    ]
     + BAD_ALONE,
 )
 def test_refused(refusal: Any, row: dict[str, Any], message: str) -> None:
@@ -97,10 +116,10 @@ TURN = st.builds(Message, role=st.just("assistant"), content=st.sampled_from("ab
 @given(st.lists(TURN, min_size=1, max_size=3), st.lists(st.lists(TURN, min_size=1, max_size=3), min_size=2, max_size=4))
 def test_prompt_and_response_make_up_the_conversation(start: list[Message], tails: list[list[Message]]) -> None:
     conversations = [(*start, *tail) for tail in tails]
-    row = Row({}, "here", 0, Ledger())
-    prompt, responses = split_off(conversations, [Cell(list(whole), "x", row) for whole in conversations])
+    row = Row({}, "here", 0, ReadLog())
+    prompt, responses = split_shared_prompt(conversations, [Cell(list(whole), "x", row) for whole in conversations])
     assert [prompt + tuple(response) for response in responses] == conversations
     assert len(prompt) >= len(start)
     assert all(responses)
-    # The prompt is all that is shared: one turn more would differ, or leave a response empty.
+    # The prompt is the longest shared beginning: one more turn would differ, or leave a response empty.
     assert len({str(response[0]) for response in responses}) > 1 or min(map(len, responses)) == 1

@@ -1,4 +1,4 @@
-"""What is refused, by row and column."""
+"""Errors of single values, which name row and column."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penchant.data.fields import shown
+from penchant.data.fields import describe_value
 from penchant.data.reading import read_groups
 from penchant.errors import DataError
 
@@ -18,7 +18,7 @@ LISTED: dict[str, Any] = {"prompt": "p", "completions": ["a", "b"]}
 ONE: dict[str, Any] = {"prompt": "p", "completion": "a"}
 
 
-def refused(folder: Path, row: dict[str, Any], format: str | None = None) -> str:
+def error_text(folder: Path, row: dict[str, Any], format: str | None = None) -> str:
     file = folder / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError) as caught:
@@ -29,7 +29,7 @@ def refused(folder: Path, row: dict[str, Any], format: str | None = None) -> str
 
 
 @pytest.mark.parametrize(
-    ("row", "what"),
+    ("row", "expected"),
     [
         (PAIR | {"prompt": 5}, "column 'prompt' is a number, 5; expected text"),
         (PAIR | {"chosen": True}, "column 'chosen' is true/false, true; expected text"),
@@ -38,12 +38,12 @@ def refused(folder: Path, row: dict[str, Any], format: str | None = None) -> str
         (TWO | {"candidates": []}, "no candidates; expected at least one"),
     ],
 )
-def test_texts(tmp_path: Path, row: dict[str, Any], what: str) -> None:
-    assert what in refused(tmp_path, row)
+def test_texts(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    assert expected in error_text(tmp_path, row)
 
 
 @pytest.mark.parametrize(
-    ("scores", "what"),
+    ("scores", "expected"),
     [
         ([1], "expected one item for each of the 2 candidates, found 1"),
         ([0, float("nan")], "column 'scores[1]' is a number, NaN; expected a finite number"),
@@ -54,13 +54,13 @@ def test_texts(tmp_path: Path, row: dict[str, Any], what: str) -> None:
         (5, "column 'scores' is a number, 5; expected a list"),
     ],
 )
-def test_scores(tmp_path: Path, scores: Any, what: str) -> None:
-    assert what in refused(tmp_path, TWO | {"scores": scores})
-    assert what in refused(tmp_path, LISTED | {"scores": scores})
+def test_scores(tmp_path: Path, scores: Any, expected: str) -> None:
+    assert expected in error_text(tmp_path, TWO | {"scores": scores})
+    assert expected in error_text(tmp_path, LISTED | {"scores": scores})
 
 
 @pytest.mark.parametrize(
-    ("row", "what"),
+    ("row", "expected"),
     [
         (TWO | {"preferred": 2}, "one of the 2 candidates, 0 to 1"),
         (TWO | {"preferred": -1}, "one of the 2 candidates, 0 to 1"),
@@ -72,7 +72,7 @@ def test_scores(tmp_path: Path, scores: Any, what: str) -> None:
         (TWO | {"pairwise": [{"i": 1, "j": 1, "winner": 0}]}, "two different indices i and j"),
         (TWO | {"pairwise": [{"i": 0, "j": 1}]}, "expected an object with winner"),
         (LISTED | {"ranks": [1, 1.5]}, "column 'ranks[1]' is a number, 1.5; expected a whole number"),
-        # A list that holds 0 may be the order of the candidates, not their ranks.
+        # A list that contains 0 may be the order of the candidates, not their ranks.
         (LISTED | {"ranking": [1, 0]}, "counted from 1, the best"),
         (PAIR | {"rejected": []}, "expected at least one rejected response"),
         (ONE | {"label": "good"}, "column 'label' is text, \"good\"; expected true or false"),
@@ -84,12 +84,12 @@ def test_scores(tmp_path: Path, scores: Any, what: str) -> None:
         ),
     ],
 )
-def test_worth(tmp_path: Path, row: dict[str, Any], what: str) -> None:
-    assert what in refused(tmp_path, row)
+def test_preferences(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    assert expected in error_text(tmp_path, row)
 
 
 @pytest.mark.parametrize(
-    ("fact", "what"),
+    ("fact", "expected"),
     [
         ({"weight": 0}, "column 'weight' is a number, 0; expected a number above 0"),
         ({"weight": float("inf")}, "expected a finite number"),
@@ -98,17 +98,17 @@ def test_worth(tmp_path: Path, row: dict[str, Any], what: str) -> None:
         ({"source": 3}, "column 'source' is a number, 3; expected text"),
     ],
 )
-def test_facts(tmp_path: Path, fact: dict[str, Any], what: str) -> None:
-    assert what in refused(tmp_path, PAIR | fact)
+def test_id_weight_and_source(tmp_path: Path, fact: dict[str, Any], expected: str) -> None:
+    assert expected in error_text(tmp_path, PAIR | fact)
 
 
 def test_missing_column(tmp_path: Path) -> None:
-    assert refused(tmp_path, ONE, "pairs") == "no column 'chosen'; the row has prompt, completion"
-    assert refused(tmp_path, TWO, "ranked").startswith("no column 'pairwise' or 'scores' or 'ranks'")
+    assert error_text(tmp_path, ONE, "pairs") == "no column 'chosen'; the row has prompt, completion"
+    assert error_text(tmp_path, TWO, "ranked").startswith("no column 'pairwise' or 'scores' or 'ranks'")
 
 
-def test_values_are_shown_shortened() -> None:
-    assert shown(None) == "null"
-    assert shown({"a": 1}) == 'an object, {"a": 1}'
-    assert shown(["x" * 100]) == 'a list, ["' + "x" * 55 + "..."
-    assert shown(b"x") == "bytes, \"b'x'\""
+def test_long_values_are_shortened_in_errors() -> None:
+    assert describe_value(None) == "null"
+    assert describe_value({"a": 1}) == 'an object, {"a": 1}'
+    assert describe_value(["x" * 100]) == 'a list, ["' + "x" * 55 + "..."
+    assert describe_value(b"x") == "bytes, \"b'x'\""

@@ -57,7 +57,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 class TestKinds:
     def test_json_lines(self, tmp_path: Path) -> None:
-        # A line separator inside a text is no end of line.
+        # A line separator inside a text does not end the line.
         file = write(tmp_path / "a.jsonl", LINES)
         assert values(file) == ROWS
         assert places(file) == ["a.jsonl, line 1", "a.jsonl, line 2"]
@@ -86,7 +86,7 @@ class TestKinds:
         ]
         assert places(file) == ["a.csv, line 2", "a.csv, line 5"]
 
-    def test_csv_cells_become_what_their_column_holds(self, tmp_path: Path) -> None:
+    def test_csv_cells_get_the_type_of_their_column(self, tmp_path: Path) -> None:
         turns = [{"role": "user", "content": "hi"}]
         row = {
             "messages": json.dumps(turns),
@@ -111,7 +111,7 @@ class TestKinds:
             }
         ]
 
-    def test_csv_cells_above_the_modules_own_limit(self, tmp_path: Path) -> None:
+    def test_csv_cells_above_the_default_limit_of_the_csv_module(self, tmp_path: Path) -> None:
         long = "x" * 200_000
         assert values(write_csv(tmp_path / "a.csv", [{"prompt": long}])) == [{"prompt": long}]
 
@@ -140,7 +140,7 @@ class TestKinds:
     def test_endings_in_capitals(self, tmp_path: Path) -> None:
         assert values(write(tmp_path / "A.JSONL", LINES)) == ROWS
 
-    def test_bfcl_json_is_one_object_a_line(self, shared_data: Path) -> None:
+    def test_a_bfcl_json_file_has_one_object_per_line(self, shared_data: Path) -> None:
         assert len(values(shared_data / "bfcl" / "BFCL_v4_multiple.json")) == 120
 
     def test_csv_with_windows_line_ends_inside_cells(self, shared_data: Path) -> None:
@@ -189,7 +189,7 @@ class TestFolders:
         assert "several splits; it has train, test" in str(failure(tmp_path / "two"))
         assert failure(tmp_path / "two", split="tests").fix == "data.split=test"
 
-    def test_saved_only_split_needs_no_name(self, tmp_path: Path) -> None:
+    def test_the_only_split_of_a_saved_folder_needs_no_name(self, tmp_path: Path) -> None:
         import datasets
 
         datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "one"))
@@ -226,14 +226,14 @@ class TestColumns:
         columns = {"prompt": "question", "chosen": "rejected", "rejected": "chosen"}
         assert values(file, columns=columns) == [{"prompt": "q", "chosen": "b", "rejected": "a"}]
 
-    def test_csv_cells_are_typed_by_our_name(self, tmp_path: Path) -> None:
+    def test_csv_cells_are_typed_by_the_mapped_name(self, tmp_path: Path) -> None:
         file = write_csv(tmp_path / "a.csv", [{"points": "[1, 2]"}])
         assert values(file) == [{"points": "[1, 2]"}]
         assert values(file, columns={"scores": "points"}) == [{"scores": [1, 2]}]
 
-    def test_two_columns_of_one_name(self, tmp_path: Path) -> None:
+    def test_two_columns_with_one_name(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.jsonl", '{"prompt": "p", "question": "q"}\n')
         error = failure(file, columns={"prompt": "question"})
-        assert error.fix == "map that one out of the way: data.columns={prompt: question, unused: prompt}"
+        assert error.fix == "rename that column: data.columns={prompt: question, unused: prompt}"
         assert values(file, columns={"prompt": "question", "unused": "prompt"}) == [{"unused": "p", "prompt": "q"}]
         assert "has none of that name" in failure(file, columns={"prompt": "qestion"}).what

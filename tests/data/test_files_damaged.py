@@ -1,4 +1,4 @@
-"""Sources that are missing, empty or damaged."""
+"""Errors of missing, empty or damaged sources."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_empty(tmp_path: Path, name: str, content: bytes) -> None:
     assert error.where == name
 
 
-def test_parquet_without_rows(tmp_path: Path) -> None:
+def test_a_parquet_file_without_rows(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -70,31 +70,31 @@ def test_bad_json_file_keeps_its_line(tmp_path: Path) -> None:
     assert "column 6" in error.what
 
 
-@pytest.mark.parametrize(("line", "found"), [("[1]", "a list"), ('"x"', "text"), ("null", "null"), ("3", "a number")])
-def test_a_line_that_is_no_object(tmp_path: Path, line: str, found: str) -> None:
+@pytest.mark.parametrize(("line", "kind"), [("[1]", "a list"), ('"x"', "text"), ("null", "null"), ("3", "a number")])
+def test_a_line_that_is_not_an_object(tmp_path: Path, line: str, kind: str) -> None:
     error = failure(write(tmp_path / "a.jsonl", f'{{"a": 1}}\n{line}\n'))
     assert error.where == "a.jsonl, line 2"
-    assert f"found {found}" in error.what
+    assert f"found {kind}" in error.what
     assert "expected an object" in error.what
 
 
 def test_a_name_twice_in_one_object(tmp_path: Path) -> None:
     error = failure(write(tmp_path / "a.jsonl", '{"chosen": "a", "chosen": "b"}'))
-    assert str(error).startswith("a.jsonl, line 1: the name 'chosen' stands twice")
+    assert str(error).startswith("a.jsonl, line 1: the name 'chosen' occurs twice")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
-def test_json_that_python_cannot_hold(tmp_path: Path, text: str) -> None:
+def test_json_nested_too_deeply_or_with_huge_numbers(tmp_path: Path, text: str) -> None:
     assert failure(write(tmp_path / "a.jsonl", text)).where == "a.jsonl, line 1"
 
 
-def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_have_their_offset_in_the_error(tmp_path: Path) -> None:
     head = b'\xef\xbb\xbf{"a": 1}\n'
     error = failure(write(tmp_path / "a.jsonl", head + b'{"a": "caf\xe9"}\n'))
     assert error.where == "a.jsonl, line 2"
     assert error.what == f"byte 0xe9 at offset {len(head) + 10} is not UTF-8"
-    first = failure(write(tmp_path / "b.jsonl", b'\xef\xbb\xbf{"a": "\xe9"}\n'))
-    assert first.what == "byte 0xe9 at offset 10 is not UTF-8"
+    first_line_error = failure(write(tmp_path / "b.jsonl", b'\xef\xbb\xbf{"a": "\xe9"}\n'))
+    assert first_line_error.what == "byte 0xe9 at offset 10 is not UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -138,19 +138,19 @@ def test_broken_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "what"),
+    ("text", "line", "message"),
     [
         ("a,b\n1\n", 2, "1 cells; the header has 2 columns"),
         ('a,b\n"1\n2",3\n4,5,6\n', 4, "3 cells; the header has 2 columns"),
         ('a,b\n1,2\n3,"never closed\n5,6\n', 3, "not valid CSV"),
-        ("a,a\n1,2\n", 1, "column 'a' stands twice"),
+        ("a,a\n1,2\n", 1, "column 'a' occurs twice"),
         ("messages\n\"[{'role': 'user', 'content': 'x'}]\"\n", 2, "as Python prints it"),
     ],
 )
-def test_bad_csv(tmp_path: Path, text: str, line: int, what: str) -> None:
+def test_bad_csv(tmp_path: Path, text: str, line: int, message: str) -> None:
     error = failure(write(tmp_path / "a.csv", text))
     assert error.where == f"a.csv, line {line}"
-    assert what in error.what
+    assert message in error.what
 
 
 def test_unknown_ending(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_unknown_ending(tmp_path: Path) -> None:
 
 
 def test_trap_a_pickle_is_never_loaded(tmp_path: Path) -> None:
-    # HALOs loads a pickle, which runs whatever it holds.
+    # HALOs loads pickles, which can execute any code.
     assert "unknown kind of file '.pkl'" in failure(write(tmp_path / "a.pkl", pickle.dumps(ROWS))).what
 
 
@@ -168,8 +168,8 @@ def test_a_split_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.jsonl.zst", "a.parquet.gz"])
-def test_a_compressed_file_that_unpacks_without_end(tmp_path: Path, name: str) -> None:
-    """A bomb of some kilobytes, one line or many, stops behind `max_bytes`."""
+def test_a_compressed_file_above_the_limit_is_refused(tmp_path: Path, name: str) -> None:
+    """Reading a file of a few kilobytes that unpacks to far more stops after `max_bytes`."""
     content = b'{"prompt": "' + b"0" * 3_000_000
     file = write(tmp_path / name, _compressed(content, name))
     error = failure(file, max_bytes=2_000_000)
@@ -178,7 +178,7 @@ def test_a_compressed_file_that_unpacks_without_end(tmp_path: Path, name: str) -
     assert "data.max_bytes" in error.fix
 
 
-def test_a_compressed_file_of_just_the_bytes_allowed_is_read(tmp_path: Path) -> None:
+def test_a_compressed_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     for name in ("a.jsonl.gz", "a.jsonl.zst"):
         file = write(tmp_path / name, _compressed(LINES.encode(), name))
         assert [row for _, row in read_rows(file, max_bytes=len(LINES))] == ROWS
@@ -193,13 +193,13 @@ def _compressed(content: bytes, name: str) -> bytes:
     return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
-def test_a_column_whose_name_is_no_unicode(tmp_path: Path) -> None:
+def test_a_column_whose_name_is_not_unicode(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({**row, "x\ud800y": 1}) + "\n" for row in ROWS))
     for verb in ("check", "show", "audit"):
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "penchant", "data", verb, file], capture_output=True, text=True, check=False
         )
-        assert "Traceback" not in ended.stderr
-        assert ended.returncode in (0, 2), ended.stderr
-        assert "x\\ud800y" in ended.stdout + ended.stderr
+        assert "Traceback" not in process.stderr
+        assert process.returncode in (0, 2), process.stderr
+        assert "x\\ud800y" in process.stdout + process.stderr

@@ -1,4 +1,4 @@
-"""Every kind of data file, compressed or not, wherever a user's data is read."""
+"""Every kind of data file, compressed or not, in every reader of a user's data."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TestEveryKind:
 
 @pytest.mark.parametrize("ending", [ending for ending in ENDINGS if not ending.startswith((".csv", ".tsv"))])
 def test_tool_calls_in_every_kind(tmp_path, ending):
-    """1,937 of 2,897 questions were skipped in silence where they were .json.gz."""
+    """Questions in .json.gz files (1,937 of 2,897) were once skipped without a message."""
     function = {
         "name": "add",
         "description": "Adds.",
@@ -155,7 +155,7 @@ class TestTabs:
 
 
 class TestDamage:
-    def test_zstandard_that_is_cut(self, tmp_path):
+    def test_a_cut_zstandard_file_is_an_error(self, tmp_path):
         file = tmp_path / "pairs.jsonl.zst"
         file.write_bytes(zstd(lines([{"text": "x" * 100_000 + str(n)} for n in range(50)]))[:-40])
         with pytest.raises(DataError, match="zst"):
@@ -169,8 +169,8 @@ class TestDamage:
         assert ".zst" in error.value.fix
 
 
-class TestUnread:
-    def test_what_lies_beside_is_named(self, tmp_path):
+class TestUnreadFiles:
+    def test_unread_files_of_a_folder_are_named(self, tmp_path):
         write(tmp_path, "train", ".jsonl.gz", [{"text": "a"}])
         write(tmp_path, "test", ".jsonl", [{"text": "b"}])
         for name in ("README.md", "more.xlsx", ".hidden"):
@@ -180,7 +180,7 @@ class TestUnread:
         note = next(note for note in read_groups(tmp_path, split="train").notes if "not read" in note)
         assert note.endswith("files not read: README.md, more.xlsx, old/, test.jsonl")
 
-    def test_nothing_to_say_of_a_file(self, tmp_path):
+    def test_a_single_file_has_no_unread_files(self, tmp_path):
         assert unread_files(write(tmp_path, "a", ".jsonl", [{"text": "a"}])) == []
 
 
@@ -210,7 +210,7 @@ def test_cells_of_a_table_with_tabs_are_typed(tmp_path):
     assert (group.candidates, group.scores) == (("a", "b"), (1.0, 2.5))
 
 
-def test_zstandard_that_is_cut_is_called_so(tmp_path):
+def test_a_cut_zstandard_file_is_named_in_the_error(tmp_path):
     file = tmp_path / "pairs.jsonl.zst"
     file.write_bytes(zstd(lines([{"text": "x" * 100_000 + str(n)} for n in range(50)]))[:-40])
     with pytest.raises(DataError, match="the zst data is cut or damaged"):

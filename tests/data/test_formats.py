@@ -15,7 +15,7 @@ def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def said(content: str) -> dict[str, str]:
+def assistant(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
 
 
@@ -38,37 +38,38 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
      group("p ", " a\n", "", **PREFERRED)),
     (
         "pairs of messages", "pairs",
-        {"prompt": [SYSTEM, user("p")], "chosen": [said("a")], "rejected": [said("b")]},
-        group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED),
+        {"prompt": [SYSTEM, user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        group([SYSTEM, user("p")], [assistant("a")], [assistant("b")], **PREFERRED),
     ),
     (
-        "text prompt, assistant messages", "pairs", {"prompt": "p", "chosen": [said("a")], "rejected": [said("b")]},
-        group([user("p")], [said("a")], [said("b")], **PREFERRED),
+        "text prompt, assistant messages", "pairs",
+        {"prompt": "p", "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        group([user("p")], [assistant("a")], [assistant("b")], **PREFERRED),
     ),
     (
         "messages prompt, text responses", "pairs", {"prompt": [user("p")], "chosen": "a", "rejected": "b"},
-        group([user("p")], [said("a")], [said("b")], **PREFERRED),
+        group([user("p")], [assistant("a")], [assistant("b")], **PREFERRED),
     ),
     (
         "text prompt, whole conversations", "pairs",
-        {"prompt": "p", "chosen": [SYSTEM, user("p"), said("a")], "rejected": [SYSTEM, user("p"), said("b")]},
-        group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED),
+        {"prompt": "p", "chosen": [SYSTEM, user("p"), assistant("a")], "rejected": [SYSTEM, user("p"), assistant("b")]},
+        group([SYSTEM, user("p")], [assistant("a")], [assistant("b")], **PREFERRED),
     ),
     (
         "messages prompt, whole conversations", "pairs",
-        {"prompt": [user("p")], "chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]},
-        group([user("p")], [said("a")], [said("b")], **PREFERRED),
+        {"prompt": [user("p")], "chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]},
+        group([user("p")], [assistant("a")], [assistant("b")], **PREFERRED),
     ),
     (
         "implicit prompt", "implicit_prompt",
-        {"chosen": [user("p"), said("x"), user("q"), said("a")],
-         "rejected": [user("p"), said("x"), user("q"), said("b")]},
-        group([user("p"), said("x"), user("q")], [said("a")], [said("b")], **PREFERRED),
+        {"chosen": [user("p"), assistant("x"), user("q"), assistant("a")],
+         "rejected": [user("p"), assistant("x"), user("q"), assistant("b")]},
+        group([user("p"), assistant("x"), user("q")], [assistant("a")], [assistant("b")], **PREFERRED),
     ),
     (
         "one conversation goes on", "implicit_prompt",
-        {"chosen": [user("p"), said("a")], "rejected": [user("p"), said("a"), user("q"), said("b")]},
-        group([user("p")], [said("a")], [said("a"), user("q"), said("b")], **PREFERRED),
+        {"chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("a"), user("q"), assistant("b")]},
+        group([user("p")], [assistant("a")], [assistant("a"), user("q"), assistant("b")], **PREFERRED),
     ),
     ("transcripts", "hh", {"chosen": TREE + " a", "rejected": TREE + " b"}, group(TREE, " a", " b", **PREFERRED)),
     (
@@ -86,8 +87,9 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
     ("best", "ranked", {"prompt": "p", "responses": ["a", "b"], "best": 1}, group("p", "a", "b", preferred=1)),
     ("best by its text", "ranked", {"prompt": "p", "responses": ["a", "b", "1"], "best": "1"},
      group("p", "a", "b", "1", preferred=2)),
-    ("best by its message", "ranked", {"prompt": [user("p")], "responses": [[said("a")], [said("b")]], "best": "b"},
-     group([user("p")], [said("a")], [said("b")], preferred=1)),
+    ("best by its message", "ranked",
+     {"prompt": [user("p")], "responses": [[assistant("a")], [assistant("b")]], "best": "b"},
+     group([user("p")], [assistant("a")], [assistant("b")], preferred=1)),
     ("preferred by its text", "penchant", {"prompt": "p", "candidates": ["a", "b"], "preferred": "b"},
      group("p", "a", "b", preferred=1)),
     ("recommendation", "s_dpo",
@@ -99,8 +101,8 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
     ("recommendation with lists as Python prints them", "s_dpo",
      {"historyList": "['Up', 'Ran']", "itemList": "['Jaws', \"It's a trap\"]", "trueSelection": "It's a trap"},
      group(S_DPO_PROMPT, "Jaws", "It's a trap", preferred=1)),
-    ("scored messages", "ranked", {"prompt": "p", "responses": [said("a"), [said("b")]], "scores": [0.5, 1]},
-     group([user("p")], [said("a")], [said("b")], scores=(0.5, 1.0))),
+    ("scored messages", "ranked", {"prompt": "p", "responses": [assistant("a"), [assistant("b")]], "scores": [0.5, 1]},
+     group([user("p")], [assistant("a")], [assistant("b")], scores=(0.5, 1.0))),
     ("list of rejected", "several_rejected", {"prompt": "p", "chosen": "a", "rejected": ["b", "c"]},
      group("p", "a", "b", "c", **PREFERRED)),
     ("rejected columns", "several_rejected",
@@ -109,14 +111,14 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
     ("numbered from one", "several_rejected", {"prompt": "p", "chosen": "a", "rejected1": "b", "rejected2": "c"},
      group("p", "a", "b", "c", **PREFERRED)),
     ("list of rejected messages", "several_rejected",
-     {"prompt": [user("p")], "chosen": [said("a")], "rejected": [[said("b")], [said("c")]]},
-     group([user("p")], [said("a")], [said("b")], [said("c")], **PREFERRED)),
+     {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [[assistant("b")], [assistant("c")]]},
+     group([user("p")], [assistant("a")], [assistant("b")], [assistant("c")], **PREFERRED)),
     ("yes/no", "unpaired", {"prompt": "p", "completion": "a", "label": False}, group("p", "a", labels=(False,))),
     ("yes/no without prompt", "unpaired", {"completion": "a", "label": 1}, group("", "a", labels=(True,))),
-    ("yes/no of a conversation", "unpaired", {"completion": [user("p"), said("a")], "label": True},
-     group([user("p")], [said("a")], labels=(True,))),
-    ("yes/no of messages", "unpaired", {"messages": [user("p"), said("a")], "label": True},
-     group([user("p")], [said("a")], labels=(True,))),
+    ("yes/no of a conversation", "unpaired", {"completion": [user("p"), assistant("a")], "label": True},
+     group([user("p")], [assistant("a")], labels=(True,))),
+    ("yes/no of messages", "unpaired", {"messages": [user("p"), assistant("a")], "label": True},
+     group([user("p")], [assistant("a")], labels=(True,))),
     ("overall scores", "ultrafeedback",
      {"instruction": "p", "source": "s", "completions": [
          {"response": "a", "overall_score": 7.5, "fine-grained_score": 1}, {"response": "b", "overall_score": 9}]},
@@ -129,31 +131,33 @@ CASES: list[tuple[str, str, dict[str, Any], PreferenceGroup]] = [
     ("Alpaca pair", "llama_factory",
      {"instruction": "add", "input": "1 2", "system": "be brief", "history": [["hi", "hello"]],
       "chosen": "3", "rejected": "4"},
-     group([SYSTEM, user("hi"), said("hello"), user("add\n1 2")], [said("3")], [said("4")], **PREFERRED)),
+     group([SYSTEM, user("hi"), assistant("hello"), user("add\n1 2")],
+           [assistant("3")], [assistant("4")], **PREFERRED)),
     ("Alpaca output of two", "llama_factory", {"instruction": "add", "input": "", "output": ["3", "4"]},
-     group([user("add")], [said("3")], [said("4")], **PREFERRED)),
+     group([user("add")], [assistant("3")], [assistant("4")], **PREFERRED)),
     ("ShareGPT pair", "llama_factory",
      {"conversations": [{"from": "human", "value": "p"}], "system": "be brief",
       "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
-     group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED)),
-    ("rejected response", "ms_swift", {"messages": [user("p"), said("a")], "rejected_response": "b"},
-     group([user("p")], [said("a")], [said("b")], **PREFERRED)),
-    ("rejected responses", "ms_swift", {"messages": [user("p"), said("a")], "rejected_response": ["b", "c"]},
-     group([user("p")], [said("a")], [said("b")], [said("c")], **PREFERRED)),
+     group([SYSTEM, user("p")], [assistant("a")], [assistant("b")], **PREFERRED)),
+    ("rejected response", "ms_swift", {"messages": [user("p"), assistant("a")], "rejected_response": "b"},
+     group([user("p")], [assistant("a")], [assistant("b")], **PREFERRED)),
+    ("rejected responses", "ms_swift", {"messages": [user("p"), assistant("a")], "rejected_response": ["b", "c"]},
+     group([user("p")], [assistant("a")], [assistant("b")], [assistant("c")], **PREFERRED)),
     ("rejected messages", "ms_swift",
-     {"messages": [SYSTEM, user("p"), said("a")], "rejected_messages": [SYSTEM, user("p"), said("b")]},
-     group([SYSTEM, user("p")], [said("a")], [said("b")], **PREFERRED)),
+     {"messages": [SYSTEM, user("p"), assistant("a")], "rejected_messages": [SYSTEM, user("p"), assistant("b")]},
+     group([SYSTEM, user("p")], [assistant("a")], [assistant("b")], **PREFERRED)),
     ("ranked completions", "nemo_rl",
      {"context": [user("p")],
-      "completions": [{"rank": 1, "completion": [said("b")]}, {"rank": 0, "completion": [said("a")]}]},
-     group([user("p")], [said("b")], [said("a")], ranks=(2, 1))),
+      "completions": [{"rank": 1, "completion": [assistant("b")]}, {"rank": 0, "completion": [assistant("a")]}]},
+     group([user("p")], [assistant("b")], [assistant("a")], ranks=(2, 1))),
     ("prompt and completion", "sft", {"prompt": "p", "completion": "a"}, group("p", "a")),
-    ("messages", "sft", {"messages": [SYSTEM, user("p"), said("a")]}, group([SYSTEM, user("p")], [said("a")])),
+    ("messages", "sft", {"messages": [SYSTEM, user("p"), assistant("a")]},
+     group([SYSTEM, user("p")], [assistant("a")])),
     ("ShareGPT", "sft",
      {"conversations": [{"from": "human", "value": "p"}, {"from": "function_call", "value": "f()"},
                         {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}]},
-     group([user("p"), said("f()"), {"role": "tool", "content": "1"}], [said("a")])),
-    ("Alpaca", "sft", UNDER, group([user("add\n1 2")], [said("3")])),
+     group([user("p"), assistant("f()"), {"role": "tool", "content": "1"}], [assistant("a")])),
+    ("Alpaca", "sft", UNDER, group([user("add\n1 2")], [assistant("3")])),
     ("text", "text", {"text": "once"}, group("", "once")),
     ("our own", "penchant",
      {"prompt": "p", "candidates": ["a", "b"], "comparisons": [[1, 0]], "scores": [1, 2], "ranks": [2, 1],
@@ -183,7 +187,7 @@ class TestEveryFormat:
     def test_null_columns_change_nothing(
         self, read_jsonl: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
     ) -> None:
-        # Null responses are a mistake of their own, not prompts without any.
+        # Null responses are an error, not prompts without responses.
         responses = [] if format == "prompts" else ["chosen", "label", "text", "rejected_9"]
         nulls = dict.fromkeys(["id", "weight", "source", "tools", "ranks", *responses])
         group_set = read_jsonl(nulls | row)
@@ -193,11 +197,11 @@ class TestEveryFormat:
     def test_each_null_is_named(
         self, refusal: Any, format: str, row: dict[str, Any], expected: PreferenceGroup
     ) -> None:
-        held = [[name for name in need.split("|") if name in row] for need in FORMATS[format].needs]
-        # Where there is another column that serves, a null is one the row does without.
-        needed = [names[0] for names in held if len(names) == 1 and "rejected_2" not in row]
-        assert needed or "rejected_2" in row
-        for name in needed:
+        present_names = [[name for name in need.split("|") if name in row] for need in FORMATS[format].needs]
+        # A null column is not needed where the row has an alternative.
+        needed_names = [names[0] for names in present_names if len(names) == 1 and "rejected_2" not in row]
+        assert needed_names or "rejected_2" in row
+        for name in needed_names:
             message = str(refusal({**row, name: None}, format=format))
             assert name in message
             assert "rows.jsonl, line 1" in message
@@ -219,7 +223,7 @@ def test_every_sample_in_the_documentation_is_read_as_its_format(read_jsonl: Any
 
 
 class TestTranscripts:
-    def test_rows_that_are_no_pair_are_counted(self, read_jsonl: Any) -> None:
+    def test_transcripts_that_are_not_pairs_are_counted(self, read_jsonl: Any) -> None:
         good = {"chosen": TREE + " a", "rejected": TREE + " b"}
         other = {"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"}
         group_set = read_jsonl(
@@ -236,30 +240,34 @@ class TestTranscripts:
             "rows.jsonl: 1 x left out: no transcript of Human and Assistant turns (first: rows.jsonl, line 5)",
         )
 
-    def test_nothing_left(self, refusal: Any) -> None:
+    def test_an_error_where_no_row_is_left(self, refusal: Any) -> None:
         message = str(refusal({"chosen": TREE + " a", "rejected": "\n\nHuman: no\n\nAssistant: b"}))
-        assert "no row could be used: 1 x left out: the two transcripts differ" in message
+        assert "no row can be used: 1 x left out: the two transcripts differ" in message
 
 
-class TestCounted:
-    def test_message_fields_that_are_the_templates(self, read_jsonl: Any) -> None:
+class TestCountedEvents:
+    def test_unknown_message_fields_are_kept_for_the_template(self, read_jsonl: Any) -> None:
         group_set = read_jsonl(
-            {"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, said("a")]}
+            {"messages": [{**user("p"), "name": "Ann", "mood": "calm", "tool_calls": None}, assistant("a")]}
         )
         note = "rows.jsonl: 1 x field 'mood' of messages kept for the chat template (first: rows.jsonl, line 1)"
         assert group_set.notes[1:] == (note,)
         assert group_set.groups[0].prompt == ({**user("p"), "name": "Ann", "mood": "calm"},)
 
-    def test_the_score_that_was_taken(self, read_jsonl: Any) -> None:
+    def test_the_rating_used_as_score_is_named(self, read_jsonl: Any) -> None:
         row = {"instruction": "p", "completions": [{"response": "a", "overall_score": 1, "fine-grained_score": 2}]}
         assert "1 x scores taken from 'overall_score' of the completions" in read_jsonl(row).notes[1]
 
-    def test_a_repeated_prompt(self, read_jsonl: Any) -> None:
-        row = {"prompt": "p", "chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}
+    def test_a_prompt_repeated_in_the_responses_is_counted(self, read_jsonl: Any) -> None:
+        row = {
+            "prompt": "p",
+            "chosen": [user("p"), assistant("a")],
+            "rejected": [user("p"), assistant("b")],
+        }
         assert "1 x prompt repeated in the responses, taken once" in read_jsonl(row).notes[1]
 
-    def test_turns_that_are_not_trained(self, read_jsonl: Any) -> None:
-        row = {"messages": [user("p"), said("a"), user("q"), said("b")]}
+    def test_earlier_assistant_turns_are_counted(self, read_jsonl: Any) -> None:
+        row = {"messages": [user("p"), assistant("a"), user("q"), assistant("b")]}
         assert (
             "1 x earlier assistant turns are part of the prompt, the last one is the response"
             in read_jsonl(row).notes[1]

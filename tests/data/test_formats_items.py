@@ -28,7 +28,7 @@ ITEMS = {"historyList": ["Up"], "itemList": ["Jaws", "Heat"], "trueSelection": "
         ({**ITEMS, "itemList": [["Jaws"], ["Heat"]]}, "column 'itemList[0]' is a list"),
     ],
 )
-def test_a_preferred_text_that_is_no_candidates(refusal: Any, row: dict[str, Any], message: str) -> None:
+def test_a_preferred_text_that_is_not_a_candidate(refusal: Any, row: dict[str, Any], message: str) -> None:
     error = refusal(row)
     assert message in error.what
     assert error.where == "rows.jsonl, line 1"
@@ -59,11 +59,11 @@ def read_one(tmp_path: Path, row: dict[str, Any]) -> Any:
     return read_groups(file)
 
 
-def test_items_that_stand_twice_are_one_candidate_and_counted(tmp_path: Path) -> None:
+def test_repeated_items_become_one_candidate_and_are_counted(tmp_path: Path) -> None:
     group_set = read_one(tmp_path, {"itemList": ["Jaws", "Heat", "Jaws", "Alien"], "trueSelection": "Alien"})
     (group,) = group_set.groups
     assert (group.candidates, group.preferred) == (("Jaws", "Heat", "Alien"), 2)
-    assert any("1 x items that stand twice in 'itemList', taken once" in note for note in group_set.notes)
+    assert any("1 x items that occur twice in 'itemList', taken once" in note for note in group_set.notes)
 
 
 def test_a_history_may_be_empty(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_history_may_be_empty(tmp_path: Path) -> None:
 
 
 def test_a_list_in_json_and_items_that_are_numbers(tmp_path: Path) -> None:
-    # Python reads no null, and its lists no true.
+    # JSON escapes an emoji as a surrogate pair, which a Python literal would read as two characters.
     json_list = json.dumps(['It\u2019s "Heat"', "L\\'Avventura", "\U0001f600"])
     (group,) = read_one(tmp_path, {"itemList": json_list, "trueSelection": "\U0001f600"}).groups
     assert (group.candidates[0], group.preferred) == ('It\u2019s "Heat"', 2)

@@ -32,13 +32,13 @@ class TestLabelStudio:
         )
         assert "columns not used: project" in group_set.notes[0]
 
-    def test_each_annotator_is_heard(self, read_jsonl: Any) -> None:
+    def test_each_annotation_gives_a_group(self, read_jsonl: Any) -> None:
         group_set = read_jsonl(
             {"id": 5, "data": self.DATA, "annotations": [self.judged(selected=side) for side in ("left", "right")]}
         )
         assert [(judged.id, judged.preferred) for judged in group_set.groups] == [("5-1", 0), ("5-2", 1)]
 
-    def test_tasks_without_a_judgement_are_counted(self, read_jsonl: Any) -> None:
+    def test_tasks_without_an_annotation_are_counted(self, read_jsonl: Any) -> None:
         cancelled = {**self.judged(selected="left"), "was_cancelled": True}
         group_set = read_jsonl(
             {"id": 1, "data": self.DATA, "annotations": [self.judged(selected="left")]},

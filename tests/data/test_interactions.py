@@ -1,4 +1,4 @@
-"""Interactions and titles from every kind of file, and one clear error for each that cannot be read."""
+"""Interactions and titles from every kind of file, and the errors of unreadable ones."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_parquet(tmp_path: Path) -> None:
     assert read_interactions(tmp_path / "a.parquet") == ROWS
 
 
-def test_no_rating_and_names_of_ones_own(tmp_path: Path) -> None:
+def test_mapped_columns_without_a_rating(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("who,what,when\n7,x,1\n")
-    found = read_interactions(tmp_path / "a.csv", columns={"user": "who", "item": "what", "time": "when"})
-    assert found == [Interaction("7", "x", 1.0, None)]
+    interactions = read_interactions(tmp_path / "a.csv", columns={"user": "who", "item": "what", "time": "when"})
+    assert interactions == [Interaction("7", "x", 1.0, None)]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_no_rating_and_names_of_ones_own(tmp_path: Path) -> None:
         ("a.xml", "<a/>", "unknown kind of file '.xml'"),
     ],
 )
-def test_what_cannot_be_read(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_unreadable_rows_are_errors(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError) as error:
         read_interactions(tmp_path / name)
@@ -76,7 +76,7 @@ def test_titles(tmp_path: Path) -> None:
     assert all(read_titles(tmp_path / name) == expected for name in ("movies.dat", "a.item", "a.csv"))
 
 
-def test_an_item_of_two_titles(tmp_path: Path) -> None:
+def test_an_item_with_two_titles_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("item,title\n1,Up\n1,Down\n")
     with pytest.raises(DataError, match=r"a\.csv, line 3: item '1' is called 'Down' here and 'Up' before"):
         read_titles(tmp_path / "a.csv")
@@ -87,4 +87,4 @@ def test_film_ratings(shared_data: Path) -> None:
     interactions, titles = read_interactions(folder / "ratings.dat"), read_titles(folder / "movies.dat")
     assert len(interactions) == 53_632
     assert len(titles) == 8_154
-    assert {each.item for each in interactions} <= set(titles)
+    assert {interaction.item for interaction in interactions} <= set(titles)

@@ -1,4 +1,4 @@
-"""Conversations that contain one another, splits that keep rows together, and columns that stay."""
+"""Conversations that continue one another, splits that keep rows together, and columns that are kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from penchant.cli import run
 from penchant.data.checks import check_groups
 from penchant.data.groups import Message, PreferenceGroup, Text
-from penchant.data.overlaps import beginnings, contained, first_user_turn, turns_of
+from penchant.data.overlaps import first_user_turn, overlapping_prompts, prefix_digests, turns_of
 from penchant.data.reading import read_groups
-from penchant.data.splitting import column_values, first_turns, split_by_prompt
+from penchant.data.splitting import column_values, first_user_turns, split_by_prompt
 from penchant.data.writing import READ_COLUMNS, write_groups
 from penchant.errors import DataError
 
@@ -26,8 +26,8 @@ def talk(*texts: str, system: str | None = None) -> tuple[Message, ...]:
     return (*([] if system is None else [Message(role="system", content=system)]), *turns)
 
 
-def pair(prompt: Text, chosen: Text = " a", rejected: Text = " b", **more: Any) -> PreferenceGroup:
-    return PreferenceGroup(prompt, (chosen, rejected), preferred=0, **more)
+def pair(prompt: Text, chosen: Text = " a", rejected: Text = " b", **fields: Any) -> PreferenceGroup:
+    return PreferenceGroup(prompt, (chosen, rejected), preferred=0, **fields)
 
 
 class TestTurns:
@@ -43,7 +43,7 @@ class TestTurns:
         assert first_user_turn(prompt) == "hi there"
 
 
-class TestContained:
+class TestOverlappingPrompts:
     @pytest.mark.parametrize(
         ("prompt", "held_out", "hit"),
         [
@@ -59,18 +59,18 @@ class TestContained:
             ("a", "a b", False),
         ],
     )
-    def test_the_prompt_of_one_goes_on_from_the_others(self, prompt, held_out, hit):
-        assert list(contained([beginnings(prompt)], [beginnings(held_out)])) == [0] * hit
+    def test_a_prompt_that_continues_a_held_out_prompt_is_found(self, prompt, held_out, hit):
+        assert list(overlapping_prompts([prefix_digests(prompt)], [prefix_digests(held_out)])) == [0] * hit
         report = check_groups([pair(prompt)], held_out=[pair(held_out)])
         assert report.checks["conversations_in_held_out"].count == hit
 
-    def test_within_a_file(self):
+    def test_prompts_that_continue_each_other_within_a_file(self):
         groups = [pair(talk("a")), pair(talk("b"), id="1"), pair(talk("a", "x", "y"), id="2")]
         hits = check_groups(groups).checks["conversations_in_each_other"]
         assert (hits.count, hits.of, hits.ids) == (2, 3, ("0", "2"))
 
 
-class TestAlike:
+class TestSimilarTexts:
     def test_candidates_in_a_group(self):
         report = check_groups([pair("p", "Yes.", "yes. "), pair("q", "Yes.", "No.")])
         assert (report.checks["similar_candidates"].count, report.checks["similar_candidates"].of) == (1, 2)
@@ -89,7 +89,7 @@ class TestAlike:
 
 class TestSplit:
     def groups(self) -> list[PreferenceGroup]:
-        """40 prompts of 8 users."""
+        """Rows of 40 prompts of 8 users."""
         return [pair(f"q{n}", id=str(n), extra={"user": n % 8, "row": n}) for n in range(40)]
 
     def test_rows_with_one_value_stay_together(self):
@@ -100,7 +100,7 @@ class TestSplit:
         assert [len(side_users) for side_users in users] == [6, 2]
         assert len(train) + len(held_out) == 40
 
-    def test_in_any_order_of_rows(self):
+    def test_the_split_does_not_depend_on_the_order_of_rows(self):
         groups = self.groups()
         sides = [
             {
@@ -113,13 +113,13 @@ class TestSplit:
         ]
         assert sides[0] == sides[1] == sides[2]
 
-    def test_a_prompt_of_two_users_joins_them(self):
+    def test_a_prompt_shared_by_two_users_keeps_them_together(self):
         groups = [pair("a", extra={"user": 1}), pair("b", extra={"user": 1}), pair("b", extra={"user": 2}),
                   pair("c", extra={"user": 2}), pair("d", extra={"user": 3})]  # fmt: skip
         train, held_out = split_by_prompt(groups, held_out=0.5, seed=0, together=[column_values(groups, "user")])
         assert sorted((len(train), len(held_out))) == [1, 4]
 
-    def test_without_more_keys_the_split_is_what_it_was(self):
+    def test_without_further_keys_the_split_is_by_prompt(self):
         groups = self.groups()
         assert split_by_prompt(groups, held_out=0.25, seed=1) == split_by_prompt(
             groups, held_out=0.25, seed=1, together=[[group.id for group in groups]]
@@ -127,12 +127,12 @@ class TestSplit:
 
     def test_first_turns(self):
         groups = [pair(talk(f"q{n % 4}", *["x", f"{n}"] * (n // 4))) for n in range(12)]
-        train, held_out = split_by_prompt(groups, held_out=0.25, seed=0, together=[first_turns(groups)])
+        train, held_out = split_by_prompt(groups, held_out=0.25, seed=0, together=[first_user_turns(groups)])
         report = check_groups(train, held_out=held_out)
         assert report.checks["conversations_in_held_out"].count == 0
         assert len(held_out) == 3
 
-    def test_a_column_that_is_not_there(self):
+    def test_a_missing_column(self):
         with pytest.raises(DataError, match="no value in 'user'; there are id, who"):
             column_values([pair("p", extra={"who": 1})], "user")
 
@@ -152,7 +152,7 @@ class TestColumns:
     def rows_of(self, path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
-    def test_convert_keeps_all_of_them(self, file, tmp_path, capsys):
+    def test_convert_keeps_all_columns(self, file, tmp_path, capsys):
         assert run(["data", "convert", str(file), str(tmp_path / "new.jsonl")]) == 0
         assert "column rank is written as original_rank" in capsys.readouterr().out
         rows = self.rows_of(tmp_path / "new.jsonl")
@@ -181,7 +181,7 @@ class TestColumns:
         assert [len(self.rows_of(output)) for output in outputs] == [9, 3]
 
     @pytest.mark.parametrize("column", sorted(READ_COLUMNS - {"id", "prompt", "candidates"}))
-    def test_no_column_is_taken_for_what_a_group_says(self, column, tmp_path):
+    def test_unread_columns_are_renamed_where_a_reader_would_read_them(self, column, tmp_path):
         group = PreferenceGroup("p", ("a", "b"), extra={column: [{"completion": "x", "rank": 1}]})
         write_groups([group], tmp_path / "a.jsonl")
         [group_back] = read_groups(tmp_path / "a.jsonl").groups
@@ -207,7 +207,7 @@ def calling(city: str) -> dict[str, Any]:
 
 class TestUnlikeTurns:
     @pytest.mark.parametrize(
-        ("first", "second"),
+        ("prompt", "other_prompt"),
         [
             (talk("a"), ({"role": "system", "content": "a"}, *talk("b"))),
             (talk("aassistant:b"), talk("a", "b", "c")),
@@ -215,21 +215,21 @@ class TestUnlikeTurns:
         ],
         ids=["roles", "run together", "calls"],
     )
-    def test_one_is_not_in_the_other(self, first, second):
-        assert list(contained([beginnings(first)], [beginnings(second)])) == []
-        assert list(contained([beginnings(second)], [beginnings(first)])) == []
+    def test_unlike_turns_do_not_overlap(self, prompt, other_prompt):
+        assert list(overlapping_prompts([prefix_digests(prompt)], [prefix_digests(other_prompt)])) == []
+        assert list(overlapping_prompts([prefix_digests(other_prompt)], [prefix_digests(prompt)])) == []
 
-    def test_a_conversation_with_calls_that_goes_on(self):
-        first = (*talk("a"), calling("Rome"), *talk("b"))
-        longer = (*first, *talk("c", "d")[1:], *talk("e"))
-        assert list(contained([beginnings(first)], [beginnings(longer)])) == [0]
+    def test_a_continued_conversation_with_calls_overlaps(self):
+        shorter = (*talk("a"), calling("Rome"), *talk("b"))
+        longer = (*shorter, *talk("c", "d")[1:], *talk("e"))
+        assert list(overlapping_prompts([prefix_digests(shorter)], [prefix_digests(longer)])) == [0]
 
     def test_identical_candidates_are_not_similar_too(self):
         checks = check_groups([pair("p", "Yes.", "Yes.")]).checks
         assert (checks["identical_in_a_pair"].count, checks["similar_candidates"].count) == (1, 0)
 
 
-class TestKeptTogether:
+class TestSplitFlags:
     def sides(self, tmp_path: Path, rows: list[dict[str, Any]], *flags: str) -> list[list[dict[str, Any]]]:
         """The rows of both sides."""
         file, outputs = tmp_path / "rows.jsonl", [tmp_path / "train.jsonl", tmp_path / "out.jsonl"]
@@ -248,12 +248,12 @@ class TestKeptTogether:
 
     def test_by_first_turn(self, tmp_path):
         rows = [{"prompt": list(talk(f"q{n % 16}", "x", f"{n}")), "chosen": "a", "rejected": "b"} for n in range(64)]
-        first = (
+        first_turns_of_sides = (
             {row["prompt"][0]["content"] for row in side} for side in self.sides(tmp_path, rows, "--by-first-turn")
         )
-        train, held_out = first
+        train, held_out = first_turns_of_sides
         assert (len(train), len(held_out)) == (12, 4)
 
-    def test_a_number_is_no_text(self):
+    def test_a_number_and_its_text_are_different_values(self):
         groups = [pair("p", extra={"user": 1}), pair("q", extra={"user": "1"})]
         assert len(set(column_values(groups, "user"))) == 2

@@ -32,46 +32,46 @@ def failure(source: Path, **options: Any) -> DataError:
     return caught.value
 
 
-class TestAccount:
-    def test_one_line_says_what_was_detected(self, tmp_path: Path) -> None:
-        found = read_groups(lines(tmp_path / "a.jsonl", {**PAIR, "votes": 3, "id": "x"}, {**PAIR, "weight": 2}))
-        assert found.notes == (
+class TestNotes:
+    def test_one_note_names_the_format_and_the_columns(self, tmp_path: Path) -> None:
+        group_set = read_groups(lines(tmp_path / "a.jsonl", {**PAIR, "votes": 3, "id": "x"}, {**PAIR, "weight": 2}))
+        assert group_set.notes == (
             "a.jsonl: 2 groups, format pairs (prompt, chosen, rejected, weight; plain text); columns not used: votes",
         )
-        assert (found.format, found.source) == ("pairs", str(tmp_path / "a.jsonl"))
+        assert (group_set.format, group_set.source) == ("pairs", str(tmp_path / "a.jsonl"))
 
     def test_one_group_in_messages(self, tmp_path: Path) -> None:
-        found = read_groups(
+        group_set = read_groups(
             lines(tmp_path / "a.jsonl", {**TURNS, "tools": "[]", "images": [], "chat_template_kwargs": {}})
         )
-        assert found.notes[0] == (
+        assert group_set.notes[0] == (
             "a.jsonl: 1 group, format pairs (prompt, chosen, rejected, tools, chat_template_kwargs; conversational); "
             "columns not used: images"
         )
 
     def test_ids_default_to_the_rows_number(self, tmp_path: Path) -> None:
-        found = read_groups(lines(tmp_path / "a.jsonl", PAIR, {**PAIR, "id": "x"}, {**PAIR, "id": None}))
-        assert [group.id for group in found.groups] == ["0", "x", "2"]
+        group_set = read_groups(lines(tmp_path / "a.jsonl", PAIR, {**PAIR, "id": "x"}, {**PAIR, "id": None}))
+        assert [group.id for group in group_set.groups] == ["0", "x", "2"]
 
-    def test_repeated_ids_are_kept_and_said(self, tmp_path: Path) -> None:
-        found = read_groups(
+    def test_repeated_ids_are_kept_and_noted(self, tmp_path: Path) -> None:
+        group_set = read_groups(
             lines(tmp_path / "a.jsonl", {**PAIR, "id": "1"}, PAIR, {**PAIR, "id": "7"}, {**PAIR, "id": 7})
         )
-        assert [group.id for group in found.groups] == ["1", "1", "7", "7"]
-        assert found.notes[1] == "a.jsonl: 2 ids stand more than once (first: 1)"
+        assert [group.id for group in group_set.groups] == ["1", "1", "7", "7"]
+        assert group_set.notes[1] == "a.jsonl: 2 ids occur more than once (first: 1)"
 
     def test_files_of_a_folder_are_named(self, tmp_path: Path) -> None:
         folder = tmp_path / "both"
         folder.mkdir()
         lines(folder / "a.jsonl", PAIR)
         lines(folder / "b.jsonl", PAIR)
-        found = read_groups(folder)
-        assert found.notes[1] == "both: read from both/a.jsonl, both/b.jsonl"
-        assert [group.id for group in found.groups] == ["0", "1"]
+        group_set = read_groups(folder)
+        assert group_set.notes[1] == "both: read from both/a.jsonl, both/b.jsonl"
+        assert [group.id for group in group_set.groups] == ["0", "1"]
 
 
 class TestDetection:
-    def test_trap_the_format_is_not_the_first_rows(self, tmp_path: Path) -> None:
+    def test_trap_the_format_is_detected_from_all_rows(self, tmp_path: Path) -> None:
         # TRL looks at the first row only.
         error = failure(
             lines(tmp_path / "a.jsonl", *[PAIR] * 9, {"chosen": TURNS["chosen"], "rejected": TURNS["rejected"]})
@@ -82,7 +82,7 @@ class TestDetection:
         )
         assert error.where == "a.jsonl"
 
-    def test_trap_the_kind_is_not_the_first_rows(self, tmp_path: Path) -> None:
+    def test_trap_the_kind_is_detected_from_all_rows(self, tmp_path: Path) -> None:
         error = failure(lines(tmp_path / "a.jsonl", PAIR, TURNS, PAIR))
         assert error.what == (
             "rows of both kinds: plain text (2, first: a.jsonl, line 1); conversational (1, first: a.jsonl, line 2); "
@@ -116,9 +116,9 @@ class TestDetection:
     def test_a_named_format_is_not_detected(self, tmp_path: Path) -> None:
         file = lines(tmp_path / "a.jsonl", {**PAIR, "completion": "c"})
         assert read_groups(file).format == "pairs"
-        found = read_groups(file, format="sft")
-        assert found.groups[0].candidates == ("c",)
-        assert found.notes[0].endswith("columns not used: chosen, rejected")
+        group_set = read_groups(file, format="sft")
+        assert group_set.groups[0].candidates == ("c",)
+        assert group_set.notes[0].endswith("columns not used: chosen, rejected")
 
     def test_unknown_format(self, tmp_path: Path) -> None:
         error = failure(tmp_path / "absent.jsonl", format="pair")
@@ -126,7 +126,7 @@ class TestDetection:
         assert error.fix == "data.format=pairs"
 
     @pytest.mark.parametrize("name", FORMATS)
-    def test_any_format_forced_on_foreign_rows_is_the_users_mistake(self, tmp_path: Path, name: str) -> None:
+    def test_a_format_that_does_not_fit_the_rows_is_a_data_error(self, tmp_path: Path, name: str) -> None:
         error = failure(lines(tmp_path / "a.jsonl", {"question": [1], "messages": {}, "conversations": 0}), format=name)
         assert error.where == "a.jsonl, line 1"
 
@@ -135,9 +135,9 @@ class TestColumns:
     def test_mapped(self, tmp_path: Path) -> None:
         file = lines(tmp_path / "a.jsonl", {"question": "q", "good": "a", "bad": "b", "prompt": "old"})
         columns = {"prompt": "question", "chosen": "good", "rejected": "bad", "unused": "prompt"}
-        found = read_groups(file, columns=columns)
-        assert (found.groups[0].prompt, found.groups[0].candidates) == ("q", ("a", "b"))
-        assert found.notes[0] == (
+        group_set = read_groups(file, columns=columns)
+        assert (group_set.groups[0].prompt, group_set.groups[0].candidates) == ("q", ("a", "b"))
+        assert group_set.notes[0] == (
             "a.jsonl: 1 group, format pairs (prompt (from question), chosen (from good), rejected (from bad); "
             "plain text); columns not used: unused (from prompt)"
         )
@@ -146,7 +146,7 @@ class TestColumns:
         file = lines(tmp_path / "a.jsonl", PAIR, {**PAIR, "w": 2})
         assert [group.weight for group in read_groups(file, columns={"weight": "w"}).groups] == [1, 2]
 
-    def test_a_column_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_column(self, tmp_path: Path) -> None:
         error = failure(
             lines(tmp_path / "a.jsonl", {"question": "q", "chosen": "a", "rejected": "b"}),
             columns={"prompt": "qestion"},
@@ -166,21 +166,21 @@ class TestTraps:
             ("", "x"),
         ],
     )
-    def test_trap_no_prompt_of_shared_characters(self, tmp_path: Path, chosen: str, rejected: str) -> None:
-        # TRL takes the characters that two texts share for the prompt.
+    def test_trap_shared_characters_do_not_make_a_prompt(self, tmp_path: Path, chosen: str, rejected: str) -> None:
+        # TRL uses the characters that two texts share as the prompt.
         error = failure(lines(tmp_path / "a.jsonl", {"chosen": chosen, "rejected": rejected}))
         assert "there is no prompt" in error.what
         assert "add a column 'prompt'" in (error.fix or "")
 
     def test_trap_equal_conversations_keep_their_responses(self, tmp_path: Path) -> None:
-        # A shared prefix of equal conversations is all of them.
+        # The shared prefix of equal conversations is the whole conversation.
         whole = [*TURNS["prompt"], *TURNS["chosen"]]
         (group,) = read_groups(lines(tmp_path / "a.jsonl", {"chosen": whole, "rejected": whole})).groups
         assert group.prompt == tuple(TURNS["prompt"])
         assert group.candidates == (tuple(TURNS["chosen"]),) * 2
 
-    def test_trap_messages_are_shared_whole(self, tmp_path: Path) -> None:
-        # Answers that begin alike stay whole.
+    def test_trap_the_shared_prompt_consists_of_whole_messages(self, tmp_path: Path) -> None:
+        # Answers with a common beginning are not split.
         answers = [{"role": "assistant", "content": f"The answer is {n}"} for n in (2, 3)]
         row = {"chosen": [*TURNS["prompt"], answers[0]], "rejected": [*TURNS["prompt"], answers[1]]}
         (group,) = read_groups(lines(tmp_path / "a.jsonl", row)).groups
@@ -203,11 +203,11 @@ class TestTraps:
             writer.writerows(rows)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sources[4])
         datasets.Dataset.from_list(rows).save_to_disk(str(sources[5]))
-        found = [read_groups(source).groups for source in sources]
-        assert all(groups == found[0] for groups in found)
-        assert len(found[0]) == 3
+        results = [read_groups(source).groups for source in sources]
+        assert all(groups == results[0] for groups in results)
+        assert len(results[0]) == 3
 
-    def test_trap_texts_are_left_as_they_are(self, tmp_path: Path) -> None:
+    def test_trap_texts_are_unchanged(self, tmp_path: Path) -> None:
         # OpenRLHF appends a space and an end token; nothing is stripped, appended or cut here.
         texts = [" p\t", "a \r\n\n", "\u00a0b</s>" + "x" * 100_000]
         row = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
@@ -224,13 +224,13 @@ class TestTraps:
 
 class TestRealData:
     def test_groups_with_ties(self, shared_data: Path) -> None:
-        found = read_groups(shared_data / "finegrained_qa" / "groups.jsonl")
-        assert found.notes == (
+        group_set = read_groups(shared_data / "finegrained_qa" / "groups.jsonl")
+        assert group_set.notes == (
             "groups.jsonl: 300 groups, format ranked (prompt, candidates, pairwise, scores; plain text)",
         )
-        assert sum(len(group.pairs) for group in found.groups) == 1587
-        assert sum(6 - len(group.pairs) for group in found.groups) == 213
-        assert {len(group.candidates) for group in found.groups} == {4}
+        assert sum(len(group.pairs) for group in group_set.groups) == 1587
+        assert sum(6 - len(group.pairs) for group in group_set.groups) == 213
+        assert {len(group.candidates) for group in group_set.groups} == {4}
 
     def test_pairs_agree_with_the_groups(self, shared_data: Path) -> None:
         folder = shared_data / "finegrained_qa"
@@ -248,9 +248,9 @@ class TestRealData:
         ],
     )
     def test_pairs(self, shared_data: Path, file: str, count: int, unused: str) -> None:
-        used = "format pairs (prompt, chosen, rejected; plain text)"
+        note = "format pairs (prompt, chosen, rejected; plain text)"
         assert read_groups(shared_data / file / "pairs.jsonl").notes == (
-            f"pairs.jsonl: {count} groups, {used}; columns not used: {unused}",
+            f"pairs.jsonl: {count} groups, {note}; columns not used: {unused}",
         )
 
     def test_empty_responses_are_read(self, shared_data: Path) -> None:
@@ -258,16 +258,16 @@ class TestRealData:
         assert [sum(group.candidates[side] == "" for group in groups) for side in (0, 1)] == [1, 51]
 
     def test_dialogues_with_calls(self, shared_data: Path) -> None:
-        found = read_groups(shared_data / "glaive_toolcall" / "glaive_toolcall_en_demo.json")
-        assert found.notes[0].endswith("300 groups, format sft (conversations, tools; conversational)")
-        assert "211 x turns from 'observation' read as role 'tool'" in "".join(found.notes)
-        assert "211 x turns from 'function_call' read as tool calls" in "".join(found.notes)
-        called = [call for g in found.groups for turn in g.prompt for call in turn.get("tool_calls", [])]
-        assert len(called) == 211
-        assert all(isinstance(call["function"]["arguments"], dict) for call in called)
-        assert sum(bool(context_of(group.prompt).tools) for group in found.groups) == 191
-        assert all(group.pairs == () and len(group.candidates) == 1 for group in found.groups)
+        group_set = read_groups(shared_data / "glaive_toolcall" / "glaive_toolcall_en_demo.json")
+        assert group_set.notes[0].endswith("300 groups, format sft (conversations, tools; conversational)")
+        assert "211 x turns from 'observation' read as role 'tool'" in "".join(group_set.notes)
+        assert "211 x turns from 'function_call' read as tool calls" in "".join(group_set.notes)
+        calls = [call for g in group_set.groups for turn in g.prompt for call in turn.get("tool_calls", [])]
+        assert len(calls) == 211
+        assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
+        assert sum(bool(context_of(group.prompt).tools) for group in group_set.groups) == 191
+        assert all(group.pairs == () and len(group.candidates) == 1 for group in group_set.groups)
 
-    def test_function_questions_are_no_preferences(self, shared_data: Path) -> None:
+    def test_function_questions_have_no_preference_format(self, shared_data: Path) -> None:
         error = failure(shared_data / "bfcl" / "BFCL_v4_irrelevance.json")
         assert "no known preference format (columns: id, question, function)" in error.what

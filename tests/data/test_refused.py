@@ -1,4 +1,4 @@
-"""Rows that the chat template or the tokenizer refuses: an error that names them, or dropped and counted."""
+"""Rows that the chat template or the tokenizer refuses: an error names them, or they are dropped and counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from penchant.config import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import Rendering
-from penchant.data.second_reading import read_again
+from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenization import readable_prompts, tokenize_groups
 from penchant.engine.distribution import World, local_device
 from penchant.errors import DataError
@@ -46,7 +46,7 @@ def tokenizer(tiny_model: Path) -> Any:
     return loaded
 
 
-def test_an_error_names_them_and_the_way_out(tokenizer: Any) -> None:
+def test_the_error_names_refused_groups_and_the_setting(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"roles must alternate \(1 of 3 groups like this: bad\)") as caught:
         tokenize_groups([*GOOD, BAD], tokenizer, max_length=100)
     assert "data.refused=drop" in str(caught.value.fix)
@@ -77,13 +77,13 @@ def test_texts_that_the_tokenizer_cannot_read_are_dropped_too() -> None:
         tokenize_groups(groups, letters, max_length=100)
 
 
-def test_a_reference_never_leaves_out_what_the_policy_read(tokenizer: Any) -> None:
+def test_a_reference_does_not_drop_groups_of_the_policy(tokenizer: Any) -> None:
     lenient = TEMPLATE.replace("raise_exception('roles must alternate')", "''")
     tokenizer.chat_template = lenient
     tokenized, _ = tokenize_groups([*GOOD, BAD], tokenizer, max_length=100)
     tokenizer.chat_template = TEMPLATE
     with pytest.raises(DataError, match="roles must alternate"):
-        read_again(tokenized, tokenizer, context=100, rendering=DROP)
+        retokenize_groups(tokenized, tokenizer, context=100, rendering=DROP)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def rows(tmp_path: Path) -> tuple[Path, Path]:
     return template, file
 
 
-def test_a_run_leaves_them_out_from_first_to_last(rows: tuple[Path, Path], write_config: Any) -> None:
+def test_a_run_drops_refused_groups_everywhere(rows: tuple[Path, Path], write_config: Any) -> None:
     template, file = rows
     data = {"train": str(file), "held_out": str(file), "chat_template": str(template)}
     config = write_config(data=data, training={"max_steps": 1})
@@ -110,7 +110,7 @@ def test_a_run_leaves_them_out_from_first_to_last(rows: tuple[Path, Path], write
     assert "held-out: refused by template dropped: 1 of 9 groups (bad8)" in log
 
 
-def test_evaluate_rank_and_samples_leave_them_out(rows: tuple[Path, Path], tiny_model: Path) -> None:
+def test_evaluate_rank_and_samples_drop_refused_groups(rows: tuple[Path, Path], tiny_model: Path) -> None:
     reading = Reading(chat_template=str(rows[0]), rendering=DROP)
     world, log, groups = World(0, 1, local_device()), list[str](), [*GOOD, BAD]
     assert len(score(str(tiny_model), groups, world, reading=reading, tell=log.append)) == 2

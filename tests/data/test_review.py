@@ -1,4 +1,4 @@
-"""Verdicts: stored at once, taken back, gone on with."""
+"""Verdicts of a review: stored at once, undone, and continued after a restart."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def test_a_verdict_is_on_the_disk(tmp_path):
     Review(GROUPS, file).give(GROUPS[1], "accept")
     (row,) = map(json.loads, file.read_text().splitlines())
     assert (row["id"], row["verdict"]) == ("1", "accept")
-    again = Review(GROUPS, file)
-    assert ids(again.accepted) == ["1"]
-    assert ids(again.waiting) == ["0", "2", "3"]
-    assert again.counts() == {"accept": 1, "reject": 0, "waiting": 3}
+    reopened = Review(GROUPS, file)
+    assert ids(reopened.accepted) == ["1"]
+    assert ids(reopened.waiting) == ["0", "2", "3"]
+    assert reopened.counts() == {"accept": 1, "reject": 0, "waiting": 3}
 
 
 @given(st.lists(st.one_of(st.tuples(st.integers(0, 3), st.sampled_from(["accept", "reject"])), st.none()), max_size=12))
 @settings(max_examples=40, deadline=None)
-def test_undo_takes_back_the_latest_also_after_a_restart(tmp_path_factory, steps):
+def test_undo_removes_the_latest_verdict_also_after_a_restart(tmp_path_factory, steps):
     file = tmp_path_factory.mktemp("review") / "verdicts.jsonl"
     expected: dict[str, str] = {}
     for step in steps:
@@ -58,21 +58,21 @@ def test_undo_takes_back_the_latest_also_after_a_restart(tmp_path_factory, steps
     assert ids(review.waiting) == [group.id for group in GROUPS if group.id not in expected]
 
 
-def test_ids_that_hold_separators_of_lines(tmp_path):
+def test_ids_with_line_separators(tmp_path):
     file, odd = tmp_path / "verdicts.jsonl", [replace(group, id=f"{group.id}\u2028\x85") for group in GROUPS]
     Review(odd, file).give(odd[1], "accept")
     assert ids(Review(odd, file).accepted) == [odd[1].id]
 
 
-def test_a_changed_group_is_asked_about_again(tmp_path):
+def test_a_changed_group_needs_a_new_verdict(tmp_path):
     file = tmp_path / "verdicts.jsonl"
     Review(GROUPS, file).give(GROUPS[0], "accept")
-    changed = (replace(GROUPS[0], candidates=("other", "b0")), *GROUPS[1:])
-    review = Review(changed, file)
+    changed_groups = (replace(GROUPS[0], candidates=("other", "b0")), *GROUPS[1:])
+    review = Review(changed_groups, file)
     assert review.stale == 1
     assert len(review.waiting) == 4
-    turned = (replace(GROUPS[0], preferred=1), *GROUPS[1:])
-    assert Review(turned, file).stale == 1
+    reversed_groups = (replace(GROUPS[0], preferred=1), *GROUPS[1:])
+    assert Review(reversed_groups, file).stale == 1
 
 
 def test_verdicts_of_other_groups_are_kept(tmp_path):
@@ -90,7 +90,7 @@ def test_verdicts_of_other_groups_are_kept(tmp_path):
         ('{"id": "0", "verdict": "perhaps", "of": "x"}', "'perhaps'; expected accept or reject"),
     ],
 )
-def test_a_file_of_something_else(tmp_path, content, message):
+def test_a_file_without_verdicts_is_an_error(tmp_path, content, message):
     file = tmp_path / "verdicts.jsonl"
     file.write_text(content)
     with pytest.raises(DataError) as error:

@@ -1,4 +1,4 @@
-"""A group as a person reads it, rendered to plain text."""
+"""The display of a group, rendered to plain text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tokenized(tokenizer: PreTrainedTokenizerFast, group: PreferenceGroup) -> Tok
     return TokenizedGroup(prompt, tuple(np.append(ids, 0) for ids in responses), group)
 
 
-def test_prompt_and_candidates_with_their_worth() -> None:
+def test_prompt_and_candidates_are_shown_with_their_preferences() -> None:
     group = PreferenceGroup("Why?", ("Because.", "No."), preferred=1, id="row-7", weight=0.5, source="forum")
     lines = rendered(group)
     assert lines[0] == "group row-7, from forum, weight 0.5"
@@ -48,7 +48,7 @@ def test_prompt_and_candidates_with_their_worth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "titles"),
+    ("preferences", "titles"),
     [
         ({"scores": (1.0, 2.5)}, ["candidate 0, score 1", "candidate 1, score 2.5"]),
         ({"ranks": (2, 1)}, ["candidate 0, rank 2", "candidate 1, rank 1"]),
@@ -58,8 +58,8 @@ def test_prompt_and_candidates_with_their_worth() -> None:
         ({}, ["candidate 0", "candidate 1"]),
     ],
 )
-def test_every_kind_of_worth(known: dict[str, Any], titles: list[str]) -> None:
-    lines = rendered(PreferenceGroup("p", ("a", "b"), **known))
+def test_every_kind_of_preference(preferences: dict[str, Any], titles: list[str]) -> None:
+    lines = rendered(PreferenceGroup("p", ("a", "b"), **preferences))
     assert [line for line in lines if line.startswith("candidate")] == titles
 
 
@@ -75,7 +75,7 @@ def test_messages_are_shown_with_their_roles() -> None:
     ]
 
 
-def test_markup_in_the_data_is_shown_not_obeyed() -> None:
+def test_markup_in_the_data_is_shown_as_text() -> None:
     lines = rendered(PreferenceGroup("[bold]x[/bold] [/]", ("[link=u]y[/link]", ":smile:"), id="[red]", source="[/i]"))
     assert lines[0] == "group [red], from [/i]"
     assert "[bold]x[/bold] [/]" in lines
@@ -90,7 +90,7 @@ def test_control_characters_cannot_reach_the_terminal() -> None:
     assert "�31m␡" in lines
 
 
-def test_an_empty_candidate_is_seen() -> None:
+def test_an_empty_candidate_is_shown() -> None:
     assert "(empty)" in rendered(PreferenceGroup("p", ("a", "")))
 
 
@@ -120,7 +120,7 @@ def test_parts_of_a_character_show_the_tokens_names() -> None:
     assert "│y│</s>" in lines
 
 
-def test_a_space_that_decoding_alone_would_take_away_is_shown() -> None:
+def test_a_leading_space_of_a_token_is_shown() -> None:
     raw = Tokenizer(models.WordLevel({"</s>": 0, "▁the": 1, "▁cat": 2}, unk_token="</s>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace()
     raw.decoder = decoders.Metaspace()
@@ -138,11 +138,11 @@ def test_without_a_tokenizer_ids_are_shown() -> None:
     assert "║6│7" in lines
 
 
-def test_tokens_that_are_only_read_are_set_off() -> None:
+def test_the_bounds_of_trained_tokens_are_marked() -> None:
     tokenizer, group = byte_level(), PreferenceGroup("q", ("abc", "de"), preferred=0)
     tokenized_group = tokenized(tokenizer, group)
     masks = (np.array([True, False, True, True]), np.array([True] * 3))
-    lines = rendered(group, replace(tokenized_group, learnt=masks), tokenizer)
+    lines = rendered(group, replace(tokenized_group, loss_masks=masks), tokenizer)
     assert lines[1:3] == ["prompt, 1 token", "q║"]
     assert lines[4:6] == ["candidate 0, chosen, 4 tokens, 3 learnt", "║a║b║c│</s>"]
     assert lines[7:9] == ["candidate 1, rejected, 3 tokens", "║d│e│</s>"]

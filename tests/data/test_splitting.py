@@ -18,7 +18,7 @@ def groups_of(prompts: list[str]) -> list[PreferenceGroup]:
 
 
 @given(st.lists(st.text(max_size=3), min_size=2), st.floats(0.01, 0.99), st.integers(0, 5), st.randoms())
-def test_prompts_stay_whole_whatever_the_order(
+def test_the_groups_of_a_prompt_stay_together_in_any_order(
     prompts: list[str], share: float, seed: int, draw: random.Random
 ) -> None:
     groups = groups_of(prompts)
@@ -39,19 +39,19 @@ def test_prompts_stay_whole_whatever_the_order(
     }
 
 
-def test_the_seed_chooses() -> None:
+def test_the_seed_changes_the_split() -> None:
     groups = groups_of([f"p{n}" for n in range(20)])
     chosen = [[group.prompt for group in split_by_prompt(groups, held_out=0.25, seed=seed)[1]] for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert len(chosen[0]) == 5
-    # Fixed for ever: a run's split must not move between versions or machines.
+    # These values are fixed, because a split must not change between versions or machines.
     assert chosen[0] == FIRST
 
 
 FIRST = ["p0", "p1", "p2", "p4", "p12"]
 
 
-def test_messages_are_told_apart_by_their_text() -> None:
+def test_prompts_of_messages_differ_by_their_text() -> None:
     turns = [(Message(role="user", content=f"{n % 4}"),) for n in range(8)]
     groups = [PreferenceGroup(turn, ("a", "b"), preferred=0) for turn in turns]
     train, out = split_by_prompt(groups, held_out=0.5, seed=0)
@@ -69,7 +69,7 @@ def test_messages_are_told_apart_by_their_text() -> None:
         (["a", "b"], float("nan"), "hold out between 0.5 and 0.5"),
     ],
 )
-def test_no_side_is_empty(prompts: list[str], share: float, fix: str) -> None:
+def test_a_split_with_an_empty_side_is_an_error(prompts: list[str], share: float, fix: str) -> None:
     with pytest.raises(DataError) as caught:
         split_by_prompt(groups_of(prompts), held_out=share, seed=0)
     assert caught.value.fix == fix
@@ -89,5 +89,5 @@ def test_prompts_of_one_topic_stay_together() -> None:
     train, out = split_by_prompt(groups, held_out=0.5, seed=1, topics=topics)
     sides = [{group.prompt[0] for group in side if group.prompt[0] != "f"} for side in (train, out)]
     assert sides[0].isdisjoint(sides[1])
-    # Five topics and three prompts without one are eight; half of them are held out.
+    # Five topics and three prompts without a topic make eight keys; half of them are held out.
     assert len({topics.get(group.prompt, group.prompt) for group in out}) == 4

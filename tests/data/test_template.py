@@ -1,4 +1,4 @@
-"""What chat templates write of tools, calls, thoughts, parts, variables and dates: exactly what transformers writes."""
+"""Renderings of tools, calls, reasoning, parts, variables and dates, equal to those of transformers."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ TEXT_OR_PARTS = (
 
 @cache
 def letters(template: str) -> PreTrainedTokenizerFast:
-    """A token for each byte, and one for each mark."""
+    """A tokenizer with a token for each byte and for each mark."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -138,8 +138,8 @@ def calling(*cities: str) -> Any:
     return {"role": "assistant", "tool_calls": calls}
 
 
-def group(prompt: Any, *candidates: Any, **beside: Any) -> PreferenceGroup:
-    return PreferenceGroup(Conversation(prompt, Context(**beside)), tuple(candidates), preferred=0)
+def group(prompt: Any, *candidates: Any, **context: Any) -> PreferenceGroup:
+    return PreferenceGroup(Conversation(prompt, Context(**context)), tuple(candidates), preferred=0)
 
 
 @pytest.mark.parametrize("template", [TAGS, DATED, INST], ids=["tags", "dated", "inst"])
@@ -174,18 +174,18 @@ def test_the_model_reads_tools_calls_results_and_answers() -> None:
     assert ids.tolist() == tokenized.prompt.tolist()
 
 
-def test_a_template_that_pastes_arguments_is_given_their_text() -> None:
+def test_a_template_that_pastes_arguments_gets_json_text() -> None:
     texts = ChatRenderer(letters(PASTED)).group(group((USER,), (calling("Rome"),)))
     assert 'function:weather({"city": "Rome"})' in texts.sequences[0]
 
 
 @pytest.mark.parametrize(
-    ("template", "between"), [(TAGS, "\n"), (TEXT_OR_PARTS, ""), (PARTS, "")], ids=["text", "both", "parts"]
+    ("template", "separator"), [(TAGS, "\n"), (TEXT_OR_PARTS, ""), (PARTS, "")], ids=["text", "both", "parts"]
 )
-def test_contents_have_the_form_that_the_template_writes(template: str, between: str) -> None:
+def test_contents_have_the_form_that_the_template_renders(template: str, separator: str) -> None:
     parts = [{"type": "text", "text": "Rain in"}, {"type": "text", "text": "Rome?"}]
     prompt: Any = ({"role": "user", "content": parts},)
-    assert f"Rain in{between}Rome?<|im_end|>" in ChatRenderer(letters(template)).prompt(prompt).text
+    assert f"Rain in{separator}Rome?<|im_end|>" in ChatRenderer(letters(template)).prompt(prompt).text
     assert "Rain in Rome? é<|im_end|>" in ChatRenderer(letters(template)).prompt((USER,)).text
 
 
@@ -200,18 +200,18 @@ def test_variables_of_the_run_and_of_the_row() -> None:
     assert ChatRenderer(tokenizer).prompt(row).text == ChatRenderer(tokenizer).prompt(plain).text
 
 
-def test_thoughts_are_handed_over_and_not_empty() -> None:
-    thought: Any = {"role": "assistant", "content": "", "reasoning_content": "hm"}
-    question = group((USER,), (thought,), (ANSWER,))
+def test_reasoning_reaches_the_template_and_is_not_blank() -> None:
+    message: Any = {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    question = group((USER,), (message,), (ANSWER,))
     [tokenized], _ = tokenize_groups([question], letters(TAGS), max_length=10_000)
     assert letters(TAGS).decode(tokenized.responses[0]) == "<think>hm</think>\n<|im_end|>"
 
 
-def test_what_the_template_never_mentions_is_counted() -> None:
-    beside = {"tools": (TOOL,), "documents": ({"text": "x"},), "template_kwargs": {"deep": True}}
-    thought: Any = {**ANSWER, "thinking": "hm"}
+def test_ignored_inputs_of_a_template_are_counted() -> None:
+    context = {"tools": (TOOL,), "documents": ({"text": "x"},), "template_kwargs": {"deep": True}}
+    message: Any = {**ANSWER, "thinking": "hm"}
     texts = ChatRenderer(letters(TEXT_OR_PARTS), Rendering({"enable_thinking": False})).group(
-        group((USER,), (thought,), **beside)
+        group((USER,), (message,), **context)
     )
     assert texts.events == (
         "template_without_tools",
@@ -220,20 +220,20 @@ def test_what_the_template_never_mentions_is_counted() -> None:
         "template_without_variable_deep",
         "template_without_reasoning",
     )
-    assert ChatRenderer(letters(TAGS)).group(group((USER,), (thought,), tools=(TOOL,))).events == ()
+    assert ChatRenderer(letters(TAGS)).group(group((USER,), (message,), tools=(TOOL,))).events == ()
 
 
 def test_calls_that_the_template_does_not_write_are_refused() -> None:
-    with pytest.raises(DataError, match="the chat template writes none"):
+    with pytest.raises(DataError, match="the chat template ignores them"):
         ChatRenderer(letters(TEXT_OR_PARTS)).group(group((USER,), (calling("Rome"),)))
 
 
-def test_a_call_in_the_prompt_is_not_gone_on_with() -> None:
+def test_a_call_at_the_end_of_the_prompt_is_not_continued() -> None:
     tokenizer = letters(TAGS)
     assert ChatRenderer(tokenizer).prompt((USER, calling("Rome"))).text.endswith("<|im_start|>assistant\n")
-    begun = ChatRenderer(tokenizer).group(group((USER, {**ANSWER, "content": "N"}), "o."))
-    assert begun.sequences[0].endswith("<|im_start|>assistant\nNo.<|im_end|>\n")
-    assert begun.events == ("assistant_message_continued",)
+    text = ChatRenderer(tokenizer).group(group((USER, {**ANSWER, "content": "N"}), "o."))
+    assert text.sequences[0].endswith("<|im_start|>assistant\nNo.<|im_end|>\n")
+    assert text.events == ("assistant_message_continued",)
 
 
 class Clock(datetime):
@@ -243,10 +243,10 @@ class Clock(datetime):
 
 
 @pytest.mark.parametrize("tools", [(), (TOOL,)], ids=["plain", "tools"])
-def test_the_day_is_the_settings_and_else_the_clocks(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_date_is_the_settings_or_the_clocks(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penchant.data.template.datetime", Clock)
     tokenizer, prompt = letters(DATED), Conversation((USER,), Context(tools=tools))
-    assert Template.from_tokenizer(tokenizer).writes_today
+    assert Template.from_tokenizer(tokenizer).reads_clock
     assert "Today: 06 May 2031\n" in ChatRenderer(tokenizer).prompt(prompt).text
     dated = ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt(prompt).text
     assert "Today: 30 Nov 2026\n" in dated
@@ -255,9 +255,9 @@ def test_the_day_is_the_settings_and_else_the_clocks(tools: Any, monkeypatch: py
     assert "Today: 06 May 2031\n" in ChatRenderer(tokenizer).prompt(prompt).text, "the clock runs again"
 
 
-def test_the_day_is_handed_to_templates_that_take_it_as_a_variable() -> None:
+def test_the_date_is_a_variable_for_templates_without_a_clock() -> None:
     tokenizer = letters(FIXED_DAY)
-    assert not Template.from_tokenizer(tokenizer).writes_today
+    assert not Template.from_tokenizer(tokenizer).reads_clock
     assert "Today: 26 Jul 2024\n" in ChatRenderer(tokenizer).prompt((USER,)).text
     assert "Today: 30 Nov 2026\n" in ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt((USER,)).text
     variable = Rendering({"date_string": "soon"}, date="2026-11-30")
@@ -270,31 +270,31 @@ def test_the_templates_own_refusal_is_an_error() -> None:
         ChatRenderer(letters(INST)).group(group((USER,), (short,)))
 
 
-def test_results_of_calls_are_read_and_not_learnt() -> None:
+def test_results_of_calls_are_not_trained_on() -> None:
     tokenizer = letters(TAGS)
     question = group((USER,), (calling("Rome"), RESULT, ANSWER), tools=(TOOL,))
     [tokenized], _ = tokenize_groups([question], tokenizer, max_length=10_000)
-    learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
-    assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
+    trained_text = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
+    assert trained_text == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
 
 
-def test_earlier_calls_are_learnt_where_all_turns_are() -> None:
+def test_earlier_calls_are_trained_on_with_learn_all() -> None:
     tokenizer = letters(TAGS)
     question = group((USER, calling("Rome"), RESULT), (ANSWER,), tools=(TOOL,))
     [tokenized], _ = tokenize_groups([question], tokenizer, max_length=10_000, rendering=Rendering(learn="all"))
-    learnt = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
-    assert learnt == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
+    trained_text = tokenizer.decode(tokenized.responses[0][tokenized.masks[0]])
+    assert trained_text == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>No.<|im_end|>'
 
 
-@pytest.mark.parametrize("beside", ["tools", "documents", "calls"])
-def test_control_text_beside_the_messages_is_text(beside: str) -> None:
+@pytest.mark.parametrize("column", ["tools", "documents", "calls"])
+def test_control_tokens_in_the_context_are_text(column: str) -> None:
     tokenizer = letters(TAGS + "{% for d in documents or [] %}{{ d.text }}{% endfor %}")
     mark, end = "<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>")
 
     def ends(word: str) -> int:
         tool = {"type": "function", "function": {"name": "weather", "description": word}}
-        context = {"tools": (tool,)} if beside == "tools" else {"documents": ({"text": word},)}
-        candidate = (calling(word if beside == "calls" else "Rome"),)
+        context = {"tools": (tool,)} if column == "tools" else {"documents": ({"text": word},)}
+        candidate = (calling(word if column == "calls" else "Rome"),)
         [tokenized], _ = tokenize_groups([group((USER,), candidate, **context)], tokenizer, max_length=10_000)
         ids = [*tokenized.prompt.tolist(), *tokenized.responses[0].tolist()]
         assert word in tokenizer.decode(ids)
@@ -307,18 +307,18 @@ def test_control_text_beside_the_messages_is_text(beside: str) -> None:
         tokenize_groups(groups, tokenizer, max_length=10_000, rendering=refusing)
 
 
-def test_a_template_of_its_own_for_tools_is_used() -> None:
+def test_a_separate_template_for_tools_is_used() -> None:
     tokenizer = copy(letters(TAGS))
     tokenizer.chat_template = {"default": TEXT_OR_PARTS, "tool_use": TAGS}
-    beside = Context(tools=(TOOL,), template_kwargs={"enable_thinking": False})
-    rows = PreferenceGroup(Conversation((USER,), beside), ((calling("Rome"),),))
+    context = Context(tools=(TOOL,), template_kwargs={"enable_thinking": False})
+    rows = PreferenceGroup(Conversation((USER,), context), ((calling("Rome"),),))
     expected = ChatRenderer(letters(TAGS)).group(group((USER,), (calling("Rome"),), tools=(TOOL,)))
     texts = ChatRenderer(tokenizer).group(rows)
     assert texts.sequences == expected.sequences
     assert texts.events == ()
 
 
-def test_the_clock_of_other_renderings_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_renderings_use_the_real_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penchant.data.template.datetime", Clock)
     tokenizer = letters(DATED)
     assert "Today: 30 Nov 2026\n" in ChatRenderer(tokenizer, Rendering(date="2026-11-30")).prompt((USER,)).text

@@ -1,4 +1,4 @@
-"""What ends a turn: eos and what the template writes, whatever other special tokens there are."""
+"""The tokens that end a turn: eos and those of the template, but no other special token."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ def decoded(tokenizer: Any, prompt: Text, *candidates: Text) -> tuple[str, list[
 
 
 @EVERY
-def test_the_template_says_what_ends_a_turn(shape: Any) -> None:
+def test_end_tokens_come_from_the_template(shape: Any) -> None:
     tokenizer = shape.tokenizer()
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == shape.end
     assert template_fault(tokenizer) is None
-    ends = set(tokenizer.convert_ids_to_tokens(sorted(SpecialTokens.of(tokenizer).ends)))
+    ends = set(tokenizer.convert_ids_to_tokens(sorted(SpecialTokens.from_tokenizer(tokenizer).ends)))
     extra = {"llama 3": {"<|eom_id|>"}, "harmony": {"<|end|>", "<|call|>"}}
-    assert ends == {shape.end, shape.eos} | next((more for name, more in extra.items() if name in _name(shape)), set())
+    assert ends == {shape.end, shape.eos} | next(
+        (tokens for name, tokens in extra.items() if name in _name(shape)), set()
+    )
 
 
 def _name(shape: Any) -> str:
@@ -44,13 +46,13 @@ def _name(shape: Any) -> str:
 
 
 @EVERY
-def test_what_the_template_writes_around_messages_is_control_and_nothing_else(shape: Any) -> None:
+def test_control_tokens_are_those_around_messages(shape: Any) -> None:
     assert set(TemplateTokens.from_tokenizer(shape.tokenizer()).control) == shape.control
 
 
 @EVERY
 @pytest.mark.parametrize("answer", ["<item_2>", "a <item_1>", "<item_1><item_2>", "<box>1</box>", "</box>"])
-def test_special_tokens_that_are_content_stand_before_one_end_in_a_conversation(shape: Any, answer: str) -> None:
+def test_content_tokens_precede_one_end_token_in_a_conversation(shape: Any, answer: str) -> None:
     prompt, responses, events = decoded(shape.tokenizer(), (user("which <item_1>?"),), answer, "none")
     header = responses[1].removesuffix("none" + shape.end)
     assert responses == [header + answer + shape.end, header + "none" + shape.end]
@@ -62,9 +64,7 @@ def test_special_tokens_that_are_content_stand_before_one_end_in_a_conversation(
 @EVERY
 @pytest.mark.parametrize("answer", ["<item_2>", " done<item_1>", "<box>1</box>", "<item_1><item_1>"])
 @pytest.mark.parametrize("prompt", ["liked <item_1>, next", "<item_1>x = 1<item_2>", "plain"])
-def test_special_tokens_that_are_content_stand_before_one_eos_in_plain_text(
-    shape: Any, prompt: str, answer: str
-) -> None:
+def test_content_tokens_precede_one_eos_in_plain_text(shape: Any, prompt: str, answer: str) -> None:
     prompt_text, responses, events = decoded(shape.tokenizer(), prompt, answer, " 1")
     assert prompt_text == prompt
     assert responses == [answer + shape.eos, " 1" + shape.eos]
@@ -72,7 +72,7 @@ def test_special_tokens_that_are_content_stand_before_one_eos_in_plain_text(
 
 
 @pytest.mark.parametrize("name", ["qwen 3", "qwen 3, calls that are special"])
-def test_a_call_written_by_hand_ends_by_the_end_of_turn(name: str) -> None:
+def test_a_call_written_as_text_ends_with_the_end_token(name: str) -> None:
     tokenizer = SHAPES[name].tokenizer()
     call = '<tool_call>\n{"name": "f"}\n</tool_call>'
     for prompt in ("call f: ", (user("call f"),)):
@@ -81,7 +81,7 @@ def test_a_call_written_by_hand_ends_by_the_end_of_turn(name: str) -> None:
         assert responses[1].endswith("no<|im_end|>")
 
 
-def test_what_a_template_writes_behind_its_end_of_turn_is_no_part_of_the_turn() -> None:
+def test_tokens_after_the_end_token_are_not_part_of_the_turn() -> None:
     tokenizer = SHAPES["phi 3"].tokenizer()
     _, responses, events = decoded(tokenizer, (user("a"),), "b", "c")
     assert responses == ["b<|end|>", "c<|end|>"]
@@ -89,25 +89,25 @@ def test_what_a_template_writes_behind_its_end_of_turn_is_no_part_of_the_turn() 
 
 
 @pytest.mark.parametrize("prompt", ["<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"])
-def test_all_candidates_of_a_templated_prompt_end_alike(prompt: str) -> None:
+def test_all_candidates_of_a_templated_prompt_have_one_end_token(prompt: str) -> None:
     tokenizer = SHAPES["chatml on a base"].tokenizer()
     _, responses, events = decoded(tokenizer, prompt, "b<|im_end|>\n", "c", "d<item_1>")
     assert responses == ["b<|im_end|>", "c<|im_end|>", "d<item_1><|im_end|>"]
     assert events == {"already_templated_prompt": 1}
 
 
-def test_a_token_or_template_that_changes_is_seen() -> None:
+def test_a_changed_token_or_template_refreshes_the_cache() -> None:
     tokenizer = SHAPES["chatml on a base"].tokenizer()
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == "<|im_end|>"
     tokenizer.chat_template = CHATML.replace("<|im_end|>", "<item_1>")
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == "<item_1>"
     tokenizer.chat_template = None
     assert turn_end(tokenizer) is None
-    assert SpecialTokens.of(tokenizer).ends == {tokenizer.eos_token_id}
+    assert SpecialTokens.from_tokenizer(tokenizer).ends == {tokenizer.eos_token_id}
 
 
 @EVERY
-def test_what_is_sampled_is_read_with_its_content_tokens(shape: Any) -> None:
+def test_sampled_texts_keep_their_content_tokens(shape: Any) -> None:
     from penchant.evaluation.generation import text_after
 
     tokenizer = shape.tokenizer()
@@ -118,7 +118,7 @@ def test_what_is_sampled_is_read_with_its_content_tokens(shape: Any) -> None:
             assert text_after(tokenizer, prompt, ids) == answer
 
 
-def test_what_begins_the_next_turn_ends_none() -> None:
+def test_a_token_that_begins_the_next_turn_is_not_an_end() -> None:
     tokenizer = SHAPES["chatml on a base"].tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
-    assert SpecialTokens.of(tokenizer).ends == {tokenizer.eos_token_id}
+    assert SpecialTokens.from_tokenizer(tokenizer).ends == {tokenizer.eos_token_id}

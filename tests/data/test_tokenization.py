@@ -1,4 +1,4 @@
-"""Tokenization: joint ids, boundaries, starts and ends, and what is refused."""
+"""Tokenization: joint ids, boundaries, start and end tokens, and errors."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def words(post: str = "start", **tokens: str) -> PreTrainedTokenizerFast:
 
 @cache
 def pieces(template: str | None = None, post: str = "start") -> PreTrainedTokenizerFast:
-    """Byte-fallback BPE in Llama's manner, with ChatML's marks as special tokens."""
+    """A byte-fallback BPE tokenizer as Llama's, with ChatML's marks as special tokens."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.train_from_iterator(
         SENTENCES, trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     )
-    learnt = json.loads(trained.to_str())["model"]
-    vocabulary = dict(learnt["vocab"])
+    trained_model = json.loads(trained.to_str())["model"]
+    vocabulary = dict(trained_model["vocab"])
     for byte in range(256):
         vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
-    merges = [tuple(merge) for merge in learnt["merges"]]
+    merges = [tuple(merge) for merge in trained_model["merges"]]
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     raw.decoder = decoders.Sequence(
@@ -81,8 +81,8 @@ def pieces(template: str | None = None, post: str = "start") -> PreTrainedTokeni
     return tokenizer
 
 
-def group(prompt: Text, *candidates: Text, **known: Any) -> PreferenceGroup:
-    return PreferenceGroup(prompt, candidates, **known)
+def group(prompt: Text, *candidates: Text, **preferences: Any) -> PreferenceGroup:
+    return PreferenceGroup(prompt, candidates, **preferences)
 
 
 def user(text: str) -> Message:
@@ -101,7 +101,7 @@ def one(
 
 
 def texts(tokenized: TokenizedGroup, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the model reads for each candidate."""
+    """The text that the model reads for each candidate."""
     return [tokenizer.decode([*tokenized.prompt, *response]) for response in tokenized.responses]
 
 
@@ -130,7 +130,7 @@ def test_no_bos_where_the_tokenizer_puts_none() -> None:
 
 
 def test_moved_boundary_is_counted_and_the_same_for_all_candidates() -> None:
-    # "catx" is another token than "cat", so "cat" is no longer common and belongs to both responses.
+    # "catx" is a different token from "cat", so "cat" is not shared and belongs to both responses.
     prompt, responses, events = one(group("the cat", "x sat", " ran"), words())
     assert prompt == [BOS, THE]
     assert responses == [[UNK, SAT, EOS], [CAT, RAN, EOS]]
@@ -149,7 +149,7 @@ def test_empty_prompt_with_bos_needs_no_start_token() -> None:
     assert one(group("", "cat", "dog"), words()) == ([BOS], [[CAT, EOS], [DOG, EOS]], {})
 
 
-def test_several_start_tokens_are_put_in_front_once() -> None:
+def test_several_start_tokens_are_added_once() -> None:
     for prompt in ("the cat", "<s> <pad> the cat", "<s> <pad> <s> <pad> the cat"):
         assert one(group(prompt, " sat"), words("two starts"))[:2] == ([BOS, 0, THE, CAT], [[SAT, EOS]])
 
@@ -166,13 +166,13 @@ def test_boundary_moved_to_zero_gets_a_start_token() -> None:
     assert events == {"boundary_moved": 1, "start_token_added": 1}
 
 
-def test_unknown_word_at_the_end_is_no_end_of_turn() -> None:
+def test_unknown_token_at_the_end_is_not_an_end_of_turn() -> None:
     _, responses, _ = one(group("[INST] the", " cat zebra", " dog"), words())
     assert responses == [[CAT, UNK, EOS], [DOG, EOS]]
 
 
 @pytest.mark.parametrize(("ending", "last"), [("<pad>", [0, EOS]), ("<s>", [BOS, EOS]), ("</s>", [EOS])])
-def test_padding_and_bos_are_no_end_of_turn(ending: str, last: list[int]) -> None:
+def test_padding_and_bos_are_not_an_end_of_turn(ending: str, last: list[int]) -> None:
     assert one(group("[INST] the", f" cat {ending}"), words())[1] == [[CAT, *last]]
 
 
@@ -193,7 +193,7 @@ def test_tokenizer_without_eos_is_refused() -> None:
         tokenize_groups([group("the", " cat")], words(eos_token=""), max_length=10)
 
 
-def test_no_groups_give_no_groups() -> None:
+def test_no_groups_give_an_empty_result() -> None:
     assert tokenize_groups([], words(), max_length=10)[0] == []
 
 
@@ -211,11 +211,11 @@ def test_text_the_tokenizer_cannot_read_names_its_group() -> None:
 
 
 TEXT = st.text(alphabet="acehst .,\n\t:é😀Ж▁", max_size=12) | st.sampled_from([*SENTENCES, "the ", " cat", "sat"])
-SAID = TEXT.filter(lambda text: bool(text.strip()))
+NON_BLANK = TEXT.filter(lambda text: bool(text.strip()))
 
 
 @settings(max_examples=150, deadline=None)
-@given(TEXT, st.lists(SAID, min_size=1, max_size=4), st.sampled_from(["start", "start and end", "none"]))
+@given(TEXT, st.lists(NON_BLANK, min_size=1, max_size=4), st.sampled_from(["start", "start and end", "none"]))
 def test_plain_invariants(prompt: str, candidates: list[str], post: str) -> None:
     tokenizer = pieces(post=post)
 
@@ -223,15 +223,15 @@ def test_plain_invariants(prompt: str, candidates: list[str], post: str) -> None
         return ([] if post == "none" else [BOS]) + tokenizer(text, add_special_tokens=False)["input_ids"]
 
     (tokenized,), report = tokenize_groups([group(prompt, *candidates)], tokenizer, max_length=1000)
-    own = joint(prompt)
+    prompt_ids = joint(prompt)
     added = report.counts["start_token_added"]
     start = tokenized.prompt.tolist()
     boundary = len(start) - added
     sequences = [[*start, *response.tolist()][added:] for response in tokenized.responses]
     assert boundary >= 1 or added
-    assert start[added:] == own[:boundary]
-    assert report.counts["boundary_moved"] == (boundary < len(own))
-    assert boundary == len(own) or any(ids[boundary] != own[boundary] for ids in sequences)
+    assert start[added:] == prompt_ids[:boundary]
+    assert report.counts["boundary_moved"] == (boundary < len(prompt_ids))
+    assert boundary == len(prompt_ids) or any(ids[boundary] != prompt_ids[boundary] for ids in sequences)
     for ids, candidate in zip(sequences, candidates, strict=True):
         assert ids == [*joint(prompt + candidate), EOS]
         assert ids.count(EOS) == 1
@@ -248,7 +248,8 @@ def test_chatml_by_hand() -> None:
     )
     im_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert texts(tokenized, tokenizer) == [
-        f"<|im_start|> user\nthe cat<|im_end|> \n<|im_start|> assistant\n{said}<|im_end|>" for said in ("sat", "ran")
+        f"<|im_start|> user\nthe cat<|im_end|> \n<|im_start|> assistant\n{answer}<|im_end|>"
+        for answer in ("sat", "ran")
     ]
     assert tokenizer.decode(tokenized.responses[0]) == "sat<|im_end|>"
     assert [ids[-1] for ids in tokenized.responses] == [im_end, im_end]
@@ -294,7 +295,7 @@ def test_template_without_end_of_turn_gets_eos_and_is_counted() -> None:
     assert events == {"template_without_end_of_turn": 1}
 
 
-def test_think_prompt_that_the_answer_lacks_moves_the_boundary() -> None:
+def test_a_think_prompt_missing_in_the_answer_moves_the_boundary() -> None:
     tokenizer = pieces(THINK, "none")
     (tokenized,), report = tokenize_groups([group((user("the"),), "cat", "dog")], tokenizer, max_length=100)
     assert texts(tokenized, tokenizer)[0].endswith("assistant\ncat<|im_end|>")
@@ -305,9 +306,9 @@ def test_think_prompt_that_the_answer_lacks_moves_the_boundary() -> None:
 
 def test_candidate_continues_an_assistant_message() -> None:
     tokenizer = pieces(CHATML, "none")
-    asked = (user("the cat"), assistant("it sat"))
+    prompt = (user("the cat"), assistant("it sat"))
     (tokenized,), report = tokenize_groups(
-        [group(asked, "! On", (assistant("?"), user("the"), assistant("dog")))], tokenizer, max_length=100
+        [group(prompt, "! On", (assistant("?"), user("the"), assistant("dog")))], tokenizer, max_length=100
     )
     assert tokenizer.decode(tokenized.prompt).endswith("assistant\nit sat")
     assert [tokenizer.decode(ids).replace("> ", ">") for ids in tokenized.responses] == [
@@ -317,7 +318,7 @@ def test_candidate_continues_an_assistant_message() -> None:
     assert report.counts == {"assistant_message_continued": 1, "other_roles_in_response": 1}
 
 
-def test_template_that_refuses_names_the_groups_and_its_own_words() -> None:
+def test_a_templates_refusal_names_the_groups_and_its_message() -> None:
     rows = [group((user("the"), user("cat")), "sat", id=name) for name in "abc"] + [group((user("the"),), "cat")]
     with pytest.raises(
         DataError, match=r"roles must alternate user/assistant \(3 of 4 groups like this: a, b, c\)"
@@ -337,16 +338,16 @@ def test_prompt_without_messages_is_refused() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SAID, st.lists(SAID, min_size=1, max_size=3), st.sampled_from([CHATML, INST, OPEN, THINK]))
-def test_conversation_invariants(asked: str, candidates: list[str], template: str) -> None:
+@given(NON_BLANK, st.lists(NON_BLANK, min_size=1, max_size=3), st.sampled_from([CHATML, INST, OPEN, THINK]))
+def test_conversation_invariants(question: str, candidates: list[str], template: str) -> None:
     tokenizer = pieces(template, "none")
-    (tokenized,), report = tokenize_groups([group((user(asked),), *candidates)], tokenizer, max_length=2000)
-    own = tokenizer.apply_chat_template([user(asked)], tokenize=False, add_generation_prompt=True)
-    own_ids = tokenizer(own, add_special_tokens=False)["input_ids"]
+    (tokenized,), report = tokenize_groups([group((user(question),), *candidates)], tokenizer, max_length=2000)
+    prompt_text = tokenizer.apply_chat_template([user(question)], tokenize=False, add_generation_prompt=True)
+    own_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
     assert tokenized.prompt.tolist() == own_ids[: len(tokenized.prompt)]
     assert report.counts["boundary_moved"] == (len(tokenized.prompt) < len(own_ids))
     for response, candidate in zip(tokenized.responses, candidates, strict=True):
-        whole = tokenizer.apply_chat_template([user(asked), assistant(candidate)], tokenize=False)
+        whole = tokenizer.apply_chat_template([user(question), assistant(candidate)], tokenize=False)
         joint = tokenizer(whole, add_special_tokens=False)["input_ids"]
         ids = [*tokenized.prompt.tolist(), *response.tolist()]
         assert ids[:-1] == joint[: len(ids) - 1]
@@ -356,7 +357,7 @@ def test_conversation_invariants(asked: str, candidates: list[str], template: st
         assert response.tolist().count(end) == 1
 
 
-def test_prompts_alone_are_those_of_the_groups() -> None:
+def test_prompt_ids_equal_those_of_the_groups() -> None:
     tokenizer = pieces(CHATML)
     prompts: list[Text] = ["the cat", (user("the cat"),), "", "<s>the cat"]
     ids = [prompt.tolist() for prompt in tokenize_prompts(prompts, tokenizer)]
@@ -379,7 +380,7 @@ def test_prompts_alone_are_those_of_the_groups() -> None:
         (None, None),
     ],
 )
-def test_what_ends_a_turn_is_what_training_ends_it_with(template: str | None, end: str | None) -> None:
+def test_turn_end_is_the_last_id_in_training(template: str | None, end: str | None) -> None:
     tokenizer = pieces(template)
     expected = None if end is None else tokenizer.convert_tokens_to_ids(end)
     assert turn_end(tokenizer) == expected
@@ -390,18 +391,18 @@ def test_what_ends_a_turn_is_what_training_ends_it_with(template: str | None, en
 # Traps: what other libraries do wrong, each with the test that keeps it out
 
 
-def test_trap_long_prompt_is_an_error_or_counted_never_dropped_in_silence() -> None:
+def test_trap_long_prompt_is_an_error_or_counted() -> None:
     rows = [group("the " * n + "cat", " sat", " ran", id=f"row-{n}") for n in (1, 9, 19, 2)]
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as error:
         tokenize_groups(rows, words(), max_length=8)
-    assert str(refused.value).startswith(
+    assert str(error.value).startswith(
         "group row-19: 23 tokens with the longest response, data.max_length is 8 "
         "(2 of 4 groups like this: row-9, row-19)"
     )
     for remedy in ("raise data.max_length", "data.truncation=drop", "data.truncation=keep_end_of_prompt"):
-        assert remedy in str(refused.value)
-    kept, report = tokenize_groups(rows, words(), max_length=8, truncation="drop")
-    assert [t.group.id for t in kept] == ["row-1", "row-2"]
+        assert remedy in str(error.value)
+    groups, report = tokenize_groups(rows, words(), max_length=8, truncation="drop")
+    assert [t.group.id for t in groups] == ["row-1", "row-2"]
     assert report.counts == {"too_long_dropped": 2}
     assert report.examples == {"too_long_dropped": ["row-9", "row-19"]}
 
@@ -440,22 +441,24 @@ def test_trap_response_is_never_cut() -> None:
     assert [ids.tolist() for ids in tokenized[0].responses] == [[SAT] * 4 + [EOS], [SAT, SAT, SAT, ON, EOS]]
     with pytest.raises(DataError, match=r"group long: .*responses are never cut \(1 of 2 groups like this: long\)"):
         tokenize_groups(rows, words(), max_length=6, truncation="keep_end_of_prompt")
-    kept, report = tokenize_groups(rows, words(), max_length=6, truncation="drop")
-    assert ([t.group.id for t in kept], report.counts) == (["short"], {"too_long_dropped": 1})
+    groups, report = tokenize_groups(rows, words(), max_length=6, truncation="drop")
+    assert ([t.group.id for t in groups], report.counts) == (["short"], {"too_long_dropped": 1})
 
 
-@pytest.mark.parametrize("nothing", ["", " \n\t", "</s>", ()])
-def test_trap_empty_candidate_does_not_train_on_eos_alone(nothing: Text) -> None:
-    rows = [group("the", " cat", nothing, id=f"row-{i}") for i in range(7)] + [group("the", " cat", " dog", id="good")]
-    with pytest.raises(DataError) as refused:
+@pytest.mark.parametrize("candidate", ["", " \n\t", "</s>", ()])
+def test_trap_empty_candidate_does_not_train_on_eos_alone(candidate: Text) -> None:
+    rows = [group("the", " cat", candidate, id=f"row-{i}") for i in range(7)] + [
+        group("the", " cat", " dog", id="good")
+    ]
+    with pytest.raises(DataError) as error:
         tokenize_groups(rows, words(), max_length=10)
-    assert "candidate 1 is empty" in refused.value.what
-    assert "7 of 8 groups like this: row-0, row-1, row-2, row-3, row-4, ..." in refused.value.what
-    assert refused.value.where == "group row-0"
-    assert refused.value.fix is not None
-    assert refused.value.fix.endswith("data.empty=drop")
-    kept, report = tokenize_groups(rows, words(), max_length=10, empty="drop")
-    assert [t.group.id for t in kept] == ["good"]
+    assert "candidate 1 is empty" in error.value.what
+    assert "7 of 8 groups like this: row-0, row-1, row-2, row-3, row-4, ..." in error.value.what
+    assert error.value.where == "group row-0"
+    assert error.value.fix is not None
+    assert error.value.fix.endswith("data.empty=drop")
+    groups, report = tokenize_groups(rows, words(), max_length=10, empty="drop")
+    assert [t.group.id for t in groups] == ["good"]
     assert report.counts == {"empty_candidate_dropped": 7}
 
 
@@ -478,11 +481,11 @@ def test_trap_chosen_equal_to_rejected_is_refused_or_counted() -> None:
         group("the", " zebra", " gnu", preferred=0, id="same"),
         group("the", " cat", " dog", preferred=0, id="good"),
     ]
-    with pytest.raises(DataError, match="candidate 0 is said to be better than candidate 1, yet both") as refused:
+    with pytest.raises(DataError, match="candidate 0 is said to be better than candidate 1, yet both") as error:
         tokenize_groups(rows, words(), max_length=10)
-    assert refused.value.where == "group same"
-    kept, report = tokenize_groups(rows, words(), max_length=10, identical="drop")
-    assert ([t.group.id for t in kept], report.counts) == (["good"], {"identical_candidates_dropped": 1})
+    assert error.value.where == "group same"
+    groups, report = tokenize_groups(rows, words(), max_length=10, identical="drop")
+    assert ([t.group.id for t in groups], report.counts) == (["good"], {"identical_candidates_dropped": 1})
 
 
 def test_trap_identical_candidates_that_tie_are_kept() -> None:
@@ -492,7 +495,7 @@ def test_trap_identical_candidates_that_tie_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("prompt", "times"), [("<s> the cat", 1), ("<s> <s> the cat", 2)])
-def test_trap_bos_is_never_there_twice(prompt: str, times: int) -> None:
+def test_trap_bos_is_never_doubled(prompt: str, times: int) -> None:
     ids, responses, events = one(group(prompt, " sat", " ran"), words())
     assert ids == [BOS, THE, CAT]
     assert responses == [[SAT, EOS], [RAN, EOS]]
@@ -507,7 +510,7 @@ def test_trap_boundary_merge_is_counted_for_every_group_not_warned_once() -> Non
     assert report.examples["boundary_moved"] == ["0", "1", "2", "3", "4"]
 
 
-def test_trap_mixed_plain_and_conversational_rows_are_each_read_as_they_are() -> None:
+def test_trap_mixed_plain_and_conversational_rows_keep_their_kind() -> None:
     tokenizer = pieces(CHATML)
     rows = [group("the cat", " sat"), group((user("the cat"),), "sat"), group("the cat", " ran")]
     (plain, chat, last), _ = tokenize_groups(rows, tokenizer, max_length=100)
@@ -518,53 +521,51 @@ def test_trap_mixed_plain_and_conversational_rows_are_each_read_as_they_are() ->
 
 def test_trap_already_templated_prompt_is_read_with_its_special_tokens_and_counted() -> None:
     tokenizer = pieces(CHATML, "none")
-    written = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    rendered_prompt = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
     rendered, _ = tokenize_groups([group((user("the cat"),), "sat", "ran")], tokenizer, max_length=100)
     (tokenized,), report = tokenize_groups(
-        [group(written, "sat<|im_end|>\n", "ran<|im_end|>")], tokenizer, max_length=100
+        [group(rendered_prompt, "sat<|im_end|>\n", "ran<|im_end|>")], tokenizer, max_length=100
     )
     assert tokenized.prompt.tolist() == rendered[0].prompt.tolist()
     assert [ids.tolist() for ids in tokenized.responses] == [ids.tolist() for ids in rendered[0].responses]
     assert report.counts == {"already_templated_prompt": 1}
 
 
-def test_trap_inst_marks_that_are_no_special_tokens_are_noticed() -> None:
+def test_trap_inst_marks_in_plain_text_are_counted() -> None:
     assert one(group("[INST] the cat", " sat"), words())[2] == {"already_templated_prompt": 1}
 
 
 def test_trap_missing_chat_template_says_what_to_set() -> None:
     tokenizer = pieces()
-    with pytest.raises(
-        ModelError, match=r"the data is conversational .* the tokenizer has no chat template"
-    ) as refused:
+    with pytest.raises(ModelError, match=r"the data is conversational .* the tokenizer has no chat template") as error:
         tokenize_groups([group((user("the"),), "cat")], tokenizer, max_length=100)
-    assert refused.value.fix is not None
-    assert "tokenizer.chat_template" in refused.value.fix
-    assert refused.value.fix.endswith("data.chat_template=FILE")
+    assert error.value.fix is not None
+    assert "tokenizer.chat_template" in error.value.fix
+    assert error.value.fix.endswith("data.chat_template=FILE")
 
 
 @pytest.mark.parametrize("ending", ["", "</s>", " </s>", "</s></s>", "</s> </s>"])
-def test_trap_eos_overwrites_nothing_has_no_space_before_it_and_stands_once(ending: str) -> None:
+def test_trap_eos_is_appended_once_without_a_space(ending: str) -> None:
     _, responses, events = one(group("the cat", " sat on mat" + ending, " ran"), words())
     assert responses == [[SAT, ON, MAT, EOS], [RAN, EOS]]
     assert events == ({"duplicate_end_of_turn_removed": 1} if ending.count("</s>") > 1 else {})
 
 
-def test_trap_no_space_is_put_before_eos() -> None:
+def test_trap_no_space_is_added_before_eos() -> None:
     tokenizer = pieces()
     _, (response,), _ = one(group("the", " cat"), tokenizer)
     joint = tokenizer("the cat", add_special_tokens=False)["input_ids"]
     assert response[-2:] == [joint[-1], EOS]
 
 
-def test_trap_white_space_of_the_author_stays() -> None:
+def test_trap_white_space_at_the_end_is_kept() -> None:
     tokenizer = pieces()
     _, responses, _ = one(group("the", " cat\n", " cat\n</s>\n"), tokenizer)
     newline = tokenizer.convert_tokens_to_ids("<0x0A>")
     assert [response[-2:] for response in responses] == [[newline, EOS], [newline, EOS]]
 
 
-def test_trap_responses_that_differ_in_their_first_token_start_with_it() -> None:
+def test_trap_responses_start_with_their_first_different_token() -> None:
     prompt, responses, _ = one(group("the", " cat sat", " dog sat", preferred=0), words())
     assert [prompt[-1], *(response[0] for response in responses)] == [THE, CAT, DOG]
 
@@ -588,7 +589,7 @@ def pandalm(file: Path) -> list[PreferenceGroup]:
     return [group(row["prompt"], row["chosen"], row["rejected"], preferred=0, id=row["id"]) for row in rows]
 
 
-def test_real_tokenizer_reads_what_it_reads_itself(shared_data: Path, stories: PreTrainedTokenizerBase) -> None:
+def test_ids_equal_those_of_a_real_tokenizer(shared_data: Path, stories: PreTrainedTokenizerBase) -> None:
     rows = pandalm(shared_data / "pandalm" / "pairs.jsonl")
     tokenized, report = tokenize_groups(rows, stories, max_length=10_000)
     assert len(tokenized) == report.groups == 497
@@ -608,5 +609,5 @@ def test_real_empty_responses_are_refused_with_their_count(shared_data: Path, st
 def test_the_module_does_not_import_transformers() -> None:
     modules = "penchant.data.tokenization, penchant.data.show"
     code = f"import sys, {modules}; print({{'transformers', 'torch', 'rich'}} & {{*sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert process.stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""Packing by hand, and cutting by its rules."""
+"""Packing, worked out by hand, and micro-batches, by their invariants."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import Branches, cut, pack
+from penchant.data.trees import Branches, pack, split_into_micro_batches
 
 
 def group(prompt, *responses):
-    known = PreferenceGroup("x", ("y",) * len(responses))
-    return TokenizedGroup(np.array(prompt), tuple(map(np.array, responses)), known)
+    preferences = PreferenceGroup("x", ("y",) * len(responses))
+    return TokenizedGroup(np.array(prompt), tuple(map(np.array, responses)), preferences)
 
 
 def test_pack_by_hand():
@@ -29,17 +29,17 @@ def test_pack_by_hand():
     assert batch.lengths.tolist() == [1, 2, 3]
     assert batch.slots.tolist() == [0, 1, 2]
     assert batch.shape == (2, 2)
-    assert batch.table(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1.0, 2.0], [3.0, 0.0]]
+    assert batch.to_group_matrix(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1.0, 2.0], [3.0, 0.0]]
 
 
-def test_cut_by_hand():
-    assert cut([5, 3, 4, 2], 7) == [[0, 3], [1, 2]]
-    assert cut([9, 1], 4) == [[0], [1]]
+def test_micro_batches_by_hand():
+    assert split_into_micro_batches([5, 3, 4, 2], 7) == [[0, 3], [1, 2]]
+    assert split_into_micro_batches([9, 1], 4) == [[0], [1]]
 
 
 @given(costs=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 80))
-def test_every_group_is_cut_once_and_within_the_budget(costs, budget):
-    cuts = cut(costs, budget)
+def test_every_group_is_in_one_micro_batch_within_the_budget(costs, budget):
+    cuts = split_into_micro_batches(costs, budget)
     assert sorted(i for members in cuts for i in members) == list(range(len(costs)))
     assert all(len(members) == 1 or sum(costs[i] for i in members) <= budget for members in cuts)
     assert cuts == sorted(cuts)

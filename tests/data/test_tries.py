@@ -1,4 +1,4 @@
-"""Tries by hand and by their rules."""
+"""Tries, worked out by hand, and by their invariants."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_pack_by_hand():
 
 
 @given(st.lists(WORDS, min_size=1, max_size=30))
-def test_each_candidate_is_its_path_and_nothing_is_held_twice(responses):
-    trie = Trie.of(arrays(responses))
+def test_each_candidate_is_a_path_and_no_node_is_repeated(responses):
+    trie = Trie.from_responses(arrays(responses))
     for response, path in zip(responses, trie.paths, strict=True):
         assert trie.ids[path].tolist() == response
         assert trie.parents[path].tolist() == [-1, *path[:-1]]
@@ -49,5 +49,5 @@ def test_each_candidate_is_its_path_and_nothing_is_held_twice(responses):
     beginnings = {tuple(response[:n]) for response in responses for n in range(1, len(response) + 1)}
     assert len(trie.ids) == len(beginnings)
     for node in range(len(trie.ids)):
-        below = {other for path in trie.paths for other in path if node in path and other >= node}
-        assert below == set(range(node, trie.reach[node]))
+        descendants = {other for path in trie.paths for other in path if node in path and other >= node}
+        assert descendants == set(range(node, trie.reach[node]))

@@ -34,17 +34,17 @@ def groups(draw: st.DrawFn, text: st.SearchStrategy[Any]) -> PreferenceGroup:
     def maybe(values: st.SearchStrategy[Any]) -> Any:
         return draw(st.none() | values)
 
-    def each(values: st.SearchStrategy[Any]) -> Any:
+    def value_per_candidate(values: st.SearchStrategy[Any]) -> Any:
         return maybe(st.tuples(*[values] * k))
 
     return PreferenceGroup(
         draw(text),
         tuple(draw(text) for _ in range(k)),
         comparisons=maybe(st.lists(pair, max_size=4).map(tuple) if k > 1 else st.just(())),
-        scores=each(FINITE),
-        ranks=each(st.integers(1, k)),
+        scores=value_per_candidate(FINITE),
+        ranks=value_per_candidate(st.integers(1, k)),
         preferred=maybe(index),
-        labels=each(st.booleans()),
+        labels=value_per_candidate(st.booleans()),
         id=draw(st.text()),
         weight=draw(st.floats(1e-3, 1e3)),
         source=maybe(st.text()),
@@ -55,16 +55,16 @@ def groups(draw: st.DrawFn, text: st.SearchStrategy[Any]) -> PreferenceGroup:
     st.one_of(st.lists(groups(text), min_size=1, max_size=4) for text in (st.text(), MESSAGES)),
     st.sampled_from(["", ".gz"]),
 )
-def test_what_is_written_is_read_back(written: list[PreferenceGroup], gz: str) -> None:
+def test_groups_are_read_back_unchanged(original: list[PreferenceGroup], gz: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"groups.jsonl{gz}"
-        write_groups(written, file)
-        found = read_groups(file)
-    assert found.format == "penchant"
-    assert list(found.groups) == written
+        write_groups(original, file)
+        group_set = read_groups(file)
+    assert group_set.format == "penchant"
+    assert list(group_set.groups) == original
 
 
-def test_a_line_for_each_group_and_nothing_else(tmp_path: Path) -> None:
+def test_each_group_is_one_line(tmp_path: Path) -> None:
     write_groups([GROUP, replace(GROUP, preferred=None, scores=(1.0, 0.5), weight=2.0, id="é")], tmp_path / "a.jsonl")
     assert (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines() == [
         '{"id": "x", "prompt": "p", "candidates": ["a", "b"], "preferred": 0}',
@@ -81,16 +81,16 @@ def test_the_same_groups_give_the_same_bytes(tmp_path: Path) -> None:
     assert json.loads(gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()))["id"] == "x"
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     write_groups([GROUP], tmp_path / "a.jsonl")
-    before = (tmp_path / "a.jsonl").read_bytes()
+    content = (tmp_path / "a.jsonl").read_bytes()
     with pytest.raises(DataError, match="exists already"):
         write_groups([replace(GROUP, id="y")], tmp_path / "a.jsonl")
-    assert (tmp_path / "a.jsonl").read_bytes() == before
+    assert (tmp_path / "a.jsonl").read_bytes() == content
 
 
 @pytest.mark.parametrize(
-    ("name", "written", "what"),
+    ("name", "groups_to_write", "message"),
     [
         ("a.json", [GROUP], "written as .jsonl or .jsonl.gz"),
         ("none/a.jsonl", [GROUP], "its folder does not exist"),
@@ -99,13 +99,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         ("a.jsonl", [replace(GROUP, prompt="\ud800")], "group 1 \\(id 'x'\\) cannot be written"),
     ],
 )
-def test_refused(tmp_path: Path, name: str, written: list[PreferenceGroup], what: str) -> None:
-    with pytest.raises(DataError, match=what):
-        write_groups(written, tmp_path / name)
+def test_refused(tmp_path: Path, name: str, groups_to_write: list[PreferenceGroup], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        write_groups(groups_to_write, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 

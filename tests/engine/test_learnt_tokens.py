@@ -37,7 +37,7 @@ def groups(make_groups):
         ]
         for mask in masks:
             mask[-1] = True
-        masked.append(replace(group, learnt=None if number == 1 else tuple(masks)))
+        masked.append(replace(group, loss_masks=None if number == 1 else tuple(masks)))
     return masked
 
 
@@ -62,7 +62,7 @@ def test_log_probs_and_gradients_are_those_of_the_learnt_tokens(name, build, gro
         weights = torch.linspace(-1, 1, len(sums), dtype=torch.float64)
         (sums * weights).sum().backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    for log_probs, gradients in score_both_ways(model, batch, batch.table(weights)):
+    for log_probs, gradients in score_both_ways(model, batch, batch.to_group_matrix(weights)):
         torch.testing.assert_close(log_probs.flatten()[batch.slots], sums.detach(), rtol=1e-10, atol=0)
         for parameter, gradient in expected.items():
             error = (gradients[parameter] - gradient).norm()
@@ -74,8 +74,8 @@ def test_candidates_that_share_their_beginnings(name, build, groups, all_float64
     model = build(name).double()
     group = groups[0]
     shared = np.concatenate([group.responses[0][:6], group.responses[1]])
-    learnt = (group.learnt[0], np.concatenate([group.learnt[0][:6], group.learnt[1]]))
-    group = replace(group, responses=(group.responses[0], shared), learnt=learnt)
+    learnt = (group.loss_masks[0], np.concatenate([group.loss_masks[0][:6], group.loss_masks[1]]))
+    group = replace(group, responses=(group.responses[0], shared), loss_masks=learnt)
     with all_float64():
         expected = torch.stack([oracle(model, group, k)[0] for k in range(2)])
         model.set_attn_implementation(TREE)
@@ -99,7 +99,7 @@ def test_the_last_token_is_left_out_of_the_mask_too(groups):
 
 
 def test_another_mask_is_another_key_and_another_run(groups, tmp_path):
-    unmasked = [replace(group, learnt=None) for group in groups]
+    unmasked = [replace(group, loss_masks=None) for group in groups]
     cache = ReferenceCache("model", "how", tmp_path)
     cache.keep(pack(unmasked), [-1.0] * 6)
     assert cache.look_up([pack(groups)]) == {}

@@ -125,7 +125,7 @@ def test_responses_and_the_last_of_prompts_are_read(make_groups):
     batch = pack(make_groups([(5, (3, 4)), (6, (2,))], 0))
     read = [4, 5, 6, 7, 8, 9, 10, 11, 17, 18, 19]
     assert TreePlan(batch).read.tolist() == read
-    assert TreePlan(batch.filled(8)).read.tolist() == read
+    assert TreePlan(batch.pad_to_multiple(8)).read.tolist() == read
     filled = TreePlan(batch, 4).read.tolist()
     assert len(filled) == 12
     assert filled == sorted({*read, *filled})

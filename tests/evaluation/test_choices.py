@@ -236,7 +236,7 @@ class FirstTokenHead(torch.nn.Module):
 
     def forward(self, batch):
         starts = torch.cumsum(batch.lengths, 0) - batch.lengths
-        rewards = batch.table(batch.targets[starts].double())
+        rewards = batch.to_group_matrix(batch.targets[starts].double())
         return torch.stack([torch.full_like(rewards, torch.nan), rewards])
 
 

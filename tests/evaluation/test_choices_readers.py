@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.data.fields import Ledger, Row
+from penchant.data.fields import ReadLog, Row
 from penchant.errors import DataError
 from penchant.evaluation.choices import Question
 from penchant.evaluation.choices_layouts import GLUE, instruction
@@ -283,7 +283,7 @@ def test_a_bad_row_is_refused_by_its_line(task, row, said, write):
 def test_options_come_out_of_an_instruction_as_they_went_in(prompt, options, word, data):
     right = data.draw(st.integers(0, len(options) - 1))
     row = {"instruction": instruct(prompt, options, word), "answer": f"{word.lower()}{right + 1}"}
-    asked = instruction(Row(row, "line 1", 0, Ledger()), "task")
+    asked = instruction(Row(row, "line 1", 0, ReadLog()), "task")
     assert asked is not None
     assert (asked.prompt, asked.options, asked.right) == (prompt, tuple(options), right)
 

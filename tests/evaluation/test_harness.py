@@ -259,7 +259,7 @@ class LengthHead(torch.nn.Module):
         return group.length
 
     def forward(self, batch):
-        rewards = batch.table(batch.lengths.double())
+        rewards = batch.to_group_matrix(batch.lengths.double())
         return torch.stack([-rewards, rewards])
 
 

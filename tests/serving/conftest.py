@@ -1,4 +1,4 @@
-"""Waiting for what another thread does."""
+"""A fixture that waits for another thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], bool]], None]:
-    """Waits until a condition holds; fails after 20 seconds."""
+    """A function that waits until a condition holds, and fails after 20 seconds."""
 
     def wait(condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 20

@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""Access control: API key and host names."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def guarded(access: Access) -> TestClient:
         ("Bearer é", 401),
     ],
 )
-def test_a_key_is_asked_of_all_but_the_health(header: str | None, status: int) -> None:
-    client = guarded(Access.at("127.0.0.1", KEY))
+def test_every_path_except_health_needs_the_key(header: str | None, status: int) -> None:
+    client = guarded(Access.for_host("127.0.0.1", KEY))
     headers = {} if header is None else {"authorization": header.encode()}
     for path in ("/v1/models", "/metrics"):
         answer = client.get(path, headers=headers)
@@ -71,13 +71,14 @@ def test_a_key_is_asked_of_all_but_the_health(header: str | None, status: int) -
         ("", 403),
     ],
 )
-def test_a_name_that_is_not_the_servers_own_is_refused(host: str, status: int) -> None:
-    client = guarded(Access.at("127.0.0.1", None, ["models.example"]))
+def test_an_unknown_host_name_is_refused(host: str, status: int) -> None:
+    client = guarded(Access.for_host("127.0.0.1", None, ["models.example"]))
     answer = client.get("/v1/models", headers={"host": host})
     assert answer.status_code == status
     if status == 403:
         assert answer.json()["error"]["code"] == "host_not_allowed"
-    assert guarded(Access.at("127.0.0.1", None, ["*"])).get("/v1/models", headers={"host": host}).status_code == 200
+    open_client = guarded(Access.for_host("127.0.0.1", None, ["*"]))
+    assert open_client.get("/v1/models", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -88,21 +89,21 @@ def test_names_without_ports(header: str, name: str) -> None:
     assert host_name(header) == name
 
 
-def test_what_other_machines_reach_needs_a_key() -> None:
+def test_a_server_that_other_machines_reach_needs_a_key() -> None:
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
         assert is_loopback(host)
-        assert Access.at(host, None).api_key is None
+        assert Access.for_host(host, None).api_key is None
     for host in ("0.0.0.0", "::", "192.168.1.7", "models.example", ""):
         assert not is_loopback(host)
-        with pytest.raises(ConfigError, match="no key is asked"):
-            Access.at(host, None)
-        assert Access.at(host, KEY).api_key == KEY
+        with pytest.raises(ConfigError, match="no key is required"):
+            Access.for_host(host, None)
+        assert Access.for_host(host, KEY).api_key == KEY
     for key in ("", "a b", "é", "a\n"):
         with pytest.raises(ConfigError, match="the key is empty, or holds"):
-            Access.at("127.0.0.1", key)
+            Access.for_host("127.0.0.1", key)
 
 
-def test_the_command_asks_for_a_key(tiny_model, monkeypatch, capsys) -> None:
+def test_the_command_needs_a_key_for_other_machines(tiny_model, monkeypatch, capsys) -> None:
     monkeypatch.delenv("PENCHANT_API_KEY", raising=False)
     assert run(["serve", f"m={tiny_model}", "--host", "0.0.0.0"]) == 2
     assert "PENCHANT_API_KEY" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The address in this process: a router that is slow, asked too often, or fails."""
+"""The web application in this process, with a router that is slow, overloaded or failing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROUTER = Router(
 )
 ASKED = {"model": "router", "messages": [{"role": "user", "content": "the old cat"}], "temperature": 0, "max_tokens": 2}
 CONVERSATION = [[0.0, -3.0]]
-"""Log-probs by which the conversation answers, so that the other expert is asked by the router alone."""
+"""Log-probs that choose the conversation expert, so that only the router uses the other expert."""
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,10 @@ def expert(tiny_model):
 @contextmanager
 def served(expert, log_probs: Callable[..., list[list[float]]], **limits: float) -> Iterator[TestClient]:
     """A client of a server whose router reads these log-probs."""
-    asked = SimpleNamespace(log_probs=log_probs)
+    router_expert = SimpleNamespace(log_probs=log_probs)
     experts = SimpleNamespace(
         names=["conversation", "structured"],
-        get=lambda name: asked if name == "structured" else expert,
+        get=lambda name: router_expert if name == "structured" else expert,
         peek=lambda name: expert,
         context=lambda name: 128,
     )
@@ -66,60 +66,60 @@ def waiting(client: TestClient, number: int) -> None:
         time.sleep(0.01)
 
 
-def test_the_router_waits_its_turn_as_answers_do(expert):
-    started, go = threading.Event(), threading.Event()
+def test_router_calls_wait_in_the_queue(expert):
+    router_started, may_continue = threading.Event(), threading.Event()
 
     def log_probs(groups):
-        started.set()
-        assert go.wait(30)
+        router_started.set()
+        assert may_continue.wait(30)
         return CONVERSATION
 
-    found: list[tuple[int, dict]] = []
+    responses: list[tuple[int, dict]] = []
     with served(expert, log_probs, waiting=1) as client:
-        threads = [threading.Thread(target=lambda: found.append(ask(client))) for _ in range(2)]
+        threads = [threading.Thread(target=lambda: responses.append(ask(client))) for _ in range(2)]
         threads[0].start()
-        assert started.wait(10)
+        assert router_started.wait(10)
         threads[1].start()
         waiting(client, 1)
         assert ask(client) == (503, error("server_error", "too many requests wait; try again later", "overloaded"))
-        go.set()
+        may_continue.set()
         for thread in threads:
             thread.join()
-    assert [status for status, _ in found] == [200, 200]
-    assert {answer["model"] for _, answer in found} == {"conversation"}
+    assert [status for status, _ in responses] == [200, 200]
+    assert {answer["model"] for _, answer in responses} == {"conversation"}
 
 
-def test_a_slow_router_ends_in_time(expert):
-    """Also for a request whose question was not put yet, which then is not put at all."""
-    started, go = threading.Event(), threading.Event()
-    asked = []
+def test_a_slow_router_times_out(expert):
+    """A request that still waits for the router times out too, and its question is not scored."""
+    router_started, may_continue = threading.Event(), threading.Event()
+    scored_groups = []
 
     def log_probs(groups):
-        asked.append(groups)
-        started.set()
-        assert go.wait(30)
+        scored_groups.append(groups)
+        router_started.set()
+        assert may_continue.wait(30)
         return CONVERSATION
 
-    found: list[tuple[int, dict]] = []
+    responses: list[tuple[int, dict]] = []
     with served(expert, log_probs, timeout_s=0.5) as client:
-        first = threading.Thread(target=lambda: found.append(ask(client)))
-        first.start()
-        assert started.wait(10)
+        first_request = threading.Thread(target=lambda: responses.append(ask(client)))
+        first_request.start()
+        assert router_started.wait(10)
         began = time.monotonic()
-        found.append(ask(client))
+        responses.append(ask(client))
         assert 0.4 < time.monotonic() - began < 10
-        first.join(10)
-        assert not go.is_set()
-        assert found == [(504, error("timeout", "the router took too long", "timeout"))] * 2
-        go.set()
+        first_request.join(10)
+        assert not may_continue.is_set()
+        assert responses == [(504, error("timeout", "the router took too long", "timeout"))] * 2
+        may_continue.set()
         waiting(client, 0)
-    assert len(asked) == 1
+    assert len(scored_groups) == 1
 
 
-def test_the_routers_time_is_the_requests(expert, monkeypatch):
+def test_the_router_shares_the_deadline_of_its_request(expert, monkeypatch):
     deadlines = []
-    go_on = Worker.go_on
-    monkeypatch.setattr(Worker, "go_on", lambda self, job: (deadlines.append(job.deadline), go_on(self, job)))
+    resubmit = Worker.resubmit
+    monkeypatch.setattr(Worker, "resubmit", lambda self, job: (deadlines.append(job.deadline), resubmit(self, job)))
 
     def log_probs(groups):
         time.sleep(1.0)
@@ -131,12 +131,12 @@ def test_the_routers_time_is_the_requests(expert, monkeypatch):
     assert 20 <= deadlines[0] - began < 21
 
 
-def test_a_router_that_fails(expert):
+def test_a_failing_router_is_an_error_response(expert):
     raised = [RuntimeError("no memory"), DataError("too long"), None]
 
     def log_probs(groups):
-        if (now := raised.pop(0)) is not None:
-            raise now
+        if (error := raised.pop(0)) is not None:
+            raise error
         return CONVERSATION
 
     with served(expert, log_probs) as client:
@@ -148,21 +148,21 @@ def test_a_router_that_fails(expert):
     assert answer["penchant"]["confidence"] == pytest.approx(0.952574, abs=1e-6)
 
 
-def test_a_defect_has_the_protocols_shape(expert):
-    def broken(messages):
+def test_a_defect_has_the_protocols_form(expert):
+    def raise_defect(messages):
         raise KeyError("role")
 
-    with served(SimpleNamespace(prompt=broken, context=128), lambda groups: CONVERSATION) as client:
+    with served(SimpleNamespace(prompt=raise_defect, context=128), lambda groups: CONVERSATION) as client:
         assert ask(client) == (500, error("server_error", "KeyError: 'role'", None))
 
 
-def test_a_request_that_is_long_in_reading_keeps_nobody_waiting(expert):
-    """A large message is rendered and tokenized beside the event loop, which answers others meanwhile."""
-    started, go = threading.Event(), threading.Event()
+def test_a_slowly_parsed_request_does_not_block_others(expert):
+    """A large message is rendered and tokenized in a thread while the event loop answers other requests."""
+    reading_started, may_continue = threading.Event(), threading.Event()
 
     def prompt(messages):
-        started.set()
-        assert go.wait(30)
+        reading_started.set()
+        assert may_continue.wait(30)
         return expert.prompt(messages)
 
     slow = SimpleNamespace(**{name: getattr(expert, name) for name in ("model", "tokenizer", "ends", "context")})
@@ -171,12 +171,12 @@ def test_a_request_that_is_long_in_reading_keeps_nobody_waiting(expert):
     with served(slow, lambda groups: CONVERSATION) as client:
         large = threading.Thread(target=lambda: answers.append(ask(client)[0]))
         large.start()
-        assert started.wait(10)
+        assert reading_started.wait(10)
         health = threading.Thread(target=lambda: answers.append(client.get("/health").status_code))
         health.start()
         health.join(10)
         meanwhile = list(answers)
-        go.set()
+        may_continue.set()
         large.join(30)
     assert meanwhile == [200]
     assert answers == [200, 200]

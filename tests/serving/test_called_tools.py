@@ -1,4 +1,4 @@
-"""Calls read out of answers, however these come in pieces."""
+"""Tool calls parsed from answers that arrive in pieces."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ ANSWERS = {
 
 @pytest.mark.parametrize("case", ANSWERS)
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_an_answer_in_pieces_is_the_whole(case: str, size: int) -> None:
+def test_the_pieces_of_an_answer_add_up_to_the_whole(case: str, size: int) -> None:
     answer, content, calls = ANSWERS[case]
     text = AnswerText(TOOLS)
-    sent = ""
+    sent_text = ""
     for start in range(0, len(answer), size):
-        sent += text.add(answer[start : start + size])
-        assert content.startswith(sent)
+        sent_text += text.add(answer[start : start + size])
+        assert content.startswith(sent_text)
     end, tool_calls = text.finish()
-    assert sent + end == content
+    assert sent_text + end == content
     functions = [call["function"] for call in tool_calls]
     assert [(function["name"], json.loads(function["arguments"])) for function in functions] == calls
     assert len({call["id"] for call in tool_calls}) == len(calls)
 
 
-def test_words_are_sent_as_they_come() -> None:
+def test_text_is_sent_at_once() -> None:
     text = AnswerText(TOOLS)
     assert [text.add(word) for word in ("The ", "cat <", "b> is", " old")] == ["The ", "cat ", "<b> is", " old"]
 
 
-def test_without_tools_everything_is_text() -> None:
+def test_without_tools_calls_are_text() -> None:
     text = AnswerText([])
     assert text.add(CALL) == CALL
     assert text.finish() == ("", [])

@@ -1,4 +1,4 @@
-"""The ordinary chat loop: the official client, in this process, appends each answer and asks again."""
+"""A chat loop: the official client, in this process, appends each answer and sends the conversation again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEUTRAL = {
     "modalities": ["text"],
     "extra_body": {"top_k": -1, "repetition_penalty": 1.0, "audio": None, "unheard_of": None},
 }
-"""As client libraries send them: nothing in it changes the answer."""
+"""Parameters that client libraries send and that do not change the answer."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def client(tiny_model) -> Iterator[OpenAI]:
         yield OpenAI(base_url="http://testserver/v1", api_key="none", max_retries=0, http_client=http)
 
 
-def test_an_answer_is_appended_and_the_conversation_goes_on(client: OpenAI) -> None:
+def test_an_answer_can_be_appended_to_the_conversation(client: OpenAI) -> None:
     messages: list = [{"role": "system", "content": "the house"}, {"role": "user", "content": "the old cat"}]
     words = 5
     for question in ("a dog", "a bird", "the tree"):
@@ -67,8 +67,8 @@ def test_an_answer_as_a_dictionary_is_sent_back(client: OpenAI) -> None:
     assert dumped["refusal"] is None
     full = {**dumped, "annotations": [], "tool_calls": []}
     for message in (dumped, full):
-        again = client.chat.completions.create(model="m", messages=[*question, message, *question], max_tokens=2)
-        assert again.usage.prompt_tokens > 4
+        completion = client.chat.completions.create(model="m", messages=[*question, message, *question], max_tokens=2)
+        assert completion.usage.prompt_tokens > 4
 
 
 def test_neutral_parameters_change_nothing(client: OpenAI) -> None:
@@ -93,7 +93,7 @@ def test_neutral_parameters_change_nothing(client: OpenAI) -> None:
         ("unheard_of", 0),
     ],
 )
-def test_what_would_change_the_answer_is_refused_by_name(client: OpenAI, name: str, value: object) -> None:
+def test_unsupported_parameters_are_refused_by_name(client: OpenAI, name: str, value: object) -> None:
     with pytest.raises(BadRequestError) as error:
         client.chat.completions.create(
             model="m", messages=[{"role": "user", "content": "the old cat"}], extra_body={name: value}

@@ -25,13 +25,13 @@ def client(tiny_model) -> Iterator[OpenAI]:
 
 
 def test_several_answers_to_one_request(client: OpenAI) -> None:
-    first = client.chat.completions.create(**REQUEST, seed=4)
+    single = client.chat.completions.create(**REQUEST, seed=4)
     four = client.chat.completions.create(**REQUEST, seed=4, n=4, logprobs=True)
     texts = [choice.message.content for choice in four.choices]
     assert [choice.index for choice in four.choices] == [0, 1, 2, 3]
-    assert texts[0] == first.choices[0].message.content
+    assert texts[0] == single.choices[0].message.content
     assert len(set(texts)) == 4
-    assert four.usage.prompt_tokens == first.usage.prompt_tokens
+    assert four.usage.prompt_tokens == single.usage.prompt_tokens
     tokens = [len(choice.logprobs.content) + (choice.finish_reason == "stop") for choice in four.choices]
     assert four.usage.completion_tokens == sum(tokens)
     assert max(tokens) == 8
@@ -45,12 +45,12 @@ def test_several_answers_to_one_request(client: OpenAI) -> None:
 
 
 def visible_text(tokens: list[str]) -> str:
-    """The text of tokens, without those that no text shows."""
+    """The text of tokens, without silent tokens."""
     return "".join(token for token in tokens if not token.startswith("<"))
 
 
 def own_log_probs(folder, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    """[tokens, V] of the model's own, by one plain forward."""
+    """[tokens, V] log-probs of the model, by one plain forward pass."""
     with torch.no_grad():
         logits = load_model(str(folder)).eval()(torch.tensor([prompt + answer])).logits[0].double()
     return logits.log_softmax(-1)[len(prompt) - 1 : -1]
@@ -79,20 +79,20 @@ def test_log_probs_are_the_models_own(client: OpenAI, tiny_model, settings: dict
     assert [token for content in streamed for token in content] == tokens
 
 
-def test_parts_of_text_are_one_text(client: OpenAI) -> None:
+def test_text_parts_equal_one_text(client: OpenAI) -> None:
     parts = [{"type": "text", "text": "the old"}, {"type": "text", "text": "cat"}]
     answer = client.chat.completions.create(**REQUEST, temperature=0)
-    same = client.chat.completions.create(
+    completion = client.chat.completions.create(
         **{**REQUEST, "messages": [{"role": "user", "content": parts}]}, temperature=0
     )
-    assert same.choices == answer.choices
+    assert completion.choices == answer.choices
     with pytest.raises(BadRequestError, match="parts of type text"):
         client.chat.completions.create(
             model="m", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]
         )
 
 
-def test_completions_are_given_to_prompts_as_they_are(client: OpenAI, tiny_model) -> None:
+def test_prompts_of_completions_are_not_templated(client: OpenAI, tiny_model) -> None:
     ids = load_tokenizer(str(tiny_model))(PROMPT).input_ids
     chat = client.chat.completions.create(**REQUEST, temperature=0)
     for prompt in (PROMPT, ids, [PROMPT], [ids]):
@@ -122,12 +122,12 @@ def test_completions_of_several_prompts(client: OpenAI) -> None:
     assert chunks[-1].usage == answer.usage
 
 
-def test_a_completion_stops_where_it_is_told(client: OpenAI) -> None:
+def test_a_completion_ends_at_a_stop_sequence(client: OpenAI) -> None:
     request = {"model": "m", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
     text = client.completions.create(**request).choices[0].text
     stop = text.split()[2]
-    stopped = client.completions.create(**request, stop=[stop]).choices[0]
-    assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
+    choice = client.completions.create(**request, stop=[stop]).choices[0]
+    assert (choice.text, choice.finish_reason) == (text[: text.index(stop)], "stop")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_completion_stops_where_it_is_told(client: OpenAI) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
-def test_what_completions_refuse(client: OpenAI, fields: dict, param: str) -> None:
+def test_invalid_completion_requests(client: OpenAI, fields: dict, param: str) -> None:
     with pytest.raises(BadRequestError) as error:
         client.completions.create(model="m", prompt=PROMPT, extra_body=fields)
     assert error.value.body["param"] == param

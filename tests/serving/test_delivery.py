@@ -1,4 +1,4 @@
-"""Events from the thread of the models to the event loop."""
+"""Delivery of events from the thread of the models to the event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penchant.serving.delivery import Mailbox
 from penchant.serving.jobs import End, Piece
 
 
-def test_no_event_is_lost_and_each_jobs_come_in_order() -> None:
+def test_no_event_is_lost_and_events_of_a_job_keep_their_order() -> None:
     """Four threads put in 500 events each while the loop takes them out."""
 
     async def collect() -> list[tuple[int, object]]:
@@ -43,7 +43,7 @@ def test_no_event_is_lost_and_each_jobs_come_in_order() -> None:
         assert [event for owner, event in events if owner == index] == expected
 
 
-def test_a_wait_that_is_given_up_loses_nothing() -> None:
+def test_a_cancelled_wait_loses_no_event() -> None:
     async def take_twice() -> list[tuple[int, object]]:
         mailbox = Mailbox(asyncio.get_running_loop())
         try:

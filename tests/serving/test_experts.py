@@ -1,4 +1,4 @@
-"""The models that answer, as a server has them."""
+"""The models of a server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPTS = ("the old cat", "house by river tree", "sees a")
 
 
 def configured(model: Path, folder: Path, **settings: object) -> Path:
-    """The model with settings of its own in generation_config.json."""
+    """The model with settings in its generation_config.json."""
     shutil.copytree(model, folder)
     file = folder / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -34,12 +34,12 @@ def configured(model: Path, folder: Path, **settings: object) -> Path:
 def served(experts: Experts, name: str, *, batch: int) -> list[str]:
     """Greedy answers to the prompts."""
     worker = Worker(experts, batch=batch, waiting=8)
-    found: list[queue.Queue] = [queue.Queue() for _ in PROMPTS]
-    for text, events in zip(PROMPTS, found, strict=True):
+    queues: list[queue.Queue] = [queue.Queue() for _ in PROMPTS]
+    for text, events in zip(PROMPTS, queues, strict=True):
         prompt = np.array(experts.peek(name).tokenizer(text).input_ids)
         worker.submit(Job(name, prompt, 16, 0.0, 1.0, (), 0, time.monotonic() + 30, events.put))
     texts = []
-    for events in found:
+    for events in queues:
         text = ""
         while isinstance(event := events.get(timeout=30), Piece):
             text += event.text
@@ -49,12 +49,12 @@ def served(experts: Experts, name: str, *, batch: int) -> list[str]:
     return texts
 
 
-def measured(folder: Path, ends: list[int]) -> list[str]:
+def sampled_texts(folder: Path, ends: list[int]) -> list[str]:
     """The same answers as an evaluation samples them."""
     tokenizer = load_tokenizer(str(folder))
     prompts = [np.array(tokenizer(text).input_ids) for text in PROMPTS]
-    drawn = sample(load_model(str(folder)), prompts, Sampling(temperature=0, max_new_tokens=16), ends=ends)
-    return [text_after(tokenizer, p, each[0].ids.tolist()) for p, each in zip(prompts, drawn, strict=True)]
+    samples = sample(load_model(str(folder)), prompts, Sampling(temperature=0, max_new_tokens=16), ends=ends)
+    return [text_after(tokenizer, p, responses[0].ids.tolist()) for p, responses in zip(prompts, samples, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,17 @@ def measured(folder: Path, ends: list[int]) -> list[str]:
     [{"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"num_beams": 2}, {"max_time": 1e-6}],
     ids=lambda settings: next(iter(settings)),
 )
-def test_the_models_own_settings_change_no_answer(tiny_model, tmp_path, settings):
-    """Some change the words, others end a batch early or break it."""
+def test_the_models_generation_settings_have_no_effect(tiny_model, tmp_path, settings):
+    """Some settings change the text, others end a batch early or break it."""
     folder = configured(tiny_model, tmp_path / "model", **settings)
-    expected = measured(folder, [2])
+    expected = sampled_texts(folder, [2])
     assert max(len(text.split()) for text in expected) == 16
     experts = Experts({"one": str(folder)})
     assert served(experts, "one", batch=4) == expected
     assert served(experts, "one", batch=1) == expected
 
 
-def test_adapters_of_one_base_keep_its_ends_and_nothing_else(tiny_model, tmp_path):
+def test_adapters_of_one_base_keep_only_its_end_ids(tiny_model, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     # 3 is <unk>, which the tokenizer does not name an end: the second adapter must hear of it as the first does.
@@ -90,12 +90,12 @@ def test_adapters_of_one_base_keep_its_ends_and_nothing_else(tiny_model, tmp_pat
     assert experts.peek("a").model is experts.peek("b").model
     for name in ("a", "b"):
         assert experts.peek(name).ends == {2, 3}
-        assert served(experts, name, batch=4) == measured(tmp_path / name, [2, 3])
+        assert served(experts, name, batch=4) == sampled_texts(tmp_path / name, [2, 3])
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_adapter_that_changes_its_base_does_not_share_it(tiny_model, tmp_path):
-    """Biases of the base, a head trained whole, a grown vocabulary: what others on the same base must not see."""
+def test_an_adapter_that_changes_its_base_has_a_copy(tiny_model, tmp_path):
+    """Biases of the base, a fully trained head, a larger vocabulary: changes that other adapters must not see."""
     from peft import LoraConfig, get_peft_model
 
     base = tmp_path / "base"

@@ -1,4 +1,4 @@
-"""A request joins those at work at the next token, and each is answered as it would be alone."""
+"""A request joins the running ones at the next token, and every answer equals the answer it has alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def experts(tiny_model) -> Experts:
 
 @dataclass
 class Request:
-    """A request's settings, and its events once it is a job."""
+    """The settings of a request, and its events once it is a job."""
 
     prompt: list[int]
     max_tokens: int
@@ -72,7 +72,7 @@ def test_one_token_does_not_wait_for_a_long_answer(experts) -> None:
         assert request.answer == answered_alone(request, experts)
 
 
-def test_whoever_joins_whenever_is_answered_as_alone(experts) -> None:
+def test_a_joining_row_has_the_answer_it_has_alone(experts) -> None:
     """Sixteen requests of 1 to 30 tokens of prompt and 1 to 40 of answer, greedy and drawn, join at random times."""
     draw = random.Random(0)
     requests = [
@@ -98,8 +98,8 @@ def test_whoever_joins_whenever_is_answered_as_alone(experts) -> None:
         assert request.answer == answered_alone(request, experts)
 
 
-def test_a_prompt_of_several_answers_is_read_once_beside_others(experts) -> None:
-    """Its rows and those of others stand each on their own prompt."""
+def test_a_prompt_with_several_answers_is_read_once(experts) -> None:
+    """Its rows and those of other requests continue their own prompts."""
     prompts = ([1, 5, 9], [1, 7], [1, 5, 9], [1, 12, 6, 4])
     requests = [Request(prompt, 6) for prompt in prompts]
     batch = Batch(Outcomes())
@@ -110,8 +110,8 @@ def test_a_prompt_of_several_answers_is_read_once_beside_others(experts) -> None
         assert request.answer == answered_alone(request, experts)
 
 
-def test_rows_use_the_models_whole_context_side_by_side(tiny_model, tmp_path) -> None:
-    """A long prompt and a long answer, of a model with 24 learned positions: neither takes places from the other."""
+def test_rows_together_use_the_whole_context(tiny_model, tmp_path) -> None:
+    """A long prompt and a long answer of a model with 24 learned positions do not limit each other."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=24, n_positions=24, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
@@ -129,26 +129,26 @@ def test_rows_use_the_models_whole_context_side_by_side(tiny_model, tmp_path) ->
 
 
 def test_the_worker_lets_a_request_join(experts) -> None:
-    """The long answer ends after the short one, which came when it had begun."""
+    """The long answer ends after a short one that joined later."""
     ends: queue.Queue = queue.Queue()
-    begun: queue.Queue = queue.Queue()
+    events: queue.Queue = queue.Queue()
 
     def job(name: str, max_tokens: int) -> Job:
         def deliver(event: Event) -> None:
-            (begun if isinstance(event, Piece) else ends).put(name)
+            (events if isinstance(event, Piece) else ends).put(name)
 
         return Job("m", np.array([1, 5, 9]), max_tokens, 0.0, 1.0, (), 0, time.monotonic() + 60, deliver)
 
     worker = Worker(experts, batch=4, waiting=4)
     worker.submit(job("long", 120))
-    assert begun.get(timeout=30) == "long"
+    assert events.get(timeout=30) == "long"
     worker.submit(job("short", 1))
     assert [ends.get(timeout=30), ends.get(timeout=30)] == ["short", "long"]
     worker.stop()
 
 
-def test_no_more_rows_write_together_than_may(experts, monkeypatch) -> None:
-    """Nor are more tokens of new prompts read at once than `READ_TOKENS`, but for one prompt that has more."""
+def test_the_batch_is_limited(experts, monkeypatch) -> None:
+    """New prompts of at most `READ_TOKENS` tokens are read at once, except a single longer prompt."""
     monkeypatch.setattr("penchant.serving.worker.READ_TOKENS", 10)
     sizes: list[list[int]] = []
     running: list[int] = []
@@ -168,9 +168,9 @@ def test_no_more_rows_write_together_than_may(experts, monkeypatch) -> None:
         worker.submit(Job("m", prompt, 8, 0.0, 1.0, (), 0, time.monotonic() + 60, events.put))
     go.set()
     assert hold.result(timeout=10)
-    ended = 0
-    while ended < 6:
-        ended += isinstance(events.get(timeout=30), End)
+    end_count = 0
+    while end_count < 6:
+        end_count += isinstance(events.get(timeout=30), End)
     worker.stop()
     assert [length for lengths in sizes for length in lengths] == [2, 3, 4, 5, 12, 1]
     # 2 and 3 are 6 tokens with their padding; 4 beside them would make 12.

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from penchant.serving.metrics import SECONDS, Histogram, Metrics
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "the old cat"}], "temperature": 0}
 
 
-def test_buckets_hold_what_is_at_most_their_bound() -> None:
+def test_buckets_count_values_up_to_their_bound() -> None:
     histogram = Histogram()
     for value in (0.0005, 0.001, 0.0011, 5.0, 1000.0):
         histogram.observe(value)
@@ -55,5 +55,5 @@ def test_answers_are_counted_under_vllms_names(tiny_model) -> None:
     assert values[f"vllm:time_to_first_token_seconds_count{{{label}}}"] == "2"
     assert values[f"vllm:inter_token_latency_seconds_count{{{label}}}"] == "6"
     assert values[f"vllm:e2e_request_latency_seconds_count{{{label}}}"] == "2"
-    first = float(values[f"vllm:time_to_first_token_seconds_sum{{{label}}}"])
-    assert 0 < first < float(values[f"vllm:e2e_request_latency_seconds_sum{{{label}}}"])
+    first_token_seconds = float(values[f"vllm:time_to_first_token_seconds_sum{{{label}}}"])
+    assert 0 < first_token_seconds < float(values[f"vllm:e2e_request_latency_seconds_sum{{{label}}}"])

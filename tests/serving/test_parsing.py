@@ -1,4 +1,4 @@
-"""Bodies that are no request."""
+"""Bodies that are not valid requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penchant.serving.requests import ChatRequest
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
 
-def refused(body: bytes) -> Refusal:
+def refusal_of_body(body: bytes) -> Refusal:
     with pytest.raises(Refusal) as error:
         parse(ChatRequest, body)
     assert error.value.status == 400
@@ -29,13 +29,13 @@ def refused(body: bytes) -> Refusal:
         ({"user": "\ud800"}, "user"),
     ],
 )
-def test_half_of_a_surrogate_pair_is_refused_where_it_stands(fields: dict, param: str) -> None:
-    refusal = refused(json.dumps({**REQUEST, **fields}).encode())
+def test_a_lone_surrogate_is_refused_with_its_field(fields: dict, param: str) -> None:
+    refusal = refusal_of_body(json.dumps({**REQUEST, **fields}).encode())
     assert refusal.param == param
     assert "half of a surrogate pair, U+D" in refusal.message
 
 
-def test_a_whole_pair_is_text() -> None:
+def test_a_surrogate_pair_is_text() -> None:
     body = json.dumps({**REQUEST, "stop": "\U0001f600"}).encode()
     assert b"\\ud83d" in body
     assert parse(ChatRequest, body).stop == "\U0001f600"
@@ -54,11 +54,11 @@ def test_a_whole_pair_is_text() -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_json_in_utf_8(body: bytes) -> None:
-    assert "no JSON in UTF-8" in refused(body).message
+def test_a_body_that_is_not_json_in_utf_8(body: bytes) -> None:
+    assert "not JSON in UTF-8" in refusal_of_body(body).message
 
 
-def test_a_depth_at_which_nobody_means_it() -> None:
+def test_a_body_nested_too_deeply() -> None:
     def nested(depth: int) -> bytes:
         return b'{"tools": ' + b"[" * depth + b"]" * depth + b"}"
 
@@ -67,12 +67,12 @@ def test_a_depth_at_which_nobody_means_it() -> None:
         read_json(nested(MAX_DEPTH + 1))
 
 
-def test_a_body_that_is_no_object() -> None:
-    assert "valid dictionary" in refused(b"[]").message
+def test_a_body_that_is_not_an_object() -> None:
+    assert "valid dictionary" in refusal_of_body(b"[]").message
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "text/plain;application/json"])
-def test_a_type_that_any_page_may_send_is_refused(kind: str) -> None:
+def test_content_types_other_than_json_are_refused(kind: str) -> None:
     require_json("application/json")
     require_json("Application/JSON; charset=utf-8")
     with pytest.raises(Refusal) as error:

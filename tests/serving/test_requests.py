@@ -1,4 +1,4 @@
-"""Requests with tools: what the chat template is handed of them."""
+"""Requests with tools, and the input of the chat template for them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ WHOLE = {"model": "m", "messages": [USER, ANSWERED, RESULT], "tools": [TOOL]}
 
 
 def test_calls_results_and_tools_become_a_conversation() -> None:
-    called = {"id": "c1", "type": "function", "function": {"name": "cat", "arguments": {"size": 2}}}
-    said = (USER, {"role": "assistant", "tool_calls": [called]}, RESULT)
-    assert ChatRequest.model_validate(WHOLE).conversation == Conversation(said, Context(tools=(TOOL,)))
-    none = {**WHOLE, "tool_choice": "none", "chat_template_kwargs": {"deep": False}}
-    assert ChatRequest.model_validate(none).conversation == Conversation(said, Context(template_kwargs={"deep": False}))
+    tool_call = {"id": "c1", "type": "function", "function": {"name": "cat", "arguments": {"size": 2}}}
+    conversation = (USER, {"role": "assistant", "tool_calls": [tool_call]}, RESULT)
+    assert ChatRequest.model_validate(WHOLE).conversation == Conversation(conversation, Context(tools=(TOOL,)))
+    without_tools = {**WHOLE, "tool_choice": "none", "chat_template_kwargs": {"deep": False}}
+    assert ChatRequest.model_validate(without_tools).conversation == Conversation(
+        conversation, Context(template_kwargs={"deep": False})
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_calls_results_and_tools_become_a_conversation() -> None:
         {"chat_template_kwargs": {"messages": []}},
     ],
 )
-def test_what_cannot_be_handed_over_is_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_messages_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(DataError):
         _ = ChatRequest.model_validate({**WHOLE, **wrong}).conversation
 
@@ -71,7 +73,7 @@ def test_what_cannot_be_handed_over_is_refused(wrong: dict[str, Any]) -> None:
         {"response_format": {"type": "json_schema"}},
     ],
 )
-def test_what_the_protocol_does_not_have_is_refused(wrong: dict[str, Any]) -> None:
+def test_unknown_fields_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ChatRequest.model_validate({**WHOLE, **wrong})
 
@@ -84,7 +86,7 @@ def test_a_named_tool_is_the_only_one_that_may_be_called() -> None:
     assert [tool.function.name for tool in chat.callable_tools] == ["cat"]
 
 
-def test_the_model_is_asked_with_them(tiny_model: Any) -> None:
+def test_the_prompt_contains_tools_and_calls(tiny_model: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = (
         "{% for t in tools or [] %}{{ t.function.name }} dog {% endfor %}{% for m in messages %}"

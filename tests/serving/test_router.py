@@ -1,4 +1,4 @@
-"""The router: what it asks, and what it makes of log-probs."""
+"""The router: its question, and its decisions from log-probs."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_the_question():
     ],
 )
 def test_decisions(log_probs, prior, expected):
-    found = router(prior=prior).decide(log_probs)
-    assert (found.expert, found.likeliest) == (expected.expert, expected.likeliest)
-    assert found.confidence == pytest.approx(expected.confidence)
+    decision = router(prior=prior).decide(log_probs)
+    assert (decision.expert, decision.likeliest) == (expected.expert, expected.likeliest)
+    assert decision.confidence == pytest.approx(expected.confidence)
 
 
 def test_labels_by_their_log_probs_per_token():
-    """Sums -2 and -6 of one and four tokens: -2 and -1.5 per token, and the confidence is of those."""
+    """Sums -2 and -6 of one and four tokens: -2 and -1.5 per token, from which the confidence is computed."""
     by_sum, by_token = router(threshold=0.0), router(threshold=0.0, lengths={"conversation": 1, "structured": 4})
     assert by_sum.decide((-2.0, -6.0)).likeliest == "conversation"
     assert by_sum.decide((-2.0, -6.0)).confidence == pytest.approx(1 / (1 + math.exp(-4.0)))
@@ -67,7 +67,7 @@ def test_labels_by_their_log_probs_per_token():
     assert gained.decide((-2.0, -6.0)).confidence == pytest.approx(0.5)
 
 
-def test_calibration_takes_off_what_the_form_gives():
+def test_calibration_subtracts_the_log_probs_of_empty_requests():
     def form_alone(groups):
         return [(-1.0, -3.0) for _ in groups]
 
@@ -80,12 +80,12 @@ def test_calibration_takes_off_what_the_form_gives():
     ("changes", "message"),
     [
         ({"examples": EXAMPLES[:1]}, "no example of 'structured'"),
-        ({"examples": (*EXAMPLES, ("x", "other"))}, "an example is of 'other', which is no expert"),
-        ({"fallback": "nobody"}, "the fallback 'nobody' is no expert"),
-        ({"asks": "nobody"}, "the asked model 'nobody' is no expert"),
+        ({"examples": (*EXAMPLES, ("x", "other"))}, "an example is for 'other', which is not an expert"),
+        ({"fallback": "nobody"}, "the fallback 'nobody' is not an expert"),
+        ({"asks": "nobody"}, "the asked model 'nobody' is not an expert"),
     ],
 )
-def test_a_router_that_cannot_be(changes, message):
+def test_invalid_routers(changes, message):
     with pytest.raises((DataError, ConfigError), match=message):
         router(**changes)
 

@@ -1,4 +1,4 @@
-"""A batch's rows: what goes wrong for one ends that one."""
+"""Rows of a batch: a failure of one row ends that row only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from penchant.serving.worker import Worker
 
 
 class Letters:
-    """The text of tokens: a letter for each."""
+    """A decoder that writes one letter per token."""
 
     def add(self, token: int) -> str:
         if token == 9:
@@ -37,13 +37,13 @@ EXPERT = SimpleNamespace(model=None, ends={2}, text=lambda prompt: Letters())
 
 
 class Script:
-    """Stands for a model: at each step it gives rows the scores that were written for them."""
+    """A stand-in for a model that gives the rows scripted scores at each step."""
 
     def __init__(self, steps: list[list[list[float]]]) -> None:
         self._scores = torch.tensor(steps)
         self._step = 0
         self.rows = list(range(self._scores.shape[1]))
-        self.drawn: list[list[int]] = [[] for _ in self.rows]
+        self.fed_tokens: list[list[int]] = [[] for _ in self.rows]
 
     @property
     def logits(self) -> torch.Tensor:
@@ -57,11 +57,11 @@ class Script:
 
     def feed(self, tokens: list[int]) -> None:
         for row, token in zip(self.rows, tokens, strict=True):
-            self.drawn[row].append(token)
+            self.fed_tokens[row].append(token)
         self._step += 1
 
 
-class Told(list):
+class EventList(list):
     """A job's events, in order."""
 
     def job(self, **changes: object) -> Job:
@@ -71,7 +71,7 @@ class Told(list):
 
 @pytest.fixture
 def write(monkeypatch):
-    """Writes jobs' answers from a script's scores, until all have ended; the tokens that were fed on to the model."""
+    """A function that runs jobs on scripted scores until all have ended, and returns the tokens fed to the model."""
 
     def write_answers(jobs: list[Job], steps: list[list[list[float]]], outcomes: Outcomes) -> list[list[int]]:
         script, batch = Script(steps), Batch(outcomes)
@@ -79,13 +79,13 @@ def write(monkeypatch):
         batch.add(jobs, EXPERT)
         while len(batch):
             batch.step()
-        return script.drawn
+        return script.fed_tokens
 
     return write_answers
 
 
 def likeliest(token: int) -> list[float]:
-    return [float(each == token) for each in range(10)]
+    return [float(candidate == token) for candidate in range(10)]
 
 
 def refusing() -> None:
@@ -97,8 +97,8 @@ def refusing() -> None:
     [({"prompt": [1, 2, 3]}, "AttributeError"), ({"new_guide": refusing}, "ValueError: no grammar")],
     ids=["prompt", "guide"],
 )
-def test_a_job_that_cannot_be_made_ready_fails_alone(write, change, message):
-    bad, good = Told(), Told()
+def test_a_job_that_cannot_start_fails_alone(write, change, message):
+    bad, good = EventList(), EventList()
     outcomes = Outcomes()
     # The good one's is the only row: its two tokens are an e and the end.
     assert write([bad.job(**change), good.job()], [[likeliest(4)], [likeliest(2)]], outcomes) == [[4]]
@@ -119,30 +119,30 @@ def test_a_job_that_cannot_be_made_ready_fails_alone(write, change, message):
     ids=["nan", "inf", "nothing possible", "no text"],
 )
 @pytest.mark.parametrize("temperature", [0.0, 1e-3])
-def test_a_row_that_fails_on_its_way_fails_alone(write, scores, message, temperature):
-    bad, good = Told(), Told()
+def test_a_row_that_fails_while_running_fails_alone(write, scores, message, temperature):
+    bad, good = EventList(), EventList()
     outcomes = Outcomes()
     jobs = [bad.job(temperature=temperature, prompt=np.array([2])), good.job(temperature=temperature)]
-    drawn = write(jobs, [[likeliest(3), likeliest(3)], [scores, likeliest(4)], [scores, likeliest(5)]], outcomes)
+    tokens = write(jobs, [[likeliest(3), likeliest(3)], [scores, likeliest(4)], [scores, likeliest(5)]], outcomes)
     assert bad == [Piece("d"), Failure(message)]
     assert good == [Piece("d"), Piece("e"), Piece("f"), End("length", 3)]
-    assert drawn == [[3], [3, 4]]
+    assert tokens == [[3], [3, 4]]
     assert outcomes.counts["failed"] == outcomes.counts["answered"] == 1
 
 
-def test_a_listener_that_is_gone_takes_nobody_with_it(write):
+def test_a_failing_delivery_affects_no_other_job(write):
     def closed(event):
         raise RuntimeError("Event loop is closed")
 
-    good = Told()
+    good = EventList()
     outcomes = Outcomes()
-    write([Told().job(deliver=closed, prompt=np.array([2])), good.job()], [[likeliest(3)] * 2] * 3, outcomes)
+    write([EventList().job(deliver=closed, prompt=np.array([2])), good.job()], [[likeliest(3)] * 2] * 3, outcomes)
     assert good == [Piece("d")] * 3 + [End("length", 3)]
     assert outcomes.counts == {"failed": 1, "answered": 1, "tokens": 4}
 
 
 def test_a_row_whose_end_is_delivered_is_not_counted_as_running(monkeypatch):
-    """Of three rows one answers, one fails on its way, and the last fails with its batch."""
+    """Of three rows one answers, one fails while it runs, and the last fails with its batch."""
     running: list[tuple[str, int]] = []
     batch = Batch(Outcomes())
     script = Script([[likeliest(3)] * 3, [likeliest(3), [math.nan] * 10, likeliest(3)]])
@@ -151,7 +151,7 @@ def test_a_row_whose_end_is_delivered_is_not_counted_as_running(monkeypatch):
     def record(event: Event) -> None:
         running.append((type(event).__name__, len(batch)))
 
-    jobs = [Told().job(deliver=record, prompt=np.array([row]), max_tokens=1 + row) for row in range(3)]
+    jobs = [EventList().job(deliver=record, prompt=np.array([row]), max_tokens=1 + row) for row in range(3)]
     batch.add(jobs, EXPERT)
     batch.step()
     assert running == [("Piece", 3), ("End", 2), ("Piece", 2), ("Piece", 2)]
@@ -161,8 +161,8 @@ def test_a_row_whose_end_is_delivered_is_not_counted_as_running(monkeypatch):
     assert running[6:] == [("Failure", 0)]
 
 
-def test_who_is_cancelled_leaves_before_the_next_token_and_is_counted_once(monkeypatch):
-    events, good = Told(), Told()
+def test_a_cancelled_row_leaves_before_the_next_token_and_is_counted_once(monkeypatch):
+    events, good = EventList(), EventList()
     outcomes = Outcomes()
     job, batch, script = events.job(), Batch(outcomes), Script([[likeliest(3)] * 2] * 3)
     monkeypatch.setattr("penchant.serving.batch.read_joinable", lambda model, prompts: script)
@@ -176,8 +176,8 @@ def test_who_is_cancelled_leaves_before_the_next_token_and_is_counted_once(monke
     assert outcomes.counts == {"cancelled": 1, "tokens": 3}
 
 
-def test_whose_time_is_over_leaves_before_the_next_token(monkeypatch):
-    late, good = Told(), Told()
+def test_a_row_past_its_deadline_leaves_before_the_next_token(monkeypatch):
+    late, good = EventList(), EventList()
     outcomes = Outcomes()
     job, batch, script = late.job(deadline=math.inf), Batch(outcomes), Script([[likeliest(3)] * 2] * 3)
     monkeypatch.setattr("penchant.serving.batch.read_joinable", lambda model, prompts: script)
@@ -189,8 +189,8 @@ def test_whose_time_is_over_leaves_before_the_next_token(monkeypatch):
     assert late == [Piece("d"), Failure("it took too long", timed_out=True)]
 
 
-def test_a_guide_decides_what_may_come_next(write):
-    """The likeliest token is d; the guide lets no d through, and the log-probs events are the model's own."""
+def test_a_guide_limits_the_next_tokens(write):
+    """The likeliest token is d; the guide forbids d, and the reported log-probs are the model's."""
 
     class Guide:
         def __init__(self) -> None:
@@ -206,26 +206,26 @@ def test_a_guide_decides_what_may_come_next(write):
         guides.append(Guide())
         return guides[-1]
 
-    guided, free = Told(), Told()
+    guided, free = EventList(), EventList()
     scores = [[float(token == 3) * 2 + float(token == 5) for token in range(10)]] * 2
     held_job = guided.job(new_guide=new_guide, top_log_probs=2, prompt=np.array([2]))
     write([held_job, free.job()], [scores] * 3, Outcomes())
     total = math.log(math.exp(2) + math.exp(1) + 8)
-    first = guided[0].log_probs[0]
-    assert (first.text, first.log_prob) == ("f", pytest.approx(1 - total))
-    assert first.top == (("d", pytest.approx(2 - total)), ("f", pytest.approx(1 - total)))
+    first_token = guided[0].log_probs[0]
+    assert (first_token.text, first_token.log_prob) == ("f", pytest.approx(1 - total))
+    assert first_token.top == (("d", pytest.approx(2 - total)), ("f", pytest.approx(1 - total)))
     assert [piece.text for piece in guided[:-1]] == ["f", "f", "b"]
     assert guides[0].prefixes == [[], [5], [5, 5]]
     assert free == [Piece("d")] * 3 + [End("length", 3)]
 
 
-def test_the_answers_to_one_request_draw_for_themselves(tiny_model):
-    """The first draws as an answer alone does, the others by the seed and their number."""
+def test_the_answers_to_one_request_are_sampled_independently(tiny_model):
+    """The first answer is sampled as a single one is, the others by the seed and their index."""
     experts = Experts({"one": str(tiny_model)})
     prompt = np.array(experts.peek("one").tokenizer("the old cat").input_ids)
 
     def texts(indices: list[int], seed: int) -> list[str]:
-        records = [Told() for _ in indices]
+        records = [EventList() for _ in indices]
         batch = Batch(Outcomes())
         jobs = [
             record.job(prompt=prompt, max_tokens=12, temperature=1.0, seed=seed, index=index)
@@ -243,20 +243,20 @@ def test_the_answers_to_one_request_draw_for_themselves(tiny_model):
 
 
 def test_any_seed_and_any_temperature_in_one_batch(tiny_model):
-    """Each as it is alone; of a seed its remainder by 2**64 counts, and a temperature of nearly 0 is 0."""
+    """Each answer equals the answer alone; seeds count modulo 2**64, and a temperature near 0 equals 0."""
     experts = Experts({"one": str(tiny_model)})
     prompt = np.array(experts.peek("one").tokenizer("the old cat").input_ids)
 
-    def said(*settings: tuple[int, float]) -> list[str]:
+    def answers(*settings: tuple[int, float]) -> list[str]:
         worker = Worker(experts, batch=8, waiting=8)
         hold = worker.call(lambda: time.sleep(0.1))
-        found: list[queue.Queue] = [queue.Queue() for _ in settings]
-        for (seed, temperature), events in zip(settings, found, strict=True):
+        queues: list[queue.Queue] = [queue.Queue() for _ in settings]
+        for (seed, temperature), events in zip(settings, queues, strict=True):
             deadline = time.monotonic() + 30
             worker.submit(Job("one", prompt, 12, temperature, 1.0, (), seed, deadline, events.put))
         hold.result(timeout=5)
         texts = []
-        for events in found:
+        for events in queues:
             text = ""
             while isinstance(event := events.get(timeout=30), Piece):
                 text += event.text
@@ -265,10 +265,10 @@ def test_any_seed_and_any_temperature_in_one_batch(tiny_model):
         worker.stop()
         return texts
 
-    below, above, one_more, usual, cold, colder, coldest = said(
+    negative_seed, equal_seed, large_seed, small_seed, tiny_temperature, small_temperature, zero_temperature = answers(
         (-1, 1.0), (2**64 - 1, 1.0), (2**64 + 5, 1.0), (5, 1.0), (-7, 1e-310), (7, 9e-7), (7, 0.0)
     )
-    assert below == above
-    assert one_more == usual != below
-    assert cold == colder == coldest
-    assert [usual, coldest] == [*said((5, 1.0)), *said((0, 0.0))]
+    assert negative_seed == equal_seed
+    assert large_seed == small_seed != negative_seed
+    assert tiny_temperature == small_temperature == zero_temperature
+    assert [small_seed, zero_temperature] == [*answers((5, 1.0)), *answers((0, 0.0))]

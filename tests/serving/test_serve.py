@@ -1,4 +1,4 @@
-"""The server as a process, asked by the official client."""
+"""The server as a process, with requests from the official client."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, tiny_model):
-    """A folder as the domain expert's recipe leaves it: two experts that are one model, and a router."""
+    """A folder as written by the domain-expert recipe: two experts with the same model, and a router."""
     folder = tmp_path_factory.mktemp("experts")
     for name in ("conversation", "structured"):
         (folder / name).mkdir()
@@ -69,8 +69,8 @@ def two(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def address(two):
-    with serving(str(two), "--max-tokens", "48") as (found, _):
-        yield found
+    with serving(str(two), "--max-tokens", "48") as (server_address, _):
+        yield server_address
 
 
 @pytest.fixture
@@ -98,79 +98,81 @@ def test_models(client):
         client.models.retrieve("nobody")
 
 
-def test_greedy_answers_are_the_models_own(client, tiny_model):
+def test_greedy_answers_equal_those_of_generate(client, tiny_model):
     for text in ("Once upon a time", "A b"):
         expected = answer(str(tiny_model), [text], Sampling(temperature=0.0, max_new_tokens=12)).responses[0][0]
-        found = client.chat.completions.create(model="conversation", messages=user(text), temperature=0, max_tokens=12)
-        assert found.choices[0].message.content == expected
-        assert found.choices[0].finish_reason in ("length", "stop")
-        assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
-        assert found.usage.completion_tokens <= 12
+        completion = client.chat.completions.create(
+            model="conversation", messages=user(text), temperature=0, max_tokens=12
+        )
+        assert completion.choices[0].message.content == expected
+        assert completion.choices[0].finish_reason in ("length", "stop")
+        assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
+        assert completion.usage.completion_tokens <= 12
 
 
-def test_a_stream_is_the_whole(client):
-    asked = {"model": "structured", "messages": user("Tell me"), "seed": 5, "max_tokens": 20}
-    whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+def test_the_chunks_of_a_stream_add_up_to_the_answer(client):
+    request = {"model": "structured", "messages": user("Tell me"), "seed": 5, "max_tokens": 20}
+    whole = client.chat.completions.create(**request)
+    chunks = list(client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].usage == whole.usage
     assert chunks[0].choices[0].delta.role == "assistant"
 
 
-def test_a_seed_decides(client):
-    def said(seed):
-        asked = {"model": "conversation", "messages": user("Go"), "max_tokens": 16, "seed": seed}
-        return client.chat.completions.create(**asked).choices[0].message.content
+def test_the_seed_decides_the_answer(client):
+    def answer(seed):
+        request = {"model": "conversation", "messages": user("Go"), "max_tokens": 16, "seed": seed}
+        return client.chat.completions.create(**request).choices[0].message.content
 
-    assert said(1) == said(1)
-    assert len({said(seed) for seed in range(4)}) > 1
+    assert answer(1) == answer(1)
+    assert len({answer(seed) for seed in range(4)}) > 1
 
 
 def test_a_stop_sequence(client):
-    asked = {"model": "conversation", "messages": user("Go on"), "temperature": 0, "max_tokens": 24}
-    text = client.chat.completions.create(**asked).choices[0].message.content
+    request = {"model": "conversation", "messages": user("Go on"), "temperature": 0, "max_tokens": 24}
+    text = client.chat.completions.create(**request).choices[0].message.content
     assert len(text) > 4
-    stopped = client.chat.completions.create(**asked, stop=[text[3:5]]).choices[0]
-    assert stopped.message.content == text[: text.index(text[3:5])]
-    assert stopped.finish_reason == "stop"
+    choice = client.chat.completions.create(**request, stop=[text[3:5]]).choices[0]
+    assert choice.message.content == text[: text.index(text[3:5])]
+    assert choice.finish_reason == "stop"
 
 
-def test_the_router_says_who_answers(client, two):
+def test_the_response_names_the_routers_choice(client, two):
     from penchant.serving.router import load_router
 
-    found = client.chat.completions.create(model="router", messages=user("why is it so"), max_tokens=2)
+    completion = client.chat.completions.create(model="router", messages=user("why is it so"), max_tokens=2)
     router, experts = load_router(two / "router"), Experts({"structured": str(two / "structured" / "run")})
     expected = router.decide(experts.get("structured").log_probs([router.question("why is it so")])[0])
-    said = found.model_extra["penchant"]
-    assert said["expert"] == found.model == expected.expert
-    assert said["confidence"] == pytest.approx(expected.confidence, rel=1e-5)
+    router_fields = completion.model_extra["penchant"]
+    assert router_fields["expert"] == completion.model == expected.expert
+    assert router_fields["confidence"] == pytest.approx(expected.confidence, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_a_hundred_streams_at_once(address):
-    """None is lost, and each is what it would be alone."""
+    """No answer is lost, and each equals the answer alone."""
     texts = [f"Number {n}" for n in range(100)]
 
     async def ask(client: AsyncOpenAI, text: str) -> tuple[str, str | None]:
-        asked = {"model": "conversation", "messages": user(text), "max_tokens": 24, "temperature": 0}
+        request = {"model": "conversation", "messages": user(text), "max_tokens": 24, "temperature": 0}
         words, reason = "", None
-        async for chunk in await client.chat.completions.create(**asked, stream=True):
+        async for chunk in await client.chat.completions.create(**request, stream=True):
             words += chunk.choices[0].delta.content or ""
             reason = chunk.choices[0].finish_reason or reason
         return words, reason
 
-    async def everything() -> list[tuple[str, str | None]]:
+    async def run_all_streams() -> list[tuple[str, str | None]]:
         async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client:
             return await asyncio.gather(*(ask(client, text) for text in texts))
 
-    found = asyncio.run(everything())
-    assert len(found) == 100
-    assert all(reason in ("stop", "length") for _, reason in found)
+    answers = asyncio.run(run_all_streams())
+    assert len(answers) == 100
+    assert all(reason in ("stop", "length") for _, reason in answers)
     client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     for number in (0, 41, 99):
-        asked = {"model": "conversation", "messages": user(texts[number]), "max_tokens": 24, "temperature": 0}
-        assert found[number][0] == client.chat.completions.create(**asked).choices[0].message.content
+        body = {"model": "conversation", "messages": user(texts[number]), "max_tokens": 24, "temperature": 0}
+        assert answers[number][0] == client.chat.completions.create(**body).choices[0].message.content
 
 
 @pytest.mark.parametrize(
@@ -195,14 +197,14 @@ def test_a_hundred_streams_at_once(address):
     ],
 )
 def test_malformed_requests(address, body, status, param):
-    found, answered = raw(address, body)
-    assert found == status
-    assert set(answered) == {"error"}
-    assert set(answered["error"]) == {"message", "type", "param", "code"}
-    assert answered["error"]["type"] == "invalid_request_error"
-    assert answered["error"]["message"]
+    response_status, response = raw(address, body)
+    assert response_status == status
+    assert set(response) == {"error"}
+    assert set(response["error"]) == {"message", "type", "param", "code"}
+    assert response["error"]["type"] == "invalid_request_error"
+    assert response["error"]["message"]
     if param is not None:
-        assert answered["error"]["param"] == param
+        assert response["error"]["param"] == param
 
 
 def test_too_long_for_the_model(client):
@@ -211,7 +213,7 @@ def test_too_long_for_the_model(client):
     assert (error.value.status_code, error.value.code) == (400, "context_length_exceeded")
 
 
-def test_no_such_place(address):
+def test_an_unknown_path_is_404(address):
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(f"{address}/v2/other", timeout=10)
     assert error.value.code == 404
@@ -224,21 +226,23 @@ def metrics(address: str) -> dict[str, int]:
         return {name: int(value) for name, value in map(str.split, lines)}
 
 
-def test_a_client_that_leaves_stops_its_answer(address, client):
-    before = metrics(address)
+def test_a_disconnected_client_stops_its_answer(address, client):
+    start_metrics = metrics(address)
     stream = client.chat.completions.create(model="conversation", messages=user("Go"), max_tokens=48, stream=True)
     next(iter(stream))
     stream.close()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        now = metrics(address)
+        current_metrics = metrics(address)
         names = ("cancelled", "answered", "failed")
-        ended = [now[f"penchant_{name}_total"] - before[f"penchant_{name}_total"] for name in names]
-        if sum(ended):
+        differences = [
+            current_metrics[f"penchant_{name}_total"] - start_metrics[f"penchant_{name}_total"] for name in names
+        ]
+        if sum(differences):
             break
         time.sleep(0.05)
-    assert (ended[0] + ended[1], ended[2]) == (1, 0)
-    assert now["penchant_waiting"] == 0
+    assert (differences[0] + differences[1], differences[2]) == (1, 0)
+    assert current_metrics["penchant_waiting"] == 0
 
 
 def _children(pid: int) -> list[str]:
@@ -246,7 +250,7 @@ def _children(pid: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_while_streaming_it_leaves_nothing(tiny_model):
+def test_a_server_killed_while_streaming_leaves_no_process(tiny_model):
     with serving(f"one={tiny_model}") as (address, process):
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         # Far more than connections hold that nobody reads: the answer cannot have ended before the server is killed.
@@ -263,7 +267,7 @@ def test_killed_while_streaming_it_leaves_nothing(tiny_model):
 
 
 @pytest.mark.slow
-def test_asked_to_stop_it_gives_its_answers_first(tiny_model):
+def test_a_stopping_server_completes_running_answers(tiny_model):
     with serving(f"one={tiny_model}") as (address, process):
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         stream = iter(
@@ -279,20 +283,20 @@ def test_asked_to_stop_it_gives_its_answers_first(tiny_model):
 def test_limits(tiny_model):
     with serving(f"one={tiny_model}", "--batch", "1", "--waiting", "1", "--timeout-s", "0.05") as (address, _):
         body = json.dumps({"model": "one", "messages": user("Go"), "max_tokens": 500, "temperature": 0}).encode()
-        found: list[tuple[int, dict]] = []
-        threads = [threading.Thread(target=lambda: found.append(raw(address, body))) for _ in range(8)]
+        responses: list[tuple[int, dict]] = []
+        threads = [threading.Thread(target=lambda: responses.append(raw(address, body))) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        codes = {status: answered["error"]["code"] for status, answered in found}
+        codes = {status: response["error"]["code"] for status, response in responses}
         assert codes.keys() <= {503, 504}
         assert codes[504] == "timeout"
         assert codes.get(503, "overloaded") == "overloaded"
 
 
 def test_adapters_share_their_base(tiny_model, tmp_path):
-    """Two LoRA experts on one copy of the base answer as each does alone."""
+    """Two LoRA experts on one copy of the base answer as each alone."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -311,11 +315,11 @@ def test_adapters_share_their_base(tiny_model, tmp_path):
     together = Experts(folders)
     assert together.peek("a").model is together.peek("b").model
     group = PreferenceGroup("Once", (" upon", " never"))
-    found = {name: together.get(name).log_probs([group])[0] for name in ("a", "b", "a")}
+    log_probs = {name: together.get(name).log_probs([group])[0] for name in ("a", "b", "a")}
     for name, folder in folders.items():
         alone = Experts({name: folder}).get(name).log_probs([group])[0]
-        assert found[name] == pytest.approx(alone, abs=1e-4)
-    assert found["a"] != pytest.approx(found["b"], abs=1e-3)
+        assert log_probs[name] == pytest.approx(alone, abs=1e-4)
+    assert log_probs["a"] != pytest.approx(log_probs["b"], abs=1e-3)
 
 
 def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
@@ -325,19 +329,19 @@ def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
     assert run(["serve", str(tmp_path / "nowhere")]) == 2
     for seconds in ("0", "nan", "inf"):
         assert run(["serve", f"a={tiny_model}", "--timeout-s", seconds]) == 2
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        assert run(["serve", f"a={tiny_model}", "--port", str(taken.getsockname()[1])]) == 2
+    with socket.socket() as used_socket:
+        used_socket.bind(("127.0.0.1", 0))
+        used_socket.listen()
+        assert run(["serve", f"a={tiny_model}", "--port", str(used_socket.getsockname()[1])]) == 2
     error = capsys.readouterr().err
     assert "cannot listen there" in error
-    assert "--timeout-s: nan is no time-out" in error
+    assert "--timeout-s: nan is not a time-out" in error
     assert "Traceback" not in error
 
 
 @pytest.mark.slow
 def test_a_server_with_a_key_answers_only_clients_that_send_it(tiny_model, monkeypatch):
-    """By the official client, at every endpoint; a body over the limit is refused from a client with the key too."""
+    """At every endpoint, by the official client; a body above the limit is refused with the key too."""
     monkeypatch.setenv("PENCHANT_API_KEY", "sk-7")
     with serving(f"one={tiny_model}", "--host", "0.0.0.0", "--max-body-bytes", "100000") as (address, _):
         client, stranger = (OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) for key in ("sk-7", "sk-8"))
@@ -354,5 +358,5 @@ def test_a_server_with_a_key_answers_only_clients_that_send_it(tiny_model, monke
             with pytest.raises(APIStatusError) as error:
                 request()
             assert (error.value.status_code, error.value.code) == (401, "invalid_api_key")
-        status, answered = raw(address, b"{}")
-        assert (status, answered["error"]["code"]) == (401, "invalid_api_key")
+        status, response = raw(address, b"{}")
+        assert (status, response["error"]["code"]) == (401, "invalid_api_key")

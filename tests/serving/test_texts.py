@@ -1,4 +1,4 @@
-"""Text on its way out."""
+"""Text of a streamed answer."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from hypothesis import strategies as st
 from penchant.engine.loading import load_tokenizer
 from penchant.evaluation.generation import text_after
 from penchant.recipes.small_llama import Sizes, build_small_llama
-from penchant.serving.texts import Outgoing, TokenText
+from penchant.serving.texts import StopFilter, TokenText
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
-def sent(texts: list[str], stops: tuple[str, ...]) -> tuple[list[str], bool]:
-    outgoing, pieces = Outgoing(stops), []
+def stream_texts(texts: list[str], stops: tuple[str, ...]) -> tuple[list[str], bool]:
+    """The pieces sent for growing texts, and whether a stop sequence ended them."""
+    stop_filter, pieces = StopFilter(stops), []
     for number, text in enumerate(texts):
-        new, stopped = outgoing.read(text, last=number == len(texts) - 1)
+        new, is_stopped = stop_filter.read(text, last=number == len(texts) - 1)
         pieces.append(new)
-        if stopped:
+        if is_stopped:
             return pieces, True
     return pieces, False
 
 
-def test_a_stop_sequence_is_never_begun():
-    assert sent(["a", "a E", "a EN", "a ENx", "a ENx END b"], ("END",)) == (["a", " ", "", "ENx", " "], True)
-    assert sent(["a", "a E"], ("END",)) == (["a", " E"], False)
+def test_no_part_of_a_stop_sequence_is_sent():
+    assert stream_texts(["a", "a E", "a EN", "a ENx", "a ENx END b"], ("END",)) == (["a", " ", "", "ENx", " "], True)
+    assert stream_texts(["a", "a E"], ("END",)) == (["a", " E"], False)
 
 
-def test_half_a_character_waits():
-    assert sent(["a\ufffd", "a\ufffd\ufffd", "aé"], ()) == (["a", "", "é"], False)
+def test_an_incomplete_character_is_held_back():
+    assert stream_texts(["a\ufffd", "a\ufffd\ufffd", "aé"], ()) == (["a", "", "é"], False)
 
 
 @given(st.text("abc", min_size=1, max_size=30), st.lists(st.text("abc", min_size=1, max_size=3), max_size=2))
-def test_what_is_sent_is_the_text_before_the_first_stop(text, stops):
-    pieces, stopped = sent([text[: n + 1] for n in range(len(text))], tuple(stops))
+def test_the_text_before_the_first_stop_sequence_is_sent(text, stops):
+    pieces, is_stopped = stream_texts([text[: n + 1] for n in range(len(text))], tuple(stops))
     # Letter by letter the stop whose end comes first is found first.
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     expected = text[: min(start for end, start in ends if end == min(ends)[0])] if ends else text
     assert "".join(pieces) == expected
-    assert stopped == bool(ends)
+    assert is_stopped == bool(ends)
 
 
 @pytest.fixture(scope="module", params=["words", "bytes", "pieces"])
@@ -60,10 +61,10 @@ def tokenizer(request, tmp_path_factory, tiny_model):
 @pytest.mark.parametrize("prompt", ["", "the", "the old cat sees a big dog and the tree"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(data=st.data())
-def test_token_by_token_the_text_is_that_of_the_whole(tokenizer, prompt, data):
-    """Of any tokens, but that tokens of single bytes make whole characters: others change what came before them.
+def test_texts_of_tokens_add_up_to_the_text_of_all(tokenizer, prompt, data):
+    """For any tokens, with single bytes that form whole characters: other bytes change the text before them.
 
-    What is given out is never taken back.
+    Text that was returned is never changed.
     """
     single = [
         token for token in range(len(tokenizer)) if not BYTE_TOKEN.fullmatch(tokenizer.convert_ids_to_tokens(token))

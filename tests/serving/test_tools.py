@@ -1,4 +1,4 @@
-"""Tools and JSON by the official client, in this process: a model of random weights says what grammars let it."""
+"""Tools and JSON by the official client, in this process, with random weights that only a grammar constrains."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def client(experts) -> Iterator[OpenAI]:
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
-def test_a_call_that_is_due_is_given_and_its_result_taken_back(client: OpenAI, choice: object) -> None:
+def test_a_required_call_is_answered_and_its_result_accepted(client: OpenAI, choice: object) -> None:
     request = {**REQUEST, "tools": [PAINT, WAIT], "tool_choice": choice, "parallel_tool_calls": False}
     names = set()
     for seed in range(6):
@@ -78,7 +78,7 @@ def test_a_call_that_is_due_is_given_and_its_result_taken_back(client: OpenAI, c
     assert reply.usage.prompt_tokens > 20
 
 
-def test_a_stream_tells_the_same_calls(client: OpenAI) -> None:
+def test_a_stream_has_the_same_calls(client: OpenAI) -> None:
     request = {**REQUEST, "tools": [PAINT], "tool_choice": "required", "parallel_tool_calls": False}
     answer = client.chat.completions.create(**request).choices[0]
     chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**request, stream=True)]
@@ -90,7 +90,7 @@ def test_a_stream_tells_the_same_calls(client: OpenAI) -> None:
     assert chunks[-1].finish_reason == "tool_calls"
 
 
-def test_an_answer_may_be_held_to_a_schema(client: OpenAI) -> None:
+def test_an_answer_follows_a_json_schema(client: OpenAI) -> None:
     formats = {"type": "json_schema", "json_schema": {"name": "colours", "schema": SCHEMA, "strict": True}}
     for seed in range(4):
         answer = client.chat.completions.create(
@@ -102,7 +102,7 @@ def test_an_answer_may_be_held_to_a_schema(client: OpenAI) -> None:
         assert {value["colour"], *value["both"]} <= {"red", "blue"}
 
 
-def test_an_answer_may_be_held_to_an_object(client: OpenAI) -> None:
+def test_an_answer_is_a_json_object(client: OpenAI) -> None:
     for seed in range(4):
         request = {**REQUEST, "seed": seed, "max_tokens": 2}
         assert not client.chat.completions.create(**request).choices[0].message.content.startswith("{")
@@ -119,13 +119,13 @@ def test_an_answer_may_be_held_to_an_object(client: OpenAI) -> None:
           "tool_choice": "required"}, "tool_choice"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_promised_is_refused(client: OpenAI, fields: dict, param: str | None) -> None:
+def test_unenforceable_constraints_are_refused(client: OpenAI, fields: dict, param: str | None) -> None:
     with pytest.raises(BadRequestError) as error:
         client.chat.completions.create(**REQUEST, **fields)
     assert error.value.body["param"] == (param or "response_format")
 
 
-def test_without_llguidance_calls_are_read_but_not_promised(client: OpenAI, experts, monkeypatch) -> None:
+def test_without_llguidance_calls_are_parsed_but_not_enforced(client: OpenAI, experts, monkeypatch) -> None:
     def missing() -> None:
         raise ConfigError("constrained answers need llguidance", fix="python -m pip install 'penchant[constrained]'")
 
@@ -143,8 +143,8 @@ def test_without_llguidance_calls_are_read_but_not_promised(client: OpenAI, expe
         assert error.value.body["code"] == "unsupported_parameter"
 
 
-def test_a_model_that_cannot_be_told_of_tools(tiny_model) -> None:
-    """Its last message would be read alone, the tools ignored."""
+def test_a_model_whose_template_ignores_tools_refuses_them(tiny_model) -> None:
+    """Such a model reads the last message only, so its tools would be ignored."""
     with TestClient(build_app(Experts({"m": str(tiny_model)}), None, Limits())) as http:
         answer = http.post("/v1/chat/completions", json={**REQUEST, "tools": [PAINT]})
     assert answer.status_code == 400

@@ -15,7 +15,7 @@ from penchant.serving.worker import Overloaded, Worker
 
 
 class Broken:
-    """Experts whose model cannot be had."""
+    """Experts whose model fails to load."""
 
     def get(self, name):
         raise RuntimeError("no memory")
@@ -32,7 +32,7 @@ def job(events: queue.Queue, expert: str = "a", seconds: float = 10.0) -> Job:
     return Job(expert, np.array([1]), 4, 0.0, 1.0, (), 0, deadline, events.put)
 
 
-def test_a_failure_reaches_its_requests_and_no_others():
+def test_a_failure_ends_only_its_own_requests():
     events: queue.Queue = queue.Queue()
     worker = Worker(Broken(), batch=4, waiting=8)
     for expert in ("a", "b", "a"):
@@ -45,7 +45,7 @@ def test_a_failure_reaches_its_requests_and_no_others():
     assert worker.counts["failed"] == 3
 
 
-def test_who_waits_too_long_and_who_is_too_many():
+def test_late_jobs_fail_and_jobs_above_the_limit_are_refused():
     events: queue.Queue = queue.Queue()
     worker = Worker(Slow(), batch=1, waiting=2)
     worker.submit(job(events))
@@ -59,7 +59,7 @@ def test_who_waits_too_long_and_who_is_too_many():
     assert failures[0] == failures[2] == Failure("RuntimeError: late")
 
 
-def test_stopping_fails_what_waits():
+def test_stopping_fails_waiting_jobs():
     events: queue.Queue = queue.Queue()
     worker = Worker(Slow(), batch=1, waiting=9)
     worker.submit(job(events))
@@ -72,7 +72,7 @@ def test_stopping_fails_what_waits():
 
 @pytest.fixture
 def held_worker(wait_until):
-    """Makes a worker whose thread is busy until `release` is set; returns it with the call that holds it."""
+    """A function that makes a worker whose thread is busy until `release` is set, and the call that keeps it busy."""
     release = threading.Event()
 
     def hold(waiting):
@@ -99,7 +99,7 @@ def test_calls_wait_as_jobs_do(held_worker):
         worker.call(lambda: 9)
 
 
-def test_stopping_fails_calls_that_wait(held_worker, wait_until):
+def test_stopping_fails_waiting_calls(held_worker, wait_until):
     worker, holding, release = held_worker(waiting=9)
     late = worker.call(lambda: 7)
     stopping = threading.Thread(target=worker.stop)
@@ -115,7 +115,7 @@ def test_stopping_fails_calls_that_wait(held_worker, wait_until):
 
 
 class HeldBatch:
-    """Stands for a batch: its rows write on until `release` is set."""
+    """A stand-in for a batch whose rows run until `release` is set."""
 
     release = threading.Event()
 
@@ -133,8 +133,8 @@ class HeldBatch:
             self._jobs.clear()
 
 
-def test_an_answer_that_nobody_waits_for_makes_room_for_others(monkeypatch, wait_until):
-    """It leaves the queue behind one that cannot begin yet, since the only row is taken."""
+def test_a_cancelled_answer_makes_room_for_others(monkeypatch, wait_until):
+    """It leaves the queue behind a job that cannot start yet, because the only row is in use."""
     events: queue.Queue = queue.Queue()
     monkeypatch.setattr(HeldBatch, "release", threading.Event())
     monkeypatch.setattr("penchant.serving.worker.Batch", HeldBatch)
@@ -168,7 +168,7 @@ def test_the_answers_of_a_request_wait_together_or_not_at_all(held_worker):
     worker.stop()
 
 
-def test_a_job_whose_time_ends_in_the_queue_is_not_counted_as_waiting(held_worker):
+def test_a_job_that_times_out_in_the_queue_is_not_counted_as_waiting(held_worker):
     """The worker delivers its end, and pauses there."""
     events: queue.Queue = queue.Queue()
     worker, _, release = held_worker(waiting=2)

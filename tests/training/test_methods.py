@@ -266,7 +266,7 @@ class TestReferences:
         )
         config = load_config(written, [f"data.max_length={max_length}"])
         groups = tokenize_inputs(config, load_tokenizer(str(tiny_model)), 128, print).train
-        assert any(group.cut for group in groups)
+        assert any(group.truncated_tokens for group in groups)
         world = World(0, 1, torch.device("cpu"))
         own = FrozenModel.load(str(tiny_model), world, "float32").log_probs(groups, world, 1024, "float32")
         assert reference_tables(config, groups, 128, world, print) == [own, own]

@@ -1,4 +1,4 @@
-"""Bare prompts and responses as a user's and an assistant's message, for models with a chat template."""
+"""Conversion of plain prompts and responses to a user's and an assistant's message, for models with a chat template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEXT = "plain_text_beside_chat_template"
-"""Event of a bare group that a model with a chat template reads without it."""
+"""Event: a plain prompt goes to a model with a chat template, and the template is not applied."""
 SWITCH = (
     "to read them as a user's and an assistant's message: data.as_chat=true; to leave them plain without this line: "
     "data.as_chat=false"
@@ -23,24 +23,24 @@ TRANSCRIPT = ("Human:", "User:", "Assistant:")
 
 
 def is_bare(prompt: Text, candidates: Sequence[Text] = ()) -> bool:
-    """Whether a prompt and its candidates are plain text that is no transcript of turns and not empty."""
+    """Whether a prompt and its candidates are plain text: not empty, and not a transcript of turns."""
     if not isinstance(prompt, str) or not prompt.strip() or "[INST]" in prompt:
         return False
     return all(isinstance(candidate, str) for candidate in candidates) and not prompt.lstrip().startswith(TRANSCRIPT)
 
 
 def bare_as_messages(group: PreferenceGroup) -> PreferenceGroup:
-    """A bare group with its prompt as a user's message and every candidate as an assistant's; others unchanged."""
+    """The group with a bare prompt as a user's message and its candidates as the assistant's; others unchanged."""
     return as_messages(group) if is_bare(group.prompt, group.candidates) else group
 
 
 def prompt_as_message(prompt: Text) -> Text:
-    """A bare prompt as a user's message; others unchanged."""
+    """A bare prompt as a user's message; any other prompt unchanged."""
     return (Message(role="user", content=prompt),) if isinstance(prompt, str) and is_bare(prompt) else prompt
 
 
 class AsChat:
-    """`rendering.as_chat` for one tokenizer: whether a bare prompt is read as a user's message."""
+    """Decides for one tokenizer, by `rendering.as_chat`, whether a bare prompt becomes a user's message."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
         self._setting = rendering.as_chat
@@ -48,7 +48,7 @@ class AsChat:
         self._marks = TemplateTokens.from_tokenizer(tokenizer).marks
 
     def group(self, group: PreferenceGroup) -> tuple[PreferenceGroup, str | None]:
-        """The group as it is read, and the event to count where it stays plain unasked."""
+        """The group after conversion, and the event to count where it stays plain without a setting that says so."""
         if self._setting == "false" or not is_bare(group.prompt, group.candidates) or self._is_rendered(group.prompt):
             return group, None
         if self._setting == "true":
@@ -56,25 +56,25 @@ class AsChat:
         return group, PLAIN_TEXT if self._has_template else None
 
     def prompt(self, prompt: Text) -> Text:
-        """The prompt as it is read."""
+        """The prompt after conversion."""
         return prompt if self._setting != "true" or self._is_rendered(prompt) else prompt_as_message(prompt)
 
     def count_plain(self, prompts: Iterable[Text]) -> int:
-        """How many bare prompts a chat model reads without its template because nothing says otherwise."""
+        """Number of bare prompts to which the template is not applied because no setting decides it."""
         if self._setting != "auto" or not self._has_template:
             return 0
         return sum(is_bare(prompt) and not self._is_rendered(prompt) for prompt in prompts)
 
     def _is_rendered(self, prompt: Text) -> bool:
-        """Whether plain text holds a token that the tokenizer's chat template writes around messages."""
+        """Whether plain text contains a token that the tokenizer's chat template writes around messages."""
         return isinstance(prompt, str) and any(mark in prompt for mark in self._marks)
 
 
 def require_messages(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
-    """Every group as messages.
+    """The groups as messages.
 
     Raises:
-        DataError: a plain group that has no bare prompt, as a transcript or a text without one.
+        DataError: the prompt of a plain group is a transcript, a rendered template or empty.
     """
     converted = [bare_as_messages(group) for group in groups]
     plain = [group.id for group in converted if isinstance(group.prompt, str)]

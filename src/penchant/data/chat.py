@@ -1,4 +1,4 @@
-"""A preference group as the texts a model reads: joined plainly, or rendered by the tokenizer's chat template."""
+"""A preference group as the texts a model reads: plain concatenations, or renderings of the chat template."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from penchant.data.as_chat import AsChat
-from penchant.data.assistant_turns import Turn, learnt_turns
-from penchant.data.control_messages import MessageShield
+from penchant.data.assistant_turns import Turn, find_trained_turns
+from penchant.data.control_messages import ControlTextEscaper
 from penchant.data.groups import PreferenceGroup
-from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, spoken
+from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, response_messages
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.template import Template, on_day
+from penchant.data.template import Template, fixed_date
 from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError, ModelError
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Finish = Literal["closed", "answer_next", "open"]
-"""After the last message: nothing more, the beginning of the next answer, or its own end left out, to go on with it."""
+"""End of a rendering: the last message's end, the start of the next answer, or the last message without its end."""
 
 
 @dataclass(frozen=True)
 class GroupText:
-    """What the model reads of one group, before tokenization.
+    """The texts of one group before tokenization.
 
     Attributes:
-        group: where it comes from.
-        prompt: what stands before a response at inference; control text of messages stands in codes, here and in the
-            sequences, for `ControlText.encode`.
-        sequences: K texts, the prompt with each candidate.
-        templated: whether a chat template made them.
-        events: what happened on the way, by name.
-        turns: for each sequence, the assistant's turns that are learnt; None where all behind the prompt is one.
+        group: the group that the texts come from.
+        prompt: the text before a response at inference. Control tokens inside messages are escaped, here and in
+            `sequences`; `ControlText.encode` reads such texts.
+        sequences: K texts: the prompt with each candidate.
+        templated: whether a chat template wrote the texts.
+        events: names of the events to count.
+        turns: the assistant's turns to train on, for each sequence; None where the whole response is one turn.
     """
 
     group: PreferenceGroup
@@ -47,17 +47,18 @@ class GroupText:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """All texts that are tokenized: the prompt, the sequences, and where turns begin and end."""
+        """All texts to tokenize: the prompt, the sequences, and the beginnings of sequences that bound turns."""
         turns = [turn for sequence_turns in self.turns for turn in sequence_turns or ()]
         bounds = (text for turn in turns for text in (turn.prompt, turn.through) if text)
         return (self.prompt, *self.sequences, *bounds)
 
 
 class PromptText(NamedTuple):
-    """What the model reads before it answers.
+    """The text a model reads before it answers.
 
     Attributes:
-        templated: whether a chat template made it.
+        text: the text, with control tokens inside messages escaped.
+        templated: whether a chat template wrote it.
     """
 
     text: str
@@ -65,23 +66,24 @@ class PromptText(NamedTuple):
 
 
 class ChatRenderer:
-    """The texts of groups and prompts for one tokenizer, whose tokens and template are looked up once for all of them.
+    """Renders groups and prompts for one tokenizer, whose special tokens and template are read once.
 
     Args:
-        rendering: how rows become text.
+        tokenizer: gives the chat template and the special tokens.
+        rendering: settings of the step from rows to text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> None:
         self._tokenizer = tokenizer
         self._rendering = rendering
         self._as_chat = AsChat(tokenizer, rendering)
-        self._shield = MessageShield(tokenizer, rendering)
+        self._shield = ControlTextEscaper(tokenizer, rendering)
         self._templates: dict[bool, Template] = {}
         ids = {tokenizer.eos_token_id, *TemplateTokens.from_tokenizer(tokenizer).ends} - {None}
         self._ends = [str(tokenizer.convert_ids_to_tokens(end)) for end in sorted(ids)]
 
     def group(self, group: PreferenceGroup) -> GroupText:
-        """The group's texts; plain text is joined with nothing between, messages go through the chat template.
+        """The group's texts: plain text is concatenated, messages are rendered by the chat template.
 
         A candidate that follows an assistant message continues that message.
 
@@ -92,27 +94,27 @@ class ChatRenderer:
         group_as_read, plain_event = self._as_chat.group(group)
         prompt = group_as_read.prompt
         if isinstance(prompt, str):
-            sequences = tuple(_joined(prompt, text, k) for k, text in enumerate(group_as_read.candidates))
+            sequences = tuple(_concatenate(prompt, text, k) for k, text in enumerate(group_as_read.candidates))
             return GroupText(group, prompt, sequences, False, () if plain_event is None else (plain_event,))
         template = self._template(context_of(prompt))
-        responses = [spoken(candidate) for candidate in group_as_read.candidates]
-        conversations = [_conversation(prompt, messages) for messages in responses]
-        begun = bool(prompt) and _is_begun(prompt[-1])
-        events = self._role_events(prompt, responses, begun)
+        responses = [response_messages(candidate) for candidate in group_as_read.candidates]
+        conversations = [_join_conversation(prompt, messages) for messages in responses]
+        continues_answer = bool(prompt) and _is_unfinished_answer(prompt[-1])
+        events = self._role_events(prompt, responses, continues_answer)
         context, context_events = self._shield.context(context_of(prompt))
         [shielded_prompt, *shielded], message_events = self._shield.conversations([prompt, *conversations])
         events += [*context_events, *message_events]
         events += template.ignored([*prompt, *chain(*responses)], self._rendering, context_of(prompt))
         texts = self._render(shielded, context)
         turns = tuple(
-            self._learnt_turns(messages, context, len(prompt) - begun, text, events)
+            self._learnt_turns(messages, context, len(prompt) - continues_answer, text, events)
             for messages, text in zip(shielded, texts, strict=True)
         )
         prompt_text = self._render_prompt(shielded_prompt, context)
         return GroupText(group, prompt_text, tuple(texts), True, tuple(dict.fromkeys(events)), turns)
 
     def prompt(self, prompt: Text) -> PromptText:
-        """What the model reads before it answers; errors as in `group`."""
+        """The text that the model reads before it answers; raises the errors of `group`."""
         prompt = self._as_chat.prompt(prompt)
         if isinstance(prompt, str):
             return PromptText(prompt, False)
@@ -121,11 +123,13 @@ class ChatRenderer:
         [messages], _ = self._shield.conversations([prompt])
         return PromptText(self._render_prompt(messages, context), True)
 
-    def _role_events(self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]], begun: bool) -> list[str]:
-        events = ["assistant_message_continued"] if begun else []
+    def _role_events(
+        self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]], continues_answer: bool
+    ) -> list[str]:
+        events = ["assistant_message_continued"] if continues_answer else []
         if any(message["role"] != ASSISTANT for messages in responses for message in messages):
             events.append("other_roles_in_response")
-        if any(message["role"] == ASSISTANT for message in prompt[: len(prompt) - begun]):
+        if any(message["role"] == ASSISTANT for message in prompt[: len(prompt) - continues_answer]):
             events.append(f"earlier_assistant_turns_{'' if self._rendering.learn == 'all' else 'not_'}learnt")
         return events
 
@@ -147,13 +151,13 @@ class ChatRenderer:
     def _learnt_turns(
         self, messages: Sequence[Message], context: Context, prompt: int, text: str, events: list[str]
     ) -> tuple[Turn, ...] | None:
-        """The turns of a conversation that are learnt; what is not found is not learnt, and noted."""
+        """The turns of a conversation to train on; a turn without a known position is left out and counted."""
 
         def render(part: Sequence[Message], answer_next: bool) -> str:
             [text] = self._render([part], context, "answer_next" if answer_next else "closed")
             return text
 
-        located = learnt_turns(messages, prompt, self._rendering.learn, text, self._ends, render)
+        located = find_trained_turns(messages, prompt, self._rendering.learn, text, self._ends, render)
         if located is None:
             return None
         turns, missing = located
@@ -169,22 +173,22 @@ class ChatRenderer:
     def _render_prompt(self, messages: Sequence[Message], context: Context) -> str:
         if not messages:
             raise DataError("the prompt has no messages", fix="give it at least one: {'role': 'user', 'content': ...}")
-        [text] = self._render([messages], context, "open" if _is_begun(messages[-1]) else "answer_next")
+        [text] = self._render([messages], context, "open" if _is_unfinished_answer(messages[-1]) else "answer_next")
         return text
 
     def _render(
         self, conversations: Sequence[Sequence[Message]], context: Context, finish: Finish = "closed"
     ) -> list[str]:
-        """Texts of conversations with one context, all as the shield gives them."""
+        """Texts of conversations that share one context; control tokens inside messages are already escaped."""
         template = self._template(context)
         if not template.mentions("tool_calls") and any(message.get("tool_calls") for message in chain(*conversations)):
             raise DataError(
-                "the messages have tool calls, and the chat template writes none",
+                "the messages have tool calls, and the chat template ignores them",
                 fix="use a template that does: data.chat_template=FILE; or leave these rows out, counted: "
                 "data.refused=drop",
             )
         try:
-            with on_day(template.source, self._rendering.date):
+            with fixed_date(template.source, self._rendering.date):
                 texts: list[str] = self._tokenizer.apply_chat_template(
                     [template.messages(messages) for messages in conversations],
                     tools=[dict(tool) for tool in context.tools] or None,
@@ -195,7 +199,7 @@ class ChatRenderer:
                     **template.variables(self._rendering, context),
                 )
         except Exception as error:  # A template is a program: it can raise anything.
-            reason = self._shield.plain(" ".join(str(error).split())) or type(error).__name__
+            reason = self._shield.unescape(" ".join(str(error).split())) or type(error).__name__
             raise DataError(
                 f"the chat template refuses the messages: {reason}",
                 fix="correct the messages (roles, order), or use a template that takes them: data.chat_template=FILE; "
@@ -204,7 +208,7 @@ class ChatRenderer:
         return texts
 
 
-def _joined(prompt: str, candidate: Text, k: int) -> str:
+def _concatenate(prompt: str, candidate: Text, k: int) -> str:
     if isinstance(candidate, str):
         return prompt + candidate
     raise DataError(
@@ -213,14 +217,18 @@ def _joined(prompt: str, candidate: Text, k: int) -> str:
     )
 
 
-def _is_begun(last_message: Message) -> bool:
-    """Whether a prompt's last message is an answer to go on with; a call is complete."""
+def _is_unfinished_answer(last_message: Message) -> bool:
+    """Whether a prompt's last message is an answer that a candidate continues; a tool call is complete."""
     return last_message["role"] == ASSISTANT and not last_message.get("tool_calls")
 
 
-def _conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
-    if not prompt or not _is_begun(prompt[-1]) or turns[0]["role"] != ASSISTANT:
+def _join_conversation(prompt: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
+    if not prompt or not _is_unfinished_answer(prompt[-1]) or turns[0]["role"] != ASSISTANT:
         return [*prompt, *turns]
-    begun, continuation = prompt[-1], turns[0]
-    joined: Message = {**begun, **continuation, "content": content_of(begun) + content_of(continuation)}
-    return [*prompt[:-1], joined, *turns[1:]]
+    unfinished, continuation = prompt[-1], turns[0]
+    joined_message: Message = {
+        **unfinished,
+        **continuation,
+        "content": content_of(unfinished) + content_of(continuation),
+    }
+    return [*prompt[:-1], joined_message, *turns[1:]]

@@ -1,7 +1,7 @@
-"""Groups in the form the checks read: equal texts are equal numbers, and pairs are counted rather than listed.
+"""Groups in the form that the checks read: equal texts have equal numbers, and pairs are counted rather than listed.
 
 A group of K candidates has up to K (K - 1) / 2 pairs. They are listed one group at a time, and only for groups whose
-pairs can meet others.
+pairs may occur in other groups.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from penchant.data.check_report import Hits
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.data.overlaps import beginnings, folded
+from penchant.data.overlaps import normalized, prefix_digests
 
 _EXAMPLES = 5
 
 
 class Pair(NamedTuple):
-    """One preference: the number of its group, and of its three texts."""
+    """One preference: the number of its group, and the numbers of its three texts."""
 
     group: int
     prompt: int
@@ -30,13 +30,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Groups, numbered.
+    """Groups with numbered texts.
 
     Attributes:
-        texts: the distinct texts of prompts and candidates; the other fields hold indices into it.
-        prompts: one for each group.
-        candidates: K for each group.
-        pair_counts: for each group, how many (better, worse) candidate pairs it has.
+        groups: the groups, in order.
+        texts: the distinct texts of prompts and candidates; `prompts` and `candidates` hold indices into it.
+        prompts: number of each group's prompt.
+        candidates: numbers of each group's K candidates.
+        pair_counts: number of (better, worse) candidate pairs of each group.
     """
 
     groups: Sequence[PreferenceGroup]
@@ -46,7 +47,8 @@ class Corpus:
     pair_counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, groups: Sequence[PreferenceGroup]) -> Corpus:
+    def from_groups(cls, groups: Sequence[PreferenceGroup]) -> Corpus:
+        """The corpus of these groups."""
         numbers: dict[str, int] = {}
 
         def number(text: str) -> int:
@@ -58,31 +60,41 @@ class Corpus:
 
     @cached_property
     def folded_texts(self) -> tuple[str, ...]:
-        """`texts` without case and extra white space."""
-        return tuple(map(folded, self.texts))
+        """[T] `texts` without case and extra white space."""
+        return tuple(map(normalized, self.texts))
 
     @cached_property
-    def prompt_beginnings(self) -> tuple[list[bytes], ...]:
-        """`beginnings` of each group's prompt."""
-        return tuple(beginnings(group.prompt) for group in self.groups)
+    def prompt_prefixes(self) -> tuple[list[bytes], ...]:
+        """`prefix_digests` of each group's prompt."""
+        return tuple(prefix_digests(group.prompt) for group in self.groups)
 
     def hits(self, group_numbers: Iterable[int], total: int) -> Hits:
-        """A check's hits, from the number of every hit's group, and how many there could be."""
-        return self.counted_hits(Counter(group_numbers), total)
+        """The hits of a check.
 
-    def counted_hits(self, counts: Mapping[int, int], total: int) -> Hits:
-        """A check's hits, from how many each group has; groups in the order of the mapping."""
-        first: dict[str, None] = {}
+        Args:
+            group_numbers: number of the group of every hit.
+            total: number of things that the check looked at.
+        """
+        return self.hits_by_group(Counter(group_numbers), total)
+
+    def hits_by_group(self, counts: Mapping[int, int], total: int) -> Hits:
+        """The hits of a check, with the first groups of the mapping as examples.
+
+        Args:
+            counts: number of hits of each group.
+            total: number of things that the check looked at.
+        """
+        example_ids: dict[str, None] = {}
         for number in counts:
-            first[self.groups[number].id] = None
-            if len(first) == _EXAMPLES:
+            example_ids[self.groups[number].id] = None
+            if len(example_ids) == _EXAMPLES:
                 break
-        return Hits(sum(counts.values()), total, tuple(first))
+        return Hits(sum(counts.values()), total, tuple(example_ids))
 
-    def meeting_pairs(self) -> Iterator[Pair]:
-        """The pairs that another one may repeat or contradict.
+    def overlapping_pairs(self) -> Iterator[Pair]:
+        """The pairs that another pair may repeat or contradict.
 
-        That is all pairs but those of a group that is its prompt's only one, has no text twice, and orders its
+        Left out are the pairs of a group that is the only one of its prompt, contains no text twice, and orders its
         candidates by numbers.
         """
         groups_of_prompt = Counter(self.prompts)
@@ -93,24 +105,24 @@ class Corpus:
 
 
 def preference_key(group: PreferenceGroup) -> object:
-    """Equal for two groups of K candidates that prefer the same ones to the same others."""
+    """A key that is equal for two groups of K candidates with the same preferences among them."""
     if group.comparisons is not None:
         return group.comparisons
-    values = worths(group)
+    values = candidate_values(group)
     ranks = {value: rank for rank, value in enumerate(sorted(set(values)))}
     return tuple(ranks[value] for value in values)
 
 
 def count_pairs(group: PreferenceGroup) -> int:
-    """How many (better, worse) pairs `group.pairs` has."""
+    """Number of (better, worse) pairs in `group.pairs`."""
     if group.comparisons is not None:
         return len(group.comparisons)
     k = len(group.candidates)
-    return (k * k - sum(count * count for count in Counter(worths(group)).values())) // 2
+    return (k * k - sum(count * count for count in Counter(candidate_values(group)).values())) // 2
 
 
-def worths(group: PreferenceGroup) -> Sequence[float]:
-    """[K] numbers of which the higher is preferred; of a group without explicit comparisons."""
+def candidate_values(group: PreferenceGroup) -> Sequence[float]:
+    """[K] numbers, higher is preferred, for a group without explicit comparisons."""
     if group.scores is not None:
         return group.scores
     if group.ranks is not None:

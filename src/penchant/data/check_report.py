@@ -1,4 +1,4 @@
-"""What is found in preference data: plain values, without judgement but for `Finding`."""
+"""The report of a check of preference data: plain values, of which only `Finding` is a judgement."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ Unit = Literal["characters", "tokens"]
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there is.
+    """Amounts of data.
 
     Attributes:
-        prompts: distinct prompts.
-        pairs: (better, worse) pairs derived from all groups.
-        by_size: K -> groups with K candidates.
-        without_pairs: groups that give no pair.
-        desirable, undesirable: candidates labelled yes, no.
-        by_source: source -> groups; empty when no group has a source.
+        groups: number of groups.
+        candidates: number of candidates.
+        prompts: number of distinct prompts.
+        pairs: number of (better, worse) pairs derived from all groups.
+        by_size: number of groups with K candidates, by K.
+        without_pairs: number of groups that give no pair.
+        desirable: number of candidates labelled yes.
+        undesirable: number of candidates labelled no.
+        by_source: number of groups by source; empty when no group has a source.
     """
 
     groups: int
@@ -38,7 +41,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Quantiles of lengths; each is a length that occurs (the inverse of the empirical distribution function)."""
+    """Quantiles of lengths by the inverse of the empirical distribution function: each is a length that occurs."""
 
     min: int
     p5: int
@@ -52,12 +55,13 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths in one unit, without special tokens and what a chat template adds.
+    """Quantiles of lengths in one unit, without special tokens and without the text of a chat template.
 
     Attributes:
-        prompts: one for each group.
-        candidates: one for each candidate.
-        longest: one for each group: its prompt and its longest candidate.
+        unit: unit of the lengths.
+        prompts: lengths of the groups' prompts.
+        candidates: lengths of the candidates.
+        longest: lengths of each group's prompt with its longest candidate.
     """
 
     unit: Unit
@@ -71,8 +75,11 @@ class Share:
     """A share of n pairs with its 95 % interval over prompts.
 
     Attributes:
-        value: None where n is 0.
-        low, high: None where fewer than two prompts have such pairs: one tells nothing of how prompts differ.
+        value: the share, between 0 and 1; None where n is 0.
+        low: lower end of the interval; None where fewer than two prompts have such pairs, so that their variation is
+            unknown.
+        high: upper end of the interval; None where `low` is.
+        n: number of pairs.
     """
 
     value: float | None
@@ -83,13 +90,13 @@ class Share:
 
 @dataclass(frozen=True)
 class LengthBias:
-    """How well length alone tells chosen from rejected.
+    """How well length alone separates chosen from rejected.
 
     Attributes:
-        unit: what lengths are counted in.
-        longer: share of all pairs whose chosen is longer; the strict accuracy of "the longer wins", a tie being a miss.
-        equal: share of all pairs of equal lengths; the ties of "the longer wins".
-        longer_where_unequal: the accuracy of "the longer wins" on the pairs it decides; 0.5 is no bias.
+        unit: unit of the lengths.
+        longer: share of all pairs whose chosen is longer: the accuracy of "the longer wins" with ties as errors.
+        equal: share of all pairs of equal length: the ties of "the longer wins".
+        longer_where_unequal: accuracy of "the longer wins" on pairs of unequal length; 0.5 is no bias.
     """
 
     unit: Unit
@@ -100,12 +107,12 @@ class LengthBias:
 
 @dataclass(frozen=True)
 class Ties:
-    """Couples of candidates of one group without a preferred one.
+    """Couples (two candidates of one group) without a preference.
 
     Attributes:
-        couples: all couples: K (K - 1) / 2 for each group.
-        tied: couples of equal scores or equal ranks.
-        undecided: other couples not preferred either way: a tie, or never compared.
+        couples: number of all couples: K (K - 1) / 2 for each group.
+        tied: number of couples with equal scores or equal ranks.
+        undecided: number of other couples without a preference: tied, or never compared.
     """
 
     couples: int
@@ -115,13 +122,13 @@ class Ties:
 
 @dataclass(frozen=True)
 class Hits:
-    """How often a check found what it looks for.
+    """The hits of one check.
 
     Attributes:
-        count: how many.
-        of: out of how many looked at.
-        ids: of the first few groups concerned.
-        names: what it was, the most frequent first, where a check tells kinds apart.
+        count: number of hits.
+        of: number of things that the check looked at.
+        ids: ids of the first few groups with a hit.
+        names: the kinds of hits with their counts, the most frequent first, where a check has several.
     """
 
     count: int
@@ -132,15 +139,15 @@ class Hits:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know before training.
+    """A judgement on the hits of one check.
 
     Attributes:
-        name: the check it comes from.
-        severity: "error" would stop or spoil training; "warning" may; "note" is only to be known.
-        count: how many.
-        ids: of the first few groups concerned.
-        what: what was found, in one line.
-        fix: what to do, in one line.
+        name: name of the check.
+        severity: "error" would stop or spoil training; "warning" may; "note" is information.
+        count: number of hits.
+        ids: ids of the first few groups with a hit.
+        what: description of the hits, in one line.
+        fix: how to correct the data, in one line.
     """
 
     name: str
@@ -153,13 +160,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What is in a preference file.
+    """The report on one preference file.
 
     Attributes:
-        lengths: in characters, and in tokens where a tokenizer was given.
-        length_bias: None where there are no pairs.
-        checks: name -> hits, also where there are none; a check that could not be made is absent.
-        findings: what the hits mean, the severest first.
+        counts: amounts of data.
+        lengths: quantiles of lengths in characters, and in tokens where a tokenizer was named.
+        ties: couples of candidates without a preference.
+        length_bias: how well length alone predicts the preference; None where there are no pairs.
+        checks: hits by name of check, also where the count is 0; a check that could not run is absent.
+        findings: judgements on the hits, the severest first.
     """
 
     counts: Counts
@@ -170,7 +179,7 @@ class CheckReport:
     findings: tuple[Finding, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name, of JSON's own types only (lists, string keys)."""
+        """The report as JSON values (lists, string keys)."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
         for hits in document["checks"].values():
             if not hits["names"]:

@@ -1,4 +1,4 @@
-"""A check of preference data as a person reads it."""
+"""Tables of a check's report for the terminal."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _QUANTILES = ("min", "5 %", "25 %", "50 %", "75 %", "95 %", "99 %", "max")
 
 
 def render(report: CheckReport) -> Group:
-    """The report as tables: how much there is, how long it is, and the findings with what to do, severest first."""
+    """The report as tables: amounts, lengths, and findings with their fixes, the severest first."""
     from rich.console import Group
 
-    return Group(*_parts(report))
+    return Group(*_sections(report))
 
 
-def _parts(report: CheckReport) -> Iterator[RenderableType]:
+def _sections(report: CheckReport) -> Iterator[RenderableType]:
     from rich.text import Text
 
     yield _overview(report)
@@ -39,28 +39,28 @@ def _overview(report: CheckReport) -> Table:
     from rich.text import Text
 
     table = Table(title="overview", title_justify="left", show_header=False)
-    for name, value in _amounts(report.counts):
-        table.add_row(name, Text(_visible(value)))
+    for name, value in _overview_rows(report.counts):
+        table.add_row(name, Text(_printable(value)))
     ties = report.ties
     if ties.couples:
-        what = f"{ties.tied} tied, {ties.undecided} not preferred either way, of {ties.couples} couples"
-        table.add_row("without preference", what)
+        message = f"{ties.tied} tied, {ties.undecided} not preferred either way, of {ties.couples} couples"
+        table.add_row("without preference", message)
     return table
 
 
-def _amounts(counts: Counts) -> Iterator[tuple[str, str]]:
+def _overview_rows(counts: Counts) -> Iterator[tuple[str, str]]:
     yield "groups", f"{counts.groups} ({counts.without_pairs} without a pair)"
     yield "distinct prompts", str(counts.prompts)
     yield "candidates", str(counts.candidates)
     yield "pairs", str(counts.pairs)
-    yield "groups by candidates", _listed({f"K = {size}": groups for size, groups in counts.by_size.items()})
+    yield "groups by candidates", _format_counts({f"K = {size}": groups for size, groups in counts.by_size.items()})
     if counts.desirable or counts.undesirable:
         yield "labels", f"{counts.desirable} desirable, {counts.undesirable} undesirable"
     if counts.by_source:
-        yield "groups by source", _listed(counts.by_source)
+        yield "groups by source", _format_counts(counts.by_source)
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
 
@@ -90,28 +90,28 @@ def _share(share: Share) -> str:
     return value if share.low is None or share.high is None else f"{value} [{share.low:.1%}, {share.high:.1%}]"
 
 
-def _findings(found: tuple[Finding, ...]) -> Table:
+def _findings(findings: tuple[Finding, ...]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title="findings", title_justify="left", show_lines=True)
     table.add_column("severity", no_wrap=True)
     table.add_column("what was found, and what to do", ratio=1)
-    for finding in found:
-        table.add_row(Text(finding.severity, style=_COLOURS[finding.severity]), _described(finding))
+    for finding in findings:
+        table.add_row(Text(finding.severity, style=_COLOURS[finding.severity]), _describe_finding(finding))
     return table
 
 
-def _described(finding: Finding) -> Text:
-    # Text objects are never parsed for markup, so an id may hold "[bold]" and show it.
+def _describe_finding(finding: Finding) -> Text:
+    # Text objects are never parsed for markup, so an id such as "[bold]" is shown as it is.
     from rich.text import Text
 
     lines = Text(finding.what)
     if finding.ids:
-        lines.append(f"\nfor example: {_visible(', '.join(finding.ids))}", style="dim")
+        lines.append(f"\nfor example: {_printable(', '.join(finding.ids))}", style="dim")
     return lines.append(f"\nwhat to do: {finding.fix}", style="italic")
 
 
-def _visible(text: str) -> str:
+def _printable(text: str) -> str:
     """The text without characters that could move the cursor or recolour the terminal."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template makes of the groups: faults, groups read without it, control text in messages."""
+"""Checks of a tokenizer's chat template: its faults, groups to which it is not applied, control tokens in messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPLATE_FAULTS: tuple[TemplateFault, ...] = ("no_chat_template", "chat_template
 
 
 def template_checks(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> dict[str, Hits]:
-    """Conversational groups that suffer from a fault of the chat template, and bare ones that are read without it."""
+    """Hits by name of check: conversations affected by a fault of the template, and plain groups without template."""
     as_chat = AsChat(tokenizer, rendering)
     groups_as_read = [as_chat.group(group) for group in corpus.groups]
     conversational = [i for i, (group, _) in enumerate(groups_as_read) if not isinstance(group.prompt, str)]
@@ -37,7 +37,7 @@ def template_checks(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, renderin
 
 
 def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Hits:
-    """Messages that hold control tokens, and how often which; of all messages."""
+    """Messages that contain control tokens, with the count of each token; out of all messages."""
     control, token_counts = ControlText.from_tokenizer(tokenizer), Counter[str]()
     numbers: list[int] = []
     messages = 0
@@ -46,7 +46,7 @@ def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreT
         for text in (group.prompt, *group.candidates):
             for content in (text,) if isinstance(text, str) else text:
                 messages += 1
-                present = control.present(content)
+                present = control.find_tokens(content)
                 token_counts.update(present)
                 numbers += [number] * bool(present)
     names = tuple(f"{token}: {count}" for token, count in token_counts.most_common())
@@ -54,7 +54,7 @@ def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreT
 
 
 def template_fault(tokenizer: PreTrainedTokenizerBase) -> TemplateFault | None:
-    """What is wrong with the template on a question and its answer."""
+    """The fault of the template on a question and its answer; None where there is none."""
     if tokenizer.chat_template is None:
         return "no_chat_template"
     tokens = TemplateTokens.from_tokenizer(tokenizer)

@@ -1,6 +1,6 @@
-"""What is in preference data: counts, lengths, and whatever would stop or spoil training.
+"""Checks of preference data: counts, lengths, and everything that would stop or spoil training.
 
-Facts are gathered here; what they mean is in `check_findings`.
+This module counts; `check_findings` judges the counts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from penchant.data.check_corpus import Corpus, preference_key, worths
+from penchant.data.check_corpus import Corpus, candidate_values, preference_key
 from penchant.data.check_findings import findings
 from penchant.data.check_held_out import held_out_checks
 from penchant.data.check_lengths import (
@@ -24,7 +24,7 @@ from penchant.data.check_report import CheckReport, Counts, Hits, Ties
 from penchant.data.check_template import template_checks
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
-from penchant.data.overlaps import contained
+from penchant.data.overlaps import overlapping_prompts
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError, DataError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_SOURCE = "not given"
-"""Stands in `Counts.by_source` for groups without a source, where others have one."""
+"""Name in `Counts.by_source` of groups without a source, where other groups have one."""
 
 
 def check_groups(
@@ -43,13 +43,14 @@ def check_groups(
     max_length: int | None = None,
     rendering: Rendering = PLAIN,
 ) -> CheckReport:
-    """Look through preference data before training on it.
+    """A report on preference data, for inspection before training.
 
     Args:
-        held_out: groups to be measured on; their prompts must not be among those of `groups`.
-        tokenizer: to count in tokens, and to check its chat template where the data is conversational.
-        max_length: tokens of a prompt with its longest candidate; needs a tokenizer.
-        rendering: how the groups will become text; needs a tokenizer.
+        groups: the training groups.
+        held_out: evaluation groups; their prompts must not be among those of `groups`.
+        tokenizer: counts tokens; its chat template is checked where the data is conversational.
+        max_length: limit on the tokens of a prompt with its longest candidate; needs a tokenizer.
+        rendering: settings of the step from rows to text; needs a tokenizer.
 
     Raises:
         DataError: there are no groups.
@@ -61,20 +62,20 @@ def check_groups(
         raise ConfigError(
             "a maximum length is in tokens, and no tokenizer was given", fix="name one: --tokenizer MODEL"
         )
-    corpus = Corpus.of(groups)
-    counted = count_characters(corpus)
-    lengths = [length_quantiles(corpus, counted, "characters")]
+    corpus = Corpus.from_groups(groups)
+    text_lengths = count_characters(corpus)
+    lengths = [length_quantiles(corpus, text_lengths, "characters")]
     ties = _ties(corpus)
-    checks = {name: check(corpus) for name, check in _CHECKS.items()} | _identical(corpus, ties.couples)
+    checks = {name: check(corpus) for name, check in _CHECKS.items()} | _identical_candidates(corpus, ties.couples)
     if held_out:
-        checks |= held_out_checks(corpus, Corpus.of(held_out))
+        checks |= held_out_checks(corpus, Corpus.from_groups(held_out))
     if tokenizer is not None:
-        counted = count_tokens(corpus, tokenizer)
-        lengths.append(length_quantiles(corpus, counted, "tokens"))
+        text_lengths = count_tokens(corpus, tokenizer)
+        lengths.append(length_quantiles(corpus, text_lengths, "tokens"))
         checks |= template_checks(corpus, tokenizer, rendering)
         if max_length is not None:
-            checks["too_long"] = _too_long(corpus, counted, max_length)
-    bias = length_bias(corpus, counted, lengths[-1].unit)
+            checks["too_long"] = _too_long(corpus, text_lengths, max_length)
+    bias = length_bias(corpus, text_lengths, lengths[-1].unit)
     return CheckReport(_counts(corpus), tuple(lengths), ties, bias, checks, findings(checks, ties, bias))
 
 
@@ -84,7 +85,7 @@ def _counts(corpus: Corpus) -> Counts:
     sources = Counter(NO_SOURCE if group.source is None else group.source for group in groups)
     return Counts(
         groups=len(groups),
-        candidates=_candidates(corpus),
+        candidates=_candidate_count(corpus),
         prompts=len(set(corpus.prompts)),
         pairs=sum(corpus.pair_counts),
         by_size=dict(sorted(Counter(map(len, corpus.candidates)).items())),
@@ -95,7 +96,7 @@ def _counts(corpus: Corpus) -> Counts:
     )
 
 
-def _candidates(corpus: Corpus) -> int:
+def _candidate_count(corpus: Corpus) -> int:
     return sum(map(len, corpus.candidates))
 
 
@@ -104,26 +105,26 @@ def _ties(corpus: Corpus) -> Ties:
     for group, count in zip(corpus.groups, corpus.pair_counts, strict=True):
         k = len(group.candidates)
         preferred = count if group.comparisons is None else len({frozenset(pair) for pair in group.comparisons})
-        without = k * (k - 1) // 2 - preferred
+        unpreferred = k * (k - 1) // 2 - preferred
         couples += k * (k - 1) // 2
         if group.comparisons is None and (group.scores is not None or group.ranks is not None):
-            tied += without
+            tied += unpreferred
         else:
-            undecided += without
+            undecided += unpreferred
     return Ties(couples, tied, undecided)
 
 
 def _empty_candidates(corpus: Corpus) -> Hits:
-    found = (number for number, group in enumerate(corpus.groups) for text in group.candidates if is_blank(text))
-    return corpus.hits(found, _candidates(corpus))
+    empty_groups = (number for number, group in enumerate(corpus.groups) for text in group.candidates if is_blank(text))
+    return corpus.hits(empty_groups, _candidate_count(corpus))
 
 
 def _unreadable_texts(corpus: Corpus) -> Hits:
-    """Groups with a lone surrogate in a text; of all groups."""
-    bad = {number for number, text in enumerate(corpus.texts) if not _is_unicode(text)}
+    """Groups with a lone surrogate in a text; out of all groups."""
+    unreadable = {number for number, text in enumerate(corpus.texts) if not _is_unicode(text)}
     groups = enumerate(zip(corpus.prompts, corpus.candidates, strict=True))
-    found = (number for number, (prompt, texts) in groups if not bad.isdisjoint((prompt, *texts)))
-    return corpus.hits(found, len(corpus.groups))
+    unreadable_groups = (number for number, (prompt, texts) in groups if not unreadable.isdisjoint((prompt, *texts)))
+    return corpus.hits(unreadable_groups, len(corpus.groups))
 
 
 def _is_unicode(text: str) -> bool:
@@ -134,62 +135,64 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _identical(corpus: Corpus, couples: int) -> dict[str, Hits]:
-    """Couples of identical candidates in a group, with one of them preferred and without; of all couples."""
+def _identical_candidates(corpus: Corpus, couples: int) -> dict[str, Hits]:
+    """Couples of identical candidates in a group, with and without a preference between them; out of all couples."""
     compared, undecided, similar = Counter[int](), Counter[int](), Counter[int]()
-    alike = corpus.folded_texts
+    folded_texts = corpus.folded_texts
     for number, texts in enumerate(corpus.candidates):
-        if len({alike[text] for text in texts}) < len(texts):
+        if len({folded_texts[text] for text in texts}) < len(texts):
             equal, equal_and_preferred = _equal_couples(corpus.groups[number], texts)
             compared[number] = equal_and_preferred
             undecided[number] = equal - equal_and_preferred
-            similar[number] = _couples(Counter(alike[text] for text in texts)) - equal
+            similar[number] = _count_couples(Counter(folded_texts[text] for text in texts)) - equal
     return {
-        "similar_candidates": corpus.counted_hits(+similar, couples),
-        "identical_in_a_pair": corpus.counted_hits(+compared, couples),
-        "identical_without_preference": corpus.counted_hits(+undecided, couples),
+        "similar_candidates": corpus.hits_by_group(+similar, couples),
+        "identical_in_a_pair": corpus.hits_by_group(+compared, couples),
+        "identical_without_preference": corpus.hits_by_group(+undecided, couples),
     }
 
 
 def _equal_couples(group: PreferenceGroup, texts: Sequence[int]) -> tuple[int, int]:
-    """Couples of candidates with the same text, and how many of them have one that is preferred."""
-    equal = _couples(Counter(texts))
+    """Number of couples of candidates with the same text, and how many of them have a preference."""
+    equal = _count_couples(Counter(texts))
     if group.comparisons is not None:
         pairs = {frozenset(pair) for pair in group.comparisons if pair[0] != pair[1]}
         return equal, sum(len({texts[index] for index in pair}) == 1 for pair in pairs)
-    return equal, equal - _couples(Counter(zip(texts, worths(group), strict=True)))
+    return equal, equal - _count_couples(Counter(zip(texts, candidate_values(group), strict=True)))
 
 
-def _couples(counts: Counter[Any]) -> int:
-    """How many couples can be taken from equals, of which there are so many of each kind."""
+def _count_couples(counts: Counter[Any]) -> int:
+    """Number of couples of equal items, from the number of items of each kind."""
     return sum(count * (count - 1) // 2 for count in counts.values())
 
 
 def _contradictory_pairs(corpus: Corpus) -> Hits:
-    """Couples of texts preferred both ways for one prompt, anywhere in the data; of all distinct couples preferred."""
+    """Couples of texts preferred both ways for one prompt, in any groups; out of all distinct couples compared."""
     groups: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
     pairs = Counter[int]()
-    for number, prompt, chosen, rejected in corpus.meeting_pairs():
+    for number, prompt, chosen, rejected in corpus.overlapping_pairs():
         pairs[number] += 1
         if chosen != rejected:
             groups[prompt, chosen, rejected].append(number)
-    # The others are distinct, and contradict nothing.
-    lonely = sum(count for number, count in enumerate(corpus.pair_counts) if number not in pairs)
-    both = [key for key in groups if key[1] < key[2] and (key[0], key[2], key[1]) in groups]
-    numbers = {i for prompt, a, b in both for i in groups[prompt, a, b] + groups[prompt, b, a]}
-    return Hits(len(both), len(groups) + lonely - len(both), corpus.hits(sorted(numbers), 0).ids)
+    # The pairs that were not listed are distinct, and contradict no other pair.
+    unrelated_pairs = sum(count for number, count in enumerate(corpus.pair_counts) if number not in pairs)
+    contradictory = [key for key in groups if key[1] < key[2] and (key[0], key[2], key[1]) in groups]
+    numbers = {i for prompt, a, b in contradictory for i in groups[prompt, a, b] + groups[prompt, b, a]}
+    return Hits(
+        len(contradictory), len(groups) + unrelated_pairs - len(contradictory), corpus.hits(sorted(numbers), 0).ids
+    )
 
 
 def _contradictory_labels(corpus: Corpus) -> Hits:
-    """Candidates of one prompt labelled both yes and no, anywhere in the data; of all distinct labelled ones."""
+    """Candidates of one prompt labelled both yes and no, in any groups; out of all distinct labelled candidates."""
     groups: defaultdict[tuple[int, int], defaultdict[bool, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, group in enumerate(corpus.groups):
         if group.labels is not None:
             for text, label in zip(corpus.candidates[number], group.labels, strict=True):
                 groups[corpus.prompts[number], text][label].append(number)
-    both = [labels for labels in groups.values() if len(labels) == 2]
-    numbers = {i for labels in both for concerned in labels.values() for i in concerned}
-    return Hits(len(both), len(groups), corpus.hits(sorted(numbers), 0).ids)
+    contradictory = [labels for labels in groups.values() if len(labels) == 2]
+    numbers = {i for labels in contradictory for numbers_of_label in labels.values() for i in numbers_of_label}
+    return Hits(len(contradictory), len(groups), corpus.hits(sorted(numbers), 0).ids)
 
 
 def _repeated_groups(corpus: Corpus) -> Hits:
@@ -200,52 +203,56 @@ def _repeated_groups(corpus: Corpus) -> Hits:
 
 
 def _similar_groups(corpus: Corpus) -> Hits:
-    """Groups with the prompt and candidates of an earlier one but for case and white space; exact repeats left out."""
-    alike = corpus.folded_texts
+    """Groups equal to an earlier one except for case and white space; exact repeats are left out."""
+    folded_texts = corpus.folded_texts
     earlier_exact: set[object] = set()
     earlier_keys: set[object] = set()
     similar = []
     for number, (prompt, texts) in enumerate(zip(corpus.prompts, corpus.candidates, strict=True)):
-        key, near = (prompt, texts), (alike[prompt], tuple(alike[text] for text in texts))
-        if near in earlier_keys and key not in earlier_exact:
+        key, folded_key = (prompt, texts), (folded_texts[prompt], tuple(folded_texts[text] for text in texts))
+        if folded_key in earlier_keys and key not in earlier_exact:
             similar.append(number)
         earlier_exact.add(key)
-        earlier_keys.add(near)
+        earlier_keys.add(folded_key)
     return corpus.hits(similar, len(corpus.groups))
 
 
 def _conversations_in_each_other(corpus: Corpus) -> Hits:
-    """Groups whose prompt another one goes on from, or that go on from another; of all groups."""
-    return corpus.hits(contained(corpus.prompt_beginnings, corpus.prompt_beginnings), len(corpus.groups))
+    """Groups whose prompt continues another prompt, or is continued by one; out of all groups."""
+    return corpus.hits(overlapping_prompts(corpus.prompt_prefixes, corpus.prompt_prefixes), len(corpus.groups))
 
 
 def _repeated_pairs(corpus: Corpus) -> Hits:
-    return corpus.hits(_repeats((pair.group, pair[1:]) for pair in corpus.meeting_pairs()), sum(corpus.pair_counts))
+    return corpus.hits(_repeats((pair.group, pair[1:]) for pair in corpus.overlapping_pairs()), sum(corpus.pair_counts))
 
 
 def _repeats(numbered: Iterable[tuple[int, object]]) -> Iterator[int]:
-    """The number of each key that was there before."""
-    seen: set[object] = set()
+    """The number of every key that occurred earlier.
+
+    Args:
+        numbered: keys with the number of their group.
+    """
+    earlier_keys: set[object] = set()
     for number, key in numbered:
-        if key in seen:
+        if key in earlier_keys:
             yield number
-        seen.add(key)
+        earlier_keys.add(key)
 
 
 def _no_whitespace_at_boundary(corpus: Corpus) -> Hits:
-    """Candidates that follow their prompt without white space; of those where both are plain text and not empty."""
-    of, found = 0, []
+    """Candidates that follow their prompt without white space; out of those where both are non-empty plain text."""
+    candidate_count, group_numbers = 0, []
     for number, group in enumerate(corpus.groups):
         prompt = group.prompt
         if isinstance(prompt, str) and prompt:
             begins = [candidate[0] for candidate in group.candidates if isinstance(candidate, str) and candidate]
-            of += len(begins)
-            found += [number for begin in begins if not (prompt[-1].isspace() or begin.isspace())]
-    return corpus.hits(found, of)
+            candidate_count += len(begins)
+            group_numbers += [number for begin in begins if not (prompt[-1].isspace() or begin.isspace())]
+    return corpus.hits(group_numbers, candidate_count)
 
 
 def _nothing_to_learn(corpus: Corpus) -> Hits:
-    """Groups with neither a pair nor labels; of all groups."""
+    """Groups with neither a pair nor labels; out of all groups."""
     numbered = enumerate(zip(corpus.groups, corpus.pair_counts, strict=True))
     return corpus.hits((i for i, (group, pairs) in numbered if not pairs and not group.labels), len(corpus.groups))
 
@@ -265,5 +272,5 @@ _CHECKS: dict[str, Callable[[Corpus], Hits]] = {
 
 
 def _too_long(corpus: Corpus, tokens: Ints, max_length: int) -> Hits:
-    found: list[int] = (longest_sequences(corpus, tokens) > max_length).nonzero()[0].tolist()
-    return corpus.hits(found, len(corpus.groups))
+    group_numbers: list[int] = (longest_sequences(corpus, tokens) > max_length).nonzero()[0].tolist()
+    return corpus.hits(group_numbers, len(corpus.groups))

@@ -1,4 +1,4 @@
-"""What is done with control tokens inside the messages of a conversation before a template renders it."""
+"""Escaping of control tokens inside the messages of a conversation before the chat template renders it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _ROLE = "role"
 
 
-class MessageShield:
-    """Messages and their context as one tokenizer's template gets them: control tokens as codes, where they are text.
+class ControlTextEscaper:
+    """Prepares messages and their context for one tokenizer's template: control tokens that are text become codes.
 
-    An end of turn that is written out behind an assistant's message is the template's to write: it is left out.
+    An end-of-turn token at the end of an assistant's message is removed, because the template writes it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
@@ -33,25 +33,25 @@ class MessageShield:
         self._written_ends = re.compile(rf"({literal}\s*)+$")
 
     def conversations(self, conversations: Sequence[Sequence[Message]]) -> tuple[list[list[Message]], list[str]]:
-        """The conversations as the template gets them, and what is to be counted of their control tokens, by name.
+        """The conversations with control tokens escaped, and the names of the events to count.
 
         Raises:
-            DataError: a message holds control text, and `control_text` is ``error``.
+            DataError: a message contains a control token, and `control_text` is ``error``.
         """
-        # The conversations of a group share their prompt's messages.
+        # The conversations of a group share the messages of their prompt, which are escaped once.
         distinct = {id(message): message for messages in conversations for message in messages}
-        if not self._control.present(list(distinct.values())):
+        if not self._control.find_tokens(list(distinct.values())):
             return [list(messages) for messages in conversations], []
         shielded = {key: self._message(message) for key, message in distinct.items()}
         events = [event for _, message_events in shielded.values() for event in message_events]
         return [[shielded[id(message)][0] for message in messages] for messages in conversations], events
 
-    def plain(self, text: str) -> str:
-        """A text with the control tokens that its codes stand for, for people."""
-        return self._control.plain(text)
+    def unescape(self, text: str) -> str:
+        """The text with its codes replaced by their control tokens, for messages to a person."""
+        return self._control.unescape(text)
 
     def _message(self, message: Message) -> tuple[Message, list[str]]:
-        if not self._control.present(message):
+        if not self._control.find_tokens(message):
             return message, []
         if self._setting == "token":
             return message, self._events(_content(message))
@@ -60,18 +60,18 @@ class MessageShield:
         events = self._events(content)
         if events and self._setting == "error":
             raise DataError(
-                f"a message holds the control token {self._control.present(content)[0]!r}",
+                f"a message holds the control token {self._control.find_tokens(content)[0]!r}",
                 fix="correct or remove the message, or read such tokens as plain text: data.control_text=text",
             )
         if without_end != message:
             events.append("duplicate_end_of_turn_removed")
-        return cast("Message", {**self._control.coded(content), _ROLE: message["role"]}), events
+        return cast("Message", {**self._control.escape(content), _ROLE: message["role"]}), events
 
     def context(self, context: Context) -> tuple[Context, list[str]]:
-        """The tools, documents and variables as the template gets them, and what is to be counted, by name.
+        """The context with control tokens escaped, and the names of the events to count.
 
         Raises:
-            DataError: they hold control text, and `control_text` is ``error``.
+            DataError: the context contains a control token, and `control_text` is ``error``.
         """
         events = [] if context == NO_CONTEXT else self._events(context.columns())
         if not events or self._setting == "token":
@@ -79,15 +79,15 @@ class MessageShield:
         if self._setting == "error":
             raise DataError(
                 "the tools, documents or variables beside the messages hold the control token "
-                f"{self._control.present(context.columns())[0]!r}",
+                f"{self._control.find_tokens(context.columns())[0]!r}",
                 fix="correct or remove the row, or read such tokens as plain text: data.control_text=text",
             )
-        coded = self._control.coded
+        coded = self._control.escape
         tools, documents = tuple(map(coded, context.tools)), tuple(map(coded, context.documents))
         return Context(tools, documents, coded(context.template_kwargs)), events
 
     def _events(self, value: object) -> list[str]:
-        if not self._control.present(value):
+        if not self._control.find_tokens(value):
             return []
         return [f"control_text_read_as_{'token' if self._setting == 'token' else 'text'}"]
 
@@ -99,5 +99,5 @@ class MessageShield:
 
 
 def _content(message: Message) -> dict[str, Any]:
-    """The message without its role, which templates compare."""
+    """The message without its role, which templates compare and which is therefore never escaped."""
     return {key: value for key, value in message.items() if key != _ROLE}

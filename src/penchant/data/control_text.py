@@ -1,8 +1,8 @@
-"""Control tokens that are written inside messages, as in "What does <|im_end|> mean?", read as the text they are.
+"""Control tokens inside messages, as in "What does <|im_end|> mean?", tokenized as ordinary text.
 
-Before a template renders a message, each control token in it is replaced by a code that no data holds; afterwards only
-what the template wrote itself is control. The codes are put back into text in `encode`, so that the ids are those of a
-tokenizer which does not know the token there. Texts without codes never come this way.
+Before a template renders a message, each control token in it is replaced by a code that occurs in no data, so that the
+only control tokens of the rendering are those of the template. `encode` turns the codes back into text, with the ids of
+a tokenizer that does not know these tokens. Texts without codes are tokenized directly.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-# Private-use characters drawn anew in each process: neither data nor a client of a server can hold the same ones.
+# Private-use characters that are random in each process: neither data nor a server's client can contain the same ones.
 _MARK = "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(6))
 _FIRST = 0x100000
 
 
-def is_coded(text: str) -> bool:
-    """Whether a text holds codes, so that only `ControlText.encode` reads it rightly."""
+def is_escaped(text: str) -> bool:
+    """Whether a text contains codes, so that `ControlText.encode` has to tokenize it."""
     return _MARK in text
 
 
 class ControlText:
-    """A tokenizer's control tokens as text; `TemplateTokens` says which these are.
+    """Escapes a tokenizer's control tokens, and tokenizes escaped texts; `TemplateTokens` lists the control tokens.
 
     Attributes:
-        tokens: as they are written.
+        tokens: texts of the control tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
         self.tokens = tuple(tokens)
-        # Not the tokenizer itself, which is the weak key of the cache that holds this object.
+        # A reference to the tokenizer itself would keep it alive: it is the weak key of the cache of this object.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._codes = {token: _MARK + chr(_FIRST + i) for i, token in enumerate(self.tokens)}
         self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in self.tokens}
@@ -50,44 +50,48 @@ class ControlText:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ControlText:
-        """The tokenizer's; cached until its tokens or its template change."""
+        """The tokenizer's control text; cached until its tokens or its template change."""
         return _control_text(tokenizer)
 
-    def present(self, value: object) -> list[str]:
-        """The control tokens in all texts of a value, as often as they stand there.
+    def find_tokens(self, value: object) -> list[str]:
+        """The control tokens in all texts of a value, one entry per occurrence.
 
         Args:
-            value: a text, or lists and mappings of texts, as messages and tools are.
+            value: a text, or nested lists and mappings of texts, such as messages and tools.
         """
-        # One search over all texts, for speed; no token holds the character between them.
+        # One search over all texts is faster; no token contains the separator.
         return self._token.findall("\0".join(_texts(value)))
 
-    def coded(self, value: Any) -> Any:
-        """The value with a code for each control token in its texts; what holds none is the same object."""
+    def escape(self, value: Any) -> Any:
+        """The value with control tokens in its texts replaced by codes; the same object where there are none."""
         if isinstance(value, str):
-            return self._token.sub(lambda match: self._codes[match[0]], value) if self.present(value) else value
+            return self._token.sub(lambda match: self._codes[match[0]], value) if self.find_tokens(value) else value
         if isinstance(value, Mapping):
-            return {self.coded(key): self.coded(item) for key, item in value.items()} if self.present(value) else value
+            return (
+                {self.escape(key): self.escape(item) for key, item in value.items()}
+                if self.find_tokens(value)
+                else value
+            )
         if isinstance(value, list | tuple):
-            return [self.coded(item) for item in value] if self.present(value) else value
+            return [self.escape(item) for item in value] if self.find_tokens(value) else value
         return value
 
-    def plain(self, text: str) -> str:
-        """A text with the control tokens that its codes stand for, for people."""
+    def unescape(self, text: str) -> str:
+        """The text with its codes replaced by their control tokens, for messages to a person."""
         tokens = {code: token for token, code in self._codes.items()}
         return re.sub(f"{_MARK}.", lambda match: tokens.get(match[0], ""), text, flags=re.DOTALL)
 
     def encode(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Ids of coded texts, no special tokens added: coded tokens are read as text, plain ones as tokens."""
-        if self._inert is None:
+        """Token ids of escaped texts, without special tokens: codes are tokenized as text, control tokens as tokens."""
+        if self._text_tokenizer is None:
             return [self._by_pieces(text, tokenizer) for text in texts]
         swapped = self._codes | {code: token for token, code in self._codes.items()}
         exchanged = [self._token_or_code.sub(lambda match: swapped.get(match[0], ""), text) for text in texts]
-        return [encoding.ids for encoding in self._inert.encode_batch(exchanged, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._text_tokenizer.encode_batch(exchanged, add_special_tokens=False)]
 
     @cached_property
-    def _inert(self) -> Tokenizer | None:
-        """The tokenizer with its control tokens under their codes' names; None where it cannot be made."""
+    def _text_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer with its control tokens renamed to their codes; None where the backend cannot be rebuilt."""
         from tokenizers import Tokenizer
 
         if self._backend is None:
@@ -103,12 +107,12 @@ class ControlText:
         if model.get("unk_token") in self._codes:
             model["unk_token"] = self._codes[model["unk_token"]]
         spec |= {"post_processor": None, "truncation": None, "padding": None}
-        inert = Tokenizer.from_str(json.dumps(spec))
-        alike = all(inert.token_to_id(self._codes[token]) == i for token, i in self._ids.items())
-        return inert if alike else None
+        text_tokenizer = Tokenizer.from_str(json.dumps(spec))
+        same_ids = all(text_tokenizer.token_to_id(self._codes[token]) == i for token, i in self._ids.items())
+        return text_tokenizer if same_ids else None
 
     def _by_pieces(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """For tokenizers in Python: each coded token on its own, letter by letter where it would be found."""
+        """Token ids by a tokenizer written in Python: every code is tokenized as the letters of its control token."""
         tokens = {code: token for token, code in self._codes.items()}
         ids: list[int] = []
         for piece in re.split(f"({_MARK}.)", text, flags=re.DOTALL):
@@ -127,7 +131,7 @@ def _control_text(tokenizer: PreTrainedTokenizerBase) -> ControlText:
 
 
 def _texts(value: object) -> list[str]:
-    """All texts of a value, keys of mappings among them."""
+    """All texts of a value, including the keys of mappings."""
     if isinstance(value, str):
         return [value]
     items = (

@@ -1,4 +1,4 @@
-"""Messages of a conversation, and where its prompt ends and the response begins."""
+"""Readers of a conversation's messages, and of the boundary between its prompt and its response."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ ROLES = {
 }
 SYSTEM = ("system", "developer")
 CALL_TURNS = ("function_call", "tool_call")
-"""Roles of turns whose content is a call."""
+"""Roles of turns whose content is a tool call."""
 
 KEYS = (("role", "content"), ("from", "value"))
-OURS = {"role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id", *REASONING}
+READ_FIELDS = {"role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id", *REASONING}
 Conversation = tuple[Message, ...]
 
 
@@ -47,25 +47,25 @@ def is_message(value: object) -> bool:
 
 
 def message(cell: Cell) -> Message:
-    """One message, ``role``/``content`` or ``from``/``value``, its role in the words of chat templates.
+    """One message with ``role``/``content`` or ``from``/``value``, its role named as chat templates name it.
 
-    Its calls, thoughts and other fields are those of the data; fields that are null are left out, as templates want.
+    Tool calls, reasoning and other fields are those of the data; null fields are left out, as templates expect.
     """
     role_cell = cell.need("role", "from")
     role = ROLES.get(role_cell.text().lower())
     if role is None:
         raise role_cell.refusal(f"a role: {', '.join(ROLES)}")
-    ledger, where = cell.row.ledger, cell.row.where
+    read_log, where = cell.row.read_log, cell.row.where
     fields: dict[str, Any] = {"role": role}
     calls = _calls_beside_content(cell)
     if role_cell.value in CALL_TURNS:
         if (turn := calls_in_turn(cell.need("content", "value"))) is None:
-            ledger.count(f"turns from '{role_cell.value}' that are no JSON, read as text of role '{role}'", where)
+            read_log.count(f"turns from '{role_cell.value}' that are not JSON, read as text of role '{role}'", where)
         else:
             fields["content"], calls = turn
-            ledger.count(f"turns from '{role_cell.value}' read as tool calls", where)
+            read_log.count(f"turns from '{role_cell.value}' read as tool calls", where)
     elif role_cell.value != role and role == "tool":
-        ledger.count(f"turns from '{role_cell.value}' read as role '{role}'", where)
+        read_log.count(f"turns from '{role_cell.value}' read as role '{role}'", where)
     if "content" not in fields:
         content = cell.find("content", "value")
         if content is None and not calls and not _has_thoughts(cell):
@@ -79,12 +79,12 @@ def _has_thoughts(cell: Cell) -> bool:
 
 
 def _calls_beside_content(cell: Cell) -> list[Any]:
-    """The calls beside a message's content; OpenAI once had one, under another name."""
-    listed, single = cell.find("tool_calls"), cell.find("function_call")
-    if single is not None and listed is None:
-        cell.row.ledger.count("field 'function_call' of messages read as tool calls", cell.row.where)
-        return [tool_call(single)]
-    return [] if listed is None else [*tool_calls(listed)]
+    """The calls in a message's ``tool_calls``, or in its ``function_call`` (the older form of OpenAI)."""
+    call_list, single_call = cell.find("tool_calls"), cell.find("function_call")
+    if single_call is not None and call_list is None:
+        cell.row.read_log.count("field 'function_call' of messages read as tool calls", cell.row.where)
+        return [tool_call(single_call)]
+    return [] if call_list is None else [*tool_calls(call_list)]
 
 
 def _content(cell: Cell, role: str) -> str | list[Part]:
@@ -96,7 +96,7 @@ def _content(cell: Cell, role: str) -> str | list[Part]:
     if is_parts:
         return [_part(part) for part in cell.items()]
     if role == "tool" and isinstance(cell.value, dict | list | int | float):
-        cell.row.ledger.count("tool results that are no text, written as JSON", cell.row.where)
+        cell.row.read_log.count("tool results that are not text, written as JSON", cell.row.where)
         return json.dumps(cell.value, ensure_ascii=False)
     raise cell.refusal('text, or parts of type text: [{"type": "text", "text": ...}]')
 
@@ -109,19 +109,19 @@ def _part(cell: Cell) -> Part:
 
 
 def _other_fields(cell: Cell) -> Mapping[str, Any]:
-    """A message's fields besides role, content and calls; those that are not ours are counted."""
+    """A message's fields besides role, content and calls; unknown fields are counted."""
     fields = {}
     for key, value in cell.value.items():
         if value is None or key in ("role", "from", "content", "value", "tool_calls", "function_call"):
             continue
-        if key not in OURS:
-            cell.row.ledger.count(f"field '{key}' of messages kept for the chat template", cell.row.where)
+        if key not in READ_FIELDS:
+            cell.row.read_log.count(f"field '{key}' of messages kept for the chat template", cell.row.where)
         fields[key] = Cell(value, f"{cell.column}.{key}", cell.row).text() if isinstance(value, str) else value
     return fields
 
 
 def messages(cell: Cell) -> Conversation:
-    """A list of at least one message, or one message alone; turns that are calls join the turn they belong to."""
+    """The messages of a list, or one message alone; a turn that is a call joins the assistant's turn before it."""
     if isinstance(cell.value, dict):
         return (message(cell),)
     turns: list[Message] = []
@@ -131,8 +131,8 @@ def messages(cell: Cell) -> Conversation:
         is_call = "tool_calls" in turn and item.need("role", "from").value in CALL_TURNS
         previous = turns[-1] if turns else None
         if is_call and previous and previous["role"] == ASSISTANT and (open_call or "tool_calls" not in previous):
-            cell.row.ledger.count("calls joined to the assistant's turn before them", cell.row.where)
-            turns[-1] = _joined_turns(previous, turn)
+            cell.row.read_log.count("calls joined to the assistant's turn before them", cell.row.where)
+            turns[-1] = _join_turns(previous, turn)
         else:
             turns.append(turn)
         open_call = is_call
@@ -141,24 +141,25 @@ def messages(cell: Cell) -> Conversation:
     return tuple(turns)
 
 
-def _joined_turns(turn: Message, call: Message) -> Message:
+def _join_turns(turn: Message, call: Message) -> Message:
     content = "\n".join(filter(None, (content_of(turn), content_of(call))))
     calls = [*turn.get("tool_calls", []), *call.get("tool_calls", [])]
     return {**turn, "content": content, "tool_calls": calls}
 
 
 def text_or_messages(cell: Cell) -> Text:
+    """Plain text, or the messages of a list or object."""
     return messages(cell) if isinstance(cell.value, list | dict) else cell.text()
 
 
-def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]:
-    """A prompt and its responses, all of one kind: all plain text, or all messages.
+def join_prompt_and_responses(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]:
+    """A prompt and its responses, all as plain text or all as messages.
 
-    Texts beside messages become a user's or an assistant's message. Responses that repeat the prompt (whole
-    conversations beside a prompt column) lose it.
+    A plain prompt or plain responses beside messages become a user's or an assistant's message. Where the responses are
+    whole conversations that repeat the prompt, the prompt is taken out of them.
 
     Raises:
-        DataError: text and messages among the responses, or a response that does not follow the prompt.
+        DataError: the responses are partly text and partly messages, or one of them does not follow the prompt.
     """
     responses = [text_or_messages(cell) for cell in cells]
     plain = [text for text in responses if isinstance(text, str)]
@@ -167,35 +168,39 @@ def joined(prompt: Text, cells: Sequence[Cell]) -> tuple[Text, tuple[Text, ...]]
             return prompt, tuple(plain)
         return prompt, tuple((Message(role="assistant", content=text),) for text in plain)
     if plain:
-        odd = next(cell for cell, text in zip(cells, responses, strict=True) if isinstance(text, str))
-        raise odd.refusal("messages, as the row's other responses are")
+        text_cell = next(cell for cell, text in zip(cells, responses, strict=True) if isinstance(text, str))
+        raise text_cell.refusal("messages, as the row's other responses are")
     conversations = [value for value in responses if not isinstance(value, str)]
     if all(conversation[0]["role"] == "assistant" for conversation in conversations):
         _check_responses(conversations, cells)
         return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt, tuple(conversations)
-    start, endings = split_off(conversations, cells)
-    beyond_system = start[1:] if start[0]["role"] in SYSTEM else start
-    repeated = prompt in (start, beyond_system) or prompt in [content_of(t) for t in start if t["role"] == "user"]
+    shared_prompt, endings = split_shared_prompt(conversations, cells)
+    beyond_system = shared_prompt[1:] if shared_prompt[0]["role"] in SYSTEM else shared_prompt
+    repeated = prompt in (shared_prompt, beyond_system) or prompt in [
+        content_of(t) for t in shared_prompt if t["role"] == "user"
+    ]
     if not repeated:
         raise cells[0].refusal(
             "an assistant's messages, or a whole conversation that holds the prompt",
             "leave the prompt column out where the conversations hold it: data.columns={unused: prompt}",
         )
-    cells[0].row.ledger.count("prompt repeated in the responses, taken once", cells[0].row.where)
-    return start, endings
+    cells[0].row.read_log.count("prompt repeated in the responses, taken once", cells[0].row.where)
+    return shared_prompt, endings
 
 
-def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> tuple[Conversation, tuple[Text, ...]]:
-    """The messages that whole conversations share, and what follows in each.
+def split_shared_prompt(
+    conversations: Sequence[Conversation], cells: Sequence[Cell]
+) -> tuple[Conversation, tuple[Text, ...]]:
+    """The prompt that whole conversations share, and the response of each.
 
-    The last message of each is always part of its response, so that equal conversations keep one.
+    The last message of a conversation is always part of its response, so that equal conversations have one.
 
     Raises:
-        DataError: they share no message, or part ways at a message that is not the assistant's.
+        DataError: the conversations share no message, or first differ at a message that is not the assistant's.
     """
-    abreast = zip(*(conversation[:-1] for conversation in conversations), strict=False)
-    shared = sum(1 for _ in takewhile(same_turn, abreast))
-    # Where results of one call differ, the call is the response's first turn.
+    columns_of_turns = zip(*(conversation[:-1] for conversation in conversations), strict=False)
+    shared = sum(1 for _ in takewhile(same_turn, columns_of_turns))
+    # Where the results of one tool call differ, the call is the response's first turn.
     while shared > 1 and all(conversation[shared]["role"] == "tool" for conversation in conversations):
         shared -= 1
     if shared == 0:
@@ -213,11 +218,11 @@ def split_off(conversations: Sequence[Conversation], cells: Sequence[Cell]) -> t
 def last_turn(conversation: Conversation, cell: Cell) -> tuple[Conversation, tuple[Text, ...]]:
     """A conversation's prompt and its last message, the one response."""
     if any(turn["role"] == "assistant" for turn in conversation[:-1]):
-        cell.row.ledger.count(
+        cell.row.read_log.count(
             "earlier assistant turns are part of the prompt, the last one is the response",
             cell.row.where,
         )
-    return split_off([conversation], [cell])
+    return split_shared_prompt([conversation], [cell])
 
 
 def _check_responses(responses: Sequence[Conversation], cells: Sequence[Cell]) -> None:

@@ -1,4 +1,4 @@
-"""Typed access to the columns of one row. Every refusal names the row, the column, what was found and what is taken."""
+"""Typed access to the columns of one row; every error names the row, the column, its value and the expected type."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ KINDS: dict[type, str] = {str: "text", bool: "true/false", int: "a number", floa
 
 
 LARGEST = 3.4028234e38
-"""Scores and weights are float32 where methods read them."""
+"""Largest absolute score or weight: methods read them as float32."""
 
 
 @dataclass
-class Ledger:
-    """What reading did: the columns it used, and events with how often and where first each was met."""
+class ReadLog:
+    """Log of the reading of one source.
 
-    used: set[str] = field(default_factory=set)
+    Attributes:
+        used_columns: names of the columns that were read.
+        events: number of rows by event.
+        first_rows: location of the first row by event.
+    """
+
+    used_columns: set[str] = field(default_factory=set)
     events: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    first_rows: dict[str, str] = field(default_factory=dict)
 
     def count(self, event: str, where: str) -> None:
+        """Count an event of the row at this location."""
         self.events[event] += 1
-        self.first.setdefault(event, where)
+        self.first_rows.setdefault(event, where)
 
 
 @dataclass(frozen=True)
@@ -37,21 +44,22 @@ class Row:
     """One row of the source.
 
     Attributes:
-        values: its columns; a column that is null counts as absent.
+        values: values by column name; a column that is null counts as absent.
         where: file and line, for errors.
-        number: 0-based; the group's id where the data has none.
+        number: 0-based number of the row; the group's id where the data has none.
+        read_log: counts the columns and events of all rows.
     """
 
     values: Mapping[str, Any]
     where: str
     number: int
-    ledger: Ledger
+    read_log: ReadLog
 
     def find(self, *names: str) -> Cell | None:
-        """The first of these columns that the row has; None where it has none."""
+        """The first of these columns that the row has; None where it has none of them."""
         for name in names:
             if self.values.get(name) is not None:
-                self.ledger.used.add(name)
+                self.read_log.used_columns.add(name)
                 return Cell(self.values[name], name, self)
         return None
 
@@ -59,7 +67,7 @@ class Row:
         """The first of these columns that the row has.
 
         Raises:
-            DataError: it has none of them.
+            DataError: the row has none of them.
         """
         if cell := self.find(*names):
             return cell
@@ -68,19 +76,23 @@ class Row:
             raise DataError(
                 f"column '{null[0]}' is null; expected a value", where=self.where, fix="fill it or remove it"
             )
-        wanted = " or ".join(f"'{name}'" for name in names)
+        column_names = " or ".join(f"'{name}'" for name in names)
         raise DataError(
-            f"no column {wanted}; the row has {', '.join(self.values) or 'none'}",
+            f"no column {column_names}; the row has {', '.join(self.values) or 'none'}",
             where=self.where,
             fix=f"add it, or map a column to it: data.columns={{{names[0]}: YOUR_COLUMN}}",
         )
 
-    def leave_out(self, why: str) -> None:
-        """Count this row as left out."""
-        self.ledger.count(f"left out: {why}", self.where)
+    def count_left_out(self, reason: str) -> None:
+        """Count this row as left out, for a reason."""
+        self.read_log.count(f"left out: {reason}", self.where)
 
     def group(self, prompt: Text, candidates: Sequence[Text]) -> PreferenceGroup:
-        """A group with the row's id, weight and source, and nothing known of its candidates' worth."""
+        """A group with the row's id, weight and source, without preferences among its candidates.
+
+        Raises:
+            DataError: there are no candidates, or the id, weight or source has the wrong type.
+        """
         if not candidates:
             raise DataError("no candidates; expected at least one", where=self.where, fix="add one or remove the row")
         name, weight, source = self.find("id"), self.find("weight"), self.find("source")
@@ -95,18 +107,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value in a row; `column` is its path, as in ``completions[2].response``."""
+    """A value in a row, with typed readers that raise a `DataError` for a value of another type.
+
+    Attributes:
+        value: the value, as JSON or the table has it.
+        column: path of the value, as in ``completions[2].response``.
+        row: the row that contains it.
+    """
 
     value: Any
     column: str
     row: Row
 
     def refusal(self, expected: str, fix: str = "correct it or remove the row") -> DataError:
+        """The error for a value that is not as expected."""
         return DataError(
-            f"column '{self.column}' is {shown(self.value)}; expected {expected}", where=self.row.where, fix=fix
+            f"column '{self.column}' is {describe_value(self.value)}; expected {expected}",
+            where=self.row.where,
+            fix=fix,
         )
 
     def text(self) -> str:
+        """The value as text that can be encoded in UTF-8."""
         if not isinstance(self.value, str):
             raise self.refusal("text")
         try:
@@ -119,10 +141,11 @@ class Cell:
         return self.value
 
     def name(self) -> str:
-        """Text, or a whole number as text."""
+        """The value as text, where it is text or a whole number."""
         return self.text() if isinstance(self.value, str) else str(self.whole())
 
     def number(self) -> float:
+        """The value as a finite number within the range of float32."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise self.refusal("a number")
         try:
@@ -136,32 +159,36 @@ class Cell:
         return number
 
     def positive(self) -> float:
+        """The value as a number above 0."""
         number = self.number()
         if number <= 0:
             raise self.refusal("a number above 0", "remove the row to leave it out")
         return number
 
     def whole(self) -> int:
+        """The value as a whole number."""
         if isinstance(self.value, int) and not isinstance(self.value, bool):
             return self.value
-        # Tables with nulls hold whole numbers as floats.
+        # Tables with nulls store whole numbers as floats.
         if isinstance(self.value, float) and self.value.is_integer():
             return int(self.value)
         raise self.refusal("a whole number")
 
     def index(self, k: int) -> int:
-        """0-based index of one of k candidates."""
+        """The value as the 0-based index of one of k candidates."""
         index = self.whole()
         if not 0 <= index < k:
             raise self.refusal(f"the 0-based index of one of the {k} candidates, 0 to {k - 1}")
         return index
 
     def yes_or_no(self) -> bool:
+        """The value as a boolean, where it is true, false, 1 or 0."""
         if isinstance(self.value, bool) or self.value in (0, 1):
             return bool(self.value)
         raise self.refusal("true or false (or 1 or 0)")
 
     def items(self) -> list[Cell]:
+        """The items of a list."""
         if not isinstance(self.value, list):
             raise self.refusal("a list")
         return [Cell(value, f"{self.column}[{i}]", self.row) for i, value in enumerate(self.value)]
@@ -174,7 +201,7 @@ class Cell:
         return items
 
     def find(self, *keys: str) -> Cell | None:
-        """The first of these fields that the object has and that is not null."""
+        """The first of these fields of an object that is not null; None where it has none of them."""
         if not isinstance(self.value, dict):
             raise self.refusal(f"an object with {' or '.join(keys)}")
         for key in keys:
@@ -183,13 +210,14 @@ class Cell:
         return None
 
     def need(self, *keys: str) -> Cell:
+        """The first of these fields of an object that is not null; an error where it has none of them."""
         if cell := self.find(*keys):
             return cell
         raise self.refusal(f"an object with {' or '.join(keys)}")
 
 
-def shown(value: object) -> str:
-    """A value's type and its start, for an error."""
+def describe_value(value: object) -> str:
+    """The type of a value and the start of its JSON text, for an error message."""
     if value is None:
         return "null"
     kind = KINDS.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)

@@ -1,4 +1,4 @@
-"""From a source's name to its rows: a file, a folder of files, a saved `datasets` folder, or a data set of the hub."""
+"""Rows of a source: a file, a folder of files, a folder saved by `datasets`, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READERS: dict[str, Callable[[BinaryIO, str], Rows]] = {
 }
 COMPRESSIONS = (".gz", ".zst")
 MAX_BYTES = 2**32
-"""What a compressed file may unpack to."""
+"""Limit on the bytes of an unpacked file."""
 KINDS = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSIONS)}"
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation",
@@ -42,17 +42,17 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row of a source with where it is, as in ``pairs.jsonl, line 3`` (lines and rows count from 1).
+    """The rows of a source, each with its location, as in ``pairs.jsonl, line 3`` (lines and rows count from 1).
 
     Args:
-        source: a file of one of `READERS`, also with one of `COMPRESSIONS`; a folder of such files; a folder that
-            `datasets` saved; or a hub id.
-        split: which split of a folder or hub data set.
-        columns: our column name -> the source's.
-        max_bytes: what a compressed file may unpack to.
+        source: a file with an ending of `READERS`, also with one of `COMPRESSIONS`; a folder of such files; a folder
+            that `datasets` saved; or a hub id.
+        split: name of a split of the folder or hub data set.
+        columns: the source's column name by Penchant's.
+        max_bytes: limit on the bytes of an unpacked file.
 
     Raises:
-        DataError: the source is missing, empty, damaged, or not of a kind we read.
+        DataError: the source is missing, empty, damaged, or of an unknown kind.
     """
     empty = True
     for where, row in _rows(source, split, columns or {}, max_bytes):
@@ -81,22 +81,22 @@ def _rows(source: str | Path, split: str | None, columns: Mapping[str, str], max
     else:
         raise _missing(Path(source))
     for where, row in rows:
-        yield where, _renamed(row, columns, where)
+        yield where, _rename_columns(row, columns, where)
 
 
 def ending_of(path: Path) -> str:
-    """A file's last ending but those of `COMPRESSIONS`, in small letters."""
+    """A file's last ending that is not one of `COMPRESSIONS`, in lower case."""
     endings = [ending.lower() for ending in path.suffixes]
     return next((ending for ending in reversed(endings) if ending not in COMPRESSIONS), "")
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether a file's name is of a kind that is read, compressed or not; hidden files are not."""
+    """Whether a file has an ending of `READERS`, compressed or not, and is not hidden."""
     return path.name[:1] != "." and ending_of(path) in READERS
 
 
 def stem_of(path: Path) -> str:
-    """A data file's name without its ending and that of its compression."""
+    """A data file's name without its ending and the ending of its compression."""
     name = path.name
     for ending in (*COMPRESSIONS, ending_of(path)):
         name = name[: len(name) - len(ending)] if name.lower().endswith(ending) else name
@@ -104,13 +104,13 @@ def stem_of(path: Path) -> str:
 
 
 def unread_files(source: str | Path, split: str | None = None) -> list[str]:
-    """Names of what lies in a folder of data files and is not read, hidden files excepted; folders end in a slash."""
+    """Names of the unread files and folders in a data folder, without hidden ones; folders end in a slash."""
     folder = Path(source).absolute()
     if not folder.is_dir() or is_saved(folder):
         return []
     data_files = set(_data_files(folder, split))
-    others = sorted(item for item in folder.iterdir() if item not in data_files and item.name[0] != ".")
-    return [item.name + "/" * item.is_dir() for item in others]
+    paths = sorted(path for path in folder.iterdir() if path not in data_files and path.name[0] != ".")
+    return [path.name + "/" * path.is_dir() for path in paths]
 
 
 def _file_rows(path: Path, name: str, columns: Mapping[str, str], max_bytes: int) -> Rows:
@@ -121,18 +121,23 @@ def _file_rows(path: Path, name: str, columns: Mapping[str, str], max_bytes: int
             where=name,
             fix="save it as one of these and name it so",
         )
-    with opened(path, name, max_bytes) as stream:
+    with open_data_file(path, name, max_bytes) as stream:
         for where, row in READERS[ending](stream, name):
-            renamed = _renamed(row, columns, where)
-            yield where, typed_cells(renamed, where) if ending in (".csv", ".tsv") else renamed
+            row_values = _rename_columns(row, columns, where)
+            yield where, typed_cells(row_values, where) if ending in (".csv", ".tsv") else row_values
 
 
 @contextmanager
-def opened(path: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed where its name ends in .gz or .zst.
+def open_data_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[BinaryIO]:
+    """A stream of a file's bytes, decompressed where its name ends in .gz or .zst.
+
+    Args:
+        path: the file.
+        name: its name in errors.
+        max_bytes: limit on the bytes of an unpacked file.
 
     Raises:
-        DataError: it cannot be read, is damaged, or unpacks to more than `max_bytes`.
+        DataError: the file cannot be read, is damaged, or unpacks to more than `max_bytes`.
     """
     try:
         with _stream(path, max_bytes) as stream:
@@ -157,11 +162,11 @@ def opened(path: Path, name: str, max_bytes: int = MAX_BYTES) -> Iterator[Binary
 
 
 class _Zstandard(Exception):
-    """What pyarrow says of a damaged file."""
+    """A .zst file is damaged; the message is pyarrow's."""
 
 
 class _ZstandardFile(io.RawIOBase):
-    """Decompressed bytes of a .zst file; pyarrow's own stream has no lines."""
+    """Decompressed bytes of a .zst file, as a stream with lines, which pyarrow's stream does not have."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
@@ -181,11 +186,11 @@ class _ZstandardFile(io.RawIOBase):
 
 
 class _TooLarge(Exception):
-    """A compressed file unpacks to more bytes than it may."""
+    """A compressed file unpacks to more bytes than the limit."""
 
 
 class _Bounded(io.RawIOBase):
-    """A decompressed stream that ends in `_TooLarge` behind so many bytes."""
+    """A decompressed stream that raises `_TooLarge` after `max_bytes` bytes."""
 
     def __init__(self, stream: Any, max_bytes: int) -> None:
         self._stream, self._remaining = stream, max_bytes
@@ -213,35 +218,35 @@ def _stream(path: Path, max_bytes: int) -> BinaryIO:
     return io.BufferedReader(_Bounded(unpacked, max_bytes), 2**16)
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """A row with the source's column names replaced by ours."""
-    theirs = {name: ours for ours, name in columns.items()}
-    for ours, wanted in columns.items():
-        if ours in row and ours not in theirs:
-            found = "there is a column" if wanted in row else "this row has none of that name, but has a column"
+def _rename_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The row with the source's column names replaced by Penchant's."""
+    our_names = {name: ours for ours, name in columns.items()}
+    for ours, source_name in columns.items():
+        if ours in row and ours not in our_names:
+            conflict = "there is a column" if source_name in row else "this row has none of that name, but has a column"
             raise DataError(
-                f"'{wanted}' is to be read as '{ours}', but {found} '{ours}'",
+                f"'{source_name}' is to be read as '{ours}', but {conflict} '{ours}'",
                 where=where,
-                fix=f"map that one out of the way: data.columns={{{ours}: {wanted}, unused: {ours}}}"
-                if wanted in row
+                fix=f"rename that column: data.columns={{{ours}: {source_name}, unused: {ours}}}"
+                if source_name in row
                 else f"correct the name, or leave '{ours}' out of data.columns",
             )
-    return {theirs.get(name, name): value for name, value in row.items()}
+    return {our_names.get(name, name): value for name, value in row.items()}
 
 
 def _data_files(folder: Path, split: str | None) -> list[Path]:
-    """A folder's data files, of one split."""
+    """The data files of a folder that belong to one split."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and is_data_file(file))
     if not files:
         raise DataError(f"a folder without data files; expected {KINDS}", where=folder.name, fix="name a file")
     splits = {file: _split_of(file) for file in files}
-    known = list(dict.fromkeys(found for found in splits.values() if found))
-    if split is None and len(known) <= 1:
+    split_names = list(dict.fromkeys(split_name for split_name in splits.values() if split_name))
+    if split is None and len(split_names) <= 1:
         return files
-    if not known:
+    if not split_names:
         raise no_splits(split or "", folder.name)
-    wanted = pick_split(known, split, folder.name)
-    return [file for file in files if splits[file] == wanted]
+    chosen_split = pick_split(split_names, split, folder.name)
+    return [file for file in files if splits[file] == chosen_split]
 
 
 def _split_of(file: Path) -> str | None:

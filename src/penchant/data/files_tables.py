@@ -1,4 +1,4 @@
-"""Rows of Parquet files, saved `datasets` folders and hub data sets."""
+"""Rows of Parquet files, folders saved by `datasets`, and hub data sets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from penchant.errors import DataError, reason_of
 
 
 def parquet_file(stream: BinaryIO, name: str) -> Rows:
+    """Rows of a Parquet file, each with its location."""
     import pyarrow
     import pyarrow.parquet
 
-    # Parquet is read from its end, which a compressed stream cannot reach cheaply.
+    # A Parquet reader starts at the end of the file, which is slow to reach in a compressed stream.
     seekable = io.BytesIO(stream.read()) if name.lower().endswith((".gz", ".zst")) else stream
     number = 0
     try:
@@ -27,61 +28,63 @@ def parquet_file(stream: BinaryIO, name: str) -> Rows:
                 number += 1
                 yield f"{name}, row {number}", _without_padding(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        after = f" after row {number}" if number else ""
+        position = f" after row {number}" if number else ""
         raise DataError(
-            f"a broken Parquet file{after}: {reason_of(error)}", where=name, fix="copy or write it again"
+            f"a broken Parquet file{position}: {reason_of(error)}", where=name, fix="copy or write it again"
         ) from error
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of the `datasets` library wrote this folder."""
+    """Whether the folder was written by `save_to_disk` of the `datasets` library."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def saved_folder(folder: Path, split: str | None) -> Rows:
+    """Rows of a folder that `datasets` saved, each with its location."""
     import datasets
 
     try:
-        saved = datasets.load_from_disk(str(folder))
-    # The library raises whatever its parts do; a folder that it cannot load is the user's to mend.
+        dataset = datasets.load_from_disk(str(folder))
+    # The library raises exceptions of many classes for a folder that it cannot load.
     except Exception as error:
         raise DataError(
             f"a `datasets` folder that does not load: {reason_of(error)}",
             where=folder.name,
             fix="save it again with save_to_disk",
         ) from error
-    return _rows(saved, split, folder.name)
+    return _rows(dataset, split, folder.name)
 
 
 def hub_dataset(source: str, split: str | None) -> Rows:
+    """Rows of a data set of the hub, each with its location."""
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source)
-    # Offline, absent, gated, broken: the library has no common class for them.
+        dataset = datasets.load_dataset(source)
+    # The library has no common class for a data set that is absent, gated or broken, or for a missing connection.
     except Exception as error:
         raise DataError(
             f"no file or folder of this name here, and the hub did not give a data set: {reason_of(error)}",
             where=source,
             fix=f"name a local file; or download it first: hf download --repo-type dataset {source} --local-dir DIR",
         ) from error
-    return _rows(loaded, split, source)
+    return _rows(dataset, split, source)
 
 
-def _rows(loaded: Any, split: str | None, name: str) -> Rows:
+def _rows(dataset: Any, split: str | None, name: str) -> Rows:
     import datasets
 
-    if isinstance(loaded, datasets.DatasetDict):
-        split = pick_split(list(loaded), split, name)
-        loaded, name = loaded[split], f"{name}[{split}]"
+    if isinstance(dataset, datasets.DatasetDict):
+        split = pick_split(list(dataset), split, name)
+        dataset, name = dataset[split], f"{name}[{split}]"
     elif split is not None:
         raise no_splits(split, name)
-    for number, row in enumerate(loaded, 1):
+    for number, row in enumerate(dataset, 1):
         yield f"{name}, row {number}", _without_padding(row)
 
 
 def _without_padding(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with objects inside its cells as they were before the table gave all of a column the same fields."""
+    """The row without the null fields of its objects, which a table adds to give all objects of a column one type."""
     return {name: _unpadded(value) for name, value in row.items()}
 
 
@@ -92,25 +95,26 @@ def _unpadded(value: Any) -> Any:
 
 
 def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
-    """The split asked for, or the only one.
+    """The name of the requested split, or of the only one.
 
     Raises:
-        DataError: there is none of that name, or there are several and none was asked for.
+        DataError: no split has the requested name, or there are several and none was requested.
     """
-    found = list(splits)
-    if split is None and len(found) == 1:
-        return found[0]
-    if split in found:
+    split_names = list(splits)
+    if split is None and len(split_names) == 1:
+        return split_names[0]
+    if split in split_names:
         return split
-    near = difflib.get_close_matches(split or "train", found, 1) or found[:1]
+    near = difflib.get_close_matches(split or "train", split_names, 1) or split_names[:1]
     raise DataError(
-        f"{'several splits' if split is None else f'no split {split!r}'}; it has {', '.join(found)}",
+        f"{'several splits' if split is None else f'no split {split!r}'}; it has {', '.join(split_names)}",
         where=name,
         fix=f"data.split={near[0]}",
     )
 
 
 def no_splits(split: str, name: str) -> DataError:
+    """The error for a split of a source that has none."""
     return DataError(
         f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave data.split out"
     )

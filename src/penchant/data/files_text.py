@@ -25,7 +25,7 @@ OTHER_KINDS = (
 )
 LARGEST_CELL = 2**31 - 1
 
-# A cell of a CSV is text; only its column's name says what the text stands for.
+# A cell of a CSV file is text; only the name of its column tells its type.
 JSON_COLUMNS = {
     "messages", "conversations", "context", "completions", "candidates", "responses", "scores", "ranks", "ranking",
     "rank", "pairwise", "comparisons", "labels", "rejected_messages", "data", "annotations", "history", "label",
@@ -38,10 +38,10 @@ PRINTED_BY_PYTHON = re.compile(r"\s*\[\s*\{\s*'")
 
 
 def text_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
-    """Numbered lines from 1, without a byte-order mark.
+    """The lines of a UTF-8 file, numbered from 1, without a byte-order mark.
 
     Raises:
-        DataError: bytes that are not UTF-8.
+        DataError: the bytes are not UTF-8.
     """
     offset = 0
     for number, raw in enumerate(stream, 1):
@@ -49,10 +49,10 @@ def text_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
         try:
             line = content.decode("utf-8")
         except UnicodeDecodeError as error:
-            bad = len(raw) - len(content) + error.start
+            bad_index = len(raw) - len(content) + error.start
             hint = next((hint for start, hint in OTHER_KINDS if number == 1 and raw.startswith(start)), None)
             raise DataError(
-                f"byte 0x{raw[bad]:02x} at offset {offset + bad} is not UTF-8",
+                f"byte 0x{raw[bad_index]:02x} at offset {offset + bad_index} is not UTF-8",
                 where=f"{name}, line {number}",
                 fix=hint or "save it as UTF-8, as in: iconv -f ISO-8859-1 -t UTF-8 FILE > NEW_FILE",
             ) from error
@@ -61,6 +61,7 @@ def text_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
 
 
 def json_lines(stream: BinaryIO, name: str) -> Rows:
+    """Rows of a file with one JSON object per line, each with its location."""
     return _rows_of_lines(text_lines(stream, name), name)
 
 
@@ -68,11 +69,11 @@ def _rows_of_lines(lines: Iterable[Line], name: str) -> Rows:
     for number, line in lines:
         if line.strip():
             where = f"{name}, line {number}"
-            yield where, _object(_parsed(line, name, number), where)
+            yield where, _require_object(_parse_json(line, name, number), where)
 
 
 def json_file(stream: BinaryIO, name: str) -> Rows:
-    """A list of objects, an object that holds one such list, or one object a line whatever the file's ending says."""
+    """Rows of a JSON file: a list of objects, an object that contains one such list, or one object per line."""
     lines = text_lines(stream, name)
     head: list[Line] = []
     starts = ""
@@ -84,62 +85,62 @@ def json_file(stream: BinaryIO, name: str) -> Rows:
         return
     text = "".join(line for _, line in chain(head, lines))
     if text.strip():
-        for number, value in enumerate(_listed(_parsed(text, name, 1)), 1):
+        for number, value in enumerate(_row_values(_parse_json(text, name, 1)), 1):
             where = f"{name}, row {number}"
-            yield where, _object(value, where)
+            yield where, _require_object(value, where)
 
 
-def _listed(value: Any) -> list[Any]:
+def _row_values(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        held = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)]
-        return held[0] if len(held) == 1 else [value]
+        wrapped_lists = [value[key] for key in WRAPPERS if isinstance(value.get(key), list)]
+        return wrapped_lists[0] if len(wrapped_lists) == 1 else [value]
     return value if isinstance(value, list) else [value]
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _require_object(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
-    found = {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number or true/false")
+    kind = {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number or true/false")
     raise DataError(
-        f'found {found}; expected an object, as in {{"prompt": ..., "chosen": ..., "rejected": ...}}',
+        f'found {kind}; expected an object, as in {{"prompt": ..., "chosen": ..., "rejected": ...}}',
         where=where,
-        fix="write one object for each row" + ("; a file that is one list is named .json" if found == "a list" else ""),
+        fix="write one object for each row" + ("; a file that is one list is named .json" if kind == "a list" else ""),
     )
 
 
-class _Repeated(ValueError):
-    pass
+class _DuplicateNameError(ValueError):
+    """An object contains a name twice; the message is the name."""
 
 
-def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) < len(items):
+def _unique_names(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(items)
+    if len(values) < len(items):
         names = [name for name, _ in items]
-        raise _Repeated(next(name for name in found if names.count(name) > 1))
-    return found
+        raise _DuplicateNameError(next(name for name in values if names.count(name) > 1))
+    return values
 
 
-def _parsed(text: str, name: str, first_line: int) -> Any:
+def _parse_json(text: str, name: str, first_line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_unique_names)
     except json.JSONDecodeError as error:
-        what = f"not valid JSON at column {error.colno}: {error.msg}"
+        message = f"not valid JSON at column {error.colno}: {error.msg}"
         line, fix = first_line + error.lineno - 1, "correct the line; one object stands on one line in JSON lines"
-    except _Repeated as error:
-        what, line = f"the name '{error}' stands twice in one object", first_line
+    except _DuplicateNameError as error:
+        message, line = f"the name '{error}' occurs twice in one object", first_line
         fix = "keep one of the two"
     except RecursionError:
-        what, line, fix = "JSON nested too deeply", first_line, "remove what is nested"
+        message, line, fix = "JSON nested too deeply", first_line, "remove what is nested"
     except ValueError as error:
-        what, line, fix = f"not valid JSON: {error}", first_line, "correct the line"
-    raise DataError(what, where=f"{name}, line {line}", fix=fix)
+        message, line, fix = f"not valid JSON: {error}", first_line, "correct the line"
+    raise DataError(message, where=f"{name}, line {line}", fix=fix)
 
 
 def tsv_file(stream: BinaryIO, name: str) -> Rows:
-    """Rows of cells between tabs, below a header.
+    """Rows of a tab-separated file with a header.
 
-    Quotes are text, as in GLUE's files, unless the file was plainly written with quoted cells: a line does not split
-    into the header's cells, or all quotes stand as a quoting writer puts them.
+    Quotes are text, as in GLUE's files, unless the file was evidently written with quoted cells: a line does not split
+    into the header's number of cells, or all quotes are placed as a quoting writer places them.
     """
     lines = [(number, line.rstrip("\r\n")) for number, line in text_lines(stream, name)]
     lines = [(number, line) for number, line in lines if line]
@@ -163,7 +164,7 @@ def tsv_file(stream: BinaryIO, name: str) -> Rows:
 
 
 def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether every cell with a quote is a whole quoted cell, and some quoting was needed or all cells have it."""
+    """Whether every cell with a quote is a complete quoted cell, and quoting was necessary or is in all cells."""
     cells = [cell for row in rows for cell in row]
     quoted = [cell for cell in cells if '"' in cell]
     if not quoted or not all(map(QUOTED.fullmatch, quoted)):
@@ -172,12 +173,12 @@ def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def csv_file(stream: BinaryIO, name: str) -> Rows:
-    """Rows of text cells below a header; quoted cells may span lines."""
+    """Rows of a comma-separated file with a header; quoted cells may span lines."""
     yield from _delimited((line for _, line in text_lines(stream, name)), name, ",")
 
 
 def _delimited(lines: Iterable[str], name: str, delimiter: str) -> Rows:
-    # The module's own limit, 128 KiB, is shorter than a long conversation.
+    # The default limit of the csv module, 128 KiB, is shorter than a long conversation.
     csv.field_size_limit(LARGEST_CELL)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     begin = 1
@@ -207,18 +208,18 @@ def _delimited(lines: Iterable[str], name: str, delimiter: str) -> Rows:
 
 
 def _header(names: list[str], where: str) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"column '{twice[0]}' stands twice in the header", where=where, fix="rename one of the two")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"column '{repeated[0]}' occurs twice in the header", where=where, fix="rename one of the two")
     return names
 
 
 def typed_cells(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A CSV's row with its cells read as what their columns hold: lists, objects, numbers, true/false, null."""
-    return {name: _typed(name, cell, where) for name, cell in row.items()}
+    """A CSV row with its cells parsed as the type of their columns: list, object, number, true/false or null."""
+    return {name: _typed_cell(name, cell, where) for name, cell in row.items()}
 
 
-def _typed(name: str, cell: str, where: str) -> Any:
+def _typed_cell(name: str, cell: str, where: str) -> Any:
     if not cell and EMPTY_IS_NULL.fullmatch(name):
         return None
     if name in JSON_COLUMNS | MESSAGE_COLUMNS and PRINTED_BY_PYTHON.match(cell):

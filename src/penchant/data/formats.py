@@ -1,4 +1,4 @@
-"""The registry of formats, and which of them a source is in."""
+"""The registry of formats, and the detection of a source's format."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from penchant.data.fields import Row
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
 
-SHOWN = 12
-Located = tuple[str, Mapping[str, Any]]
-"""A row and where it is."""
+MAX_COLUMNS_LISTED = 12
+LocatedRow = tuple[str, Mapping[str, Any]]
+"""A row's location and its values."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way of writing preferences.
+    """A format of preference data.
 
     Attributes:
-        name: what users call it.
-        needs: its columns, alternatives separated by ``|``; for errors.
-        matches: whether a row without its null columns is in this format, by names and types alone.
-        convert: the row's groups; none where the row is left out, which it counts.
+        name: name in the configuration and on the command line.
+        needs: its columns, with alternatives separated by ``|``; for errors.
+        matches: whether a row without its null columns is in this format, judged by names and types alone.
+        convert: function from a row to its groups; a row without groups is counted as left out.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Format:
     convert: Callable[[Row], Iterator[PreferenceGroup]]
 
     def lacks(self, columns: Sequence[str]) -> list[str]:
-        """The needs that none of these columns meets."""
+        """The needed columns that are not among these."""
         return [need for need in self.needs if not set(need.split("|")) & set(columns)]
 
 
-# The first that matches wins: the more particular come first.
+# The first format that matches is chosen, so more specific formats come first.
 _ALL = (
     Format("label_studio", ("data", "annotations"), formats_vendors.is_label_studio, formats_vendors.label_studio),
     Format("nemo_rl", ("context", "completions"), formats_lists.is_nemo_rl, formats_lists.nemo_rl),
@@ -91,10 +91,10 @@ FORMATS: dict[str, Format] = {format.name: format for format in (*_ALL, _PROMPTS
 
 
 def format_named(name: str) -> Format:
-    """The format of this name.
+    """The format with this name.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such format.
     """
     if name in FORMATS:
         return FORMATS[name]
@@ -105,81 +105,86 @@ def format_named(name: str) -> Format:
     )
 
 
-def detect(rows: Sequence[Located], name: str) -> Format:
-    """The one format that every row is in.
+def detect(rows: Sequence[LocatedRow], name: str) -> Format:
+    """The one format of all rows.
 
     Args:
-        name: the source's, for errors.
+        rows: the rows with their locations.
+        name: name of the source, for errors.
 
     Raises:
-        DataError: rows of several formats, or of none.
+        DataError: the rows are in several formats, or a row is in none.
     """
-    met: dict[Format | None, list[int]] = {}
+    rows_by_format: dict[Format | None, list[int]] = {}
     for number, (_, values) in enumerate(rows):
-        met.setdefault(_format_of(values), []).append(number)
-    if None in met:
-        others = [_counted(format, numbers, rows) for format, numbers in met.items() if format]
-        raise _unknown(rows[met[None][0]], len(met[None]), others, name)
-    if len(met) > 1:
-        found = "; ".join(_counted(format, numbers, rows) for format, numbers in met.items() if format)
-        names = [format.name for format in met if format]
+        rows_by_format.setdefault(_format_of(values), []).append(number)
+    if None in rows_by_format:
+        other_formats = [_describe_rows(format, numbers, rows) for format, numbers in rows_by_format.items() if format]
+        raise _unknown_format(rows[rows_by_format[None][0]], len(rows_by_format[None]), other_formats, name)
+    if len(rows_by_format) > 1:
+        counts = "; ".join(
+            _describe_rows(format, numbers, rows) for format, numbers in rows_by_format.items() if format
+        )
+        names = [format.name for format in rows_by_format if format]
         raise DataError(
-            f"rows of several formats: {found}; expected one format",
+            f"rows of several formats: {counts}; expected one format",
             where=name,
             fix="correct the rows that are unlike the others, or put each format in a file of its own; "
             f"data.format={names[0]} reads every row as {names[0]}",
         )
-    return next(format for format in met if format)
+    return next(format for format in rows_by_format if format)
 
 
 def _format_of(values: Mapping[str, Any]) -> Format | None:
     present = {name: value for name, value in values.items() if value is not None}
-    # A null in a column that a format needs is that format's mistake, not another format.
+    # A null in a needed column is a mistake in that format, not a sign of another format.
     for row in (present, values):
         for format in _ALL:
             if format.matches(row):
                 return format
-    # Last of all: responses that are null are a mistake in pairs, not prompts.
+    # Prompts come last, because null responses are a mistake in pairs and do not make a row a prompt.
     return _PROMPTS if _PROMPTS.matches(present) else None
 
 
-def _counted(format: Format, numbers: Sequence[int], rows: Sequence[Located]) -> str:
+def _describe_rows(format: Format, numbers: Sequence[int], rows: Sequence[LocatedRow]) -> str:
     return f"{format.name} ({len(numbers)} row{'s' * (len(numbers) > 1)}, first: {rows[numbers[0]][0]})"
 
 
-def _unknown(row: Located, count: int, others: Sequence[str], name: str) -> DataError:
+def _unknown_format(row: LocatedRow, count: int, other_formats: Sequence[str], name: str) -> DataError:
     where, values = row
     columns = list(values)
-    named = ", ".join(columns[:SHOWN]) + (f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else "")
-    subject = f"row{'s' * (count > 1)} of no known format" if others else "no known preference format"
-    found = f"{subject} (columns: {named or 'none'}); nearest are {_nearest(columns)}"
+    column_names = ", ".join(columns[:MAX_COLUMNS_LISTED]) + (
+        f" and {len(columns) - MAX_COLUMNS_LISTED} more" if len(columns) > MAX_COLUMNS_LISTED else ""
+    )
+    subject = f"row{'s' * (count > 1)} of no known format" if other_formats else "no known preference format"
+    problem = f"{subject} (columns: {column_names or 'none'}); nearest are {_nearest_formats(columns)}"
     return DataError(
-        f"{count} {found}; the other rows are {'; '.join(others)}" if others else found,
-        where=where if others else name,
+        f"{count} {problem}; the other rows are {'; '.join(other_formats)}" if other_formats else problem,
+        where=where if other_formats else name,
         fix="map your columns to ours, as in data.columns={prompt: question, chosen: better, rejected: worse}; "
         "docs/data-formats.md shows each format",
     )
 
 
-def _nearest(columns: Sequence[str]) -> str:
-    """The formats that lack least, and what each lacks, with the column that may be meant."""
+def _nearest_formats(columns: Sequence[str]) -> str:
+    """The three formats with the fewest missing columns, the columns each misses, and similar names among these."""
 
     def distance(format: Format) -> tuple[float, int]:
         lacking = len(format.lacks(columns))
-        # A format none of whose columns are there is not near for needing few.
+        # A format without any of its columns is not near, however few it needs.
         return (lacking / len(format.needs), lacking) if lacking < len(format.needs) else (1, 0)
 
     ordered = sorted([FORMATS["pairs"], FORMATS["penchant"], FORMATS["unpaired"], *_ALL], key=distance)
-    return "; ".join(_lacking(format, columns) for format in list(dict.fromkeys(ordered))[:3])
+    return "; ".join(_describe_missing(format, columns) for format in list(dict.fromkeys(ordered))[:3])
 
 
-def _lacking(format: Format, columns: Sequence[str]) -> str:
+def _describe_missing(format: Format, columns: Sequence[str]) -> str:
     lacks = format.lacks(columns)
     if not lacks:
         return f"{format.name} (has its columns, {', '.join(format.needs)}, but not of the types it takes)"
-    said = []
+    descriptions = []
     for need in lacks:
         names = need.split("|")
         close = [near[0] for name in names if (near := difflib.get_close_matches(name, columns, 1))]
-        said.append(" or ".join(f"'{name}'" for name in names) + (f" (is it '{close[0]}'?)" if close else ""))
-    return f"{format.name} (lacks {', '.join(said)})"
+        descriptions.append(" or ".join(f"'{name}'" for name in names) + (f" (is it '{close[0]}'?)" if close else ""))
+    return f"{format.name} (lacks {', '.join(descriptions)})"

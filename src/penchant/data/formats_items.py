@@ -1,4 +1,4 @@
-"""Recommendation data as S-DPO's authors write it: what was taken before, what is offered, and what was taken next."""
+"""Recommendation data in the format of S-DPO's authors: a user's history, the offered items, and the selected item."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from penchant.data.formats_lists import index_of_text
 from penchant.data.groups import PreferenceGroup
 
 SEPARATOR = "::"
-"""Between the items of a list that is one text."""
+"""Separator of the items of a list that is written as one text."""
 
 
 def is_s_dpo(row: Mapping[str, Any]) -> bool:
+    """Whether a row has the columns of S-DPO's recommendation data."""
     return {"historyList", "itemList", "trueSelection"} <= row.keys()
 
 
 def s_dpo(row: Row) -> Iterator[PreferenceGroup]:
-    """One group: the prompt lists the history, the candidates are the items, repeated ones once."""
+    """One group: the prompt lists the history, and the candidates are the distinct items."""
     history, items, chosen = _items(row.need("historyList")), _items(row.need("itemList")), row.need("trueSelection")
     candidates = list(dict.fromkeys(items))
     if len(candidates) < len(items):
-        row.ledger.count("items that stand twice in 'itemList', taken once", row.where)
+        row.read_log.count("items that occur twice in 'itemList', taken once", row.where)
     prompt = "\n".join(["Chosen before, oldest first:", *history, "Chosen next:", ""])
     chosen = Cell(chosen.name(), chosen.column, row)
     yield replace(row.group(prompt, candidates), preferred=index_of_text(chosen, candidates))
 
 
 def _items(cell: Cell) -> list[str]:
-    """The items of a list, also where it is written as JSON, as Python prints it, or with `::` between items."""
+    """The items of a list, which may be written as JSON, as Python prints it, or with `::` between items."""
     if not isinstance(cell.value, str):
         return [item.name() for item in cell.items()]
     text = cell.text().strip()

@@ -1,4 +1,4 @@
-"""Formats with a list of candidates and what is known of their worth."""
+"""Formats with a list of candidates and their comparisons, scores, ranks or labels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from penchant.data.calls import BESIDE
-from penchant.data.conversations import joined, text_or_messages
+from penchant.data.calls import TEMPLATE_COLUMNS
+from penchant.data.conversations import join_prompt_and_responses, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.messages import content_of
@@ -24,10 +24,12 @@ RATINGS = ("overall_score", "fine-grained_score", "score")
 
 
 def is_penchant(row: Values) -> bool:
+    """Whether a row is in Penchant's own format."""
     return {"prompt", "candidates"} <= row.keys() and not row.keys() & {"chosen", *NOT_OURS}
 
 
 def penchant(row: Row) -> Converted:
+    """One group with the comparisons, scores, ranks, preferred index and labels of the row."""
     candidates = [text_or_messages(cell) for cell in row.need("candidates").items()]
     group = row.group(text_or_messages(row.need("prompt")), candidates)
     k = len(candidates)
@@ -50,15 +52,17 @@ def _comparison(cell: Cell, k: int) -> tuple[int, int]:
 
 
 def is_prompts(row: Values) -> bool:
-    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source", *BESIDE}
+    """Whether a row has a prompt and no response."""
+    return "prompt" in row and row.keys() <= {"prompt", "id", "weight", "source", *TEMPLATE_COLUMNS}
 
 
 def prompts(row: Row) -> Converted:
-    """Prompts to answer: the one candidate is empty, which no method of given responses takes."""
+    """One group with an empty candidate, for methods that generate the responses; no other method accepts it."""
     yield row.group(text_or_messages(row.need("prompt")), [""])
 
 
 def is_ranked(row: Values) -> bool:
+    """Whether a row has a list of responses and a column of scores, ranks or comparisons."""
     return (
         "prompt" in row
         and "chosen" not in row
@@ -68,33 +72,35 @@ def is_ranked(row: Values) -> bool:
 
 
 def ranked(row: Row) -> Converted:
-    group = row.group(*joined(text_or_messages(row.need("prompt")), row.need(*LISTS).items()))
+    """One group with the scores, ranks, comparisons or preferred index of the row."""
+    group = row.group(*join_prompt_and_responses(text_or_messages(row.need("prompt")), row.need(*LISTS).items()))
     k = len(group.candidates)
     row.need(*WORTH)
     pairwise, ranks = row.find("pairwise"), row.find(*RANKS)
     yield replace(
         group,
-        comparisons=None if pairwise is None else _compared(pairwise, k),
+        comparisons=None if pairwise is None else _winner_pairs(pairwise, k),
         scores=_scores(row, k),
         ranks=None if ranks is None else tuple(_rank(cell) for cell in ranks.items_for(k)),
         preferred=_preferred(row, group.candidates),
     )
 
 
-def _compared(pairwise: Cell, k: int) -> tuple[tuple[int, int], ...]:
-    """(better, worse) pairs of a list of {i, j, winner}; ties leave no pair."""
-    found = []
+def _winner_pairs(pairwise: Cell, k: int) -> tuple[tuple[int, int], ...]:
+    """(better, worse) index pairs of a list of {i, j, winner}; a tie gives no pair."""
+    pairs = []
     for cell in pairwise.items():
         i, j, winner = cell.need("i").index(k), cell.need("j").index(k), cell.need("winner")
         if i == j or winner.whole() not in (0, 1, 2):
             raise cell.refusal("two different indices i and j, and winner 0 (i), 1 (j) or 2 (a tie)")
         if winner.value != 2:
-            found.append((i, j) if winner.value == 0 else (j, i))
-    return tuple(found)
+            pairs.append((i, j) if winner.value == 0 else (j, i))
+    return tuple(pairs)
 
 
 def _rank(cell: Cell) -> int:
-    # A 0 is either a rank counted from 0 or an index in a list of the best first: not ours to guess.
+    """A rank counted from 1."""
+    # A 0 is either a rank counted from 0 or an index in a list ordered from the best: the row does not tell which.
     if cell.whole() < 1:
         raise cell.refusal("the rank of the candidate at this place, counted from 1, the best", "add 1 to each rank")
     return cell.whole()
@@ -106,7 +112,7 @@ def _scores(row: Row, k: int) -> tuple[float, ...] | None:
 
 
 def _preferred(row: Row, candidates: Sequence[Text]) -> int | None:
-    """The preferred candidate's index, of its index or its text."""
+    """Index of the preferred candidate, which the row names by its index or its text."""
     cell = row.find(*PREFERRED)
     if cell is None:
         return None
@@ -114,10 +120,10 @@ def _preferred(row: Row, candidates: Sequence[Text]) -> int | None:
 
 
 def index_of_text(cell: Cell, candidates: Sequence[Text]) -> int:
-    """The index of the one candidate whose text, or last message, is the cell's.
+    """Index of the one candidate whose text, or text of its last message, equals the cell's text.
 
     Raises:
-        DataError: no candidate reads so, or several do.
+        DataError: no candidate has this text, or several have it.
     """
     texts = [text if isinstance(text, str) else content_of(text[-1]) for text in candidates]
     indices = [i for i, text in enumerate(texts) if text == cell.text()]
@@ -130,33 +136,40 @@ def index_of_text(cell: Cell, candidates: Sequence[Text]) -> int:
     return indices[0]
 
 
-def _objects(value: object, key: str) -> bool:
+def _is_list_of_objects(value: object, key: str) -> bool:
+    """Whether a value is a non-empty list of objects with this key."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and key in item for item in value)
 
 
 def is_ultrafeedback(row: Values) -> bool:
-    return not row.keys().isdisjoint({"instruction", "prompt"}) and _objects(row.get("completions"), "response")
+    """Whether a row has the columns of UltraFeedback."""
+    return not row.keys().isdisjoint({"instruction", "prompt"}) and _is_list_of_objects(
+        row.get("completions"), "response"
+    )
 
 
 def ultrafeedback(row: Row) -> Converted:
+    """One group with a rating of each completion as its score."""
     completions = row.need("completions").items()
-    prompt, candidates = joined(
+    prompt, candidates = join_prompt_and_responses(
         text_or_messages(row.need("instruction", "prompt")), [cell.need("response") for cell in completions]
     )
     rating = next((name for name in RATINGS if all(cell.find(name) for cell in completions)), None)
     if rating is None:
         raise row.need("completions").refusal(f"one of {', '.join(RATINGS)} in each completion")
-    row.ledger.count(f"scores taken from '{rating}' of the completions", row.where)
+    row.read_log.count(f"scores taken from '{rating}' of the completions", row.where)
     yield replace(row.group(prompt, candidates), scores=tuple(cell.need(rating).number() for cell in completions))
 
 
 def is_nemo_rl(row: Values) -> bool:
-    return "context" in row and _objects(row.get("completions"), "completion")
+    """Whether a row has the columns of NeMo RL."""
+    return "context" in row and _is_list_of_objects(row.get("completions"), "completion")
 
 
 def nemo_rl(row: Row) -> Converted:
+    """One group with the ranks of the completions."""
     completions = row.need("completions").items()
     prompt = text_or_messages(row.need("context"))
-    group = row.group(*joined(prompt, [cell.need("completion") for cell in completions]))
-    # Ranks there start at 0; ours at 1.
+    group = row.group(*join_prompt_and_responses(prompt, [cell.need("completion") for cell in completions]))
+    # NeMo RL's ranks start at 0, Penchant's at 1.
     yield replace(group, ranks=tuple(cell.need("rank").whole() + 1 for cell in completions))

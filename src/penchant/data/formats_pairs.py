@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from penchant.data.conversations import joined, last_turn, messages, split_off, text_or_messages
+from penchant.data.conversations import (
+    join_prompt_and_responses,
+    last_turn,
+    messages,
+    split_shared_prompt,
+    text_or_messages,
+)
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.errors import DataError
@@ -20,33 +26,40 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def is_pairs(row: Values) -> bool:
+    """Whether a row has a prompt, a chosen and a rejected response."""
     return {"prompt", "chosen", "rejected"} <= row.keys()
 
 
 def pairs(row: Row) -> Converted:
+    """One group of the chosen and the rejected response."""
     prompt = text_or_messages(row.need("prompt"))
-    yield replace(row.group(*joined(prompt, [row.need("chosen"), row.need("rejected")])), preferred=0)
+    yield replace(
+        row.group(*join_prompt_and_responses(prompt, [row.need("chosen"), row.need("rejected")])), preferred=0
+    )
 
 
 def is_implicit_prompt(row: Values) -> bool:
+    """Whether a row has a chosen and a rejected conversation and no prompt column."""
     return {"chosen", "rejected"} <= row.keys() and "prompt" not in row
 
 
 def implicit_prompt(row: Row) -> Converted:
+    """One group whose prompt is the beginning that the two conversations share."""
     cells = [row.need("chosen"), row.need("rejected")]
     if any(isinstance(cell.value, str) for cell in cells):
-        # The characters that two texts share say nothing of where the prompt ends.
+        # The end of the prompt cannot be derived from the characters that two texts share.
         raise DataError(
             "columns 'chosen' and 'rejected' are text and there is no prompt; expected a prompt column, "
             "lists of messages, or Human/Assistant transcripts (format hh)",
             where=row.where,
             fix="add a column 'prompt' and keep only the responses in 'chosen' and 'rejected'",
         )
-    prompt, responses = split_off([messages(cell) for cell in cells], cells)
+    prompt, responses = split_shared_prompt([messages(cell) for cell in cells], cells)
     yield replace(row.group(prompt, responses), preferred=0)
 
 
 def is_hh(row: Values) -> bool:
+    """Whether a row has a chosen and a rejected transcript of Human and Assistant turns."""
     texts = [row.get("chosen"), row.get("rejected")]
     return "prompt" not in row and all(isinstance(t, str) for t in texts) and any(map(_is_transcript, texts))
 
@@ -56,58 +69,65 @@ def _is_transcript(text: object) -> bool:
 
 
 def hh(row: Row) -> Converted:
+    """One group of the last Assistant turns of two transcripts; no group where the transcripts differ earlier."""
     texts = [row.need("chosen").text(), row.need("rejected").text()]
     ends = [text.rfind(ASSISTANT) + len(ASSISTANT) for text in texts]
     prompts = {text[:end] for text, end in zip(texts, ends, strict=True)}
     responses = [text[end:] for text, end in zip(texts, ends, strict=True)]
     if not all(map(_is_transcript, texts)):
-        row.leave_out("no transcript of Human and Assistant turns")
+        row.count_left_out("no transcript of Human and Assistant turns")
     elif any(HUMAN in response for response in responses):
-        row.leave_out("a transcript ends with a Human turn")
+        row.count_left_out("a transcript ends with a Human turn")
     elif len(prompts) > 1:
-        row.leave_out("the two transcripts differ before the last Assistant turn")
+        row.count_left_out("the two transcripts differ before the last Assistant turn")
     else:
         yield replace(row.group(prompts.pop(), responses), preferred=0)
 
 
 def is_several_rejected(row: Values) -> bool:
+    """Whether a row has several rejected responses, in a list or in numbered columns."""
     rejected = row.get("rejected")
     several = isinstance(rejected, list) and all(isinstance(value, str | list) for value in rejected)
     return {"prompt", "chosen"} <= row.keys() and (several or any(map(NUMBERED.fullmatch, row)))
 
 
 def several_rejected(row: Row) -> Converted:
-    prompt, rejected = text_or_messages(row.need("prompt")), _rejected(row)
+    """One group of the chosen and all rejected responses."""
+    prompt, rejected = text_or_messages(row.need("prompt")), _rejected_cells(row)
     if not rejected:
         raise row.need("rejected").refusal("at least one rejected response")
-    yield replace(row.group(*joined(prompt, [row.need("chosen"), *rejected])), preferred=0)
+    yield replace(row.group(*join_prompt_and_responses(prompt, [row.need("chosen"), *rejected])), preferred=0)
 
 
-def _rejected(row: Row) -> list[Cell]:
-    first = row.find("rejected")
-    listed = first is not None and isinstance(first.value, list) and is_several_rejected(row.values)
-    cells = [] if first is None else first.items() if listed else [first]
+def _rejected_cells(row: Row) -> list[Cell]:
+    rejected_cell = row.find("rejected")
+    is_list = rejected_cell is not None and isinstance(rejected_cell.value, list) and is_several_rejected(row.values)
+    cells = [] if rejected_cell is None else rejected_cell.items() if is_list else [rejected_cell]
     names = sorted(filter(NUMBERED.fullmatch, row.values), key=lambda name: int(re.sub(r"\D", "", name)))
     return cells + [cell for name in names if (cell := row.find(name))]
 
 
 def is_unpaired(row: Values) -> bool:
+    """Whether a row has one response with a yes/no label."""
     return "label" in row and bool({"completion", "messages"} & row.keys()) and "chosen" not in row
 
 
 def unpaired(row: Row) -> Converted:
+    """One group of one response with its label."""
     yield replace(row.group(*_prompt_and_response(row)), labels=(row.need("label").yes_or_no(),))
 
 
 def is_sft(row: Values) -> bool:
+    """Whether a row has one response without a label, for supervised tuning."""
     if {"instruction", "output"} <= row.keys():
         return isinstance(row["output"], str)
     return {"prompt", "completion"} <= row.keys() or bool({"messages", "conversations"} & row.keys())
 
 
 def sft(row: Row) -> Converted:
+    """One group of one response."""
     if output := row.find("output"):
-        yield row.group(*joined(alpaca_prompt(row), [output]))
+        yield row.group(*join_prompt_and_responses(alpaca_prompt(row), [output]))
     else:
         yield row.group(*_prompt_and_response(row))
 
@@ -120,24 +140,26 @@ def _prompt_and_response(row: Row) -> tuple[Text, tuple[Text, ...]]:
     prompt = row.need("prompt") if "prompt" in row.values else None
     if prompt is None and not isinstance(completion.value, str):
         return last_turn(messages(completion), completion)
-    return joined("" if prompt is None else text_or_messages(prompt), [completion])
+    return join_prompt_and_responses("" if prompt is None else text_or_messages(prompt), [completion])
 
 
 def alpaca_prompt(row: Row) -> tuple[Message, ...]:
-    """Messages of an Alpaca row: history, then instruction and input on a line of its own."""
+    """The prompt of an Alpaca row as messages: the history, then the instruction with the input on the next line."""
     turns: list[Message] = []
-    for past in history.items() if (history := row.find("history")) else ():
-        question, answer = past.items_for(2)
+    for exchange in history.items() if (history := row.find("history")) else ():
+        question, answer = exchange.items_for(2)
         turns += [Message(role="user", content=question.text()), Message(role="assistant", content=answer.text())]
-    asked, given = row.need("instruction").text(), row.find("input")
-    content = "\n".join(filter(None, [asked, given.text() if given else ""]))
+    instruction, extra_input = row.need("instruction").text(), row.find("input")
+    content = "\n".join(filter(None, [instruction, extra_input.text() if extra_input else ""]))
     turns.append(Message(role="user", content=content))
     return tuple(turns)
 
 
 def is_text(row: Values) -> bool:
+    """Whether a row has a text without a prompt."""
     return "text" in row
 
 
 def text(row: Row) -> Converted:
+    """One group of an empty prompt and the text."""
     yield row.group("", [row.need("text").text()])

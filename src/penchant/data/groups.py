@@ -1,4 +1,4 @@
-"""A preference group: one prompt, its K candidate responses, and what is known of their worth."""
+"""A preference group: one prompt, its K candidate responses, and the preferences among them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penchant.data.messages import Message, Text, as_text, spoken
+from penchant.data.messages import Message, Text, as_text, response_messages
 
 __all__ = ["Message", "PreferenceGroup", "Text", "as_messages", "as_text"]
 
@@ -15,23 +15,23 @@ __all__ = ["Message", "PreferenceGroup", "Text", "as_messages", "as_text"]
 class PreferenceGroup:
     """One prompt and its K >= 1 candidates.
 
-    What is known of the candidates' worth is in any of five fields; `pairs` derives who beats whom from the first of
-    them, in the order below, that is not None.
+    Preferences are in any of five fields, `comparisons` to `labels`; `pairs` derives (better, worse) pairs from the
+    first of them, in the order below, that is not None.
 
     Attributes:
-        prompt: text, or the messages before the response; a `Conversation` where tools, documents or template
-            variables come with them.
+        prompt: text, or the messages before the response; a `Conversation` where the group has tools, documents or
+            template variables.
         candidates: K responses, each text or messages (most often one assistant message).
         comparisons: explicit (better, worse) index pairs; a pair that is absent is a tie or was not compared.
         scores: K numbers, higher is better; equal scores are a tie.
         ranks: K ranks, 1 is the best; equal ranks are a tie.
         preferred: index of the one candidate preferred to all the others.
         labels: K yes/no labels (unpaired data: K = 1).
-        id: from the data, or the row's 0-based number.
-        weight: how much the group counts in the loss, > 0.
-        source: where the group comes from, for breakdowns; None when the data does not say.
-        mismatched: index of a candidate that answers another prompt (see `data.mismatch`); nothing else holds of it.
-        extra: the columns of the source's row that its format does not read, by the source's names.
+        id: the row's id, or its 0-based number where the data has no ids.
+        weight: weight of the group in the loss, > 0.
+        source: origin of the group, for breakdowns; None where the data does not name it.
+        mismatched: index of a candidate that answers another prompt (see `data.mismatch`) and has no preference.
+        extra: values of the row's columns that its format does not read, by the source's column names.
     """
 
     prompt: Text
@@ -60,7 +60,7 @@ class PreferenceGroup:
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """(better, worse) index pairs; empty where nothing is known or all are tied."""
+        """(better, worse) index pairs; empty where there is no preference or all candidates are tied."""
         return tuple(self._pairs())
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
@@ -78,11 +78,11 @@ class PreferenceGroup:
 
 
 def as_messages(group: PreferenceGroup) -> PreferenceGroup:
-    """The group with plain texts as messages: its prompt a user's, its candidates the assistant's.
+    """The group with a plain prompt as a user's message, and plain candidates as the assistant's.
 
-    An empty prompt has no message.
+    An empty prompt becomes an empty list of messages.
     """
     prompt = group.prompt
     if isinstance(prompt, str):
         prompt = (Message(role="user", content=prompt),) if prompt else ()
-    return replace(group, prompt=prompt, candidates=tuple(map(spoken, group.candidates)))
+    return replace(group, prompt=prompt, candidates=tuple(map(response_messages, group.candidates)))

@@ -1,7 +1,7 @@
-"""Who took what, when, and how they liked it; and what the things are called.
+"""Readers of users' interactions with items (user, item, time, rating), and of the items' titles.
 
-Files of interactions: CSV, JSON lines or Parquet with named columns, RecBole's atomic files (.inter, .item), and
-MovieLens' .dat (``user::item::rating::time``; titles as ``item::title::...``).
+Files are CSV, JSON lines or Parquet with named columns, RecBole's atomic files (.inter, .item), or MovieLens' .dat
+(``user::item::rating::time``; titles as ``item::title::...``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.data.files import ending_of, opened, read_rows
+from penchant.data.files import ending_of, open_data_file, read_rows
 from penchant.data.files_text import text_lines
 from penchant.errors import DataError
 
@@ -23,7 +23,7 @@ NAMES = {
     "rating": ("rating", "score", "stars", "overall"),
     "title": ("title", "item_name", "movie_title", "name"),
 }
-"""Column names that are understood, ours first."""
+"""Accepted names of each column, Penchant's first."""
 
 INTERACTIONS = ("user", "item", "rating", "time")
 TITLES = ("item", "title")
@@ -32,11 +32,13 @@ RECBOLE = (".inter", ".item")
 
 @dataclass(frozen=True)
 class Interaction:
-    """One user with one item.
+    """One user's interaction with one item.
 
     Attributes:
-        time: seconds, or whatever grows with time in the file.
-        rating: None where the data has none.
+        user: id of the user.
+        item: id of the item.
+        time: seconds, or another number that grows with time.
+        rating: the user's rating; None where the data has none.
     """
 
     user: str
@@ -46,29 +48,31 @@ class Interaction:
 
 
 def read_interactions(source: str | Path, *, columns: Mapping[str, str] | None = None) -> list[Interaction]:
-    """Interactions in the file's order.
+    """The interactions of a file, in its order.
 
     Args:
-        columns: user, item, time, rating -> the source's name of the column, where it is not one of `NAMES`.
+        source: the file, or a folder of files.
+        columns: the source's column name for user, item, time or rating, where it is not one of `NAMES`.
 
     Raises:
-        DataError: the file cannot be read; a row lacks its user, item or time, or a number is none.
+        DataError: the file cannot be read; a row lacks its user, item or time; or a time or rating is not a number.
     """
-    found = []
+    interactions = []
     for row in _rows(source, INTERACTIONS, columns):
         rating = row.number("rating") if row.values["rating"] not in (None, "") else None
-        found.append(Interaction(row.text("user"), row.text("item"), row.number("time"), rating))
-    return found
+        interactions.append(Interaction(row.text("user"), row.text("item"), row.number("time"), rating))
+    return interactions
 
 
 def read_titles(
     source: str | Path, *, columns: Mapping[str, str] | None = None, split: str | None = None
 ) -> dict[str, str]:
-    """Each item's title.
+    """The title of each item, by the item's id.
 
     Args:
-        columns: item, title -> the source's name of the column, where it is not one of `NAMES`.
-        split: which split of a folder.
+        source: the file, or a folder of files.
+        columns: the source's column name for item or title, where it is not one of `NAMES`.
+        split: name of a split of the folder.
 
     Raises:
         DataError: the file cannot be read, a row lacks its item or title, or an item has two titles.
@@ -87,10 +91,12 @@ def read_titles(
 
 @dataclass(frozen=True)
 class _Row:
-    """The wanted columns of a row by our names; None where it lacks one.
+    """The required columns of a row.
 
     Attributes:
-        names: of each column, those it was looked for by.
+        values: value by Penchant's column name; None where the row has none.
+        where: file and line, for errors.
+        names: accepted names of each column.
     """
 
     values: Mapping[str, Any]
@@ -98,6 +104,7 @@ class _Row:
     names: Mapping[str, tuple[str, ...]]
 
     def text(self, column: str) -> str:
+        """The column's value as non-empty text."""
         value = self.values[column]
         text = "" if value is None else str(value).strip()
         if not text:
@@ -109,6 +116,7 @@ class _Row:
         return text
 
     def number(self, column: str) -> float:
+        """The column's value as a finite number."""
         text = self.text(column)
         try:
             number = float(text)
@@ -124,8 +132,8 @@ class _Row:
 def _rows(
     source: str | Path, columns_read: tuple[str, ...], columns: Mapping[str, str] | None, split: str | None = None
 ) -> Iterator[_Row]:
-    given = columns or {}
-    names = {ours: (given[ours],) if ours in given else NAMES[ours] for ours in columns_read}
+    column_names = columns or {}
+    names = {ours: (column_names[ours],) if ours in column_names else NAMES[ours] for ours in columns_read}
     path = Path(source).absolute()
     ending = ending_of(path)
     if ending == ".dat":
@@ -137,14 +145,17 @@ def _rows(
     empty = True
     for where, row in rows:
         empty = False
-        values = {ours: next((row[n] for n in known if n in row), None) for ours, known in names.items()}
+        values = {
+            ours: next((row[n] for n in accepted_names if n in row), None) for ours, accepted_names in names.items()
+        }
         yield _Row(values, where, names)
     if empty:
         raise DataError("it is empty; expected at least one row", where=path.name, fix="name another file")
 
 
 def _double_colons(path: Path, columns_read: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with opened(path, path.name) as stream:
+    """Rows of a file without a header, whose fields are separated by ``::``."""
+    with open_data_file(path, path.name) as stream:
         for number, line in text_lines(stream, path.name):
             where, cells = f"{path.name}, line {number}", line.rstrip("\r\n").split("::")
             if len(cells) < len(columns_read):
@@ -157,9 +168,9 @@ def _double_colons(path: Path, columns_read: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _recbole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Tab-separated, with a header of ``name:type``."""
+    """Rows of a tab-separated file whose header has a ``name:type`` for each column."""
     header: list[str] | None = None
-    with opened(path, path.name) as stream:
+    with open_data_file(path, path.name) as stream:
         for number, line in text_lines(stream, path.name):
             where, cells = f"{path.name}, line {number}", line.rstrip("\r\n").split("\t")
             if header is None:

@@ -1,4 +1,4 @@
-"""Which tokens of a sequence are learnt from: the turns of `data.assistant_turns`, as ids."""
+"""Loss masks: the turns of `data.assistant_turns` as positions in the token ids of a sequence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Mask
 
 
-def learnt_masks(
+def build_loss_masks(
     text: GroupText,
     encoded: list[list[int]],
     sequences: list[list[int]],
@@ -18,9 +18,18 @@ def learnt_masks(
     special: SpecialTokens,
     events: set[str],
 ) -> list[Mask] | None:
-    """For each sequence which of its tokens are learnt, boundaries checked as the prompt's is; None for all behind it.
+    """One mask for each sequence, True for the tokens to train on; None where these are all tokens of the responses.
 
-    A turn that does not end with its end of turn, as where a token spans it, is not learnt.
+    A turn whose ids do not end with an end-of-turn token, for example where a token spans its end, is left out of the
+    mask and counted.
+
+    Args:
+        text: texts of the group.
+        encoded: token ids of `text.parts`, in their order.
+        sequences: token ids of the prompt with each candidate.
+        boundary: number of tokens in the prompt.
+        special: special tokens of the tokenizer.
+        events: names of the events to count; this function adds to them.
     """
     if not any(text.turns):
         return None
@@ -33,11 +42,11 @@ def learnt_masks(
         for turn in turns or ():
             start, end = boundary, len(ids)
             if turn.prompt is not None:
-                prompt_ids = started(ids_of[turn.prompt], True, special, set())
+                prompt_ids = with_start_tokens(ids_of[turn.prompt], True, special, set())
                 start = common_length(prompt_ids, ids)
                 events |= {"boundary_moved"} if start < len(prompt_ids) else set()
             if turn.through != sequence_text:
-                end = common_length(started(ids_of[turn.through], True, special, set()), ids)
+                end = common_length(with_start_tokens(ids_of[turn.through], True, special, set()), ids)
             if ids[end - 1] in special.ends and (start < end - 1 or end == len(ids)):
                 mask[start:end] = True
             else:
@@ -46,12 +55,21 @@ def learnt_masks(
     return masks
 
 
-def started(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
-    """The ids with the tokenizer's start tokens in front once; a chat template decides itself whether to have them."""
-    stripped, times = special.strip_start(ids)
+def with_start_tokens(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
+    """The ids with the tokenizer's start tokens in front exactly once.
+
+    Where a chat template wrote the text, start tokens are added only if it wrote some.
+
+    Args:
+        ids: token ids of the text, without special tokens added by the tokenizer.
+        templated: whether a chat template wrote the text.
+        special: special tokens of the tokenizer.
+        events: names of the events to count; this function adds to them.
+    """
+    ids_without_start, times = special.strip_start(ids)
     if times > 1:
         events.add("duplicate_bos_removed")
     if templated and special.start and not times:
         events.add("template_without_bos")
-        return stripped
-    return special.with_start(stripped, times)
+        return ids_without_start
+    return special.with_start(ids_without_start, times)

@@ -1,4 +1,4 @@
-"""Messages of a conversation, and what a chat template is handed beside them."""
+"""Messages of a conversation, and their context for the chat template: tools, documents and variables."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, NotRequired, TypedDict
 
 ASSISTANT = "assistant"
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Fields of a message that hold what was thought before it; templates read one of them."""
+"""Fields of a message that may contain its reasoning; templates read one of them."""
 
 
 class Function(TypedDict):
-    """What a call calls; the arguments are an object, which templates write as JSON themselves."""
+    """Name and arguments of a tool call; the arguments are an object, which templates write as JSON."""
 
     name: str
     arguments: dict[str, Any]
 
 
 class ToolCall(TypedDict):
-    """One call, in OpenAI's form."""
+    """One tool call in OpenAI's form."""
 
     type: str
     function: Function
@@ -28,14 +28,14 @@ class ToolCall(TypedDict):
 
 
 class Part(TypedDict):
-    """A part of a message's content; parts that are no text are refused."""
+    """A part of a message's content; only parts of type text are accepted."""
 
     type: str
     text: str
 
 
 class Message(TypedDict):
-    """One turn of a conversation, as chat templates take it; any other field of plain JSON is theirs too."""
+    """One turn of a conversation in the form of chat templates, which may read further JSON fields."""
 
     role: str
     content: NotRequired[str | list[Part]]
@@ -48,12 +48,12 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Context:
-    """What stands beside a conversation's messages.
+    """The context of a conversation's messages.
 
     Attributes:
-        tools: JSON schemas of the functions that may be called, in OpenAI's form.
-        documents: what may be cited.
-        template_kwargs: variables for the chat template, on top of the run's.
+        tools: JSON schemas of the functions that the model may call, in OpenAI's form.
+        documents: documents that the model may cite.
+        template_kwargs: variables for the chat template; they override the run's.
     """
 
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -61,7 +61,7 @@ class Context:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
-        """Those that are there, as a row's columns."""
+        """The non-empty fields, by the names of a row's columns."""
         columns = {
             "tools": list(self.tools),
             "documents": list(self.documents),
@@ -76,9 +76,9 @@ NO_CONTEXT = Context()
 class Conversation(tuple[Message, ...]):
     """Messages with their context.
 
-    It is a tuple of messages wherever only these are asked for, so a prompt carries its tools to every model, judge and
-    reward without an argument of its own. Two conversations are equal where messages and context are. A slice, or a sum
-    of two, is a plain tuple: `in_context` puts the context back.
+    A conversation is a tuple of messages, so a prompt carries its tools to every model, judge and reward without an
+    extra argument. Two conversations are equal if their messages and contexts are. A slice, or the sum of two
+    conversations, is a plain tuple; `with_context` adds the context again.
     """
 
     context: Context
@@ -105,58 +105,58 @@ Text = str | tuple[Message, ...]
 
 
 def context_of(text: object) -> Context:
-    """What stands beside the messages; nothing beside plain text."""
+    """The context of a conversation; the empty context for plain text."""
     return text.context if isinstance(text, Conversation) else NO_CONTEXT
 
 
-def in_context(messages: Iterable[Message], context: Context) -> tuple[Message, ...]:
+def with_context(messages: Iterable[Message], context: Context) -> tuple[Message, ...]:
     """The messages with this context; a plain tuple where it is empty."""
     return Conversation(messages, context) if context.columns() else tuple(messages)
 
 
 def content_of(message: Message) -> str:
-    """A message's text; its parts' where it has parts, one below the other; empty where it has no content."""
+    """A message's text; where it has parts, their texts on separate lines; empty where it has no content."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
-def spoken(text: Text) -> tuple[Message, ...]:
-    """A candidate as messages; plain text is the assistant's."""
+def response_messages(text: Text) -> tuple[Message, ...]:
+    """A candidate as messages; plain text becomes one message of the assistant."""
     return (Message(role=ASSISTANT, content=text),) if isinstance(text, str) else text
 
 
 def is_blank(candidate: Text) -> bool:
-    """Whether a candidate holds nothing but white space: no text, no call, no thought."""
+    """Whether a candidate contains only white space: no text, no tool call and no reasoning."""
     if isinstance(candidate, str):
         return not candidate.strip()
-    return not any(_holds_something(message) for message in candidate)
+    return not any(_has_content(message) for message in candidate)
 
 
-def _holds_something(message: Message) -> bool:
+def _has_content(message: Message) -> bool:
     if content_of(message).strip() or message.get("tool_calls"):
         return True
     return any(str(message.get(name) or "").strip() for name in REASONING)
 
 
 def as_text(value: Text) -> str:
-    """Plain text of a prompt or candidate, for people and for comparing.
+    """Plain text of a prompt or candidate, for display and for comparison.
 
-    Messages are joined as ``role: content``, their other fields on lines below; tools and whatever else is beside them
-    come first. Two texts that a chat template could tell apart are two.
+    Messages are joined as ``role: content``, with their other fields on the next lines; tools and other context come
+    first. Inputs that a chat template could render differently have different texts.
     """
     if isinstance(value, str):
         return value
-    beside = [f"{name}: {_json(value_beside)}" for name, value_beside in context_of(value).columns().items()]
-    return "\n\n".join([*beside, *map(_turn, value)])
+    context_lines = [f"{name}: {_json(value_beside)}" for name, value_beside in context_of(value).columns().items()]
+    return "\n\n".join([*context_lines, *map(_turn_text, value)])
 
 
 def as_json(value: Text) -> Any:
-    """A prompt or candidate as JSON that no other has: text, a list of messages, or an object with their context."""
+    """A prompt or candidate as JSON: text, a list of messages, or an object of messages and context."""
     columns = context_of(value).columns()
     return {"messages": list(value), **columns} if columns else value
 
 
-def _turn(message: Message) -> str:
+def _turn_text(message: Message) -> str:
     fields: dict[str, Any] = {name: value for name, value in message.items() if name not in ("role", "content")}
     lines = [f"{name}: {field if isinstance(field, str) else _json(field)}" for name, field in fields.items()]
     return "\n".join([f"{message['role']}: {content_of(message)}", *lines])
@@ -167,9 +167,9 @@ def _json(value: object) -> str:
 
 
 def same_turn(turns: Sequence[Message]) -> bool:
-    """Whether messages say the same, whatever fields of their own a data set has given them (ids, times)."""
-    first, *others = ({name: turn.get(name) for name in _SPOKEN_FIELDS} for turn in turns)
-    return all(fields == first for fields in others)
+    """Whether messages are equal in all fields except those that a data set may add (ids, times)."""
+    first_fields, *other_fields = ({name: turn.get(name) for name in _COMPARED_FIELDS} for turn in turns)
+    return all(fields == first_fields for fields in other_fields)
 
 
-_SPOKEN_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
+_COMPARED_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)

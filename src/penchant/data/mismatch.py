@@ -1,4 +1,4 @@
-"""A response to another prompt beside each group's own, for methods that estimate a KL from mismatched pairs (KTO)."""
+"""Mismatched responses (responses to another prompt) for methods that estimate a KL divergence from them (KTO)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from penchant.errors import DataError
 
 
 def add_mismatched(groups: Sequence[TokenizedGroup], seed: int, longest: int) -> list[TokenizedGroup]:
-    """Each group with one candidate more, drawn from the candidates of a group with another prompt.
+    """The groups, each with an additional candidate drawn from the candidates of a group with another prompt.
 
-    Which one is a function of the seed and of the groups' texts, not of the tokenizer. What is known of the group's
-    own candidates stays; nothing is known of the new one, and `mismatched` names it.
+    The draw depends on the seed and on the groups' texts, not on the tokenizer. The preferences among a group's own
+    candidates are unchanged; the new candidate has none, and `mismatched` is its index.
 
     Args:
-        longest: tokens of prompt + response; the borrowed response is cut there.
+        groups: the tokenized groups.
+        seed: seed of the draw.
+        longest: limit on the tokens of prompt + response; the borrowed response is cut to it.
 
     Raises:
         DataError: all groups have the same prompt.
@@ -36,23 +38,23 @@ def add_mismatched(groups: Sequence[TokenizedGroup], seed: int, longest: int) ->
         other = int(draw.integers(len(groups)))
         while prompts[other] == prompt:
             other = (other + 1) % len(groups)
-        lender = groups[other]
-        chosen = int(draw.integers(len(lender.responses)))
+        other_group = groups[other]
+        chosen = int(draw.integers(len(other_group.responses)))
         room = max(1, longest - len(group.prompt))
-        known = group.group
-        together = replace(
-            known,
-            candidates=(*known.candidates, lender.group.candidates[chosen]),
-            comparisons=known.pairs,
-            scores=None if known.scores is None else (*known.scores, 0.0),
+        original = group.group
+        extended = replace(
+            original,
+            candidates=(*original.candidates, other_group.group.candidates[chosen]),
+            comparisons=original.pairs,
+            scores=None if original.scores is None else (*original.scores, 0.0),
             ranks=None,
             preferred=None,
-            labels=None if known.labels is None else (*known.labels, False),
-            mismatched=len(known.candidates),
+            labels=None if original.labels is None else (*original.labels, False),
+            mismatched=len(original.candidates),
         )
-        learnt = None
-        if group.learnt is not None or lender.learnt is not None:
-            learnt = (*group.masks, lender.masks[chosen][:room])
-        responses = (*group.responses, lender.responses[chosen][:room])
-        result.append(TokenizedGroup(group.prompt, responses, together, learnt=learnt))
+        loss_masks = None
+        if group.loss_masks is not None or other_group.loss_masks is not None:
+            loss_masks = (*group.masks, other_group.masks[chosen][:room])
+        responses = (*group.responses, other_group.responses[chosen][:room])
+        result.append(TokenizedGroup(group.prompt, responses, extended, loss_masks=loss_masks))
     return result

@@ -1,4 +1,4 @@
-"""Values that are computed once for a tokenizer, and again when its tokens or its chat template change."""
+"""A cache of values that are computed once per tokenizer, and again when its tokens or its chat template change."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Value = TypeVar("Value")
 def cached_per_tokenizer(
     compute: Callable[[PreTrainedTokenizerBase], Value],
 ) -> Callable[[PreTrainedTokenizerBase], Value]:
-    """The function with its last value for each living tokenizer; the value must not refer to the tokenizer.
+    """A function that returns the cached value for each living tokenizer; the value must not refer to the tokenizer.
 
-    A call compares all of the tokenizer's added tokens, which takes 0.1 ms where there are 256: not for each row.
+    A call compares all of the tokenizer's added tokens, which takes 0.1 ms for 256 tokens: too slow for every row.
     """
     cache: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, Value]] = WeakKeyDictionary()
 
     @wraps(compute)
     def cached(tokenizer: PreTrainedTokenizerBase) -> Value:
-        # As text, because a mapping of several templates can be changed in place.
+        # Text rather than the object, because a mapping of several templates can be changed in place.
         template = str(tokenizer.chat_template)
         key = (template, tokenizer.special_tokens_map, len(tokenizer.added_tokens_decoder))
         entry = cache.get(tokenizer)

@@ -8,9 +8,9 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def common_length(first: Sequence[Item], second: Sequence[Item]) -> int:
-    """Length of the common prefix of two texts, or of two lists."""
-    if second[: len(first)] == first:
-        return len(first)
-    shortest = min(len(first), len(second))
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), shortest)
+def common_length(sequence: Sequence[Item], other_sequence: Sequence[Item]) -> int:
+    """Length of the common prefix of two texts or two lists."""
+    if other_sequence[: len(sequence)] == sequence:
+        return len(sequence)
+    shortest = min(len(sequence), len(other_sequence))
+    return next((i for i, (a, b) in enumerate(zip(sequence, other_sequence, strict=False)) if a != b), shortest)

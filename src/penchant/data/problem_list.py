@@ -1,4 +1,4 @@
-"""Problems of groups while they are tokenized: counted where such groups may be dropped, one error where not."""
+"""Problems of groups during tokenization: counted where such groups may be dropped, otherwise one error for all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from penchant.errors import DataError
 
 @dataclass(frozen=True)
 class Problem:
-    """Why one group cannot be used.
+    """The reason why one group cannot be used.
 
     Attributes:
-        group: its id.
-        message: the error's text.
-        fix: what to do, if anything.
-        tokens: of the group's longest sequence, where its length is the problem.
+        group: id of the group.
+        message: text of the error.
+        fix: how to correct the data or the configuration; None where there is no way.
+        tokens: length of the group's longest sequence, where its length is the problem.
     """
 
     group: str
@@ -31,9 +31,9 @@ class ProblemList:
 
     Attributes:
         report: counts what is dropped.
-        dropping: events whose groups are dropped.
-        keeping: events whose groups are used all the same.
-        problems: the others, by event.
+        dropping: names of events whose groups are dropped.
+        keeping: names of events whose groups are used nevertheless.
+        problems: problems that are errors, by event.
     """
 
     report: TokenizationReport
@@ -41,15 +41,15 @@ class ProblemList:
     keeping: frozenset[str]
     problems: dict[str, list[Problem]] = field(default_factory=dict)
 
-    def refuse(self, event: str, problem: Problem) -> None:
-        """Count the group as dropped where the event's policy says so; otherwise it is part of the error."""
+    def add(self, event: str, problem: Problem) -> None:
+        """Count the group as dropped where the event's policy allows it; otherwise add it to the errors."""
         if event in self.dropping:
             self.report.note(event, problem.group)
         else:
             self.problems.setdefault(event, []).append(problem)
 
-    def settle(self) -> None:
-        """Raise the first kind of problem met, with the longest of its groups (else the first) as the example.
+    def raise_first(self) -> None:
+        """Raise one error for all problems of the first event, with its longest group (else its first) as example.
 
         Raises:
             DataError: there is a problem.

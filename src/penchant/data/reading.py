@@ -1,4 +1,4 @@
-"""Preference groups from any source and format, with an account of what was read and what was not."""
+"""Reading of preference groups from any source and format, with notes on what was read and what was not."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penchant.data.beside import AS_MESSAGES, plain_as_messages, with_beside
-from penchant.data.fields import Ledger, Row
+from penchant.data.beside import AS_MESSAGES, add_template_columns, text_as_messages
+from penchant.data.fields import ReadLog, Row
 from penchant.data.files import MAX_BYTES, read_rows, unread_files
-from penchant.data.formats import FORMATS, Format, Located, detect, format_named
+from penchant.data.formats import FORMATS, Format, LocatedRow, detect, format_named
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
 
@@ -26,9 +26,10 @@ class GroupSet:
     """Groups read from one source.
 
     Attributes:
-        format: name of the format they were in.
-        source: file, folder or hub id, as given.
-        notes: for people: what was detected, the columns used and not used, then whatever else was met, counted.
+        groups: the groups, in the order of the rows.
+        format: name of the rows' format.
+        source: file, folder or hub id, as the caller named it.
+        notes: lines for the user: the detected format, the columns used and not used, and the counted events.
     """
 
     groups: tuple[PreferenceGroup, ...]
@@ -45,65 +46,65 @@ def read_groups(
     columns: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> GroupSet:
-    """Read preference groups; the format is detected from every row.
+    """Preference groups of a source; the format is detected from all rows.
 
     Args:
-        source: as `penchant.data.files.read_rows` takes it: a file, a folder of files, or a hub id.
-        format: a name in `FORMATS`, where it should not be detected.
-        split: which split of a folder or hub data set.
-        columns: our column name -> the source's, as in ``{"prompt": "question"}``.
-        max_bytes: what a compressed file may unpack to.
+        source: a file, a folder of files, or a hub id, as for `penchant.data.files.read_rows`.
+        format: a name in `FORMATS`, which turns detection off.
+        split: name of a split of the folder or hub data set.
+        columns: the source's column name by Penchant's, as in ``{"prompt": "question"}``.
+        max_bytes: limit on the bytes of an unpacked file.
 
     Raises:
-        DataError: the source cannot be read; rows of several formats or of none; a row that is not what its
-            format says, with its line and column.
+        DataError: the source cannot be read; its rows are in several formats or in none; or a row does not have the
+            types of its format, with its line and column.
     """
     forced = None if format is None else format_named(format)
     name = Path(source).absolute().name
     rows = list(read_rows(source, split=split, columns=columns, max_bytes=max_bytes))
     present = list(dict.fromkeys(column for _, values in rows for column in values))
     _check_mapped(columns or {}, present, name)
-    used = forced or detect(rows, name)
-    ledger = Ledger()
-    groups, kind = _converted(used, rows, ledger, name, columns or {})
-    account = _account(used, groups, kind, _columns(present, columns or {}, ledger))
-    others = unread_files(source, split)
-    unread = [f"files not read: {', '.join(others)}"] if others else []
-    notes = [account, *_origins(rows, name), *unread, *_events(ledger), *_repeated_ids(groups)]
-    return GroupSet(tuple(groups), used.name, str(source), tuple(f"{name}: {note}" for note in notes))
+    detected_format = forced or detect(rows, name)
+    read_log = ReadLog()
+    groups, kind = _convert_rows(detected_format, rows, read_log, name, columns or {})
+    account = _summary_note(detected_format, groups, kind, _split_columns(present, columns or {}, read_log))
+    unread_names = unread_files(source, split)
+    unread_notes = [f"files not read: {', '.join(unread_names)}"] if unread_names else []
+    notes = [account, *_origin_notes(rows, name), *unread_notes, *_event_notes(read_log), *_repeated_id_notes(groups)]
+    return GroupSet(tuple(groups), detected_format.name, str(source), tuple(f"{name}: {note}" for note in notes))
 
 
-def _converted(
-    format: Format, rows: Sequence[Located], ledger: Ledger, name: str, columns: Mapping[str, str]
+def _convert_rows(
+    format: Format, rows: Sequence[LocatedRow], read_log: ReadLog, name: str, columns: Mapping[str, str]
 ) -> tuple[list[PreferenceGroup], str]:
-    """The rows' groups with the columns that are not read, and the one kind that all are of."""
+    """The groups of the rows with their unread columns, and the kind of all groups: plain text or conversational."""
     located: list[tuple[str, PreferenceGroup]] = []
     sources: list[Mapping[str, Any]] = []
     for number, (where, values) in enumerate(rows):
-        row = Row(values, where, number, ledger)
-        converted = [(where, with_beside(group, row)) for group in format.convert(row)]
+        row = Row(values, where, number, read_log)
+        converted = [(where, add_template_columns(group, row)) for group in format.convert(row)]
         located += converted
         sources += [values] * len(converted)
-    if ledger.events[AS_MESSAGES]:
-        located = [(where, plain_as_messages(group)) for where, group in located]
+    if read_log.events[AS_MESSAGES]:
+        located = [(where, text_as_messages(group)) for where, group in located]
     groups = [group for _, group in located]
     counts = Counter(map(_kind, groups))
-    first = {_kind(group): where for where, group in reversed(located)}
+    first_rows = {_kind(group): where for where, group in reversed(located)}
     if not groups:
         raise DataError(
-            f"no row could be used: {'; '.join(_events(ledger))}",
+            f"no row can be used: {'; '.join(_event_notes(read_log))}",
             where=name,
             fix="docs/data-formats.md shows what is read",
         )
     if len(counts) > 1:
-        found = "; ".join(f"{kind} ({count}, first: {first[kind]})" for kind, count in counts.items())
+        kind_counts = "; ".join(f"{kind} ({count}, first: {first_rows[kind]})" for kind, count in counts.items())
         raise DataError(
-            f"rows of both kinds: {found}; expected all plain text or all messages",
+            f"rows of both kinds: {kind_counts}; expected all plain text or all messages",
             where=name,
             fix="write every row as messages, or put the plain rows in a file of their own",
         )
-    # Which columns are read is known behind the last row.
-    read_columns = {"id", *ledger.used}
+    # The set of read columns is complete only after the last row.
+    read_columns = {"id", *read_log.used_columns}
     extras = ({columns.get(key, key): row[key] for key in row if key not in read_columns} for row in sources)
     with_extras = [replace(group, extra=extra) if extra else group for group, extra in zip(groups, extras, strict=True)]
     return with_extras, next(iter(counts))
@@ -114,48 +115,50 @@ def _kind(group: PreferenceGroup) -> str:
 
 
 def _check_mapped(columns: Mapping[str, str], present: Iterable[str], name: str) -> None:
-    """Every mapped column is in some row. Ours are there only where theirs were, else renaming had failed."""
-    theirs = [columns.get(column, column) for column in present]
-    for ours, wanted in columns.items():
-        if wanted not in theirs:
-            near = difflib.get_close_matches(wanted, theirs, 1)
+    """Check that every mapped column is in some row; the rows are already renamed, so the names are mapped back."""
+    source_names = [columns.get(column, column) for column in present]
+    for ours, source_name in columns.items():
+        if source_name not in source_names:
+            near = difflib.get_close_matches(source_name, source_names, 1)
             raise DataError(
-                f"no column '{wanted}' to read as '{ours}'; the columns are {', '.join(theirs)}",
+                f"no column '{source_name}' to read as '{ours}'; the columns are {', '.join(source_names)}",
                 where=name,
                 fix=f"data.columns={{{ours}: {near[0] if near else 'COLUMN'}}}",
             )
 
 
-def _columns(present: Iterable[str], columns: Mapping[str, str], ledger: Ledger) -> tuple[list[str], list[str]]:
-    """Columns used and not used, each with the source's own name where it was mapped."""
-    used: list[str] = []
-    unused: list[str] = []
+def _split_columns(
+    present: Iterable[str], columns: Mapping[str, str], read_log: ReadLog
+) -> tuple[list[str], list[str]]:
+    """The columns used and those not used, with the source's name of a mapped column."""
+    used_columns: list[str] = []
+    unused_columns: list[str] = []
     for column in present:
         if column != "id":
-            shown = f"{column} (from {columns[column]})" if column in columns else column
-            (used if column in ledger.used else unused).append(shown)
-    return used, unused
+            display_name = f"{column} (from {columns[column]})" if column in columns else column
+            (used_columns if column in read_log.used_columns else unused_columns).append(display_name)
+    return used_columns, unused_columns
 
 
-def _account(
+def _summary_note(
     format: Format, groups: Sequence[PreferenceGroup], kind: str, columns: tuple[Sequence[str], Sequence[str]]
 ) -> str:
-    used, unused = columns
+    used_columns, unused_columns = columns
     count = f"{len(groups)} group{'s' * (len(groups) > 1)}"
-    rest = f"; columns not used: {', '.join(unused)}" if unused else ""
-    return f"{count}, format {format.name} ({', '.join(used)}; {kind}){rest}"
+    unused_note = f"; columns not used: {', '.join(unused_columns)}" if unused_columns else ""
+    return f"{count}, format {format.name} ({', '.join(used_columns)}; {kind}){unused_note}"
 
 
-def _origins(rows: Sequence[Located], name: str) -> list[str]:
-    """The files of a folder, or the split, where the name alone does not say."""
+def _origin_notes(rows: Sequence[LocatedRow], name: str) -> list[str]:
+    """A note on the files or the split that were read, where these are not the source's name."""
     origins = list(dict.fromkeys(where.rpartition(", ")[0] for where, _ in rows))
     return [] if origins == [name] else [f"read from {', '.join(origins)}"]
 
 
-def _events(ledger: Ledger) -> list[str]:
-    return [f"{count} x {event} (first: {ledger.first[event]})" for event, count in ledger.events.items()]
+def _event_notes(read_log: ReadLog) -> list[str]:
+    return [f"{count} x {event} (first: {read_log.first_rows[event]})" for event, count in read_log.events.items()]
 
 
-def _repeated_ids(groups: Sequence[PreferenceGroup]) -> list[str]:
+def _repeated_id_notes(groups: Sequence[PreferenceGroup]) -> list[str]:
     repeated = [name for name, count in Counter(group.id for group in groups).items() if count > 1]
-    return [f"{len(repeated)} ids stand more than once (first: {repeated[0]})"] if repeated else []
+    return [f"{len(repeated)} ids occur more than once (first: {repeated[0]})"] if repeated else []

@@ -1,4 +1,4 @@
-"""How rows become the text a model reads: the settings that every verb and every run share."""
+"""Settings of the step from rows to the text that a model reads, shared by all verbs and runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Rendering:
     """Settings of the step from a row to its text.
 
     Attributes:
-        template_kwargs: variables handed to the chat template, as in ``{"enable_thinking": False}``; a row's own come
-            on top.
-        date: the day that a template writes as today's, as in ``2026-11-30``; None takes the clock's.
+        template_kwargs: variables for the chat template, as in ``{"enable_thinking": False}``; a row's variables
+            override them.
+        date: the date that a template writes as today's, as in ``2026-11-30``; None for the clock's.
         as_chat: whether plain prompts and responses become a user's and an assistant's message; ``auto`` leaves them
-            as they are and warns where the model has a chat template.
-        control_text: what control tokens written inside a message are: ``text`` that cannot act as control, the
-            ``token`` itself, or an ``error``.
-        learn: which assistant turns of a conversation are learnt from: the ``last`` one, or ``all``.
-        refused: what happens to a row that the chat template refuses, or whose text the tokenizer cannot read.
+            plain and warns where the model has a chat template.
+        control_text: treatment of control tokens inside messages: ``text`` without effect, the ``token`` itself, or an
+            ``error``.
+        learn: the assistant turns of a conversation to train on: the ``last`` one, or ``all``.
+        refused: treatment of rows that the chat template refuses or the tokenizer cannot read: ``error`` or ``drop``.
     """
 
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -57,8 +57,8 @@ RESERVED = {
         "is the tokenizer's, not the template's",
     ),
 }
-"""Names that a chat template's variables cannot have: why."""
+"""Names that a chat template's variables cannot have, with the reason."""
 
 
 PLAIN = Rendering()
-"""The defaults."""
+"""The default settings."""

@@ -1,7 +1,7 @@
-"""Groups waiting for a person's word: one verdict each, stored at once, taken back on request, gone on with later.
+"""Review of groups by a person: one verdict per group, stored at once, which can be undone and continued later.
 
-The verdicts' file is JSON lines: {"id", "verdict": "accept" or "reject", "of": fingerprint of the group's text}. A
-group whose text has changed since is asked about again.
+The file of verdicts is JSON lines: {"id", "verdict": "accept" or "reject", "of": fingerprint of the group's text}. A
+group whose text has changed since its verdict needs a new one.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ VERDICTS: tuple[Verdict, ...] = ("accept", "reject")
 
 
 class Review:
-    """Verdicts of some groups.
+    """The verdicts on some groups, and the file that stores them.
 
     Args:
-        groups: in the order they are asked about; ids must differ.
-        file: where verdicts are kept; need not be there yet.
+        groups: the groups in the order of the review; their ids must differ.
+        file: file of verdicts; it is created with the first one.
 
     Attributes:
-        stale: verdicts of groups that have changed since; they no longer count.
+        stale: number of stored verdicts that no longer count, because their groups have changed.
 
     Raises:
-        DataError: two groups of one id, or the file holds something else.
+        DataError: two groups have the same id, or the file does not contain verdicts.
     """
 
     def __init__(self, groups: Sequence[PreferenceGroup], file: Path) -> None:
@@ -42,37 +42,44 @@ class Review:
                 f"{len(repeated)} ids occur twice, the first is '{repeated[0]}'", fix="give each row its id"
             )
         self.groups, self.file = groups, file
-        self._of = {group.id: _fingerprint(group) for group in groups}
-        found = _read(file)
-        self.stale = sum(name in self._of and of != self._of[name] for name, (_, of) in found.items())
-        # A group that is not among these keeps its verdict in the file.
-        self._others = {name: each for name, each in found.items() if name not in self._of}
-        self._verdicts = {name: verdict for name, (verdict, of) in found.items() if self._of.get(name) == of}
+        self._fingerprints = {group.id: _fingerprint(group) for group in groups}
+        entries = _read_verdicts(file)
+        self.stale = sum(
+            name in self._fingerprints and fingerprint != self._fingerprints[name]
+            for name, (_, fingerprint) in entries.items()
+        )
+        # Verdicts on groups that are not reviewed here remain in the file.
+        self._foreign_entries = {name: entry for name, entry in entries.items() if name not in self._fingerprints}
+        self._verdicts = {
+            name: verdict
+            for name, (verdict, fingerprint) in entries.items()
+            if self._fingerprints.get(name) == fingerprint
+        }
 
     @property
     def waiting(self) -> list[PreferenceGroup]:
-        """Those without a verdict, in order."""
+        """The groups without a verdict, in order."""
         return [group for group in self.groups if group.id not in self._verdicts]
 
     @property
     def accepted(self) -> list[PreferenceGroup]:
-        """In the order of the groups."""
+        """The accepted groups, in order."""
         return [group for group in self.groups if self._verdicts.get(group.id) == "accept"]
 
     def counts(self) -> dict[str, int]:
-        """Groups by verdict, and how many wait."""
-        given = Counter(self._verdicts.values())
-        return {"accept": given["accept"], "reject": given["reject"], "waiting": len(self.waiting)}
+        """Number of groups by verdict, and of those without one."""
+        verdict_counts = Counter(self._verdicts.values())
+        return {"accept": verdict_counts["accept"], "reject": verdict_counts["reject"], "waiting": len(self.waiting)}
 
     def give(self, group: PreferenceGroup, verdict: Verdict) -> None:
-        """Store it: when this returns, it is on the disk."""
-        # The latest comes last, so that it is the one taken back, also after a restart.
+        """Store a verdict; it is on the disk when this returns."""
+        # The latest verdict is last in the file, so that `undo` removes it also after a restart.
         self._verdicts.pop(group.id, None)
         self._verdicts[group.id] = verdict
         self._write()
 
     def undo(self) -> PreferenceGroup | None:
-        """Take the latest verdict back; returns its group, which waits again, or None where there is none."""
+        """Remove the latest verdict; the result is its group, or None where there is no verdict."""
         if not self._verdicts:
             return None
         name, _ = self._verdicts.popitem()
@@ -80,34 +87,35 @@ class Review:
         return next(group for group in self.groups if group.id == name)
 
     def _write(self) -> None:
-        kept = [{"id": name, "verdict": verdict, "of": of} for name, (verdict, of) in self._others.items()]
-        kept += [{"id": name, "verdict": verdict, "of": self._of[name]} for name, verdict in self._verdicts.items()]
-        aside = self.file.with_name(f".{self.file.name}.tmp")
+        entries = dict(self._foreign_entries)
+        entries |= {name: (verdict, self._fingerprints[name]) for name, verdict in self._verdicts.items()}
+        rows = [{"id": name, "verdict": verdict, "of": fingerprint} for name, (verdict, fingerprint) in entries.items()]
+        temporary = self.file.with_name(f".{self.file.name}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            aside.unlink(missing_ok=True)  # It may be a link to another file.
-            with aside.open("x", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            temporary.unlink(missing_ok=True)  # It may be a link to another file.
+            with temporary.open("x", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(aside, self.file)
+            os.replace(temporary, self.file)
         except OSError as error:
             raise DataError(
                 f"the verdict cannot be stored: {error.strerror}", where=str(self.file), fix="name another place"
             ) from error
 
 
-def _read(file: Path) -> dict[str, tuple[Verdict, str]]:
-    """By id, in the order they were given."""
+def _read_verdicts(file: Path) -> dict[str, tuple[Verdict, str]]:
+    """Verdict and fingerprint by the group's id, in the order of the verdicts."""
     if not file.exists():
         return {}
-    found: dict[str, tuple[Verdict, str]] = {}
-    # No splitlines, which also splits at U+2028: an id may hold one.
+    verdicts: dict[str, tuple[Verdict, str]] = {}
+    # Not `splitlines`, which also splits at U+2028: an id may contain it.
     *lines, last = file.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
             row = json.loads(line)
-            name, verdict, of = row["id"], row["verdict"], row["of"]
+            name, verdict, fingerprint = row["id"], row["verdict"], row["of"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "no verdict",
@@ -118,8 +126,8 @@ def _read(file: Path) -> dict[str, tuple[Verdict, str]]:
             raise DataError(
                 f"the verdict is {verdict!r}; expected {' or '.join(VERDICTS)}", where=f"{file}, line {number}"
             )
-        found[name] = (verdict, of)
-    return found
+        verdicts[name] = (verdict, fingerprint)
+    return verdicts
 
 
 def _fingerprint(group: PreferenceGroup) -> str:

@@ -1,4 +1,4 @@
-"""Groups that one model has read, read again by a second one with a tokenizer of its own."""
+"""Tokenization of a model's groups for a second model with another tokenizer, such as a reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.shortening import end_of_prompt, later_prompt, within
+from penchant.data.shortening import keep_prompt_end, move_first_turn_to_prompt, truncate_prompt
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_again(
+def retokenize_groups(
     groups: Sequence[TokenizedGroup],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -28,24 +28,25 @@ def read_again(
     rendering: Rendering = PLAIN,
     truncation: Truncation = "error",
 ) -> tuple[list[TokenizedGroup], int]:
-    """The same groups by a second model's tokenizer, and how many of them it had to read less of than the first did.
+    """The groups tokenized for a second model, and the number of groups whose prompts were shortened further for it.
 
-    Of a prompt that was cut for the first model, the second reads the end too: the same share of its own tokens, which
-    are the very same tokens where the tokenizers are alike.
+    Of a prompt that was cut for the first model, the second model reads the end too: the same share of its own tokens,
+    which are the same tokens if the tokenizers are equal.
 
     Args:
-        groups: as the first model reads them.
-        context: tokens the second model can read.
-        rendering: how rows become text, as for the first model.
-        truncation: as the groups were read with. With ``keep_end_of_prompt`` prompts too long for the second model are
-            cut further, but for one that reads the first model's tokens: a shorter limit for both is exact there.
+        groups: the groups as tokenized for the first model.
+        tokenizer: tokenizer of the second model.
+        context: maximum number of tokens that the second model reads.
+        rendering: settings of the step from rows to text, as for the first model.
+        truncation: setting that the groups were tokenized with. With ``keep_end_of_prompt``, prompts too long for the
+            second model are cut further, unless both models read the same tokens: then a lower limit for both is exact.
 
     Raises:
-        DataError: groups the second model cannot read, all at once; none is ever left out.
+        DataError: the second model cannot read some groups; the error counts all of them, and none is dropped.
     """
     if not groups:
         return [], 0
-    special = SpecialTokens.of(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer)
     uncut_groups, _ = tokenize_groups(
         [group.group for group in groups],
         tokenizer,
@@ -53,61 +54,68 @@ def read_again(
         rendering=replace(rendering, refused="error"),
     )
     second_groups: list[TokenizedGroup] = []
-    refused: list[TokenizedGroup] = []
-    alike, shortened = True, 0
-    for first, uncut in zip(groups, uncut_groups, strict=True):
-        second = _same_share(uncut, first, special)
-        if second.longest > context:
-            same = same_ids(first, second)
-            shorter = None if same or truncation != "keep_end_of_prompt" else within(second, context, special)
+    too_long_groups: list[TokenizedGroup] = []
+    same_tokens, shortened = True, 0
+    for first_group, uncut in zip(groups, uncut_groups, strict=True):
+        second_group = _keep_same_share(uncut, first_group, special)
+        if second_group.longest > context:
+            is_same = have_same_ids(first_group, second_group)
+            shorter = (
+                None
+                if is_same or truncation != "keep_end_of_prompt"
+                else truncate_prompt(second_group, context, special)
+            )
             if shorter is None:
-                refused.append(second)
-                alike = alike and same
+                too_long_groups.append(second_group)
+                same_tokens = same_tokens and is_same
             else:
-                second, shortened = shorter, shortened + 1
-        second_groups.append(second)
-    if refused:
-        raise _too_long(refused, len(groups), context, alike)
+                second_group, shortened = shorter, shortened + 1
+        second_groups.append(second_group)
+    if too_long_groups:
+        raise _too_long(too_long_groups, len(groups), context, same_tokens)
     return second_groups, shortened
 
 
-def same_ids(first: TokenizedGroup, second: TokenizedGroup) -> bool:
-    """Whether two models read the very same tokens of a group."""
-    ours, theirs = (first.prompt, *first.responses), (second.prompt, *second.responses)
-    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+def have_same_ids(first_group: TokenizedGroup, second_group: TokenizedGroup) -> bool:
+    """Whether two models read the same token ids of a group."""
+    first_ids, second_ids = (first_group.prompt, *first_group.responses), (second_group.prompt, *second_group.responses)
+    return len(first_ids) == len(second_ids) and all(map(np.array_equal, first_ids, second_ids))
 
 
-def _same_share(uncut: TokenizedGroup, first: TokenizedGroup, special: SpecialTokens) -> TokenizedGroup:
-    """As much of the prompt as the first model reads of its own; rounded up, and at least one token."""
-    if not first.cut:
+def _keep_same_share(uncut: TokenizedGroup, first_group: TokenizedGroup, special: SpecialTokens) -> TokenizedGroup:
+    """The group with the same share of its prompt as the first model reads, rounded up, and at least one token."""
+    if not first_group.truncated_tokens:
         return uncut
-    while _turns(uncut) > _turns(first) and (later := later_prompt(uncut)) is not None:
+    while (
+        _count_trained_turns(uncut) > _count_trained_turns(first_group)
+        and (later := move_first_turn_to_prompt(uncut)) is not None
+    ):
         uncut = later
     size = len(uncut.prompt)
     start = special.start_length(uncut.prompt.tolist())
-    share = -(-size * len(first.prompt) // (len(first.prompt) + first.cut))
-    # Start tokens alone are not a prompt's end.
-    return end_of_prompt(uncut, min(size, max(share, start + 1)), special) or uncut
+    share = -(-size * len(first_group.prompt) // (len(first_group.prompt) + first_group.truncated_tokens))
+    # At least one token must remain after the start tokens.
+    return keep_prompt_end(uncut, min(size, max(share, start + 1)), special) or uncut
 
 
-def _turns(group: TokenizedGroup) -> int:
-    """Learnt stretches of the first response."""
+def _count_trained_turns(group: TokenizedGroup) -> int:
+    """Number of runs of trained tokens in the first response."""
     mask = group.masks[0]
     return int(mask[0]) + int((mask[1:] & ~mask[:-1]).sum())
 
 
-def _too_long(refused: Sequence[TokenizedGroup], groups: int, context: int, alike: bool) -> DataError:
-    worst = max(refused, key=lambda group: group.longest)
-    ids = ", ".join(group.group.id for group in refused[:5]) + (", ..." if len(refused) > 5 else "")
+def _too_long(too_long_groups: Sequence[TokenizedGroup], groups: int, context: int, same_tokens: bool) -> DataError:
+    worst = max(too_long_groups, key=lambda group: group.longest)
+    ids = ", ".join(group.group.id for group in too_long_groups[:5]) + (", ..." if len(too_long_groups) > 5 else "")
     fix = (
         f"let both models read the same: data.max_length={context}"
-        if alike
+        if same_tokens
         else "name a reference with a longer context; or lower data.max_length and choose "
         "data.truncation=drop or data.truncation=keep_end_of_prompt for longer rows; a response is never cut"
     )
     return DataError(
         f"{worst.longest} tokens with the longest response, this model's context is {context} "
-        f"({len(refused)} of {groups} groups like this: {ids})",
+        f"({len(too_long_groups)} of {groups} groups like this: {ids})",
         where=f"group {worst.group.id}",
         fix=fix,
     )

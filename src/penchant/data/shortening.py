@@ -1,4 +1,4 @@
-"""Groups that are too long, without the beginning of their prompts; a response is never cut."""
+"""Truncation of the beginning of prompts in groups that are too long; a response is never cut."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Ids, TokenizedGroup
 
 
-def within(group: TokenizedGroup, max_length: int, special: SpecialTokens) -> TokenizedGroup | None:
-    """The group without the first tokens of its prompt, of at most so many tokens; None where its response is too long.
+def truncate_prompt(group: TokenizedGroup, max_length: int, special: SpecialTokens) -> TokenizedGroup | None:
+    """The group with its prompt cut at the beginning to fit the limit; None where the response alone is too long.
 
-    Where several turns of a conversation are learnt, the first of them become prompt until the rest fits.
+    Where several turns of a conversation are trained on, the first turns become prompt until the rest fits.
+
+    Args:
+        group: the group to shorten.
+        max_length: limit on the tokens of the prompt with its longest response.
+        special: special tokens of the tokenizer.
     """
     candidate: TokenizedGroup | None = group
     while candidate is not None:
-        shorter = end_of_prompt(candidate, max_length - (candidate.longest - len(candidate.prompt)), special)
+        shorter = keep_prompt_end(candidate, max_length - (candidate.longest - len(candidate.prompt)), special)
         if shorter is not None:
             return shorter
-        candidate = later_prompt(candidate)
+        candidate = move_first_turn_to_prompt(candidate)
     return None
 
 
-def later_prompt(group: TokenizedGroup) -> TokenizedGroup | None:
-    """The group with the first of its learnt turns as prompt; None for a single turn, or several responses."""
-    if group.learnt is None or len(group.responses) > 1:
+def move_first_turn_to_prompt(group: TokenizedGroup) -> TokenizedGroup | None:
+    """The group with its first trained turn moved to the prompt; None for a single turn or several responses."""
+    if group.loss_masks is None or len(group.responses) > 1:
         return None
-    [mask], [response] = group.learnt, group.responses
+    [mask], [response] = group.loss_masks, group.responses
     behind = int(mask.argmin()) if not mask.all() else len(mask)
     if not mask[behind:].any():
         return None
@@ -38,19 +43,31 @@ def later_prompt(group: TokenizedGroup) -> TokenizedGroup | None:
         group,
         prompt=np.concatenate([group.prompt, response[:start]]),
         responses=(response[start:],),
-        learnt=None if shorter_mask.all() else (shorter_mask,),
+        loss_masks=None if shorter_mask.all() else (shorter_mask,),
     )
 
 
-def end_of_prompt(group: TokenizedGroup, tokens: int, special: SpecialTokens) -> TokenizedGroup | None:
-    """The group with so many tokens of its prompt, the start tokens and the last; None without room for one of each."""
+def keep_prompt_end(group: TokenizedGroup, tokens: int, special: SpecialTokens) -> TokenizedGroup | None:
+    """The group with the start tokens and the last tokens of its prompt; None where `tokens` leaves no last token.
+
+    Args:
+        group: the group to shorten.
+        tokens: number of prompt tokens to keep, including start tokens.
+        special: special tokens of the tokenizer.
+    """
     if tokens <= special.start_length(group.prompt.tolist()):
         return None
-    prompt = end_of_ids(group.prompt, tokens, special)
-    return replace(group, prompt=prompt, cut=group.cut + len(group.prompt) - len(prompt))
+    prompt = keep_last_ids(group.prompt, tokens, special)
+    return replace(group, prompt=prompt, truncated_tokens=group.truncated_tokens + len(group.prompt) - len(prompt))
 
 
-def end_of_ids(prompt: Ids, tokens: int, special: SpecialTokens) -> Ids:
-    """So many tokens of a prompt that has more: its start tokens, and the last; room for one of these is needed."""
+def keep_last_ids(prompt: Ids, tokens: int, special: SpecialTokens) -> Ids:
+    """[tokens] ids: the start tokens and the last tokens of a prompt.
+
+    Args:
+        prompt: [P] ids, P >= tokens.
+        tokens: number of ids to keep, more than the number of start tokens.
+        special: special tokens of the tokenizer.
+    """
     start = special.start_length(prompt.tolist())
     return np.concatenate([prompt[:start], prompt[len(prompt) - (tokens - start) :]])

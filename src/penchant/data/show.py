@@ -1,4 +1,4 @@
-"""One preference group as a person reads it, with its token boundaries on request."""
+"""Display of one preference group in the terminal, with its token boundaries on request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 TOKEN_MARK = "│"
 BOUNDARY_MARK = "║"
 _WINDOW = 8
-"""Ids decoded before an id to see what it adds: a space or an accent depends on its neighbours."""
+"""Number of preceding ids decoded together with an id: whether it is a space or an accent depends on them."""
 
-# Control characters could move the cursor or recolour the terminal; they are shown as pictures of themselves.
+# Control characters could move the cursor or recolour the terminal; Unicode's control pictures are shown instead.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421, 0x9B: 0xFFFD}
 
 
@@ -28,12 +28,13 @@ def show_group(
     tokenized: TokenizedGroup | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Panel:
-    """Prompt and candidates with what is known of their worth.
+    """A panel with the group's prompt, and its candidates with their preferences.
 
     Args:
-        tokenized: its ids; prompt and responses are then shown as tokens, ``│`` between two of them and ``║`` where
-            the prompt ends and the responses begin, and where tokens begin or cease to be learnt from.
-        tokenizer: the one the ids come from; without it the ids themselves are shown.
+        group: the group to show.
+        tokenized: token ids of the group. Prompt and responses are then shown as tokens, with ``│`` between two tokens
+            and ``║`` at the end of the prompt, and where tokens begin or cease to be trained on.
+        tokenizer: tokenizer of the ids; without it the ids are shown as numbers.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -46,22 +47,22 @@ def show_group(
             parts += _section(_title(group, k), _plain(candidate))
     else:
         prompt = tokenized.prompt.tolist()
-        marked = _marked(_pieces(prompt, (), tokenizer)) + BOUNDARY_MARK
-        parts += _section(f"prompt, {_tokens(len(prompt))}", marked)
+        marked_text = _join_pieces(_pieces(prompt, (), tokenizer)) + BOUNDARY_MARK
+        parts += _section(f"prompt, {_token_count(len(prompt))}", marked_text)
         for k, response in enumerate(tokenized.responses):
             mask = tokenized.masks[k].tolist()
-            marked = BOUNDARY_MARK * mask[0] + _marked(_pieces(response.tolist(), prompt, tokenizer), mask)
-            learnt = "" if all(mask) else f", {sum(mask)} learnt"
-            parts += _section(f"{_title(group, k)}, {_tokens(len(response))}{learnt}", marked)
+            marked_text = BOUNDARY_MARK * mask[0] + _join_pieces(_pieces(response.tolist(), prompt, tokenizer), mask)
+            trained_note = "" if all(mask) else f", {sum(mask)} learnt"
+            parts += _section(f"{_title(group, k)}, {_token_count(len(response))}{trained_note}", marked_text)
         legend = f"{TOKEN_MARK} between tokens, {BOUNDARY_MARK} where the prompt ends"
-        if tokenized.learnt is not None:
+        if tokenized.loss_masks is not None:
             legend += ", and where tokens begin or cease to be learnt"
         parts.append(Styled(legend, style="dim"))
     return Panel(Group(*parts), title=Styled(_heading(group)), title_align="left")
 
 
 def _section(title: str, body: str) -> list[Styled]:
-    # Text objects are never parsed for markup, so a response may hold "[bold]" and show it.
+    # Text objects are never parsed for markup, so a response such as "[bold]" is shown as it is.
     from rich.text import Text as Styled
 
     return [Styled(title, style="bold"), Styled(body.translate(_VISIBLE)), Styled("")]
@@ -77,10 +78,10 @@ def _heading(group: PreferenceGroup) -> str:
 
 
 def _title(group: PreferenceGroup, k: int) -> str:
-    return ", ".join([f"candidate {k}", *_worth(group, k)])
+    return ", ".join([f"candidate {k}", *_preference_notes(group, k)])
 
 
-def _worth(group: PreferenceGroup, k: int) -> Iterator[str]:
+def _preference_notes(group: PreferenceGroup, k: int) -> Iterator[str]:
     if group.preferred is not None:
         yield "chosen" if k == group.preferred else "rejected"
     if group.ranks is not None:
@@ -102,30 +103,30 @@ def _plain(text: Text) -> str:
     return as_text(text) or "(empty)"
 
 
-def _tokens(count: int) -> str:
+def _token_count(count: int) -> str:
     return f"{count} token" if count == 1 else f"{count} tokens"
 
 
-def _marked(pieces: Sequence[str], learnt: Sequence[bool] | None = None) -> str:
-    # A line break is shown and kept, so that long texts stay readable.
+def _join_pieces(pieces: Sequence[str], loss_mask: Sequence[bool] | None = None) -> str:
+    # A line break is shown as a symbol and also kept, so that long texts stay readable.
     visible = [piece.replace("\n", "↵\n") for piece in pieces]
-    if learnt is None:
+    if loss_mask is None:
         return TOKEN_MARK.join(visible)
-    switches = (is_learnt != next_is_learnt for is_learnt, next_is_learnt in pairwise(learnt))
-    marks = [BOUNDARY_MARK if switch else TOKEN_MARK for switch in switches]
+    changes = (is_trained != next_is_trained for is_trained, next_is_trained in pairwise(loss_mask))
+    marks = [BOUNDARY_MARK if change else TOKEN_MARK for change in changes]
     return "".join(part for pair in zip(visible, [*marks, ""], strict=True) for part in pair)
 
 
-def _pieces(ids: Sequence[int], before: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """What each id adds to the decoded text; the token's own name where it is only a part of a character."""
+def _pieces(ids: Sequence[int], prefix: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """The text that each id adds to the decoded text; the token's name where it is only a part of a character."""
     if tokenizer is None:
         return [str(i) for i in ids]
-    whole, pieces = [*before, *ids], []
-    for end in range(len(before), len(whole)):
-        window = whole[max(0, end - _WINDOW) : end]
-        known, longer = tokenizer.decode(window), tokenizer.decode([*window, whole[end]])
-        piece = longer[len(known) :]
-        if not longer.startswith(known) or not piece or "\ufffd" in piece:
-            piece = tokenizer.convert_ids_to_tokens(whole[end])
+    all_ids, pieces = [*prefix, *ids], []
+    for end in range(len(prefix), len(all_ids)):
+        window = all_ids[max(0, end - _WINDOW) : end]
+        prefix_text, longer_text = tokenizer.decode(window), tokenizer.decode([*window, all_ids[end]])
+        piece = longer_text[len(prefix_text) :]
+        if not longer_text.startswith(prefix_text) or not piece or "\ufffd" in piece:
+            piece = tokenizer.convert_ids_to_tokens(all_ids[end])
         pieces.append(piece)
     return pieces

@@ -1,4 +1,4 @@
-"""What a tokenizer's special tokens mean to a sequence: where it starts, and what ends a response."""
+"""A tokenizer's special tokens: those that start a sequence, and those that end a response."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class SpecialTokens:
     """A tokenizer's special tokens.
 
     Attributes:
-        start: ids the tokenizer itself puts in front of a text, most often BOS; empty where it puts none.
-        bos: the BOS id, whether or not the tokenizer puts it in front.
-        eos: the end-of-sequence id.
-        ends: ids that end a response: `eos`, and what the chat template ends the assistant's turns with; no other.
-        turn_end: what the chat template ends an answer with, else `eos`; None without a template that renders one.
-        control: `eos`, BOS, padding and what the template writes around messages; in a plain text they show that it was
-            already applied.
+        start: ids that the tokenizer puts in front of a text, most often BOS; empty where it puts none.
+        bos: id of BOS, whether or not the tokenizer puts it in front; None where there is none.
+        eos: id of the end-of-sequence token.
+        ends: all ids that end a response: `eos`, and the ids with which the chat template ends the assistant's turns.
+        turn_end: id with which the chat template ends an answer, `eos` where it writes none; None without a template
+            that renders an answer.
+        control: ids of `eos`, BOS, padding and the tokens that the template writes around messages. A plain text that
+            contains one of them is already rendered.
         is_blank: whether an id decodes to white space only.
     """
 
@@ -38,11 +39,11 @@ class SpecialTokens:
     is_blank: Callable[[int], bool]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-        """Read them off a tokenizer.
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+        """The special tokens of a tokenizer.
 
         Raises:
-            ModelError: it has no end-of-sequence token, so no response could end.
+            ModelError: the tokenizer has no end-of-sequence token, so no response could end.
         """
         if tokenizer.eos_token_id is None:
             raise ModelError(
@@ -58,7 +59,7 @@ class SpecialTokens:
             return not tokenizer.decode([token]).strip()
 
         return cls(
-            start=_start(tokenizer),
+            start=_start_ids(tokenizer),
             bos=tokenizer.bos_token_id,
             eos=eos,
             ends=template.ends | {eos},
@@ -68,20 +69,20 @@ class SpecialTokens:
         )
 
     @property
-    def first(self) -> int:
-        """The id to start with where the first response token would have nothing before it."""
+    def fallback_start(self) -> int:
+        """The id to put in front of an empty prompt, so that the first response token has a token before it."""
         return self.eos if self.bos is None else self.bos
 
     def strip_start(self, ids: Sequence[int]) -> tuple[list[int], int]:
-        """The ids without the start tokens in front, and how many times they stood there."""
+        """The ids without the start tokens in front, and the number of times these were there."""
         mark = list(self._start_mark)
-        stripped, times = list(ids), 0
-        while mark and stripped[: len(mark)] == mark:
-            stripped, times = stripped[len(mark) :], times + 1
-        return stripped, times
+        remaining, times = list(ids), 0
+        while mark and remaining[: len(mark)] == mark:
+            remaining, times = remaining[len(mark) :], times + 1
+        return remaining, times
 
     def start_length(self, ids: Sequence[int]) -> int:
-        """How many ids in front are start tokens."""
+        """Number of ids in front that are start tokens."""
         return len(ids) - len(self.strip_start(ids)[0])
 
     @property
@@ -89,15 +90,19 @@ class SpecialTokens:
         return self.start or (() if self.bos is None else (self.bos,))
 
     def with_start(self, ids: list[int], times: int) -> list[int]:
-        """The ids of `strip_start` with the start tokens in front once, where they stood or the tokenizer puts them."""
+        """The ids with the start tokens in front once, where `strip_start` removed some or the tokenizer puts them."""
         return [*self._start_mark, *ids] if times or self.start else ids
 
     def strip_end(self, ids: Sequence[int], ends: frozenset[int]) -> tuple[list[int], int, int]:
-        """The ids without what ends them, the end-of-turn id found (else `eos`), and how many times it stood there.
+        """The ids without end-of-turn tokens at the end, the end-of-turn id (`eos` where there was none), its count.
 
-        White space behind an end-of-turn token is what a template puts between turns; white space that ends plain text
-        is the author's and stays. What a template writes behind its own end of turn, as `eos` of the conversation, is
-        no part of the turn.
+        White space after an end-of-turn token is written by the template between turns and removed too; white space at
+        the end of plain text belongs to the text and stays. A token that the template writes after its end of turn,
+        such as the conversation's `eos`, is not part of the turn.
+
+        Args:
+            ids: token ids of a sequence.
+            ends: ids that count as end-of-turn tokens.
         """
         size, end, times = len(ids), self.eos, 0
         while True:
@@ -113,10 +118,10 @@ class SpecialTokens:
             end = last_id
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for before in range(len(whole) - len(plain) + 1):
-        if plain and whole[before : before + len(plain)] == plain:
-            return tuple(whole[:before])
-    return tuple(whole[:1]) if whole[:1] == [tokenizer.bos_token_id] else ()
+def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    plain_ids = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full_ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for prefix_length in range(len(full_ids) - len(plain_ids) + 1):
+        if plain_ids and full_ids[prefix_length : prefix_length + len(plain_ids)] == plain_ids:
+            return tuple(full_ids[:prefix_length])
+    return tuple(full_ids[:1]) if full_ids[:1] == [tokenizer.bos_token_id] else ()

@@ -1,4 +1,4 @@
-"""Held-out groups that share no prompt with the training groups."""
+"""Split into training and held-out groups that share no prompt."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ def split_by_prompt(
     topics: Mapping[str, str] | None = None,
     together: Sequence[Sequence[str]] = (),
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """Training and held-out groups, each in the given order; a prompt's groups stay together.
+    """The training groups and the held-out groups, in their original order; all groups of a prompt are on one side.
 
-    The prompts with the smallest hashes are held out, so a prompt's side depends on the seed and the other prompts,
-    not on the order of rows.
+    The prompts with the smallest hashes are held out, so the side of a prompt depends on the seed and the other
+    prompts, not on the order of the rows.
 
     Args:
+        groups: the groups to split.
         held_out: share of the prompts (not of the rows), between 0 and 1; rounded to whole prompts, halves up.
-        topics: of some prompts' texts, what they are about: prompts of one topic stay together and count as one.
-        together: lists with a value for each group (`column_values`, `first_turns`): prompts whose groups share a value
-            stay together too.
+        seed: seed of the hashes.
+        topics: topic by text of a prompt; prompts of one topic stay together and count as one.
+        together: lists with a value for each group (`column_values`, `first_user_turns`); prompts whose groups share a
+            value stay together too.
 
     Raises:
-        DataError: a side would be left without a prompt.
+        DataError: one side would have no prompt.
     """
     topics = topics or {}
     keys = [topics.get(text, text) for text in (as_text(group.prompt) for group in groups)]
     if together:
-        keys = _joined([keys, *together])
+        keys = _merge_keys([keys, *together])
     prompts = set(keys)
     count = int(held_out * len(prompts) + 0.5) if 0 < held_out < 1 else 0
     if not 0 < count < len(prompts):
@@ -52,10 +54,10 @@ def split_by_prompt(
 
 
 def column_values(groups: Sequence[PreferenceGroup], column: str) -> list[str]:
-    """Each group's value in a column of its source.
+    """The value of each group in a column of its source, as JSON text.
 
     Raises:
-        DataError: a group has none.
+        DataError: a group has no value in the column.
     """
     values = []
     for group in groups:
@@ -70,13 +72,16 @@ def column_values(groups: Sequence[PreferenceGroup], column: str) -> list[str]:
     return values
 
 
-def first_turns(groups: Sequence[PreferenceGroup]) -> list[str]:
-    """Each group's first user turn, without case and extra white space."""
+def first_user_turns(groups: Sequence[PreferenceGroup]) -> list[str]:
+    """The first user turn of each group, without case and extra white space."""
     return [first_user_turn(group.prompt) for group in groups]
 
 
-def _joined(keys: Sequence[Sequence[str]]) -> list[str]:
-    """For each group the least first key of all groups that it shares a key with, directly or over others."""
+def _merge_keys(keys: Sequence[Sequence[str]]) -> list[str]:
+    """One key for each group, equal for groups that share a key directly or through other groups.
+
+    It is the smallest of these groups' keys in the first list.
+    """
     parents: dict[tuple[int, str], tuple[int, str]] = {}
 
     def root(node: tuple[int, str]) -> tuple[int, str]:
@@ -86,12 +91,12 @@ def _joined(keys: Sequence[Sequence[str]]) -> list[str]:
         return node
 
     for row in zip(*keys, strict=True):
-        first, *other_roots = (root(node) for node in enumerate(row))
+        first_root, *other_roots = (root(node) for node in enumerate(row))
         for other_root in other_roots:
-            # The least of the first keys is the root, in any order of rows.
-            low, high = sorted((root(first), root(other_root)))
+            # The smallest key of the first list is the root, whatever the order of the rows.
+            low, high = sorted((root(first_root), root(other_root)))
             parents[high] = low
-            first = low
+            first_root = low
     return [root((0, key))[1] for key in keys[0]]
 
 

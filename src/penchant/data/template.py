@@ -1,4 +1,4 @@
-"""What a chat template takes, learnt by trying it: its variables, the form of contents and arguments, today's date."""
+"""The input that a chat template accepts, determined by rendering samples: variables, forms of contents, the date."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DATE_STRING = "date_string"
-"""The variable that templates without a clock take the date from, as in ``30 Nov 2026``."""
+"""The variable from which templates without a clock take the date, as in ``30 Nov 2026``."""
 
 _CLOCK = "strftime_now"
 _TODAY: ContextVar[date | None] = ContextVar("penchant_today", default=None)
@@ -29,39 +29,45 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template's source, and what it takes."""
+    """A chat template, and the input that it accepts.
+
+    Attributes:
+        source: text of the Jinja template.
+    """
 
     source: str
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, tools: bool = False) -> Template:
-        """The tokenizer's template; where it has several, the one for conversations with or without tools."""
+        """The template of the tokenizer; where it has several, the one for conversations with or without tools."""
         return cls(tokenizer.get_chat_template(tools=[{}] if tools else None))
 
     def mentions(self, name: str) -> bool:
-        """Whether the template names a variable, or a field of messages."""
+        """Whether the template's source contains the name of a variable or of a message's field."""
         return _mentions(self.source, name)
 
     @property
-    def writes_today(self) -> bool:
-        """Whether what it writes depends on the clock."""
+    def reads_clock(self) -> bool:
+        """Whether the rendering depends on the clock."""
         return self.mentions(_CLOCK)
 
     def messages(self, messages: Sequence[Message]) -> list[Mapping[str, Any]]:
-        """The messages with contents and calls' arguments in the form that this template writes whole."""
+        """The messages with contents and call arguments in the form that this template renders completely."""
         return [self._message(message) for message in messages]
 
     def variables(self, rendering: Rendering, context: Context) -> dict[str, Any]:
-        """The settings' variables with the row's own on top, and the date where the template takes it as a variable."""
+        """The variables of the settings, overridden by the row's, with the date where the template has a variable."""
         variables = {**rendering.template_kwargs, **context.template_kwargs}
-        if rendering.date is not None and not self.writes_today and self.mentions(DATE_STRING):
+        if rendering.date is not None and not self.reads_clock and self.mentions(DATE_STRING):
             variables.setdefault(DATE_STRING, date.fromisoformat(rendering.date).strftime("%d %b %Y"))
         return variables
 
     def ignored(self, messages: Sequence[Message], rendering: Rendering, context: Context) -> list[str]:
-        """What this template never mentions of a conversation, as events."""
-        beside = {"tools": bool(context.tools), "documents": bool(context.documents)}
-        events = [f"template_without_{name}" for name, used in beside.items() if used and not self.mentions(name)]
+        """Names of the events for parts of a conversation that this template ignores."""
+        columns = {"tools": bool(context.tools), "documents": bool(context.documents)}
+        events = [
+            f"template_without_{name}" for name, is_used in columns.items() if is_used and not self.mentions(name)
+        ]
         variables = {**rendering.template_kwargs, **context.template_kwargs}
         events += [f"template_without_variable_{name}" for name in variables if not self.mentions(name)]
         thinks = any(message.get(name) for message in messages for name in REASONING)
@@ -83,10 +89,10 @@ class Template:
 
     def _calls(self, message: Message) -> dict[str, Any]:
         calls = message.get("tool_calls")
-        if not calls or not _wants_text_of_arguments(self.source):
+        if not calls or not _wants_arguments_as_text(self.source):
             return {}
         functions = ({**call["function"], "arguments": _json(call["function"]["arguments"])} for call in calls)
-        return {"tool_calls": [{**call, "function": called} for call, called in zip(calls, functions, strict=True)]}
+        return {"tool_calls": [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]}
 
 
 @lru_cache(maxsize=256)
@@ -94,31 +100,36 @@ def _mentions(source: str, name: str) -> bool:
     return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
-def writes_today(tokenizer: PreTrainedTokenizerBase) -> bool:
+def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template of the tokenizer reads the clock."""
-    return any(template.writes_today for template in _all(tokenizer))
+    return any(template.reads_clock for template in _templates(tokenizer))
 
 
-def takes_a_day(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a chat template of the tokenizer writes a day that can be set."""
-    return any(template.writes_today or template.mentions(DATE_STRING) for template in _all(tokenizer))
+def has_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template of the tokenizer writes a date that can be set."""
+    return any(template.reads_clock or template.mentions(DATE_STRING) for template in _templates(tokenizer))
 
 
-def _all(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
+def _templates(tokenizer: PreTrainedTokenizerBase) -> list[Template]:
     template = tokenizer.chat_template
     sources = list(template.values()) if isinstance(template, dict) else [template]
     return [Template(source) for source in sources if source is not None]
 
 
 @contextmanager
-def on_day(source: str, day: str | None) -> Iterator[None]:
-    """The template's clock stands at midnight of this day, as in ``2026-11-30``; None leaves it running."""
+def fixed_date(source: str, day: str | None) -> Iterator[None]:
+    """Context in which the template's clock shows midnight of a day.
+
+    Args:
+        source: text of the chat template.
+        day: the day, as in ``2026-11-30``; None for the real clock.
+    """
     if _CLOCK not in source:
         yield
         return
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    # A variable of that name is not handed through: the library takes functions out of what a template sees.
+    # A variable cannot replace the clock, because the library does not pass functions to the template.
     _compile_jinja_template(source).globals[_CLOCK] = _strftime_now
     token = _TODAY.set(None if day is None else date.fromisoformat(day))
     try:
@@ -134,13 +145,13 @@ def _strftime_now(format: str) -> str:
 
 @lru_cache(maxsize=256)
 def _takes_text(source: str, role: str) -> bool:
-    """False where a text as content is lost and a list of parts is not."""
+    """Whether a text as content is rendered; also True where neither a text nor a list of parts is."""
     return _has_text_alone(_render(source, role, _TEXT)) or not _takes_parts(source, role)
 
 
 @lru_cache(maxsize=256)
 def _takes_parts(source: str, role: str) -> bool:
-    """Whether a list of parts is written as its text alone."""
+    """Whether a list of parts is rendered as its text alone."""
     return _has_text_alone(_render(source, role, [{"type": "text", "text": _TEXT}]))
 
 
@@ -149,8 +160,8 @@ def _has_text_alone(text: str | None) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _wants_text_of_arguments(source: str) -> bool:
-    """Whether arguments are written well as JSON text only: templates that paste them, where most make JSON of them."""
+def _wants_arguments_as_text(source: str) -> bool:
+    """Whether the template pastes arguments as they are, so that they must be JSON text; most convert an object."""
     as_object, as_text = (_render(source, "assistant", "", arguments) for arguments in ({_KEY: 1}, _json({_KEY: 1})))
     if (as_object is not None and f'"{_KEY}"' in as_object) or as_text is None:
         return False
@@ -159,7 +170,14 @@ def _wants_text_of_arguments(source: str) -> bool:
 
 
 def _render(source: str, role: str, content: object, arguments: object = None) -> str | None:
-    """A small conversation with this content in the message of that role; None where the template refuses it."""
+    """Text of a small conversation with this content in the message of this role; None where the template refuses it.
+
+    Args:
+        source: text of the chat template.
+        role: role of the message with the content.
+        content: content of the message.
+        arguments: arguments of a tool call of the assistant; None for no call.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     call = {"id": "penchant0", "type": "function", "function": {"name": "f", "arguments": arguments or {}}}

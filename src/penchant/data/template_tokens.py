@@ -1,7 +1,7 @@
-"""The tokens that a chat template writes by itself: what ends a turn, and what is control where a message holds it.
+"""The tokens that a chat template writes around messages: end-of-turn tokens and other control tokens.
 
-They are read off renderings of small conversations, because a template is a program: its text alone does not say what
-stands where.
+They are determined from renderings of small conversations, because a template is a program: its source does not tell
+which token is written where.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _Messages = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class TemplateTokens:
-    """What a tokenizer's chat template writes around messages.
+    """The tokens that a tokenizer's chat template writes around messages.
 
     Attributes:
         renders: whether the template renders a plain question with its answer.
-        turn_end: the id behind an assistant's answer; None where the template writes none.
-        ends: all ids that end an assistant's turn: `turn_end`, what ends an earlier turn, and a turn of tool calls.
-        control: the control tokens, as they are written; the rule is in docs/tokenization.md.
-        marks: the added tokens that a question with its answer is rendered with, as they are written: plain text with
-            one of them is taken for rendered. All added tokens where the template refuses the two messages.
+        turn_end: id of the token after an assistant's answer; None where the template writes none.
+        ends: all ids that end an assistant's turn: `turn_end`, the end of an earlier turn, the end of tool calls.
+        control: texts of the control tokens; the rule is in docs/tokenization.md.
+        marks: texts of the added tokens in the rendering of a question with its answer: plain text that contains one
+            of them is already rendered. All added tokens where the template refuses the two messages.
     """
 
     renders: bool
@@ -41,18 +41,18 @@ class TemplateTokens:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
-        """Read them off a tokenizer; cached until its tokens or its template change."""
-        return _probed(tokenizer)
+        """The template tokens of a tokenizer; cached until its tokens or its template change."""
+        return _probe_tokens(tokenizer)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of all special tokens but the unknown one."""
+    """Ids of all special tokens except the unknown token."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
 @cached_per_tokenizer
-def _probed(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
+def _probe_tokens(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens:
     return _Probe(tokenizer).tokens()
 
 
@@ -66,7 +66,7 @@ class _Probe:
         self._never_ends = {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
 
     def tokens(self) -> TemplateTokens:
-        """All that is asked of a template."""
+        """The template's tokens, from all renderings."""
         exchange = self._render([_user(_ASK), _assistant(_ANSWER)])
         plain = exchange or self._render([_system(), _user(_ASK), _assistant(_ANSWER)])
         longer = self._render([_user(_ASK), _assistant(_ANSWER), _user(_ASK_AGAIN)], answer_next=True)
@@ -96,46 +96,47 @@ class _Probe:
         return frozenset(token for token in added if token and (token in exchange or not exchange))
 
     def _turn_end(self, plain: str) -> int | None:
-        """The first added token behind the answer."""
+        """Id of the first added token after the answer."""
         _, answer, behind = plain.rpartition(_ANSWER)
         return next((i for i in self._ids(behind) if i not in self._never_ends), None) if answer else None
 
     def _earlier_end(self, longer: str) -> int | None:
-        """What ends an answer that a question follows, where it ends the question too; else it may begin the question.
+        """Id of the token between an answer and the next question; None where it may begin that question.
 
-        A template may end the last turn with another token than the ones before.
+        It counts as the end of the answer only if the question ends with it too. A template may end the last turn with
+        another token than the earlier ones.
         """
         behind_answer, behind_question = self._gaps(longer)
-        same = behind_answer[:1] == behind_question[:1] and behind_answer[:1] != behind_answer[-1:]
-        return behind_answer[0] if behind_answer and same and behind_answer[0] not in self._never_ends else None
+        is_same_end = behind_answer[:1] == behind_question[:1] and behind_answer[:1] != behind_answer[-1:]
+        return behind_answer[0] if behind_answer and is_same_end and behind_answer[0] not in self._never_ends else None
 
     def _call_end(self, call: str) -> int | None:
-        """The special token that ends a turn of tool calls."""
+        """Id of the special token that ends a turn of tool calls."""
         _, value, behind = call.rpartition(_VALUE)
         ids = self._tokenizer(behind.rstrip(), add_special_tokens=False)["input_ids"] if value else []
         last = ids[-1] if ids else None
         return last if last in self._special - self._never_ends else None
 
     def _around_messages(self, plain: str, longer: str, in_call: set[int]) -> set[int]:
-        """The special tokens around messages and tools' results, and what bounds a turn where it is not special."""
+        """Ids of the special tokens around messages and tool results, and of other added tokens that bound a turn."""
         system = self._render([_system(), _user(_ASK)], answer_next=True)
         result = {"role": "tool", "name": "probe", "tool_call_id": "probe0000", "content": _ASK_AGAIN}
-        answered = self._render([_user(_ASK), _calling(), result], tools=[_TOOL])
+        tool_exchange = self._render([_user(_ASK), _calling(), result], tools=[_TOOL])
         around = {i for text in (plain, longer, system) for i in self._ids(text)}
         behind_answer, behind_question = self._gaps(longer)
         bounds = {*behind_answer, *behind_question[:1]}
-        return (around & self._special) | (set(self._ids(answered)) & self._special - in_call) | bounds
+        return (around & self._special) | (set(self._ids(tool_exchange)) & self._special - in_call) | bounds
 
     def _gaps(self, longer: str) -> tuple[list[int], list[int]]:
-        """Added tokens between the answer and the question behind it, and behind that question."""
+        """Ids of the added tokens between the answer and the next question, and after that question."""
         _, answer, behind_answer = longer.partition(_ANSWER)
         gap, question, behind_question = behind_answer.partition(_ASK_AGAIN)
         return (self._ids(gap), self._ids(behind_question)) if answer and question else ([], [])
 
     def _content(self) -> set[int]:
-        """Added tokens that stand for what a message holds: thoughts, pictures, sounds."""
-        thought = {"role": "assistant", "content": _ANSWER, "reasoning_content": _VALUE, "thinking": _VALUE}
-        texts = [self._render([_user(_ASK), thought]).rpartition(_ASK)[2]]
+        """Ids of the added tokens that represent a message's content: reasoning, images, audio."""
+        reasoning_message = {"role": "assistant", "content": _ANSWER, "reasoning_content": _VALUE, "thinking": _VALUE}
+        texts = [self._render([_user(_ASK), reasoning_message]).rpartition(_ASK)[2]]
         for kind in ("image", "video", "audio"):
             texts.append(self._render([{"role": "user", "content": [{"type": kind}, {"type": "text", "text": _ASK}]}]))
         named_tokens = self._tokenizer.special_tokens_map.items()
@@ -146,7 +147,7 @@ class _Probe:
         return self._render([_user(_ASK), _calling()], tools=[_TOOL]) or self._render([_user(_ASK), _calling()])
 
     def _render(self, messages: _Messages, *, answer_next: bool = False, tools: list[Any] | None = None) -> str:
-        """Empty where the template refuses the messages."""
+        """Text of the messages; empty where the template refuses them."""
         if self._tokenizer.chat_template is None:
             return ""
         try:
@@ -158,7 +159,7 @@ class _Probe:
         return str(text)
 
     def _ids(self, text: str) -> list[int]:
-        """The added tokens of a text, in order."""
+        """Ids of the added tokens of a text, in order."""
         if not text:
             return []
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]

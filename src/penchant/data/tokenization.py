@@ -1,7 +1,7 @@
-"""Preference groups to token ids.
+"""Tokenization of preference groups.
 
 A prompt and its candidate are tokenized as one text, because that is what the model reads; the responses begin where
-any candidate's ids first differ from the prompt's own. Nothing is cut, dropped or added without being counted.
+any candidate's ids first differ from the prompt's ids. Everything that is cut, dropped or added is counted.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from penchant.data.chat import ChatRenderer, GroupText
-from penchant.data.control_text import ControlText, is_coded
+from penchant.data.control_text import ControlText, is_escaped
 from penchant.data.groups import PreferenceGroup, Text
-from penchant.data.masks import learnt_masks, started
+from penchant.data.masks import build_loss_masks, with_start_tokens
 from penchant.data.messages import is_blank
 from penchant.data.prefixes import common_length
 from penchant.data.problem_list import Problem, ProblemList
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.shortening import within
+from penchant.data.shortening import truncate_prompt
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
 from penchant.errors import DataError, ModelError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1024
-"""Groups given to the tokenizer at once; bounds what is held as Python lists."""
+"""Number of groups per call of the tokenizer, which bounds the memory for Python lists of ids."""
 
 _EMPTY = "empty_candidate_dropped"
 _IDENTICAL = "identical_candidates_dropped"
@@ -48,65 +48,74 @@ def tokenize_groups(
     empty: Literal["error", "drop", "keep"] = "error",
     identical: Literal["error", "drop"] = "error",
 ) -> tuple[list[TokenizedGroup], TokenizationReport]:
-    """Token ids of every group, and what happened to the rows; the rules are in docs/tokenization.md.
+    """Token ids of every group, and a report of counted events; the rules are in docs/tokenization.md.
 
     Args:
-        max_length: tokens of the prompt with its longest response.
-        rendering: how rows become text.
-        truncation: what happens to longer groups; a response is never cut.
-        empty: what happens to a group with a candidate that has no text or no tokens; kept, it is its end alone.
-        identical: what happens to a group with a candidate of the same ids as one it is better than.
+        groups: the groups to tokenize.
+        tokenizer: tokenizer of the model.
+        max_length: limit on the tokens of a prompt with its longest response.
+        rendering: settings of the step from rows to text.
+        truncation: treatment of longer groups; a response is never cut.
+        empty: treatment of groups with a candidate without text or tokens; with ``keep`` the response is an end-of-turn
+            token alone.
+        identical: treatment of groups with a (better, worse) pair of equal token ids.
 
     Raises:
-        DataError: groups that cannot be used as they are, all of one kind at once; or no group is left.
-        ModelError: no chat template for conversations, or no end-of-sequence token.
+        DataError: some groups cannot be used as they are (one error for all groups of a kind), or no group is left.
+        ModelError: there is no chat template for conversations, or no end-of-sequence token.
     """
-    refused = rendering.refused
+    refused_policy = rendering.refused
     policies = {
         _EMPTY: empty,
         _IDENTICAL: identical,
         _TOO_LONG: truncation,
-        _REFUSED: refused,
-        _UNREADABLE: refused,
+        _REFUSED: refused_policy,
+        _UNREADABLE: refused_policy,
     }
     problems = ProblemList(
         TokenizationReport(groups=len(groups)),
         frozenset(event for event, policy in policies.items() if policy == "drop"),
         frozenset(event for event, policy in policies.items() if policy == "keep"),
     )
-    special, renderer = SpecialTokens.of(tokenizer), ChatRenderer(tokenizer, rendering)
-    kept: list[TokenizedGroup] = []
+    special, renderer = SpecialTokens.from_tokenizer(tokenizer), ChatRenderer(tokenizer, rendering)
+    tokenized: list[TokenizedGroup] = []
     for start in range(0, len(groups), _BATCH):
         texts = _texts(groups[start : start + _BATCH], renderer, problems)
         for text, ids in _encode(texts, tokenizer, problems):
-            group = _assemble(text, ids, special, problems)
+            group = _assemble_group(text, ids, special, problems)
             if group is not None and group.longest > max_length:
-                group = _shortened(group, max_length, truncation, special, problems)
+                group = _truncate_group(group, max_length, truncation, special, problems)
             if group is not None:
-                kept.append(group)
-    problems.settle()
-    if groups and not kept:
+                tokenized.append(group)
+    problems.raise_first()
+    if groups and not tokenized:
         counts = problems.report.counts
         dropped = ", ".join(f"{event.replace('_', ' ')}: {counts[event]}" for event in policies if counts[event])
         raise DataError(f"no group is left of {len(groups)} ({dropped})", fix="see the rows: penchant data check FILE")
-    return kept, problems.report
+    return tokenized, problems.report
 
 
 def tokenize_prompts(
     prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[Ids]:
-    """Ids a model reads before it answers, at least one for each prompt; errors as in `tokenize_groups`."""
-    special, renderer = SpecialTokens.of(tokenizer), ChatRenderer(tokenizer, rendering)
+    """Token ids that a model reads before it answers, at least one per prompt; raises as `tokenize_groups` does.
+
+    Returns:
+        An array of [P] ids for each prompt.
+    """
+    special, renderer = SpecialTokens.from_tokenizer(tokenizer), ChatRenderer(tokenizer, rendering)
     texts = [renderer.prompt(prompt) for prompt in prompts]
     encoded = _ids([text for text, _ in texts], tokenizer)
-    ids_with_start = (started(ids, text.templated, special, set()) for text, ids in zip(texts, encoded, strict=True))
-    return [np.array(ids or [special.first], dtype=np.int64) for ids in ids_with_start]
+    ids_with_start = (
+        with_start_tokens(ids, text.templated, special, set()) for text, ids in zip(texts, encoded, strict=True)
+    )
+    return [np.array(ids or [special.fallback_start], dtype=np.int64) for ids in ids_with_start]
 
 
 def readable_prompts(
     prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
 ) -> list[Text]:
-    """The prompts, without those that the chat template or the tokenizer refuses where these are dropped."""
+    """The prompts without those that the chat template or the tokenizer refuses; all where `refused` is ``error``."""
     if rendering.refused == "error":
         return list(prompts)
     return [prompt for prompt in prompts if _is_readable(prompt, tokenizer, rendering)]
@@ -123,8 +132,8 @@ def _is_readable(prompt: Text, tokenizer: PreTrainedTokenizerBase, rendering: Re
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id training ends an assistant's turn with; None without a chat template that renders a plain exchange."""
-    return None if tokenizer.eos_token_id is None else SpecialTokens.of(tokenizer).turn_end
+    """Id with which training ends an assistant's turn; None without a template that renders a question and answer."""
+    return None if tokenizer.eos_token_id is None else SpecialTokens.from_tokenizer(tokenizer).turn_end
 
 
 def _texts(groups: Sequence[PreferenceGroup], renderer: ChatRenderer, problems: ProblemList) -> list[GroupText]:
@@ -132,12 +141,12 @@ def _texts(groups: Sequence[PreferenceGroup], renderer: ChatRenderer, problems: 
     for group in groups:
         blank = [k for k, candidate in enumerate(group.candidates) if is_blank(candidate)]
         if blank and _EMPTY not in problems.keeping:
-            problems.refuse(_EMPTY, _empty(group, blank[0], "has no text"))
+            problems.add(_EMPTY, _empty(group, blank[0], "has no text"))
             continue
         try:
             texts.append(renderer.group(group))
         except DataError as error:
-            problems.refuse(_REFUSED, Problem(group.id, error.what, error.fix))
+            problems.add(_REFUSED, Problem(group.id, error.what, error.fix))
     return texts
 
 
@@ -151,8 +160,8 @@ def _empty(group: PreferenceGroup, candidate: int, defect: str) -> Problem:
 
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     unique = list(dict.fromkeys(texts))
-    coded = [text for text in unique if is_coded(text)]
-    plain = [text for text in unique if not is_coded(text)] if coded else unique
+    coded = [text for text in unique if is_escaped(text)]
+    plain = [text for text in unique if not is_escaped(text)] if coded else unique
     ids = dict(zip(coded, ControlText.from_tokenizer(tokenizer).encode(coded, tokenizer) if coded else (), strict=True))
     if plain:
         encoded: list[list[int]] = tokenizer(
@@ -165,12 +174,12 @@ def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[
 def _encode(
     texts: Sequence[GroupText], tokenizer: PreTrainedTokenizerBase, problems: ProblemList
 ) -> list[tuple[GroupText, list[list[int]]]]:
-    """Each group's ids: those of its parts, in their order."""
+    """The groups with the token ids of their parts, in the order of `GroupText.parts`."""
     try:
         parts = [text.parts for text in texts]
         flat = iter(_ids([part for group_parts in parts for part in group_parts], tokenizer))
         return [(text, list(islice(flat, len(group_parts)))) for text, group_parts in zip(texts, parts, strict=True)]
-    except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; find whose text it is.
+    except Exception:  # Tokenizers raise bare exceptions, as for half a surrogate pair; a retry finds the group.
         encoded = []
         for text in texts:
             try:
@@ -181,63 +190,63 @@ def _encode(
                     "correct these rows (often it is half of a surrogate pair, as in \\ud83d alone), or have them "
                     "dropped and counted: data.refused=drop"
                 )
-                problems.refuse(_UNREADABLE, Problem(text.group.id, message, fix))
+                problems.add(_UNREADABLE, Problem(text.group.id, message, fix))
         return encoded
 
 
-def _assemble(
+def _assemble_group(
     text: GroupText, encoded: list[list[int]], special: SpecialTokens, problems: ProblemList
 ) -> TokenizedGroup | None:
-    """Put starts and ends right, find the boundary, and refuse what cannot be learnt from."""
+    """The group's prompt and response ids with one start and one end; None where the group cannot be trained on."""
     group, events = text.group, set(text.events)
     raw = encoded[: 1 + len(text.sequences)]
-    prompt, *sequences = (started(ids, text.templated, special, events) for ids in raw)
-    already = not text.templated and ("[INST]" in text.prompt or not special.control.isdisjoint(encoded[0]))
-    if already:
+    prompt, *sequences = (with_start_tokens(ids, text.templated, special, events) for ids in raw)
+    is_templated = not text.templated and ("[INST]" in text.prompt or not special.control.isdisjoint(encoded[0]))
+    if is_templated:
         events.add("already_templated_prompt")
-    ends = special.ends if text.templated or already else frozenset({special.eos})
-    end = special.turn_end if already and special.turn_end is not None else special.eos
-    sequences = [_ended(ids, ends, end, text.templated, special, events) for ids in sequences]
+    ends = special.ends if text.templated or is_templated else frozenset({special.eos})
+    end = special.turn_end if is_templated and special.turn_end is not None else special.eos
+    sequences = [_with_end_token(ids, ends, end, text.templated, special, events) for ids in sequences]
     common = [common_length(prompt, ids) for ids in sequences]
     for k, ids in enumerate(sequences):
         if len(ids) - common[k] <= 1 and _EMPTY not in problems.keeping:
-            problems.refuse(_EMPTY, _empty(group, k, "has no tokens"))
+            problems.add(_EMPTY, _empty(group, k, "has no tokens"))
             return None
     boundary = min(common)
     if boundary < len(prompt):
         events.add("boundary_moved")
-    masks = learnt_masks(text, encoded, sequences, boundary, special, events)
+    masks = build_loss_masks(text, encoded, sequences, boundary, special, events)
     if masks is not None:
         boundary = min(boundary, *(int(mask.argmax()) for mask in masks))
-        learnt = tuple(mask[boundary:] for mask in masks)
+        loss_masks = tuple(mask[boundary:] for mask in masks)
     else:
-        learnt = None
+        loss_masks = None
     if boundary == 0:
         events.add("start_token_added")
-        prompt, sequences, boundary = [special.first], [[special.first, *ids] for ids in sequences], 1
+        prompt, sequences, boundary = [special.fallback_start], [[special.fallback_start, *ids] for ids in sequences], 1
     for event in sorted(events):
         problems.report.note(event, group.id)
     responses = tuple(np.array(ids[boundary:], dtype=np.int64) for ids in sequences)
-    same = _same_in_a_pair(group, responses)
-    if same is not None:
-        problems.refuse(_IDENTICAL, _identical(group, *same))
+    equal_pair = _equal_pair(group, responses)
+    if equal_pair is not None:
+        problems.add(_IDENTICAL, _identical(group, *equal_pair))
         return None
-    return TokenizedGroup(np.array(prompt[:boundary], dtype=np.int64), responses, group, learnt=learnt)
+    return TokenizedGroup(np.array(prompt[:boundary], dtype=np.int64), responses, group, loss_masks=loss_masks)
 
 
-def _ended(
+def _with_end_token(
     ids: list[int], ends: frozenset[int], default: int, templated: bool, special: SpecialTokens, events: set[str]
 ) -> list[int]:
-    """The ids with exactly one end-of-turn token behind them, the default one where there is none."""
-    stripped, end, times = special.strip_end(ids, ends)
+    """The ids with exactly one end-of-turn token at the end, the default one where there is none."""
+    ids_without_end, end, times = special.strip_end(ids, ends)
     if times > 1:
         events.add("duplicate_end_of_turn_removed")
     if templated and not times:
         events.add("template_without_end_of_turn")
-    return [*stripped, end if times else default]
+    return [*ids_without_end, end if times else default]
 
 
-def _same_in_a_pair(group: PreferenceGroup, responses: Sequence[Ids]) -> tuple[int, int] | None:
+def _equal_pair(group: PreferenceGroup, responses: Sequence[Ids]) -> tuple[int, int] | None:
     keys = [ids.tobytes() for ids in responses]
     if len(set(keys)) == len(keys):
         return None
@@ -252,23 +261,23 @@ def _identical(group: PreferenceGroup, better: int, worse: int) -> Problem:
     )
 
 
-def _shortened(
+def _truncate_group(
     group: TokenizedGroup, max_length: int, truncation: Truncation, special: SpecialTokens, problems: ProblemList
 ) -> TokenizedGroup | None:
-    """A group that is too long, without the first tokens of its prompt where that is asked for and enough."""
-    name, found = group.group.id, f"{group.longest} tokens with the longest response, data.max_length is {max_length}"
+    """A group that is too long, with its prompt cut where `truncation` asks for it; None where it cannot be used."""
+    name, message = group.group.id, f"{group.longest} tokens with the longest response, data.max_length is {max_length}"
     if truncation != "keep_end_of_prompt":
         fix = (
             "raise data.max_length up to the model's context, or leave the long groups out, counted: "
             "data.truncation=drop, or cut the beginning of long prompts: data.truncation=keep_end_of_prompt"
         )
-        problems.refuse(_TOO_LONG, Problem(name, found, fix, group.longest))
+        problems.add(_TOO_LONG, Problem(name, message, fix, group.longest))
         return None
-    shorter = within(group, max_length, special)
+    shorter = truncate_prompt(group, max_length, special)
     if shorter is None:
-        found += ", and the response alone leaves no room for a token of the prompt; responses are never cut"
+        message += ", and the response alone leaves no room for a token of the prompt; responses are never cut"
         fix = "raise data.max_length up to the model's context, or leave such groups out, counted: data.truncation=drop"
-        problems.refuse("response_too_long", Problem(name, found, fix, group.longest))
+        problems.add("response_too_long", Problem(name, message, fix, group.longest))
         return None
     problems.report.note("prompt_truncated", name)
     return shorter

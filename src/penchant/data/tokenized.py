@@ -1,4 +1,4 @@
-"""What tokenization hands to the engine: ids, and the facts the objectives read."""
+"""The result of tokenization: token ids, and the group that the objectives read."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Truncation = Literal["error", "drop", "keep_end_of_prompt"]
 ADVICE = {PLAIN_TEXT: SWITCH}
-"""What to do about an event that a setting decides."""
+"""Advice on an event that a setting decides."""
 
 
 @dataclass(frozen=True)
 class TokenizedGroup:
-    """Token ids of one group. ``prompt + responses[k]`` is exactly what the model reads for candidate k.
+    """Token ids of one group; for candidate k the model reads exactly ``prompt + responses[k]``.
 
     Attributes:
-        prompt: [P] ids, P >= 1; the tokens common to all candidates' sequences.
-        responses: K arrays of ids, each at least one long; the last id is the end-of-turn token.
-        group: the group the ids come from.
-        cut: tokens of the prompt that were left out at its beginning.
-        learnt: K masks, one for each response: True where a token is the assistant's, and is counted and learnt from;
-            None where all are. The others, as a user's turns between the assistant's, are only read.
+        prompt: [P] ids, P >= 1: the tokens common to all candidates' sequences.
+        responses: K arrays of ids, at least one id each; the last id is the end-of-turn token.
+        group: the group that the ids come from.
+        truncated_tokens: number of tokens that were cut at the beginning of the prompt.
+        loss_masks: K masks, one per response: True for the assistant's tokens, which are counted and trained on; None
+            where all are. Other tokens, such as a user's turn between two of the assistant's, are only read.
     """
 
     prompt: Ids
     responses: tuple[Ids, ...]
     group: PreferenceGroup
-    cut: int = 0
-    learnt: tuple[Mask, ...] | None = None
+    truncated_tokens: int = 0
+    loss_masks: tuple[Mask, ...] | None = None
 
     @property
     def masks(self) -> tuple[Mask, ...]:
-        """`learnt`, all True where it is None."""
-        return self.learnt or tuple(np.ones(len(response), dtype=np.bool_) for response in self.responses)
+        """K masks: `loss_masks`, or all True where that is None."""
+        return self.loss_masks or tuple(np.ones(len(response), dtype=np.bool_) for response in self.responses)
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """How many tokens of each response are learnt from."""
-        if self.learnt is None:
+        """Number of trained tokens of each response."""
+        if self.loss_masks is None:
             return tuple(map(len, self.responses))
-        return tuple(int(mask.sum()) for mask in self.learnt)
+        return tuple(int(mask.sum()) for mask in self.loss_masks)
 
     @property
     def length(self) -> int:
-        """Tokens of the group's tree: the prompt once, and every response."""
+        """Number of tokens in the group's tree: the prompt once, and every response."""
         return len(self.prompt) + sum(map(len, self.responses))
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence: the prompt and its longest response."""
+        """Number of tokens in the longest sequence: the prompt and its longest response."""
         return len(self.prompt) + max(map(len, self.responses))
 
 
 @dataclass
 class TokenizationReport:
-    """What happened to the rows, by name; nothing happens to a row without being counted here.
+    """Counts of the events of tokenization; every change to a row is counted here.
 
     Attributes:
-        groups: groups that came in.
-        counts: how many groups (or candidates, as the name says) met each event.
-        examples: for each event, the ids of the first few groups it happened to.
+        groups: number of groups before tokenization.
+        counts: number of groups (or candidates, where the name says so) by event.
+        examples: ids of the first few groups by event.
     """
 
     groups: int = 0
@@ -76,14 +76,14 @@ class TokenizationReport:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, event: str, group_id: str) -> None:
-        """Count `event` for the group, keeping its first few ids as examples."""
+        """Count an event of a group, and keep the first few ids as examples."""
         self.counts[event] += 1
-        kept = self.examples.setdefault(event, [])
-        if len(kept) < 5 and group_id not in kept:
-            kept.append(group_id)
+        example_ids = self.examples.setdefault(event, [])
+        if len(example_ids) < 5 and group_id not in example_ids:
+            example_ids.append(group_id)
 
     def lines(self) -> list[str]:
-        """A line for each event: how often, in which groups first, and what to do about it where there is a choice."""
+        """One line per event: its count, the first groups, and advice where a setting decides it."""
         lines = []
         for event, count in sorted(self.counts.items()):
             ids = self.examples.get(event, [])

@@ -22,11 +22,13 @@ from penchant.data.tokenized import Ids, TokenizedGroup
 
 @dataclass(frozen=True)
 class Branches:
-    """Where one group lies in the row: its prompt's tokens, then each candidate's.
+    """The layout of one group in the row: its prompt, then its candidates.
 
     Attributes:
-        forked: candidates that begin alike share those tokens: each entry of `responses` is then of all the candidates
-            that begin with one token.
+        prompt: number of prompt tokens.
+        responses: number of tokens of each candidate.
+        forked: whether candidates share the tokens of a common beginning; an entry of `responses` then counts the
+            tokens of all candidates that begin with the same token.
     """
 
     prompt: int
@@ -35,6 +37,7 @@ class Branches:
 
     @property
     def length(self) -> int:
+        """Number of tokens of the group in the row."""
         return self.prompt + sum(self.responses)
 
 
@@ -43,20 +46,19 @@ class TreeBatch:
     """Groups packed for one forward pass.
 
     Attributes:
-        input_ids: [T] int64.
-        positions: [T] int64, restarting after the prompt for each candidate.
-        reach: [T] int64, the row's index after the last token that sees this one.
-        branches: one per group, in the order of the row.
-        source: [N] int64, the row's index whose hidden state predicts each target.
-        targets: [N] int64, the candidates' token ids, in order; only those that are learnt.
-        paths: [sum of lengths] int64, each candidate's targets, candidate after candidate.
-        lengths: [C] int64, targets of each candidate.
-        ends: [C] int64, the row's index of each candidate's last token.
-        slots: [C] int64, each candidate's place in the flattened [G, K].
+        input_ids: [T] int64, token ids of the row.
+        positions: [T] int64, position of each token, which restarts after the prompt for each candidate.
+        reach: [T] int64, index in the row after the last token that attends to this one.
+        branches: G layouts, in the order of the row.
+        source: [N] int64, index in the row of the hidden state that predicts each target.
+        targets: [N] int64, token ids to predict, in order.
+        paths: [sum of lengths] int64, indices into `targets` of each candidate, candidate after candidate.
+        lengths: [C] int64, number of targets of each candidate.
+        ends: [C] int64, index in the row of each candidate's last token.
+        slots: [C] int64, index of each candidate in the flattened [G, K].
         shape: (G, K).
-        learnt: [tokens of all candidates] bool, candidate after candidate: which of them are targets; None where all
-            are.
-        temperature: logits are divided by it before the softmax; 1 is the model's own distribution.
+        loss_mask: [tokens of all candidates] bool, candidate after candidate, True for targets; None where all are.
+        temperature: divisor of the logits before the softmax; 1 is the model's own distribution.
     """
 
     input_ids: Tensor
@@ -70,17 +72,18 @@ class TreeBatch:
     ends: Tensor
     slots: Tensor
     shape: tuple[int, int]
-    learnt: Tensor | None = None
+    loss_mask: Tensor | None = None
     temperature: float = 1.0
 
     def to(self, device: torch.device) -> TreeBatch:
-        moved: dict[str, Any] = {
+        """The batch with its tensors on a device."""
+        tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
-    def filled(self, multiple: int) -> TreeBatch:
-        """The row followed by tokens nobody reads, a prompt without candidates, to a multiple of so many tokens."""
+    def pad_to_multiple(self, multiple: int) -> TreeBatch:
+        """The batch padded to a multiple of tokens by a prompt without candidates, to which no token attends."""
         missing = -len(self.input_ids) % multiple
         if not missing:
             return self
@@ -90,15 +93,20 @@ class TreeBatch:
         branches = (*self.branches, Branches(missing, ()))
         return replace(self, input_ids=ids, positions=positions, reach=reach, branches=branches)
 
-    def table(self, values: Tensor) -> Tensor:
-        """[G, K] from a value for each candidate [C]; 0 in empty slots."""
+    def to_group_matrix(self, values: Tensor) -> Tensor:
+        """[G, K] values by group and candidate, from [C] values; 0 in empty slots."""
         k = self.shape[1]
         empty = torch.zeros(self.shape, dtype=values.dtype, device=values.device)
         return empty.index_put((self.slots // k, self.slots % k), values)
 
 
 def pack(groups: Sequence[TokenizedGroup], temperature: float = 1.0) -> TreeBatch:
-    """Lay groups out as one row. Groups of fewer candidates than the widest leave empty slots in [G, K]."""
+    """The groups as one row; a group with fewer candidates than the widest has empty slots in [G, K].
+
+    Args:
+        groups: the G tokenized groups.
+        temperature: divisor of the logits before the softmax.
+    """
     k = max(len(group.responses) for group in groups)
     ids, positions, reach, source, targets, lengths, ends, slots = [], [], [], [], [], [], [], []
     start = 0
@@ -132,29 +140,29 @@ def pack(groups: Sequence[TokenizedGroup], temperature: float = 1.0) -> TreeBatc
         ends=torch.tensor(ends),
         slots=torch.tensor(slots),
         shape=(len(groups), k),
-        learnt=learnt_of(groups),
+        loss_mask=pack_loss_mask(groups),
         temperature=temperature,
     )
 
 
-def learnt_of(groups: Sequence[TokenizedGroup]) -> Tensor | None:
-    """Which tokens of all candidates are learnt from, one after the other; None where all are."""
-    if all(group.learnt is None for group in groups):
+def pack_loss_mask(groups: Sequence[TokenizedGroup]) -> Tensor | None:
+    """[tokens of all candidates] bool, candidate after candidate: True for trained tokens; None where all are."""
+    if all(group.loss_masks is None for group in groups):
         return None
     return torch.from_numpy(np.concatenate([mask for group in groups for mask in group.masks]))
 
 
-def cut(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut groups into micro-batches of at most `budget` tokens, by best fit of the longest first.
+def split_into_micro_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Micro-batches of at most `budget` tokens, by best fit of the longest groups first.
 
-    A group above the budget gets a micro-batch of its own: a group is never split. The same costs give the same cut.
+    A group above the budget gets a micro-batch of its own, because a group is never split. The result is deterministic.
 
     Args:
-        costs: tokens of each group.
-        budget: tokens a micro-batch may hold.
+        costs: number of tokens of each group.
+        budget: maximum number of tokens of a micro-batch.
 
     Returns:
-        Lists of indices into `costs`, each in ascending order, ordered by their first index.
+        Lists of indices into `costs`, in ascending order each, ordered by their first index.
     """
     bins: list[list[int]] = []
     room: list[int] = []
@@ -171,5 +179,5 @@ def cut(costs: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def as_tensor(values: Ids) -> Tensor:
-    """int64."""
+    """The array as an int64 tensor."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

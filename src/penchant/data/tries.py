@@ -1,6 +1,7 @@
-"""Packing of many candidates that begin alike: what they share is computed once, as the prompt is.
+"""Packing of many candidates with common beginnings: shared tokens are computed once, as the prompt is.
 
-A catalogue of titles is a trie: its tokens lie in the row depth first, and a candidate is a path from the prompt down.
+The candidates form a trie, as the titles of a catalogue do: its tokens are in the row in depth-first order, and a
+candidate is a path from the prompt downwards.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ import torch
 
 from penchant.data.prefixes import common_length
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.data.trees import Branches, TreeBatch, as_tensor, learnt_of
+from penchant.data.trees import Branches, TreeBatch, as_tensor, pack_loss_mask
 
 
 @dataclass(frozen=True)
 class Trie:
-    """Candidates' tokens, those they share once; n nodes in depth-first order.
+    """The trie of the candidates' tokens; n nodes in depth-first order.
 
     Attributes:
-        ids: [n] token ids.
-        depths: [n], 0 for first tokens.
-        parents: [n] nodes; -1 for first tokens.
-        reach: [n] the node after the last one below.
-        paths: each candidate's nodes.
+        ids: [n] token id of each node.
+        depths: [n] depth of each node; 0 for first tokens.
+        parents: [n] parent node; -1 for first tokens.
+        reach: [n] the node after the last descendant.
+        paths: the nodes of each candidate, one array per candidate.
     """
 
     ids: Ids
@@ -35,27 +36,27 @@ class Trie:
     paths: tuple[Ids, ...]
 
     @classmethod
-    def of(cls, responses: Sequence[Ids]) -> Trie:
-        """The trie of some responses, each at least one token long."""
+    def from_responses(cls, responses: Sequence[Ids]) -> Trie:
+        """The trie of responses that have at least one token each."""
         words = [response.tolist() for response in responses]
         ids: list[int] = []
         parents: list[int] = []
         depths: list[int] = []
         reach: dict[int, int] = {}
         paths: dict[int, list[int]] = {}
-        before: list[int] = []
+        previous_tokens: list[int] = []
         path: list[int] = []
-        # In lexicographic order each one shares with the one before whatever it shares with any before.
+        # In lexicographic order a candidate shares with its predecessor all that it shares with any earlier one.
         for candidate in sorted(range(len(words)), key=words.__getitem__):
-            own = words[candidate]
-            shared = common_length(before, own)
+            tokens = words[candidate]
+            shared = common_length(previous_tokens, tokens)
             reach.update((node, len(ids)) for node in path[shared:])
-            new = range(len(ids), len(ids) + len(own) - shared)
+            new = range(len(ids), len(ids) + len(tokens) - shared)
             path = [*path[:shared], *new]
-            ids += own[shared:]
-            depths += range(shared, len(own))
-            parents += [path[depth - 1] if depth else -1 for depth in range(shared, len(own))]
-            paths[candidate], before = path, own
+            ids += tokens[shared:]
+            depths += range(shared, len(tokens))
+            parents += [path[depth - 1] if depth else -1 for depth in range(shared, len(tokens))]
+            paths[candidate], previous_tokens = path, tokens
         reach.update((node, len(ids)) for node in path)
         return cls(
             np.array(ids),
@@ -67,8 +68,8 @@ class Trie:
 
 
 def pack_trie(group: TokenizedGroup) -> TreeBatch:
-    """Lay one group out as a row in which its candidates share what they begin with; `trees.pack` for many of them."""
-    trie, p, k = Trie.of(group.responses), len(group.prompt), len(group.responses)
+    """One group as a row in which candidates share the tokens of common beginnings; `trees.pack` shares none."""
+    trie, p, k = Trie.from_responses(group.responses), len(group.prompt), len(group.responses)
     roots = np.flatnonzero(trie.depths == 0)
     sizes = np.diff([*roots, len(trie.ids)])
     length = p + len(trie.ids)
@@ -84,5 +85,5 @@ def pack_trie(group: TokenizedGroup) -> TreeBatch:
         ends=as_tensor(p + np.array([path[-1] for path in trie.paths])),
         slots=torch.arange(k),
         shape=(1, k),
-        learnt=learnt_of([group]),
+        loss_mask=pack_loss_mask([group]),
     )

@@ -1,4 +1,4 @@
-"""Groups as JSON lines in our own format, which `read_groups` reads back unchanged."""
+"""Writing of groups as JSON lines in the format `penchant`, which `read_groups` reads back unchanged."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ READ_COLUMNS = frozenset({
     "id", "prompt", "candidates", "weight", *FACTS, "chosen", "pairwise", "ranking", "rank", "best", "data",
     "annotations", "context", "completions", "system", "tools", "documents", "chat_template_kwargs",
 })  # fmt: skip
-"""Columns that would be read, or read as another format, where a group is read back."""
+"""Columns that a reader would read, or detect as another format."""
 PREFIX = "original_"
 
 
 def write_groups(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
-    """Write groups to a new .jsonl or .jsonl.gz file, whole or not at all.
+    """Write groups to a new .jsonl or .jsonl.gz file; on an error no file is left.
 
     Raises:
         DataError: the file exists, its name has another ending, its folder does not exist, there are no groups, or
-            a group holds what JSON cannot say.
+            a group contains a value that JSON cannot represent.
     """
     path = Path(path)
     _check(path, groups)
-    # The same groups give the same bytes: no time stamp, no file name in the header.
-    whole = b"".join(_lines(groups, path))
-    data = gzip.compress(whole, mtime=0) if path.suffix == ".gz" else whole
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Equal groups give equal bytes: the header has no time stamp and no file name.
+    content = b"".join(_lines(groups, path))
+    data = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("xb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"it cannot be written: {error.strerror}", where=str(path), fix="name another place") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_anew(groups: Sequence[PreferenceGroup], path: str | Path) -> None:
-    """`write_groups` in the place of a file that is there: the same groups give the same bytes."""
+    """Write groups as `write_groups` does, and replace an existing file; equal groups give equal bytes."""
     Path(path).unlink(missing_ok=True)
     write_groups(groups, path)
 
@@ -80,17 +80,22 @@ def _lines(groups: Sequence[PreferenceGroup], path: Path) -> Iterable[bytes]:
 
 
 def row_of(group: PreferenceGroup) -> dict[str, Any]:
-    """A group as a row of the format `penchant`."""
+    """The group as a row of the format `penchant`."""
     row: dict[str, Any] = {"id": group.id, "prompt": group.prompt, "candidates": group.candidates}
     row |= context_of(group.prompt).columns()
     row |= {name: value for name in FACTS if (value := getattr(group, name)) is not None}
     if group.weight != 1:
         row["weight"] = group.weight
-    return row | {written_as(name, group.extra): _plain(value) for name, value in group.extra.items()}
+    return row | {output_column_name(name, group.extra): _plain(value) for name, value in group.extra.items()}
 
 
-def written_as(column: str, extra: Mapping[str, Any]) -> str:
-    """The name of a column that its format did not read, so that no reader takes it for what a group says."""
+def output_column_name(column: str, extra: Mapping[str, Any]) -> str:
+    """The name under which an unread column is written, so that no reader takes it for a column of the format.
+
+    Args:
+        column: name of the column in the source.
+        extra: all unread columns of the group, whose names are not used twice.
+    """
     if column not in READ_COLUMNS:
         return column
     name = PREFIX + column
@@ -100,13 +105,13 @@ def written_as(column: str, extra: Mapping[str, Any]) -> str:
 
 
 def renamed_columns(groups: Sequence[PreferenceGroup]) -> list[str]:
-    """For people: the columns that are written under another name."""
-    names = dict.fromkeys((name, written_as(name, group.extra)) for group in groups for name in group.extra)
+    """Notes for the user on the columns that are written under another name."""
+    names = dict.fromkeys((name, output_column_name(name, group.extra)) for group in groups for name in group.extra)
     return [f"column {name} is written as {new_name}" for name, new_name in names if name != new_name]
 
 
 def _plain(value: Any) -> Any:
-    """A value of a table as JSON has it: times as text, bytes as base64, numbers that are none as null."""
+    """A table's value as JSON: times as text, bytes as base64, NaN and infinities as null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from penchant.engine.folders import whole_folder
 from penchant.engine.loading import explained, refuse_missing
-from penchant.errors import ConfigError, DataError, ModelError, from_extra
+from penchant.errors import ConfigError, DataError, ModelError, require_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -39,7 +39,7 @@ def diffusers() -> ModuleType:
     Raises:
         ConfigError: it is missing.
     """
-    with from_extra("diffusion", "pictures need diffusers"):
+    with require_extra("diffusion", "pictures need diffusers"):
         import diffusers
     return diffusers
 

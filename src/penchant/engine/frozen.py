@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.second_reading import read_again
+from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.distribution import World, shard
 from penchant.engine.loading import check_vocabulary, context_length, load_model, load_tokenizer
@@ -59,8 +59,8 @@ class FrozenModel:
         truncation: Truncation,
         tell: Callable[[str], None] = lambda line: None,
     ) -> list[TokenizedGroup]:
-        """The same groups by this model's tokenizer, prompts cut where they were; errors as in `read_again`."""
-        retokenized, shortened = read_again(
+        """The same groups by this model's tokenizer, prompts cut where they were; errors as in `retokenize_groups`."""
+        retokenized, shortened = retokenize_groups(
             groups, self.tokenizer, context=self.context, rendering=self.rendering, truncation=truncation
         )
         if shortened:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from penchant.engine.gguf_tokenizer import as_llama_cpp_reads
-from penchant.errors import ModelError, from_extra
+from penchant.errors import ModelError, require_extra
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ def gguf_library() -> ModuleType:
     Raises:
         ConfigError: it is missing.
     """
-    with from_extra("gguf", "GGUF files need gguf"):
+    with require_extra("gguf", "GGUF files need gguf"):
         import gguf
     return gguf
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penchant.data.tokenized import Ids
-from penchant.errors import ModelError, from_extra
+from penchant.errors import ModelError, require_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ def grammar_library() -> ModuleType:
     Raises:
         ConfigError: it is missing.
     """
-    with from_extra("constrained", "constrained answers need llguidance"):
+    with require_extra("constrained", "constrained answers need llguidance"):
         import llguidance.hf
     return llguidance
 

@@ -81,7 +81,7 @@ class HeadedScorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """[2, G, K]: log-probs, and rewards; 0 in empty slots."""
         log_probs, last = self._inner[0].read(batch)
-        return torch.stack([log_probs, batch.table(self.head(last).to(log_probs.dtype))])
+        return torch.stack([log_probs, batch.to_group_matrix(self.head(last).to(log_probs.dtype))])
 
 
 def require_endings(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:

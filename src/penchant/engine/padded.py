@@ -45,10 +45,10 @@ class PaddedScorer(nn.Module):
             used = logits[row, prompt - 1 : len(sequence) - 1]
             log_probs = (used.to(torch.promote_types(used.dtype, torch.float32)) / batch.temperature).log_softmax(-1)
             token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0].double()
-            learnt = slice(None) if batch.learnt is None else batch.learnt[start : start + len(token_log_probs)]
+            learnt = slice(None) if batch.loss_mask is None else batch.loss_mask[start : start + len(token_log_probs)]
             sums.append(token_log_probs[learnt].sum())
             start += len(token_log_probs)
-        return batch.table(torch.stack(sums))
+        return batch.to_group_matrix(torch.stack(sums))
 
 
 def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:

@@ -142,8 +142,8 @@ class ReferenceCache:
         digest = hashlib.blake2b(self._prefix, digest_size=20)
         digest.update(repr(batch.branches).encode())
         digest.update(batch.input_ids.numpy().tobytes())
-        if batch.learnt is not None:
-            digest.update(b"learnt " + batch.learnt.numpy().tobytes())
+        if batch.loss_mask is not None:
+            digest.update(b"learnt " + batch.loss_mask.numpy().tobytes())
         return digest.digest()
 
 

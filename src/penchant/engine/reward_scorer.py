@@ -36,7 +36,7 @@ class TreeRewardScorer(nn.Module):
         """[G, K] rewards, in float64; 0 in empty slots."""
         hidden = last_hidden(self.model, batch)
         positions = reward_positions(batch, pad_token_id(self.model))
-        return batch.table(self.model.score(hidden.index_select(0, positions))[:, 0].double())
+        return batch.to_group_matrix(self.model.score(hidden.index_select(0, positions))[:, 0].double())
 
 
 class PaddedRewardScorer(nn.Module):
@@ -57,7 +57,7 @@ class PaddedRewardScorer(nn.Module):
         # Not the model's own pooling: these rows are padded with another token.
         pad = pad_token_id(self.model)
         positions = torch.tensor([reward_position(sequence, pad) for sequence in sequences])
-        return batch.table(self.model.score(hidden[torch.arange(len(positions)), positions])[:, 0].double())
+        return batch.to_group_matrix(self.model.score(hidden[torch.arange(len(positions)), positions])[:, 0].double())
 
 
 def reward_position(sequence: Tensor, pad: int | None) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import TreeBatch, cut, pack
+from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distribution import World, reshard
 from penchant.engine.heads import HeadedScorer
@@ -162,7 +162,7 @@ def micro_batches(scorer: Scorer, groups: Sequence[TokenizedGroup], budget: int)
     cuts = []
     for start in range(0, len(groups), WINDOW):
         costs = [scorer.cost(group) for group in groups[start : start + WINDOW]]
-        cuts += [[start + i for i in members] for members in cut(costs, budget)]
+        cuts += [[start + i for i in members] for members in split_into_micro_batches(costs, budget)]
     return cuts
 
 

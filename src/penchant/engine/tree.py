@@ -54,7 +54,7 @@ class TreeScorer(nn.Module):
         # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
         each = token_log_probs.double().index_select(0, batch.paths)
         sums = torch.segment_reduce(each, "sum", lengths=batch.lengths)
-        return batch.table(sums), hidden.index_select(0, batch.ends)
+        return batch.to_group_matrix(sums), hidden.index_select(0, batch.ends)
 
 
 def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: Shared | None = None) -> Tensor:
@@ -65,7 +65,7 @@ def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: Shared | None 
     """
     embedding = model.get_input_embeddings()
     multiple = row_multiple(batch.input_ids.device, compute_dtype(next(embedding.parameters())))
-    filled = batch.filled(multiple)
+    filled = batch.pad_to_multiple(multiple)
     ids: dict[str, Tensor] = {"input_ids": filled.input_ids[None]}
     if shared is not None:
         ids = {"inputs_embeds": embed(filled.input_ids, embedding.weight, embedding.padding_idx, shared)[None]}

@@ -185,7 +185,7 @@ class TreeCheck:
 
 
 def _cut(sample: Sequence[TokenizedGroup], candidates: int) -> list[TokenizedGroup]:
-    return [replace(group, responses=group.responses[:candidates], learnt=None) for group in sample]
+    return [replace(group, responses=group.responses[:candidates], loss_masks=None) for group in sample]
 
 
 def _candidates(sample: Sequence[TokenizedGroup]) -> int:

@@ -11,7 +11,7 @@ from penchant.data.as_chat import PLAIN_TEXT, SWITCH, AsChat
 from penchant.data.files import is_data_file
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.messages import context_of
-from penchant.data.shortening import end_of_ids
+from penchant.data.shortening import keep_last_ids
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import readable_prompts, tokenize_prompts
 from penchant.data.tokenized import Ids
@@ -154,7 +154,7 @@ def fit_prompts(
         if longest + NEW_TOKENS > limit > longest and reading.truncation == "error":
             new_tokens = limit - longest
             tell(f"answers have at most {new_tokens} tokens: {limit} fit, the longest prompt has {longest}")
-    special = SpecialTokens.of(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer)
     room = limit - new_tokens
     if room < 1 + max(len(special.start), 1):
         fix = f"sampling.max_new_tokens={max(1, limit // 2)}, or less"
@@ -168,7 +168,7 @@ def fit_prompts(
         return _without(long, prompts, ids, new_tokens, tell)
     if long:
         tell(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
-    cut = [prompt if len(prompt) <= room else end_of_ids(prompt, room, special) for prompt in ids]
+    cut = [prompt if len(prompt) <= room else keep_last_ids(prompt, room, special) for prompt in ids]
     return FittedPrompts(list(prompts), cut, new_tokens)
 
 

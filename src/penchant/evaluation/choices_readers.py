@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.data.fields import Ledger, Row
+from penchant.data.fields import ReadLog, Row
 from penchant.data.files import read_rows, unread_files
 from penchant.errors import DataError
 from penchant.evaluation.choices import Question
@@ -75,8 +75,8 @@ def read_questions(
     name = Path(source).absolute().name
     rows = list(read_rows(source, split=split, columns=columns))
     layout = _layout(task, rows, name)
-    ledger = Ledger()
-    asked = [layout.convert(Row(values, where, number, ledger), task) for number, (where, values) in enumerate(rows)]
+    read_log = ReadLog()
+    asked = [layout.convert(Row(values, where, number, read_log), task) for number, (where, values) in enumerate(rows)]
     questions = [question for question in asked if question is not None]
     unlabeled = len(asked) - len(questions)
     if not questions:
@@ -88,7 +88,9 @@ def read_questions(
     kept = tuple(questions[:limit])
     left_out = {UNLABELED: unlabeled, LIMITED: len(questions) - len(kept)}
     left_out = {why: count for why, count in left_out.items() if count}
-    notes = [f"{name}: {len(kept)} questions, task {task}, layout {layout.name} ({', '.join(sorted(ledger.used))})"]
+    notes = [
+        f"{name}: {len(kept)} questions, task {task}, layout {layout.name} ({', '.join(sorted(read_log.used_columns))})"
+    ]
     notes += [f"{name}: {count} rows left out: {why}" for why, count in left_out.items()]
     if others := unread_files(source, split):
         notes.append(f"{name}: files not read: {', '.join(others)}")

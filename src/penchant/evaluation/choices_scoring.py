@@ -11,7 +11,7 @@ from penchant.engine.distribution import World, shard
 from penchant.engine.frozen import FrozenModel, cached_log_probs
 from penchant.engine.reference_cache import model_fingerprint
 from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, score_with_head
-from penchant.errors import ConfigError, located
+from penchant.errors import ConfigError, locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
 
@@ -37,8 +37,8 @@ def without_end(group: TokenizedGroup) -> TokenizedGroup:
 
     Tokenization refuses a response that is nothing but its end, so at least one token is left of each.
     """
-    learnt = None if group.learnt is None else tuple(mask[:-1] for mask in group.learnt)
-    return replace(group, responses=tuple(response[:-1] for response in group.responses), learnt=learnt)
+    learnt = None if group.loss_masks is None else tuple(mask[:-1] for mask in group.loss_masks)
+    return replace(group, responses=tuple(response[:-1] for response in group.responses), loss_masks=learnt)
 
 
 def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> list[dict[str, tuple[float, ...]]]:
@@ -101,7 +101,7 @@ def score_tasks(
     tokenized = {}
     left_out = {}
     for name, questions in tasks.items():
-        with located(f"task {name}"):
+        with locate_errors(f"task {name}"):
             tokenized[name], left_out[name] = tokenize_questions(questions, frozen, limit, reading)
         for event, count in sorted(left_out[name].items()):
             tell(f"{name}: {event.replace('_', ' ')}: {count} of {len(questions)} questions")

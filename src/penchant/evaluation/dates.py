@@ -12,7 +12,7 @@ import yaml
 
 from penchant.config_yaml import parse_yaml
 from penchant.data.rendering import Rendering
-from penchant.data.template import writes_today
+from penchant.data.template import reads_clock
 from penchant.engine.loading import load_tokenizer
 from penchant.errors import PenchantError
 
@@ -57,7 +57,7 @@ def on_one_day(
     Args:
         chat_template: a template's file that stands for the model's own.
     """
-    if rendering.date is not None or not any(map(writes_today, tokenizers([(model, chat_template)]))):
+    if rendering.date is not None or not any(map(reads_clock, tokenizers([(model, chat_template)]))):
         return rendering
     day = recorded_day(model)
     tell(f"the chat template writes {day or today()} as today's date" + (", as the run did" if day else ""))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.errors import DataError, from_extra
+from penchant.errors import DataError, require_extra
 from penchant.evaluation.statistics import roc_auc
 
 FOLDS = 5
@@ -30,7 +30,7 @@ class EmpathyClassifier:
     """
 
     def __init__(self, labelled: Sequence[PreferenceGroup]) -> None:
-        with from_extra("recipes", "a classifier needs scikit-learn"):
+        with require_extra("recipes", "a classifier needs scikit-learn"):
             from sklearn.feature_extraction.text import TfidfVectorizer
             from sklearn.linear_model import LogisticRegression
             from sklearn.model_selection import StratifiedKFold, cross_val_predict

@@ -21,7 +21,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import NO_CONTEXT
 from penchant.data.rendering import Rendering
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.template import Template, on_day
+from penchant.data.template import Template, fixed_date
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizedGroup
 from penchant.engine.distribution import World, local_device
@@ -155,7 +155,7 @@ class Loaded:
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text; without a generation prompt its last message is left open."""
         template, rendering = Template.from_tokenizer(self.frozen.tokenizer), self.reading.rendering
-        with on_day(template.source, rendering.date):
+        with fixed_date(template.source, rendering.date):
             text: str = self.frozen.tokenizer.apply_chat_template(
                 chat_history,
                 tokenize=False,
@@ -194,7 +194,7 @@ class LogProbs:
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """The log-prob of each whole text, window by window; see `rolling_windows`."""
         tokenizer = self.loaded.frozen.tokenizer
-        start = SpecialTokens.of(tokenizer).first
+        start = SpecialTokens.from_tokenizer(tokenizer).fallback_start
         groups, owners = [], []
         for i, request in enumerate(requests):
             [text] = request.args

@@ -13,7 +13,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
-from penchant.errors import ConfigError, located
+from penchant.errors import ConfigError, locate_errors
 from penchant.evaluation.dates import on_one_day
 from penchant.evaluation.preferences import PreferenceReport, ScoredGroup, evaluate_preferences
 
@@ -89,7 +89,7 @@ def score(
     reference_log_probs: list[list[float]] | None = None
     if reference is not None:
         frozen = FrozenModel.load(reference, world, reading.dtype, reading.chat_template, reading.rendering)
-        with located(reference):
+        with locate_errors(reference):
             theirs = frozen.retokenize(tokenized, reading.truncation, tell)
         reference_log_probs = frozen.log_probs(theirs, world, reading.token_budget, reading.dtype, tell)
     return scored_groups(tokenized, log_probs, reference_log_probs)

@@ -156,7 +156,7 @@ def _by_head(
     reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized = read_held_out(frozen, model, groups, reading, tell)
-    require_endings(tokenized, sorted(SpecialTokens.of(frozen.tokenizer).ends))
+    require_endings(tokenized, sorted(SpecialTokens.from_tokenizer(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()

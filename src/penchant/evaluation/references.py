@@ -6,7 +6,7 @@ import re
 import string
 from collections import Counter
 
-from penchant.errors import from_extra
+from penchant.errors import require_extra
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -28,7 +28,7 @@ def rouge_l(answer: str, reference: str) -> float:
     Raises:
         ConfigError: the library is not installed.
     """
-    with from_extra("recipes", "ROUGE needs rouge-score"):
+    with require_extra("recipes", "ROUGE needs rouge-score"):
         from rouge_score.rouge_scorer import RougeScorer
     return float(RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penchant.engine.loading import check_folder, context_length, load_config
-from penchant.errors import ConfigError, from_extra
+from penchant.errors import ConfigError, require_extra
 
 
 class BertScore:
@@ -21,7 +21,7 @@ class BertScore:
     """
 
     def __init__(self, model: str, layers: int | None = None) -> None:
-        with from_extra("recipes", "BERTScore needs bert-score"):
+        with require_extra("recipes", "BERTScore needs bert-score"):
             from bert_score import BERTScorer
         check_folder(model)
         config = load_config(model)
@@ -56,7 +56,7 @@ class SentenceSimilarity:
     """
 
     def __init__(self, model: str) -> None:
-        with from_extra("recipes", "sentence embeddings need sentence-transformers"):
+        with require_extra("recipes", "sentence embeddings need sentence-transformers"):
             from sentence_transformers import SentenceTransformer
         check_folder(model)
         self._model = SentenceTransformer(model)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.errors import DataError, from_extra
+from penchant.errors import DataError, require_extra
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 
 FOLDS = 5
@@ -50,7 +50,7 @@ def style_leak(groups: Sequence[PreferenceGroup]) -> StyleLeak:
         ConfigError: scikit-learn is not installed.
         DataError: too few prompts, or no pair.
     """
-    with from_extra("recipes", "an audit needs scikit-learn"):
+    with require_extra("recipes", "an audit needs scikit-learn"):
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GroupKFold

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.model_kind import require_language_model
-from penchant.errors import ConfigError, DataError, respelled
+from penchant.errors import ConfigError, DataError, rename_options_in_errors
 from penchant.recipes.tuning import TunedConfig, stage_keys, tuning_run
 from penchant.training.needs import usable
 
@@ -63,5 +63,5 @@ def check_tuning(
         # No stage takes a reward, which a run would be advised to name.
         fixes = [f"learn from preferences: {setting}.objective.name=dpo", *filter(None, [scores_fix])]
         raise DataError(f"{name} learns from scores, and no group has any", where=source, fix=", or ".join(fixes))
-    with respelled(keys):
+    with rename_options_in_errors(keys):
         usable(run, list(groups), "training", source, [])

@@ -15,7 +15,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import NO_LIMIT
 from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
-from penchant.errors import located
+from penchant.errors import locate_errors
 from penchant.evaluation.answering import answer, fit_prompts
 from penchant.evaluation.generation import Sampling
 from penchant.evaluation.held_out import Reading, ScoredGroup, score
@@ -136,7 +136,7 @@ def check_lengths(
     """
     for source, rows in groups.items():
         for reader in readers:
-            with located(f"{source}, as {reader.name} reads it"):
+            with locate_errors(f"{source}, as {reader.name} reads it"):
                 tokenize_groups(
                     rows,
                     reader.tokenizer,

@@ -11,10 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from penchant.data.files import is_data_file, opened, read_rows
+from penchant.data.files import is_data_file, open_data_file, read_rows
 from penchant.data.files_text import text_lines
 from penchant.data.groups import PreferenceGroup
-from penchant.errors import DataError, from_extra
+from penchant.errors import DataError, require_extra
 
 WORDS_OF_A_SHINGLE = 5
 
@@ -63,7 +63,7 @@ def read_passages(source: str, *, text: str = "text", section: str | None = None
     if path.is_dir() or is_data_file(path):
         rows = enumerate(read_rows(source), 1)
         return [_passage(row, where, number, text, section) for number, (where, row) in rows]
-    with opened(path, source) as stream:
+    with open_data_file(path, source) as stream:
         contents = "".join(line for _, line in text_lines(stream, source))
     return [Passage(part, str(n)) for n, part in enumerate(re.split(r"\n\s*\n", contents)) if part.strip()]
 
@@ -114,7 +114,7 @@ def near_repeats(texts: Sequence[str], similarity: float) -> dict[int, int]:
     Raises:
         ConfigError: the library is not installed.
     """
-    with from_extra("recipes", "finding repeated texts needs datasketch"):
+    with require_extra("recipes", "finding repeated texts needs datasketch"):
         from datasketch import MinHash, MinHashLSH
     shingles = [_shingles(text) for text in texts]
     # What the sketches find is compared exactly, so that they may find more; above 0.95 they have too few bands.

@@ -9,7 +9,7 @@ from typing import Any
 from penchant.config import LoraConfig, RunConfig, TrainingConfig, parse_config
 from penchant.config_section import Section
 from penchant.engine.merging import merge_adapter
-from penchant.errors import respelled
+from penchant.errors import rename_options_in_errors
 from penchant.recipes.reading import READING, ReadingConfig
 from penchant.training.run import train
 
@@ -22,7 +22,7 @@ class TunedConfig(Section):
 
 
 def stage_keys(setting: str, kind: type[Section] = TunedConfig) -> dict[str, str]:
-    """Where the recipe's configuration has a run's keys, for `errors.respelled`.
+    """Where the recipe's configuration has a run's keys, for `errors.rename_options_in_errors`.
 
     Args:
         setting: the stage's dotted path in the recipe's configuration, as in ``methods.dpo``.
@@ -68,7 +68,7 @@ def tuning_run(
     }
     if online is not None:
         values |= {"candidates": "sampled", **online}
-    with respelled(keys):
+    with rename_options_in_errors(keys):
         return parse_config(values, str(folder))
 
 
@@ -90,7 +90,7 @@ def tune(
         The run's folder.
     """
     config = tuning_run(folder, model, data, held_out, objective, tuned, keys=keys, online=online, reading=reading)
-    with respelled(keys):
+    with rename_options_in_errors(keys):
         return train(config, resume=(folder / "run" / "run.json").exists())
 
 

@@ -1,7 +1,7 @@
-"""Who may ask: clients that have the key, under a name that is the server's own.
+"""Access control: requests need the API key, and a `Host` header that belongs to the server.
 
-A page in a browser can point a name of its own at this machine and ask the server under that name ("DNS rebinding"), so
-the `Host` of a request must be an address, which no page can claim, or a name that the server is known by.
+A web page can point a host name of its own at this machine and send requests under that name ("DNS rebinding"). So the
+`Host` of a request must be an address, which no page can claim, or one of the server's names.
 """
 
 from __future__ import annotations
@@ -21,26 +21,31 @@ ANY_HOST = "*"
 
 @dataclass(frozen=True)
 class Access:
-    """What a request must bring.
+    """The conditions for access to the server.
 
     Attributes:
-        api_key: that clients send as a bearer token; None: none is needed.
-        hosts: names under which the server may be asked, beside addresses and localhost; "*" is any.
+        api_key: key that clients send as a bearer token; None where no key is needed.
+        hosts: accepted host names, in addition to addresses and localhost; "*" accepts any.
     """
 
     api_key: str | None
     hosts: frozenset[str]
 
     @classmethod
-    def at(cls, host: str, api_key: str | None, allowed_hosts: Iterable[str] = ()) -> Access:
+    def for_host(cls, host: str, api_key: str | None, allowed_hosts: Iterable[str] = ()) -> Access:
         """The access to a server that listens at a host.
 
+        Args:
+            host: name or address at which the server listens.
+            api_key: key of the clients; None for no key.
+            allowed_hosts: further accepted host names.
+
         Raises:
-            ConfigError: others than this machine can reach it and there is no key; or the key cannot be sent.
+            ConfigError: other machines can reach the server and there is no key, or no header can carry the key.
         """
         if api_key is None and not is_loopback(host):
             raise ConfigError(
-                "other machines can reach this address, and no key is asked of them",
+                "other machines can reach this address, and no key is required",
                 where=f"--host {host}",
                 fix="set PENCHANT_API_KEY (or --api-key, which other users see in the list of processes), "
                 "or --host 127.0.0.1",
@@ -54,11 +59,11 @@ class Access:
         return cls(api_key, frozenset(name.lower() for name in (LOCALHOST, host, *allowed_hosts)))
 
     def refusal(self, headers: Mapping[str, str]) -> Refusal | None:
-        """Why a request with these headers, their names in small letters, is refused; None where it is not."""
+        """The reason to refuse a request with these headers (names in lower case); None where it is accepted."""
         host = headers.get("host")
         if host is not None and not self._knows(host_name(host)):
             return invalid(
-                f"this server does not know itself as '{host_name(host)}'; if it should: --allowed-host",
+                f"this server is not known as '{host_name(host)}'; if it should be: --allowed-host",
                 code="host_not_allowed",
                 status=403,
             )
@@ -73,12 +78,12 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there; of names only localhost is known to."""
+    """Whether a server at this host is reachable from this machine only; the only such name is localhost."""
     return host.lower() == LOCALHOST or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def host_name(header: str) -> str:
-    """A `Host` header's name or address without the port, in small letters."""
+    """The name or address of a `Host` header without its port, in lower case."""
     name, colon, port = header.strip().lower().rpartition(":")
     if not colon or not (port.isdigit() or not port):
         name = header.strip().lower()
@@ -99,5 +104,5 @@ def _bearer_token(headers: Mapping[str, str]) -> str:
 
 
 def _same_key(token: str, key: str) -> bool:
-    """Whether they are equal, in a time that does not depend on where they differ."""
+    """Whether token and key are equal, in a time that does not depend on where they differ."""
     return hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (token, key)))

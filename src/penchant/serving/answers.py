@@ -1,6 +1,6 @@
-"""An answer's form by the protocol: of chat completions and of completions, whole or in a stream's parts.
+"""Answers in the OpenAI protocol's form: chat completions and completions, as one document or as chunks of a stream.
 
-Every answer says under `penchant` which expert gave it, and with a router how sure the router was.
+The field `penchant` of every answer names the expert that wrote it, and the router's confidence where there is one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from penchant.serving.router import Decision
 
 
 def answer_frame(prefix: str, expert: str, decision: Decision | None) -> dict[str, Any]:
-    """What stands in each part of an answer.
+    """The fields that all chunks of an answer have in common.
 
     Args:
-        prefix: of its id.
-        decision: the router's, where it chose the expert.
+        prefix: beginning of the answer's id.
+        expert: name of the expert that answers.
+        decision: the router's decision; None where the client named the expert.
     """
     choice = {} if decision is None else {"likeliest": decision.likeliest, "confidence": decision.confidence}
     return {
@@ -33,7 +34,7 @@ def answer_frame(prefix: str, expert: str, decision: Decision | None) -> dict[st
 
 
 def usage(prompt_tokens: int, tokens: int) -> dict[str, int]:
-    """Tokens that an answer took."""
+    """The protocol's `usage`: numbers of tokens."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": tokens,
@@ -42,15 +43,18 @@ def usage(prompt_tokens: int, tokens: int) -> dict[str, int]:
 
 
 class ChatForm:
-    """A chat completion's.
+    """The form of a chat completion.
 
     Args:
-        frame: of `answer_frame`.
-        choices: answers to the request.
-        tools: of which a call is accepted.
+        frame: the fields of `answer_frame`.
+        prompt_tokens: number of tokens of the prompts.
+        choices: number of answers to the request.
+        tools: tools whose calls are accepted.
+        includes_log_probs: whether the client asks for log-probs.
+        includes_usage: whether the client asks for the number of tokens at the end of a stream.
 
     Attributes:
-        includes_usage: whether a stream ends with the tokens it took.
+        includes_usage: whether a stream ends with a chunk of usage.
     """
 
     def __init__(
@@ -60,19 +64,19 @@ class ChatForm:
         prompt_tokens: int,
         choices: int,
         tools: Sequence[Tool],
-        tells_log_probs: bool,
+        includes_log_probs: bool,
         includes_usage: bool,
     ) -> None:
-        self._frame, self._prompt_tokens, self._tells_log_probs = frame, prompt_tokens, tells_log_probs
+        self._frame, self._prompt_tokens, self._includes_log_probs = frame, prompt_tokens, includes_log_probs
         self.includes_usage = includes_usage
         self._choices = [_ChatChoice(index, AnswerText(tools)) for index in range(choices)]
 
     def opening(self) -> list[dict[str, Any]]:
-        """A stream's first parts."""
+        """The first chunks of a stream."""
         return [self._chunk(choice.index, {"role": "assistant", "content": ""}) for choice in self._choices]
 
     def add(self, index: int, piece: Piece) -> list[dict[str, Any]]:
-        """Take in a piece of a choice's answer, and give the parts of a stream that it makes."""
+        """Add a piece of a choice's answer; the result is the stream's chunks for it."""
         choice = self._choices[index]
         text = choice.answer.add(piece.text)
         choice.content += text
@@ -82,7 +86,7 @@ class ChatForm:
         return [self._chunk(index, {"content": text}, log_probs=list(map(_chat_log_prob, piece.log_probs)))]
 
     def end(self, index: int, end: End) -> list[dict[str, Any]]:
-        """Take in a choice's end, and give the parts of a stream that it makes."""
+        """End a choice's answer; the result is the stream's chunks for it."""
         choice = self._choices[index]
         text, choice.calls = choice.answer.finish()
         choice.content += text
@@ -95,12 +99,12 @@ class ChatForm:
         return [*chunks, self._chunk(index, {}, reason=choice.reason)]
 
     def usage_chunk(self) -> dict[str, Any]:
-        """The last part of a stream whose client asks for usage."""
+        """The last chunk of a stream whose client asks for usage."""
         return {**self._frame, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
 
     def document(self) -> dict[str, Any]:
-        """The answer in one document."""
-        choices = [choice.document(self._tells_log_probs) for choice in self._choices]
+        """The answer as one document."""
+        choices = [choice.document(self._includes_log_probs) for choice in self._choices]
         return {**self._frame, "object": "chat.completion", "choices": choices, "usage": self._usage()}
 
     def _usage(self) -> dict[str, int]:
@@ -120,7 +124,7 @@ class ChatForm:
 
 
 class _ChatChoice:
-    """One answer of several."""
+    """One of the answers to a request."""
 
     def __init__(self, index: int, answer: AnswerText) -> None:
         self.index, self.answer = index, answer
@@ -128,17 +132,17 @@ class _ChatChoice:
         self.calls: list[dict[str, Any]] = []
         self.log_probs: list[dict[str, Any]] = []
 
-    def document(self, tells_log_probs: bool) -> dict[str, Any]:
-        """The choice in a whole answer."""
+    def document(self, includes_log_probs: bool) -> dict[str, Any]:
+        """The choice as a part of the answer's document."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
         if self.calls:
             message |= {"content": self.content or None, "tool_calls": self.calls}
-        log_probs = {"content": self.log_probs, "refusal": None} if tells_log_probs else None
+        log_probs = {"content": self.log_probs, "refusal": None} if includes_log_probs else None
         return {"index": self.index, "message": message, "logprobs": log_probs, "finish_reason": self.reason}
 
 
 class CompletionForm:
-    """A completion's; as `ChatForm` without tools."""
+    """The form of a completion; as `ChatForm`, without tools."""
 
     def __init__(
         self,
@@ -146,38 +150,38 @@ class CompletionForm:
         *,
         prompt_tokens: int,
         choices: int,
-        tells_log_probs: bool,
+        includes_log_probs: bool,
         includes_usage: bool,
     ) -> None:
         self._frame = {**frame, "object": "text_completion"}
-        self._prompt_tokens, self._tells_log_probs = prompt_tokens, tells_log_probs
+        self._prompt_tokens, self._includes_log_probs = prompt_tokens, includes_log_probs
         self.includes_usage = includes_usage
         self._texts = [""] * choices
         self._log_probs: list[list[TokenLogProb]] = [[] for _ in range(choices)]
         self._ends: list[End | None] = [None] * choices
 
     def opening(self) -> list[dict[str, Any]]:
-        """A stream's first parts: there are none."""
+        """The first chunks of a stream: none."""
         return []
 
     def add(self, index: int, piece: Piece) -> list[dict[str, Any]]:
-        """Take in a piece of a choice's answer, and give the parts of a stream that it makes."""
+        """Add a piece of a choice's answer; the result is the stream's chunks for it."""
         offset = sum(len(token.text) for token in self._log_probs[index])
         self._texts[index] += piece.text
         self._log_probs[index] += piece.log_probs
         return [self._part([self._choice(index, piece.text, piece.log_probs, None, offset)])]
 
     def end(self, index: int, end: End) -> list[dict[str, Any]]:
-        """Take in a choice's end, and give the parts of a stream that it makes."""
+        """End a choice's answer; the result is the stream's chunks for it."""
         self._ends[index] = end
         return [self._part([self._choice(index, "", (), end.reason, 0)])]
 
     def usage_chunk(self) -> dict[str, Any]:
-        """The last part of a stream whose client asks for usage."""
+        """The last chunk of a stream whose client asks for usage."""
         return self._part([]) | {"usage": self._usage()}
 
     def document(self) -> dict[str, Any]:
-        """The answer in one document."""
+        """The answer as one document."""
         choices = [
             self._choice(index, text, self._log_probs[index], end.reason if end is not None else None, 0)
             for index, (text, end) in enumerate(zip(self._texts, self._ends, strict=True))
@@ -193,7 +197,7 @@ class CompletionForm:
     def _choice(
         self, index: int, text: str, log_probs: Sequence[TokenLogProb], reason: str | None, offset: int
     ) -> dict[str, Any]:
-        logprobs = _completion_log_probs(log_probs, offset) if self._tells_log_probs else None
+        logprobs = _completion_log_probs(log_probs, offset) if self._includes_log_probs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -205,7 +209,7 @@ def _chat_log_prob(token: TokenLogProb) -> dict[str, Any]:
 
 
 def _token_entry(text: str, log_prob: float) -> dict[str, Any]:
-    # A token that is part of a character has no bytes that its text could tell.
+    # The bytes of a token that is a part of a character cannot be derived from its text.
     return {"token": text, "logprob": log_prob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 

@@ -1,4 +1,4 @@
-"""The address: /v1/chat/completions, /v1/completions and /v1/models by the OpenAI protocol, /health, /metrics."""
+"""The web application: chat completions, completions and models of the OpenAI protocol, /health and /metrics."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ from penchant.serving.worker import Overloaded, Worker
 
 
 def build_app(experts: Experts, router: Router | None, limits: Limits, access: Access | None = None) -> FastAPI:
-    """The application; its thread of models starts with it.
+    """The web application; the thread that runs the models starts with it.
 
     Args:
-        access: what requests must bring; None: whoever reaches it may ask.
+        experts: the models that answer.
+        router: chooses the expert of a request; None where there is none.
+        limits: limits on requests.
+        access: conditions for access; None accepts every request.
     """
     worker = Worker(experts, batch=limits.batch, waiting=limits.waiting)
 
@@ -40,7 +43,7 @@ def build_app(experts: Experts, router: Router | None, limits: Limits, access: A
     app = FastAPI(title="Penchant", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyGuard, limits=limits)
     if access is not None:
-        # Around the body's guard: nothing is read of a request that is refused.
+        # Access is checked first, so that the body of a refused request is not read.
         app.add_middleware(AccessGuard, access=access)
     service = Service(experts, router, worker, limits)
     _answer_errors(app)
@@ -71,7 +74,7 @@ def build_app(experts: Experts, router: Router | None, limits: Limits, access: A
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
-    """The list of models, and one by its name."""
+    """Add the routes that list the models."""
     created = int(time.time())
 
     def described(name: str) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every error in the protocol's shape."""
+    """Answer every error in the protocol's form."""
 
     def answer(refusal: Refusal) -> JSONResponse:
         return JSONResponse(refusal.body, refusal.status)
@@ -107,5 +110,5 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> JSONResponse:
-        # The framework raises it anew after the answer, so that the log has where it came from.
+        # The framework raises the error again after the answer, so the log has its traceback.
         return answer(Refusal(500, "server_error", f"{type(error).__name__}: {error}"))

@@ -1,6 +1,6 @@
-"""The answers of one expert that are written together; another joins at the next token, and each leaves at its own end.
+"""Continuous batching of one expert's answers: a row joins at any token, and leaves when its answer ends.
 
-What fails for one row ends that row and no other. Shapes: N rows, V vocabulary.
+A failure of one row ends that row only. Shapes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from penchant.serving.rows import Row
 
 
 class Batch:
-    """Rows that write a token at a time.
+    """Rows that are generated together, one token per step.
 
     Args:
-        outcomes: is told of each row's start, tokens and end.
+        outcomes: records the start, the tokens and the end of each row.
     """
 
     def __init__(self, outcomes: Outcomes) -> None:
@@ -32,18 +32,18 @@ class Batch:
         self._state: CachedRows | RereadRows | None = None
 
     def __len__(self) -> int:
-        """Rows whose answers have not ended; a row leaves the count before its end is delivered."""
-        return sum(not row.job.ended for row in self._rows)
+        """Number of rows whose answers have not ended; a row leaves the count before its end is delivered."""
+        return sum(not row.job.is_finished for row in self._rows)
 
     @torch.no_grad()
     def add(self, jobs: Sequence[Job], expert: Expert) -> None:
-        """Read the prompts of jobs, whose rows then stand beside the others; a job that cannot be begun fails alone."""
+        """Read the prompts of jobs and add their rows to the batch; a job that cannot start fails alone."""
         rows = []
         for job in jobs:
             with self._failing_alone(job):
                 rows.append(Row(job, expert))
                 self._outcomes.start(job)
-        rows = [row for row in rows if not row.job.ended]
+        rows = [row for row in rows if not row.job.is_finished]
         if not rows:
             return
         # The answers to one request have one prompt, which is read once.
@@ -60,36 +60,36 @@ class Batch:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Write one token in each row; rows that have ended, or that nobody waits for, leave."""
+        """Generate one token for each row; rows that have ended or were cancelled leave the batch."""
         self._leave()
         if self._state is None:
             return
         logits = self._state.logits
         tokens = self._draw(logits)
         for index, (row, token) in enumerate(zip(self._rows, tokens, strict=True)):
-            if row.job.ended:
+            if row.job.is_finished:
                 continue
             with self._failing_alone(row.job):
                 self._outcomes.add_token(row.job)
                 end = row.add(token, logits[index])
                 if end is not None:
                     self._outcomes.end(row.job, end)
-        writing = [index for index, row in enumerate(self._rows) if not row.job.ended]
+        writing = [index for index, row in enumerate(self._rows) if not row.job.is_finished]
         self._keep(writing)
         if self._state is not None:
             self._state.feed([tokens[index] for index in writing])
 
     def fail(self, failure: Failure) -> None:
-        """End all rows."""
+        """End all rows with a failure."""
         for row in self._rows:
             self._outcomes.end(row.job, failure)
         self._keep([])
 
     def _leave(self) -> None:
-        """Take out the rows that nobody waits for, or whose time is over."""
+        """Remove the rows that were cancelled, or whose deadline has passed."""
         for row in self._rows:
             self._outcomes.end_if_gone(row.job, "it took too long")
-        self._keep([index for index, row in enumerate(self._rows) if not row.job.ended])
+        self._keep([index for index, row in enumerate(self._rows) if not row.job.is_finished])
 
     def _keep(self, indices: Sequence[int]) -> None:
         if len(indices) == len(self._rows):
@@ -102,31 +102,31 @@ class Batch:
             self._state.trim()
 
     def _draw(self, logits: Tensor) -> list[int]:
-        """N tokens from [N, V] logits; a row that has none fails, and what is drawn for it means nothing."""
-        # Looked at before anything is drawn: from NaN an index out of range is drawn, after which CUDA answers nobody.
+        """N sampled tokens from [N, V] logits; a row without finite logits fails, and its token is ignored."""
+        # Checked before sampling: from NaN an index out of range is drawn, after which CUDA fails for every row.
         finite = torch.isfinite(logits.amax(-1)).tolist()
-        allowed: list[Ids | None] = [None for _ in self._rows]
+        allowed_ids: list[Ids | None] = [None for _ in self._rows]
         by_setting: dict[tuple[float, float], list[int]] = {}
         for index, row in enumerate(self._rows):
             with self._failing_alone(row.job):
                 if not finite[index]:
                     raise ValueError("the model's scores are not numbers")
-                allowed[index] = row.allowed()
+                allowed_ids[index] = row.allowed_ids()
                 by_setting.setdefault((row.job.temperature, row.job.top_p), []).append(index)
-        if any(ids is not None for ids in allowed):
-            logits = limit_logits(logits, allowed)
+        if any(ids is not None for ids in allowed_ids):
+            logits = limit_logits(logits, allowed_ids)
         tokens = [0] * len(self._rows)
         for (temperature, top_p), indices in by_setting.items():
             uniform = torch.tensor([self._rows[index].draw_uniform() for index in indices], dtype=torch.float64)
-            drawn = choose(logits[indices], temperature, top_p, uniform)
-            for index, token in zip(indices, drawn.tolist(), strict=True):
+            chosen_tokens = choose(logits[indices], temperature, top_p, uniform)
+            for index, token in zip(indices, chosen_tokens.tolist(), strict=True):
                 tokens[index] = token
         return tokens
 
     @contextmanager
     def _failing_alone(self, job: Job) -> Iterator[None]:
-        """A failure in here is this job's end."""
+        """Context in which an exception ends this job only."""
         try:
             yield
         except Exception as error:
-            self._outcomes.end(job, Failure.of(error))
+            self._outcomes.end(job, Failure.from_error(error))

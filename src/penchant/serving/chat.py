@@ -1,6 +1,6 @@
-"""/v1/chat/completions: the body is parsed, an expert chosen, the messages tokenized, an answer given.
+"""/v1/chat/completions: parse the body, choose an expert, tokenize the messages, and answer.
 
-Parsing and tokenization run in threads of their own: a large request keeps no other from the event loop.
+Parsing and tokenization run in separate threads, so that a large request does not block the event loop.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from penchant.serving.service import ROUTER, AnswerPlan, Service, in_thread
 
 
 async def respond_to_chat(service: Service, request: Request) -> Response:
-    """The answer, whole or streamed.
+    """The answer to a chat request, as one document or as a stream.
 
     Raises:
         Refusal: the request cannot be answered.
-        Overloaded: too many requests wait.
+        Overloaded: the queue is full.
     """
     deadline = service.new_deadline()
     chat = await service.parse(ChatRequest, request, deadline)
@@ -33,7 +33,7 @@ async def respond_to_chat(service: Service, request: Request) -> Response:
         prompt_tokens=sum(map(len, plan.prompts)),
         choices=chat.n,
         tools=chat.callable_tools,
-        tells_log_probs=chat.logprobs,
+        includes_log_probs=chat.logprobs,
         includes_usage=chat.includes_usage,
     )
     return await service.respond(chat, plan, form, deadline, request)
@@ -47,15 +47,15 @@ def _conversation(chat: ChatRequest) -> tuple[Message, ...]:
 
 
 def _question(messages: tuple[Message, ...]) -> str:
-    """What the router is asked by: the last user message."""
+    """Text of the last user message, by which the router decides."""
     return next((content_of(message) for message in reversed(messages) if message["role"] == "user"), "")
 
 
 def _plan(service: Service, chat: ChatRequest, messages: tuple[Message, ...], name: str) -> AnswerPlan:
     expert = service.experts.peek(name)
-    if chat.offered_tools and not expert.is_told_of_tools:
+    if chat.offered_tools and not expert.renders_tools:
         raise invalid(
-            f"'{name}' cannot be told of tools: its chat template does not write them; leave tools out",
+            f"'{name}' cannot use tools: its chat template does not render them; leave tools out",
             param="tools",
             code="unsupported_parameter",
         )

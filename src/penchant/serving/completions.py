@@ -1,4 +1,4 @@
-"""/v1/completions: prompts as they are, text or token ids."""
+"""/v1/completions: prompts are text or token ids, without a chat template."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from penchant.serving.service import ROUTER, AnswerPlan, Service, in_thread
 
 
 async def respond_to_completion(service: Service, request: Request) -> Response:
-    """The answer, whole or streamed.
+    """The answer to a completion request, as one document or as a stream.
 
     Raises:
         Refusal: the request cannot be answered.
-        Overloaded: too many requests wait.
+        Overloaded: the queue is full.
     """
     deadline = service.new_deadline()
     completion = await service.parse(CompletionRequest, request, deadline)
@@ -31,7 +31,7 @@ async def respond_to_completion(service: Service, request: Request) -> Response:
         answer_frame("cmpl", completion.model, None),
         prompt_tokens=sum(map(len, prompts)),
         choices=len(prompts) * completion.n,
-        tells_log_probs=completion.logprobs is not None,
+        includes_log_probs=completion.logprobs is not None,
         includes_usage=completion.includes_usage,
     )
     return await service.respond(completion, AnswerPlan(completion.model, prompts), form, deadline, request)

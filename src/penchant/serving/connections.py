@@ -1,4 +1,4 @@
-"""Connections on which a request's headers have to come in time."""
+"""Connections with a time-out for a request's headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-lengt
 
 
 def timed_protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which closes a connection whose headers take longer; by itself it waits for ever."""
+    """uvicorn's protocol class with a time-out for headers, in seconds; without it a connection may stay open."""
 
     class TimedProtocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
@@ -30,7 +30,7 @@ def timed_protocol(seconds: float) -> type[H11Protocol]:
             self._stop_timer()
 
         def _watch_headers(self) -> None:
-            """Let the timer run while a request's headers are due; between requests uvicorn's own time-out counts."""
+            """Run the timer while headers are expected; between requests uvicorn's keep-alive time-out applies."""
             if self.conn.their_state is not h11.IDLE:
                 self._stop_timer()
             elif self._header_timer is None:

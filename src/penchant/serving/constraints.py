@@ -1,4 +1,4 @@
-"""What an answer is held to: calls of the tools on offer, or JSON; by grammars, where `llguidance` is installed."""
+"""Constraints on an answer (calls of the offered tools, or JSON) by grammars, where `llguidance` is installed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from penchant.serving.refusals import invalid
 from penchant.serving.requests import ChatRequest, JsonObjectFormat, JsonSchemaFormat
 
 WHITESPACE = r"[ \n]{0,16}"
-"""Between the tokens of JSON: enough to indent, and an end to it for a model that would write nothing else."""
+"""White space between tokens of JSON: enough for indentation, with a limit for models that would write only that."""
 
 
 def answer_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide] | None:
-    """Makes what an answer is held to; None: nothing.
+    """A function that makes the guide of an answer; None for an unconstrained answer.
 
-    Where a model may call tools or not, grammars are a help it can do without; elsewhere they are a promise.
+    Where calling a tool is optional, a missing grammar is no error; everywhere else the request depends on it.
 
     Raises:
-        Refusal: the answer must be held to something and cannot be.
+        Refusal: the request needs a constraint that cannot be enforced.
     """
     schema = _schema(chat)
     if schema is not None and chat.callable_tools:
@@ -51,8 +51,8 @@ def _schema(chat: ChatRequest) -> dict[str, Any] | None:
     match chat.response_format:
         case JsonObjectFormat():
             return {"type": "object"}
-        case JsonSchemaFormat() as asked:
-            return asked.json_schema.json_schema
+        case JsonSchemaFormat() as response_format:
+            return response_format.json_schema.json_schema
         case _:
             return None
 
@@ -89,9 +89,9 @@ def _call_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide]:
 
 
 def _compile_grammar(grammars: Grammars, grammar: str) -> Callable[[], Guide]:
-    """Makes guides of a grammar, which is compiled here: the thread of the models has no time for it.
+    """A function that makes guides of a grammar, which is compiled here to keep the thread of the models free.
 
     Raises:
-        ValueError: it is no grammar.
+        ValueError: the grammar is not valid.
     """
     return grammars.guide(grammar).copy

@@ -1,4 +1,4 @@
-"""Jobs' events on their way to the client: gathered into one document, or streamed as they come."""
+"""Delivery of jobs' events to the client: collected into one document, or streamed as they arrive."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from penchant.serving.jobs import End, Event, Failure, Job, Piece
 from penchant.serving.refusals import Refusal
 
 LISTENING_SECONDS = 0.5
-"""How often a silent answer looks whether its client is still there."""
+"""Seconds between two checks whether the client of an answer without events is still connected."""
 
 
 class Form(Protocol):
-    """How an answer is written by its protocol."""
+    """The protocol's form of an answer."""
 
     includes_usage: bool
 
     def opening(self) -> list[dict[str, Any]]:
-        """A stream's first parts."""
+        """The first chunks of a stream."""
 
     def add(self, index: int, piece: Piece) -> list[dict[str, Any]]:
-        """Take in a piece of a choice's answer, and give the parts of a stream that it makes."""
+        """Add a piece of a choice's answer; the result is the stream's chunks for it."""
 
     def end(self, index: int, end: End) -> list[dict[str, Any]]:
-        """Take in a choice's end, and give the parts of a stream that it makes."""
+        """End a choice's answer; the result is the stream's chunks for it."""
 
     def usage_chunk(self) -> dict[str, Any]:
-        """The last part of a stream whose client asks for usage."""
+        """The last chunk of a stream whose client asks for usage."""
 
     def document(self) -> dict[str, Any]:
-        """The answer in one document."""
+        """The answer as one document."""
 
 
 class Mailbox:
-    """The events of one request's jobs, put in by the thread of the models and taken out by the event loop.
+    """A queue of the events of one request's jobs, from the thread of the models to the event loop.
 
-    The loop is woken once for all that has come since it last looked.
+    The event loop is woken once for all events since its last look.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -49,7 +49,7 @@ class Mailbox:
         self._lock, self._filled = threading.Lock(), asyncio.Event()
 
     def slot(self, index: int) -> Callable[[Event], None]:
-        """What a job's events are delivered to, from any thread."""
+        """A function that puts an event of one job into the queue, from any thread."""
 
         def deliver(event: Event) -> None:
             with self._lock:
@@ -61,7 +61,7 @@ class Mailbox:
         return deliver
 
     async def take(self) -> list[tuple[int, Event]]:
-        """All that has come, with the index of each event's job; at least one."""
+        """All queued events with the index of their job, at least one; waits where there is none."""
         while not self._events:
             self._filled.clear()
             await self._filled.wait()
@@ -72,15 +72,15 @@ class Mailbox:
 
 
 def timed_out(message: str) -> Refusal:
-    """An answer that did not come in time."""
+    """The refusal for an answer that was not ready in time."""
     return Refusal(504, "timeout", message, code="timeout")
 
 
 async def whole_answer(form: Form, jobs: Sequence[Job], mailbox: Mailbox, request: Request) -> dict[str, Any]:
-    """The answer in one document.
+    """The answer as one document.
 
     Raises:
-        Refusal: a job failed, or the client has gone.
+        Refusal: a job failed, or the client has disconnected.
     """
     writing = len(jobs)
     try:
@@ -89,7 +89,7 @@ async def whole_answer(form: Form, jobs: Sequence[Job], mailbox: Mailbox, reques
                 events = await asyncio.wait_for(mailbox.take(), LISTENING_SECONDS)
             except TimeoutError:
                 if await request.is_disconnected():
-                    raise Refusal(499, "cancelled", "the client has gone") from None
+                    raise Refusal(499, "cancelled", "the client has disconnected") from None
                 continue
             for index, event in events:
                 _parts(form, index, event)
@@ -100,7 +100,7 @@ async def whole_answer(form: Form, jobs: Sequence[Job], mailbox: Mailbox, reques
 
 
 async def stream_answer(form: Form, jobs: Sequence[Job], mailbox: Mailbox) -> AsyncIterator[str]:
-    """The answer as server-sent events; a failure is the last of them."""
+    """The answer as server-sent events; a failure is the last event."""
     writing = len(jobs)
     try:
         if opening := form.opening():
@@ -118,12 +118,12 @@ async def stream_answer(form: Form, jobs: Sequence[Job], mailbox: Mailbox) -> As
     except Refusal as refusal:
         yield _line(refusal.body)
     finally:
-        # Also where the client has gone: the rows then leave before their next token.
+        # Also where the client has disconnected: its rows then leave the batch before their next token.
         _cancel(jobs)
 
 
 def _parts(form: Form, index: int, event: Event) -> list[dict[str, Any]]:
-    """The parts of a stream that an event makes.
+    """The chunks of a stream for an event.
 
     Raises:
         Refusal: the job failed.

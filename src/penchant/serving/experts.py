@@ -1,4 +1,4 @@
-"""The models that answer: by name, adapters of one base on one copy of it."""
+"""The models that answer, by name; adapters of one base model share one copy of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expert:
-    """One model, made ready: its adapter is the one at work until another expert is asked for."""
+    """One model ready to answer; its adapter is active until `Experts.get` activates another one.
+
+    Attributes:
+        model: the language model.
+        tokenizer: its tokenizer.
+        ends: ids that end an answer.
+        context: maximum number of tokens the model reads; None for no maximum.
+    """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -39,50 +46,50 @@ class Expert:
     context: int | None
 
     def text(self, prompt: Ids) -> TokenText:
-        """What makes text of an answer's tokens."""
+        """The decoder of an answer to a prompt."""
         return TokenText(self.tokenizer, prompt)
 
     @cached_property
     def grammars(self) -> Grammars:
-        """Grammars over its tokens.
+        """Grammars over the model's tokens.
 
         Raises:
             ConfigError: the package `llguidance` is missing.
-            ModelError: its tokens are no pieces of text.
+            ModelError: the tokens are not pieces of text.
         """
         return Grammars(self.tokenizer, sorted(self.ends))
 
     @property
-    def is_told_of_tools(self) -> bool:
-        """Whether it has a chat template, which writes the tools on offer."""
+    def renders_tools(self) -> bool:
+        """Whether there is a chat template that renders the offered tools."""
         if self.tokenizer.chat_template is None:
             return False
         return Template.from_tokenizer(self.tokenizer, tools=True).mentions("tools")
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """Ids that the model has an embedding for."""
+        """Number of ids with an embedding."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
     def prompt(self, messages: tuple[Message, ...]) -> Ids:
-        """What the model reads: by its chat template; without one, the last message's text.
+        """[T] ids of a conversation by the chat template; without a template, of the last message's text.
 
-        Control tokens that a client writes are text in both.
+        Control tokens inside messages are read as text.
 
         Raises:
             PenchantError: the template does not render the messages.
         """
-        last = ControlText.from_tokenizer(self.tokenizer).coded(content_of(messages[-1]))
+        last = ControlText.from_tokenizer(self.tokenizer).escape(content_of(messages[-1]))
         text: Text = messages if self.tokenizer.chat_template is not None else last
         return tokenize_prompts([text], self.tokenizer)[0]
 
     def plain_prompt(self, text: str) -> Ids:
-        """What the model reads of plain text, in which a client writes control tokens itself."""
+        """[T] ids of plain text, in which control tokens are read as tokens."""
         return tokenize_prompts([text], self.tokenizer)[0]
 
     @torch.no_grad()
     def log_probs(self, groups: Sequence[PreferenceGroup]) -> list[list[float]]:
-        """Of every candidate."""
+        """Summed log-prob of every candidate of every group, in nats."""
         context = self.context or 1 << 30
         tokenized, _ = tokenize_groups(groups, self.tokenizer, max_length=context)
         scorer = PaddedScorer(self.model)
@@ -90,10 +97,10 @@ class Expert:
 
 
 class Experts:
-    """All of them, in memory.
+    """All experts, in memory.
 
     Args:
-        folders: each expert's model or adapter folder, by name.
+        folders: model or adapter folder of each expert, by name.
     """
 
     def __init__(self, folders: Mapping[str, str]) -> None:
@@ -116,12 +123,12 @@ class Experts:
             model = model.to(local_device()).eval()
             ends = frozenset(ends_of(model, tokenizer))
             self._experts[name] = Expert(model, tokenizer, ends, context_length(model.config))
-        # Only now: adapters of one base share it, and each was asked for its ends.
+        # Only after all ends are read, because adapters share the base's generation settings.
         for expert in self._experts.values():
             _forget_generation(expert.model)
 
     def get(self, name: str) -> Expert:
-        """The expert, its adapter at work. Not from two threads at a time."""
+        """The expert with its adapter activated; to be called from one thread only."""
         expert = self._experts[name]
         adapter = self._adapters.get(name)
         if adapter is not None and self._at_work.get(id(expert.model)) != adapter:
@@ -130,11 +137,11 @@ class Experts:
         return expert
 
     def peek(self, name: str) -> Expert:
-        """The expert for what needs no weights."""
+        """The expert without activating its adapter, for uses that need no weights."""
         return self._experts[name]
 
     def _with_adapter(self, name: str, folder: str, base: str, shared: dict[str, Any]) -> Any:
-        # A name of a module may hold no dot.
+        # The name of a module cannot contain a dot.
         self._adapters[name] = f"expert{len(self._adapters)}"
         under = shared[base] if base in shared else load_model(base)
         shared[base] = load_adapter(under, folder, name=self._adapters[name])
@@ -142,10 +149,10 @@ class Experts:
 
 
 def _forget_generation(model: Any) -> None:
-    """Take a model's own settings of `generate` away.
+    """Reset a model's default settings of `generate`.
 
-    A repetition penalty, suppressed tokens, beams: what was measured had none of them, and `generate` adds them to
-    whatever it is asked for.
+    `generate` would add its repetition penalty, suppressed tokens or beams to every request, and evaluations ran
+    without them.
     """
     from transformers import GenerationConfig
 

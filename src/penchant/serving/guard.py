@@ -1,4 +1,4 @@
-"""What is asked of a request before anything reads it: its access, its size, and that it comes in time."""
+"""Checks of a request before it is parsed: access, size of the body, and time to receive it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from penchant.serving.limits import Limits
 from penchant.serving.refusals import Refusal, invalid
 
 OPEN_PATHS = frozenset({"/health"})
-"""Paths that tell nothing, for what watches over the server."""
+"""Paths without access control, for health checks."""
 
 
 class AccessGuard:
-    """Refuses requests without access; an ASGI application."""
+    """ASGI middleware that refuses requests without access."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
@@ -32,7 +32,7 @@ class AccessGuard:
 
 
 class BodyGuard:
-    """Hands requests on with their whole body, where that came in time and is not too large; an ASGI application."""
+    """ASGI middleware that reads the whole body and refuses one that is too large or arrives too late."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits
@@ -52,14 +52,14 @@ class BodyGuard:
             await self._app(scope, _Replay(body, receive), send)
 
     async def _read(self, receive: Receive) -> bytes:
-        """The whole body. One that is too large is read to its end all the same: clients listen only then."""
-        parts, size, more = [], 0, True
-        while more:
+        """The whole body; one that is too large is read to its end too, because clients read the answer only then."""
+        parts, size, has_more = [], 0, True
+        while has_more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise invalid("the client has gone", code="cancelled", status=499)
+                raise invalid("the client has disconnected", code="cancelled", status=499)
             part = message.get("body", b"")
-            more = message.get("more_body", False)
+            has_more = message.get("more_body", False)
             size += len(part)
             if size <= self._limits.max_body_bytes:
                 parts.append(part)
@@ -75,14 +75,14 @@ class BodyGuard:
 
 
 class _Replay:
-    """Receives a body that was read already, and then what else the client does: it can only go away."""
+    """An ASGI receive function that returns the body already read, and then the client's disconnect."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
-        self._first: Message | None = {"type": "http.request", "body": body, "more_body": False}
+        self._body_message: Message | None = {"type": "http.request", "body": body, "more_body": False}
         self._receive = receive
 
     async def __call__(self) -> Message:
-        message, self._first = self._first, None
+        message, self._body_message = self._body_message, None
         return message if message is not None else await self._receive()
 
 

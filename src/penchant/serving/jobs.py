@@ -1,4 +1,4 @@
-"""An answer to give: what is asked of the models' thread, what it tells, and how answers have ended."""
+"""Jobs for the thread that runs the models: their parameters, their events, and the record of their outcomes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from penchant.serving.metrics import Metrics
 
 @dataclass(frozen=True)
 class TokenLogProb:
-    """A token and its log-prob, in nats: the model's own, before temperature, top_p and grammars.
+    """A token with its log-prob under the model, before temperature, top_p and grammars.
 
     Attributes:
-        top: the likeliest tokens in its stead with their log-probs, from the likeliest down.
+        text: text of the token.
+        log_prob: log-prob of the token, in nats.
+        top: the likeliest tokens at this step with their log-probs, from the likeliest down.
     """
 
     text: str
@@ -29,10 +31,11 @@ class TokenLogProb:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of an answer's text.
+    """A piece of an answer's text.
 
     Attributes:
-        log_probs: of the tokens drawn since the last piece, where the job asks for them.
+        text: the text.
+        log_probs: log-probs of the tokens since the last piece, where the job asks for them.
     """
 
     text: str
@@ -41,7 +44,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class End:
-    """An answer is whole: `reason` is stop or length."""
+    """The end of a complete answer.
+
+    Attributes:
+        reason: stop or length.
+        tokens: number of generated tokens.
+    """
 
     reason: str
     tokens: int
@@ -49,13 +57,19 @@ class End:
 
 @dataclass(frozen=True)
 class Failure:
-    """An answer will not come."""
+    """The end of an answer that failed.
+
+    Attributes:
+        message: description of the error.
+        timed_out: whether the deadline has passed.
+    """
 
     message: str
     timed_out: bool = False
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
+    def from_error(cls, error: Exception) -> Failure:
+        """The failure that an exception caused."""
         return cls(f"{type(error).__name__}: {error}")
 
 
@@ -64,19 +78,25 @@ Event = Piece | End | Failure
 
 @dataclass(eq=False)
 class Job:
-    """One answer to give.
+    """One answer to generate.
 
     Attributes:
-        seed: any whole number.
-        index: among the answers to one request; each draws for itself.
-        top_log_probs: likeliest tokens to tell at each step; None: no log-probs are told.
-        new_guide: makes what the answer is held to; None: nothing.
+        expert: name of the expert that answers.
+        prompt: [T] token ids of the prompt.
+        max_tokens: maximum number of tokens of the answer.
+        temperature: sampling temperature; 0 takes the likeliest token.
+        top_p: probability mass of nucleus sampling.
+        stops: sequences that end the text.
+        seed: seed of the sampling, any whole number.
+        deadline: time by which the answer must end, on the clock of `time.monotonic`.
         deliver: called from the worker's thread with each event; End or Failure is the last.
-        deadline: of `time.monotonic`.
-        arrived: when its request came, of `time.monotonic`.
-        latest_token: when its latest token was drawn; None before the first.
-        cancelled: set where nobody listens any more.
-        ended: whether its last event was delivered, or it was given up.
+        index: index among the answers to one request, which are sampled independently.
+        top_log_probs: number of likeliest tokens to report at each step; None for no log-probs.
+        new_guide: makes the guide that constrains the answer; None for no constraint.
+        arrived: time at which the request arrived, on the clock of `time.monotonic`.
+        latest_token: time of the latest token, on the same clock; None before the first one.
+        cancelled: set when the client has disconnected.
+        is_finished: whether the last event was delivered, or the job was cancelled.
     """
 
     expert: str
@@ -94,15 +114,15 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     latest_token: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
-    ended: bool = False
+    is_finished: bool = False
 
 
 class Outcomes:
-    """What has become of jobs: each one's end is counted once.
+    """The record of the jobs' outcomes, which counts the end of each job once.
 
     Attributes:
-        counts: answers that were answered, failed or cancelled, and tokens.
-        metrics: the same by expert, with times.
+        counts: number of jobs that were answered, failed or cancelled, and of tokens.
+        metrics: counts and times by expert.
     """
 
     def __init__(self) -> None:
@@ -110,12 +130,12 @@ class Outcomes:
         self.metrics = Metrics()
 
     def start(self, job: Job) -> None:
-        """A job's turn has come."""
+        """Record that a job starts."""
         self.metrics.tokens["prompt_tokens_total", job.expert] += len(job.prompt)
         self.metrics.observe("request_queue_time_seconds", job.expert, time.monotonic() - job.arrived)
 
     def add_token(self, job: Job) -> None:
-        """A token of a job's answer was drawn."""
+        """Record a token of a job's answer."""
         drawn_at = time.monotonic()
         self.counts["tokens"] += 1
         self.metrics.tokens["generation_tokens_total", job.expert] += 1
@@ -126,35 +146,36 @@ class Outcomes:
         job.latest_token = drawn_at
 
     def end(self, job: Job, event: End | Failure) -> None:
-        """Deliver a job's last event, unless it has had one."""
-        if job.ended:
+        """Deliver a job's last event, unless it is already finished."""
+        if job.is_finished:
             return
-        job.ended = True
+        job.is_finished = True
         if isinstance(event, End):
             self.counts["answered"] += 1
             self.metrics.endings[job.expert, event.reason] += 1
             self.metrics.observe("e2e_request_latency_seconds", job.expert, time.monotonic() - job.arrived)
         else:
             self.counts["failed"] += 1
-        # Its listener may be gone, its event loop closed: that must not keep the others from their events.
+        # The event loop of the client may be closed, which must not prevent the events of other jobs.
         with contextlib.suppress(Exception):
             job.deliver(event)
 
     def cancel(self, job: Job) -> None:
-        """Give up a job that nobody listens to."""
-        if not job.ended:
-            job.ended = True
+        """Finish a job whose client has disconnected."""
+        if not job.is_finished:
+            job.is_finished = True
             self.counts["cancelled"] += 1
             self.metrics.endings[job.expert, "abort"] += 1
 
     def end_if_gone(self, job: Job, late: str) -> bool:
-        """Give up a job that nobody listens to, or whose time is over; whether it was one.
+        """Finish a job whose client has disconnected or whose deadline has passed; whether the job is finished.
 
         Args:
-            late: what is told of the latter.
+            job: the job to check.
+            late: message of the failure where the deadline has passed.
         """
         if job.cancelled.is_set():
             self.cancel(job)
         elif time.monotonic() > job.deadline:
             self.end(job, Failure(late, timed_out=True))
-        return job.ended
+        return job.is_finished

@@ -1,4 +1,4 @@
-"""What a request may take."""
+"""Limits on the requests to the server."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from penchant.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may take.
+    """Limits on the requests to the server.
 
     Attributes:
-        batch: rows generated together.
-        waiting: requests that may wait; further ones are refused.
-        max_tokens: of an answer, and what is given where the client names none.
-        timeout_s: seconds from a request to its answer's end.
-        read_timeout_s: seconds in which a client has to send a request's headers, and as many for its body.
-        max_body_bytes: of a request; a larger one is refused with 413.
+        batch: maximum number of rows generated together.
+        waiting: maximum number of waiting requests; further ones are refused.
+        max_tokens: maximum number of tokens of an answer, and the default where the client names none.
+        timeout_s: seconds from a request to the end of its answer.
+        read_timeout_s: seconds for receiving a request's headers, and as many for its body.
+        max_body_bytes: maximum size of a request's body; a larger one is refused with 413.
 
     Raises:
-        ConfigError: a number of seconds that is not above 0, or is not finite.
+        ConfigError: a time-out is not above 0, or is not finite.
     """
 
     batch: int = 32
@@ -36,4 +36,6 @@ class Limits:
             seconds = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             if not (math.isfinite(seconds) and seconds > 0):
-                raise ConfigError(f"{seconds:g} is no time-out; expected seconds above 0", where=flag, fix=f"{flag} 60")
+                raise ConfigError(
+                    f"{seconds:g} is not a time-out; expected more than 0 s", where=flag, fix=f"{flag} 60"
+                )

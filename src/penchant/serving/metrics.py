@@ -1,6 +1,6 @@
-"""What the server counts and times, in Prometheus' text format.
+"""Metrics of the server, in Prometheus' text format.
 
-Where vLLM has a metric of the same meaning it has vLLM's name, so that dashboards made for one show the other.
+A metric that vLLM has too has vLLM's name, so that dashboards for vLLM show it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ GAUGES: Mapping[str, str] = {
 
 @dataclass
 class Histogram:
-    """Values by size.
+    """A histogram of values in seconds.
 
     Attributes:
-        counts: by bucket, the last one for what is above all bounds.
+        counts: number of values in each bucket of `SECONDS`; the last bucket has the values above all bounds.
+        total: sum of the values.
     """
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(SECONDS) + 1))
@@ -48,11 +49,11 @@ class Histogram:
         self.total += value
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
-        """As Prometheus reads it: each bucket holds the ones below it."""
+        """The lines of Prometheus' format, with cumulative buckets."""
         cumulated = 0
-        for bound, count in zip((*map(str, SECONDS), "+Inf"), self.counts, strict=True):
+        for upper_bound, count in zip((*map(str, SECONDS), "+Inf"), self.counts, strict=True):
             cumulated += count
-            yield f'{name}_bucket{{{labels},le="{bound}"}} {cumulated}'
+            yield f'{name}_bucket{{{labels},le="{upper_bound}"}} {cumulated}'
         yield f"{name}_sum{{{labels}}} {self.total}"
         yield f"{name}_count{{{labels}}} {cumulated}"
 
@@ -61,9 +62,9 @@ class Metrics:
     """Counts and times by expert.
 
     Attributes:
-        histograms: by the name of `HISTOGRAMS` and expert.
-        tokens: by the name of `TOKENS` and expert.
-        endings: answers by expert and by how they ended: stop, length or abort.
+        histograms: histograms by name in `HISTOGRAMS` and expert.
+        tokens: number of tokens by name in `TOKENS` and expert.
+        endings: number of answers by expert and reason of their end: stop, length or abort.
     """
 
     def __init__(self) -> None:
@@ -76,11 +77,11 @@ class Metrics:
         self.histograms[name, expert].observe(seconds)
 
     def text(self, experts: Sequence[str], load: Mapping[str, Mapping[str, int]]) -> str:
-        """All of it, for Prometheus.
+        """All metrics in Prometheus' text format.
 
         Args:
-            experts: whose it is.
-            load: of each metric of `GAUGES` the number by expert.
+            experts: names of the experts.
+            load: number of jobs by expert, for each metric of `GAUGES`.
         """
         lines: list[str] = []
         for name, description in GAUGES.items():

@@ -1,7 +1,7 @@
-"""Parameters of the OpenAI protocol, and of servers that follow it, that are taken without being supported.
+"""Parameters of the OpenAI protocol, and of servers that follow it, that are accepted without being supported.
 
-A client library sends many of them with every request. One is taken only where it cannot change the answer: whatever
-its value, or at the value that means "off". At any other value the request is refused by name.
+A client library sends many of them with every request. A parameter is accepted only if it cannot change the answer,
+with any value or with the value that means "off". With another value the request is refused, and the error names it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 WITHOUT_EFFECT = frozenset(
     {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
-"""Parameters that never change an answer: whom it is for, whether and where it is kept, what it costs."""
+"""Parameters that never change an answer: its user, its storage and its price."""
 
 OFF: Mapping[str, Sequence[Any]] = {
     "best_of": (1,),
@@ -34,14 +34,14 @@ OFF: Mapping[str, Sequence[Any]] = {
     "top_k": (-1, 0),
     "use_beam_search": (False,),
 }
-"""By parameter the values at which it does nothing."""
+"""The values at which each parameter has no effect."""
 
 MESSAGE_OFF: Mapping[str, Sequence[Any]] = {"annotations": ([],), "tool_calls": ([],)}
-"""The same of a message's fields: the official client sends an answer back with all that it has."""
+"""The same for fields of a message: the official client sends an answer back with all its fields."""
 
 
 def without_neutral(fields: Mapping[str, Any], supported: frozenset[str]) -> dict[str, Any]:
-    """A request's parameters without nulls, those that never change an answer, and unsupported ones that are off."""
+    """A request's parameters without nulls, without those of no effect, and without unsupported ones that are off."""
     return {
         name: value
         for name, value in fields.items()
@@ -50,12 +50,12 @@ def without_neutral(fields: Mapping[str, Any], supported: frozenset[str]) -> dic
 
 
 def is_off(name: str, value: object, off: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether the parameter does nothing at this value."""
+    """Whether the parameter has no effect at this value."""
     return any(value == neutral for neutral in off.get(name, ()))
 
 
 def refusal_text(name: str) -> str:
-    """Why a parameter of this name is refused."""
+    """The message of the refusal of an unsupported parameter."""
     if name in OFF:
         values = " or ".join(repr(value) for value in OFF[name])
         return f"'{name}' is not supported: leave it out, or send {values}, which changes nothing"

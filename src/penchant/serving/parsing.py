@@ -1,4 +1,4 @@
-"""A request's body, from bytes to its model. Every mistake in it is a `Refusal`."""
+"""Parsing of a request's body, from bytes to a pydantic model; every mistake in it is a `Refusal`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from penchant.serving.refusals import invalid, invalid_field
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_DEPTH = 64
-"""Objects and lists in one another; what handles them later calls itself once a level."""
+"""Maximum depth of nested objects and lists, which are later processed recursively."""
 
 
 def parse(kind: type[Model], body: bytes) -> Model:
     """The request in a body.
 
+    Args:
+        kind: pydantic model of the request.
+        body: the body's bytes.
+
     Raises:
-        Refusal: it is no JSON in UTF-8, or does not fit the model.
+        Refusal: the body is not JSON in UTF-8, or does not fit the model.
     """
     value = read_json(body)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise invalid_field(first["type"], first["msg"], first["loc"], value) from error
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise invalid_field(problem["type"], problem["msg"], problem["loc"], value) from error
 
 
 def require_json(content_type: str) -> None:
-    """Refuse a body of another type: forms and plain text are what a page of another origin can send unasked.
+    """Refuse a body that is not JSON, because a page of another origin can send forms and plain text without consent.
 
     Raises:
-        Refusal: 415.
+        Refusal: the content type is another one (status 415).
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -45,25 +49,25 @@ def require_json(content_type: str) -> None:
 
 
 def read_json(body: bytes) -> Any:
-    """A body's value, its texts free of lone surrogates.
+    """The JSON value of a body, without lone surrogates in its texts.
 
     Raises:
-        Refusal: it is no JSON in UTF-8, holds half of a surrogate pair, or is nested too deep.
+        Refusal: the body is not JSON in UTF-8, contains half of a surrogate pair, or is nested too deeply.
     """
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise invalid(f"the body is no JSON in UTF-8: {error}") from error
+        raise invalid(f"the body is not JSON in UTF-8: {error}") from error
     _check_values(value)
     return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_values(value: object) -> None:
-    """Refuse lone surrogates, which no tokenizer reads, and values that are nested too deep."""
+    """Refuse lone surrogates, which no tokenizer reads, and values that are nested too deeply."""
     pending: list[tuple[object, tuple[str, ...]]] = [(value, ())]
     while pending:
         node, path = pending.pop()

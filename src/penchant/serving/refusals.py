@@ -1,4 +1,4 @@
-"""Answers with an error, in the OpenAI protocol's shape."""
+"""Error responses in the OpenAI protocol's form."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from penchant.serving.neutral import refusal_text
 
 
 class Refusal(Exception):
-    """An answer with an error.
+    """An error response to a request.
 
     Args:
-        status: of HTTP.
-        kind: the protocol's `type`, as invalid_request_error.
-        param: the parameter at fault.
-        code: for programs.
+        status: HTTP status.
+        kind: the protocol's `type`, such as invalid_request_error.
+        message: description of the error for people.
+        param: name of the parameter that is wrong.
+        code: identifier of the error for programs.
     """
 
     def __init__(self, status: int, kind: str, message: str, *, param: str | None = None, code: str | None = None):
@@ -24,21 +25,23 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
+        """The response's JSON body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> Refusal:
-    """The client's mistake."""
+    """The refusal of an invalid request."""
     return Refusal(status, "invalid_request_error", message, param=param, code=code)
 
 
 def invalid_field(kind: str, message: str, path: Sequence[str | int], body: object) -> Refusal:
-    """A field of a request that is not as the protocol has it.
+    """The refusal of a request with a field that does not follow the protocol.
 
     Args:
-        kind: pydantic's type of the error, as in ``extra_forbidden``.
-        message: pydantic's.
-        path: of the field in the body; members of unions stand in it too.
+        kind: pydantic's type of the error, such as ``extra_forbidden``.
+        message: pydantic's message.
+        path: pydantic's path of the field in the body, which contains members of unions too.
+        body: the body's JSON value.
     """
     field = field_name(path, body, kind == "missing")
     if kind == "extra_forbidden":
@@ -47,7 +50,7 @@ def invalid_field(kind: str, message: str, path: Sequence[str | int], body: obje
 
 
 def field_name(path: Sequence[str | int], body: object, missing: bool) -> str:
-    """The field of a request that is at fault, as in ``messages.0.content``; a union's members are no fields."""
+    """Name of the wrong field of a request, as in ``messages.0.content``, without the members of unions."""
     parts: list[str] = []
     for part in path:
         try:

@@ -1,4 +1,4 @@
-"""What a client may ask, by the OpenAI protocol: chat completions and completions."""
+"""Pydantic models of the requests of the OpenAI protocol: chat completions and completions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penchant.data.calls import context
+from penchant.data.calls import template_context
 from penchant.data.conversations import messages
-from penchant.data.fields import Cell, Ledger, Row
-from penchant.data.messages import Message, in_context
+from penchant.data.fields import Cell, ReadLog, Row
+from penchant.data.messages import Message, with_context
 from penchant.serving.neutral import MESSAGE_OFF, is_off, without_neutral
 
 MAX_CHOICES = 128
@@ -17,13 +17,13 @@ MAX_TOP_LOG_PROBS = 20
 
 
 class Part(BaseModel):
-    """One field's model, which takes nothing that it does not know."""
+    """Base of the models, which refuse unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Turn(Part):
-    """A message; an assistant's may be an earlier answer as the official client holds it, with empty fields."""
+    """A message; an assistant's may be an earlier answer as the official client returns it, with empty fields."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
@@ -43,13 +43,15 @@ class Turn(Part):
 
 
 class StreamOptions(Part):
+    """Options of a stream."""
+
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
     continuous_usage_stats: Literal[False] = False
 
 
 class FunctionSpec(BaseModel):
-    """A function on offer; whatever else stands beside its name and parameters is for the chat template."""
+    """An offered function; fields other than its name and parameters go to the chat template."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -58,20 +60,28 @@ class FunctionSpec(BaseModel):
 
 
 class Tool(Part):
+    """An offered tool."""
+
     type: Literal["function"] = "function"
     function: FunctionSpec
 
 
 class FunctionName(Part):
+    """The name of a function."""
+
     name: str
 
 
 class NamedTool(Part):
+    """The tool that the answer must call."""
+
     type: Literal["function"]
     function: FunctionName
 
 
 class JsonSchema(Part):
+    """The JSON schema of an answer."""
+
     name: str
     json_schema: dict[str, Any] = Field(alias="schema")
     description: str | None = None
@@ -79,14 +89,20 @@ class JsonSchema(Part):
 
 
 class TextFormat(Part):
+    """Response format: any text."""
+
     type: Literal["text"]
 
 
 class JsonObjectFormat(Part):
+    """Response format: any JSON object."""
+
     type: Literal["json_object"]
 
 
 class JsonSchemaFormat(Part):
+    """Response format: JSON that follows a schema."""
+
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -95,7 +111,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class CompletionSettings(Part):
-    """Of both protocols' parameters those that are honoured; any other that would change the answer is refused."""
+    """The supported parameters of both kinds of requests; any other one that would change the answer is refused."""
 
     model: str
     stream: bool = False
@@ -121,21 +137,22 @@ class CompletionSettings(Part):
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """The sequences that end an answer's text."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def limit(self) -> int | None:
-        """Tokens of an answer at most."""
+        """Maximum number of tokens of an answer; None where the client names none."""
         return self.max_tokens
 
     @property
     def includes_usage(self) -> bool:
-        """Whether a stream ends with the tokens it took."""
+        """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
 class ChatRequest(CompletionSettings):
-    """A chat completion's."""
+    """A request for a chat completion."""
 
     prompt_field: ClassVar[str] = "messages"
     messages: list[Turn] = Field(min_length=1)
@@ -156,30 +173,30 @@ class ChatRequest(CompletionSettings):
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice 'required' needs tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names '{self.tool_choice.function.name}', which is none of the tools")
+            raise ValueError(f"tool_choice names '{self.tool_choice.function.name}', which is not among the tools")
         return self
 
     @property
     def conversation(self) -> tuple[Message, ...]:
-        """The messages with the tools on offer and the chat template's variables.
+        """The messages with the offered tools and the variables of the chat template.
 
         Raises:
-            DataError: content that is no text, or a call's arguments that are no JSON.
+            DataError: a content is not text, or the arguments of a call are not JSON.
         """
         turns = [turn.model_dump(exclude_none=True) for turn in self.messages]
         tools = [tool.model_dump(exclude_unset=True) for tool in self.offered_tools]
         columns = {"tools": tools or None, "chat_template_kwargs": self.chat_template_kwargs}
-        row = Row(columns, "the request", 0, Ledger())
-        return in_context(messages(Cell(turns, "messages", row)), context(row))
+        row = Row(columns, "the request", 0, ReadLog())
+        return with_context(messages(Cell(turns, "messages", row)), template_context(row))
 
     @property
     def offered_tools(self) -> list[Tool]:
-        """The tools that the model is told of."""
+        """The tools that the chat template renders."""
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
     def callable_tools(self) -> list[Tool]:
-        """The tools of which a call is accepted."""
+        """The tools whose calls are accepted."""
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
             return [tool for tool in self.offered_tools if tool.function.name == choice.function.name][:1]
@@ -187,17 +204,17 @@ class ChatRequest(CompletionSettings):
 
     @property
     def limit(self) -> int | None:
-        """Tokens of an answer at most."""
+        """Maximum number of tokens of an answer; None where the client names none."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
     def top(self) -> int | None:
-        """Likeliest tokens to tell at each step; None: no log-probs are told."""
+        """Number of likeliest tokens to report at each step; None for no log-probs."""
         return self.top_logprobs if self.logprobs else None
 
 
 class CompletionRequest(CompletionSettings):
-    """A completion's: each prompt is text or token ids, read as it is, without a chat template."""
+    """A request for a completion of prompts that are text or token ids, without a chat template."""
 
     prompt_field: ClassVar[str] = "prompt"
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -212,7 +229,7 @@ class CompletionRequest(CompletionSettings):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One for each group of `n` answers."""
+        """The prompts, each of which gets `n` answers."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         ids = [token for token in self.prompt if isinstance(token, int)]
@@ -220,5 +237,5 @@ class CompletionRequest(CompletionSettings):
 
     @property
     def top(self) -> int | None:
-        """Likeliest tokens to tell at each step; None: no log-probs are told."""
+        """Number of likeliest tokens to report at each step; None for no log-probs."""
         return self.logprobs

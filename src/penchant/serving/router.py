@@ -1,7 +1,7 @@
-"""Which expert answers a request: a question with examples, put to a model, its labels weighed by log-prob.
+"""The router chooses the expert of a request by the log-probs of the experts' labels after a few-shot question.
 
-Nothing is parsed: the answer is the likelier of the labels. What a label gains from the question's form alone is taken
-off ("calibrate before use", Zhao et al. 2021): its log-prob after an empty request.
+The likeliest label wins, so no generated text has to be parsed. The log-prob of a label after an empty request is
+subtracted, which removes the bias of the question's form ("calibrate before use", Zhao et al. 2021).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ EMPTY_REQUESTS = ("", "N/A", "...")
 
 @dataclass(frozen=True)
 class Decision:
-    """Who answers.
+    """The choice of an expert.
 
     Attributes:
-        likeliest: the expert whose label is likeliest.
-        confidence: that label's probability among the labels.
-        expert: who answers: the likeliest, or the fallback below the threshold.
+        expert: the expert that answers: the likeliest one, or the fallback below the threshold.
+        likeliest: the expert with the likeliest label.
+        confidence: probability of that label among the labels.
     """
 
     expert: str
@@ -40,16 +40,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class Router:
-    """A question with examples.
+    """A few-shot question whose likeliest label decides the expert.
 
     Attributes:
-        names: by expert, what the question calls its requests.
-        asks: the expert the question is put to.
-        examples: (request, expert), in the order they are shown.
-        threshold: below this confidence the fallback answers.
-        prior: by expert the log-prob of its label after an empty request; none before `calibrated`.
-        lengths: by expert the tokens of its label, which its log-prob is divided by; none compares summed log-probs,
-            of which a label of more tokens has less.
+        names: label of each expert's requests in the question, by expert.
+        asks: the expert whose model scores the labels.
+        examples: (request, expert) pairs, in the order of the prompt.
+        fallback: the expert that answers below the threshold.
+        threshold: confidence below which the fallback answers.
+        prior: log-prob of each expert's label after an empty request, in nats; empty before `calibrated`.
+        lengths: number of tokens of each expert's label, by which its log-prob is divided; empty to compare summed
+            log-probs, which favour short labels.
     """
 
     names: Mapping[str, str]
@@ -61,57 +62,65 @@ class Router:
     lengths: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shown = {expert for _, expert in self.examples}
+        example_experts = {expert for _, expert in self.examples}
         for expert in self.names:
-            if expert not in shown:
+            if expert not in example_experts:
                 raise DataError(f"the router has no example of '{expert}'", fix="give at least one of each expert")
-        unknown = sorted(shown - set(self.names))
+        unknown = sorted(example_experts - set(self.names))
         if unknown:
             raise DataError(
-                f"an example is of '{unknown[0]}', which is no expert", fix=f"one of {', '.join(self.names)}"
+                f"an example is for '{unknown[0]}', which is not an expert", fix=f"one of {', '.join(self.names)}"
             )
         for role, expert in (("fallback", self.fallback), ("asked model", self.asks)):
             if expert not in self.names:
-                raise ConfigError(f"the {role} '{expert}' is no expert", fix=f"one of {', '.join(self.names)}")
+                raise ConfigError(f"the {role} '{expert}' is not an expert", fix=f"one of {', '.join(self.names)}")
 
     def question(self, request: str) -> PreferenceGroup:
-        """What is asked: the labels are the candidates, in the order of `names`."""
-        shown = [f"Request: {_one_line(text)}\nKind: {self.names[expert]}" for text, expert in self.examples]
-        prompt = "\n\n".join([*shown, f"Request: {_one_line(request)}\nKind:"])
+        """The question about a request as a group, whose candidates are the labels in the order of `names`."""
+        example_lines = [f"Request: {_one_line(text)}\nKind: {self.names[expert]}" for text, expert in self.examples]
+        prompt = "\n\n".join([*example_lines, f"Request: {_one_line(request)}\nKind:"])
         return PreferenceGroup(prompt, tuple(f" {name}" for name in self.names.values()))
 
     def calibrated(self, log_probs: LogProbs) -> Router:
-        """With the labels' log-probs after empty requests, their mean over three."""
-        found = log_probs([self.question(request) for request in EMPTY_REQUESTS])
-        means = [sum(each) / len(EMPTY_REQUESTS) for each in zip(*found, strict=True)]
+        """The router with `prior`: the labels' mean log-probs after the empty requests.
+
+        Args:
+            log_probs: function from groups to the summed log-prob of each candidate, in nats.
+        """
+        rows = log_probs([self.question(request) for request in EMPTY_REQUESTS])
+        means = [sum(values) / len(EMPTY_REQUESTS) for values in zip(*rows, strict=True)]
         return replace(self, prior=dict(zip(self.names, means, strict=True)))
 
     def decide(self, log_probs: Sequence[float]) -> Decision:
-        """From the labels' summed log-probs, in the order of `names`; the confidence is of the compared values."""
+        """The decision; its confidence is a softmax over the calibrated and normalized values.
+
+        Args:
+            log_probs: summed log-prob of each label in nats, in the order of `names`.
+        """
         values = [
             (log_prob - self.prior.get(name, 0.0)) / self.lengths.get(name, 1)
             for name, log_prob in zip(self.names, log_probs, strict=True)
         ]
         top = max(values)
-        confidence = 1 / sum(math.exp(each - top) for each in values)
+        confidence = 1 / sum(math.exp(value - top) for value in values)
         likeliest = list(self.names)[values.index(top)]
         return Decision(likeliest if confidence >= self.threshold else self.fallback, likeliest, confidence)
 
     def save(self, folder: Path) -> None:
-        """As `router.json`."""
+        """Write the router to `router.json` in a folder."""
         write_atomically(folder / ROUTER, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
 
 def load_router(folder: Path) -> Router:
-    """From a folder that `Router.save` wrote.
+    """The router of a folder that `Router.save` wrote.
 
     Raises:
-        ConfigError: there is none, or it is damaged.
+        ConfigError: there is no router in the folder, or its file is damaged.
     """
     file = folder / ROUTER
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        values["examples"] = tuple(tuple(each) for each in values["examples"])
+        values["examples"] = tuple(tuple(example) for example in values["examples"])
         return Router(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"no router: {error}", where=str(file), fix="run the recipe's stage router") from error

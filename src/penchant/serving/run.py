@@ -1,4 +1,4 @@
-"""From folders to a running server."""
+"""Start of a server from folders of models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penchant.errors import ConfigError, from_extra
+from penchant.errors import ConfigError, require_extra
 from penchant.serving.experts import Experts
 from penchant.serving.limits import Limits
 from penchant.serving.router import ROUTER, Router, load_router
@@ -18,40 +18,48 @@ if TYPE_CHECKING:
 
 
 def find_experts(sources: Sequence[str]) -> tuple[dict[str, str], Router | None]:
-    """Each expert's folder by name, and the router before them where there is one.
+    """The folder of each expert by name, and the router; None where there is no router.
 
     Args:
-        sources: folders of models, each perhaps as NAME=FOLDER; or one folder of the domain-expert recipe, whose router
-            and experts are taken.
+        sources: folders of models, as FOLDER or NAME=FOLDER; or one folder of the domain-expert recipe, which contains
+            a router and its experts.
 
     Raises:
-        ConfigError: two of one name, or a name that means something else.
+        ConfigError: two models have the same name, or a name is reserved.
     """
     if len(sources) == 1 and (Path(sources[0]) / "router" / ROUTER).exists():
         folder = Path(sources[0])
         router = load_router(folder / "router")
         return {name: str(folder / name / "run") for name in router.names}, router
-    found: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for source in sources:
         name, equals, folder_name = source.partition("=")
         if not equals:
             name, folder_name = Path(source).resolve().name, source
-        if name in found or name == "router" or not name:
+        if name in folders or name == "router" or not name:
             raise ConfigError(f"'{name}' cannot be this model's name", where=source, fix="name it: NAME=FOLDER")
-        found[name] = folder_name
-    return found, None
+        folders[name] = folder_name
+    return folders, None
 
 
 def serve(
     folders: Mapping[str, str], router: Router | None, limits: Limits, access: Access, *, host: str, port: int
 ) -> None:
-    """Load the models and answer until stopped: SIGTERM and Ctrl-C let answers that are being given end first.
+    """Load the models and serve until SIGTERM or Ctrl-C, after which running answers are completed.
+
+    Args:
+        folders: folder of each expert by name.
+        router: chooses the expert of a request; None where there is none.
+        limits: limits on requests.
+        access: conditions for access.
+        host: name or address to listen at.
+        port: port to listen at.
 
     Raises:
         ConfigError: the libraries are not installed.
         ModelError: a model cannot be loaded.
     """
-    with from_extra("serve", "serving needs FastAPI and uvicorn"):
+    with require_extra("serve", "serving needs FastAPI and uvicorn"):
         import uvicorn
 
         from penchant.serving.app import build_app
@@ -70,7 +78,7 @@ def serve(
 
 
 def _check_address(host: str, port: int) -> None:
-    """Find out before models are loaded whether one can listen there."""
+    """Check that the address can be bound, before the models are loaded."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family) as probe:

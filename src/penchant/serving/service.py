@@ -1,4 +1,4 @@
-"""What both endpoints share: the models that can be asked, who answers, and how jobs become an answer."""
+"""The common part of both endpoints: the available models, the choice of the expert, and the jobs of an answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from penchant.serving.router import Decision, Router
 from penchant.serving.worker import Worker
 
 ROUTER = "router"
-"""The model's name that leaves the choice to the router."""
+"""The model name by which a client leaves the choice to the router."""
 
 T = TypeVar("T")
 Parsed = TypeVar("Parsed", bound=CompletionSettings)
@@ -34,12 +34,13 @@ Parsed = TypeVar("Parsed", bound=CompletionSettings)
 
 @dataclass(frozen=True)
 class AnswerPlan:
-    """What is written in answer to a request.
+    """The plan of the answer to a request.
 
     Attributes:
-        prompts: `n` answers are given to each.
-        new_guide: makes what an answer is held to; None: nothing.
-        has_waited: whether it waited in the queue once already.
+        expert: name of the expert that answers.
+        prompts: token ids of the prompts, each of which gets `n` answers.
+        new_guide: makes the guide that constrains an answer; None for no constraint.
+        has_waited: whether the request already waited in the queue for the router.
     """
 
     expert: str
@@ -52,7 +53,8 @@ class Service:
     """The models behind the endpoints.
 
     Attributes:
-        names: the models that can be asked, the router among them.
+        experts: the models.
+        names: names of the available models, including the router.
     """
 
     def __init__(self, experts: Experts, router: Router | None, worker: Worker, limits: Limits) -> None:
@@ -60,14 +62,14 @@ class Service:
         self.names = [*experts.names, *([ROUTER] if router is not None else [])]
 
     def new_deadline(self) -> float:
-        """When a request that comes now must be answered, of `time.monotonic`."""
+        """Time by which a request that arrives now must be answered, on the clock of `time.monotonic`."""
         return time.monotonic() + self._limits.timeout_s
 
     def require(self, name: str) -> None:
-        """Refuse a model that is not there.
+        """Check that a model is available.
 
         Raises:
-            Refusal: 404.
+            Refusal: there is no model with this name (status 404).
         """
         if name not in self.names:
             names = ", ".join(self.names)
@@ -76,10 +78,10 @@ class Service:
             )
 
     async def parse(self, kind: type[Parsed], request: Request, deadline: float) -> Parsed:
-        """The request in a body, for a model that is here.
+        """The request in a body, for an available model.
 
         Raises:
-            Refusal: the body is no such request, or names another model.
+            Refusal: the body is not a valid request, or names an unknown model.
         """
         require_json(request.headers.get("content-type", ""))
         body = await request.body()
@@ -88,11 +90,16 @@ class Service:
         return parsed
 
     async def choose(self, name: str, question: str, deadline: float) -> Decision:
-        """Who answers: the expert that was asked for, or the one that the router chooses by a question.
+        """The decision on the expert: the one that the client names, or the router's choice.
+
+        Args:
+            name: model name of the request.
+            question: text by which the router decides.
+            deadline: time by which the request must be answered, on the clock of `time.monotonic`.
 
         Raises:
             Refusal: the router took too long, or the question is too long for it.
-            Overloaded: too many requests wait.
+            Overloaded: the queue is full.
         """
         router = self._router
         if router is None or name != ROUTER:
@@ -115,11 +122,11 @@ class Service:
         deadline: float,
         request: Request,
     ) -> Response:
-        """The answer, whole or streamed.
+        """The answer, as one document or as a stream.
 
         Raises:
-            Refusal: a prompt or an answer is too long; a job failed; the client has gone.
-            Overloaded: too many requests wait.
+            Refusal: a prompt or an answer is too long; a job failed; or the client has disconnected.
+            Overloaded: the queue is full.
         """
         mailbox = Mailbox(asyncio.get_running_loop())
         seed = settings.seed if settings.seed is not None else uuid.uuid4().int % 2**32
@@ -145,13 +152,13 @@ class Service:
                         arrived=deadline - self._limits.timeout_s,
                     )
                 )
-        (self._worker.go_on if plan.has_waited else self._worker.submit)(*jobs)
+        (self._worker.resubmit if plan.has_waited else self._worker.submit)(*jobs)
         if settings.stream:
             return StreamingResponse(stream_answer(form, jobs, mailbox), media_type="text/event-stream")
         return JSONResponse(await whole_answer(form, jobs, mailbox, request))
 
     def _max_tokens(self, settings: ChatRequest | CompletionRequest, expert: str, prompt_tokens: int) -> int:
-        """Tokens the answer may have."""
+        """Maximum number of tokens of the answer."""
         requested = settings.limit
         context, limit = self.experts.peek(expert).context, self._limits.max_tokens
         if context is not None and prompt_tokens >= context:
@@ -161,16 +168,20 @@ class Service:
                 code="context_length_exceeded",
             )
         if requested is not None and requested > limit:
-            raise invalid(f"{requested} tokens asked for; at most {limit} are given", param="max_tokens")
-        most = requested or limit
-        return most if context is None else min(most, context - prompt_tokens)
+            raise invalid(f"{requested} tokens requested; at most {limit} are allowed", param="max_tokens")
+        max_tokens = requested or limit
+        return max_tokens if context is None else min(max_tokens, context - prompt_tokens)
 
 
 async def in_thread(function: Callable[[], T], deadline: float) -> T:
-    """A function's result, the event loop meanwhile free for others.
+    """The result of a function that runs in a thread, so that the event loop is not blocked.
+
+    Args:
+        function: the function to run.
+        deadline: time by which it must end, on the clock of `time.monotonic`.
 
     Raises:
-        Refusal: it took longer than the deadline, of `time.monotonic`.
+        Refusal: the deadline has passed.
     """
     try:
         return await asyncio.wait_for(asyncio.to_thread(function), deadline - time.monotonic())

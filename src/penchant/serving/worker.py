@@ -1,6 +1,6 @@
-"""One thread that holds the models: it writes the answers of each expert together, a token at a time.
+"""The thread that runs the models: it generates the answers of each expert together, one token per step.
 
-A request joins those at work at the next token, whatever they still have to write.
+A new request joins the running ones at the next token.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from penchant.serving.jobs import Failure, Job, Outcomes
 T = TypeVar("T")
 
 READ_TOKENS = 4096
-"""Tokens of new prompts, padded to the longest, that are read before those at work write their next token."""
+"""Maximum number of tokens of new prompts, padded to the longest, that are read between two steps."""
 
 
 class Overloaded(Exception):
-    """More requests wait than may, or the worker has been stopped."""
+    """The queue is full, or the worker has been stopped."""
 
 
 @dataclass(frozen=True)
 class _Call(Generic[T]):
-    """Something to run in the thread of the models."""
+    """A function to run in the thread of the models, and the future of its result."""
 
     function: Callable[[], T]
     future: Future[T]
@@ -46,23 +46,23 @@ class _Call(Generic[T]):
 
 
 class Worker:
-    """The thread, and the queue before it.
+    """The thread that runs the models, and its queue.
 
     Args:
         experts: the models.
-        batch: rows written together, at most, of all experts.
-        waiting: jobs and calls that may wait.
+        batch: maximum number of rows generated together, over all experts.
+        waiting: maximum number of waiting jobs and calls.
 
     Attributes:
-        counts: answers by outcome, and tokens.
-        metrics: what Prometheus is told.
-        stopping: whether it has been told to stop.
+        counts: number of jobs by outcome, and of tokens.
+        metrics: metrics for Prometheus.
+        stopping: whether `stop` was called.
     """
 
     def __init__(self, experts: Experts, *, batch: int, waiting: int) -> None:
-        self._experts, self._most_rows, self._most_waiting = experts, batch, waiting
+        self._experts, self._max_rows, self._max_waiting = experts, batch, waiting
         self._queue: deque[Job | _Call[Any]] = deque()
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._batches: dict[str, Batch] = {}
         self._outcomes = Outcomes()
         self.counts, self.metrics = self._outcomes.counts, self._outcomes.metrics
@@ -72,17 +72,19 @@ class Worker:
 
     @property
     def waiting(self) -> int:
+        """Number of jobs and calls in the queue."""
         # Under the lock, so that a job whose time ends in the queue has left it once its end can be read.
-        with self._changed:
+        with self._condition:
             return len(self._queue)
 
     @property
     def running(self) -> int:
+        """Number of rows being generated."""
         return sum(len(batch) for batch in list(self._batches.values()))
 
     def load(self) -> dict[str, Counter[str]]:
-        """By the names of `metrics.GAUGES` the jobs of each expert."""
-        with self._changed:
+        """Number of running and of waiting jobs by expert, by the names of `metrics.GAUGES`."""
+        with self._condition:
             waiting = [item for item in self._queue if isinstance(item, Job)]
         return {
             "num_requests_running": Counter({name: len(batch) for name, batch in list(self._batches.items())}),
@@ -93,12 +95,12 @@ class Worker:
         """Put the jobs of a request in the queue.
 
         Raises:
-            Overloaded: too many would wait, or the worker has been stopped.
+            Overloaded: the queue is full, or the worker has been stopped.
         """
-        self._enqueue(jobs, self._most_waiting)
+        self._enqueue(jobs, self._max_waiting)
 
-    def go_on(self, *jobs: Job) -> None:
-        """Put in the jobs of a request that waited once already, for the router: it is not refused now for others.
+    def resubmit(self, *jobs: Job) -> None:
+        """Put the jobs of a request in the queue that already waited for the router, also where the queue is full.
 
         Raises:
             Overloaded: the worker has been stopped.
@@ -106,34 +108,34 @@ class Worker:
         self._enqueue(jobs, None)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run something in the thread of the models; it waits in the queue as a job does.
+        """Run a function in the thread of the models; it waits in the queue as a job does.
 
         Raises:
-            Overloaded: as of `submit`, also by the future where the worker stops before its turn.
+            Overloaded: as for `submit`; the future raises it where the worker stops first.
         """
         call = _Call(function, Future())
-        self._enqueue((call,), self._most_waiting)
+        self._enqueue((call,), self._max_waiting)
         return call.future
 
     def stop(self) -> None:
-        """End the thread once those at work are done; what waits fails."""
-        with self._changed:
+        """Stop the thread when the running jobs are done; waiting jobs fail."""
+        with self._condition:
             self.stopping = True
-            self._changed.notify()
+            self._condition.notify()
         self._thread.join(timeout=10)
 
-    def _enqueue(self, items: tuple[Job | _Call[Any], ...], most: int | None) -> None:
-        with self._changed:
-            full = most is not None and len(self._queue) + len(items) > most
+    def _enqueue(self, items: tuple[Job | _Call[Any], ...], max_waiting: int | None) -> None:
+        with self._condition:
+            full = max_waiting is not None and len(self._queue) + len(items) > max_waiting
             if full or self.stopping:
                 raise Overloaded
             self._queue.extend(items)
-            self._changed.notify()
+            self._condition.notify()
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._batches or self.stopping)
+            with self._condition:
+                self._condition.wait_for(lambda: self._queue or self._batches or self.stopping)
                 if self.stopping:
                     self._refuse_waiting()
                     if not self._batches:
@@ -150,9 +152,9 @@ class Worker:
                 item.refuse()
 
     def _admit(self) -> None:
-        """Run calls and let jobs join, in their order, while there is room."""
+        """Run calls and start jobs in the order of the queue while there is room."""
         jobs: dict[str, list[Job]] = {}
-        room, longest, count = self._most_rows - self.running, 0, 0
+        room, longest, count = self._max_rows - self.running, 0, 0
         while (item := self._next(room - count, longest, count)) is not None:
             if not isinstance(item, Job):
                 item.run()
@@ -165,35 +167,35 @@ class Worker:
                 self._batches.setdefault(name, Batch(self._outcomes)).add(newcomers, expert)
             except Exception as error:
                 for job in newcomers:
-                    self._outcomes.end(job, Failure.of(error))
+                    self._outcomes.end(job, Failure.from_error(error))
 
     def _next(self, room: int, longest: int, count: int) -> Job | _Call[Any] | None:
-        """The next in the queue that may go on now; those that nobody waits for any more are dropped.
+        """The next item of the queue that may start now; None where there is none. Cancelled jobs are removed.
 
         Args:
-            room: rows that may join.
-            longest: tokens of the longest prompt among those that join.
-            count: how many join.
+            room: number of rows that may still join.
+            longest: number of tokens of the longest prompt among the joining jobs.
+            count: number of joining jobs.
         """
-        with self._changed:
+        with self._condition:
             for item in [item for item in self._queue if isinstance(item, Job)]:
                 if self._outcomes.end_if_gone(item, "it waited too long for its turn"):
                     self._queue.remove(item)
             if not self._queue or self.stopping:
                 return None
-            if isinstance(first := self._queue[0], Job):
-                tokens = max(longest, len(first.prompt)) * (count + 1)
+            if isinstance(next_item := self._queue[0], Job):
+                tokens = max(longest, len(next_item.prompt)) * (count + 1)
                 if room < 1 or (count and tokens > READ_TOKENS):
                     return None
             return self._queue.popleft()
 
     def _write(self) -> None:
-        """One token more in each row of each expert."""
+        """Generate one token for each row of each expert."""
         for name, batch in list(self._batches.items()):
             try:
                 self._experts.get(name)
                 batch.step()
             except Exception as error:
-                batch.fail(Failure.of(error))
+                batch.fail(Failure.from_error(error))
             if not len(batch):
                 del self._batches[name]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import cut, pack
+from penchant.data.trees import pack, split_into_micro_batches
 from penchant.engine.distribution import World
 from penchant.engine.scoring import Scorer, precision
 from penchant.errors import ConfigError
@@ -74,7 +74,7 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
     Raises:
         ConfigError: an objective that is not coupled changes its state, which is to move once for the whole batch.
     """
-    cuts = cut([scorer.cost(group) for group in batch.groups], batch.token_budget)
+    cuts = split_into_micro_batches([scorer.cost(group) for group in batch.groups], batch.token_budget)
     if objective.coupled and (len(cuts) > 1 or world.size > 1):
         return _coupled(scorer, objective, state, batch, world, cuts)
     result = Result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from penchant.config import RunConfig
-from penchant.data.template import takes_a_day, writes_today
+from penchant.data.template import has_date, reads_clock
 from penchant.evaluation.dates import recorded_day, today, tokenizers
 from penchant.training.references import reference_sources
 
@@ -29,7 +29,7 @@ def with_day(config: RunConfig, day: str | None) -> RunConfig:
 
 def run_writes_today(config: RunConfig) -> bool:
     """Whether a chat template of the run's models writes today's date: policy, references or reward model."""
-    return any(map(writes_today, tokenizers(_models(config))))
+    return any(map(reads_clock, tokenizers(_models(config))))
 
 
 def _models(config: RunConfig) -> list[tuple[str, str | None]]:
@@ -47,6 +47,6 @@ def day_note(config: RunConfig) -> list[str]:
     day = config.data.date
     if day is None:
         return []
-    if not any(map(takes_a_day, tokenizers(_models(config)))):
+    if not any(map(has_date, tokenizers(_models(config)))):
         return [f"data.date is {day}, and no chat template of this run writes a date"]
     return [f"the chat template writes {day} as today's date, also when this run is resumed"]

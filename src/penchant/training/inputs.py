@@ -18,7 +18,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
-from penchant.errors import ConfigError, DataError, located, respelled
+from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 from penchant.objectives import Fitted, Objective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
@@ -73,11 +73,11 @@ def read_inputs(config: RunConfig) -> DataParts:
     train, notes = list(training_set.groups), list(training_set.notes)
     held_out: list[PreferenceGroup] = []
     if isinstance(data.held_out, float):
-        with located(data.train):
+        with locate_errors(data.train):
             train, held_out = split_by_prompt(train, held_out=data.held_out, seed=config.training.seed)
         notes.append(f"held out {len(held_out)} of {len(training_set.groups)} groups, by prompt")
     elif data.held_out is not None or data.held_out_split is not None:
-        with respelled({"data.split": "data.held_out_split"}):
+        with rename_options_in_errors({"data.split": "data.held_out_split"}):
             held_out_set = _read(data, data.held_out or data.train, data.held_out_split)
         held_out = list(held_out_set.groups)
         notes += held_out_set.notes
@@ -166,7 +166,7 @@ def tokenize_inputs(
         if not groups:
             tokenized_parts.append([])
             continue
-        with located(source):
+        with locate_errors(source):
             if name == "training" and config.candidates == "sampled":
                 tokenized, report = prompts_to_answer(config, groups, tokenizer, limit)
             else:
@@ -262,6 +262,6 @@ def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:
         digest.update(repr(known).encode())
         for ids in (tokenized.prompt, *tokenized.responses):
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
-        for mask in tokenized.learnt or ():
+        for mask in tokenized.loss_masks or ():
             digest.update(b"learnt " + mask.tobytes())
     return digest.hexdigest()

@@ -170,7 +170,7 @@ def _headed(
     if world.size > 1:
         raise ConfigError("a preference head is trained in one process", fix="start it without torchrun")
     assert isinstance(scorer, (TreeScorer, PaddedScorer))
-    require_endings(groups, sorted(SpecialTokens.of(policy.tokenizer).ends))
+    require_endings(groups, sorted(SpecialTokens.from_tokenizer(policy.tokenizer).ends))
     headed = add_head(config, policy, scorer)
     headed.head.to(world.device)
     return headed

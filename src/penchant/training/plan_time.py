@@ -246,7 +246,7 @@ def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedG
             group,
             prompt=group.prompt[: max(SHORTEST, int(len(group.prompt) * share))],
             responses=tuple(ids[: max(SHORTEST, int(len(ids) * share))] for ids in group.responses),
-            learnt=None,
+            loss_masks=None,
         )
         for group in groups
     ]

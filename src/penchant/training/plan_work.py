@@ -11,7 +11,7 @@ import numpy as np
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import cut
+from penchant.data.trees import split_into_micro_batches
 from penchant.engine.scoring import WINDOW
 from penchant.training.batches import Order
 from penchant.training.inputs import Inputs
@@ -108,7 +108,7 @@ class Work:
         return [part for start in range(0, len(groups), WINDOW) for part in self._cut(groups[start : start + WINDOW])]
 
     def _cut(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
-        cuts = cut([self.cost(group) for group in groups], self.config.training.token_budget)
+        cuts = split_into_micro_batches([self.cost(group) for group in groups], self.config.training.token_budget)
         return [[groups[i] for i in members] for members in cuts]
 
     def _tokens(self, groups: MicroBatch) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from penchant.config import RunConfig
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.data.shortening import end_of_ids
+from penchant.data.shortening import keep_last_ids
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup
@@ -51,7 +51,7 @@ def prompts_to_answer(
     report.counts.pop("boundary_moved", None)
     ids = tokenize_prompts([entry.group.prompt for entry in tokenized], tokenizer, config.rendering)
     room = limit - config.sampling.max_new_tokens
-    special, fitting = SpecialTokens.of(tokenizer), []
+    special, fitting = SpecialTokens.from_tokenizer(tokenizer), []
     _refuse_no_room(config, limit, 1 + max(len(special.start), 1))
     _refuse_too_long(config, tokenized, ids, limit)
     for entry, prompt in zip(tokenized, ids, strict=True):
@@ -61,7 +61,7 @@ def prompts_to_answer(
             report.note("too_long_dropped", entry.group.id)
         else:
             report.note("prompt_truncated", entry.group.id)
-            fitting.append(TokenizedGroup(end_of_ids(prompt, room, special), entry.responses, entry.group))
+            fitting.append(TokenizedGroup(keep_last_ids(prompt, room, special), entry.responses, entry.group))
     if not fitting:
         dropped = ", ".join(f"{name.replace('_', ' ')}: {report.counts[name]}" for name in sorted(report.counts))
         raise DataError(f"no prompt is left to answer ({dropped})", fix="see the rows: penchant data check FILE")

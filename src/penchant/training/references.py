@@ -7,12 +7,12 @@ from contextlib import nullcontext
 
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
-from penchant.data.second_reading import same_ids
+from penchant.data.second_reading import have_same_ids
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World
 from penchant.engine.frozen import FrozenModel
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
-from penchant.errors import located
+from penchant.errors import locate_errors
 from penchant.training.model import Trained
 
 Table = list[list[float]]
@@ -102,10 +102,10 @@ def _table(
 ) -> Table:
     settings = config.training
     frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template, config.rendering)
-    with located(source):
+    with locate_errors(source):
         theirs = frozen.retokenize(groups, config.data.truncation, tell)
     if config.method.needs.mismatched:
         # The policy's limit counts the policy's tokens.
-        limit = min(longest, frozen.context) if all(map(same_ids, groups, theirs)) else frozen.context
+        limit = min(longest, frozen.context) if all(map(have_same_ids, groups, theirs)) else frozen.context
         theirs = add_mismatched(theirs, settings.seed, limit)
     return frozen.log_probs(theirs, world, settings.token_budget, settings.dtype, tell)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, Text
-from penchant.data.messages import Context, in_context
+from penchant.data.messages import Context, with_context
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Argument, Call, Function, Language
@@ -87,7 +87,7 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering
     tools = tuple(
         {"type": "function", "function": _tool(function, question.language)} for function in question.functions
     )
-    return ChatRenderer(tokenizer, rendering).prompt(in_context(question.messages, Context(tools=tools))).text
+    return ChatRenderer(tokenizer, rendering).prompt(with_context(question.messages, Context(tools=tools))).text
 
 
 def as_signatures(question: ToolQuestion) -> Text:

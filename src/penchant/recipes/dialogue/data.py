@@ -13,7 +13,7 @@ from penchant.data.files import read_rows
 from penchant.data.groups import Message, PreferenceGroup, Text, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
-from penchant.errors import DataError, located
+from penchant.errors import DataError, locate_errors
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.style import style_leak
 from penchant.recipes.dialogue.config import DialogueConfig, SourceConfig
@@ -106,7 +106,7 @@ def audit(folder: Path) -> Found:
         by_source[str(group.source)].append(group)
     found: dict[str, Any] = {}
     for name, those in by_source.items():
-        with located(f"the pairs of {name}"):
+        with locate_errors(f"the pairs of {name}"):
             found[name] = style_leak(those).to_json()
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
-from penchant.errors import located
+from penchant.errors import locate_errors
 from penchant.evaluation.empathy_classifier import EmpathyClassifier
 from penchant.evaluation.entailment import Entailment
 from penchant.evaluation.human_centric import empathy, grade_level, is_crisis, politeness, refers, refuses, unsupported
@@ -65,7 +65,7 @@ class Instruments:
     def of(cls, config: MeasuresConfig) -> Instruments:
         classifier = None
         if config.empathic is not None:
-            with located(config.empathic):
+            with locate_errors(config.empathic):
                 classifier = EmpathyClassifier(read_groups(config.empathic).groups)
         return cls(
             config.bert_score.open() if config.bert_score else None,

@@ -9,7 +9,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.reading import read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.data.writing import write_anew
-from penchant.errors import DataError, located
+from penchant.errors import DataError, locate_errors
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.stages import Found
 from penchant.recipes.texts import as_groups, clean, hold_out, read_passages
@@ -30,7 +30,7 @@ def prepare(config: DomainExpertConfig, folder: Path) -> Found:
     for name in SETS:
         file = getattr(config, name)
         groups = read_preferences(file) if name == "preferences" else read_groups(file).groups
-        with located(file):
+        with locate_errors(file):
             rest, test = split_by_prompt(groups, held_out=config.held_out, seed=config.seed)
             share = config.held_out / (1 - config.held_out)
             train, validation = split_by_prompt(rest, held_out=share, seed=config.seed)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from penchant.data.beside import with_beside
-from penchant.data.fields import Ledger, Row
+from penchant.data.beside import add_template_columns
+from penchant.data.fields import ReadLog, Row
 from penchant.data.formats import format_named
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import as_json
@@ -208,8 +208,8 @@ def _body(group: PreferenceGroup) -> str:
 
 
 def _group(body: str) -> PreferenceGroup:
-    row = Row(json.loads(body), "the replay buffer", 0, Ledger())
-    return with_beside(next(format_named("penchant").convert(row)), row)
+    row = Row(json.loads(body), "the replay buffer", 0, ReadLog())
+    return add_template_columns(next(format_named("penchant").convert(row)), row)
 
 
 def _text(group: PreferenceGroup) -> bytes:

@@ -12,7 +12,7 @@ from penchant.config_reward import JudgeConfig, RewardConfig
 from penchant.config_section import Section
 from penchant.engine.denoising import LatentChoice
 from penchant.engine.distribution import local_device
-from penchant.errors import respelled
+from penchant.errors import rename_options_in_errors
 from penchant.evaluation.rewards import open_reward
 from penchant.evaluation.user_functions import import_function
 from penchant.recipes.fingerprints import weights_fingerprint
@@ -53,7 +53,7 @@ class VerifierConfig(Section):
         if self.function is not None:
             return FunctionVerifier.load(self.function, read)
         if self.reward is not None:
-            with respelled({"reward.": "verifier.reward."}):
+            with rename_options_in_errors({"reward.": "verifier.reward."}):
                 return RewardVerifier(open_reward(self.reward, device=local_device()), self.threshold or 0.0)
         assert self.endpoint is not None
         return EndpointVerifier(self.endpoint)

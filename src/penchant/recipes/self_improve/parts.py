@@ -9,7 +9,7 @@ from penchant.config_errors import validated
 from penchant.data.groups import PreferenceGroup
 from penchant.data.reading import read_groups
 from penchant.data.splitting import split_by_prompt
-from penchant.errors import ConfigError, DataError, located
+from penchant.errors import ConfigError, DataError, locate_errors
 from penchant.evaluation.files import read_record, write_atomically
 from penchant.recipes.fingerprints import weights_fingerprint
 from penchant.recipes.self_improve.buffer import ReplayBuffer
@@ -83,7 +83,7 @@ def _parts(config: SelfImproveConfig) -> Parts:
             )
         sources.setdefault(group.prompt, group.source)
     groups = [PreferenceGroup(prompt, ("",), id=str(n)) for n, prompt in enumerate(sources)]
-    with located(config.prompts):
+    with locate_errors(config.prompts):
         train, held_out = split_by_prompt(groups, held_out=config.held_out, seed=config.seed)
         gate, test = split_by_prompt(held_out, held_out=0.5, seed=config.seed)
     sides = {"train": train, "gate": gate, "test": test}

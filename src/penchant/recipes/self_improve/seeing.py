@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from penchant.errors import ConfigError, from_extra
+from penchant.errors import ConfigError, require_extra
 from penchant.recipes.self_improve.shapes import (
     AREAS,
     COLORS,
@@ -167,7 +167,7 @@ def _surround(part: Mask, colored: Mask) -> Mask:
 
 
 def _ndimage() -> Any:
-    with from_extra("recipes", "looking at pictures needs scipy"):
+    with require_extra("recipes", "looking at pictures needs scipy"):
         from scipy import ndimage
     return ndimage
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from penchant.data.groups import PreferenceGroup
-from penchant.errors import respelled
+from penchant.errors import rename_options_in_errors
 from penchant.evaluation.tool_calls.questions import read_bfcl
 from penchant.recipes.new_base import NewBase
 from penchant.recipes.reading import Reader, check_lengths, groups_of
@@ -61,5 +61,5 @@ def _check_room(
     online = {"sampling": step.sampling.model_dump(), "reward": {"function": "reward.py:score"}}
     source = Path("the prompts of stage reward")
     run = tuning_run(Path(name), "", source, None, step.objective, step, keys=keys, online=online, reading=config.data)
-    with respelled(keys):
+    with rename_options_in_errors(keys):
         prompts_to_answer(run, prompts, reader.tokenizer, reader.limit(config.data))
