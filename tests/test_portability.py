@@ -44,7 +44,7 @@ for found in pkgutil.walk_packages(penchant.__path__, "penchant."):
     except (AttributeError, OSError) as error:
         failed.append(f"{{found.name}}: {{error!r}}")
 assert not failed, failed
-from penchant.engine.memory import available_bytes, most_process_bytes
+from penchant.engine.memory import available_bytes, peak_process_bytes
 from penchant.comparison.costs import cost_of
 from pathlib import Path
 assert available_bytes(torch.device("cpu")) > 1 << 20
@@ -72,11 +72,11 @@ def test_a_missing_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_memory_without_resource(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert memory.most_process_bytes() > 10 << 20
+    assert memory.peak_process_bytes() > 10 << 20
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert memory.most_process_bytes() >= 0
+    assert memory.peak_process_bytes() >= 0
     monkeypatch.delattr("os.sysconf")
     assert memory._machine_bytes() > 1 << 20
     monkeypatch.setitem(sys.modules, "psutil", None)
-    assert memory.most_process_bytes() == 0
+    assert memory.peak_process_bytes() == 0
     assert memory._machine_bytes() == memory.UNKNOWN_BYTES

@@ -16,7 +16,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine import one_kernel
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
 
@@ -175,7 +175,7 @@ def score_both_ways(all_float64: Callable[[], AbstractContextManager[None]]) -> 
             model.set_attn_implementation(implementation)
             model.zero_grad()
             if scorer_class is TreeScorer:
-                lighten(model)
+                fuse_layers(model)
             with all_float64():
                 log_probs = scorer_class(model)(batch)
                 (log_probs * weights).sum().backward()

@@ -13,10 +13,10 @@ import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from penchant.data.trees import pack
-from penchant.engine.adapters import idle_adapters
+from penchant.engine.adapters import untrained_adapters
 from penchant.engine.attention import TREE
 from penchant.engine.distribution import World
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.loading import load_model
 from penchant.engine.merging import merge_adapter
 from penchant.engine.padded import PaddedScorer, unpack
@@ -116,7 +116,7 @@ def test_values_and_gradients_are_pefts(model_of, make_groups, all_float64, fami
     policy = Policy(copy.deepcopy(model), None)
     if scorer == "tree":
         policy.model.set_attn_implementation(TREE)
-        lighten(policy.model)
+        fuse_layers(policy.model)
     policy.add_lora(**SETTINGS, targets=targets_of(family, kind))
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     upstream = torch.randn(len(batch.slots), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -301,8 +301,8 @@ def test_adapters_that_no_gradient_came_to(model_of):
     policy = Policy(model_of("llama"), None)
     policy.add_lora(**SETTINGS, targets=["q_proj", "lm_head", "embed_tokens"])
     everything = ["lm_head", "model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))]
-    assert sorted(idle_adapters(policy.adapters)) == everything
+    assert sorted(untrained_adapters(policy.adapters)) == everything
     with torch.no_grad():
         policy.model.lm_head.lora_B["default"].weight[0, 0] = 1e-9
         policy.model.model.embed_tokens.lora_embedding_A["default"][0, 0] = 1e-9
-    assert sorted(idle_adapters(policy.adapters)) == everything[2:]
+    assert sorted(untrained_adapters(policy.adapters)) == everything[2:]

@@ -10,11 +10,11 @@ import pytest
 
 SCRIPT = """
 import resource, sys
-from penchant.engine.allocator import BY_DEFAULT, KEEPING, habits, keep_freed_memory
-assert habits() is BY_DEFAULT
+from penchant.engine.allocator import DEFAULT_MALLOC, KEEP_FREED_MALLOC, keep_freed_memory, malloc_settings
+assert malloc_settings() is DEFAULT_MALLOC
 if sys.argv[1] == "keep":
     keep_freed_memory()
-    assert habits() is KEEPING
+    assert malloc_settings() is KEEP_FREED_MALLOC
 import torch
 def step():
     kept = [torch.ones(n << 18) for n in (3, 40, 5, 60)]
@@ -47,4 +47,4 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     allocator.keep_freed_memory()
-    assert allocator.habits() is allocator.BY_DEFAULT
+    assert allocator.malloc_settings() is allocator.DEFAULT_MALLOC

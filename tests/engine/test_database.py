@@ -129,7 +129,7 @@ class TestWhileAnotherMakesIt:
 
     @both
     def test_not_for_ever(self, cache, held, tmp_path, monkeypatch):
-        monkeypatch.setattr(database, "PATIENCE", 0.1)
+        monkeypatch.setattr(database, "TIMEOUT_SECONDS", 0.1)
         with pytest.raises(ConfigError, match="it cannot be used: database is locked") as error:
             cache.open(tmp_path)
         assert error.value.where == str(tmp_path / cache.file)

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from penchant.engine.decoding import CachedRows, RereadRows, joinable_cache, next_logits, read_joinable
+from penchant.engine.decoding import CachedRows, UncachedRows, joinable_cache, next_logits, read_joinable
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 ATTENTION = {**SMALL, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -71,7 +71,7 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
     generator = np.random.default_rng(0)
     turns = [[ids(generator, 2)], [ids(generator, 9), ids(generator, 3)], [ids(generator, 4), ids(generator, 2)]]
     rows: list[list[int]] = []
-    state: CachedRows | RereadRows | None = None
+    state: CachedRows | UncachedRows | None = None
     for prompts in turns:
         newcomers = read_joinable(model, prompts)
         rows += [prompt.tolist() for prompt in prompts]

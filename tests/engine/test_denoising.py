@@ -46,7 +46,7 @@ def test_it_paints_what_the_pipeline_paints(stable_diffusion, tmp_path, schedule
     theirs = pipeline(
         PROMPTS, num_inference_steps=4, guidance_scale=guidance, latents=noise, height=16, width=16, output_type="pt"
     ).images
-    ours = denoiser.paint(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
+    ours = denoiser.generate(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
     assert ours.shape == (3, 3, 16, 16)
     torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=2e-5, rtol=0)
 
@@ -65,7 +65,7 @@ def test_half_precision_on_disk_is_single_in_memory(stable_diffusion, denoiser, 
     found = Denoiser(str(tmp_path / "half"), CPU)
     parts = (found.unet, found.text_encoder, found._vae)
     assert {each.dtype for part in parts for each in part.parameters()} == {torch.float32}
-    ours, theirs = (each.paint(PROMPTS, (3, 4, 5), steps=3, guidance=2.0) for each in (found, denoiser))
+    ours, theirs = (each.generate(PROMPTS, (3, 4, 5), steps=3, guidance=2.0) for each in (found, denoiser))
     torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
 
 
@@ -75,19 +75,19 @@ def test_no_more_steps_than_timesteps(stable_diffusion, small_denoiser, tmp_path
     shutil.copytree(stable_diffusion, folder)
     _set(folder / "scheduler", num_train_timesteps=10)
     denoiser = Denoiser(str(folder), CPU)
-    assert denoiser.paint(PROMPTS[:1], (3,), steps=9, guidance=1.0).isfinite().all()
+    assert denoiser.generate(PROMPTS[:1], (3,), steps=9, guidance=1.0).isfinite().all()
     with pytest.raises(ConfigError, match=r"pictures\.steps is 10, the model's schedule has room for 9") as error:
-        denoiser.paint(PROMPTS[:1], (3,), steps=10, guidance=1.0)
+        denoiser.generate(PROMPTS[:1], (3,), steps=10, guidance=1.0)
     assert error.value.fix == "lower pictures.steps to at most 9"
     with pytest.raises(ConfigError, match=r"pictures\.steps is 1001, the model's schedule has room for 1000"):
-        Denoiser(str(small_denoiser), CPU).paint(["a circle"], (3,), steps=1001, guidance=1.0)
+        Denoiser(str(small_denoiser), CPU).generate(["a circle"], (3,), steps=1001, guidance=1.0)
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(denoiser):
-    both = denoiser.paint(PROMPTS[:2], (3, 4), steps=3, guidance=2.0)
-    alone = denoiser.paint(PROMPTS[1:2], (4,), steps=3, guidance=2.0)
+    both = denoiser.generate(PROMPTS[:2], (3, 4), steps=3, guidance=2.0)
+    alone = denoiser.generate(PROMPTS[1:2], (4,), steps=3, guidance=2.0)
     torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)
-    assert not torch.allclose(both[1:], denoiser.paint(PROMPTS[1:2], (5,), steps=3, guidance=2.0), atol=1e-2)
+    assert not torch.allclose(both[1:], denoiser.generate(PROMPTS[1:2], (5,), steps=3, guidance=2.0), atol=1e-2)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from penchant.engine import fused
-from penchant.engine.fused import gated, gated_linear, rms_norm, rotate
+from penchant.engine.fused import rms_norm, rotate, swiglu, swiglu_linear
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -47,14 +47,14 @@ def test_rms_norm_of_zeros_is_zero():
 def test_gated(monkeypatch, elements):
     monkeypatch.setattr(fused, "_PASS_ELEMENTS", elements)
     gate, up = numbers(1, 5, 6), numbers(1, 5, 6, seed=1)
-    torch.testing.assert_close(gated(gate, up), silu(gate) * up, rtol=1e-12, atol=1e-14)
-    assert torch.autograd.gradcheck(gated, (gate, up))
+    torch.testing.assert_close(swiglu(gate, up), silu(gate) * up, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(swiglu, (gate, up))
 
 
 def test_gated_of_a_gradient_that_is_a_view():
     """An upstream that does not lie row by row in memory."""
     gate, up, upstream = numbers(1, 5, 6), numbers(1, 5, 6, seed=1), numbers(6, 5, seed=2).detach().T[None]
-    ours, theirs = (torch.autograd.grad(f, (gate, up), upstream) for f in (gated(gate, up), silu(gate) * up))
+    ours, theirs = (torch.autograd.grad(f, (gate, up), upstream) for f in (swiglu(gate, up), silu(gate) * up))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
@@ -66,14 +66,14 @@ def test_gated_linear(monkeypatch, elements, trained, biased):
     gate, up, weight = numbers(1, 5, 6), numbers(1, 5, 6, seed=1), numbers(4, 6, seed=2).requires_grad_(trained)
     bias = numbers(4, seed=3).requires_grad_(trained) if biased else None
     expected = linear(silu(gate) * up, weight, bias)
-    torch.testing.assert_close(gated_linear(gate, up, weight, bias), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(swiglu_linear(gate, up, weight, bias), expected, rtol=1e-12, atol=1e-14)
     given = [x for x in (gate, up, weight, bias) if x is not None]
-    assert torch.autograd.gradcheck(lambda *x: gated_linear(*x, *[None] * (4 - len(x))), given)
+    assert torch.autograd.gradcheck(lambda *x: swiglu_linear(*x, *[None] * (4 - len(x))), given)
 
 
 def test_a_second_backward_of_gated_linear_is_the_first():
     given = numbers(1, 5, 6), numbers(1, 5, 6, seed=1), numbers(4, 6, seed=2)
-    total = gated_linear(*given, None).pow(2).sum()
+    total = swiglu_linear(*given, None).pow(2).sum()
     first, second = (torch.autograd.grad(total, given, retain_graph=True) for _ in range(2))
     torch.testing.assert_close(second, first, rtol=0, atol=0)
 
@@ -81,7 +81,7 @@ def test_a_second_backward_of_gated_linear_is_the_first():
 def test_gated_linear_under_autocast_is_the_layers_own():
     gate, up, weight = (x.detach().float().requires_grad_() for x in (numbers(9, 6), numbers(9, 6), numbers(4, 6)))
     with torch.autocast("cpu", torch.bfloat16):
-        ours = gated_linear(gate, up, weight, None)
+        ours = swiglu_linear(gate, up, weight, None)
         theirs = linear(silu(gate.bfloat16()) * up.bfloat16(), weight)
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours, theirs)

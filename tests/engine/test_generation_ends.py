@@ -129,7 +129,7 @@ def test_transformers_stops_where_training_said(tiny_model, tmp_path):
         for name, parameter in policy.model.named_parameters():
             if "layers" in name and parameter.ndim == 2:
                 parameter.zero_()
-    policy.trained = TrainedResponses(ends=(end,), shortest=2, longest=9, sequence=12)
+    policy.trained_responses = TrainedResponses(ends=(end,), shortest=2, longest=9, sequence=12)
     world = World(0, 1, torch.device("cpu"))
     policy.save(tmp_path, TreeScorer(policy.model), world, torch.float32)
     reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path)

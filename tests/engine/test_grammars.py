@@ -32,21 +32,21 @@ def test_the_end_is_allowed_where_the_text_is_complete_and_nowhere_else(place):
     end = tokenizer.eos_token_id
     guide = Grammars(tokenizer, [end]).guide(SHORT)
     letters = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "nope"]
-    assert spelled(tokenizer, guide.allowed([])) >= {"y", "n"}
-    assert end not in guide.allowed([])
-    assert end not in guide.allowed(letters[:1])
-    after_no = guide.allowed(letters[:2])
+    assert spelled(tokenizer, guide.allowed_tokens([])) >= {"y", "n"}
+    assert end not in guide.allowed_tokens([])
+    assert end not in guide.allowed_tokens(letters[:1])
+    after_no = guide.allowed_tokens(letters[:2])
     assert end in after_no
     assert letters[2] in after_no
-    assert end not in guide.allowed(letters[:3])
-    assert guide.allowed(letters).tolist() == [end]
+    assert end not in guide.allowed_tokens(letters[:3])
+    assert guide.allowed_tokens(letters).tolist() == [end]
 
 
 def test_every_end_of_several(place):
     tokenizer = load_tokenizer(place)
     ends = [tokenizer.eos_token_id, tokenizer.bos_token_id]
     guide = Grammars(tokenizer, ends).guide('start: "n"')
-    assert sorted(guide.allowed(tokenizer.encode("n", add_special_tokens=False)).tolist()) == sorted(ends)
+    assert sorted(guide.allowed_tokens(tokenizer.encode("n", add_special_tokens=False)).tolist()) == sorted(ends)
 
 
 def test_responses_are_the_grammars(place):
@@ -64,7 +64,7 @@ def test_responses_are_the_grammars(place):
             ends=[tokenizer.eos_token_id],
             guides=[lambda: grammars.guide(SHORT), lambda: grammars.guide(SHORT), lambda: grammars.guide('start: "?"')],
         )
-        assert all(each.ended for responses in drawn for each in responses)
+        assert all(each.has_end for responses in drawn for each in responses)
         found.append([[tokenizer.decode(each.ids[:-1]) for each in responses] for responses in drawn])
     assert found[0] == found[1]
     assert {*found[0][0], *found[0][1]} == {"yes", "no", "nope"}
@@ -73,7 +73,7 @@ def test_responses_are_the_grammars(place):
 
 def test_a_guide_that_allows_all_changes_nothing(place):
     class All:
-        def allowed(self, written):
+        def allowed_tokens(self, written):
             return np.arange(len(tokenizer))
 
     model, tokenizer = load_model(place), load_tokenizer(place)
@@ -101,7 +101,7 @@ def test_a_dead_end_is_told(place):
     tokenizer = load_tokenizer(place)
     guide = Grammars(tokenizer, [2]).guide(SHORT)
     with pytest.raises(ModelError, match="an answer cannot be constrained"):
-        guide.allowed(tokenizer.encode("x", add_special_tokens=False))
+        guide.allowed_tokens(tokenizer.encode("x", add_special_tokens=False))
 
 
 def test_without_the_package(place, monkeypatch):
@@ -115,8 +115,8 @@ def test_a_copy_goes_its_own_way(request):
     tokenizer = load_tokenizer(request.getfixturevalue("place"))
     guide = Grammars(tokenizer, [tokenizer.eos_token_id]).guide(SHORT)
     [n, o] = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "no"]
-    guide.allowed([n])
+    guide.allowed_tokens([n])
     copy = guide.copy()
-    assert tokenizer.eos_token_id in copy.allowed([n, o])
-    assert tokenizer.eos_token_id not in guide.allowed([n])
-    assert spelled(tokenizer, guide.allowed([n])) >= {"o"}
+    assert tokenizer.eos_token_id in copy.allowed_tokens([n, o])
+    assert tokenizer.eos_token_id not in guide.allowed_tokens([n])
+    assert spelled(tokenizer, guide.allowed_tokens([n])) >= {"o"}

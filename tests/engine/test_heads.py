@@ -11,7 +11,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.distribution import World
-from penchant.engine.heads import HeadedScorer, PreferenceHead, load_head, require_endings, save_head
+from penchant.engine.heads import HeadedScorer, PreferenceHead, load_head, require_end_tokens, save_head
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import choose_scorer, score_with_head
 from penchant.errors import DataError, ModelError
@@ -161,7 +161,7 @@ def test_a_response_without_its_end_is_refused():
     group = PreferenceGroup("p", ("a", "b"), id="row-7")
     whole = TokenizedGroup(np.array([1]), (np.array([5, 2]), np.array([6, 2])), group)
     cut = TokenizedGroup(np.array([1]), (np.array([5, 2]), np.array([6, 7])), group)
-    require_endings([whole], [2])
+    require_end_tokens([whole], [2])
     with pytest.raises(DataError, match="candidate 1 ends with token 7") as error:
-        require_endings([whole, cut], [2])
+        require_end_tokens([whole, cut], [2])
     assert "row-7" in str(error.value)

@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.tree import TreeScorer
 
 
@@ -31,20 +31,20 @@ def fused_classes(model):
 def test_common_families_are_fused_throughout(build, name):
     model = build(name)
     kind = type(model.model.layers[0]).__name__.removesuffix("DecoderLayer")
-    lighten(model)
+    fuse_layers(model)
     assert fused_classes(model) == {
         "_Norm": {f"{kind}RMSNorm"},
         "_Gate": {f"{kind}MLP"},
         f"{kind}Attention": {f"{kind}Attention"},
         "_LastLayer": {f"{kind}DecoderLayer"},
-        "_SomeRows": {f"{kind}MLP"},
+        "_RowSubset": {f"{kind}MLP"},
     }
 
 
 def test_norms_of_another_formula_are_left_alone(build):
     """Gemma's norm multiplies by 1 + weight, and its gate is a GELU."""
     model = build("gemma2")
-    lighten(model)
+    fuse_layers(model)
     assert not {"_Norm", "_Gate"} & fused_classes(model).keys()
 
 
@@ -70,7 +70,7 @@ class Raising(nn.Module):
 )
 def test_foreign_modules_are_left_alone(module):
     kind = type(module)
-    lighten(nn.Sequential(module))
+    fuse_layers(nn.Sequential(module))
     assert type(module) is kind
 
 
@@ -78,15 +78,15 @@ def test_a_fused_activation_that_is_no_silu_is_left_alone(build):
     model = build("llama")
     for layer in model.model.layers:
         layer.mlp.act_fn = nn.GELU()
-    lighten(model)
+    fuse_layers(model)
     assert "_Gate" not in fused_classes(model)
 
 
 def test_weights_names_and_other_uses_stay(build):
     model = build("llama").eval()
     plain = copy.deepcopy(model)
-    lighten(model)
-    lighten(model)
+    fuse_layers(model)
+    fuse_layers(model)
     ids = torch.arange(1, 12)[None]
     torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
     assert model.state_dict().keys() == plain.state_dict().keys()
@@ -98,7 +98,7 @@ def test_weights_names_and_other_uses_stay(build):
 def test_half_precision_keeps_the_norms_own_roundings(build):
     model = build("llama")
     norm, plain = model.model.norm, copy.deepcopy(model.model.norm).bfloat16()
-    lighten(model)
+    fuse_layers(model)
     x = torch.randn(3, 32).bfloat16()
     assert torch.equal(norm.bfloat16()(x), plain(x))
 
@@ -106,7 +106,7 @@ def test_half_precision_keeps_the_norms_own_roundings(build):
 def test_a_copy_is_a_model_of_its_own(build, make_groups):
     model = build("llama")
     model.set_attn_implementation(TREE)
-    lighten(model)
+    fuse_layers(model)
     batch = pack(make_groups([(6, (3, 4))], 0))
     before = TreeScorer(model)(batch)
     other = copy.deepcopy(model)
@@ -120,7 +120,7 @@ def test_a_copy_is_a_model_of_its_own(build, make_groups):
 def test_the_last_layers_mlp_sees_what_is_read(build, make_groups):
     model = build("llama")
     model.set_attn_implementation(TREE)
-    lighten(model)
+    fuse_layers(model)
     seen = [[], []]
     for layer, sizes in zip(model.model.layers, seen, strict=True):
         layer.mlp.gate_proj.register_forward_hook(lambda m, given, out, sizes=sizes: sizes.append(given[0].shape[1]))

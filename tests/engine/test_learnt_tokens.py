@@ -12,7 +12,7 @@ from penchant.data.mismatch import add_mismatched
 from penchant.data.trees import pack
 from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.scoring import choose_scorer
 from penchant.engine.tree import TreeScorer
@@ -79,7 +79,7 @@ def test_candidates_that_share_their_beginnings(name, build, groups, all_float64
     with all_float64():
         expected = torch.stack([oracle(model, group, k)[0] for k in range(2)])
         model.set_attn_implementation(TREE)
-        log_probs = TreeScorer(lighten(model) or model)(pack_trie(group))[0]
+        log_probs = TreeScorer(fuse_layers(model) or model)(pack_trie(group))[0]
     torch.testing.assert_close(log_probs, expected, rtol=1e-10, atol=0)
 
 

@@ -87,10 +87,10 @@ def test_blocks_hold_what_they_say():
     assert [each.stop - each.start for each in vocabulary.blocks(1000, 20_000, cpu)] == [8192, 8192, 3616]
     assert vocabulary.blocks(1 << 20, 1000, cpu) == [slice(0, 512), slice(512, 1000)]
     assert [each.stop - each.start for each in vocabulary.blocks(4096, 20_000, gpu)] == [8192, 8192, 3616]
-    assert linear.kept_blocks(10, 152_000, cpu) == 1
-    assert linear.kept_blocks(500, 152_000, cpu) == 10
-    assert linear.kept_blocks(2000, 152_000, cpu) == 16
-    assert linear.kept_blocks(4096, 152_000, gpu) == 4
+    assert linear.blocks_to_keep(10, 152_000, cpu) == 1
+    assert linear.blocks_to_keep(500, 152_000, cpu) == 10
+    assert linear.blocks_to_keep(2000, 152_000, cpu) == 16
+    assert linear.blocks_to_keep(4096, 152_000, gpu) == 4
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -8,55 +8,55 @@ from torch import nn
 
 from penchant.engine.allocator import Habits
 from penchant.engine.heap import Heap
-from penchant.engine.memory import Ledger, available_bytes, counted, process_bytes, without_data
+from penchant.engine.memory import MemoryTracker, available_bytes, process_bytes, replace_tensors, track_memory
 
 CPU = torch.device("cpu")
 
 
 class TestLedger:
     def test_counts_storages_not_tensors_and_forgets_the_dead(self):
-        with counted() as ledger:
+        with track_memory() as tracker:
             kept = torch.empty(100)
             view = kept[10:].view(9, 10)
-            assert ledger.live == 400
+            assert tracker.live == 400
             more = kept + 1
-            assert ledger.live == 800
+            assert tracker.live == 800
             del more
-            assert (ledger.live, ledger.peak) == (400, 800)
-            ledger.reset()
-            assert ledger.peak == 400
+            assert (tracker.live, tracker.peak) == (400, 800)
+            tracker.reset()
+            assert tracker.peak == 400
             del kept
-            assert ledger.live == 400
+            assert tracker.live == 400
             del view
-            assert ledger.live == 0
+            assert tracker.live == 0
 
     def test_forward_and_backward_by_hand(self):
         layer = nn.Linear(8, 4, bias=False, device="meta")
-        with counted() as ledger:
-            without_data(layer, CPU)
-            assert ledger.live == 4 * 8 * 4
+        with track_memory() as tracker:
+            replace_tensors(layer, CPU)
+            assert tracker.live == 4 * 8 * 4
             x = torch.empty(10, 8)
-            before = ledger.live
+            before = tracker.live
             out = layer(x).tanh()
             # tanh keeps its result; the product before it is gone.
-            assert ledger.live - before == 10 * 4 * 4
+            assert tracker.live - before == 10 * 4 * 4
             out.sum().backward()
             del out
             assert layer.weight.grad is not None
-            assert ledger.live - before == layer.weight.grad.nbytes == 128
+            assert tracker.live - before == layer.weight.grad.nbytes == 128
 
     def test_real_tensors_count_the_same(self):
         def work(layer: nn.Module) -> None:
             layer(torch.ones(32, 16)).relu().square().sum().backward()
 
-        with counted() as fake:
+        with track_memory() as fake:
             layer = nn.Linear(16, 16, device="meta")
-            without_data(layer, CPU)
+            replace_tensors(layer, CPU)
             fake.reset()
             before = fake.live
             work(layer)
         real_layer = nn.Linear(16, 16)
-        with Ledger() as real:
+        with MemoryTracker() as real:
             work(real_layer)
         assert (fake.peak - before, fake.live - before) == (real.peak, real.live)
 
@@ -64,10 +64,10 @@ class TestLedger:
         with torch.device("meta"):
             pair = nn.ModuleList([nn.Embedding(7, 3), nn.Linear(3, 7, bias=False)])
         pair[1].weight = pair[0].weight
-        with counted() as ledger:
-            without_data(pair, CPU)
+        with track_memory() as tracker:
+            replace_tensors(pair, CPU)
         assert pair[1].weight is pair[0].weight
-        assert ledger.live == 7 * 3 * 4
+        assert tracker.live == 7 * 3 * 4
 
 
 class TestHeap:

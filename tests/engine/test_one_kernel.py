@@ -17,7 +17,7 @@ def compiled_by(monkeypatch, compiler):
     """A formula whose compiling is a function's; the formulas it was given."""
     given = []
     monkeypatch.setattr(torch, "compile", lambda formula, dynamic: given.append(dynamic) or compiler(formula))
-    return one_kernel._OneKernel(lambda x, more: x.value + more), given
+    return one_kernel._CompiledOnGpu(lambda x, more: x.value + more), given
 
 
 def test_it_is_compiled_once_for_any_sizes_and_only_on_a_gpu(monkeypatch):

@@ -12,7 +12,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
-from penchant.engine.sampling import Sampling, choose, sample
+from penchant.engine.sampling import Sampling, choose_tokens, sample
 from penchant.engine.scoring import choose_scorer
 
 PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9, 3, 5])]
@@ -43,7 +43,7 @@ def test_greedy_equals_the_library(build, some_family):
         expected = out[: out.index(2) + 1] if 2 in out else out
         for response in responses:
             assert response.ids.tolist() == expected
-            assert response.ended == (2 in out)
+            assert response.has_end == (2 in out)
 
 
 def test_a_model_that_a_scorer_took_over(build):
@@ -119,10 +119,10 @@ def test_an_end_token_ends_and_is_kept(build):
     drawn = sample(model, PROMPTS, Sampling(samples=40, max_new_tokens=30, seed=2), ends=list(range(30)))
     for responses in drawn:
         for response in responses:
-            assert response.ended == (int(response.ids[-1]) < 30)
+            assert response.has_end == (int(response.ids[-1]) < 30)
             assert all(int(token) >= 30 for token in response.ids[:-1])
-            assert response.ended or len(response.ids) == 30
-    assert all(r.ended for responses in drawn for r in responses)
+            assert response.has_end or len(response.ids) == 30
+    assert all(r.has_end for responses in drawn for r in responses)
 
 
 def test_what_was_drawn_is_what_the_scorer_reads(build):
@@ -162,16 +162,18 @@ class TestChoose:
         ],
     )
     def test_the_share_of_the_probability_it_falls_in(self, chance, top_p, token):
-        found = choose(self.LOGITS, 1.0, top_p, torch.tensor([chance]).double())
+        found = choose_tokens(self.LOGITS, 1.0, top_p, torch.tensor([chance]).double())
         assert int(found[0]) == token
 
     def test_temperature(self):
         """At 1/2 the shares are 25 : 9 : 4."""
         for chance, token in ((0.657, 0), (0.659, 1), (0.894, 1), (0.896, 2)):
-            assert int(choose(self.LOGITS, 0.5, 1.0, torch.tensor([chance]).double())[0]) == token
-        assert int(choose(self.LOGITS, 0, 1.0, torch.tensor([0.99]).double())[0]) == 0
+            assert int(choose_tokens(self.LOGITS, 0.5, 1.0, torch.tensor([chance]).double())[0]) == token
+        assert int(choose_tokens(self.LOGITS, 0, 1.0, torch.tensor([0.99]).double())[0]) == 0
 
     def test_impossible_tokens_are_never_drawn(self):
         logits = torch.tensor([[0.0, -math.inf, 0.0]])
-        found = {int(choose(logits, 1.0, 1.0, torch.tensor([c]).double())[0]) for c in np.linspace(0, 0.999999, 50)}
+        found = {
+            int(choose_tokens(logits, 1.0, 1.0, torch.tensor([c]).double())[0]) for c in np.linspace(0, 0.999999, 50)
+        }
         assert found == {0, 2}

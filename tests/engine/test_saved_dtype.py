@@ -123,8 +123,8 @@ def test_a_tensor_that_the_base_holds_in_another_dtype_stays_so(based, tmp_path)
 
 def test_weights_beyond_float16_are_written_in_float32():
     stored = SavedDtype(torch.float16)
-    assert stored.fitting({"a": torch.tensor([1e5])}).dtype == torch.float32
-    assert stored.fitting({"a": torch.tensor([65504.0]), "steps": torch.tensor([1 << 20])}) is stored
+    assert stored.safe_for({"a": torch.tensor([1e5])}).dtype == torch.float32
+    assert stored.safe_for({"a": torch.tensor([65504.0]), "steps": torch.tensor([1 << 20])}) is stored
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("f32", "float32"), ("f16", "float16"), ("q8_0", "float32")])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from penchant.data.trees import pack
 from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import TreePlan
 
@@ -64,7 +64,7 @@ def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, sco
 def test_packing_changes_nothing(family, build, make_groups, all_float64):
     model = build(family).double()
     model.set_attn_implementation(TREE)
-    lighten(model)
+    fuse_layers(model)
     groups = make_groups(SHAPES["unequal counts"], 3)
     with torch.no_grad(), all_float64():
         together = TreeScorer(model)(pack(groups))
@@ -88,7 +88,7 @@ def test_gradient_checkpointing_changes_nothing(build, make_groups):
     for checkpointing in (False, True):
         model = build("llama").train()
         model.set_attn_implementation(TREE)
-        lighten(model)
+        fuse_layers(model)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         TreeScorer(model)(pack(make_groups(SHAPES["pairs"], 5))).sum().backward()
@@ -106,7 +106,7 @@ def test_two_models_alive_at_once_do_not_mix(build, make_groups):
     alone = []
     for model, batch in zip((first, second), batches, strict=True):
         model.set_attn_implementation(TREE)
-        lighten(model)
+        fuse_layers(model)
         alone.append(TreeScorer(model)(batch))
     first.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     first.train()
@@ -242,7 +242,7 @@ def test_a_trie_equals_the_tree(family, prompt, build, make_groups, all_float64)
     """Candidates that begin alike, in one row that holds what they share once: log-probs and gradients."""
     model = build(family).double()
     model.set_attn_implementation(TREE)
-    lighten(model)
+    fuse_layers(model)
     (group,) = make_groups([(prompt, (60, 9, 9, 4, 2, 30))], 8)
     first, second, third, *others = group.responses
     responses = (first, first[:40], np.concatenate([first[:25], second]), np.concatenate([second[:5], third]), *others)

@@ -299,7 +299,7 @@ def test_rows_in_a_batch_are_a_padded_way_too(noisy, monkeypatch):
             raise NoFloat32("no room")
         return torch.tensor([numbers[attention, together]])
 
-    monkeypatch.setattr(TreeCheck, "_by_rows", score_rows)
+    monkeypatch.setattr(TreeCheck, "_padded_scores", score_rows)
     model, groups = noisy("llama")
     padded = TreeCheck(model, PaddedScorer(model), PaddedScorer(model), nullcontext, True)._measure(groups)
     assert padded.rounding == pytest.approx(0.6, abs=1e-5)

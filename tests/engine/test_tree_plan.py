@@ -113,7 +113,7 @@ def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, atten
     for prompt, responses in shapes:
         read[start : start + prompt - 1] = False
         start += prompt + sum(responses)
-    whole, part = (attend(q, k, v, each, window, 0.3) for each in (plan, plan.of_last_layer))
+    whole, part = (attend(q, k, v, each, window, 0.3) for each in (plan, plan.last_layer_plan))
     torch.testing.assert_close(part[:, read], whole[:, read], rtol=1e-12, atol=0)
     assert not part[:, ~read].any()
     upstream = torch.randn_like(whole) * read[None, :, None, None]

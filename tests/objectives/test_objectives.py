@@ -22,7 +22,7 @@ from penchant.objectives import (
     OBJECTIVES,
     SFT,
     BradleyTerry,
-    Fitted,
+    FittedObjective,
     Groups,
     MultiReference,
     Needs,
@@ -103,7 +103,7 @@ def references(objective: Objective) -> int:
 
 def state_of(objective: Objective, reference, groups):
     state = objective.initial_state(0)
-    return objective.fit(reference, groups, state) if isinstance(objective, Fitted) else state
+    return objective.fit(reference, groups, state) if isinstance(objective, FittedObjective) else state
 
 
 def evaluate(objective: Objective, case):

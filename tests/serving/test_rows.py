@@ -176,7 +176,7 @@ def test_a_guide_decides_what_may_come_next(write):
         def __init__(self) -> None:
             self.prefixes: list[list[int]] = []
 
-        def allowed(self, tokens):
+        def allowed_tokens(self, tokens):
             self.prefixes.append(list(tokens))
             return np.array([1, 2 + 3 * (len(tokens) < 2)])
 

@@ -28,10 +28,10 @@ def add_biases(adapted: nn.Module) -> bool:
         for layer in adapted.modules()
         if any(getattr(layer, "lora_bias", {}).values())
     ]
-    without = [base for base in bases if getattr(base, "bias", None) is None]
-    for base in without:
+    unbiased_layers = [base for base in bases if getattr(base, "bias", None) is None]
+    for base in unbiased_layers:
         base.bias = nn.Parameter(base.weight.new_zeros(base.out_features), requires_grad=False)
-    return bool(without)
+    return bool(unbiased_layers)
 
 
 def declare_biases(model: PreTrainedModel, source: str) -> None:

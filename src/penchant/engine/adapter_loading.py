@@ -45,7 +45,7 @@ def merge_adapter_into(
         ModelError: the adapter cannot be read, holds weights that the model does not take, or cannot be merged.
     """
     adapted = load_adapter(model, source, task=task, absent=absent)
-    with _explained(source):
+    with _adapter_errors(source):
         biased = add_biases(adapted)
         merged = merge(adapted)
         if biased:
@@ -70,7 +70,7 @@ def load_adapter(
     Raises:
         ModelError: as `merge_adapter_into`.
     """
-    with _explained(source):
+    with _adapter_errors(source):
         return _load(model, source, name, task, absent)
 
 
@@ -82,7 +82,7 @@ def _load(
 
     config = _config(source)
     weights = adapter_weights(source, getattr(model, "_checkpoint_conversion_mapping", None))
-    weights = {key: tensor for key, tensor in weights.items() if not _is_of(key, absent)}
+    weights = {key: tensor for key, tensor in weights.items() if not _is_in_modules(key, absent)}
     if task is not None:
         config.task_type = task
     base_rows = model.get_input_embeddings().num_embeddings
@@ -103,7 +103,7 @@ def _load(
     config.base_model_name_or_path = base
     prefix = getattr(adapted.base_model, "prefix", "")
     missing = [key for key in result.missing_keys if prefix and prefix in key and f".{name}" in key]
-    unexpected = [key for key in result.unexpected_keys if not _is_repeated(key, weights)]
+    unexpected = [key for key in result.unexpected_keys if not _is_duplicate(key, weights)]
     _refuse("which the model does not have", unexpected, name, source)
     _refuse("which are not in its file", missing, name, source)
     return cast("PeftModel", adapted.eval())
@@ -134,13 +134,13 @@ def rows_of_adapter(model: PreTrainedModel, source: str) -> int | None:
     """
     if not any((Path(source) / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         return None
-    with _explained(source):
+    with _adapter_errors(source):
         return adapter_rows(model, adapter_weights(source), _config(source))
 
 
 def is_shareable(source: str) -> bool:
     """Whether a base model under the adapter of a folder stays as it is, so that others can share it."""
-    with _explained(source):
+    with _adapter_errors(source):
         return all(".lora_" in key for key in adapter_weights(source))
 
 
@@ -153,7 +153,7 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
         warnings.simplefilter("ignore")
         merged: Any = adapted.merge_and_unload()
     if was_tied:
-        _settle_ties(merged)
+        _retie_equal_weights(merged)
     model: PreTrainedModel = merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
     return model
 
@@ -170,7 +170,7 @@ def _untie_adapted(model: nn.Module) -> None:
                 setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
 
 
-def _settle_ties(model: PreTrainedModel) -> None:
+def _retie_equal_weights(model: PreTrainedModel) -> None:
     """Tie again what came out equal, and take the rest from what the model and its configuration say is tied."""
     ties = model.all_tied_weights_keys
     for name, source in list(ties.items()):
@@ -188,7 +188,7 @@ def _settle_ties(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
+def _adapter_errors(source: str) -> Iterator[None]:
     """Turns a library's exception about an adapter folder into an error that says all of it."""
     try:
         yield
@@ -226,17 +226,17 @@ def _refuse_missing_copies(adapted: nn.Module, weights: Mapping[str, Tensor], na
             _refuse("which are not in its file", [key for key in keys if key not in weights], name, source)
 
 
-def _refuse(why: str, keys: list[str], name: str, source: str) -> None:
+def _refuse(problem: str, keys: list[str], name: str, source: str) -> None:
     if keys:
-        first = keys[0].replace(f".{name}.", ".").removesuffix(f".{name}")
+        first_key = keys[0].replace(f".{name}.", ".").removesuffix(f".{name}")
         raise ModelError(
-            f"the adapter has {len(keys)} weights {why}; the first is {first}",
+            f"the adapter has {len(keys)} weights {problem}; the first is {first_key}",
             where=source,
             fix=_CHECK_BASE,
         )
 
 
-def _is_repeated(key: str, weights: Mapping[str, Tensor]) -> bool:
+def _is_duplicate(key: str, weights: Mapping[str, Tensor]) -> bool:
     """Whether a weight is another's: PEFT writes tokens that are trained alone for both of two tied modules."""
     tensor = weights.get(key)
     if tensor is None or not key.endswith(_TOKENS):
@@ -246,5 +246,5 @@ def _is_repeated(key: str, weights: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _is_of(key: str, modules: tuple[str, ...]) -> bool:
+def _is_in_modules(key: str, modules: tuple[str, ...]) -> bool:
     return any(f".{name}." in f".{key}" for name in modules)

@@ -12,7 +12,7 @@ _READ_DIRECTLY = {
 """Layers whose weight a model reads past the layer's forward, so that an adapter would change nothing."""
 
 
-def refuse_other_forwards(model: nn.Module) -> None:
+def refuse_custom_forwards(model: nn.Module) -> None:
     """Raise ValueError where an adapted layer returns something else than a matrix product, or is never called."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
     unused = _READ_DIRECTLY.get(kind, ())
@@ -36,13 +36,13 @@ def refuse_other_forwards(model: nn.Module) -> None:
             )
 
 
-def usable_targets(names: list[str], model: nn.Module, refusal: str) -> str:
+def target_advice(names: list[str], model: nn.Module, refusal: str) -> str:
     """Advice that works: layers' names without those that a refusal quotes, and all-linear only where none is."""
     unused = _READ_DIRECTLY.get(getattr(getattr(model, "config", None), "model_type", ""), ())
-    usable = [name for name in names if f"'{name}'" not in refusal and name not in unused]
-    if not usable:
+    usable_names = [name for name in names if f"'{name}'" not in refusal and name not in unused]
+    if not usable_names:
         return "train all weights: leave lora out"
     layers = {name.rpartition(".")[2] for name, _ in model.named_modules()} - {""}
-    if usable == names and not any(f"'{layer}'" in refusal for layer in layers):
+    if usable_names == names and not any(f"'{layer}'" in refusal for layer in layers):
         return f"use all-linear, or names of the model's layers: {', '.join(names)}"
-    return f"name layers that can have one: lora.targets=[{','.join(usable)}]"
+    return f"name layers that can have one: lora.targets=[{','.join(usable_names)}]"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from penchant.engine.adapter_targets import refuse_other_forwards, usable_targets
+from penchant.engine.adapter_targets import refuse_custom_forwards, target_advice
 from penchant.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ def add_adapters(
         for name in targets if isinstance(targets, list) else []:
             if not any(f".{module_name}".endswith(f".{name}") for module_name, _ in model.named_modules()):
                 raise ValueError(f"no module is called {name}")
-        # The type says that a model of transformers is wanted; any module serves.
-        found: Any = get_peft_model(model, config)
-        _refuse_inexact(found)
-        refuse_other_forwards(found)
+        # The type says that a model of transformers is wanted; any module use_compiled.
+        peft_model: Any = get_peft_model(model, config)
+        _refuse_inexact(peft_model)
+        refuse_custom_forwards(peft_model)
     except (ValueError, re.error) as error:
         reason = reason_of(error)
-        raise ConfigError(f"lora.targets: {reason}", fix=usable_targets(names, model, reason)) from error
-    adapted: PeftModel = found
+        raise ConfigError(f"lora.targets: {reason}", fix=target_advice(names, model, reason)) from error
+    adapted: PeftModel = peft_model
     return adapted
 
 
@@ -75,7 +75,7 @@ def _refuse_inexact(adapted: nn.Module) -> None:
                 raise ValueError(f"{short} is a {type(base).__name__}, whose forward is not an embedding's")
 
 
-def idle_adapters(adapted: nn.Module) -> list[str]:
+def untrained_adapters(adapted: nn.Module) -> list[str]:
     """Names of layers whose adapters are the identity still: no gradient has come to them."""
     idle = []
     for name, module in adapted.named_modules():

@@ -13,24 +13,24 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
-class Habits:
+class MallocSettings:
     """How glibc treats blocks of memory.
 
     Attributes:
         threshold: bytes from which a block gets pages of its own, which go back when it is freed.
         trim: free bytes at the heap's end from which they go back.
-        moves: whether freeing a large block raises both.
+        raises_thresholds: whether freeing a large block raises both.
     """
 
     threshold: int
     trim: int
-    moves: bool
+    raises_thresholds: bool
 
 
-BY_DEFAULT = Habits(threshold=128 << 10, trim=128 << 10, moves=True)
-KEEPING = Habits(threshold=1 << 30, trim=(1 << 31) - 1, moves=False)
+DEFAULT_MALLOC = MallocSettings(threshold=128 << 10, trim=128 << 10, raises_thresholds=True)
+KEEP_FREED_MALLOC = MallocSettings(threshold=1 << 30, trim=(1 << 31) - 1, raises_thresholds=False)
 
-_habits = BY_DEFAULT
+_malloc_settings = DEFAULT_MALLOC
 
 
 def keep_freed_memory() -> None:
@@ -38,16 +38,16 @@ def keep_freed_memory() -> None:
 
     Nothing happens where the C library is not glibc.
     """
-    global _habits
+    global _malloc_settings
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, KEEPING.threshold)
-    mallopt(_M_TRIM_THRESHOLD, KEEPING.trim)
-    _habits = KEEPING
+    mallopt(_M_MMAP_THRESHOLD, KEEP_FREED_MALLOC.threshold)
+    mallopt(_M_TRIM_THRESHOLD, KEEP_FREED_MALLOC.trim)
+    _malloc_settings = KEEP_FREED_MALLOC
 
 
-def habits() -> Habits:
+def malloc_settings() -> MallocSettings:
     """Those of this process."""
-    return _habits
+    return _malloc_settings

@@ -52,8 +52,8 @@ class Checkpoint:
         if not self.unused:
             return None
         parts = Counter(_part(name) for name in self.unused)
-        listed = ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))
-        return f"{len(self.unused)} tensors of the model's files are not trained and stay as they are: {listed}"
+        part_counts = ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))
+        return f"{len(self.unused)} tensors of the model's files are not trained and stay as they are: {part_counts}"
 
 
 _CHECKPOINTS: WeakKeyDictionary[nn.Module, Checkpoint] = WeakKeyDictionary()
@@ -64,7 +64,7 @@ def checkpoint_of(model: nn.Module) -> Checkpoint | None:
     return _CHECKPOINTS.get(model)
 
 
-def keep_language_part(model: PreTrainedModel, source: str, *, replaced: str | None = None) -> None:
+def keep_language_part(model: PreTrainedModel, source: str, *, replaced_pattern: str | None = None) -> None:
     """Account for every tensor of a freshly loaded model's files, then take the model's towers out of memory.
 
     Args:
@@ -79,17 +79,17 @@ def keep_language_part(model: PreTrainedModel, source: str, *, replaced: str | N
         _refuse_quantised(model, source)
         return
     files = weight_files(source)
-    renamed = weight_targets(model, tensor_names(files))
+    target_of = weight_targets(model, tensor_names(files))
     weights = model.state_dict().keys()
-    dropped = tuple(name for name in renamed if replaced is not None and re.search(replaced, name))
-    strays = [name for name, (target, _) in renamed.items() if target not in weights and name not in dropped]
+    dropped = tuple(name for name in target_of if replaced_pattern is not None and re.search(replaced_pattern, name))
+    strays = [name for name, (target, _) in target_of.items() if target not in weights and name not in dropped]
     _refuse_strays(model, source, strays)
     remove_towers(model)
     check_text_alone(model, source)
     weights = model.state_dict().keys()
-    targets = {name: target for name, (target, _) in renamed.items() if target in weights}
-    converted = frozenset(name for name in targets if renamed[name][1])
-    unused = tuple(name for name in renamed if name not in targets and name not in dropped)
+    targets = {name: target for name, (target, _) in target_of.items() if target in weights}
+    converted = frozenset(name for name in targets if target_of[name][1])
+    unused = tuple(name for name in target_of if name not in targets and name not in dropped)
     _CHECKPOINTS[model] = Checkpoint(source, tuple(files), targets, converted, unused, dropped)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-QUIET: dict[str, Any] = {
+MISSING_AS_NONE: dict[str, Any] = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_gated_repo": False,
     "_raise_exceptions_for_connection_errors": False,
@@ -29,7 +29,7 @@ def weight_files(source: str) -> list[Path]:
     from transformers.utils import cached_file
 
     for name in _WEIGHTS:
-        path = cached_file(source, name, **QUIET)
+        path = cached_file(source, name, **MISSING_AS_NONE)
         if path is None:
             continue
         if not name.endswith(".index.json"):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError
 
-FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+DISK_FULL_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 """A database that was closed finds no room for the memory that its readers share: it does not say that this is why."""
-PATIENCE = 60
+TIMEOUT_SECONDS = 60
 """Seconds to wait for other processes."""
 
 
@@ -47,7 +47,7 @@ class Advice:
         }.get(kind)
 
 
-NAMED = Advice(
+USER_FILE_ADVICE = Advice(
     DataError,
     folder="name a file in another folder",
     damaged="name another file, or move this one away",
@@ -55,7 +55,7 @@ NAMED = Advice(
     disk="name a file on another disk",
 )
 """For a file that the user named."""
-CACHE = Advice(
+CACHE_ADVICE = Advice(
     ConfigError,
     folder="set PENCHANT_CACHE to a folder you can write to",
     damaged="move it away: a new one is made",
@@ -65,7 +65,7 @@ CACHE = Advice(
 """For a cache, which the user did not name."""
 
 
-def connect(path: Path, advice: Advice = NAMED, *, several_threads: bool = False) -> sqlite3.Connection:
+def connect(path: Path, advice: Advice = USER_FILE_ADVICE, *, several_threads: bool = False) -> sqlite3.Connection:
     """A connection that commits each statement; the file and its folder are made if missing.
 
     Raises:
@@ -74,10 +74,12 @@ def connect(path: Path, advice: Advice = NAMED, *, several_threads: bool = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        found = f"its folder cannot be made: {error.strerror}"
-        raise advice.error(found, where=str(path), fix=advice.folder) from error
-    with explained(path, advice):
-        return sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=not several_threads)
+        problem = f"its folder cannot be made: {error.strerror}"
+        raise advice.error(problem, where=str(path), fix=advice.folder) from error
+    with database_errors(path, advice):
+        return sqlite3.connect(
+            path, timeout=TIMEOUT_SECONDS, isolation_level=None, check_same_thread=not several_threads
+        )
 
 
 def open_cache(path: Path, table: str) -> sqlite3.Connection:
@@ -91,10 +93,10 @@ def open_cache(path: Path, table: str) -> sqlite3.Connection:
         DiskFullError: there was no room.
     """
     # SQLite itself lets threads take turns.
-    connection = connect(path, CACHE, several_threads=True)
+    connection = connect(path, CACHE_ADVICE, several_threads=True)
     try:
-        with explained(path, CACHE):
-            write_ahead(connection)
+        with database_errors(path, CACHE_ADVICE):
+            enable_write_ahead_log(connection)
             connection.execute(table)
     except BaseException:
         connection.close()
@@ -102,9 +104,9 @@ def open_cache(path: Path, table: str) -> sqlite3.Connection:
     return connection
 
 
-def write_ahead(connection: sqlite3.Connection) -> None:
+def enable_write_ahead_log(connection: sqlite3.Connection) -> None:
     """Readers beside a writer. Of processes that switch to it together, SQLite refuses some without a wait."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -116,7 +118,7 @@ def write_ahead(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def explained(path: Path, advice: Advice = NAMED) -> Iterator[None]:
+def database_errors(path: Path, advice: Advice = USER_FILE_ADVICE) -> Iterator[None]:
     """SQLite's failures in the user's words; our own mistakes with it stay what they are.
 
     Raises:
@@ -128,7 +130,7 @@ def explained(path: Path, advice: Advice = NAMED) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         # Python's own complaints have no code.
         code = getattr(error, "sqlite_errorcode", 0)
-        if code in FULL:
+        if code in DISK_FULL_CODES:
             raise DiskFullError(
                 "the disk is full; what was stored before is untouched",
                 where=str(path),

@@ -78,7 +78,7 @@ class CachedRows:
 
 
 @dataclass
-class RereadRows:
+class UncachedRows:
     """The same for a model whose cache cannot be shared (Mamba): every row is read anew for each token, unpadded.
 
     Attributes:
@@ -91,7 +91,7 @@ class RereadRows:
     logits: Tensor
 
     @classmethod
-    def from_prompts(cls, model: PreTrainedModel, prompts: Sequence[Ids]) -> RereadRows:
+    def from_prompts(cls, model: PreTrainedModel, prompts: Sequence[Ids]) -> UncachedRows:
         """A row for each prompt."""
         rows = [prompt.tolist() for prompt in prompts]
         return cls(model, rows, torch.stack([next_logits(model, row) for row in rows]))
@@ -106,7 +106,7 @@ class RereadRows:
         """Go on with these rows only; a row may come several times."""
         self.rows, self.logits = [list(self.rows[i]) for i in rows], self.logits[list(rows)]
 
-    def join(self, newcomers: RereadRows) -> None:
+    def join(self, newcomers: UncachedRows) -> None:
         """Put other rows of the same model behind these."""
         self.rows = [*self.rows, *newcomers.rows]
         self.logits = torch.cat([self.logits, newcomers.logits])
@@ -122,7 +122,7 @@ def next_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
     return last
 
 
-def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = None) -> CachedRows | RereadRows:
+def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = None) -> CachedRows | UncachedRows:
     """A row for each prompt, all read together.
 
     Args:
@@ -145,14 +145,14 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = No
     )
     filled = getattr(out, "past_key_values", None)
     if filled is None or not hasattr(filled, "batch_repeat_interleave"):
-        return RereadRows.from_prompts(model, prompts)
+        return UncachedRows.from_prompts(model, prompts)
     return CachedRows(model, filled, mask, positions[:, -1], out.logits[:, -1])
 
 
-def read_joinable(model: PreTrainedModel, prompts: Sequence[Ids]) -> CachedRows | RereadRows:
+def read_joinable(model: PreTrainedModel, prompts: Sequence[Ids]) -> CachedRows | UncachedRows:
     """As `read_prompts`, for rows that `join` others."""
     cache = joinable_cache(model)
-    return RereadRows.from_prompts(model, prompts) if cache is None else read_prompts(model, prompts, cache)
+    return UncachedRows.from_prompts(model, prompts) if cache is None else read_prompts(model, prompts, cache)
 
 
 def joinable_cache(model: PreTrainedModel) -> Any:

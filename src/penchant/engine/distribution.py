@@ -83,12 +83,12 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def is_alone() -> bool:
+def is_single_process() -> bool:
     """Whether this process was started without others beside it."""
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def enter_world(timeout: float = 1800) -> World:
+def init_process_group(timeout: float = 1800) -> World:
     """Join the processes ``torchrun`` started, or be alone.
 
     Args:
@@ -107,21 +107,21 @@ def enter_world(timeout: float = 1800) -> World:
 
 
 @contextmanager
-def tiny_as_zero() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """Let this process's CPU take numbers below 1e-38 as zero for a while.
 
     Where a loss is saturated its gradients are such numbers, and matrix products of them are 15 to 100 times slower. It
     reaches threads that start later only, so it is done before the first product.
     """
-    before = not bool((torch.full((1,), 1e-39) * 1.0).item())
+    was_flushing = not bool((torch.full((1,), 1e-39) * 1.0).item())
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        torch.set_flush_denormal(was_flushing)
 
 
-def leave_world(world: World) -> None:
+def destroy_process_group(world: World) -> None:
     """Part in order. The caller has let go of model and optimizer: a sharded tensor alive at exit can abort gloo."""
     gc.collect()
     if world.size > 1:

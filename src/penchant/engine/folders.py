@@ -11,20 +11,20 @@ from pathlib import Path
 
 from penchant.errors import DiskFullError
 
-FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+DISK_FULL_ERRNOS = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
 """No room on the disk, in one's share of it, or in a file as large as one may write."""
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A place to write into, which becomes the folder once all of it is on the disk; an earlier half is thrown away."""
-    aside = folder.with_name(f".writing-{folder.name}")
-    new_folder(aside)
-    yield aside
-    for written in aside.rglob("*"):
-        sync(written)
-    sync(aside)
-    aside.rename(folder)
+    temporary = folder.with_name(f".writing-{folder.name}")
+    new_folder(temporary)
+    yield temporary
+    for path in temporary.rglob("*"):
+        sync(path)
+    sync(temporary)
+    temporary.rename(folder)
     sync(folder.parent)
 
 
@@ -54,12 +54,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
+def disk_errors(folder: Path, resume_command: str) -> Iterator[None]:
     """Turn a full disk, however deep a library wrapped it, into one clear error.
 
     Args:
         folder: on the disk that is written.
-        go_on: what to type once there is room.
+        resume_command: what to type once there is room.
 
     Raises:
         DiskFullError: there was no room.
@@ -74,12 +74,12 @@ def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
         raise DiskFullError(
             "the disk is full; what was saved before is untouched",
             where=str(folder),
-            fix=f"free some space, then go on with: {go_on}",
+            fix=f"free some space, then go on with: {resume_command}",
         ) from error
 
 
 @contextmanager
-def repeatable(folder: Path) -> Iterator[None]:
+def resumable_disk_errors(folder: Path) -> Iterator[None]:
     """Around a command that goes on where it stopped when it is given again: a full disk's error says so.
 
     Raises:
@@ -108,9 +108,11 @@ def is_full(error: BaseException) -> bool:
 
 def _is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno in DISK_FULL_ERRNOS
     # safetensors has an error of its own, which knows the number in words only.
-    return type(error).__name__ == "SafetensorError" and any(f"(os error {number})" in str(error) for number in FULL)
+    return type(error).__name__ == "SafetensorError" and any(
+        f"(os error {number})" in str(error) for number in DISK_FULL_ERRNOS
+    )
 
 
 def _is_short_write(error: BaseException) -> bool:

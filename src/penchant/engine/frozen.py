@@ -92,7 +92,7 @@ def cached_log_probs(
 ) -> list[list[float]]:
     """Summed log-probs of every candidate by a model whose weights have this fingerprint, through the cache."""
     cache = ReferenceCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
-    with Progress("log-probs", len(groups), "groups", shown=world.is_main) as progress:
+    with Progress("log-probs", len(groups), "groups", visible=world.is_main) as progress:
         log_probs = score_groups(
             scorer, groups, world=world, budget=budget, dtype=dtype, cache=cache, advance=progress.advance
         )

@@ -38,13 +38,13 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return y
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up`` (arXiv 2002.05202, section 2), of tensors of one shape."""
-    y: Tensor = _Gated.apply(gate, up)
+    y: Tensor = _SwiGLU.apply(gate, up)
     return y
 
 
-def gated_linear(gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``(silu(gate) * up) @ weight.T + bias``, without keeping the gated tensor.
 
     Args:
@@ -56,9 +56,9 @@ def gated_linear(gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) 
         [..., O] in the dtype of the matrix product: autocast's where it is on, else that of `gate`.
     """
     dtype = compute_dtype(gate)
-    given = [None if each is None else each.to(dtype) for each in (gate, up, weight, bias)]
+    inputs = [None if tensor is None else tensor.to(dtype) for tensor in (gate, up, weight, bias)]
     with torch.autocast(gate.device.type, enabled=False):
-        y: Tensor = _GatedLinear.apply(*given)
+        y: Tensor = _GatedLinear.apply(*inputs)
     return y
 
 
@@ -76,7 +76,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        if one_kernel.serves(x):
+        if one_kernel.use_compiled(x):
             y, scale = one_kernel.norm(x, weight, epsilon, compute_dtype(x))
             ctx.save_for_backward(x, weight, scale)
             return y
@@ -89,7 +89,7 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        if one_kernel.serves(x):
+        if one_kernel.use_compiled(x):
             gradient, weight_gradient = one_kernel.norm_backward(x, weight, scale, upstream)
             return gradient, weight_gradient if ctx.needs_input_grad[1] else None, None
         unit = x * scale
@@ -101,7 +101,7 @@ class _RmsNorm(torch.autograd.Function):
         return gradient.addcmul_(unit, along).mul_(scale), weight_gradient, None
 
 
-class _Gated(torch.autograd.Function):
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
@@ -111,7 +111,7 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        if one_kernel.serves(gate):
+        if one_kernel.use_compiled(gate):
             gate_gradient, up_gradient, _ = one_kernel.gate_backward(gate, up, upstream)
             return gate_gradient, up_gradient
         gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
@@ -131,24 +131,24 @@ class _GatedLinear(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         gate, up, weight = ctx.saved_tensors
         dy = upstream.reshape(-1, upstream.shape[-1])
-        between = dy @ weight
-        if one_kernel.serves(gate):
-            flat = between.view_as(gate)
+        gated_gradient = dy @ weight
+        if one_kernel.use_compiled(gate):
+            flat = gated_gradient.view_as(gate)
             gate_gradient, up_gradient, gated_again = one_kernel.gate_backward(gate, up, flat)
-            between = gated_again.view_as(between)
+            gated_gradient = gated_again.view_as(gated_gradient)
         else:
             gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
-            for part in _rows(between, gate, up, gate_gradient, up_gradient):
+            for part in _rows(gated_gradient, gate, up, gate_gradient, up_gradient):
                 # What comes in is not needed any more: the gated rows take its place.
                 part[0].copy_(_gate_backward(*part))
-        weight_gradient = dy.T @ between if ctx.needs_input_grad[2] else None
+        weight_gradient = dy.T @ gated_gradient if ctx.needs_input_grad[2] else None
         return gate_gradient, up_gradient, weight_gradient, dy.sum(0) if ctx.needs_input_grad[3] else None
 
 
 def _gate(gate: Tensor, up: Tensor) -> Tensor:
-    if one_kernel.serves(gate):
-        found: Tensor = one_kernel.gate(gate, up)
-        return found
+    if one_kernel.use_compiled(gate):
+        product: Tensor = one_kernel.gate(gate, up)
+        return product
     out = torch.empty_like(gate)
     for y, g, u in _rows(out, gate, up):
         torch.ops.aten.silu.out(g, out=y)
@@ -158,12 +158,12 @@ def _gate(gate: Tensor, up: Tensor) -> Tensor:
 
 def _gate_backward(upstream: Tensor, gate: Tensor, up: Tensor, gate_gradient: Tensor, up_gradient: Tensor) -> Tensor:
     """Writes both gradients; returns the gated tensor, computed again."""
-    of_silu = upstream * up
-    torch.ops.aten.silu_backward.grad_input(of_silu, gate, grad_input=gate_gradient)
+    silu_gradient = upstream * up
+    torch.ops.aten.silu_backward.grad_input(silu_gradient, gate, grad_input=gate_gradient)
     torch.ops.aten.silu.out(gate, out=up_gradient)
-    again = torch.mul(up_gradient, up, out=of_silu)
+    gated_rows = torch.mul(up_gradient, up, out=silu_gradient)
     up_gradient.mul_(upstream)
-    return again
+    return gated_rows
 
 
 class _Rotate(torch.autograd.Function):
@@ -171,11 +171,11 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
-        if one_kernel.serves(x):
+        if one_kernel.use_compiled(x):
             half = torch.is_autocast_enabled(x.device.type)
             dtype = compute_dtype(x) if half else torch.promote_types(x.dtype, cos.dtype)
-            found: Tensor = one_kernel.turn(x, cos, sin, dtype)
-            return found
+            rotated: Tensor = one_kernel.rotate(x, cos, sin, dtype)
+            return rotated
         x = x.to(torch.promote_types(x.dtype, cos.dtype))
         (a, b), (sin_a, sin_b) = x.chunk(2, -1), sin.chunk(2, -1)
         y = x * cos
@@ -188,8 +188,8 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        if one_kernel.serves(upstream):
-            return one_kernel.turn_backward(upstream, cos, sin, ctx.dtype), None, None
+        if one_kernel.use_compiled(upstream):
+            return one_kernel.rotate_backward(upstream, cos, sin, ctx.dtype), None, None
         (a, b), (sin_a, sin_b) = upstream.chunk(2, -1), sin.chunk(2, -1)
         gradient = upstream * cos
         gradient_a, gradient_b = gradient.chunk(2, -1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from penchant.engine.gguf_tokenizer import as_llama_cpp_reads
+from penchant.engine.gguf_tokenizer import llama_cpp_tokenizer
 from penchant.errors import ModelError, from_extra
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def gguf_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
     # First, so that a file that is cut off is damaged also to those who ask for its tokenizer alone.
     file = gguf_library().GGUFReader(source)
-    return as_llama_cpp_reads(
+    return llama_cpp_tokenizer(
         AutoTokenizer.from_pretrained(Path(source).parent, gguf_file=Path(source).name),
         kind=_value(file, "tokenizer.ggml.model"),
         pre=_value(file, "tokenizer.ggml.pre"),

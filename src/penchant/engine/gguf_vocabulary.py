@@ -19,7 +19,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, llama.cpp's `llama_token_type`."""
 
 SPACE = "\u2581"
-OWN = "ByteLevel's own"
+BYTE_LEVEL_SPLIT = "ByteLevel's own"
 DIGITS = "single digits"
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -27,10 +27,10 @@ _LLAMA_3 = (
 )
 _QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {
-    "gpt-2": (OWN,),
+    "gpt-2": (BYTE_LEVEL_SPLIT,),
     "llama-bpe": (_LLAMA_3,),
     "qwen2": (_QWEN_2,),
-    "smollm": (DIGITS, OWN),
+    "smollm": (DIGITS, BYTE_LEVEL_SPLIT),
 }
 """What text is split by, one after the other, under each name."""
 
@@ -68,7 +68,7 @@ class Vocabulary:
     notes: list[str]
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> Vocabulary:
+def build_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> Vocabulary:
     """A tokenizer in GGUF's terms.
 
     Args:
@@ -84,13 +84,13 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> 
         raise _refusal(f"the tokenizer's model is {model['type']}", where)
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise _refusal("the tokenizer marks the parts of words", where)
-    add_bos, add_eos = _added_by_itself(tokenizer, where)
+    add_bos, add_eos = _added_special_tokens(tokenizer, where)
     tokens, types, notes = _tokens(tokenizer, state, rows)
     notes += _normalized_notes(tokenizer, state)
     merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
     if model.get("byte_fallback"):
-        space_prefix, told = _spaces(state, where)
-        types = _with_bytes(tokens, types, where)
+        space_prefix, space_notes = _spaces(state, where)
+        types = _mark_byte_tokens(tokens, types, where)
         return Vocabulary(
             kind="llama",
             pre="default",
@@ -101,7 +101,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> 
             space_prefix=space_prefix,
             add_bos=add_bos,
             add_eos=add_eos,
-            notes=notes + told,
+            notes=notes + space_notes,
         )
     if any(" " in part for merge in merges for part in merge):
         raise _refusal("a merge of the tokenizer holds a space", where)
@@ -120,9 +120,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> 
     )
 
 
-def _refusal(what: str, where: str) -> ModelError:
+def _refusal(problem: str, where: str) -> ModelError:
     return ModelError(
-        f"{what}; GGUF files hold byte-level BPE and SentencePiece's BPE",
+        f"{problem}; GGUF files hold byte-level BPE and SentencePiece's BPE",
         where=where,
         fix="export a model with a tokenizer of one of these kinds",
     )
@@ -143,13 +143,13 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, 
     return state
 
 
-def _added_by_itself(tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[bool, bool]:
+def _added_special_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[bool, bool]:
     """Whether the tokenizer puts bos before a text, and eos behind it."""
     bare, dressed = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for bos in (False, True):
         for eos in (False, True):
-            before, behind = [tokenizer.bos_token_id] * bos, [tokenizer.eos_token_id] * eos
-            if dressed == before + bare + behind:
+            prefix, suffix = [tokenizer.bos_token_id] * bos, [tokenizer.eos_token_id] * eos
+            if dressed == prefix + bare + suffix:
                 return bos, eos
     raise _refusal("the tokenizer puts other tokens around a text than bos and eos", where)
 
@@ -182,48 +182,51 @@ def _normalized_notes(tokenizer: PreTrainedTokenizerBase, state: dict[str, Any])
     if normalizer is None:
         return []
     texts = [added["content"] for added in state["added_tokens"] if added["normalized"]]
-    changed = [text for text in texts if normalizer.normalize_str(text).replace(SPACE, " ") != text]
-    if not changed:
+    changed_texts = [text for text in texts if normalizer.normalize_str(text).replace(SPACE, " ") != text]
+    if not changed_texts:
         return []
-    first = changed[0]
-    note = f"{len(changed)} added tokens are looked for in the normalized text (the first is {first!r}, looked for as "
-    note += f"{normalizer.normalize_str(first)!r}), and llama.cpp looks for them in the text as it is: texts that hold "
-    note += "them become other tokens there; before training, add them with AddedToken(text, normalized=False)"
+    example = changed_texts[0]
+    note = f"{len(changed_texts)} added tokens are looked for in the normalized text (the first is {example!r}, "
+    note += f"looked for as {normalizer.normalize_str(example)!r}), and llama.cpp looks for them in the text as it is: "
+    note += "texts that hold them become other tokens there; "
+    note += "before training, add them with AddedToken(text, normalized=False)"
     return [note]
 
 
-def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+def _flatten_steps(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     """A normalizer or pre-tokenizer as a list of steps."""
     if step is None:
         return []
-    return [part for each in step[inner] for part in _flat(each, inner)] if step["type"] == "Sequence" else [step]
+    if step["type"] != "Sequence":
+        return [step]
+    return [part for inner_step in step[inner] for part in _flatten_steps(inner_step, inner)]
 
 
 def _pre_name(state: dict[str, Any], where: str) -> str:
-    found = []
-    steps = _flat(state["pre_tokenizer"], "pretokenizers")
+    splits = []
+    steps = _flatten_steps(state["pre_tokenizer"], "pretokenizers")
     for step in steps:
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
-            found += [OWN] if step["use_regex"] else []
+            splits += [BYTE_LEVEL_SPLIT] if step["use_regex"] else []
         elif step["type"] == "Digits" and step["individual_digits"]:
-            found.append(DIGITS)
+            splits.append(DIGITS)
         elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
-            found.append(step["pattern"].get("Regex", "a plain text"))
+            splits.append(step["pattern"].get("Regex", "a plain text"))
         else:
-            found.append(step["type"])
-    known = {splits: name for name, splits in SPLITS.items()}
+            splits.append(step["type"])
+    names = {rules: name for name, rules in SPLITS.items()}
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
-    if not byte_level or tuple(found) not in known:
+    if not byte_level or tuple(splits) not in names:
         raise ModelError(
-            f"the tokenizer splits text in a way that has no name in GGUF files, as far as known here: {found}",
+            f"the tokenizer splits text in a way that has no name in GGUF files, as far as known here: {splits}",
             where=where,
             fix=f"known are the ways of {', '.join(SPLITS)}",
         )
-    return known[tuple(found)]
+    return names[tuple(splits)]
 
 
 def _normalizer_notes(state: dict[str, Any], where: str) -> list[str]:
-    steps = [step["type"] for step in _flat(state["normalizer"], "normalizers")]
+    steps = [step["type"] for step in _flatten_steps(state["normalizer"], "normalizers")]
     if not steps:
         return []
     if steps != ["NFC"]:
@@ -246,8 +249,8 @@ def _whole_word_notes(state: dict[str, Any], pre: str) -> list[str]:
 
 def _spaces(state: dict[str, Any], where: str) -> tuple[bool, list[str]]:
     """Whether a space is put before a text, and where llama.cpp puts one more."""
-    changes = _flat(state["normalizer"], "normalizers")
-    splits = _flat(state["pre_tokenizer"], "pretokenizers")
+    changes = _flatten_steps(state["normalizer"], "normalizers")
+    splits = _flatten_steps(state["pre_tokenizer"], "pretokenizers")
     kinds = [step["type"] for step in (*changes, *splits)]
     if kinds in (["Prepend", "Replace"], ["Replace"]) and changes[-1]["content"] == SPACE:
         return kinds[0] == "Prepend", []
@@ -255,12 +258,12 @@ def _spaces(state: dict[str, Any], where: str) -> tuple[bool, list[str]]:
         scheme = splits[0]["prepend_scheme"]
         if scheme == "never":
             return False, []
-        again = "before a text that begins with one" + (" and after special tokens" if scheme == "first" else "")
-        return True, [f"llama.cpp puts a space also {again}, this tokenizer does not"]
+        cases = "before a text that begins with one" + (" and after special tokens" if scheme == "first" else "")
+        return True, [f"llama.cpp puts a space also {cases}, this tokenizer does not"]
     raise _refusal(f"the tokenizer falls back to bytes, but changes or splits text in other ways ({kinds})", where)
 
 
-def _with_bytes(tokens: list[str], types: list[int], where: str) -> list[int]:
+def _mark_byte_tokens(tokens: list[str], types: list[int], where: str) -> list[int]:
     numbers = {text: number for number, text in enumerate(tokens)}
     names = [f"<0x{byte:02X}>" for byte in range(256)]
     missing = [name for name in names if name not in numbers]
@@ -280,17 +283,17 @@ def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]], 
     order: dict[str, int] = {}
     last = None
     for merge in merges:
-        made = "".join(merge)
-        if made != last and made in order:
-            raise _refusal(f"the tokenizer's merges make {made!r} at two priorities, which no score can", where)
-        order.setdefault(made, len(order))
-        last = made
-    known = set(merges)
+        merged = "".join(merge)
+        if merged != last and merged in order:
+            raise _refusal(f"the tokenizer's merges make {merged!r} at two priorities, which no score can", where)
+        order.setdefault(merged, len(order))
+        last = merged
+    known_merges = set(merges)
     ordinary = {text for text, type_ in zip(tokens, types, strict=True) if type_ == NORMAL}
     for text in ordinary:
-        for cut in range(1, len(text)):
-            parts = (text[:cut], text[cut:])
-            if ordinary.issuperset(parts) and parts not in known:
+        for split_at in range(1, len(text)):
+            parts = (text[:split_at], text[split_at:])
+            if ordinary.issuperset(parts) and parts not in known_merges:
                 raise _refusal(f"the tokenizer never joins {parts[0]!r} and {parts[1]!r}, SentencePiece would", where)
     return [
         0.0 if type_ not in (NORMAL, UNUSED) else -float(order.get(text, len(order)))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from penchant.data.tokenization import turn_end
 from penchant.engine.generation_ends import as_list
 from penchant.engine.gguf_reading import gguf_library
-from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
-from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
+from penchant.engine.gguf_tensors import add_sizes, check_architecture, named_tensors
+from penchant.engine.gguf_vocabulary import Vocabulary, build_vocabulary
 from penchant.engine.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
 from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.engine.multimodal import is_multimodal, text_config, text_model
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _LARGEST_F16 = 65504
 TEXT_PART = "only the text part is in the file: llama.cpp reads a multimodal model's towers from a file of their own"
 
-Stored = Literal["f32", "f16", "q8_0"]
+StorageType = Literal["f32", "f16", "q8_0"]
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedGGUF:
     """What a file holds.
 
     Attributes:
@@ -48,7 +48,7 @@ class Exported:
         return asdict(self)
 
 
-def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
+def export_gguf(source: str, output: Path, storage_type: StorageType) -> ExportedGGUF:
     """Write a model and its tokenizer as one GGUF file.
 
     Matrices are stored as asked for; vectors (norms, biases) always in f32. q8_0 holds blocks of 32 weights as int8 and
@@ -73,31 +73,33 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
     tokenizer = load_tokenizer(source)
     model = text_model(load_model(source))
     check_vocabulary(model, tokenizer, source)
-    vocabulary = vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings, source)
-    types = _types(library, model, stored)
-    ends = _further_ends(model, tokenizer)
+    vocabulary = build_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, source)
+    types = _types(library, model, storage_type)
+    ends = _extra_ends(model, tokenizer)
 
-    def write(aside: Path) -> None:
-        writer = library.GGUFWriter(aside, model.config.model_type)
+    def write(temporary: Path) -> None:
+        writer = library.GGUFWriter(temporary, model.config.model_type)
         try:
-            _describe(library, writer, model, output.stem, stored)
+            _add_metadata(library, writer, model, output.stem, storage_type)
             _add_tokenizer(writer, vocabulary, tokenizer)
             _add_ends(writer, ends)
             _write_tensors(library, writer, model, types)
         finally:
             writer.close()
 
-    _put(output, write)
-    asked = library.GGMLQuantizationType[stored.upper()]
-    return Exported(
+    _write_atomically(output, write)
+    requested_type = library.GGMLQuantizationType[storage_type.upper()]
+    return ExportedGGUF(
         tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
-        kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
+        kept_apart=[
+            name for name, kind in types.items() if kind not in (requested_type, library.GGMLQuantizationType.F32)
+        ],
         bytes=output.stat().st_size,
-        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *_left_out(source, config)],
+        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *_left_out_notes(source, config)],
     )
 
 
-def _left_out(source: str, config: PretrainedConfig) -> list[str]:
+def _left_out_notes(source: str, config: PretrainedConfig) -> list[str]:
     heads = model_kind(source).heads
     lines = [f"GGUF holds the language model alone: the preference head is left out ({', '.join(heads)})"]
     return [*(lines if heads else []), *([TEXT_PART] if is_multimodal(config) else [])]
@@ -112,15 +114,15 @@ def _check_output(output: Path) -> None:
         raise ModelError("its folder does not exist", where=str(output), fix=f"mkdir -p {output.parent}")
 
 
-def _put(output: Path, write: Callable[[Path], None]) -> None:
+def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
     """Write beside, then rename: a reader never sees half a file, nor is one left behind."""
-    aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        aside.unlink(missing_ok=True)  # It may be a link to another file.
-        write(aside)
-        with aside.open("rb+") as stream:
+        temporary.unlink(missing_ok=True)  # It may be a link to another file.
+        write(temporary)
+        with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        os.replace(aside, output)
+        os.replace(temporary, output)
     except OSError as error:
         # numpy tells of a short write without the system's reason.
         raise ModelError(
@@ -129,30 +131,30 @@ def _put(output: Path, write: Callable[[Path], None]) -> None:
             fix="free some space, or name another place",
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _types(library: Any, model: PreTrainedModel, stored: Stored) -> dict[str, Any]:
+def _types(library: Any, model: PreTrainedModel, storage_type: StorageType) -> dict[str, Any]:
     """Each tensor's type of storage, by name."""
     kinds = library.GGMLQuantizationType
-    asked = kinds[stored.upper()]
-    block, _ = library.GGML_QUANT_SIZES[asked]
+    requested_type = kinds[storage_type.upper()]
+    block, _ = library.GGML_QUANT_SIZES[requested_type]
 
     def kind(tensor: torch.Tensor) -> Any:
         if tensor.ndim == 1:
             return kinds.F32
-        return asked if tensor.shape[-1] % block == 0 else kinds.F16
+        return requested_type if tensor.shape[-1] % block == 0 else kinds.F16
 
     return {name: kind(tensor) for name, tensor in named_tensors(model)}
 
 
-def _describe(library: Any, writer: Any, model: PreTrainedModel, name: str, stored: Stored) -> None:
+def _add_metadata(library: Any, writer: Any, model: PreTrainedModel, name: str, storage_type: StorageType) -> None:
     files = library.LlamaFileType
     writer.add_type(library.GGUFType.MODEL)
     writer.add_name(name)
-    writer.add_file_type({"f32": files.ALL_F32, "f16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[stored])
+    writer.add_file_type({"f32": files.ALL_F32, "f16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[storage_type])
     writer.add_quantization_version(library.GGML_QUANT_VERSION)
-    add_numbers(writer, model.config, library.RopeScalingType)
+    add_sizes(writer, model.config, library.RopeScalingType)
 
 
 def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -182,7 +184,7 @@ def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTok
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _further_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _extra_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids beside eos that end a response; the chat template's end of turn first."""
     configured = [] if model.generation_config is None else as_list(model.generation_config.eos_token_id)
     turn = turn_end(tokenizer)

@@ -68,20 +68,20 @@ class GrammarGuide:
     def __init__(self, matcher: Any, consumed: int = 0) -> None:
         self._matcher, self._consumed = matcher, consumed
 
-    def allowed(self, written: Sequence[int]) -> Ids:
+    def allowed_tokens(self, response: Sequence[int]) -> Ids:
         """The tokens after which the text can still become one of the grammar's.
 
         Raises:
             ModelError: there is none, as the tokenizer lacks a character; or the grammar is too much for the library.
         """
-        self._matcher.consume_tokens(list(written[self._consumed :]))
-        self._consumed = len(written)
+        self._matcher.consume_tokens(list(response[self._consumed :]))
+        self._consumed = len(response)
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        found = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
-        if self._matcher.is_error() or not len(found):
-            said = self._matcher.get_error().partition("\n")[0] or "no token of the tokenizer may come next"
-            raise ModelError(f"an answer cannot be constrained: {said}", fix="leave the constraint out")
-        return found
+        tokens = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if self._matcher.is_error() or not len(tokens):
+            reason = self._matcher.get_error().partition("\n")[0] or "no token of the tokenizer may come next"
+            raise ModelError(f"an answer cannot be constrained: {reason}", fix="leave the constraint out")
+        return tokens
 
     def copy(self) -> GrammarGuide:
         """Another guide that stands where this one does; much cheaper than a new one of the same grammar."""

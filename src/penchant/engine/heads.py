@@ -39,13 +39,13 @@ class PreferenceHead(nn.Module):
     def __init__(self, size: int, pooling: Pooling, dropout: float = 0.0) -> None:
         super().__init__()
         self.settings = {"size": size, "pooling": pooling, "dropout": dropout}
-        self.before = nn.Dropout(dropout if pooling == "dropout_tanh" else 0.0)
+        self.input_dropout = nn.Dropout(dropout if pooling == "dropout_tanh" else 0.0)
         width = -(-8 * size // 3) if pooling == "swiglu_down" else size
         self.gate = nn.Linear(size, width) if pooling in ("swiglu", "swiglu_down") else None
         self.dense = nn.Identity() if pooling == "identity" else nn.Linear(size, width)
         self.down = nn.Linear(width, size) if pooling == "swiglu_down" else nn.Identity()
-        self.bend = nn.Identity() if pooling == "identity" else nn.Tanh()
-        self.after = nn.Dropout(dropout)
+        self.activation = nn.Identity() if pooling == "identity" else nn.Tanh()
+        self.output_dropout = nn.Dropout(dropout)
         self.weight = nn.Linear(size, 1, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -56,11 +56,11 @@ class PreferenceHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[N] rewards of [N, D] hidden states."""
         with torch.autocast(hidden.device.type, enabled=False):
-            given = self.before(hidden.float())
-            pooled = self.dense(given)
+            inputs = self.input_dropout(hidden.float())
+            pooled = self.dense(inputs)
             if self.gate is not None:
-                pooled = pooled * silu(self.gate(given))
-            rewards: Tensor = self.weight(self.after(self.bend(self.down(pooled))))[:, 0]
+                pooled = pooled * silu(self.gate(inputs))
+            rewards: Tensor = self.weight(self.output_dropout(self.activation(self.down(pooled))))[:, 0]
         return rewards
 
 
@@ -80,11 +80,11 @@ class HeadedScorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """[2, G, K]: log-probs, and rewards; 0 in empty slots."""
-        log_probs, last = self._inner[0].read(batch)
+        log_probs, last = self._inner[0].forward_with_hidden(batch)
         return torch.stack([log_probs, batch.table(self.head(last).to(log_probs.dtype))])
 
 
-def require_endings(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
+def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
     """Refuse a response without its end-of-turn token: the head would score the turn before.
 
     Raises:
@@ -105,10 +105,10 @@ def save_head(folder: Path, head: PreferenceHead, name: str = NAME) -> None:
     from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-    aside = folder / f".writing-{name}.safetensors"
-    aside.unlink(missing_ok=True)  # It may be a link to another file.
-    save_file(weights, aside)
-    aside.replace(folder / f"{name}.safetensors")
+    temporary = folder / f".writing-{name}.safetensors"
+    temporary.unlink(missing_ok=True)  # It may be a link to another file.
+    save_file(weights, temporary)
+    temporary.replace(folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(head.settings), encoding="utf-8")
 
 

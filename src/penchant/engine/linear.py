@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from penchant.engine.tied import Shared
+from penchant.engine.tied import SharedGradient
 from penchant.engine.vocabulary import LowRank, OutputLayer, blocks, passes
 
 KEPT_ELEMENTS = 1 << 27
@@ -31,7 +31,7 @@ def linear_log_probs(
     targets: Tensor,
     *,
     softcap: float | None = None,
-    shared: Shared | None = None,
+    shared: SharedGradient | None = None,
     adapter: LowRank | None = None,
 ) -> Tensor:
     """Log-softmax of ``hidden @ weight.T + bias``, with an adapter ``+ low @ up.T``, at the targets.
@@ -74,10 +74,10 @@ def compute_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
-def kept_blocks(tokens: int, vocabulary: int, device: torch.device) -> int:
+def blocks_to_keep(tokens: int, vocabulary: int, device: torch.device) -> int:
     """Of how many blocks the backward finds the logits of these tokens where the forward left them."""
-    first, *_ = slices = blocks(tokens, vocabulary, device)
-    return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first.stop - first.start)))
+    first_block, *_ = slices = blocks(tokens, vocabulary, device)
+    return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first_block.stop - first_block.start)))
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -94,15 +94,15 @@ class _LinearLogProbs(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         graded: bool,
-        shared: Shared | None,
+        shared: SharedGradient | None,
     ) -> Tensor:
         # Without a graph a trained weight says that it needs a gradient all the same.
-        needs_hidden, *needs_layer = (graded and needed for needed in ctx.needs_input_grad[:5])
-        ctx.softcap, ctx.shared, ctx.trained = softcap, shared, any(needs_layer)
+        needs_hidden, *needs_layer = (graded and needs_gradient for needs_gradient in ctx.needs_input_grad[:5])
+        ctx.softcap, ctx.shared, ctx.layer_trained = softcap, shared, any(needs_layer)
         head, vocabulary, device = OutputLayer(weight, bias, softcap, _low_rank(low, up)), len(weight), hidden.device
-        if ctx.trained:
-            keep = kept_blocks(len(targets), vocabulary, device)
-            log_probs, normalisers, ctx.kept = head.log_probs(hidden, targets, keep)
+        if ctx.layer_trained:
+            keep = blocks_to_keep(len(targets), vocabulary, device)
+            log_probs, normalisers, ctx.kept_logits = head.log_probs(hidden, targets, keep)
             ctx.save_for_backward(hidden, weight, bias, low, up, targets, normalisers)
             return log_probs
         if not needs_hidden:
@@ -111,9 +111,11 @@ class _LinearLogProbs(torch.autograd.Function):
         unit, all_log_probs = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
         rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
         for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):
-            log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
-            ones = torch.ones_like(normalisers)
-            gradient = head.gradients(x, words, normalisers, ones, kept, (True, False, False, False, False)).hidden
+            log_probs, normalisers, block_logits = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
+            unit_upstream = torch.ones_like(normalisers)
+            gradient = head.gradients(
+                x, words, normalisers, unit_upstream, block_logits, (True, False, False, False, False)
+            ).hidden
             assert gradient is not None
             x_gradient.copy_(gradient)
             rows_log_probs.copy_(log_probs)
@@ -122,14 +124,14 @@ class _LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.trained:
+        if not ctx.layer_trained:
             (unit,) = ctx.saved_tensors
             return unit * upstream[:, None].to(unit.dtype), *(None,) * 8
         hidden, weight, bias, low, up, targets, normalisers = ctx.saved_tensors
         # The logits become their gradient in place: a second backward computes them anew.
-        kept, ctx.kept = ctx.kept, []
+        block_logits, ctx.kept_logits = ctx.kept_logits, []
         head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up))
-        gradients = head.gradients(hidden, targets, normalisers, upstream, kept, ctx.needs_input_grad[:5])
+        gradients = head.gradients(hidden, targets, normalisers, upstream, block_logits, ctx.needs_input_grad[:5])
         if ctx.shared is not None:
             ctx.shared.gradient = gradients.weight
         return *gradients, *(None,) * 4

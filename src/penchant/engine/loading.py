@@ -44,7 +44,7 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
     adapter = adapter_base(source)
     if adapter is not None:
         return _load_merged(source, adapter, dtype)
-    with explained(source):
+    with loading_errors(source):
         # Without `ignore_mismatched_sizes` the library names the weights in a log only; they are refused below.
         model, report = generation_class(load_config(source)).from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
@@ -98,7 +98,7 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     config = load_config(source)
-    with explained(source):
+    with loading_errors(source):
         model, report = AutoModelForCausalLM.from_pretrained(
             Path(source).parent,
             gguf_file=Path(source).name,
@@ -127,7 +127,7 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
         ModelError: no tokenizer there, a damaged one, or one without an end-of-sequence token.
         ConfigError: a GGUF file without the package `gguf`.
     """
-    tokenizer = _tokenizer_there(source)
+    tokenizer = _load_any_tokenizer(source)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end-of-sequence token, so no response could end",
@@ -138,34 +138,34 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            found = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
+            problem = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
             raise ModelError(
-                f"the chat template cannot be read: {found}",
+                f"the chat template cannot be read: {problem}",
                 where=chat_template,
                 fix="name a UTF-8 file that holds a Jinja template",
             ) from error
     return tokenizer
 
 
-def _tokenizer_there(source: str) -> PreTrainedTokenizerBase:
+def _load_any_tokenizer(source: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     if is_gguf(source):
         check_gguf(source)
-        with explained(source):
+        with loading_errors(source):
             return gguf_tokenizer(source)
-    _check_there(source)
+    _check_path(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
         if (base := adapter_base(source)) is not None:
-            return _tokenizer_there(base)
+            return _load_any_tokenizer(base)
         raise ModelError(
             "the folder has no tokenizer",
             where=source,
             fix="copy the model's tokenizer.json and tokenizer_config.json into it, "
             "or save one there with tokenizer.save_pretrained(folder)",
         )
-    with explained(source):
+    with loading_errors(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     return tokenizer
 
@@ -193,10 +193,10 @@ def load_config(source: str, *, weights: bool = True) -> PretrainedConfig:
 
     if is_gguf(source):
         check_gguf(source)
-        with explained(source):
+        with loading_errors(source):
             return gguf_config(source)
     check_folder(source, weights=weights)
-    with explained(source):
+    with loading_errors(source):
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
     return config
 
@@ -212,12 +212,12 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 def dropout_settings(config: PretrainedConfig) -> str:
     """The dropouts a configuration asks for, as ``name 0.1, ...``; empty where there are none."""
-    asked = {
+    dropouts = {
         name: value
         for name, value in text_config(config).to_dict().items()
         if ("drop" in name and isinstance(value, float) and value > 0)
     }
-    return ", ".join(f"{name} {value:g}" for name, value in asked.items())
+    return ", ".join(f"{name} {value:g}" for name, value in dropouts.items())
 
 
 def remove_dropout(model: torch.nn.Module) -> None:
@@ -230,7 +230,7 @@ def remove_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _check_there(source: str) -> None:
+def _check_path(source: str) -> None:
     folder = Path(source)
     if not folder.exists():
         if source.startswith((".", "/", "~")) or source.count("/") != 1:
@@ -243,7 +243,7 @@ def _check_there(source: str) -> None:
 
 def check_folder(source: str, *, weights: bool = True) -> None:
     """Raise ModelError where a local folder is no model: missing, a file, without configuration or weights."""
-    _check_there(source)
+    _check_path(source)
     folder = Path(source)
     if not folder.exists() or (folder / "adapter_config.json").is_file():
         return
@@ -261,7 +261,7 @@ def check_folder(source: str, *, weights: bool = True) -> None:
         )
 
 
-class explained:
+class loading_errors:
     """Turns a library's exception while loading into one sentence that names the source."""
 
     def __init__(self, source: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from penchant.engine.lean import leaner
+from penchant.engine.lean import subclass_with_forward
 from penchant.engine.linear import compute_dtype
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
         [..., O] in the dtype of the matrix product: autocast's where it is on, else that of `x`.
     """
     dtype = compute_dtype(x)
-    given = [None if each is None else each.to(dtype) for each in (x, weight, bias, a, b)]
+    inputs = [None if tensor is None else tensor.to(dtype) for tensor in (x, weight, bias, a, b)]
     with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = _LoraLinear.apply(*given, scaling)
+        y: Tensor = _LoraLinear.apply(*inputs, scaling)
     return y
 
 
@@ -93,4 +93,4 @@ def fuse_adapters(adapters: PeftModel) -> None:
             continue
         plain = not module.lora_variant and not any(module.lora_bias.values()) and len(module.lora_A) == 1
         if plain and all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values()):
-            module.__class__ = leaner(_Fused, module.__class__)
+            module.__class__ = subclass_with_forward(_Fused, module.__class__)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from penchant.engine.linear import compute_dtype, linear_log_probs
 from penchant.engine.one_kernel import capped
-from penchant.engine.tied import Shared
+from penchant.engine.tied import SharedGradient
 from penchant.engine.vocabulary import LowRank
 
 
@@ -24,7 +24,7 @@ def head_log_probs(
     targets: Tensor,
     *,
     softcap: float | None = None,
-    shared: Shared | None = None,
+    shared: SharedGradient | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """Log-softmax of ``head(hidden) / temperature`` at the targets.
@@ -91,8 +91,8 @@ def _active_layer(head: Any) -> Any:
     if hasattr(head, "modules_to_save"):
         copies = head.modules_to_save
         names = head.active_adapters
-        used = not head.disable_adapters and names and all(name in copies for name in names)
-        return _active_layer(copies[names[0]] if used else head.original_module)
+        uses_copy = not head.disable_adapters and names and all(name in copies for name in names)
+        return _active_layer(copies[names[0]] if uses_copy else head.original_module)
     if hasattr(head, "lora_A") and head.disable_adapters != head.merged:
         return _active_layer(head.base_layer)
     return head

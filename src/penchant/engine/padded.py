@@ -31,7 +31,7 @@ class PaddedScorer(nn.Module):
         logits = self.model(**pad_right(sequences), use_cache=False).logits
         return self._log_probs(batch, logits, sequences, prompts)
 
-    def read(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+    def forward_with_hidden(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
         """Summed log-probs [G, K], and the last hidden state of each candidate's last token [C, D]."""
         sequences, prompts = unpack(batch)
         out = self.model(**pad_right(sequences), use_cache=False, output_hidden_states=True)
@@ -42,11 +42,13 @@ class PaddedScorer(nn.Module):
     def _log_probs(self, batch: TreeBatch, logits: Tensor, sequences: list[Tensor], prompts: list[int]) -> Tensor:
         sums, start = [], 0
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
-            used = logits[row, prompt - 1 : len(sequence) - 1]
-            log_probs = (used.to(torch.promote_types(used.dtype, torch.float32)) / batch.temperature).log_softmax(-1)
+            response_logits = logits[row, prompt - 1 : len(sequence) - 1]
+            log_probs = (
+                response_logits.to(torch.promote_types(response_logits.dtype, torch.float32)) / batch.temperature
+            ).log_softmax(-1)
             token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0].double()
-            learnt = slice(None) if batch.learnt is None else batch.learnt[start : start + len(token_log_probs)]
-            sums.append(token_log_probs[learnt].sum())
+            learned = slice(None) if batch.learnt is None else batch.learnt[start : start + len(token_log_probs)]
+            sums.append(token_log_probs[learned].sum())
             start += len(token_log_probs)
         return batch.table(torch.stack(sums))
 

@@ -33,14 +33,14 @@ class Policy:
     Attributes:
         model: the causal language model; with LoRA its layers hold the adapters.
         adapters: PEFT's wrapper around it, or None where all weights are trained.
-        trained: the responses it is trained on, for the generation configuration that is saved; None leaves that as
-            it is.
+        trained_responses: ends and lengths of the responses it is trained on, from which the saved generation
+            configuration is made; None leaves that configuration as it is.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapters: PeftModel | None = None
-    trained: TrainedResponses | None = None
+    trained_responses: TrainedResponses | None = None
 
     def add_lora(
         self,
@@ -67,7 +67,7 @@ class Policy:
     def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype | SavedDtype) -> None:
         """Write the model in Hugging Face format, or the adapter in PEFT's, with its tokenizer.
 
-        Files are written aside and then moved in, so that a folder never holds half a file.
+        Files are written to a temporary folder and then moved in, so that a folder never holds half a file.
 
         Args:
             scorer: the module the weights are in; sharded over the world where there are several processes.
@@ -75,21 +75,21 @@ class Policy:
         """
         weights = _full_weights(scorer, self.model, world)
         if world.is_main:
-            aside = folder / ".writing-model"
-            new_folder(aside)
+            temporary = folder / ".writing-model"
+            new_folder(temporary)
             weights = {name: tensor for name, tensor in weights.items() if not _is_tied(self.model, name)}
-            stored = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).fitting(weights)
-            weights = {name: stored.cast(name, tensor) for name, tensor in weights.items()}
+            disk_dtype = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).safe_for(weights)
+            weights = {name: disk_dtype.cast(name, tensor) for name, tensor in weights.items()}
             if self.adapters is not None:
-                _save_adapter(self.adapters, aside, weights)
+                _save_adapter(self.adapters, temporary, weights)
             else:
-                save_model(self.model, aside, weights, stored.dtype)
-            if self.trained is not None:
-                write_generation_config(aside, self.model, self.tokenizer, self.trained)
-            self.tokenizer.save_pretrained(aside)
-            for file in sorted(aside.iterdir()):
+                save_model(self.model, temporary, weights, disk_dtype.dtype)
+            if self.trained_responses is not None:
+                write_generation_config(temporary, self.model, self.tokenizer, self.trained_responses)
+            self.tokenizer.save_pretrained(temporary)
+            for file in sorted(temporary.iterdir()):
                 os.replace(file, folder / file.name)
-            aside.rmdir()
+            temporary.rmdir()
         world.barrier()
 
 
@@ -121,5 +121,5 @@ def _full_weights(scorer: nn.Module, model: nn.Module, world: World) -> dict[str
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    gathered: dict[str, Any] = get_model_state_dict(scorer, options=options)
-    return {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
+    state_dict: dict[str, Any] = get_model_state_dict(scorer, options=options)
+    return {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}

@@ -9,7 +9,7 @@ from types import TracebackType
 class Progress:
     """A bar with rate and time left on a terminal's standard error; nothing elsewhere."""
 
-    def __init__(self, title: str, total: int, unit: str, *, start: int = 0, shown: bool = True) -> None:
+    def __init__(self, title: str, total: int, unit: str, *, start: int = 0, visible: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -22,7 +22,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(file=sys.stderr),
-            disable=not (shown and sys.stderr.isatty()),
+            disable=not (visible and sys.stderr.isatty()),
             transient=True,
         )
         self._task = self._bar.add_task(title, total=total, completed=start, rate="", note="")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def eight_bits(model: PreTrainedModel) -> PreTrainedModel:
+def quantize_int8(model: PreTrainedModel) -> PreTrainedModel:
     """The model with int8 weights in its linear layers and inputs quantised as they come; changed in place.
 
     Raises:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from penchant.data.trees import TreeBatch
-from penchant.engine.database import CACHE, explained, open_cache
+from penchant.engine.database import CACHE_ADVICE, database_errors, open_cache
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,19 +107,19 @@ class ReferenceCache:
     def look_up(self, batches: Iterable[TreeBatch]) -> dict[int, list[float]]:
         """For each batch that is known, by its number: a log-prob for each candidate, in the row's order."""
         keys = [self._key(batch) for batch in batches]
-        found: dict[bytes, bytes] = {}
+        stored_values: dict[bytes, bytes] = {}
         for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
-            asked = keys[start : start + _LOOK_UP_AT_ONCE]
-            marks = ",".join("?" * len(asked))
+            part = keys[start : start + _LOOK_UP_AT_ONCE]
+            marks = ",".join("?" * len(part))
             query = f"SELECT key, value FROM log_probs WHERE key IN ({marks})"
-            with explained(self._file, CACHE):
-                found.update(self._connection.execute(query, asked))
+            with database_errors(self._file, CACHE_ADVICE):
+                stored_values.update(self._connection.execute(query, part))
         log_probs: dict[int, list[float]] = {}
         damaged = 0
         for index, key in enumerate(keys):
-            if key not in found:
+            if key not in stored_values:
                 continue
-            checksum, value = found[key][:_CHECKSUM], found[key][_CHECKSUM:]
+            checksum, value = stored_values[key][:_CHECKSUM], stored_values[key][_CHECKSUM:]
             if checksum == _checksum(key, value):
                 log_probs[index] = np.frombuffer(value, np.float64).tolist()
             else:
@@ -132,7 +132,7 @@ class ReferenceCache:
         """Keep a batch's log-probs, one a candidate."""
         key, value = self._key(batch), np.asarray(log_probs, np.float64).tobytes()
         row = key, _checksum(key, value) + value
-        with explained(self._file, CACHE):
+        with database_errors(self._file, CACHE_ADVICE):
             self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", row)
 
     def close(self) -> None:

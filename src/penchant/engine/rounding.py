@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from penchant.engine.memory import available_bytes
 
-HALF = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 class NoFloat32(Exception):
@@ -29,7 +29,7 @@ def is_half(dtype: torch.dtype, products: str) -> bool:
         dtype: of the weights.
         products: ``float32`` or ``bfloat16``, as in `scoring.precision`.
     """
-    return products == "bfloat16" or dtype in HALF
+    return products == "bfloat16" or dtype in HALF_DTYPES
 
 
 def largest(difference: Tensor) -> float:
@@ -86,9 +86,9 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
     """
     device = next(model.parameters()).device
     owners = [module for module in model.modules() if _own_half(module)]
-    needed = max((2 * sum(t.nbytes for t in _own_half(module).values()) for module in owners), default=0)
-    if needed > available_bytes(device) // 2:
-        raise NoFloat32(f"a module takes {needed >> 20} MB in float32")
+    needed_bytes = max((2 * sum(t.nbytes for t in _own_half(module).values()) for module in owners), default=0)
+    if needed_bytes > available_bytes(device) // 2:
+        raise NoFloat32(f"a module takes {needed_bytes >> 20} MB in float32")
     head_tensors = _own_half(head) if head is not None else {}
     originals = {name: tensor.data for name, tensor in head_tensors.items()}
     handles: list[RemovableHandle] = []
@@ -110,7 +110,7 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
 def _own_half(module: nn.Module) -> dict[str, Tensor]:
     """A module's own parameters and buffers of half precision."""
     tensors = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.dtype in HALF}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.dtype in HALF_DTYPES}
 
 
 def _cast_while_running(module: nn.Module) -> list[RemovableHandle]:

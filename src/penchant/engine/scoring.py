@@ -30,17 +30,17 @@ LanguageScorer = TreeScorer | PaddedScorer
 RewardScorer = TreeRewardScorer | PaddedRewardScorer
 Scorer = LanguageScorer | RewardScorer | HeadedScorer
 
-Chosen = TypeVar("Chosen", LanguageScorer, RewardScorer)
+ScorerType = TypeVar("ScorerType", LanguageScorer, RewardScorer)
 
-SAMPLE = 8
+CHECK_GROUPS = 8
 """Groups that the check at load may look at; two of them mostly suffice."""
 
-WINDOW = 256
+PACKING_WINDOW = 256
 """Groups looked at together when many are packed for a forward-only pass."""
 
 
 @dataclass(frozen=True)
-class Choice(Generic[Chosen]):
+class ScorerChoice(Generic[ScorerType]):
     """The scorer for a model, and what there is to say about it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Choice(Generic[Chosen]):
         half: whether matrix products are rounded to half precision.
     """
 
-    scorer: Chosen
+    scorer: ScorerType
     notice: str | None
     rounding: float | None = None
     half: bool = False
@@ -66,7 +66,7 @@ class Choice(Generic[Chosen]):
 
 def choose_scorer(
     model: PreTrainedModel, sample: Sequence[TokenizedGroup], dtype: str = "float32"
-) -> Choice[LanguageScorer]:
+) -> ScorerChoice[LanguageScorer]:
     """The tree where it is exact for this model on a real sample, the padded forward where it is not.
 
     Args:
@@ -79,19 +79,19 @@ def choose_scorer(
 
 def choose_reward_scorer(
     model: PreTrainedModel, sample: Sequence[TokenizedGroup], dtype: str = "float32"
-) -> Choice[RewardScorer]:
+) -> ScorerChoice[RewardScorer]:
     """`choose_scorer` for a sequence-classification model, whose one output is the reward."""
     return _choose(model, TreeRewardScorer(model), PaddedRewardScorer(model), sample, dtype)
 
 
 def _choose(
-    model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequence[TokenizedGroup], dtype: str
-) -> Choice[Chosen]:
+    model: PreTrainedModel, tree: ScorerType, padded: ScorerType, sample: Sequence[TokenizedGroup], dtype: str
+) -> ScorerChoice[ScorerType]:
     from transformers import AttentionInterface
 
     half = is_half(model.dtype, dtype)
     check = TreeCheck(model, tree, padded, lambda: precision(model.device, dtype), half)
-    own = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     training = model.training
     model.eval()
     AttentionInterface.register(TREE, tree_attention)
@@ -101,13 +101,15 @@ def _choose(
     finally:
         model.train(training)
     if verdict.reason is None:
-        return Choice(tree, None, verdict.rounding, half)
+        return ScorerChoice(tree, None, verdict.rounding, half)
     if model._can_set_attn_implementation():
-        set_attention(model, own)
-    return Choice(padded, _notice(model, verdict.reason, _times(tree, padded, sample)), verdict.rounding, half)
+        set_attention(model, implementation)
+    return ScorerChoice(
+        padded, _notice(model, verdict.reason, _token_ratio(tree, padded, sample)), verdict.rounding, half
+    )
 
 
-def _times(tree: Scorer, padded: Scorer, sample: Sequence[TokenizedGroup]) -> float:
+def _token_ratio(tree: Scorer, padded: Scorer, sample: Sequence[TokenizedGroup]) -> float:
     """Tokens of padded rows over those of the tree."""
     return sum(map(padded.cost, sample)) / sum(map(tree.cost, sample))
 
@@ -120,10 +122,10 @@ def _notice(model: PreTrainedModel, reason: str, times: float) -> str:
 
 
 @torch.no_grad()
-def headed_notes(
-    choice: Choice[LanguageScorer], scorer: HeadedScorer, sample: Sequence[TokenizedGroup], dtype: str
+def head_scorer_notes(
+    choice: ScorerChoice[LanguageScorer], scorer: HeadedScorer, sample: Sequence[TokenizedGroup], dtype: str
 ) -> list[str]:
-    """`Choice.notes` of a model whose preference head's rewards are compared."""
+    """`ScorerChoice.notes` of a model whose preference head's rewards are compared."""
     notes = [] if choice.notice is None else [choice.notice]
     if not choice.half:
         return notes
@@ -147,7 +149,9 @@ def sample_groups(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
     """
     ordered = sorted(groups[:100], key=lambda group: group.length)
     middle = len(ordered) // 2
-    return [*ordered[middle : middle + SAMPLE], *reversed(ordered[max(0, middle - SAMPLE) : middle])][:SAMPLE]
+    return [*ordered[middle : middle + CHECK_GROUPS], *reversed(ordered[max(0, middle - CHECK_GROUPS) : middle])][
+        :CHECK_GROUPS
+    ]
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:
@@ -160,8 +164,8 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:
 def micro_batches(scorer: Scorer, groups: Sequence[TokenizedGroup], budget: int) -> list[list[int]]:
     """Indices of groups, cut window by window into micro-batches of `budget` tokens."""
     cuts = []
-    for start in range(0, len(groups), WINDOW):
-        costs = [scorer.cost(group) for group in groups[start : start + WINDOW]]
+    for start in range(0, len(groups), PACKING_WINDOW):
+        costs = [scorer.cost(group) for group in groups[start : start + PACKING_WINDOW]]
         cuts += [[start + i for i in members] for members in cut(costs, budget)]
     return cuts
 
@@ -195,12 +199,12 @@ def score_groups(
     def packed(b: int) -> TreeBatch:
         return pack([groups[i] for i in cuts[b]], temperature)
 
-    done: dict[int, list[float]] = {}
+    batch_log_probs: dict[int, list[float]] = {}
     if cache is not None:
-        known = cache.look_up(packed(b) for b in range(len(cuts))) if world.is_main else {}
-        done = world.broadcast(known)
-    missing = [b for b in range(len(cuts)) if b not in done]
-    advance(sum(len(cuts[b]) for b in done))
+        cached = cache.look_up(packed(b) for b in range(len(cuts))) if world.is_main else {}
+        batch_log_probs = world.broadcast(cached)
+    missing = [b for b in range(len(cuts)) if b not in batch_log_probs]
+    advance(sum(len(cuts[b]) for b in batch_log_probs))
     was_training = scorer.training
     scorer.eval()
     fresh: dict[int, list[float]] = {}
@@ -214,10 +218,10 @@ def score_groups(
     scorer.train(was_training)
     reshard(scorer)
     for part in world.gather(fresh):
-        done.update(part)
+        batch_log_probs.update(part)
     result: list[list[float]] = [[] for _ in groups]
     for b, members in enumerate(cuts):
-        values = iter(done[b])
+        values = iter(batch_log_probs[b])
         for i in members:
             result[i] = [next(values) for _ in groups[i].responses]
     return result
@@ -236,8 +240,8 @@ def score_with_head(
             rewards = scorer(batch)[1]
         values = iter(rewards.flatten()[batch.slots].tolist())
         mine.update({i: [next(values) for _ in groups[i].responses] for i in members})
-    found = {i: row for part in world.gather(mine) for i, row in part.items()}
-    return [found[i] for i in range(len(groups))]
+    rewards_of_group = {i: row for part in world.gather(mine) for i, row in part.items()}
+    return [rewards_of_group[i] for i in range(len(groups))]
 
 
 @torch.no_grad()

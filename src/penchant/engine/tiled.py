@@ -34,13 +34,13 @@ class _TiledAttention(torch.autograd.Function):
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
         by_head = out.transpose(1, 2)
         normalisers = []
-        counted = _counted_tile(query, tiling)
+        counted_tile = _counted_tile(query, tiling)
         for number, tile in enumerate(tiling.tiles):
             start, end = tile.outputs
             if not tile.keys:
                 out[:, start:end] = 0.0
                 continue
-            if counted not in (None, number):
+            if counted_tile not in (None, number):
                 normalisers.append(_skipped_normaliser(query, tiling, number))
                 continue
             bias = None if tile.causal else tiling.bias(number, query.dtype)
@@ -59,18 +59,18 @@ class _TiledAttention(torch.autograd.Function):
         upstream, out = upstream.transpose(1, 2), out.transpose(1, 2)
         totals = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
         remaining = iter(normalisers)
-        counted = _counted_tile(query, ctx.tiling)
+        counted_tile = _counted_tile(query, ctx.tiling)
         for number, tile in enumerate(ctx.tiling.tiles):
             if not tile.keys:
                 continue
             normaliser = next(remaining)
-            if counted not in (None, number):
+            if counted_tile not in (None, number):
                 continue
             start, end = tile.outputs
             bias = None if tile.causal else ctx.tiling.bias(number, query.dtype)
             q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
             # Outputs that are not the tile's own have no gradient, and are not kept.
-            dy, y = (_behind(tensor[:, :, start:end], q.shape[2]) for tensor in (upstream, out))
+            dy, y = (_pad_left(tensor[:, :, start:end], q.shape[2]) for tensor in (upstream, out))
             gradients = _BACKWARD(dy, q, k, v, y, normaliser, 0.0, tile.causal, attn_mask=bias, scale=ctx.scale)
             for total, gradient, spans in zip(totals, gradients, (tile.queries, tile.keys, tile.keys), strict=True):
                 parts = gradient.split([b - a for a, b in spans], 2)
@@ -107,6 +107,6 @@ def _gather(x: Tensor, spans: Sequence[Span]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
-def _behind(x: Tensor, n: int) -> Tensor:
+def _pad_left(x: Tensor, n: int) -> Tensor:
     """The last of n tokens; 0 before."""
     return x if x.shape[2] == n else torch.nn.functional.pad(x, (0, 0, n - x.shape[2], 0))

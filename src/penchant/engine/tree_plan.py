@@ -62,8 +62,8 @@ class Tiling:
         start = 0
         for branch in batch.branches:
             for outputs, keys, causal in _spans(branch, window, last):
-                own, of_keys = (_joined(start, spans) for spans in ([outputs], keys))
-                self.tiles.append(Tile(own[0], of_keys if causal else own, of_keys, causal))
+                output_spans, key_spans = (_join_spans(start, spans) for spans in ([outputs], keys))
+                self.tiles.append(Tile(output_spans[0], key_spans if causal else output_spans, key_spans, causal))
             start += branch.length
 
     def bias(self, tile: int, dtype: torch.dtype) -> Tensor:
@@ -76,15 +76,19 @@ class Tiling:
             queries, keys = (span_length(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys))
             self._biases[key] = self._reach.new_zeros((queries, keys), dtype=dtype)
         if key not in self._biases:
-            query, seen = (self._places(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys))
-            visible = (seen <= query[:, None]) & (query[:, None] < self._reach[seen])
+            query_positions, key_positions = (
+                self._indices(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys)
+            )
+            visible = (key_positions <= query_positions[:, None]) & (
+                query_positions[:, None] < self._reach[key_positions]
+            )
             if self._window is not None:
-                visible &= self._positions[query][:, None] - self._positions[seen] < self._window
+                visible &= self._positions[query_positions][:, None] - self._positions[key_positions] < self._window
             bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             self._biases[key] = bias.masked_fill_(~visible, -torch.inf)
         return self._biases[key]
 
-    def _places(self, spans: Sequence[Span]) -> Tensor:
+    def _indices(self, spans: Sequence[Span]) -> Tensor:
         return torch.cat([torch.arange(*span) for span in spans]).to(self._reach.device)
 
 
@@ -93,15 +97,15 @@ def span_length(spans: Sequence[Span]) -> int:
     return sum(end - start for start, end in spans)
 
 
-def _joined(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:
+def _join_spans(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:
     """Spans of a group as those of a row it starts in; those that touch become one."""
-    joined: list[Span] = []
+    row_spans: list[Span] = []
     for low, high in spans:
-        if joined and joined[-1][1] == start + low:
-            joined[-1] = (joined[-1][0], start + high)
+        if row_spans and row_spans[-1][1] == start + low:
+            row_spans[-1] = (row_spans[-1][0], start + high)
         elif high > low:
-            joined.append((start + low, start + high))
-    return tuple(joined)
+            row_spans.append((start + low, start + high))
+    return tuple(row_spans)
 
 
 def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[Span, list[Span], bool]]:
@@ -117,24 +121,24 @@ def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[S
     elif window is None:
         yield (0, p), [(0, p)], True
     else:
-        for start, end in _rows((0, p), window):
+        for start, end in _query_runs((0, p), window):
             yield (start, end), [(max(0, start - window + 1), end)], False
     for start, end, alone in _blocks(branch):
         if alone and window is None and (end - start) * (p + end - start) > MASK_ELEMENTS:
             # With its prompt before it, one response is a plain causal sequence.
             yield (start, end), [(0, p), (start, end)], True
         elif alone and window is not None and end - start > max(window, BLOCK):
-            for low, high in _rows((start, end), window):
+            for low, high in _query_runs((start, end), window):
                 # The first key's place, counted from the response's first token.
                 reach = low - start - window + 1
                 prompt = [(max(0, p + reach), p)] if reach < 0 else []
                 yield (low, high), [*prompt, (start + max(0, reach), high)], False
         else:
-            seen = 0 if window is None else max(0, p - window + 1)
-            yield (start, end), [(seen, p), (start, end)], False
+            first_key = 0 if window is None else max(0, p - window + 1)
+            yield (start, end), [(first_key, p), (start, end)], False
 
 
-def _rows(span: Span, window: int) -> Iterator[Span]:
+def _query_runs(span: Span, window: int) -> Iterator[Span]:
     """Queries in runs of about the window, so that a run's keys are no more than twice as many."""
     for start in range(*span, max(window, BLOCK)):
         yield start, min(start + max(window, BLOCK), span[1])
@@ -158,7 +162,7 @@ def _blocks(branch: Branches) -> Iterator[tuple[int, int, bool]]:
         yield start, end, count == 1 and not branch.forked
 
 
-def _read(branches: Sequence[Branches], multiple: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _read_indices(branches: Sequence[Branches], multiple: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     read = np.concatenate([np.arange(b.length) >= (b.prompt - 1 if b.responses else b.length) for b in branches])
     missing = -int(read.sum()) % multiple
     read[np.flatnonzero(~read)[:missing]] = True
@@ -169,11 +173,11 @@ class TreePlan:
     """A packed row as its layers need it; made once per micro-batch.
 
     Args:
-        multiple: of how many tokens `read` is made, with some nobody needs.
+        multiple: `read_indices` is filled up to a multiple of this with indices that nobody needs.
 
     Attributes:
-        read: [R] int64, the row's indices whose last hidden state may be read: responses, and prompts' last tokens;
-            ascending.
+        read_indices: [R] int64, ascending: the row's indices whose last hidden state may be read (responses, and the
+            prompts' last tokens).
     """
 
     def __init__(self, batch: TreeBatch, multiple: int = 1) -> None:
@@ -182,12 +186,12 @@ class TreePlan:
         self.forked = any(branch.forked for branch in batch.branches)
         self._batch = batch
         self._longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
-        self.read = torch.from_numpy(_read(batch.branches, multiple)).to(self.device)
+        self.read_indices = torch.from_numpy(_read_indices(batch.branches, multiple)).to(self.device)
         self._tilings: dict[int | None, Tiling] = {}
         self._last = False
 
     @cached_property
-    def of_last_layer(self) -> TreePlan:
+    def last_layer_plan(self) -> TreePlan:
         """For the last layer, where of a prompt only its last token is read."""
         plan = copy(self)
         plan._tilings, plan._last = {}, True
@@ -213,18 +217,18 @@ class TreePlan:
             gathered [S] int64: the row's index of each key; cumulative query and key lengths [1 + segments] int32;
             longest query and key segment.
         """
-        gathered, queries, keys = [], [0], [0]
+        key_indices, queries, keys = [], [0], [0]
         start = 0
         for branch in self.branches:
             prompt = torch.arange(start, start + branch.prompt)
             start += branch.prompt
-            gathered.append(prompt)
+            key_indices.append(prompt)
             queries.append(branch.prompt)
             keys.append(branch.prompt)
             for n in branch.responses:
-                gathered += [prompt, torch.arange(start, start + n)]
+                key_indices += [prompt, torch.arange(start, start + n)]
                 queries.append(n)
                 keys.append(branch.prompt + n)
                 start += n
         cumulative = [torch.tensor(x, device=self.device).cumsum(0).to(torch.int32) for x in (queries, keys)]
-        return torch.cat(gathered).to(self.device), cumulative[0], cumulative[1], max(queries), max(keys)
+        return torch.cat(key_indices).to(self.device), cumulative[0], cumulative[1], max(queries), max(keys)

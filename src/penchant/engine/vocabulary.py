@@ -23,10 +23,10 @@ BLOCK_ELEMENTS = 1 << 23
 GPU_BLOCK_ELEMENTS = 1 << 25
 """The same on a GPU, where work on fewer is done sooner than it is launched."""
 
-LEAST_BLOCK = 512
+MIN_BLOCK = 512
 """Words of a block, however many the tokens: a matrix product of fewer columns is slow."""
 
-ALIKE = 3
+COUNTED_PASSES = 3
 """Of passes that take the same memory, where that is counted, so many are made."""
 
 _PASS_ELEMENTS = 1 << 18
@@ -40,11 +40,11 @@ def block_elements(device: torch.device) -> int:
 
 def blocks(tokens: int, vocabulary: int, device: torch.device) -> list[slice]:
     """The vocabulary in parts whose logits are computed at a time."""
-    width = max(1, block_elements(device) // (LEAST_BLOCK * max(1, tokens))) * LEAST_BLOCK
+    width = max(1, block_elements(device) // (MIN_BLOCK * max(1, tokens))) * MIN_BLOCK
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
-Needs = tuple[bool, bool, bool, bool, bool]
+NeededGradients = tuple[bool, bool, bool, bool, bool]
 """Whether gradients by hidden states, weight, bias, and an adapter's low and up are needed."""
 
 
@@ -84,21 +84,21 @@ class OutputLayer:
         n = len(targets)
         dtype = self.sum_dtype(hidden)
         chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
-        kept: list[Tensor] = []
+        kept_logits: list[Tensor] = []
         for block in self._blocks(hidden, keep):
             logits = self._logits(hidden, block)
-            inside, place = _places(targets, block)
-            found = one_kernel.capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
-            chosen = torch.where(inside, found, chosen)
-            if one_kernel.serves(logits):
-                of_block = one_kernel.log_sum_exp(logits, self.softcap)
+            inside, index = _target_indices(targets, block)
+            target_logits = one_kernel.capped(logits.gather(1, index[:, None])[:, 0], self.softcap)
+            chosen = torch.where(inside, target_logits, chosen)
+            if one_kernel.use_compiled(logits):
+                block_normalisers = one_kernel.log_sum_exp(logits, self.softcap)
             else:
-                of_block = _row_sums(logits, self.softcap, normalisers.dtype)
-            normalisers = torch.logaddexp(normalisers, of_block)
-            if len(kept) < keep:
-                kept.append(logits)
+                block_normalisers = _row_sums(logits, self.softcap, normalisers.dtype)
+            normalisers = torch.logaddexp(normalisers, block_normalisers)
+            if len(kept_logits) < keep:
+                kept_logits.append(logits)
             del logits
-        return chosen - normalisers, normalisers, kept
+        return chosen - normalisers, normalisers, kept_logits
 
     def gradients(
         self,
@@ -106,8 +106,8 @@ class OutputLayer:
         targets: Tensor,
         normalisers: Tensor,
         upstream: Tensor,
-        kept: list[Tensor],
-        needs: Needs,
+        kept_logits: list[Tensor],
+        needs: NeededGradients,
     ) -> Gradients:
         """Of ``upstream . log_probs`` by hidden states, weight, bias and the adapter's two factors, where needed.
 
@@ -116,22 +116,22 @@ class OutputLayer:
             needs: which of the five are needed.
         """
         sums = self._empty_gradients(hidden, normalisers.dtype, needs)
-        kept.reverse()
-        for block in self._blocks(hidden, len(kept)):
-            logits = kept.pop() if kept else self._logits(hidden, block)
-            inside, place = _places(targets, block)
+        kept_logits.reverse()
+        for block in self._blocks(hidden, len(kept_logits)):
+            logits = kept_logits.pop() if kept_logits else self._logits(hidden, block)
+            inside, index = _target_indices(targets, block)
             upstream_here = torch.where(inside, upstream, 0.0)
-            per_row = (normalisers, place, upstream, upstream_here)
-            if one_kernel.serves(logits):
+            per_row = (normalisers, index, upstream, upstream_here)
+            if one_kernel.use_compiled(logits):
                 logits = one_kernel.logits_gradient(logits, *per_row, self.softcap)
             else:
                 for part in passes(_pass_rows(logits), logits, *per_row):
                     _to_gradient(self.softcap, *part)
             self._add_block(sums, logits, hidden, block)
             del logits
-        of_hidden = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
-        of_low = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
-        return sums._replace(hidden=of_hidden, low=of_low)
+        hidden_gradient = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
+        low_gradient = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
+        return sums._replace(hidden=hidden_gradient, low=low_gradient)
 
     def _blocks(self, hidden: Tensor, keep: int) -> list[slice]:
         """The vocabulary's blocks; of tensors without data, those kept and a few more, since the others take the same.
@@ -140,9 +140,9 @@ class OutputLayer:
             keep: number of blocks whose logits stay in memory from the forward to the backward.
         """
         parts = blocks(len(hidden), len(self.weight), hidden.device)
-        return parts[: keep + ALIKE] if isinstance(hidden, FakeTensor) else parts
+        return parts[: keep + COUNTED_PASSES] if isinstance(hidden, FakeTensor) else parts
 
-    def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: Needs) -> Gradients:
+    def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: NeededGradients) -> Gradients:
         """Room for the gradients; sums over blocks are of float32 at least, or they would be rounded at each."""
         needs_hidden, needs_weight, needs_bias, needs_low, needs_up = needs
         adapter = self.adapter
@@ -158,21 +158,21 @@ class OutputLayer:
         """Add what a block's gradient by its logits [N, B] gives."""
         start = block.start == 0
         if sums.hidden is not None:
-            _add_product(sums.hidden, logits, self.weight[block], first=start)
+            _add_product(sums.hidden, logits, self.weight[block], overwrite=start)
         if sums.weight is not None:
-            _add_product(sums.weight[block], logits.T, hidden, first=True)
+            _add_product(sums.weight[block], logits.T, hidden, overwrite=True)
         if sums.bias is not None:
             sums.bias[block] = logits.sum(0)
         if self.adapter is not None:
             if sums.low is not None:
-                _add_product(sums.low, logits, self.adapter.up[block], first=start)
+                _add_product(sums.low, logits, self.adapter.up[block], overwrite=start)
             if sums.up is not None:
-                _add_product(sums.up[block], logits.T, self.adapter.low, first=True)
+                _add_product(sums.up[block], logits.T, self.adapter.low, overwrite=True)
 
     def _logits(self, hidden: Tensor, block: slice) -> Tensor:
         """[N, B] raw logits. Of several blocks each takes the same room, so that one freed fits the next."""
         n, words = len(hidden), block.stop - block.start
-        room = n * words if words == len(self.weight) else max(block_elements(hidden.device), n * LEAST_BLOCK)
+        room = n * words if words == len(self.weight) else max(block_elements(hidden.device), n * MIN_BLOCK)
         logits = hidden.new_empty(room)[: n * words].view(n, words)
         torch.mm(hidden, self.weight[block].to(hidden.dtype).T, out=logits)
         if self.bias is not None:
@@ -182,19 +182,19 @@ class OutputLayer:
         return logits
 
 
-def _places(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+def _target_indices(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
     """Which targets are in the block, and where in it; any place in it for the others."""
-    place = targets - block.start
-    within = place.clamp(0, block.stop - block.start - 1)
-    return place == within, within
+    index = targets - block.start
+    clamped = index.clamp(0, block.stop - block.start - 1)
+    return index == clamped, clamped
 
 
-def _add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+def _add_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) -> None:
     """``out (+)= a @ b``; the first product writes, so that nothing is to be filled with zeros before."""
     b = b.to(a.dtype)
     if out.dtype == a.dtype:
-        out.addmm_(a, b, beta=float(not first))
-    elif first:
+        out.addmm_(a, b, beta=float(not overwrite))
+    elif overwrite:
         out.copy_(a @ b)
     else:
         out.add_(a @ b)
@@ -206,7 +206,7 @@ def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Of tensors without data, whose memory is counted, the first rows stand for all: the others take the same.
     """
     if isinstance(tensors[0], FakeTensor):
-        return iter([tuple(tensor[:rows] for tensor in tensors)] * ALIKE)
+        return iter([tuple(tensor[:rows] for tensor in tensors)] * COUNTED_PASSES)
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
@@ -229,7 +229,7 @@ def _log_sum_exp(values: Tensor) -> Tensor:
 
 
 def _to_gradient(
-    softcap: float | None, logits: Tensor, normalisers: Tensor, place: Tensor, upstream: Tensor, at_target: Tensor
+    softcap: float | None, logits: Tensor, normalisers: Tensor, index: Tensor, upstream: Tensor, at_target: Tensor
 ) -> None:
     """``upstream (onehot - softmax)`` by the raw logits, through the soft-cap, in their place.
 
@@ -240,7 +240,7 @@ def _to_gradient(
     in_place = softcap is None and values.dtype == logits.dtype
     gradient = torch.sub(values, normalisers[:, None], out=values if in_place else None)
     gradient.exp_().mul_(-upstream[:, None])
-    gradient.scatter_add_(1, place[:, None], at_target[:, None])
+    gradient.scatter_add_(1, index[:, None], at_target[:, None])
     if softcap is not None:
         gradient.mul_(1 - (values / softcap) ** 2)
     if not in_place:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penchant.objectives.base import Fitted, Groups, Needs, Objective, Output, State, Stateless, Sum
+from penchant.objectives.base import FittedObjective, Groups, Needs, Objective, Output, State, Stateless, Sum
 from penchant.objectives.beta_dpo import BetaDPO
 from penchant.objectives.bradley_terry import BradleyTerry
 from penchant.objectives.cdpo import CDPO
@@ -67,7 +67,7 @@ __all__ = [
     "SFT",
     "BetaDPO",
     "BradleyTerry",
-    "Fitted",
+    "FittedObjective",
     "Groups",
     "Hinge",
     "LengthNormalizedDPO",

@@ -52,8 +52,8 @@ class Groups:
     rewards: Tensor | None = None
 
     def to(self, device: torch.device) -> Groups:
-        there = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **there)
+        tensors = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Fitted(Protocol):
+class FittedObjective(Protocol):
     """A method that sets its state once from the references, before the first step."""
 
     def fit(self, reference: Tensor, groups: Groups, state: State) -> State:

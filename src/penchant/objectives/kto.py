@@ -58,10 +58,10 @@ class KTO(Stateless):
     def _metrics(self, ratios: Tensor, policy: Tensor, labels: Tensor, z: Tensor) -> dict[str, Sum]:
         """Under TRL's names; means over labelled candidates."""
 
-        def mean(values: Tensor, of: Tensor) -> Sum:
-            return Sum(torch.where(of, values, 0.0).sum().detach(), of.sum().to(values.dtype))
+        def mean(values: Tensor, selected: Tensor) -> Sum:
+            return Sum(torch.where(selected, values, 0.0).sum().detach(), selected.sum().to(values.dtype))
 
         kinds = {"chosen": labels > 0, "rejected": labels < 0}
-        rewards = {f"rewards/{name}": mean(self.beta * ratios, of) for name, of in kinds.items()}
-        log_probs = {f"logps/{name}": mean(policy, of) for name, of in kinds.items()}
+        rewards = {f"rewards/{name}": mean(self.beta * ratios, selected) for name, selected in kinds.items()}
+        log_probs = {f"logps/{name}": mean(policy, selected) for name, selected in kinds.items()}
         return {**rewards, **log_probs, "kl": Sum(z, torch.ones_like(z))}

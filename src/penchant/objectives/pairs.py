@@ -64,11 +64,11 @@ def side_metrics(chosen: Tensor, rejected: Tensor, policy: Tensor, groups: Group
     """
     better = groups.better
     pairs = better.sum((1, 2))
-    some = (pairs > 0).to(policy.dtype)
+    has_pairs = (pairs > 0).to(policy.dtype)
 
     def over_pairs(values: Tensor) -> Sum:
         means = torch.where(better, values, 0.0).sum((1, 2)) / pairs.clamp(min=1)
-        return Sum(means.sum(), some.sum())
+        return Sum(means.sum(), has_pairs.sum())
 
     with torch.no_grad():
         margins = chosen - rejected

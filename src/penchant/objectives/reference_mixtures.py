@@ -26,11 +26,11 @@ def pair_sides(
         normalize: summed log-probs, or those per token (of the policy's tokens).
     """
     if normalize == "sum":
-        own, tables = torch.where(groups.mask, policy, 0.0), torch.where(groups.mask, reference, 0.0)
+        policy_log_probs, tables = torch.where(groups.mask, policy, 0.0), torch.where(groups.mask, reference, 0.0)
     else:
-        own, tables = mean_log_probs(policy, groups), mean_log_probs(reference, groups)
+        policy_log_probs, tables = mean_log_probs(policy, groups), mean_log_probs(reference, groups)
     shape = (len(tables), *groups.better.shape)
-    return own, tables[:, :, :, None].expand(shape), tables[:, :, None, :].expand(shape)
+    return policy_log_probs, tables[:, :, :, None].expand(shape), tables[:, :, None, :].expand(shape)
 
 
 def harmonic(tables: Tensor, weights: Tensor) -> Tensor:

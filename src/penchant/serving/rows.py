@@ -30,7 +30,7 @@ class Row:
 
     def allowed(self) -> Ids | None:
         """The tokens that may come next; None: any."""
-        return None if self._guide is None else self._guide.allowed(self.tokens)
+        return None if self._guide is None else self._guide.allowed_tokens(self.tokens)
 
     def draw_uniform(self) -> float:
         """The uniform number that the next token is drawn by."""
