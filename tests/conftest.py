@@ -205,9 +205,9 @@ def write_config(tmp_path: Path, tiny_model: Path, tiny_pairs: Path) -> WriteCon
             "checkpoints": {"every": 2},
         }
         for name, section in sections.items():
-            own = values.get(name)
-            merged = isinstance(own, dict) and isinstance(section, dict)
-            values[name] = {**own, **section} if merged else section  # type: ignore[dict-item]
+            default = values.get(name)
+            merged = isinstance(default, dict) and isinstance(section, dict)
+            values[name] = {**default, **section} if merged else section  # type: ignore[dict-item]
         file = tmp_path / "run.yaml"
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
         return file

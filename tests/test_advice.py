@@ -187,9 +187,9 @@ def test_an_option_is_worded_for_every_verb(name, option, assigned):
     setting = f"{option}={SAMPLES.get(option, 'drop')}" if assigned else option
     printed = advice(f"or leave them out: {setting}, counted", verb)
     outside = printed
-    if (at := printed.find(CONVERT)) >= 0:
-        assert set(FLAG.findall(printed[at:])) <= VERBS["data convert"].flags
-        outside = printed[:at]
+    if (start := printed.find(CONVERT)) >= 0:
+        assert set(FLAG.findall(printed[start:])) <= VERBS["data convert"].flags
+        outside = printed[:start]
     assert set(FLAG.findall(outside)) <= verb.flags
     keys = [match["key"] for match in OPTION.finditer(outside)]
     if name in ("train", "plan"):

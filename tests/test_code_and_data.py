@@ -112,13 +112,13 @@ def test_data_verbs_run_none(tiny_pairs, marker, tmp_path):
         (folder / name).write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     script = "import sys; from penchant.cli import run; sys.path.pop(0); sys.exit(run(sys.argv[1:]))"
     for verb in (["check"], ["show"], ["audit"], ["convert", "--output", str(tmp_path / "out.jsonl")]):
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", script, "data", verb[0], folder, *verb[1:]],
             capture_output=True,
             text=True,
             check=False,
             cwd=folder.parent,
         )
-        assert ended.returncode in (0, 2), ended.stderr
-        assert "pairs" in ended.stdout + ended.stderr
+        assert process.returncode in (0, 2), process.stderr
+        assert "pairs" in process.stdout + process.stderr
     assert not marker.exists()

@@ -85,9 +85,9 @@ class TestFromAFile:
         assert text.count("self.alpha * ") == 1
         method_file.write_text(text.replace("self.alpha * ", "self.alpha / "))
         assert run(["train", str(folder), "--resume"]) == 2
-        told = capsys.readouterr().err
-        assert f"{folder}: objective.file ({method_file}) is not what this run was started with" in told
-        assert "put it back as it was to resume" in told
+        message = capsys.readouterr().err
+        assert f"{folder}: objective.file ({method_file}) is not what this run was started with" in message
+        assert "put it back as it was to resume" in message
         assert (folder / "metrics.jsonl").read_bytes() == log
         method_file.write_text(text)
         assert train(load_config(folder / "config.yaml"), resume=True) == folder
@@ -135,19 +135,19 @@ class TestFromAFile:
             build_objective({"name": "rdpo", "file": str(method_file)})
 
     @pytest.mark.parametrize(
-        ("source", "found"),
+        ("source", "message"),
         [
             ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
             ("def (", "SyntaxError"),
             ("raise RuntimeError('out of paper')", "RuntimeError: out of paper"),
         ],
     )
-    def test_a_file_that_cannot_be_imported(self, tmp_path, source, found):
+    def test_a_file_that_cannot_be_imported(self, tmp_path, source, message):
         file = tmp_path / "broken.py"
         file.write_text(source)
         with pytest.raises(ConfigError, match="cannot be imported") as error:
             build_objective({"name": "mine", "file": str(file)})
-        assert found in str(error.value)
+        assert message in str(error.value)
         assert "broken.py" in str(error.value)
 
     def test_a_class_that_lacks_a_member(self, tmp_path):
@@ -199,14 +199,14 @@ class TestFromAPackage:
 
 class TestWeightedSum:
     def test_parts_are_objectives_with_weights(self):
-        built = build_objective(
+        objective = build_objective(
             {"name": "weighted_sum", "parts": [{"name": "dpo", "beta": 0.3}, {"name": "sft", "weight": 0.2}]}
         )
-        assert built == WeightedSum((Part(1.0, DPO(beta=0.3)), Part(0.2, SFT())))
-        assert build_objective(describe_objective(built)) == built
+        assert objective == WeightedSum((Part(1.0, DPO(beta=0.3)), Part(0.2, SFT())))
+        assert build_objective(describe_objective(objective)) == objective
 
     @pytest.mark.parametrize(
-        ("values", "found"),
+        ("values", "message"),
         [
             ({"parts": "dpo"}, "takes a list `parts`"),
             ({"parts": [], "beta": 1}, "takes a list `parts`"),
@@ -215,10 +215,10 @@ class TestWeightedSum:
             ({"parts": [{"name": "dpoo"}]}, "did you mean dpo"),
         ],
     )
-    def test_bad_parts(self, values, found):
+    def test_bad_parts(self, values, message):
         with pytest.raises(ConfigError) as error:
             build_objective({"name": "weighted_sum", **values})
-        assert found in str(error.value)
+        assert message in str(error.value)
 
 
 @pytest.fixture

@@ -58,9 +58,9 @@ sys.exit(run(["--help"]))
 def test_every_module_is_imported_without_what_only_posix_has(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(hidden=HIDDEN), encoding="utf-8")
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert "train" in ended.stdout
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "train" in process.stdout
 
 
 def test_a_missing_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ MakeGroups = Callable[[Sequence[tuple[int, Sequence[int]]], int], list[Tokenized
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the CPU does, and the formulas that a GPU computes, here as they stand."""
     if request.param == "a GPU's formulas":
-        monkeypatch.setattr(one_kernel, "serves", lambda x: True)
+        monkeypatch.setattr(one_kernel, "use_compiled", lambda x: True)
 
 
 @pytest.fixture(params=sorted(CONFIGS))

@@ -84,12 +84,12 @@ def sentence_piece(prefix: str = "prepend") -> hf.PreTrainedTokenizerFast:
     pieces = [piece for piece, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
     names = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     vocabulary = {name: number for number, name in enumerate(names)}
-    known = set(pieces)
+    piece_set = set(pieces)
     merges = [
-        (piece[:cut], piece[cut:])
+        (piece[:split_at], piece[split_at:])
         for piece in pieces
-        for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
+        for split_at in range(1, len(piece))
+        if piece[:split_at] in piece_set and piece[split_at:] in piece_set
     ]
     raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     raw.add_special_tokens(SPECIAL)

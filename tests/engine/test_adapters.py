@@ -164,14 +164,14 @@ def test_dropout_on_the_head_is_pefts(model_of, make_groups, targets):
     policy.add_lora(rank=3, alpha=6.0, dropout=0.5, targets=targets)
     perturb(policy.model)
     scorer, batch = trained(policy, "tree"), pack(make_groups(SHAPES, 1))
-    still = scorer.eval()(batch)
+    evaluation_scores = scorer.eval()(batch)
     scorer.train()
     torch.manual_seed(0)
-    first = scorer(batch)
+    training_scores = scorer(batch)
     torch.manual_seed(0)
-    assert torch.equal(scorer(batch), first)
-    assert not torch.allclose(first, still)
-    torch.testing.assert_close(scorer.eval()(batch), still)
+    assert torch.equal(scorer(batch), training_scores)
+    assert not torch.allclose(training_scores, evaluation_scores)
+    torch.testing.assert_close(scorer.eval()(batch), evaluation_scores)
 
 
 def test_dropout_falls_on_the_heads_input(monkeypatch, model_of, make_groups):
@@ -300,9 +300,9 @@ def test_the_whole_reason_is_told(model_of):
 def test_adapters_that_no_gradient_came_to(model_of):
     policy = Policy(model_of("llama"), None)
     policy.add_lora(**SETTINGS, targets=["q_proj", "lm_head", "embed_tokens"])
-    everything = ["lm_head", "model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))]
-    assert sorted(untrained_adapters(policy.adapters)) == everything
+    adapted_layers = ["lm_head", "model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))]
+    assert sorted(untrained_adapters(policy.adapters)) == adapted_layers
     with torch.no_grad():
         policy.model.lm_head.lora_B["default"].weight[0, 0] = 1e-9
         policy.model.model.embed_tokens.lora_embedding_A["default"][0, 0] = 1e-9
-    assert sorted(untrained_adapters(policy.adapters)) == everything[2:]
+    assert sorted(untrained_adapters(policy.adapters)) == adapted_layers[2:]

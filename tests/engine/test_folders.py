@@ -38,19 +38,19 @@ def test_it_appears_once_all_is_there_without_what_an_earlier_half_had(tmp_path)
     ],
 )
 def test_a_full_disk_however_deep(tmp_path, error):
-    def written():
+    def write():
         try:
             raise error
         except Exception as inner:
             raise RuntimeError("could not save") from inner
 
-    with pytest.raises(DiskFullError, match="the disk is full") as told, disk_errors(tmp_path, "penchant again"):
-        written()
-    assert told.value.fix == "free some space, then go on with: penchant again"
+    with pytest.raises(DiskFullError, match="the disk is full") as error_info, disk_errors(tmp_path, "penchant again"):
+        write()
+    assert error_info.value.fix == "free some space, then go on with: penchant again"
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), SafetensorError("os error 28")])
 def test_another_error_stays_what_it_is(tmp_path, error):
-    with pytest.raises(type(error)) as told, disk_errors(tmp_path, "penchant again"):
+    with pytest.raises(type(error)) as error_info, disk_errors(tmp_path, "penchant again"):
         raise error
-    assert told.value is error
+    assert error_info.value is error

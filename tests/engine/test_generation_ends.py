@@ -25,7 +25,7 @@ TOKENIZER: Any = SimpleNamespace(eos_token_id=2, bos_token_id=1, pad_token_id=0)
 TRAINED = TrainedResponses(ends=(5,), shortest=3, longest=40, sequence=100)
 
 
-def changed(**values: Any) -> dict[str, Any]:
+def revised_settings(**values: Any) -> dict[str, Any]:
     return revise_settings(values, TOKENIZER, TRAINED, 512)
 
 
@@ -33,7 +33,7 @@ def changed(**values: Any) -> dict[str, Any]:
     ("base_ends", "expected"), [(2, [2, 5]), ([2, 7], [2, 7, 5]), (None, [2, 5]), ([5, 2], [5, 2]), (9, [9, 2, 5])]
 )
 def test_the_trained_end_joins_those_there_are(base_ends, expected):
-    assert changed(eos_token_id=base_ends)["eos_token_id"] == expected
+    assert revised_settings(eos_token_id=base_ends)["eos_token_id"] == expected
 
 
 def test_plain_text_keeps_one_eos():
@@ -63,7 +63,7 @@ def test_plain_text_keeps_one_eos():
     ],
 )
 def test_what_contradicts_training(base_settings, expected):
-    values = changed(**base_settings)
+    values = revised_settings(**base_settings)
     assert {name: values.get(name) for name in expected} == expected
 
 

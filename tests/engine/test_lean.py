@@ -20,11 +20,11 @@ from penchant.engine.tree import TreeScorer
 
 def fused_classes(model):
     """Names of a lean model's own classes, by the fused part that replaced their forward."""
-    found = {}
+    classes = {}
     for module in model.modules():
         if "_penchant_lean" in vars(type(module)):
-            found.setdefault(type(module).__mro__[1].__name__, set()).add(type(module).__name__)
-    return found
+            classes.setdefault(type(module).__mro__[1].__name__, set()).add(type(module).__name__)
+    return classes
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3"])
@@ -91,8 +91,8 @@ def test_weights_names_and_other_uses_stay(build):
     torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert str(model) == str(plain)
-    written = {"max_new_tokens": 5, "do_sample": False}
-    assert torch.equal(model.generate(ids, **written), plain.generate(ids, **written))
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(model.generate(ids, **settings), plain.generate(ids, **settings))
 
 
 def test_half_precision_keeps_the_norms_own_roundings(build):
@@ -108,24 +108,24 @@ def test_a_copy_is_a_model_of_its_own(build, make_groups):
     model.set_attn_implementation(TREE)
     fuse_layers(model)
     batch = pack(make_groups([(6, (3, 4))], 0))
-    before = TreeScorer(model)(batch)
+    log_probs = TreeScorer(model)(batch)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.5)
-    assert torch.equal(TreeScorer(model)(batch), before)
-    assert not torch.equal(TreeScorer(other)(batch), before)
+    assert torch.equal(TreeScorer(model)(batch), log_probs)
+    assert not torch.equal(TreeScorer(other)(batch), log_probs)
 
 
 def test_the_last_layers_mlp_sees_what_is_read(build, make_groups):
     model = build("llama")
     model.set_attn_implementation(TREE)
     fuse_layers(model)
-    seen = [[], []]
-    for layer, sizes in zip(model.model.layers, seen, strict=True):
-        layer.mlp.gate_proj.register_forward_hook(lambda m, given, out, sizes=sizes: sizes.append(given[0].shape[1]))
+    row_counts = [[], []]
+    for layer, sizes in zip(model.model.layers, row_counts, strict=True):
+        layer.mlp.gate_proj.register_forward_hook(lambda m, inputs, out, sizes=sizes: sizes.append(inputs[0].shape[1]))
     TreeScorer(model)(pack(make_groups([(50, (3, 4)), (20, (2, 2))], 0)))
-    assert seen == [[81], [13]]
+    assert row_counts == [[81], [13]]
     model.set_attn_implementation("eager")
     model(input_ids=torch.arange(1, 12)[None])
-    assert seen == [[81, 11], [13, 11]]
+    assert row_counts == [[81, 11], [13, 11]]

@@ -60,10 +60,10 @@ class TestDropout:
         torch.testing.assert_close(ours(ids).logits, plain.eval()(ids).logits)
 
     def test_it_is_told(self, gpt2):
-        told = dropout_settings(load_config(str(gpt2)))
-        assert "attn_pdrop 0.3" in told
-        assert "resid_pdrop 0.2" in told
-        assert "embd_pdrop 0.1" in told
+        settings = dropout_settings(load_config(str(gpt2)))
+        assert "attn_pdrop 0.3" in settings
+        assert "resid_pdrop 0.2" in settings
+        assert "embd_pdrop 0.1" in settings
 
     def test_nothing_to_tell(self, tiny_model):
         assert dropout_settings(load_config(str(tiny_model))) == ""

@@ -40,9 +40,9 @@ def peak(make_groups, shapes, vocabulary=1000, window=None) -> int:
     with track_memory() as tracker:
         scorer = TreeScorer(model)
         replace_tensors(scorer, CPU)
-        before = tracker.live
+        start_bytes = tracker.live
         scorer(pack(groups)).sum().backward()
-        return tracker.peak - before
+        return tracker.peak - start_bytes
 
 
 @pytest.mark.parametrize(

@@ -53,13 +53,13 @@ def test_as_peft_computes_it():
     fuse_adapters(model)
     assert len(fused_layers(model)) == 2
     x = torch.randn(4, 6)
-    found = []
-    for each in (model, plain):
-        out = each(x)
+    results = []
+    for candidate in (model, plain):
+        out = candidate(x)
         out.square().sum().backward()
-        found.append((out, {name: p.grad for name, p in each.named_parameters() if p.grad is not None}))
-    torch.testing.assert_close(*found)
-    assert all("lora" in name for name in found[0][1])
+        results.append((out, {name: p.grad for name, p in candidate.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(*results)
+    assert all("lora" in name for name in results[0][1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, theirs = model(x), plain(x)
     assert ours.dtype == theirs.dtype == torch.bfloat16

@@ -181,9 +181,9 @@ class TestForeign:
         with torch.no_grad():
             rows = rows_of(load_tokenizer(str(folder)))
             expected = [float(model(torch.tensor([row])).logits[0, 0]) for row in rows]
-            cut = [float(model(torch.tensor([row[:-1]])).logits[0, 0]) for row in rows]
+            rewards = [float(model(torch.tensor([row[:-1]])).logits[0, 0]) for row in rows]
         assert ours(folder) == pytest.approx(expected, abs=1e-5)
-        assert expected == pytest.approx(cut, abs=1e-5)
+        assert expected == pytest.approx(rewards, abs=1e-5)
 
     def test_a_run_of_an_older_version_is_read_at_its_end(self, tmp_path, tiny_model):
         """It was trained there, and saved with the end as its pad token."""

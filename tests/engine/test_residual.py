@@ -43,9 +43,9 @@ def test_every_weight_is_the_formulas(three, tmp_path, scale):
     assert len(list(Path(three[0]).glob("*.safetensors"))) > 1
     add_residual(*three, tmp_path / "out", scale=scale)
     adapted, base, instruct = map(weights, three)
-    found = weights(tmp_path / "out")
-    assert found.keys() == adapted.keys()
-    for name, value in found.items():
+    written_weights = weights(tmp_path / "out")
+    assert written_weights.keys() == adapted.keys()
+    for name, value in written_weights.items():
         torch.testing.assert_close(value, adapted[name] + scale * (instruct[name] - base[name]), rtol=1e-6, atol=1e-7)
 
 
@@ -79,13 +79,15 @@ def test_tokens_that_tuning_added(three, tmp_path, tiny_model):
     instruct = saved(tmp_path / "grown", tmp_path / "words", 7)
     add_residual(*three[:2], instruct, tmp_path / "out")
     name = "model.embed_tokens.weight"
-    adapted, base, tuned, found = (weights(each)[name] for each in (*three[:2], instruct, tmp_path / "out"))
-    assert found.shape == (n + 2, 16)
-    torch.testing.assert_close(found[:n], adapted + tuned[:n] - base)
-    assert torch.equal(found[n:], tuned[n:])
-    again = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert again.convert_tokens_to_ids("<|assistant|>") == n + 1
-    assert again.chat_template == "{{ messages }}"
+    adapted, base, tuned, written_weight = (
+        weights(source)[name] for source in (*three[:2], instruct, tmp_path / "out")
+    )
+    assert written_weight.shape == (n + 2, 16)
+    torch.testing.assert_close(written_weight[:n], adapted + tuned[:n] - base)
+    assert torch.equal(written_weight[n:], tuned[n:])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_tokens_to_ids("<|assistant|>") == n + 1
+    assert tokenizer.chat_template == "{{ messages }}"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == n + 2
 
 
@@ -110,8 +112,8 @@ def test_tokenizers_that_number_differently(three, tmp_path):
     file = Path(three[2]) / "tokenizer.json"
     values = json.loads(file.read_text())
     vocabulary = values["model"]["vocab"]
-    first, second = list(vocabulary)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    token, other_token = list(vocabulary)[-2:]
+    vocabulary[token], vocabulary[other_token] = vocabulary[other_token], vocabulary[token]
     file.write_text(json.dumps(values))
     with pytest.raises(ModelError, match="rows of the embedding would be mixed up"):
         add_residual(*three, tmp_path / "out")

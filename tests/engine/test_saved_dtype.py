@@ -122,9 +122,9 @@ def test_a_tensor_that_the_base_holds_in_another_dtype_stays_so(based, tmp_path)
 
 
 def test_weights_beyond_float16_are_written_in_float32():
-    stored = SavedDtype(torch.float16)
-    assert stored.safe_for({"a": torch.tensor([1e5])}).dtype == torch.float32
-    assert stored.safe_for({"a": torch.tensor([65504.0]), "steps": torch.tensor([1 << 20])}) is stored
+    disk_dtype = SavedDtype(torch.float16)
+    assert disk_dtype.safe_for({"a": torch.tensor([1e5])}).dtype == torch.float32
+    assert disk_dtype.safe_for({"a": torch.tensor([65504.0]), "steps": torch.tensor([1 << 20])}) is disk_dtype
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("f32", "float32"), ("f16", "float16"), ("q8_0", "float32")])
@@ -166,8 +166,8 @@ class TestMultimodal:
         merge_adapter(str(tmp_path / "run"), tmp_path / "merged")
         expected, actual = multimodal_models.read_tensors(base), multimodal_models.read_tensors(tmp_path / "merged")
         assert {name: tensor.dtype for name, tensor in actual.items()} == {n: t.dtype for n, t in expected.items()}
-        changed = {name for name, tensor in expected.items() if not torch.equal(actual[name], tensor)}
-        assert changed == {name for name in expected if re.search(r"language.*down_proj\.weight$", name)}
+        changed_names = {name for name, tensor in expected.items() if not torch.equal(actual[name], tensor)}
+        assert changed_names == {name for name in expected if re.search(r"language.*down_proj\.weight$", name)}
 
     def test_the_towers_do_not_decide(self, base, tmp_path, multimodal_models):
         """Most of the numbers are copied ones in float32: the language part stays bfloat16."""

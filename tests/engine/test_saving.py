@@ -156,8 +156,8 @@ class TestUnused:
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
         assert torch.equal(saved_tensors["v_head.summary.weight"], torch.ones(1, 32))
-        again = load_model(str(tmp_path / "saved"))  # what is saved names it still
-        torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+        reloaded = load_model(str(tmp_path / "saved"))  # what is saved names it still
+        torch.testing.assert_close(reloaded(IDS).logits, model(IDS).logits)
 
     def test_a_stray_beside_a_tower(self, tiny_model, tmp_path, multimodal_models):
         multimodal_models.write_multimodal("gemma3", tmp_path / "base", tiny_model)

@@ -55,18 +55,18 @@ def test_refused_families_run_padded_with_a_notice(refused_family, build, make_g
 
 
 def test_a_tree_that_is_wrong_is_caught_at_load(build, make_groups, monkeypatch):
-    def everything(self, tile, dtype):
+    def full_bias(self, tile, dtype):
         sides = self.tiles[tile].queries, self.tiles[tile].keys
         queries, keys = (sum(end - start for start, end in spans) for spans in sides)
         return torch.zeros(queries, keys, dtype=dtype)
 
-    monkeypatch.setattr(Tiling, "bias", everything)
+    monkeypatch.setattr(Tiling, "bias", full_bias)
     model = build("llama")
-    before = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     choice = choose_scorer(model, make_groups(SHAPES[:2], 0))
     assert isinstance(choice.scorer, PaddedScorer)
     assert "differ" in choice.notice
-    assert model.config._attn_implementation == before
+    assert model.config._attn_implementation == implementation
 
 
 def test_budget_changes_nothing(build, make_groups):

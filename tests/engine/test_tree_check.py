@@ -50,8 +50,8 @@ def draw_responses(model, group: TokenizedGroup, seed: int) -> TokenizedGroup:
     for response in group.responses:
         ids = torch.tensor(group.prompt)[None]
         for _ in response:
-            drawn = torch.multinomial(model(ids).logits[0, -1].softmax(-1), 1, generator=source)
-            ids = torch.cat([ids, drawn[None]], 1)
+            token = torch.multinomial(model(ids).logits[0, -1].softmax(-1), 1, generator=source)
+            ids = torch.cat([ids, token[None]], 1)
         responses.append(ids[0, len(group.prompt) :].numpy())
     return TokenizedGroup(group.prompt, tuple(responses), group.group)
 
@@ -106,7 +106,7 @@ def test_rounding_is_the_distance_from_float32(noisy):
     assert f"{choice.rounding:.2g}" in note
 
 
-def everything(self, tile, dtype):
+def full_bias(self, tile, dtype):
     sides = self.tiles[tile].queries, self.tiles[tile].keys
     queries, keys = (sum(end - start for start, end in spans) for spans in sides)
     return torch.zeros(queries, keys, dtype=dtype)
@@ -116,7 +116,7 @@ def inject(monkeypatch, wrong: str) -> None:
     """Make the tree wrong: branches that see one another, a window that is not there, sinks that are lost."""
     tiling, explicit = TreePlan.tiling, attention._explicit
     if wrong == "mask":
-        monkeypatch.setattr(Tiling, "bias", everything)
+        monkeypatch.setattr(Tiling, "bias", full_bias)
     elif wrong == "window":
         monkeypatch.setattr(TreePlan, "tiling", lambda self, window: tiling(self, None))
     else:
@@ -279,9 +279,9 @@ def test_the_padded_forward_is_off_by_its_worst_way() -> None:
     ways = [exact + torch.tensor([0.1, 0.0]), exact + torch.tensor([0.0, -0.3])]
     padded = tree_check._Padded(ways, exact)
     assert padded.rounding == pytest.approx(0.3, abs=1e-5)
-    assert padded.allowed == pytest.approx(0.6, abs=1e-5)
+    assert padded.max_error == pytest.approx(0.6, abs=1e-5)
     assert padded.error(exact + 0.5) == pytest.approx(0.5, abs=1e-5)
-    assert tree_check._Padded([exact], exact).allowed == pytest.approx(2e-4)
+    assert tree_check._Padded([exact], exact).max_error == pytest.approx(2e-4)
 
 
 def test_without_float32_the_spread_is_the_largest_and_the_error_to_the_nearest() -> None:

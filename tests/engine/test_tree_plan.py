@@ -43,9 +43,9 @@ def seen_by_tiles(tiling):
         assert bias.shape == (len(queries), len(keys))
         if tile.causal:
             assert torch.equal(bias == 0, torch.ones(len(queries), len(keys)).tril().bool())
-        wanted = range(*tile.outputs)
-        assert queries[-len(wanted) :].tolist() == list(wanted)
-        for row, query in zip(bias[-len(wanted) :], wanted, strict=True):
+        output_range = range(*tile.outputs)
+        assert queries[-len(output_range) :].tolist() == list(output_range)
+        for row, query in zip(bias[-len(output_range) :], output_range, strict=True):
             order.append(query)
             table[query, keys[row == 0]] = True
     assert order == list(range(total))
@@ -82,14 +82,14 @@ def test_attention_and_its_gradients_equal_attention_written_out(make_groups, mo
     monkeypatch.setattr(tree_plan, "BLOCK", 4)
     monkeypatch.setattr(tree_plan, "MASK_ELEMENTS", limit)
     shapes = [(5, (3, 9)), (1, (2,)), (9, (4, 1, 1, 12))]
-    seen = seen_by_hand(shapes, window)
+    visible = seen_by_hand(shapes, window)
     torch.manual_seed(0)
-    q = torch.randn(1, 4, len(seen), 8, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(1, 2, len(seen), 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    q = torch.randn(1, 4, len(visible), 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 2, len(visible), 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     plan = plan_of(make_groups, shapes)
     actual = attend(q, k, v, plan, window, 0.3)
     scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.3
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     upstream = torch.randn_like(expected)
@@ -113,7 +113,7 @@ def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, atten
     for prompt, responses in shapes:
         read[start : start + prompt - 1] = False
         start += prompt + sum(responses)
-    whole, part = (attend(q, k, v, each, window, 0.3) for each in (plan, plan.last_layer_plan))
+    whole, part = (attend(q, k, v, row_plan, window, 0.3) for row_plan in (plan, plan.last_layer_plan))
     torch.testing.assert_close(part[:, read], whole[:, read], rtol=1e-12, atol=0)
     assert not part[:, ~read].any()
     upstream = torch.randn_like(whole) * read[None, :, None, None]
@@ -124,7 +124,7 @@ def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, atten
 def test_responses_and_the_last_of_prompts_are_read(make_groups):
     batch = pack(make_groups([(5, (3, 4)), (6, (2,))], 0))
     read = [4, 5, 6, 7, 8, 9, 10, 11, 17, 18, 19]
-    assert TreePlan(batch).read.tolist() == read
+    assert TreePlan(batch).read_indices.tolist() == read
     assert TreePlan(batch.filled(8)).read.tolist() == read
     filled = TreePlan(batch, 4).read.tolist()
     assert len(filled) == 12
@@ -146,10 +146,10 @@ def test_half_precision_attends_in_float32_on_the_cpu(make_groups):
 
 def test_scores_computed_grow_with_what_is_seen(make_groups):
     """64 candidates of 100 tokens: their pairs cost nothing; nor do the masks of 8 short ones to a prompt of 3,000."""
-    for shape, most in (((50, (100,) * 64), 50**2 + 64 * 100 * 150), ((3000, (10,) * 8), 3000**2 + 80 * 3070)):
+    for shape, max_scores in (((50, (100,) * 64), 50**2 + 64 * 100 * 150), ((3000, (10,) * 8), 3000**2 + 80 * 3070)):
         tiling = plan_of(make_groups, [shape]).tiling(None)
         sizes = [[length(side) for side in (t.queries, t.keys)] for t in tiling.tiles]
-        assert sum(queries * keys for queries, keys in sizes) <= most
+        assert sum(queries * keys for queries, keys in sizes) <= max_scores
 
 
 def test_a_window_keeps_keys_near(make_groups):

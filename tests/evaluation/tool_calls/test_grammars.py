@@ -17,7 +17,7 @@ from penchant.data.groups import Message
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.grammars import Grammars
 from penchant.engine.loading import load_model, load_tokenizer
-from penchant.engine.quantization import eight_bits
+from penchant.engine.quantization import quantize_int8
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function
 from penchant.evaluation.tool_calls.edge import Setting, measure_here
@@ -287,7 +287,7 @@ def test_of_two_functions_with_one_name_the_first(tokenizer):
 
 
 def test_a_random_model_in_batches_and_alone_and_in_eight_bits(place, tokenizer):
-    for model in (load_model(place), eight_bits(load_model(place))):
+    for model in (load_model(place), quantize_int8(load_model(place))):
         together, alone = (
             answer_questions(
                 model,
