@@ -114,7 +114,7 @@ def test_without_the_package(folder, monkeypatch):
 
 
 def test_a_copy_goes_its_own_way(request):
-    tokenizer = load_tokenizer(request.getfixturevalue("place"))
+    tokenizer = load_tokenizer(request.getfixturevalue("folder"))
     guide = Grammars(tokenizer, [tokenizer.eos_token_id]).guide(SHORT)
     [n, o] = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "no"]
     guide.allowed_tokens([n])

@@ -25,7 +25,7 @@ def test_all_but_the_language_part_is_written_bit_for_bit(family, multimodal_fol
     save_model(model, tmp_path)
     base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path)
     trained = {name for name in base_tensors if not multimodal_models.in_tower(name) and "layer_scalar" not in name}
-    assert multimodal_models.changed(base_tensors, saved_tensors) == trained
+    assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == trained
     assert sorted(file.name for file in tmp_path.glob("model*")) == sorted(file.name for file in folder.glob("model*"))
     reloaded = multimodal_models.original(tmp_path)
     with torch.no_grad():
@@ -51,7 +51,7 @@ class TestNames:
         multimodal_models.change(model)
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
-        assert multimodal_models.changed(base_tensors, saved_tensors) == {
+        assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == {
             name for name in base_tensors if not multimodal_models.in_tower(name)
         }
 
@@ -99,7 +99,7 @@ class TestNames:
         multimodal_models.change(model)
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
-        assert multimodal_models.changed(base_tensors, saved_tensors) == {
+        assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == {
             name for name in base_tensors if not multimodal_models.in_tower(name)
         }
 
@@ -119,7 +119,7 @@ class TestNames:
         multimodal_models.change(model)
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
-        assert multimodal_models.changed(base_tensors, saved_tensors) == base_tensors.keys() - {"extra"}
+        assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == base_tensors.keys() - {"extra"}
         for name, tensor in base_tensors.items():
             torch.testing.assert_close(saved_tensors[name], tensor if name == "extra" else tensor + 0.01)
 

@@ -125,11 +125,11 @@ def test_responses_and_the_last_of_prompts_are_read(make_groups):
     batch = pack(make_groups([(5, (3, 4)), (6, (2,))], 0))
     read = [4, 5, 6, 7, 8, 9, 10, 11, 17, 18, 19]
     assert TreePlan(batch).read_indices.tolist() == read
-    assert TreePlan(batch.filled(8)).read.tolist() == read
-    filled = TreePlan(batch, 4).read.tolist()
+    assert TreePlan(batch.filled(8)).read_indices.tolist() == read
+    filled = TreePlan(batch, 4).read_indices.tolist()
     assert len(filled) == 12
     assert filled == sorted({*read, *filled})
-    assert TreePlan(batch, 64).read.tolist() == list(range(20))
+    assert TreePlan(batch, 64).read_indices.tolist() == list(range(20))
 
 
 def test_half_precision_attends_in_float32_on_the_cpu(make_groups):

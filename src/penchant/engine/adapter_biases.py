@@ -1,4 +1,4 @@
-"""Adapters with biases (``lora_bias``) on layers that have none: the layers get some, as the configuration can say."""
+"""Adapters with biases (``lora_bias``) on layers without: the layers get biases of zeros, also in the configuration."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "add_bias
 
 
 def add_biases(adapted: nn.Module) -> bool:
-    """Give every layer under an adapter with a bias one of zeros, for the adapter's to be merged into.
+    """Add a bias of zeros to layers that lack one under an adapter with a bias, which is merged into it.
 
-    Returns whether a layer had none.
+    Returns:
+        whether a layer lacked one.
     """
     bases: list[Any] = [
         layer.get_base_layer()  # type: ignore[operator]
@@ -35,7 +36,7 @@ def add_biases(adapted: nn.Module) -> bool:
 
 
 def declare_biases(model: PreTrainedModel, source: str) -> None:
-    """Set the configuration so that a model made from it has the biases of this one; those it has besides are zeros.
+    """Set a model's configuration so that a model built from it has all biases of this one; further ones are zeros.
 
     Raises:
         ModelError: no setting gives these layers biases, so that a saved model would lose them.

@@ -1,6 +1,6 @@
-"""Adapter folders in PEFT's format: read whole onto their base model, and merged into it.
+"""Adapter folders in PEFT's format: loaded onto their base model, and merged into it.
 
-Where an adapter is on one of two tied modules, the two have weights of their own once it is merged.
+An adapter on one of two tied modules unties them: after the merge each module has its own weights.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def merge_adapter_into(
     """A base model with an adapter folder merged in, its vocabulary as large as the adapter's.
 
     Args:
-        model: the adapter's base; it is changed.
-        task: PEFT's name of the model's task; None is the adapter's own.
-        absent: names of modules that the adapter may hold weights of and this model does not have.
+        model: the adapter's base model, changed in place.
+        task: PEFT's name of the model's task; None takes the adapter's own.
+        absent: names of modules that the adapter may hold weights for and this model lacks.
 
     Raises:
         ModelError: the adapter cannot be read, holds weights that the model does not take, or cannot be merged.
@@ -61,10 +61,10 @@ def load_adapter(
     task: str | None = None,
     absent: tuple[str, ...] = (),
 ) -> PeftModel:
-    """Put an adapter folder's adapter on its base model, beside those that are there.
+    """Load an adapter folder onto its base model, beside the adapters that the model already has.
 
     Args:
-        name: the adapter's.
+        name: the name under which the model holds the adapter.
         task, absent: as in `merge_adapter_into`.
 
     Raises:
@@ -110,15 +110,15 @@ def _load(
 
 
 def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The tensors of an adapter folder's file, by their names there.
+    """Tensors of an adapter folder's file, by their names in the file.
 
     Args:
-        names: patterns of module names of older checkpoints, and what the model calls them.
+        names: patterns of module names in older checkpoints, mapped to the model's names.
     """
     from peft.utils import load_peft_weights
 
     weights: dict[str, Tensor] = load_peft_weights(source, device="cpu", key_mapping=dict(names or {}) or None)
-    # Of a module that is trained whole PEFT writes the weights twice where the vocabulary has grown.
+    # PEFT writes the weights of a fully trained module twice where the vocabulary has grown.
     for key in [key for key in weights if _COPY in key]:
         plain = key.replace(_COPY, ".")
         if plain not in weights or torch.equal(weights[plain], weights[key]):
@@ -127,7 +127,7 @@ def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict
 
 
 def rows_of_adapter(model: PreTrainedModel, source: str) -> int | None:
-    """Rows of the embedding that an adapter folder was trained with; None where nothing tells, or no weights are there.
+    """Number of embedding rows that an adapter folder was trained with; None where the folder does not show it.
 
     Args:
         model: the adapter's base; may be on the meta device.
@@ -139,7 +139,7 @@ def rows_of_adapter(model: PreTrainedModel, source: str) -> int | None:
 
 
 def is_shareable(source: str) -> bool:
-    """Whether a base model under the adapter of a folder stays as it is, so that others can share it."""
+    """Whether a folder's adapter leaves its base model unchanged, so that several adapters can share the base."""
     with _adapter_errors(source):
         return all(".lora_" in key for key in adapter_weights(source))
 
@@ -171,7 +171,7 @@ def _untie_adapted(model: nn.Module) -> None:
 
 
 def _retie_equal_weights(model: PreTrainedModel) -> None:
-    """Tie again what came out equal, and take the rest from what the model and its configuration say is tied."""
+    """Tie equal weights again, and remove the other ties from the model and its configuration."""
     ties = model.all_tied_weights_keys
     for name, source in list(ties.items()):
         weight, tied_weight = model.get_parameter(name), model.get_parameter(source)
@@ -189,7 +189,7 @@ def _retie_equal_weights(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _adapter_errors(source: str) -> Iterator[None]:
-    """Turns a library's exception about an adapter folder into an error that says all of it."""
+    """Turn a library's exception about an adapter folder into a ModelError with its reason and a fix."""
     try:
         yield
     except PenchantError:
@@ -217,7 +217,7 @@ def _config(source: str) -> PeftConfig:
 
 
 def _refuse_missing_copies(adapted: nn.Module, weights: Mapping[str, Tensor], name: str, source: str) -> None:
-    """Raise ModelError where a module that is trained whole is not in the file: PEFT ends with its name only."""
+    """Raise ModelError where a fully trained module is not in the file: PEFT's own error has only its name."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for module_name, module in adapted.named_modules():
@@ -237,7 +237,7 @@ def _refuse(problem: str, keys: list[str], name: str, source: str) -> None:
 
 
 def _is_duplicate(key: str, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a weight is another's: PEFT writes tokens that are trained alone for both of two tied modules."""
+    """Whether a weight is a copy of another's: PEFT writes individually trained tokens for both of two tied modules."""
     tensor = weights.get(key)
     if tensor is None or not key.endswith(_TOKENS):
         return False
@@ -247,4 +247,5 @@ def _is_duplicate(key: str, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _is_in_modules(key: str, modules: tuple[str, ...]) -> bool:
+    """Whether a weight belongs to one of the named modules."""
     return any(f".{name}." in f".{key}" for name in modules)

@@ -1,4 +1,4 @@
-"""Layers that no adapter can stand beside, and advice that names those that one can."""
+"""Layers that cannot have an adapter, and advice that names those that can."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _READ_DIRECTLY = {
     **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
     **dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h"), ("out_proj",)),
 }
-"""Layers whose weight a model reads past the layer's forward, so that an adapter would change nothing."""
+"""Layers whose weight a model reads without calling the layer's forward, so that an adapter would have no effect."""
 
 
 def refuse_custom_forwards(model: nn.Module) -> None:
-    """Raise ValueError where an adapted layer returns something else than a matrix product, or is never called."""
+    """Raise ValueError where an adapted layer returns anything but a matrix product, or is never called."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
     unused = _READ_DIRECTLY.get(kind, ())
     for name, module in model.named_modules():
@@ -37,7 +37,7 @@ def refuse_custom_forwards(model: nn.Module) -> None:
 
 
 def target_advice(names: list[str], model: nn.Module, refusal: str) -> str:
-    """Advice that works: layers' names without those that a refusal quotes, and all-linear only where none is."""
+    """Advice for lora.targets: layers' names that the refusal does not quote; all-linear only where it quotes none."""
     unused = _READ_DIRECTLY.get(getattr(getattr(model, "config", None), "model_type", ""), ())
     usable_names = [name for name in names if f"'{name}'" not in refusal and name not in unused]
     if not usable_names:

@@ -34,7 +34,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class UnsupportedAttention(Exception):
-    """A layer asks attention for something the tree does not know; the model is then run padded."""
+    """A layer needs an attention feature that the tree does not support; the model is then run padded."""
 
 
 def tree_attention(
@@ -61,10 +61,10 @@ def tree_attention(
         sliding_window, softcap, s_aux: this layer's window (positions), logit soft-cap, and sinks [H].
 
     Returns:
-        [1, T, H, D], and no weights.
+        attention output [1, T, H, D], and None in place of attention weights.
 
     Raises:
-        UnsupportedAttention: the layer passes something that would change the result and is not known here.
+        UnsupportedAttention: the layer passes an argument that would change the result and is unknown here.
     """
     unknown = sorted(
         name for name, argument in further_arguments.items() if argument is not None and name not in _HARMLESS
@@ -82,7 +82,7 @@ def tree_attention(
         return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux), None
     if query.device.type == "cpu" and query.shape[3] == value.shape[3]:
         return _on_cpu(query, key, value, tree, sliding_window, scale), None
-    # Rotations and norms hand on float32 under autocast, which fast kernels do not take.
+    # Under autocast rotations and norms return float32, which the fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
     if query.is_cuda and _has_kernel(query, value) and not tree.forked:
         return _variable_length(query, key, value, tree, sliding_window, scale), None
@@ -145,7 +145,7 @@ def _explicit(
 
 
 def _over_tiles(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, attend: Attend) -> Tensor:
-    """[1, T, H, D] from each tile's attention. `split` and not slices: its backward is one concatenation."""
+    """Attention output [1, T, H, D] of all tiles. `split` and not slices: its backward is one concatenation."""
     edges = sorted({0, *(edge for t in tiling.tiles for span in (*t.queries, *t.keys, t.outputs) for edge in span)})
     piece_index = {edge: i for i, edge in enumerate(edges)}
     pieces = [x.split([end - start for start, end in pairwise(edges)], 2) for x in (query, key, value)]
@@ -179,8 +179,8 @@ def _variable_length(
     """Flash attention over variable lengths: each candidate's keys are its prompt's and its own, gathered.
 
     Causal from the bottom right, so a candidate's first query sees the whole prompt. `window_size` counts the keys to
-    the left of the query's own. Queries may have more heads than keys: torch 2.11's kernel takes them as they come,
-    later ones want to be told.
+    the left of the query's own. Queries may have more heads than keys: torch 2.11's kernel accepts that,
+    later ones need `enable_gqa`.
     """
     kernel = _varlen_attn()
     key_indices, query_ends, key_ends, longest_query, longest_key = tree.segments

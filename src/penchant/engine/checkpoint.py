@@ -1,4 +1,4 @@
-"""The files a model was loaded from, and their tensors that it does not use: known by name, or refused.
+"""The files a model was loaded from; their tensors that the model does not use are recorded by name, or refused.
 
 transformers drops those on loading: an image tower beside the language part, layers for multi-token prediction, or a
 tensor that belongs to another architecture. `penchant.engine.saving` writes them again.
@@ -34,9 +34,9 @@ class Checkpoint:
 
     Attributes:
         targets: for each tensor of the files that the model uses, the name of the weight it became.
-        converted: those of them that were joined with others, or split, on loading.
+        converted: names of those tensors that were joined with others, or split, on loading.
         unused: tensors that the model does not use; they are written again as they are.
-        dropped: tensors of a head that another one takes the place of.
+        dropped: tensors of a head that another head replaces.
     """
 
     source: str
@@ -65,11 +65,11 @@ def checkpoint_of(model: nn.Module) -> Checkpoint | None:
 
 
 def keep_language_part(model: PreTrainedModel, source: str, *, replaced_pattern: str | None = None) -> None:
-    """Account for every tensor of a freshly loaded model's files, then take the model's towers out of memory.
+    """Record every tensor of a newly loaded model's files, then remove the model's towers from memory.
 
     Args:
         source: the folder or hub id it was loaded from.
-        replaced: a regular expression of tensors that another head takes the place of; they are dropped.
+        replaced_pattern: a regular expression of tensors of a head that another head replaces; they are dropped.
 
     Raises:
         ModelError: the files hold a tensor that neither the model uses nor transformers knows of; or the model has no

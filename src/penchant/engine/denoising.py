@@ -1,10 +1,10 @@
 """A text-to-picture diffusion model in diffusers' folder format: its noise errors, and pictures from it.
 
 A picture's log-prob cannot be computed; Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, equation 14) puts minus
-the error of the predicted noise in its place. So every pairwise objective use_compiled for pictures as it stands.
+the error of the predicted noise in its place. So every pairwise objective works for pictures unchanged.
 
 Shapes: N pictures, L tokens of a prompt, E channels of its encoding; pictures [N, 3, height, width] in [-1, 1], latents
-[N, C, h, w]: what the VAE makes of pictures, or the pictures themselves where the folder has none.
+[N, C, h, w]: the VAE's encodings of pictures, or the pictures themselves where the folder has no VAE.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 LatentChoice = Literal["mode", "sample"]
 """How latents are taken from the VAE's normal distribution of them: its mode, or a sample."""
 INDEX = "model_index.json"
-"""In the folder of every model of diffusers."""
+"""A file that every model folder of diffusers has."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-"""What `noise_errors` has a target for."""
+"""Kinds of prediction that `noise_errors` has a target for."""
 
 
 def diffusers() -> ModuleType:
-    """The library, imported when it is needed.
+    """The package `diffusers`, imported when it is needed.
 
     Raises:
         ConfigError: it is missing.
@@ -45,10 +45,10 @@ def diffusers() -> ModuleType:
 
 
 def _part(kind: Any, folder: Path) -> Any:
-    """One of a model's parts.
+    """One of a model's parts, in float32.
 
     Raises:
-        ModelError: nothing there, or weights that are missing or damaged.
+        ModelError: the folder is missing, or its weights are missing or damaged.
     """
     with loading_errors(str(folder)):
         # Half precision on disk would be half precision in memory, of some parts only.
@@ -58,7 +58,7 @@ def _part(kind: Any, folder: Path) -> Any:
 
 
 def _check_folder(path: Path) -> None:
-    """Raise ModelError where a part is missing, or the folder is none of diffusers'."""
+    """Raise ModelError where a part is missing, or the folder is not in diffusers' format."""
     if not (path / INDEX).is_file():
         raise ModelError(
             f"no model of pictures: it has no {INDEX}", where=str(path), fix="name a folder in diffusers' format"
@@ -72,12 +72,12 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_kind(folder: str, unet: Mapping[str, Any], predicts: str, vae: Mapping[str, Any] | None) -> None:
-    """Raise ModelError where more than latents, a timestep and a prompt is needed, or another size or prediction.
+    """Raise ModelError where the UNet needs more than latents, timestep and prompt, or has unknown outputs.
 
     Args:
-        unet: its configuration; `vae`: that of the VAE, None where there is none.
+        unet: the UNet's configuration; `vae`: the VAE's, None where there is none.
     """
-    # Where a configuration says nothing, both have 4 in diffusers.
+    # Without a setting both have 4 channels in diffusers.
     takes, gives = unet.get("in_channels", 4), unet.get("out_channels", 4)
     channels, owner = (3, "pictures have") if vae is None else (vae.get("latent_channels", 4), "its VAE has")
     size, classes = unet.get("sample_size"), unet.get("num_class_embeds") or unet.get("class_embed_type")
@@ -94,21 +94,20 @@ def _check_kind(folder: str, unet: Mapping[str, Any], predicts: str, vae: Mappin
 
 
 class Denoiser:
-    """A UNet that predicts noise, with what encodes its prompts and pictures; dropout off.
+    """A UNet that predicts noise, with the encoders of its prompts and pictures; dropout is off.
 
     Attributes:
-        unet: given latents, timesteps and encoded prompts, predicts the noise, or the velocity where the schedule says
-            so.
+        unet: predicts the noise, or the velocity where the schedule says so.
         text_encoder: encodes prompts.
-        schedule: the noise of each timestep, for training and for painting.
+        schedule: the noise of each timestep, in training and in sampling.
         latent_choice: how a picture's latents are taken from the VAE's distribution; a sample follows torch's seed.
 
     Args:
-        folder: with unet/, text_encoder/, tokenizer/, scheduler/ and, where it works on latents, vae/.
+        folder: holds unet/, text_encoder/, tokenizer/, scheduler/ and, for a model of latents, vae/.
 
     Raises:
         ConfigError: diffusers is missing.
-        ModelError: nothing there, parts that are missing or damaged, or a kind of model that is not known here.
+        ModelError: the folder or a part is missing or damaged, or the kind of model is unknown here.
     """
 
     def __init__(self, folder: str, device: torch.device) -> None:
@@ -136,7 +135,7 @@ class Denoiser:
                 part.to(device).eval().requires_grad_(False)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """[N, L, E] of N prompts, padded to the longest that the encoder takes.
+        """Encodings [N, L, E] of N prompts, padded to the longest length that the encoder takes.
 
         Raises:
             DataError: a prompt is longer than that.
@@ -153,7 +152,7 @@ class Denoiser:
 
     @torch.no_grad()
     def to_latents(self, pictures: Tensor) -> Tensor:
-        """[N, C, h, w]: the mode of the VAE's distribution or a sample of it, scaled."""
+        """Latents [N, C, h, w] of pictures: the mode of the VAE's distribution or a sample of it, scaled."""
         pictures = pictures.to(self.device)
         if self._vae is None:
             return pictures
@@ -162,13 +161,13 @@ class Denoiser:
         return latents
 
     def predict(self, latents: Tensor, encoded: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """[N, C, h, w]: what the UNet says of latents with noise; arguments as in `noise_errors`."""
+        """The UNet's prediction [N, C, h, w] for latents with noise; arguments as in `noise_errors`."""
         noisy = self.schedule.add_noise(latents, noise, timesteps)
         prediction: Tensor = self.unet(noisy, timesteps, encoder_hidden_states=encoded).sample
         return prediction
 
     def noise_errors(self, latents: Tensor, encoded: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """[N] ``d = ||target - prediction||^2``, the mean over elements (as in Diffusion-DPO).
+        """Errors [N] of the prediction: ``||target - prediction||^2``, the mean over elements (as in Diffusion-DPO).
 
         Args:
             timesteps: [N] int64.
@@ -181,12 +180,12 @@ class Denoiser:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
-        """[N, 3, size, size] pictures by DDIM (Song et al. 2021, arXiv 2010.02502), without fresh noise on the way.
+        """Pictures [N, 3, size, size] by DDIM (Song et al. 2021, arXiv 2010.02502), without noise after the first.
 
         Args:
-            seeds: of each picture's first noise, so that a picture does not depend on those beside it.
+            seeds: the seed of each picture's first noise, so that a picture does not depend on the others.
             steps: evaluations of the UNet.
-            guidance: 1 follows the prompt as trained; above 1 away from no prompt too (Ho and Salimans 2022).
+            guidance: scale of classifier-free guidance (Ho and Salimans 2022); 1 turns it off.
 
         Raises:
             ConfigError: there are more steps than timesteps.
@@ -225,7 +224,7 @@ class Denoiser:
             )
 
     def save(self, folder: Path) -> None:
-        """UNet and text encoder as they are now, beside the other parts as they were; the folder appears whole."""
+        """Write the model folder, all of it or nothing: trained UNet and text encoder, the other parts unchanged."""
         with whole_folder(folder) as temporary:
             trained_parts = shutil.ignore_patterns("unet", "text_encoder")
             shutil.copytree(self._folder, temporary, ignore=trained_parts, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and disks that are full."""
+"""Folders that are written completely or not at all, and errors of full disks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from penchant.errors import DiskFullError
 
 DISK_FULL_ERRNOS = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
-"""No room on the disk, in one's share of it, or in a file as large as one may write."""
+"""Error numbers of a full disk, an exhausted quota, and a file beyond the size limit."""
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to write into, which becomes the folder once all of it is on the disk; an earlier half is thrown away."""
+    """A temporary folder to write into; it is renamed to `folder` once all of it is on disk."""
     temporary = folder.with_name(f".writing-{folder.name}")
     new_folder(temporary)
     yield temporary
@@ -29,7 +29,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def new_folder(path: Path) -> None:
-    """Make an empty folder where nothing, an earlier one, or a link is; what a link points to stays as it is.
+    """Create an empty folder in place of an earlier folder, file or link; the target of a link stays as it is.
 
     Raises:
         OSError: it cannot be made.
@@ -59,7 +59,7 @@ def disk_errors(folder: Path, resume_command: str) -> Iterator[None]:
 
     Args:
         folder: on the disk that is written.
-        resume_command: what to type once there is room.
+        resume_command: the command to type once there is room.
 
     Raises:
         DiskFullError: there was no room.
@@ -80,7 +80,7 @@ def disk_errors(folder: Path, resume_command: str) -> Iterator[None]:
 
 @contextmanager
 def resumable_disk_errors(folder: Path) -> Iterator[None]:
-    """Around a command that goes on where it stopped when it is given again: a full disk's error says so.
+    """`disk_errors` for a command that resumes where it stopped when it is run again; the error says so.
 
     Raises:
         DiskFullError: there was no room.
@@ -92,7 +92,7 @@ def resumable_disk_errors(folder: Path) -> Iterator[None]:
         raise DiskFullError(
             error.what,
             where=error.where,
-            fix="free some space, then give the same command again: it goes on where it stopped",
+            fix="free some space, then give the same command again: it resumes where it stopped",
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Parts of a decoder layer in fewer passes over memory than their formulas have operations, there and back.
+"""Parts of a decoder layer in fewer passes over memory than their formulas have operations, forward and backward.
 
-Each keeps its inputs for the backward (a norm also a number a row), and computes the rest again. On a GPU each is a
-kernel of its own (`one_kernel`), here a few passes over rows that stay in a core's cache.
+Every part saves its inputs for the backward (a norm also one number per row) and recomputes the rest. On a GPU it is
+one kernel (`one_kernel`), on the CPU a few passes over rows that stay in a core's cache.
 
 Shapes: D the last dimension.
 """
@@ -21,31 +21,31 @@ from penchant.engine.linear import compute_dtype
 from penchant.engine.vocabulary import passes
 
 _PASS_ELEMENTS = 1 << 17
-"""A gate's rows are worked on so many numbers at a time: they stay in a core's own cache between operations."""
+"""Numbers of a gate's rows processed at a time, so that they stay in a core's cache between operations."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """``weight * x / sqrt(mean(x²) + epsilon)`` over the last dimension (arXiv 1910.07467, equation 4).
+    """RMS norm ``weight * x / sqrt(mean(x²) + epsilon)`` over the last dimension (arXiv 1910.07467, equation 4).
 
     Args:
         x: [..., D], float32 or float64.
         weight: [D].
 
     Returns:
-        In x's dtype; on a GPU in that of the matrix products, which would cast it for each of them.
+        [..., D] in x's dtype; on a GPU in the dtype of the matrix products, which would otherwise cast it every time.
     """
     y: Tensor = _RmsNorm.apply(x, weight, epsilon)
     return y
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up`` (arXiv 2002.05202, section 2), of tensors of one shape."""
+    """SwiGLU ``silu(gate) * up`` (arXiv 2002.05202, section 2) of tensors of one shape."""
     y: Tensor = _SwiGLU.apply(gate, up)
     return y
 
 
 def swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``(silu(gate) * up) @ weight.T + bias``, without keeping the gated tensor.
+    """A linear layer of SwiGLU, ``(silu(gate) * up) @ weight.T + bias``, without saving the gated tensor.
 
     Args:
         gate, up: [..., I].
@@ -63,11 +63,11 @@ def swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``x * cos + half(x) * sin`` with ``half([a, b]) = [-b, a]``: rotary positions (arXiv 2104.09864, equation 34).
+    """Rotary positions ``x * cos + half(x) * sin``, ``half([a, b]) = [-b, a]`` (arXiv 2104.09864, equation 34).
 
     Args:
         x: [..., D], D even.
-        cos, sin: the same shape, or of size 1 where every x is turned alike.
+        cos, sin: of the same shape, or of size 1 where every x is rotated alike.
     """
     y: Tensor = _Rotate.apply(x, cos, sin)
     return y
@@ -139,7 +139,7 @@ class _GatedLinear(torch.autograd.Function):
         else:
             gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
             for part in _rows(gated_gradient, gate, up, gate_gradient, up_gradient):
-                # What comes in is not needed any more: the gated rows take its place.
+                # The incoming gradient is no longer needed: the gated rows overwrite it.
                 part[0].copy_(_gate_backward(*part))
         weight_gradient = dy.T @ gated_gradient if ctx.needs_input_grad[2] else None
         return gate_gradient, up_gradient, weight_gradient, dy.sum(0) if ctx.needs_input_grad[3] else None
@@ -157,7 +157,7 @@ def _gate(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _gate_backward(upstream: Tensor, gate: Tensor, up: Tensor, gate_gradient: Tensor, up_gradient: Tensor) -> Tensor:
-    """Writes both gradients; returns the gated tensor, computed again."""
+    """Write both gradients; return the gated tensor, computed again."""
     silu_gradient = upstream * up
     torch.ops.aten.silu_backward.grad_input(silu_gradient, gate, grad_input=gate_gradient)
     torch.ops.aten.silu.out(gate, out=up_gradient)
@@ -199,6 +199,6 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, some at a time."""
+    """The same rows of every tensor, some at a time."""
     rows = max(1, _PASS_ELEMENTS // tensors[0].shape[-1])
     return passes(rows, *(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors))

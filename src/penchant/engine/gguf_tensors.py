@@ -1,4 +1,4 @@
-"""Models in GGUF's terms: which tensors a file holds under which names, and the numbers that describe them.
+"""Models in GGUF's terms: names of the tensors in a file, and the sizes that describe the model.
 
 Names and meanings are llama.cpp's, as the package `gguf` gives them (`gguf.constants`).
 """
@@ -63,7 +63,7 @@ def check_architecture(config: PretrainedConfig, where: str) -> None:
 
 
 def add_sizes(writer: Any, config: PretrainedConfig, rope_scaling: Any) -> None:
-    """Tell a `gguf.GGUFWriter` the model's sizes.
+    """Write the model's sizes to a `gguf.GGUFWriter`.
 
     Args:
         rope_scaling: `gguf.RopeScalingType`.
@@ -87,10 +87,10 @@ def add_sizes(writer: Any, config: PretrainedConfig, rope_scaling: Any) -> None:
 
 
 def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """A file's tensors by name, in float32, one at a time; an output that is the embedding is left out.
+    """Names and tensors of the file, in float32, one at a time; a tied output layer is left out.
 
     Raises:
-        ModelError: a weight has no place in the file, or is not finite.
+        ModelError: a weight has no name in GGUF, or is not finite.
     """
     config = model.config
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -120,7 +120,7 @@ def _tensor_stem(stem: str, config: PretrainedConfig) -> str:
 
 
 def _permute_rotary_rows(stem: str, tensor: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """A Llama's queries and keys with the two numbers that are rotated together side by side, as llama.cpp has them.
+    """The weight as llama.cpp stores it: of a Llama's queries and keys, rows that are rotated together are neighbours.
 
     Hugging Face rotates number i of a head with number i + size / 2; of a Qwen2 llama.cpp does so too.
     """
@@ -131,7 +131,7 @@ def _permute_rotary_rows(stem: str, tensor: torch.Tensor, config: PretrainedConf
 
 
 def _frequency_divisors(model: PreTrainedModel) -> torch.Tensor:
-    """By what the frequency of each pair is divided: one that is not scaled, over the model's own."""
+    """Divisors [head size / 2] of the rotary frequencies: frequencies without scaling over the model's own."""
     config = model.config
     exponents = torch.arange(0, _head_size(config), 2, dtype=torch.float32) / _head_size(config)
     plain = config.rope_parameters["rope_theta"] ** -exponents

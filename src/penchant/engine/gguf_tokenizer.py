@@ -1,4 +1,4 @@
-"""Tokenizers that `transformers` builds from GGUF files, put right: text is split as in llama.cpp's llama-vocab.cpp."""
+"""Tokenizers that `transformers` builds from GGUF files, corrected to split text as llama.cpp's llama-vocab.cpp."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def llama_cpp_tokenizer(
     are not recognized in text.
 
     Raises:
-        ModelError: how it splits text is not known here.
+        ModelError: the way it splits text is unknown here.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

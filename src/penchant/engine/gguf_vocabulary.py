@@ -32,11 +32,11 @@ SPLITS = {
     "qwen2": (_QWEN_2,),
     "smollm": (DIGITS, BYTE_LEVEL_SPLIT),
 }
-"""What text is split by, one after the other, under each name."""
+"""The rules that split text, one after the other, under each name."""
 
 
 WHOLE_WORDS_FIRST = {"llama-bpe"}
-"""Where llama.cpp takes a word that is a token for that token, whatever its merges say."""
+"""Names under which llama.cpp turns a word that is a token into that token, whatever its merges are."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Vocabulary:
     Attributes:
         kind: "gpt2" or "llama".
         pre: how text is split; "default" for SentencePiece, which does not.
-        tokens: their texts by id.
-        types: their types by id.
-        merges: of byte-level BPE, "left right"; else empty.
-        scores: of SentencePiece, by id; else empty.
+        tokens: texts of the tokens, by id.
+        types: types of the tokens, by id.
+        merges: merges of byte-level BPE, "left right"; else empty.
+        scores: scores of SentencePiece, by id; else empty.
         space_prefix: whether a space is put before a text.
         add_bos: whether a text begins with the token for it.
         add_eos: whether it ends with one.
@@ -69,7 +69,7 @@ class Vocabulary:
 
 
 def build_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> Vocabulary:
-    """A tokenizer in GGUF's terms.
+    """The vocabulary of a tokenizer, as a GGUF file holds it.
 
     Args:
         rows: of the model's embedding; ids that the tokenizer leaves free are filled with tokens that nothing makes.
@@ -129,10 +129,10 @@ def _refusal(problem: str, where: str) -> ModelError:
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
-    """What a tokenizer.json says of it.
+    """The content of a tokenizer's tokenizer.json.
 
     Raises:
-        ModelError: it is none that a tokenizer.json could describe.
+        ModelError: no tokenizer.json can describe it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -177,7 +177,7 @@ def _tokens(
 
 
 def _normalized_notes(tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]) -> list[str]:
-    """Added tokens that this tokenizer looks for in the normalized text, and llama.cpp in the text as it is."""
+    """Notes on added tokens that this tokenizer looks for in the normalized text, and llama.cpp in the raw text."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return []
@@ -275,7 +275,7 @@ def _mark_byte_tokens(tokens: list[str], types: list[int], where: str) -> list[i
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]], where: str) -> list[float]:
-    """Of each token a score: the earlier its first merge, the higher; below all of them what no merge makes.
+    """A score for every token: the earlier its first merge, the higher; tokens that no merge makes come last.
 
     Raises:
         ModelError: joining by scores would not be joining by these merges.

@@ -30,10 +30,10 @@ StorageType = Literal["f32", "f16", "q8_0"]
 
 @dataclass(frozen=True)
 class ExportedGGUF:
-    """What a file holds.
+    """Content and size of an exported file.
 
     Attributes:
-        tensors: how many tensors are stored in each type.
+        tensors: number of tensors stored in each type.
         kept_apart: tensors that q8_0 was asked for and whose rows are no whole number of its blocks of 32.
         bytes: the file's size.
         notes: where llama.cpp makes other tokens of some texts than this tokenizer, and what the file leaves out.
@@ -45,6 +45,7 @@ class ExportedGGUF:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
         return asdict(self)
 
 
@@ -58,12 +59,12 @@ def export_gguf(source: str, output: Path, storage_type: StorageType) -> Exporte
     Args:
         source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file.
         output: a new file, ending in .gguf.
-        stored: the matrices' type.
+        storage_type: the type in which matrices are stored.
 
     Raises:
         ConfigError: the package `gguf` is missing.
-        ModelError: as `load_model`; or a model or a tokenizer that GGUF cannot hold; or the file cannot be written:
-            nothing is left of it then.
+        ModelError: as `load_model`; or a model or a tokenizer that GGUF cannot hold; or the file cannot be
+            written, and nothing is left of it.
     """
     _check_output(output)
     require_language_model(source)
@@ -115,7 +116,7 @@ def _check_output(output: Path) -> None:
 
 
 def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
-    """Write beside, then rename: a reader never sees half a file, nor is one left behind."""
+    """Write a temporary file, then rename it: no partial file is ever visible or left behind."""
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)  # It may be a link to another file.
@@ -124,7 +125,7 @@ def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, output)
     except OSError as error:
-        # numpy tells of a short write without the system's reason.
+        # numpy reports a short write without the system's reason.
         raise ModelError(
             f"it cannot be written: {error.strerror or error}",
             where=str(output),
@@ -135,7 +136,7 @@ def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
 
 
 def _types(library: Any, model: PreTrainedModel, storage_type: StorageType) -> dict[str, Any]:
-    """Each tensor's type of storage, by name."""
+    """The storage type of every tensor, by name."""
     kinds = library.GGMLQuantizationType
     requested_type = kinds[storage_type.upper()]
     block, _ = library.GGML_QUANT_SIZES[requested_type]

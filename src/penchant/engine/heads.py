@@ -33,7 +33,7 @@ class PreferenceHead(nn.Module):
         pooling: ``identity`` (with dropout), ``tanh`` (linear, tanh, dropout), ``dropout_tanh`` (dropout before and
             after), ``swiglu`` (``silu(gate h) * (dense h)``, tanh, dropout), ``swiglu_down`` (the same of 8/3 D
             values, projected down to D, tanh, dropout: a whole SwiGLU block, as in the authors' code).
-        dropout: of the pooling, while it trains.
+        dropout: rate of the pooling's dropout in training.
     """
 
     def __init__(self, size: int, pooling: Pooling, dropout: float = 0.0) -> None:
@@ -54,7 +54,7 @@ class PreferenceHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[N] rewards of [N, D] hidden states."""
+        """Rewards [N] of hidden states [N, D]."""
         with torch.autocast(hidden.device.type, enabled=False):
             inputs = self.input_dropout(hidden.float())
             pooled = self.dense(inputs)
@@ -65,13 +65,13 @@ class PreferenceHead(nn.Module):
 
 
 class HeadedScorer(nn.Module):
-    """Log-probs and the head's rewards, of one pass of the language model, whose log-probs the head does not change."""
+    """Log-probs and the head's rewards from one pass of the language model; the head does not change the log-probs."""
 
     def __init__(self, scorer: TreeScorer | PaddedScorer, head: PreferenceHead) -> None:
         super().__init__()
         self.model = scorer.model
         self.head = head
-        # Not a submodule: its weights are the model's, and each is to have one name.
+        # Not a submodule: its weights are the model's, and every weight has one name.
         self._inner = (scorer,)
 
     def cost(self, group: TokenizedGroup) -> int:
@@ -79,7 +79,7 @@ class HeadedScorer(nn.Module):
         return self._inner[0].cost(group)
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[2, G, K]: log-probs, and rewards; 0 in empty slots."""
+        """Log-probs (nats) and rewards, stacked [2, G, K]; 0 in empty slots."""
         log_probs, last = self._inner[0].forward_with_hidden(batch)
         return torch.stack([log_probs, batch.table(self.head(last).to(log_probs.dtype))])
 
@@ -136,10 +136,10 @@ def _is_head(settings: Path) -> bool:
 
 
 def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:
-    """Read a head, ready to score.
+    """The preference head of a folder, in evaluation mode.
 
     Raises:
-        ModelError: the folder has none, or it is damaged.
+        ModelError: the folder has no such head, or it is damaged.
     """
     from safetensors.torch import load_file
 

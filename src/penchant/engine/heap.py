@@ -1,6 +1,6 @@
-"""What glibc's allocator makes of a sequence of allocations: on the CPU a process holds more than its tensors.
+"""A model of glibc's allocator: on the CPU a process holds more memory than its tensors take.
 
-Three settings of it matter for tensors of some megabytes. Requests above a threshold get pages of their own, which go
+Three of its rules matter for tensors of some megabytes. Requests above a threshold get pages of their own, which go
 back when they are freed; but freeing such a block raises the threshold to its size, up to 32 MiB, and from then on
 blocks like it come from the heap. A hole in the heap stays resident until it is used again; only the top is given back.
 And (until 2.38) an aligned request looks for a hole larger than the block it makes, and frees the rest of it, which
@@ -20,7 +20,7 @@ LARGEST_THRESHOLD = 32 << 20
 ALIGNMENT, LEAST, HEADER, TOP_PAD = 64, 32, 8, 128 << 10
 
 STAYS_FREE = 4
-"""Of the rests behind blocks one in so many finds no small object: the count whose peaks fit measured runs best."""
+"""One in so many remainders behind blocks is taken by no small object: fitted to the peaks of measured runs."""
 
 
 def has_holes() -> bool:
@@ -86,7 +86,7 @@ class Heap:
         return block
 
     def give(self, block: Block) -> None:
-        """Free."""
+        """Free a block."""
         if block.mapped:
             self.resident -= block.size
             if self.raises_thresholds and self.threshold < block.size <= LARGEST_THRESHOLD:

@@ -1,4 +1,4 @@
-"""A language model made to do no more than it must: its parts fused, its last layer for the tokens that are read.
+"""Layer fusion: a model's parts computed by fused functions, its last layer for the tokens that are read.
 
 No model's code is copied or changed. A module's class is replaced by a subclass of it whose forward computes the same,
 where the class's own forward, tried on small numbers, is found to compute what the fused function does; any other
@@ -24,7 +24,7 @@ _FUSED = "_penchant_lean"
 
 
 class _Norm(nn.Module):
-    """`rms_norm` where the numbers are float32 or float64; a norm of half precision has roundings of its own."""
+    """`rms_norm` of float32 or float64 numbers; norms in half precision keep their own rounding."""
 
     weight: Tensor
 
@@ -37,7 +37,7 @@ class _Norm(nn.Module):
 
 
 class _Gate(nn.Module):
-    """`swiglu` between the projections, whatever these are; in one function with the last where it is a plain layer."""
+    """`swiglu` between the projections, whatever these are; fused with the last one where it is a plain layer."""
 
     gate_proj: nn.Module
     up_proj: nn.Module
@@ -52,7 +52,7 @@ class _Gate(nn.Module):
 
 
 class _RowSubset(nn.Module):
-    """An MLP of some tokens only, where they are told; 0 for the others."""
+    """An MLP of the tokens in `rows` only, where these are set; 0 for the other tokens."""
 
     rows: Tensor | None = None
 
@@ -60,14 +60,14 @@ class _RowSubset(nn.Module):
         if self.rows is None:
             return super().forward(x)
         output = super().forward(x.index_select(1, self.rows))
-        # Experts may tell their router's scores too.
+        # Experts may return their router's scores too.
         row_outputs, *further_outputs = output if isinstance(output, tuple) else (output,)
         whole = row_outputs.new_zeros(*x.shape[:2], row_outputs.shape[-1]).index_copy(1, self.rows, row_outputs)
         return (whole, *further_outputs) if further_outputs else whole
 
 
 class _LastLayer(nn.Module):
-    """With a tree, only for the tokens that are read: nothing looks at the others any more."""
+    """The last layer; with a tree it is computed only for the tokens that are read."""
 
     mlp: _RowSubset
 
@@ -82,14 +82,14 @@ class _LastLayer(nn.Module):
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Fuse what can be fused in a model's layers, and spare its last layer what is not read. On any device."""
+    """Fuse a model's layers where possible, and compute its last one only for tokens that are read; on any device."""
     with torch.device("cpu"):
         _fuse_modules(model)
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         last: Any = layers[-1] if len(layers) else None
         if isinstance(getattr(last, "mlp", None), nn.Module) and not isinstance(last, _LastLayer):
-            for lean, part in ((_LastLayer, last), (_RowSubset, last.mlp)):
-                part.__class__ = subclass_with_forward(lean, part.__class__)
+            for forward_class, part in ((_LastLayer, last), (_RowSubset, last.mlp)):
+                part.__class__ = subclass_with_forward(forward_class, part.__class__)
 
 
 def unfuse_layers(model: nn.Module) -> None:
@@ -113,9 +113,9 @@ def _fuse_modules(model: nn.Module) -> None:
 
 
 @lru_cache
-def subclass_with_forward(lean: Any, kind: Any) -> type[Any]:
-    """A subclass of a module's class with the forward of another; it goes by the class's own name."""
-    return type(kind.__name__, (lean, kind), {"__module__": kind.__module__, _FUSED: True})
+def subclass_with_forward(forward_class: Any, kind: Any) -> type[Any]:
+    """A subclass of a module's class with the forward of another class; it has the module's class name."""
+    return type(kind.__name__, (forward_class, kind), {"__module__": kind.__module__, _FUSED: True})
 
 
 @lru_cache
@@ -188,7 +188,7 @@ def _computes(function: Callable[..., Any], arguments: Sequence[Any], expected: 
     """Whether a foreign function's result is the expected one; `refuses` is the answer where it raises."""
     try:
         result = function(*arguments)
-    except Exception:  # Whatever foreign code makes of a stand-in.
+    except Exception:  # Foreign code may raise anything on a stand-in.
         return refuses
     same_shape = isinstance(result, Tensor) and result.shape == expected.shape
     return same_shape and torch.allclose(result, expected, rtol=1e-5, atol=1e-6)

@@ -18,10 +18,10 @@ KEPT_ELEMENTS = 1 << 27
 """Logits kept for the backward (512 MiB in float32)."""
 
 FROZEN_ELEMENTS = 1 << 25
-"""With a frozen head, logits at a time of as many whole rows as these allow: their gradient is taken at once."""
+"""With a frozen head, number of logits computed at a time, in whole rows; their gradient is taken at once."""
 
 GPU_FROZEN_ELEMENTS = 1 << 27
-"""The same on a GPU: each time the whole head is read anew."""
+"""The same on a GPU, where every pass reads the whole head again."""
 
 
 def linear_log_probs(
@@ -42,7 +42,7 @@ def linear_log_probs(
         bias: [V] or None.
         targets: [N] int64.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
-        shared: where the backward leaves the weight's gradient, for an embedding of the same weight to add to.
+        shared: holds the weight's gradient after the backward, for an embedding of the same weight to add to.
         adapter: its low [N, r] in the dtype of `hidden`, its up [V, r].
 
     Returns:
@@ -61,7 +61,7 @@ def linear_log_probs(
 
 
 def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
-    """Products on this device and in this dtype are best of a multiple of so many rows.
+    """The number of rows whose multiples make fast matrix products on this device and in this dtype.
 
     In half precision on the CPU each new shape costs milliseconds, for which a program is compiled, and its memory.
     """
@@ -75,7 +75,7 @@ def compute_dtype(like: Tensor) -> torch.dtype:
 
 
 def blocks_to_keep(tokens: int, vocabulary: int, device: torch.device) -> int:
-    """Of how many blocks the backward finds the logits of these tokens where the forward left them."""
+    """Number of blocks of the vocabulary whose logits the forward keeps for the backward."""
     first_block, *_ = slices = blocks(tokens, vocabulary, device)
     return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first_block.stop - first_block.start)))
 
@@ -107,7 +107,7 @@ class _LinearLogProbs(torch.autograd.Function):
             return log_probs
         if not needs_hidden:
             return head.log_probs(hidden, targets, 0)[0]
-        # With a frozen head each row's gradient can be had now, for an upstream of 1, and scaled later.
+        # With a frozen head every row's gradient is computed now, for an upstream of 1, and scaled later.
         unit, all_log_probs = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
         rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
         for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):

@@ -26,14 +26,14 @@ _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model, its dropout off; an adapter folder is merged into its base.
 
-    Of a multimodal checkpoint the original class, with the language part alone; `save_model` writes all of it again.
+    A multimodal checkpoint has its original class, with the language part alone; `save_model` writes the rest again.
 
     Args:
         source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file, whose weights are dequantised.
         dtype: of the weights.
 
     Raises:
-        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration, or
+        ModelError: no such folder, no weights, weights that are missing, damaged or do not fit the configuration, or
             tensors that the model does not use; or a reward model, which has no language-model head.
         ConfigError: a GGUF file without the package `gguf`.
     """
@@ -109,7 +109,7 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     refuse_missing(source, report)
     read_gguf_ends(model, source)
-    # The weights are ordinary ones now, to train and to save; an adapter on them must find its way back to the file.
+    # The weights are ordinary ones now, to train and to save; an adapter on them must name the file as its base.
     model.hf_quantizer.remove_quantization_config(model)
     model.name_or_path = model.config.name_or_path = source
     remove_dropout(model)
@@ -124,7 +124,7 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
         chat_template: a file holding a Jinja chat template to use instead of the tokenizer's own.
 
     Raises:
-        ModelError: no tokenizer there, a damaged one, or one without an end-of-sequence token.
+        ModelError: the tokenizer is missing, damaged, or without an end-of-sequence token.
         ConfigError: a GGUF file without the package `gguf`.
     """
     tokenizer = _load_any_tokenizer(source)
@@ -211,7 +211,7 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def dropout_settings(config: PretrainedConfig) -> str:
-    """The dropouts a configuration asks for, as ``name 0.1, ...``; empty where there are none."""
+    """The dropouts of a configuration, as ``name 0.1, ...``; empty where there are none."""
     dropouts = {
         name: value
         for name, value in text_config(config).to_dict().items()
@@ -262,7 +262,7 @@ def check_folder(source: str, *, weights: bool = True) -> None:
 
 
 class loading_errors:
-    """Turns a library's exception while loading into one sentence that names the source."""
+    """Context that turns a library's exception while loading into a ModelError that names the source."""
 
     def __init__(self, source: str) -> None:
         self.source = source

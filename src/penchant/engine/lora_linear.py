@@ -1,7 +1,7 @@
-"""A linear layer with its low-rank adapter in five products, the adapter's added to the layer's where they lie.
+"""A linear layer with its low-rank adapter in five products; the adapter's are added to the layer's in place.
 
-PEFT's own forward makes a tensor of the layer's size for each of the adapter's product, its scaling and the sum, there
-and back. Shapes: T tokens, I inputs, O outputs, r the rank.
+PEFT's own forward makes a tensor of the layer's size for each of the adapter's product, its scaling and the sum,
+forward and backward. Shapes: T tokens, I inputs, O outputs, r the rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """``x W^T + bias + scaling x A^T B^T`` with W and bias frozen (arXiv 2106.09685, equation 3).
+    """A linear layer with LoRA, ``x W^T + bias + scaling x A^T B^T``, W and bias frozen (arXiv 2106.09685, equation 3).
 
     Args:
         x: [..., I].
@@ -85,7 +85,7 @@ class _Fused(nn.Module):
 
 
 def fuse_adapters(adapters: PeftModel) -> None:
-    """Fuse every plain linear layer that has one adapter, without dropout; the others stay PEFT's own."""
+    """Fuse every plain linear layer that has one adapter without dropout; the others keep PEFT's forward."""
     from peft.tuners.lora import Linear
 
     for module in adapters.modules():

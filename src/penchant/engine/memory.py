@@ -1,4 +1,4 @@
-"""How much memory a computation takes, found by doing it on tensors without data; and how much there is.
+"""Memory that a computation takes, counted by running it on tensors without data; and memory that is available.
 
 A fake tensor has a shape, a dtype and a device, and no numbers: the real model code runs on it, forward, backward and
 optimizer step, and nothing is allocated but the count.
@@ -35,9 +35,9 @@ class MemoryTracker(TorchDispatchMode):
     more: also tensors a custom autograd function keeps outside of `save_for_backward`, and temporary ones.
 
     Attributes:
-        live: bytes alive.
-        peak: the most since the start, or since `reset`.
-        peak_resident: the most the allocator ever held, where one is modelled.
+        live: bytes of the tensors alive now.
+        peak: most bytes alive at any moment since the start, or since `reset`.
+        peak_resident: most bytes that the allocator held, where one is modelled.
     """
 
     def __init__(self, heap: Heap | None = None) -> None:
@@ -89,7 +89,7 @@ def _grouped_product(rows: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -
 
 @contextmanager
 def track_memory(heap: Heap | None = None) -> Iterator[MemoryTracker]:
-    """Every tensor made inside is a fake one, and its bytes are counted."""
+    """A tracker of all tensors made inside the context; they are fake tensors, without data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     tracker = MemoryTracker(heap)
@@ -122,7 +122,7 @@ def _like(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def process_bytes(device: torch.device) -> int:
-    """What this process holds of the device's memory: resident on the CPU, reserved on a GPU; 0 where unknown."""
+    """Bytes of the device's memory that this process holds: resident on the CPU, reserved on a GPU; 0 where unknown."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     try:
@@ -132,7 +132,7 @@ def process_bytes(device: torch.device) -> int:
 
 
 def peak_process_bytes() -> int:
-    """The most this process has held of the machine's memory; 0 where the system does not say."""
+    """Most bytes of the machine's memory that this process has held; 0 where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -141,7 +141,7 @@ def peak_process_bytes() -> int:
 
 
 def _process_memory() -> object:
-    """By psutil, which is there with accelerate; None without it."""
+    """Memory figures by psutil, which accelerate installs; None without it."""
     try:
         import psutil
     except ImportError:
@@ -150,7 +150,7 @@ def _process_memory() -> object:
 
 
 def _machine_bytes() -> int:
-    """Memory of the machine; without an answer as much as is never reached."""
+    """Bytes of the machine's memory; `UNKNOWN_BYTES` where the system does not report it."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
@@ -161,7 +161,7 @@ def _machine_bytes() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process could hold of the device's memory, what it holds already included.
+    """Bytes of the device's memory that this process could hold, including what it holds already.
 
     On the CPU the least of what the kernel calls available and of the container's limit.
     """

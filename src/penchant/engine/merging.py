@@ -21,10 +21,10 @@ def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> 
     A reward model's adapter becomes a sequence classifier with its head; preference heads are copied beside the model.
 
     Args:
-        save_dtype: of the weights on disk; ``auto`` is the base's.
+        save_dtype: dtype of the weights on disk; ``auto`` is the base's.
 
     Raises:
-        ModelError: `source` is no adapter folder, or `output` is there already.
+        ModelError: `source` is no adapter folder, or `output` exists already.
     """
     if adapter_base(source) is None:
         raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)

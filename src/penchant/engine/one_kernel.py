@@ -18,12 +18,12 @@ from torch.nn.functional import silu
 
 
 def use_compiled(x: Tensor) -> bool:
-    """Whether these formulas are to be used for a tensor."""
+    """Whether a tensor is computed by these formulas: one on a GPU is."""
     return x.is_cuda
 
 
 class _CompiledOnGpu:
-    """A formula, compiled when it is first given tensors of a GPU; where that fails it stays as it is, and says so."""
+    """A formula, compiled at its first call with tensors of a GPU; if that fails it warns and stays uncompiled."""
 
     def __init__(self, formula: Callable[..., Any]) -> None:
         self._formula = formula
@@ -48,7 +48,7 @@ class _CompiledOnGpu:
 
 @_CompiledOnGpu
 def norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``weight * x * s`` in a dtype, and ``s = 1 / sqrt(mean(x²) + epsilon)``, [..., 1]."""
+    """RMS norm ``weight * x * s`` in a dtype, and its scale ``s = 1 / sqrt(mean(x²) + epsilon)`` [..., 1]."""
     scale = (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
     return (x * scale * weight).to(dtype), scale
 
@@ -64,13 +64,13 @@ def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, upstream: Tensor) ->
 
 @_CompiledOnGpu
 def gate(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``."""
+    """SwiGLU ``silu(gate) * up``."""
     return silu(gate) * up
 
 
 @_CompiledOnGpu
 def gate_backward(gate: Tensor, up: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `gate` by gate and up, and what it gave."""
+    """Gradients of `gate` by gate and up, and its output."""
     dtype, exact = gate.dtype, torch.promote_types(gate.dtype, torch.float32)
     gate, up, upstream = gate.to(exact), up.to(exact), upstream.to(exact)
     sigmoid = torch.sigmoid(gate)
@@ -81,7 +81,7 @@ def gate_backward(gate: Tensor, up: Tensor, upstream: Tensor) -> tuple[Tensor, T
 
 @_CompiledOnGpu
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x * cos + half(x) * sin`` in a dtype, with ``half([a, b]) = [-b, a]``."""
+    """Rotary positions ``x * cos + half(x) * sin`` in a dtype, with ``half([a, b]) = [-b, a]``."""
     a, b = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, -1)
     (cos_a, cos_b), (sin_a, sin_b) = cos.chunk(2, -1), sin.chunk(2, -1)
     return torch.cat([a * cos_a - b * sin_a, b * cos_b + a * sin_b], -1).to(dtype)
@@ -97,7 +97,7 @@ def rotate_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dty
 
 @_CompiledOnGpu
 def log_sum_exp(logits: Tensor, softcap: float | None) -> Tensor:
-    """[N] of logits [N, B], through the soft-cap, in float32 or better."""
+    """Log-sum-exp [N] of soft-capped logits [N, B], in float32 or better."""
     values = capped(logits, softcap)
     top = values.amax(1)
     return (values - top[:, None]).exp().sum(1).log() + top
@@ -112,10 +112,10 @@ def logits_gradient(
     at_target: Tensor,
     softcap: float | None,
 ) -> Tensor:
-    """[N, B] ``upstream (onehot - softmax)`` by the raw logits, through the soft-cap.
+    """Gradient [N, B] by the raw logits, ``upstream (onehot - softmax)`` through the soft-cap.
 
     Args:
-        place: [N] where in the block a row's target is.
+        target_index: [N] int64, index of a row's target in the block.
         at_target: [N] the upstream of rows whose target is in the block, 0 of the others.
     """
     values = capped(logits, softcap)
@@ -128,6 +128,6 @@ def logits_gradient(
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """In float32 or better; the very tensor where there is nothing to do."""
+    """Soft-capped logits in float32 or better; the same tensor where nothing changes."""
     values = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return values if softcap is None else torch.tanh(values / softcap) * softcap

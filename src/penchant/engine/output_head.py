@@ -1,4 +1,4 @@
-"""Log-probs by a model's output head as its own forward computes them, whatever adapter sits on it.
+"""Log-probs by a model's output head as its own forward computes them, with any adapter on it.
 
 A plain head, and one with low-rank adapters, never has all its logits in memory; of any other the logits are computed.
 
@@ -55,7 +55,7 @@ def head_log_probs(
 
 
 def lora_rank(head: nn.Module) -> int:
-    """The rank of all low-rank adapters in use on a linear head; 0 where there are none, or of another kind."""
+    """Total rank of the active low-rank adapters on a linear head; 0 with none, or with one of another kind."""
     layer = _active_layer(head)
     if not hasattr(layer, "lora_A"):
         return 0

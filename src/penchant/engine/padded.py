@@ -26,7 +26,7 @@ class PaddedScorer(nn.Module):
         return len(group.responses) * group.longest
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[G, K] summed log-probs, nats, in float64; 0 in empty slots."""
+        """Summed log-probs [G, K], nats, in float64; 0 in empty slots."""
         sequences, prompts = unpack(batch)
         logits = self.model(**pad_right(sequences), use_cache=False).logits
         return self._log_probs(batch, logits, sequences, prompts)
@@ -54,7 +54,7 @@ class PaddedScorer(nn.Module):
 
 
 def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:
-    """Sequences as a model takes them: ids and mask, each as wide as the longest."""
+    """A model's inputs, padded on the right: ids and mask [N, longest]."""
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=sequences[0].device)
     mask = torch.zeros_like(ids)

@@ -51,10 +51,10 @@ class Policy:
         targets: str | list[str],
         task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM",
     ) -> None:
-        """Freeze the weights and train low-rank adapters beside them; they start as the identity.
+        """Freeze the weights and add low-rank adapters to train, which start as the identity.
 
         Args:
-            task: PEFT's name for the model's; of a reward model the head is trained whole.
+            task: PEFT's name of the model's task; a reward model's head is trained fully.
 
         Raises:
             ConfigError: no module has the name of a target.
@@ -70,7 +70,7 @@ class Policy:
         Files are written to a temporary folder and then moved in, so that a folder never holds half a file.
 
         Args:
-            scorer: the module the weights are in; sharded over the world where there are several processes.
+            scorer: the module that holds the weights, sharded where the world has several processes.
             dtype: of the weights on disk.
         """
         weights = _full_weights(scorer, self.model, world)
@@ -94,7 +94,7 @@ class Policy:
 
 
 def _save_adapter(adapters: PeftModel, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write an adapter in PEFT's format; its base's folder is named so that it is found from elsewhere."""
+    """Write an adapter in PEFT's format; its base's folder is written as an absolute path."""
     state: dict[str, Any] = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
     config = adapters.peft_config["default"]
     if config.base_model_name_or_path and Path(config.base_model_name_or_path).exists():
@@ -106,7 +106,7 @@ def _save_adapter(adapters: PeftModel, folder: Path, weights: Mapping[str, Tenso
 
 
 def _is_tied(model: nn.Module, name: str) -> bool:
-    """Whether a weight is another's, by the model's own list and in fact."""
+    """Whether a weight is tied to another, by the model's own list and in fact."""
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     if name not in ties:
         return False

@@ -38,7 +38,7 @@ class Progress:
         self._bar.stop()
 
     def advance(self, amount: int, note: str = "") -> None:
-        """Move on by `amount`, and say something beside the bar."""
+        """Advance the bar by `amount`, and show a note beside it."""
         speed = self._bar.tasks[0].speed
         rate = f"{speed:.1f} {self._unit}/s" if speed else ""
         self._bar.update(self._task, advance=amount, rate=rate, note=note)

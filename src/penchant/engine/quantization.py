@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def quantize_int8(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with int8 weights in its linear layers and inputs quantised as they come; changed in place.
+    """The model with int8 weights in its linear layers, whose inputs are quantised dynamically; changed in place.
 
     Raises:
         ConfigError: this PyTorch no longer has dynamic quantisation.

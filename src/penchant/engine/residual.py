@@ -1,4 +1,4 @@
-"""The instruction residual: what tuning made of a base model, added to another model that came from the same base.
+"""The instruction residual: the change that tuning made to a base model, added to another model of the same base.
 
     theta = theta_adapted + scale (theta_instruct - theta_base)
 
@@ -30,10 +30,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale: float = 1.0) -> None:
-    """Write a model folder; the adapted model's weights are read a file at a time, the others' a tensor at a time.
+    """Write a model folder: the adapted model plus the instruction residual.
 
-    Configuration and dtype are the adapted model's; tokenizer, chat template and generation settings the instruct
-    model's. Rows of the embedding that tuning has added to the base's are taken as they are.
+    The adapted model's weights are read a file at a time, the others' a tensor at a time. Configuration and dtype are
+    the adapted model's; tokenizer, chat template and generation settings are the instruct model's. Rows of the
+    embedding that tuning has added to the base's are copied.
 
     Args:
         adapted, base, instruct: model folders or hub ids.
@@ -65,7 +66,7 @@ def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale:
 
 
 def _write(adapted: Path, base: Mapping[str, Any], instruct: Mapping[str, Any], output: Path, scale: float) -> None:
-    """Every file of the adapted model, its tensors changed."""
+    """Write every file of the adapted model with the residual added to its tensors."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -83,7 +84,7 @@ def _write(adapted: Path, base: Mapping[str, Any], instruct: Mapping[str, Any], 
 
 
 def _plus_residual(adapted: Tensor, base: Tensor, instruct: Tensor, scale: float) -> Tensor:
-    """``own + scale (instruct - base)``, computed in float32; of rows only the instruct model has, these rows."""
+    """``adapted + scale (instruct - base)``, computed in float32; rows that only the instruct model has are copied."""
     common, further = (instruct[: len(base)], instruct[len(base) :]) if adapted.ndim else (instruct, None)
     result = (adapted.float() + scale * (common.float() - base.float())).to(adapted.dtype)
     return result if further is None or not len(further) else torch.cat([result, further.to(adapted.dtype)])
@@ -114,7 +115,7 @@ def _local(source: str) -> Path:
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:
-    """The file of each tensor."""
+    """The file name of every tensor, by the tensor's name."""
     from safetensors import safe_open
 
     if (folder / _INDEX).exists():
@@ -126,7 +127,7 @@ def _tensor_files(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
-    """By a tensor's name the open file that holds it."""
+    """The open file of every tensor, by the tensor's name."""
     from safetensors import safe_open
 
     file_names = _tensor_files(folder)
@@ -143,7 +144,7 @@ def _shapes(folder: Path) -> Shapes:
 
 
 def _check_shapes(models: Sequence[tuple[str, Shapes]]) -> int | None:
-    """Rows of the instruct model's embedding, where tuning added some; None where not.
+    """Number of rows of the instruct model's embedding where tuning added some; None elsewhere.
 
     Args:
         models: name and shapes of the adapted, the base and the instruct model.

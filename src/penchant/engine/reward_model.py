@@ -39,8 +39,8 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
         source: a folder in Hugging Face or PEFT format, or a hub id.
 
     Raises:
-        ModelError: nothing there, damaged, or weights missing: the head's too, so a language model is refused, and
-            its adapter.
+        ModelError: the model is missing or damaged, or weights are missing; without a head's weights a language model
+            is refused, and its adapter.
     """
     check_folder(source)
     kind, base = model_kind(source), adapter_base(source)
@@ -70,7 +70,7 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
 
     A language model's adapter folder is merged into its base. A fresh head is read at a row's last token.
 
-    The head's numbers come from torch's generator: seed it first.
+    The head's weights are drawn from torch's generator: seed it first.
 
     Raises:
         ModelError: as `load_reward_model`; or a classifier of several outputs.
@@ -98,7 +98,7 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
 
 
 def _classifier(source: str, dtype: torch.dtype, **labels: int) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and which weights its files lack."""
+    """The model, and transformers' report of the weights that its files lack."""
     with loading_errors(source):
         model, report = classification_class(load_config(source), source).from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **labels

@@ -1,4 +1,4 @@
-"""How far rounding moves a model's numbers in half precision: against the same weights in float32, or between two ways.
+"""Rounding errors of a model's numbers in half precision: from float32, or between two ways to compute them.
 
 A copy of a large model in float32 does not fit beside it. So weights are cast while the module that has them runs, one
 module at a time.
@@ -42,7 +42,7 @@ def rounding_note(rounding: float | None) -> str:
     """A line about numbers in half precision.
 
     Args:
-        rounding: as far as they are off from float32 on a sample; None where it could not be measured.
+        rounding: largest error from float32 on a sample; None where it could not be measured.
     """
     size = "by an unknown amount" if rounding is None else f"by up to {rounding:.2g} on a sample"
     return (
@@ -57,7 +57,7 @@ def measure_rounding(
     autocast: Callable[[], AbstractContextManager[None]],
     head: nn.Module | None = None,
 ) -> float | None:
-    """How far a module's numbers are off from its own in float32; None where it does not run in float32.
+    """Largest error of a module's numbers from those in float32; None where it does not run in float32.
 
     Args:
         numbers: computes them with the module, without gradients.
@@ -82,7 +82,7 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
         head: a module of it whose weights are used without its forward; they are cast all the while.
 
     Raises:
-        NoFloat32: the largest module does not fit in float32, or the code does not run so.
+        NoFloat32: the largest module does not fit in float32, or the code does not run in it.
     """
     device = next(model.parameters()).device
     owners = [module for module in model.modules() if _own_half(module)]

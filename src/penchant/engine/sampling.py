@@ -1,4 +1,4 @@
-"""Sampling K responses to each prompt: the prompt is read once, and its keys and values serve all K.
+"""Sampling K responses to each prompt: the prompt is read once, and all K share its keys and values.
 
 Shapes: P prompts at a time, K samples of each, V vocabulary.
 """
@@ -46,11 +46,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SampledResponse:
-    """One response.
+    """One sampled response.
 
     Attributes:
         ids: its tokens, the end token included where it came.
-        has_end: whether it came within `max_new_tokens`.
+        has_end: whether the end token came within `max_new_tokens`.
     """
 
     ids: Ids
@@ -58,7 +58,7 @@ class SampledResponse:
 
     @property
     def content(self) -> list[int]:
-        """Its tokens without the end token."""
+        """The response's tokens without the end token."""
         return self.ids[: len(self.ids) - self.has_end].tolist()
 
 
@@ -83,11 +83,11 @@ def sample(
     """`draw.samples` responses to each prompt.
 
     Args:
-        model: any causal language model, also one a scorer has taken over; its mode is put back after.
+        model: any causal language model, also one that a scorer has changed; its training mode is restored.
         prompts: ids as training sees them.
         ends: ids that end a response.
-        guides: for each prompt, makes what one of its responses is held to; called once for each response.
-        numbers: each prompt's, which with the seed decides its draws; by default its place.
+        guides: for each prompt a function that makes the `Guide` of one response; called once per response.
+        numbers: each prompt's number, which with the seed decides its draws; by default its index.
         advance: called with the number of prompts done since the last call.
     """
     training = model.training
@@ -113,7 +113,7 @@ def sample(
 
 @contextmanager
 def _own_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The tree is for whole rows; a step at a time goes through the library's own attention."""
+    """Use the library's attention while tokens are generated: the tree computes whole rows only."""
     implementation = model.config._attn_implementation
     if implementation == TREE:
         set_attention(model, "sdpa" if model._supports_sdpa else "eager")
@@ -132,7 +132,7 @@ def _respond(
     ends: frozenset[int],
     guides: Sequence[Guide] | None,
 ) -> list[SampledResponse]:
-    """P x K responses; rows that have ended are taken out once half of all have.
+    """P x K responses; ended rows are removed once half of the rows have ended.
 
     Args:
         chances: [P K, max_new_tokens] uniform numbers, one for each token.
@@ -167,7 +167,7 @@ def _respond(
 
 
 def limit_logits(logits: Tensor, allowed_tokens: Sequence[Ids | None]) -> Tensor:
-    """[N, V] logits with all but the allowed tokens made impossible; rows with None stay as they are."""
+    """Logits [N, V] with -inf for all but the allowed tokens; rows with None stay as they are."""
     limited = logits.clone()
     for row, ids in enumerate(allowed_tokens):
         if ids is not None:
@@ -178,7 +178,7 @@ def limit_logits(logits: Tensor, allowed_tokens: Sequence[Ids | None]) -> Tensor
 
 
 def choose_tokens(logits: Tensor, temperature: float, top_p: float, chances: Tensor) -> Tensor:
-    """[N] tokens from [N, V] logits by [N] uniform numbers: the token whose share of the probability they fall in.
+    """Tokens [N] drawn from logits [N, V] by uniform numbers [N]: those whose share of the probability they fall in.
 
     The tokens are laid out from the likeliest down; with `top_p` below 1 the layout ends where it is reached. A
     temperature below 1e-6 counts as 0: divided by less, logits may overflow, and the likeliest token has all anyway.

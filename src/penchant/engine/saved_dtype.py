@@ -1,4 +1,4 @@
-"""In which dtype weights are written: that of the model they come from, unless another is asked for."""
+"""The dtype in which weights are written: that of the model they come from, unless another is configured."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SavedDtype:
     """The dtype of weights on disk.
 
     Attributes:
-        dtype: of all weights but the exceptions.
-        exceptions: by the weight's name in the model the dtype of those that the base holds in another one, as a
-            router's bias in float32.
+        dtype: dtype of all weights but the exceptions.
+        exceptions: dtypes of weights that the base holds in another one, as a router's bias in float32, by the
+            weight's name in the model.
     """
 
     dtype: torch.dtype
@@ -37,7 +37,7 @@ class SavedDtype:
 
     @property
     def name(self) -> str:
-        """As in a config.json: ``bfloat16``."""
+        """The dtype's name in a config.json, as ``bfloat16``."""
         return str(self.dtype).removeprefix("torch.")
 
     def safe_for(self, weights: Mapping[str, Tensor]) -> SavedDtype:
@@ -85,7 +85,7 @@ def saved_dtype(model: nn.Module, source: str, choice: SaveDtype) -> SavedDtype:
 
 
 def stored_types(source: Path) -> list[str]:
-    """Types of the weights in a folder's safetensors or in a GGUF file, that of most first; ``float32``, ``Q4_1``."""
+    """Types of the weights in a folder's safetensors or a GGUF file, most frequent first; ``float32``, ``Q4_1``."""
     sizes: Counter[str] = Counter()
     if source.is_file():
         for tensor in gguf_library().GGUFReader(source).tensors:
@@ -98,7 +98,7 @@ def stored_types(source: Path) -> list[str]:
 
 
 def _checkpoint_dtype(checkpoint: Checkpoint) -> SavedDtype | None:
-    """From the headers of a model's safetensors; None where it has none. Towers that are copied do not count."""
+    """The dtype by the headers of a model's safetensors, without its towers; None where it has no safetensors."""
     by_weight: dict[str, torch.dtype] = {}
     sizes: Counter[torch.dtype] = Counter()
     for file in checkpoint.files:

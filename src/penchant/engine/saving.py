@@ -27,7 +27,7 @@ PROCESSOR_FILES = (
     "audio_tokenizer_config.json",
     "chat_template.json",
 )
-"""What turns images, video and audio into a multimodal model's input, beside its weights."""
+"""Files that configure how images, video and audio become a multimodal model's input."""
 
 
 def save_model(
@@ -81,7 +81,7 @@ def copy_processors(source: str, folder: Path) -> None:
 
 
 def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by the names of the files' tensors; a weight that has none there gets a name like theirs."""
+    """The weights by the names of the files' tensors; a weight without a tensor there gets a name like theirs."""
     from transformers.core_model_loading import revert_weight_conversion
 
     tied = getattr(model, "all_tied_weights_keys", {})
@@ -105,7 +105,7 @@ def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str
 
 
 def _write_files(checkpoint: Checkpoint, values: Mapping[str, Tensor], folder: Path) -> None:
-    """Every weight file again, one at a time, with new values where there are some."""
+    """Write every weight file again, one at a time, with new values where there are some."""
     from safetensors.torch import save_file
 
     added_names = values.keys() - checkpoint.targets.keys()

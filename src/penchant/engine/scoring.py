@@ -1,4 +1,4 @@
-"""Which scorer a model gets, and log-probs of many groups by it."""
+"""The choice of a model's scorer, and log-probs of many groups by it."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ CHECK_GROUPS = 8
 """Groups that the check at load may look at; two of them mostly suffice."""
 
 PACKING_WINDOW = 256
-"""Groups looked at together when many are packed for a forward-only pass."""
+"""Number of groups that are packed together in a forward-only pass."""
 
 
 @dataclass(frozen=True)
 class ScorerChoice(Generic[ScorerType]):
-    """The scorer for a model, and what there is to say about it.
+    """The scorer chosen for a model, and notes about it.
 
     Attributes:
         notice: why it is not the tree, and what that costs; None where it is.
-        rounding: how far its numbers are off from float32 on the sample, in nats (rewards: as they are); None in
+        rounding: largest error of its numbers from float32 on the sample, in nats (rewards: as they are); None in
             float32 and float64, and where it could not be measured.
         half: whether matrix products are rounded to half precision.
     """
@@ -143,9 +143,9 @@ def head_scorer_notes(
 
 
 def sample_groups(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
-    """Groups for the check at load, the ones that are looked at first in front: neither trivial nor slow.
+    """Groups for the check at load, in the order of checking: neither trivial nor slow.
 
-    They are of middling length among the first hundred.
+    They have middling lengths among the first hundred.
     """
     ordered = sorted(groups[:100], key=lambda group: group.length)
     middle = len(ordered) // 2
@@ -162,7 +162,7 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:
 
 
 def micro_batches(scorer: Scorer, groups: Sequence[TokenizedGroup], budget: int) -> list[list[int]]:
-    """Indices of groups, cut window by window into micro-batches of `budget` tokens."""
+    """Indices of groups in micro-batches of `budget` tokens, window by window."""
     cuts = []
     for start in range(0, len(groups), PACKING_WINDOW):
         costs = [scorer.cost(group) for group in groups[start : start + PACKING_WINDOW]]

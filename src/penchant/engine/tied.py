@@ -30,16 +30,13 @@ def is_tied(embedding: nn.Module, head: nn.Module) -> bool:
 
 
 def embed(ids: Tensor, weight: Tensor, padding: int | None, shared: SharedGradient) -> Tensor:
-    """Rows of the weight.
+    """Embeddings [T, D] of ids: rows of the weight.
 
     Args:
         ids: [T] int64.
         weight: [V, D].
-        padding: an id that is not trained.
-        shared: given to the head too.
-
-    Returns:
-        [T, D].
+        padding: an id whose row is not trained.
+        shared: the object that the head gets too.
     """
     rows: Tensor = _Embed.apply(ids, weight, padding, shared)
     return rows

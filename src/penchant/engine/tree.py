@@ -35,7 +35,7 @@ class TreeScorer(nn.Module):
         return group.length
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[G, K] summed log-probs, nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
+        """Summed log-probs [G, K], nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
         return self.forward_with_hidden(batch)[0]
 
     def forward_with_hidden(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
@@ -51,17 +51,17 @@ class TreeScorer(nn.Module):
             shared=shared,
             temperature=batch.temperature,
         )
-        # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
+        # A sum of -1000 nats has a precision of 6e-5 in float32, worse than the rounding of all its tokens.
         candidate_log_probs = token_log_probs.double().index_select(0, batch.paths)
         sums = torch.segment_reduce(candidate_log_probs, "sum", lengths=batch.lengths)
         return batch.table(sums), hidden.index_select(0, batch.ends)
 
 
 def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient | None = None) -> Tensor:
-    """[T, D] last hidden states of the packed row; of a prompt only the last token's means something.
+    """Last hidden states [T, D] of the packed row; of a prompt only the last token's is defined.
 
     Args:
-        shared: what the head of a tied embedding was given.
+        shared: the object that the head of a tied embedding gets too.
     """
     embedding = model.get_input_embeddings()
     multiple = row_multiple(batch.input_ids.device, compute_dtype(next(embedding.parameters())))

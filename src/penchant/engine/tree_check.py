@@ -39,19 +39,19 @@ HALF_TOLERANCES = 10.0
 """Multiple of float32's tolerances that the tree may differ by where weights of half precision are run in float32."""
 
 _GROUPS, _CANDIDATES = 2, 3
-"""Groups, and candidates of each, that are looked at first."""
+"""Number of groups, and of candidates per group, that are checked first."""
 
 _MORE_CANDIDATES = 8
-"""Candidates of each group of the sample that are looked at before the tree is refused for its rounding."""
+"""Number of candidates per group that are checked before the tree is refused for its rounding."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check came to.
+    """The result of a check.
 
     Attributes:
         reason: why the tree is refused; None where it is exact.
-        rounding: how far the numbers of the scorer that is used are off on the sample, in nats (rewards: as they
+        rounding: largest error of the used scorer's numbers on the sample, in nats (rewards: as they
             are); None in float32 and float64, and where it could not be measured.
     """
 
@@ -61,14 +61,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Padded:
-    """ScoreFunction [C] by padded ways in the dtype that is used, and in float32 where the model runs in it."""
+    """Numbers [C] of padded forwards in the dtype that is used, and in float32 where the model runs in it."""
 
     ways: Sequence[Tensor]
     exact: Tensor | None
 
     @property
     def rounding(self) -> float | None:
-        """How far the padded forward is off: from float32, or else from another padded way."""
+        """Largest error of the padded forwards: from float32, or else from one another."""
         if self.exact is not None:
             return max(largest(way - self.exact) for way in self.ways)
         # On the CPU a row has the same bits alone and in a batch: without a second implementation nothing is known.
@@ -76,13 +76,13 @@ class _Padded:
 
     @property
     def max_error(self) -> float:
-        """How far other numbers may be off."""
+        """Largest error that other numbers may have."""
         if self.rounding is None:
             return 0.2 + 0.02 * largest(self.ways[0])
         return MAX_RATIO * max(self.rounding, LEAST_ROUNDING)
 
     def error(self, numbers: Tensor) -> float:
-        """How far other numbers are off, by the same measure."""
+        """Largest error of other numbers, by the same measure."""
         return min(largest(numbers - way) for way in ([self.exact] if self.exact is not None else self.ways))
 
 
@@ -152,7 +152,7 @@ class TreeCheck:
             return _Padded([*ways, *(self._padded_scores(name, sample, together=True) for name in names)], None)
 
     def _difference_in_float32(self, sample: Sequence[TokenizedGroup], exact: Tensor) -> float:
-        """Of the tree from the padded forward, in tolerances; 0 where the tree does not run in float32."""
+        """Difference of the tree from the padded forward, in tolerances; 0 where the tree does not run in float32."""
         try:
             with in_float32(self.model, self.model.get_output_embeddings()):
                 return _in_tolerances(self._tree_scores(sample, exact=True), exact)
@@ -168,7 +168,7 @@ class TreeCheck:
     def _padded_scores(
         self, attention: str | None, sample: Sequence[TokenizedGroup], *, together: bool = False, exact: bool = False
     ) -> Tensor:
-        """[C] by padded rows: one at a time, since all logits of many rows are gigabytes, or a group's together."""
+        """Numbers [C] of padded rows: one by one, as all logits of many rows are gigabytes, or a group's together."""
         if attention is not None:
             set_attention(self.model, attention)
         single_rows = [replace(group, responses=(response,)) for group in sample for response in group.responses]

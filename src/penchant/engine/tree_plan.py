@@ -1,4 +1,4 @@
-"""Which keys each query of a packed row sees, and how the row is cut so that little else is computed.
+"""Keys that each query of a packed row sees, and tiles of the row in which little else is computed.
 
 A *tile* is some queries of the row with the keys they see. The prompt attends to itself, causally. The responses follow
 in blocks, each with its prompt's keys and its own: neither time nor memory is spent on pairs of responses, and masks
@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from penchant.data.trees import Branches, TreeBatch
 
 BLOCK = 64
-"""Responses are taken together until they have this many tokens: fewer calls, at little attention nobody needs."""
+"""Short responses share a tile up to this many tokens: fewer kernel calls for little superfluous attention."""
 
 MASK_ELEMENTS = 1 << 24
-"""A long response needs no larger mask (64 MiB in float32): its prompt's attention is computed again instead."""
+"""Elements of the largest mask (64 MiB in float32); a longer response's prompt is attended again instead."""
 
 Span = tuple[int, int]
 """Start and end of tokens, of the row or of one group."""
@@ -31,7 +31,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries that attend together, and the keys they see, by their places in the row.
+    """Queries that attend together, and the keys they see, by index in the row.
 
     Attributes:
         outputs: the queries whose outputs are the tile's.
@@ -46,13 +46,13 @@ class Tile:
 
 
 class Tiling:
-    """How a packed row is cut for layers of one window.
+    """The tiles of a packed row for layers of one window.
 
     Args:
-        last: of a prompt, only the last token's output is read.
+        last: whether only the last token's output of a prompt is read.
 
     Attributes:
-        tiles: their outputs, end to end, are the row's.
+        tiles: the tiles, whose outputs follow one another along the row.
     """
 
     def __init__(self, batch: TreeBatch, window: int | None, last: bool) -> None:
@@ -67,9 +67,9 @@ class Tiling:
             start += branch.length
 
     def bias(self, tile: int, dtype: torch.dtype) -> Tensor:
-        """[queries, keys] what is added to the tile's scores: 0 where a key is seen, else -inf.
+        """Bias [queries, keys] added to the tile's scores: 0 where a key is seen, else -inf.
 
-        A number and not a bool: attention would make numbers of it anew in each layer, and keep them for the backward.
+        Numbers, since attention would convert a boolean mask in every layer and keep the result for the backward.
         """
         key = (tile, dtype)
         if key not in self._biases and isinstance(self._reach, FakeTensor):
@@ -98,7 +98,7 @@ def span_length(spans: Sequence[Span]) -> int:
 
 
 def _join_spans(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Spans of a group as those of a row it starts in; those that touch become one."""
+    """A group's spans as spans of the row, which the group begins at `start`; adjoining spans become one."""
     row_spans: list[Span] = []
     for low, high in spans:
         if row_spans and row_spans[-1][1] == start + low:
@@ -192,13 +192,13 @@ class TreePlan:
 
     @cached_property
     def last_layer_plan(self) -> TreePlan:
-        """For the last layer, where of a prompt only its last token is read."""
+        """The plan of the last layer, where only the last token of a prompt is read."""
         plan = copy(self)
         plan._tilings, plan._last = {}, True
         return plan
 
     def tiling(self, window: int | None) -> Tiling:
-        """How the row is cut for a layer.
+        """The tiling of the row for a layer.
 
         Args:
             window: how many positions a query sees, itself included; counted in positions of the candidate's own
@@ -211,10 +211,10 @@ class TreePlan:
 
     @cached_property
     def segments(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """For variable-length kernels, with the prompt's keys and values gathered per candidate; not of forks.
+        """Segments for variable-length kernels, with the prompt's keys and values gathered per candidate; no forks.
 
         Returns:
-            gathered [S] int64: the row's index of each key; cumulative query and key lengths [1 + segments] int32;
+            key indices [S] int64: the row's index of every key; cumulative query and key lengths [1 + segments] int32;
             longest query and key segment.
         """
         key_indices, queries, keys = [], [0], [0]

@@ -21,16 +21,16 @@ BLOCK_ELEMENTS = 1 << 23
 """Logits worked on at a time (32 MiB in float32)."""
 
 GPU_BLOCK_ELEMENTS = 1 << 25
-"""The same on a GPU, where work on fewer is done sooner than it is launched."""
+"""The same on a GPU, where a smaller block runs shorter than its launch takes."""
 
 MIN_BLOCK = 512
-"""Words of a block, however many the tokens: a matrix product of fewer columns is slow."""
+"""Least number of words in a block: a matrix product of fewer columns is slow."""
 
 COUNTED_PASSES = 3
-"""Of passes that take the same memory, where that is counted, so many are made."""
+"""Number of passes that are run where memory is counted: all passes take the same."""
 
 _PASS_ELEMENTS = 1 << 18
-"""Of these, exponentials are taken at a time: as many as a core's own cache holds."""
+"""Number of exponentials taken at a time: as many as a core's cache holds."""
 
 
 def block_elements(device: torch.device) -> int:
@@ -39,7 +39,7 @@ def block_elements(device: torch.device) -> int:
 
 
 def blocks(tokens: int, vocabulary: int, device: torch.device) -> list[slice]:
-    """The vocabulary in parts whose logits are computed at a time."""
+    """Slices of the vocabulary whose logits are computed at a time."""
     width = max(1, block_elements(device) // (MIN_BLOCK * max(1, tokens))) * MIN_BLOCK
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
@@ -76,11 +76,11 @@ class OutputLayer:
 
     @staticmethod
     def sum_dtype(hidden: Tensor) -> torch.dtype:
-        """In which sums over the vocabulary are kept: float32 at least."""
+        """The dtype of sums over the vocabulary: float32 at least."""
         return torch.promote_types(hidden.dtype, torch.float32)
 
     def log_probs(self, hidden: Tensor, targets: Tensor, keep: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The targets' log-probs [N], each row's log-sum-exp [N], and the raw logits [N, B] of so many blocks."""
+        """Log-probs [N] of the targets, log-sum-exp [N] of rows, and raw logits [N, B] of the first `keep` blocks."""
         n = len(targets)
         dtype = self.sum_dtype(hidden)
         chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
@@ -109,10 +109,10 @@ class OutputLayer:
         kept_logits: list[Tensor],
         needs: NeededGradients,
     ) -> Gradients:
-        """Of ``upstream . log_probs`` by hidden states, weight, bias and the adapter's two factors, where needed.
+        """Gradients of ``upstream . log_probs`` by hidden states, weight, bias and the adapter's factors, where needed.
 
         Args:
-            kept: the first blocks' logits; used up, and let go of one by one.
+            kept_logits: the first blocks' logits; consumed and freed one by one.
             needs: which of the five are needed.
         """
         sums = self._empty_gradients(hidden, normalisers.dtype, needs)
@@ -143,7 +143,7 @@ class OutputLayer:
         return parts[: keep + COUNTED_PASSES] if isinstance(hidden, FakeTensor) else parts
 
     def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: NeededGradients) -> Gradients:
-        """Room for the gradients; sums over blocks are of float32 at least, or they would be rounded at each."""
+        """Empty tensors for the gradients; sums over blocks are float32 at least, or every block would round them."""
         needs_hidden, needs_weight, needs_bias, needs_low, needs_up = needs
         adapter = self.adapter
         return Gradients(
@@ -155,7 +155,7 @@ class OutputLayer:
         )
 
     def _add_block(self, sums: Gradients, logits: Tensor, hidden: Tensor, block: slice) -> None:
-        """Add what a block's gradient by its logits [N, B] gives."""
+        """Add the gradients that follow from a block's gradient by its logits [N, B]."""
         start = block.start == 0
         if sums.hidden is not None:
             _add_product(sums.hidden, logits, self.weight[block], overwrite=start)
@@ -170,7 +170,7 @@ class OutputLayer:
                 _add_product(sums.up[block], logits.T, self.adapter.low, overwrite=True)
 
     def _logits(self, hidden: Tensor, block: slice) -> Tensor:
-        """[N, B] raw logits. Of several blocks each takes the same room, so that one freed fits the next."""
+        """Raw logits [N, B]. All of several blocks take the same memory, so that a freed one fits the next."""
         n, words = len(hidden), block.stop - block.start
         room = n * words if words == len(self.weight) else max(block_elements(hidden.device), n * MIN_BLOCK)
         logits = hidden.new_empty(room)[: n * words].view(n, words)
@@ -183,14 +183,14 @@ class OutputLayer:
 
 
 def _target_indices(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Which targets are in the block, and where in it; any place in it for the others."""
+    """Whether each target [N] is in the block, and its index there; any valid index for the others."""
     index = targets - block.start
     clamped = index.clamp(0, block.stop - block.start - 1)
     return index == clamped, clamped
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) -> None:
-    """``out (+)= a @ b``; the first product writes, so that nothing is to be filled with zeros before."""
+    """``out (+)= a @ b``; with `overwrite` the product replaces `out`, which then needs no zeros."""
     b = b.to(a.dtype)
     if out.dtype == a.dtype:
         out.addmm_(a, b, beta=float(not overwrite))
@@ -201,7 +201,7 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) -> None:
 
 
 def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each tensor, so many at a time, to be worked on together in place.
+    """The same rows of every tensor, `rows` at a time, to be changed together in place.
 
     Of tensors without data, whose memory is counted, the first rows stand for all: the others take the same.
     """
@@ -215,7 +215,7 @@ def _pass_rows(logits: Tensor) -> int:
 
 
 def _row_sums(logits: Tensor, softcap: float | None, dtype: torch.dtype) -> Tensor:
-    """[N] log-sum-exp of each row of a block's raw logits [N, B], a few rows at a time."""
+    """Log-sum-exp [N] of a block's raw logits [N, B], a few rows at a time."""
     # A function of its own: a loop's last rows would keep the block's memory until the next block has its own.
     sums = logits.new_empty(len(logits), dtype=dtype)
     for rows, out in passes(_pass_rows(logits), logits, sums):

@@ -1,4 +1,4 @@
-"""One file per method; this registry is where a method becomes known by name."""
+"""The registry of objectives: one file per method, each method under its name."""
 
 from __future__ import annotations
 

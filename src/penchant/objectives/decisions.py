@@ -1,4 +1,4 @@
-"""What is logged of two distributions over a prompt's candidates: the policy's p and its target q."""
+"""Metrics of two distributions over a prompt's candidates: the policy's p and its target q."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ NO_PROBABILITY = -1e30
 
 
 def mean_log_prob(log_probs: Tensor, reference: Tensor, groups: Groups, beta: float) -> Tensor:
-    """[G, K] log-probs per token."""
+    """Log-probs per token [G, K], nats."""
     return mean_log_probs(log_probs, groups)
 
 
 def log_prob(log_probs: Tensor, reference: Tensor, groups: Groups, beta: float) -> Tensor:
-    """[G, K] summed log-probs."""
+    """Summed log-probs [G, K], nats."""
     return log_probs
 
 
 def log_ratio(log_probs: Tensor, reference: Tensor, groups: Groups, beta: float) -> Tensor:
-    """[G, K] beta times the log-ratios to the first reference."""
+    """Log-ratios to the first reference times beta, [G, K]."""
     return beta * log_ratios(log_probs, reference[0], groups)
 
 
@@ -34,7 +34,7 @@ SCORES: Mapping[str, Callable[[Tensor, Tensor, Groups, float], Tensor]] = {
     "log_prob": log_prob,
     "log_ratio": log_ratio,
 }
-"""What a policy prefers among candidates, by name; the softmax of it is the distribution over them."""
+"""A policy's scores of candidates, by name; their softmax is the distribution over the candidates."""
 
 
 @torch.no_grad()
@@ -45,9 +45,9 @@ def decision_metrics(
 
     Args:
         log_p, log_q: [G, K].
-        rewards: [G, K]; read where `used`.
-        scores: [G, K]; read where `used`, and where `groups.better` compares.
-        used: [G, K] bool, the candidates chosen among.
+        rewards: [G, K]; read where `candidates`.
+        scores: [G, K]; read where `candidates`, and where `groups.better` compares.
+        candidates: [G, K] bool, the candidates that the distributions are over.
     """
     p, q = log_p.exp(), log_q.exp()
     has_candidates = candidates.any(1)

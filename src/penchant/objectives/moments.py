@@ -50,7 +50,7 @@ def update_moments(values: Tensor, momentum: float, start: str, state: State) ->
     """The moving mean and (sample) standard deviation after a batch; a batch without values leaves them.
 
     Args:
-        values: [N] the batch's.
+        values: [N] the values of the batch.
         momentum: m, in [0, 1).
         start: a name in `STARTS`.
     """

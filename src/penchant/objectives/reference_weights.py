@@ -1,4 +1,4 @@
-"""How much each of R references counts in multi-reference DPO (arXiv 2405.16388 and 2512.10040).
+"""Weights of R references in multi-reference DPO (arXiv 2405.16388 and 2512.10040).
 
 m_k is reference k's length-normalised margin of a pair: ``l_k(y_w)/n_w - l_k(y_l)/n_l``. Shapes: P pairs of a batch.
 """
@@ -15,7 +15,7 @@ from penchant.objectives.pairs import mean_log_probs
 
 
 def pair_margins(reference: Tensor, groups: Groups) -> Tensor:
-    """[R, P] m_k of every preferred pair, nats per token."""
+    """Margins [R, P] m_k of every preferred pair, nats per token."""
     means = torch.stack([mean_log_probs(table, groups) for table in reference])
     return (means[:, :, :, None] - means[:, :, None, :])[:, groups.better]
 
@@ -68,13 +68,14 @@ def best_single(margins: Tensor) -> Tensor:
 
 
 def one_hot(k: int, like: Tensor) -> Tensor:
-    """[R] all weight on reference k."""
+    """Weights [R] with all weight on reference k."""
     weights = like.new_zeros(like.shape[0])
     weights[k] = 1.0
     return weights
 
 
 def normalised(weights: Tensor) -> Tensor:
+    """Weights [R] divided by their sum; uniform where the sum is 0."""
     total = weights.sum()
     uniform = torch.full_like(weights, 1 / len(weights))
     return torch.where(total > 0, weights / total.clamp(min=1e-30), uniform)

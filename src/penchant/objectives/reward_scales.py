@@ -1,6 +1,6 @@
-"""Rewards of a prompt's candidates: where they come from, and the scale they are brought to.
+"""Rewards of a prompt's candidates: their sources, and their scales.
 
-Shapes: every table is [G, K]; rewards are 0 where a candidate is not `used`.
+Shapes: every table is [G, K]; `candidates` is a bool mask, and rewards are 0 outside of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def data_scores(groups: Groups, candidates: Tensor) -> Tensor:
 
 
 def win_shares(groups: Groups, candidates: Tensor) -> Tensor:
-    """``(wins - losses) / (K - 1)`` by the group's preferences, in [-1, 1]."""
+    """Win shares ``(wins - losses) / (K - 1)`` by the group's preferences, in [-1, 1]."""
     count = candidates.sum(1, keepdim=True)
     shares = (groups.better.sum(2) - groups.better.sum(1)) / (count - 1).clamp(min=1)
     return torch.where(candidates, shares, 0.0)
@@ -37,7 +37,7 @@ def unscaled(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
 
 
 def by_prompt(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
-    """Mean 0 and deviation 1 among each prompt's candidates; of two candidates that is always 1 and -1."""
+    """Rewards of mean 0 and deviation 1 among each prompt's candidates; of two candidates always 1 and -1."""
     count = candidates.sum(1, keepdim=True)
     centred = torch.where(candidates, rewards - rewards.sum(1, keepdim=True) / count, 0.0)
     deviation = ((centred**2).sum(1, keepdim=True) / count).sqrt()
@@ -45,7 +45,7 @@ def by_prompt(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
 
 
 def by_running_moments(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
-    """Less the mean and over the deviation of all rewards in the state; as they are where there are none yet."""
+    """Rewards less the mean and over the deviation of all rewards in the state; unchanged where there are none yet."""
     if not float(state["count"]):
         return rewards
     deviation = (state["squares"] / state["count"]).sqrt().clamp(min=LEAST_DEVIATION)
@@ -60,7 +60,7 @@ SCALES: Mapping[str, Callable[[Tensor, Tensor, State], Tensor]] = {
 
 
 def initial_moments() -> State:
-    """No rewards: their count, mean, and sum of squared distances from the mean."""
+    """The moments of no rewards: count, mean, and sum of squared distances from the mean, all 0."""
     return {name: torch.zeros((), dtype=torch.float64) for name in ("count", "mean", "squares")}
 
 

@@ -18,7 +18,7 @@ from penchant.objectives.sft import SFT
 
 @dataclass(frozen=True)
 class Part:
-    """One objective and what it counts."""
+    """One objective and its weight."""
 
     weight: float
     objective: Objective
@@ -94,4 +94,5 @@ class WeightedSum:
 
 
 def _state_of_part(state: State, i: int) -> State:
+    """The state of part i, by the names that the part uses."""
     return {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(f"{i}/")}
