@@ -87,7 +87,7 @@ BENCH_KEYS = {*keys_of(Bench), *(f"base.{key}" for key in RUN_KEYS)}
 
 
 def text_of(node: ast.AST) -> str:
-    """A string's text; what an f-string fills in is an X."""
+    """A string's text, with X for the values of an f-string."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):

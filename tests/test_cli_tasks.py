@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
-    """Runs the verb, and gives back standard output and standard error."""
+    """Run the verb, and return standard output and standard error."""
     app = App(result_action="return_none")
     app.command(tasks)
 

@@ -38,7 +38,7 @@ def score(prompt, responses):
 
 @pytest.fixture
 def marker(tmp_path) -> Path:
-    """The file that planted code makes."""
+    """The file that the planted code creates."""
     return tmp_path / "executed"
 
 
@@ -104,7 +104,7 @@ def test_a_merged_runs_card_runs_none_and_names_the_method(write_config, objecti
 
 
 def test_data_verbs_run_none(tiny_pairs, marker, tmp_path):
-    """A data set's folder may bring Python of its own."""
+    """A data set's folder may contain Python code."""
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "pairs.jsonl").write_bytes(tiny_pairs.read_bytes())

@@ -236,7 +236,7 @@ class TestProblems:
         for key in ("training.batch_size", "training.seed", "evaluation.evry", "beta is -1.0"):
             assert text.count(key) == 1
 
-    def test_settings_without_effect_are_told_all_at_once_with_the_rest(self):
+    def test_settings_without_effect_are_reported_with_all_other_errors(self):
         with pytest.raises(ConfigError) as caught:
             parsed(evaluation={"patience": 2, "metric": "kl"}, objective={"name": "dpo", "beta": -1})
         assert "3 problem(s)" in str(caught.value)

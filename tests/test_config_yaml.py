@@ -1,4 +1,4 @@
-"""YAML that would train something else than it seems to say, or that unfolds without end."""
+"""YAML that would train another method than it seems to, or that expands without end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_override_is_bounded_too():
         override({}, "data={train: a, train: b}")
 
 
-def test_what_is_no_repetition_stays():
+def test_anchors_within_the_limits_are_read():
     text = "a: &shared {x: 1}\nb: *shared\nc: {<<: *shared, y: 2}\n'1': text\n1: number\n"
     assert parse_yaml(text) == {
         "a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}, "1": "text", 1: "number",

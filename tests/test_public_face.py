@@ -1,4 +1,4 @@
-"""What `import penchant` offers."""
+"""The public names of `import penchant`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts `python -m penchant` again and again, without its imports: a process that has them forks for each start.
+"""A program that starts `python -m penchant` repeatedly without its imports: it has them, and forks for each start.
 
 Run as a program, by the fixture `start_penchant`; never imported. Each line of its input is a request, answered by a
 line: {"arguments", "environment", "folder", "stderr"} starts a process, and is answered by its id; {"pid"} asks for an
@@ -26,7 +26,7 @@ HEAVY = ("peft", "diffusers", "torch.distributed.checkpoint", "transformers.mode
 
 
 def import_all() -> None:
-    """What the command line imports, sooner or later."""
+    """Import all modules that the command line imports at some point."""
     sys.path[0] = os.getcwd()  # as with -m
     from penchant import cli, recipes
 

@@ -36,7 +36,7 @@ GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 
 
 def splitting(pre: str) -> Any:
-    """The pre-tokenizer that llama.cpp calls so."""
+    """The pre-tokenizer that llama.cpp knows under this name."""
     if pre == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pre == "smollm":
@@ -53,7 +53,7 @@ def splitting(pre: str) -> Any:
 
 
 def dressed(raw: Tokenizer, *, bos: bool = True) -> hf.PreTrainedTokenizerFast:
-    """With special tokens, a chat template, and bos before each text."""
+    """A tokenizer with special tokens, a chat template, and bos before each text."""
     raw.add_tokens([AddedToken("<think>", normalized=False)])
     if bos:
         number = raw.token_to_id("<bos>")
@@ -106,7 +106,7 @@ def sentence_piece(prefix: str = "prepend") -> hf.PreTrainedTokenizerFast:
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
-    """Of a tiny model with grouped queries."""
+    """Sizes of a tiny model with grouped queries."""
     return {
         "hidden_size": 64,
         "intermediate_size": 96,

@@ -1,4 +1,4 @@
-"""Adapters on architectures that have layers no adapter can stand beside: one clear error, whose advice works."""
+"""Adapters on architectures with layers that cannot have one: one clear error, whose advice works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters against PEFT's own forward: while they are trained, saved, and merged; on heads and embeddings too.
+"""Low-rank adapters against PEFT's own forward: trained, saved and merged; on heads and embeddings too.
 
 The oracle is a second copy of the model under PEFT, as PEFT runs it: each candidate alone, full logits.
 """
@@ -71,7 +71,7 @@ def model_of(build):
 
 
 def perturb(model: torch.nn.Module) -> None:
-    """Give adapters numbers that are not the identity's, the same for the same names."""
+    """Set adapters to random weights, the same for the same names."""
     source = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -86,7 +86,7 @@ def under_peft(model: hf.PreTrainedModel, targets: str | list[str], **settings) 
 
 
 def by_hand(model: torch.nn.Module, batch) -> torch.Tensor:
-    """[C] log-probs by the model's own forward, a candidate at a time."""
+    """Log-probs [C] by the model's own forward, a candidate at a time."""
     sums = []
     for sequence, prompt in zip(*unpack(batch), strict=True):
         log_probs = model(input_ids=sequence[None]).logits[0, prompt - 1 : -1].log_softmax(-1)
@@ -158,7 +158,7 @@ def test_a_head_in_bfloat16_learns_as_much_as_pefts(model_of, make_groups, famil
 
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["lm_head"]])
 def test_dropout_on_the_head_is_pefts(model_of, make_groups, targets):
-    """The same draw drops the same: of a head alone the hidden states are the packed ones of each token read."""
+    """Dropout with one seed drops the same inputs: the head's are the packed hidden states of tokens that are read."""
     model = model_of("llama")
     policy = Policy(model, None)
     policy.add_lora(rank=3, alpha=6.0, dropout=0.5, targets=targets)
@@ -175,7 +175,7 @@ def test_dropout_on_the_head_is_pefts(model_of, make_groups, targets):
 
 
 def test_dropout_falls_on_the_heads_input(monkeypatch, model_of, make_groups):
-    """With a dropout that halves every second number, in place of chance."""
+    """With a dropout that halves every second number, in place of a random one."""
     model = model_of("llama")
     batch = pack(make_groups(SHAPES, 1))
     half = torch.tensor([0.5, 1.0]).repeat(16)
@@ -204,7 +204,7 @@ def test_dropout_falls_on_the_heads_input(monkeypatch, model_of, make_groups):
 )
 @pytest.mark.parametrize("family", ["llama", "llama-tied"])
 def test_any_wrapping_of_the_head_is_pefts(model_of, make_groups, all_float64, family, settings):
-    """What the configuration does not offer, and a caller of the library may have put on."""
+    """Wrappings that the configuration does not offer, but a caller of the library may use."""
     targets = ["q_proj"] if {"modules_to_save", "trainable_token_indices"} & settings.keys() else ["q_proj", "lm_head"]
     oracle = under_peft(model_of(family).double(), targets, **settings)
     with torch.no_grad():
@@ -290,14 +290,14 @@ def test_an_embedding_with_a_forward_of_its_own_is_refused(model_of):
     assert "lora.targets" in str(error.value)
 
 
-def test_the_whole_reason_is_told(model_of):
+def test_the_error_gives_the_whole_reason(model_of):
     with pytest.raises(ConfigError) as error:
         Policy(model_of("llama"), None).add_lora(**SETTINGS, targets=r".*layers\.0")
     assert "not supported" in error.value.what
     assert "\n" not in error.value.what
 
 
-def test_adapters_that_no_gradient_came_to(model_of):
+def test_untrained_adapters_are_named(model_of):
     policy = Policy(model_of("llama"), None)
     policy.add_lora(**SETTINGS, targets=["q_proj", "lm_head", "embed_tokens"])
     adapted_layers = ["lm_head", "model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))]

@@ -1,4 +1,4 @@
-"""In processes of their own: what is asked of the C library holds for good."""
+"""The allocator's settings, in processes of their own: the C library keeps them for good."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_a_step_finds_the_memory_of_the_step_before():
+def test_a_step_reuses_the_memory_of_the_step_before():
     """108 MB a step, 27,000 pages: all of them new by default, next to none where freed memory is kept."""
     new = {}
     for habit in ("give back", "keep"):

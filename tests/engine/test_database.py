@@ -1,4 +1,4 @@
-"""Caches on a bad day: opened by many at once, in a folder that cannot be written, damaged, without room."""
+"""Caches under faults: opened by many at once, in a folder that cannot be written, damaged, on a full disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def row(number: int) -> TreeBatch:
 
 
 class Cache(NamedTuple):
-    """One of the two: its file, and how to open it, to keep something of a length in it, and to get it back."""
+    """One of the two caches: its file, and functions that open it, store a value of a length, and read it."""
 
     file: str
     open: Callable[[Path], ReferenceCache | KeptAnswers]
@@ -102,12 +102,12 @@ def test_many_processes_open_new_caches_at_once(tmp_path):
             assert [cache.get(store, number) for number in range(13)] == [[-1.0]] * 12 + [None]
 
 
-class TestWhileAnotherMakesIt:
+class TestLockedByAnotherProcess:
     """SQLite refuses the switch to a write-ahead log without a wait while another process is about to write."""
 
     @pytest.fixture
     def writer(self, cache, tmp_path):
-        """The cache's file, empty, as a process has it that is making its table."""
+        """A connection to the empty cache file of a process that is about to create the table."""
         other = sqlite3.connect(tmp_path / cache.file, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(sqlite3.OperationalError, match="database is locked"):
@@ -128,7 +128,7 @@ class TestWhileAnotherMakesIt:
         store.close()
 
     @both
-    def test_not_for_ever(self, cache, writer, tmp_path, monkeypatch):
+    def test_it_gives_up_after_the_time_out(self, cache, writer, tmp_path, monkeypatch):
         monkeypatch.setattr(database, "TIMEOUT_SECONDS", 0.1)
         with pytest.raises(ConfigError, match="it cannot be used: database is locked") as error:
             cache.open(tmp_path)
@@ -217,9 +217,9 @@ class TestDamaged:
         assert error.value.fix == "move it away: a new one is made"
 
 
-class TestNoRoom:
+class TestFullDisk:
     @both
-    def test_a_full_disk_takes_nothing_away(self, cache, tmp_path):
+    def test_a_full_disk_loses_no_row(self, cache, tmp_path):
         store = cache.open(tmp_path)
         cache.keep(store, 0, 100)
         store._connection.execute("PRAGMA max_page_count = 20")
@@ -231,8 +231,8 @@ class TestNoRoom:
         assert cache.get(store, numbers[-1] + 1) is None
         assert cache.get(store, numbers[-1]) == cache.get(store, 0) == [-1.0] * 100
 
-    def test_a_file_larger_than_may_be(self, tmp_path):
-        """What SQLite tells of a limit or a quota is an I/O error."""
+    def test_a_file_beyond_the_size_limit(self, tmp_path):
+        """SQLite reports a size limit or a quota as an I/O error."""
         root = Path(__file__).resolve().parents[2]
         command = [sys.executable, "-c", LIMITED, str(tmp_path)]
         output = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout

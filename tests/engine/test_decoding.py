@@ -1,4 +1,4 @@
-"""Rows that join others on their way: each reads as it would alone, whatever its model's attention and cache."""
+"""Rows that join others while these generate: logits as for each row alone, for any attention and cache."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
             state.feed(tokens)
             for row, token in zip(rows, tokens, strict=True):
                 row.append(token)
-        # The longest leaves: its columns are no row's any more.
+        # The longest row leaves: no row uses its columns any more.
         leaving = max(range(len(rows)), key=lambda index: len(rows[index]))
         if len(rows) > 1:
             staying = [index for index in range(len(rows)) if index != leaving]

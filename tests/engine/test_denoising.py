@@ -28,8 +28,8 @@ SCHEDULERS = ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepSche
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
 @pytest.mark.parametrize(("scheduler", "guidance"), [(None, 1.0), (None, 5.0), *((name, 2.0) for name in SCHEDULERS)])
-def test_it_paints_what_the_pipeline_paints(stable_diffusion, tmp_path, scheduler, guidance):
-    """Also where the folder has another scheduler's defaults, which say nothing of what DDIM would clip."""
+def test_pictures_equal_those_of_the_pipeline(stable_diffusion, tmp_path, scheduler, guidance):
+    """Also where the folder has another scheduler's defaults, which do not set whether DDIM clips."""
     import diffusers
 
     folder = tmp_path / "model"
@@ -70,7 +70,7 @@ def test_half_precision_on_disk_is_single_in_memory(stable_diffusion, denoiser, 
 
 
 def test_no_more_steps_than_timesteps(stable_diffusion, small_denoiser, tmp_path):
-    """Of ten timesteps, put later by one, nine can be reached."""
+    """With ten timesteps and an offset of one, nine can be reached."""
     folder = tmp_path / "model"
     shutil.copytree(stable_diffusion, folder)
     _set(folder / "scheduler", num_train_timesteps=10)
@@ -118,7 +118,7 @@ def test_latents_are_the_mean_of_what_the_vae_gives(denoiser, stable_diffusion):
     torch.testing.assert_close(denoiser.to_latents(pictures), mean * 0.18215)
 
 
-def test_what_is_saved_is_the_same_but_for_what_was_tuned(denoiser, tmp_path, stable_diffusion):
+def test_a_saved_folder_differs_in_the_tuned_parts_only(denoiser, tmp_path, stable_diffusion):
     tuned_denoiser = Denoiser(str(stable_diffusion), CPU)
     with torch.no_grad():
         tuned_denoiser.unet.conv_in.bias.add_(1.0)
@@ -158,7 +158,7 @@ def test_a_prompt_is_never_cut(denoiser):
         ),
     ],
 )
-def test_what_is_no_model_of_pictures(stable_diffusion, tmp_path, change, message):
+def test_folders_that_are_no_diffusion_model(stable_diffusion, tmp_path, change, message):
     folder = tmp_path / "model"
     shutil.copytree(stable_diffusion, folder)
     change(folder)

@@ -44,15 +44,15 @@ def test_rms_norm_of_zeros_is_zero():
 
 
 @pytest.mark.parametrize("elements", [1 << 17, 10], ids=["at once", "a row at a time"])
-def test_gated(monkeypatch, elements):
+def test_swiglu(monkeypatch, elements):
     monkeypatch.setattr(fused, "_PASS_ELEMENTS", elements)
     gate, up = numbers(1, 5, 6), numbers(1, 5, 6, seed=1)
     torch.testing.assert_close(swiglu(gate, up), silu(gate) * up, rtol=1e-12, atol=1e-14)
     assert torch.autograd.gradcheck(swiglu, (gate, up))
 
 
-def test_gated_of_a_gradient_that_is_a_view():
-    """An upstream that does not lie row by row in memory."""
+def test_swiglu_of_a_gradient_that_is_a_view():
+    """An upstream gradient that is not contiguous in memory."""
     gate, up, upstream = numbers(1, 5, 6), numbers(1, 5, 6, seed=1), numbers(6, 5, seed=2).detach().T[None]
     ours, theirs = (torch.autograd.grad(f, (gate, up), upstream) for f in (swiglu(gate, up), silu(gate) * up))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
@@ -61,7 +61,7 @@ def test_gated_of_a_gradient_that_is_a_view():
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("elements", [1 << 17, 10], ids=["at once", "a row at a time"])
-def test_gated_linear(monkeypatch, elements, trained, biased):
+def test_swiglu_linear(monkeypatch, elements, trained, biased):
     monkeypatch.setattr(fused, "_PASS_ELEMENTS", elements)
     gate, up, weight = numbers(1, 5, 6), numbers(1, 5, 6, seed=1), numbers(4, 6, seed=2).requires_grad_(trained)
     bias = numbers(4, seed=3).requires_grad_(trained) if biased else None
@@ -71,14 +71,14 @@ def test_gated_linear(monkeypatch, elements, trained, biased):
     assert torch.autograd.gradcheck(lambda *x: swiglu_linear(*x, *[None] * (4 - len(x))), inputs)
 
 
-def test_a_second_backward_of_gated_linear_is_the_first():
+def test_a_second_backward_of_swiglu_linear_equals_the_first():
     inputs = numbers(1, 5, 6), numbers(1, 5, 6, seed=1), numbers(4, 6, seed=2)
     total = swiglu_linear(*inputs, None).pow(2).sum()
     first_gradients, second_gradients = (torch.autograd.grad(total, inputs, retain_graph=True) for _ in range(2))
     torch.testing.assert_close(second_gradients, first_gradients, rtol=0, atol=0)
 
 
-def test_gated_linear_under_autocast_is_the_layers_own():
+def test_swiglu_linear_under_autocast_equals_the_layers():
     gate, up, weight = (x.detach().float().requires_grad_() for x in (numbers(9, 6), numbers(9, 6), numbers(4, 6)))
     with torch.autocast("cpu", torch.bfloat16):
         ours = swiglu_linear(gate, up, weight, None)

@@ -1,4 +1,4 @@
-"""GGUF files: every weight where llama.cpp looks for it, read back to the same logits, or one clear error."""
+"""GGUF files: every weight under llama.cpp's name, the same logits when loaded, or one clear error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ids():
-    """Tokens as many as the tiny models can read, so that scaled positions tell."""
+    """As many tokens as the tiny models can read, so that scaled positions make a difference."""
     return torch.randint(5, 300, (2, 90), generator=torch.Generator().manual_seed(1))
 
 
@@ -97,13 +97,13 @@ def as_llama_cpp_computes(file: Path, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", shapes.MODELS)
 class TestEveryModel:
-    def test_read_back_it_gives_the_same_logits(self, name, folders, tmp_path, ids):
+    def test_a_loaded_file_gives_the_same_logits(self, name, folders, tmp_path, ids):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
         ours, original = load_model(str(tmp_path / "a.gguf")), load_model(str(folders[name]))
         torch.testing.assert_close(logits(ours, ids), logits(original, ids), rtol=1e-5, atol=1e-5)
         assert type(ours) is type(original)
 
-    def test_by_llama_cpps_arithmetic_too(self, name, folders, tmp_path, ids):
+    def test_llama_cpps_arithmetic_gives_the_same_logits(self, name, folders, tmp_path, ids):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
         original = logits(load_model(str(folders[name])), ids)
         torch.testing.assert_close(
@@ -250,7 +250,7 @@ class TestRefused:
             ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "sliding windows"),
         ],
     )
-    def test_what_llama_cpp_would_compute_otherwise(self, kind, changes, message, tmp_path):
+    def test_models_that_llama_cpp_would_compute_differently(self, kind, changes, message, tmp_path):
         folder = shapes.build(tmp_path / "model", kind, shapes.byte_level(), **changes)
         with pytest.raises(ModelError, match=message):
             export_gguf(str(folder), tmp_path / "a.gguf", "f32")
@@ -264,7 +264,7 @@ class TestRefused:
             ("there.gguf", "it is there already"),
         ],
     )
-    def test_a_place_to_write_to(self, name, message, folders, tmp_path):
+    def test_output_paths(self, name, message, folders, tmp_path):
         (tmp_path / "there.gguf").write_text("mine")
         with pytest.raises(ModelError, match=message):
             export_gguf(str(folders["llama"]), tmp_path / name, "f32")
@@ -280,7 +280,7 @@ class TestRefused:
             export_gguf(str(folders["llama"]), tmp_path / "a.gguf", "f32")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_disk_that_is_full_half_way(self, folders, tmp_path, monkeypatch):
+    def test_a_disk_that_fills_up_while_writing(self, folders, tmp_path, monkeypatch):
         write, tensors = gguf.GGUFWriter.write_tensor_data, []
 
         def full(self, tensor):
@@ -345,12 +345,12 @@ class TestRefused:
         assert error.value.where == str(file)
         assert error.value.fix == "get the whole file again"
 
-    def test_a_tensor_that_is_not_there(self, folders, tmp_path):
+    def test_a_missing_tensor(self, folders, tmp_path):
         file = rewritten(folders["llama"], tmp_path, omitted_tensor="blk.1.ffn_up.weight")
         with pytest.raises(ModelError, match=r"1 weights are not in the model's files.*layers\.1\.mlp\.up_proj"):
             load_model(str(file))
 
-    def test_what_transformers_would_leave_out(self, folders, tmp_path):
+    def test_tensors_that_transformers_would_drop(self, folders, tmp_path):
         file = rewritten(folders["llama"], tmp_path, bias="blk.0.attn_q.bias")
         with pytest.raises(ModelError, match=r"a Llama with biases.*blk\.0\.attn_q\.bias"):
             load_model(str(file))
@@ -362,7 +362,7 @@ class TestRefused:
 
 
 def rewritten(folder, tmp_path, *, omitted_tensor="", bias="", scaling=""):
-    """An export of the folder with a tensor less, a bias more, or other positions."""
+    """An export of the folder without a tensor, with an additional bias, or with other positions."""
     export_gguf(str(folder), tmp_path / "good.gguf", "f32")
     read = gguf.GGUFReader(tmp_path / "good.gguf")
     writer = gguf.GGUFWriter(tmp_path / "bad.gguf", "llama")
@@ -388,7 +388,7 @@ def rewritten(folder, tmp_path, *, omitted_tensor="", bias="", scaling=""):
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"], r".*(embed_tokens|lm_head)"], ids=str)
 @pytest.mark.parametrize("name", ["llama-tied", "qwen2-tied"])
 def test_an_adapter_on_one_of_two_tied_modules(name, targets, folders, tmp_path, ids):
-    """The file has an output of its own then; PEFT's unmerged model says what it computes."""
+    """The file then has its own output layer; the oracle is PEFT's unmerged model."""
     from peft import LoraConfig, get_peft_model
 
     model = hf.AutoModelForCausalLM.from_pretrained(folders[name])

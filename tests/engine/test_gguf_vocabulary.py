@@ -33,7 +33,7 @@ BYTE_LEVEL = {
 
 
 def exported(tmp_path: Path, tokenizer: Any, kind: str = "Llama", spare: int = 0) -> tuple[Any, Any, Path]:
-    """The tokenizer as its folder gives it, as the file gives it, and the file."""
+    """The tokenizer of the folder, the tokenizer of the file, and the file's path."""
     folder = shapes.build(tmp_path / "model", kind, tokenizer, spare=spare, **SMALL)
     export_gguf(str(folder), tmp_path / "a.gguf", "f16")
     return load_tokenizer(str(folder)), load_tokenizer(str(tmp_path / "a.gguf")), tmp_path / "a.gguf"
@@ -48,7 +48,7 @@ def metadata(file: Path) -> dict[str, Any]:
 
 
 def by_the_file(metadata: dict[str, Any], text: str) -> list[int]:
-    """Tokens as llama.cpp makes them, from nothing but the file: specials first, then words, then joins."""
+    """Tokens as llama.cpp makes them, from the file alone: special tokens first, then words, then merges."""
     numbers = {token: number for number, token in enumerate(metadata["tokens"])}
     added = [t for t, type_ in zip(metadata["tokens"], metadata["token_type"], strict=True) if type_ in (3, 4)]
     parts = [text]
@@ -74,7 +74,7 @@ def by_the_file(metadata: dict[str, Any], text: str) -> list[int]:
 
 
 def join_symbols(symbols: list[str], priority: Any) -> list[str]:
-    """The neighbours of the best priority join, the left ones of equals, until none may."""
+    """Symbols after merging neighbours in the order of priority, the left ones of equals first, until none merge."""
     while len(symbols) > 1:
         best = min(range(len(symbols) - 1), key=lambda index: priority(symbols[index], symbols[index + 1]))
         if priority(symbols[best], symbols[best + 1]) == float("inf"):
@@ -132,7 +132,7 @@ class TestByteLevel:
             assert by_the_file(file_metadata, text) == ids, text
             assert ours.decode(ids) == original.decode(ids)
 
-    def test_what_stands_around(self, pre, tmp_path):
+    def test_special_tokens_and_the_chat_template(self, pre, tmp_path):
         kind, make = BYTE_LEVEL[pre]
         original, ours, file = exported(tmp_path, make(), kind)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "chat_template"):
@@ -179,7 +179,7 @@ class TestSentencePiece:
             assert ours(text)["input_ids"] == ids, text
             assert by_the_file(file_metadata, text) == ids, text
 
-    def test_a_space_more_is_told(self, tmp_path):
+    def test_an_additional_space_is_noted(self, tmp_path):
         folder = shapes.build(tmp_path / "model", "Llama", shapes.sentence_piece("first"), **SMALL)
         [note] = export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
         assert note.startswith("llama.cpp puts a space also before a text that begins with one and after special")
@@ -190,12 +190,12 @@ class TestSentencePiece:
             assert ours(text)["input_ids"] == by_the_file(file_metadata, text) != original(text)["input_ids"]
 
 
-class TestTold:
+class TestNotes:
     def notes(self, tmp_path, tokenizer, kind="Llama"):
         folder = shapes.build(tmp_path / "model", kind, tokenizer, **SMALL)
         return export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
 
-    def test_nothing_where_nothing_differs(self, tmp_path):
+    def test_no_notes_where_nothing_differs(self, tmp_path):
         assert self.notes(tmp_path, shapes.byte_level("llama-bpe")) == []
 
     def test_composed_characters(self, tmp_path):
@@ -246,7 +246,7 @@ class TestRefused:
             ),
         ],
     )
-    def test_byte_level_with_a_twist(self, change, message, tmp_path):
+    def test_variants_of_byte_level(self, change, message, tmp_path):
         tokenizer = shapes.byte_level()
         change(tokenizer.backend_tokenizer)
         assert re.search(message, self.refusal(tmp_path, tokenizer))
@@ -303,7 +303,7 @@ class TestAddedTokens:
         assert by_the_file(fields, example) != load_tokenizer(str(folder))(example)["input_ids"]  # the note is true
 
     @pytest.mark.parametrize("make", ["first", "none"])
-    def test_where_normalizing_leaves_them_as_they_are_there_is_no_note(self, make, tmp_path):
+    def test_no_note_where_normalizing_changes_nothing(self, make, tmp_path):
         tokenizer = shapes.sentence_piece(make)
         tokenizer.add_tokens(["<tool>", "New York"])
         folder = shapes.build(tmp_path / "model", "Llama", tokenizer, **SMALL)

@@ -1,4 +1,4 @@
-"""Responses held to a grammar: what may come next, and where the end may."""
+"""Responses constrained to a grammar: the tokens that may come next, and where the end may come."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_end_of_several(folder):
 
 
 def test_responses_are_the_grammars(folder):
-    """Drawn from a random model, in batches and one prompt at a time: the same, and nothing else than the words."""
+    """Sampled from a random model, in batches and one prompt at a time: the same texts, all of the grammar."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     grammars = Grammars(tokenizer, [tokenizer.eos_token_id])
     prompts = [np.array([5, 6, 7]), np.array([8]), np.array([9, 3, 5])]
@@ -87,7 +87,7 @@ def test_a_guide_that_allows_all_changes_nothing(folder):
         assert ids[0] == ids[1]
 
 
-def test_no_grammar(folder):
+def test_an_invalid_grammar_is_an_error(folder):
     tokenizer = load_tokenizer(folder)
     with pytest.raises(ValueError, match="missing"):
         Grammars(tokenizer, [2]).guide("start: missing")
@@ -98,8 +98,8 @@ def test_a_tokenizer_whose_tokens_are_no_text(tiny_model):
         Grammars(load_tokenizer(str(tiny_model)), [2])
 
 
-def test_a_dead_end_is_told(folder):
-    """The tokens written before were not of the grammar."""
+def test_a_dead_end_is_an_error(folder):
+    """The tokens so far do not follow the grammar."""
     tokenizer = load_tokenizer(folder)
     guide = Grammars(tokenizer, [2]).guide(SHORT)
     with pytest.raises(ModelError, match="an answer cannot be constrained"):
@@ -113,7 +113,7 @@ def test_without_the_package(folder, monkeypatch):
     assert error.value.fix == "python -m pip install 'penchant[constrained]'"
 
 
-def test_a_copy_goes_its_own_way(request):
+def test_a_copy_is_independent(request):
     tokenizer = load_tokenizer(request.getfixturevalue("folder"))
     guide = Grammars(tokenizer, [tokenizer.eos_token_id]).guide(SHORT)
     [n, o] = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "no"]

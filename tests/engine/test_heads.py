@@ -1,4 +1,4 @@
-"""Preference heads: they read the last token's hidden state, and never touch the language model."""
+"""Preference heads: they read the last token's hidden state, and never change the language model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_rewards_of_many_groups_whatever_the_budget(build, groups):
 
 
 class TestPooling:
-    """Each form by its formula."""
+    """Every form of pooling by its formula."""
 
     HIDDEN = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -96,7 +96,7 @@ class TestPooling:
         torch.testing.assert_close(head(self.HIDDEN), (torch.tanh(self.HIDDEN @ dense.T + bias) @ w.T)[:, 0])
 
     def test_swiglu_down(self):
-        """A whole block: 8/3 of the size, gated, projected down, then tanh; drawn as all else is."""
+        """A whole SwiGLU block: 8/3 of the size, gated, projected down, then tanh; initialized as other layers."""
         torch.manual_seed(0)
         head = PreferenceHead(9, "swiglu_down")
         x = torch.randn(4, 9) * 5
@@ -134,13 +134,13 @@ class TestOnDisk:
         assert torch.equal(load_head(tmp_path)(TestPooling.HIDDEN), head(TestPooling.HIDDEN))
         assert not list(tmp_path.glob(".writing*"))
 
-    def test_several_share_a_folder(self, tmp_path):
+    def test_several_heads_share_a_folder(self, tmp_path):
         for name in ("helpful", "harmless"):
             save_head(tmp_path, PreferenceHead(8, "identity"), name)
         helpful, harmless = (load_head(tmp_path, name)(TestPooling.HIDDEN) for name in ("helpful", "harmless"))
         assert not torch.equal(helpful, harmless)
 
-    def test_none_there(self, tmp_path):
+    def test_a_folder_without_a_head(self, tmp_path):
         with pytest.raises(ModelError, match="no preference head") as error:
             load_head(tmp_path)
         assert "objective.name=preference_head" in str(error.value)

@@ -1,6 +1,6 @@
-"""Which modules are replaced, that all they compute stays, and that foreign ones are left alone.
+"""Layer fusion: the modules that are replaced, the same results, and foreign modules that are left alone.
 
-That the whole is exact is test_tree.py's: every family there is made lean first.
+test_tree.py tests that whole models stay exact: every family there is fused first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from penchant.engine.tree import TreeScorer
 
 
 def fused_classes(model):
-    """Names of a lean model's own classes, by the fused part that replaced their forward."""
+    """Class names of a fused model, by the class whose forward replaced theirs."""
     classes = {}
     for module in model.modules():
         if "_penchant_lean" in vars(type(module)):
@@ -49,7 +49,7 @@ def test_norms_of_another_formula_are_left_alone(build):
 
 
 class Swapped(nn.Module):
-    """A gate on the other projection."""
+    """A gated MLP with the activation on the other projection."""
 
     def __init__(self):
         super().__init__()
@@ -103,7 +103,7 @@ def test_half_precision_keeps_the_norms_own_roundings(build):
     assert torch.equal(norm.bfloat16()(x), plain(x))
 
 
-def test_a_copy_is_a_model_of_its_own(build, make_groups):
+def test_a_copied_model_is_independent(build, make_groups):
     model = build("llama")
     model.set_attn_implementation(TREE)
     fuse_layers(model)
@@ -117,7 +117,7 @@ def test_a_copy_is_a_model_of_its_own(build, make_groups):
     assert not torch.equal(TreeScorer(other)(batch), log_probs)
 
 
-def test_the_last_layers_mlp_sees_what_is_read(build, make_groups):
+def test_the_last_layers_mlp_computes_tokens_that_are_read_only(build, make_groups):
     model = build("llama")
     model.set_attn_implementation(TREE)
     fuse_layers(model)

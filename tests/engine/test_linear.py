@@ -44,7 +44,7 @@ def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words,
 
 @pytest.mark.parametrize("kept_elements", [1 << 26, 0])
 def test_a_second_backward_is_the_first(monkeypatch, kept_elements):
-    """The kept exponentials are used up by the first."""
+    """The first backward uses up the kept logits."""
     monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept_elements)
     hidden, weight, _, targets = _case(bias=False)
     total = linear_log_probs(hidden, weight, None, targets).sum()
@@ -69,7 +69,7 @@ def test_gradients_in_bfloat16_are_rounded_once(softcap):
     torch.testing.assert_close(gradient, of_logits.bfloat16() @ weight.detach(), rtol=1e-2, atol=1e-3)
 
 
-def test_without_a_graph_nothing_is_kept(monkeypatch):
+def test_without_a_graph_no_logits_are_kept(monkeypatch):
     """A trained head says that it needs a gradient even where no gradients are computed."""
     requests = []
     log_probs = vocabulary.OutputLayer.log_probs
@@ -85,7 +85,7 @@ def test_without_a_graph_nothing_is_kept(monkeypatch):
     assert requests == [0, 1]
 
 
-def test_blocks_hold_what_they_say():
+def test_sizes_of_blocks():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert vocabulary.blocks(10, 152_000, cpu) == [slice(0, 152_000)]
     assert [block.stop - block.start for block in vocabulary.blocks(1000, 20_000, cpu)] == [8192, 8192, 3616]

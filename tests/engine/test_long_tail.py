@@ -1,4 +1,4 @@
-"""Shapes far from the middle: memory grows no faster than tokens. Counted on tensors without data, so nothing is slow.
+"""Unusual shapes: memory grows no faster than tokens. Counted on tensors without data, so nothing is slow.
 
 Long prompts, long responses, many candidates, windows, large vocabularies. That the numbers are right is test_tree's.
 """

@@ -73,14 +73,14 @@ class TestMemoryTracker:
 class TestHeap:
     MB = 1 << 20
 
-    def test_large_blocks_come_and_go_until_one_is_freed(self):
+    def test_freeing_a_large_block_raises_the_threshold(self):
         heap = Heap()
         block = heap.take(4 * self.MB)
         assert 4 * self.MB <= heap.resident <= 4 * self.MB + 8192
         heap.give(block)
         assert heap.resident == 0
         assert heap.threshold >= 4 * self.MB
-        # From now on its like lies in the heap.
+        # From now on blocks of its size lie in the heap.
         low, high = heap.take(3 * self.MB), heap.take(3 * self.MB)
         heap.give(low)
         assert heap.resident >= 6 * self.MB

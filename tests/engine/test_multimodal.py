@@ -1,4 +1,4 @@
-"""Multimodal checkpoints: the language part is what is trained, and nothing else of the files is changed or lost."""
+"""Multimodal checkpoints: the language part is trained, and nothing else in the files is changed or lost."""
 
 from __future__ import annotations
 

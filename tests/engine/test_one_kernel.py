@@ -1,4 +1,4 @@
-"""How formulas for a GPU are run; what they compute is tested beside the CPU's passes."""
+"""Compilation of formulas for a GPU; their results are tested beside the CPU's passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ON_GPU = SimpleNamespace(is_cuda=True, value=2)
 
 
 def compiled_by(monkeypatch, compiler):
-    """A formula whose compiling is a function's; the formulas it was given."""
+    """A formula compiled by a function, and the `dynamic` flags that the function gets."""
     dynamic_flags = []
     monkeypatch.setattr(torch, "compile", lambda formula, dynamic: dynamic_flags.append(dynamic) or compiler(formula))
     return one_kernel._CompiledOnGpu(lambda x, increment: x.value + increment), dynamic_flags

@@ -85,7 +85,7 @@ def ours(folder: Path) -> list[float]:
 
 @pytest.fixture
 def reward_run(write_config, tmp_path):
-    """Trains a reward model of one step; LoRA where asked for."""
+    """Train a reward model for one step, with or without LoRA."""
 
     def run(model: Path, name: str = "reward", **sections: object) -> Path:
         file = write_config(model=str(model), objective={"name": "bradley_terry"}, **sections)
@@ -186,7 +186,7 @@ class TestForeign:
         assert expected == pytest.approx(rewards, abs=1e-5)
 
     def test_a_run_of_an_older_version_is_read_at_its_end(self, tmp_path, tiny_model):
-        """It was trained there, and saved with the end as its pad token."""
+        """It was trained at the end, and saved with the end as its pad token."""
         folder = self.saved(tmp_path / "old", tiny_model, EOS)
         (folder / "run.json").write_text("{}")
         model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()

@@ -1,4 +1,4 @@
-"""What a trained model's folder holds: whole, in its dtype, tied weights once."""
+"""The folder of a trained model: complete, in its dtype, tied weights once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache's key covers everything that determines a log-prob, and its file bears several processes."""
+"""The cache's key covers everything that determines a log-prob, and several processes can use its file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_another_model_or_way_is_another_key(make_groups, tmp_path, model, metho
 
 
 def test_another_engine_is_another_key(make_groups, tmp_path, monkeypatch):
-    """A faster way rounds otherwise: what an older Penchant kept is not mixed with what this one computes."""
+    """Faster code rounds otherwise: log-probs stored by an older Penchant are not mixed with this one's."""
     batch = pack(make_groups([(3, (2, 4))], 0))
     ReferenceCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
     monkeypatch.setattr(reference_cache, "_engine_code", lambda: "older")

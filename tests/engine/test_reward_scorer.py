@@ -120,7 +120,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("freeze", [True, False])
     def test_a_head_beside_its_model(self, write_config, tiny_model, freeze):
-        """The saved head orders the held-out pairs as it did in training; frozen, the model is the one it was."""
+        """The saved head orders the held-out pairs as in training; a frozen model is unchanged."""
         from penchant.engine.heads import load_head
 
         file = write_config(

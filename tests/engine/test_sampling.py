@@ -1,4 +1,4 @@
-"""Sampling: greedy as the library does it, draws by their probabilities, one reading of each prompt."""
+"""Sampling: greedy tokens equal the library's, draws follow the probabilities, every prompt is read once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9
 
 @pytest.fixture(params=["llama", "gemma3", "gpt2", "gpt-neox", "opt", "bloom", "mamba"])
 def some_family(request) -> str:
-    """Every kind of cache and of positions; two have no tree, one no cache to share."""
+    """Families with every kind of cache and positions; two have no tree, one no cache to share."""
     return request.param
 
 
@@ -46,8 +46,8 @@ def test_greedy_equals_the_library(build, some_family):
             assert response.has_end == (2 in out)
 
 
-def test_a_model_that_a_scorer_took_over(build):
-    """It is sampled from with its own attention, and goes back to the tree after."""
+def test_a_model_that_a_scorer_has_changed(build):
+    """It generates with its own attention, and has the tree's again afterwards."""
     model = build("llama")
     plain = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=6, seed=1), ends=[2])
     group = PreferenceGroup("", ("a", "b"))
@@ -86,7 +86,7 @@ def test_draws_depend_on_the_seed_and_the_prompts_number_alone(build):
 
 
 def test_a_prompts_number_can_be_given(build):
-    """Alone, or in another order: its draws go with its number, which may be a hash."""
+    """Alone, or in another order: a prompt's draws depend on its number, which may be a hash."""
     model, draw, numbers = build("llama"), Sampling(samples=2, max_new_tokens=6, seed=3), [7, 2**63 - 1, 0]
     expected_ids = [
         [response.ids.tolist() for response in samples]
@@ -130,8 +130,8 @@ def test_an_end_token_ends_and_is_kept(build):
     assert all(r.has_end for responses in samples for r in responses)
 
 
-def test_what_was_drawn_is_what_the_scorer_reads(build):
-    """The tree's log-prob of a greedy response is that of always the likeliest token."""
+def test_the_scorer_gives_sampled_responses_their_log_prob(build):
+    """The tree's log-prob of a greedy response is the sum of the likeliest tokens' log-probs."""
     model = build("llama")
     samples = sample(model, PROMPTS[:1], Sampling(samples=1, max_new_tokens=5, temperature=0), ends=[])
     ids = samples[0][0].ids
@@ -166,7 +166,7 @@ class TestChoose:
             (0.99, 0.3, 0),
         ],
     )
-    def test_the_share_of_the_probability_it_falls_in(self, chance, top_p, token):
+    def test_a_uniform_number_picks_the_token_whose_share_it_falls_in(self, chance, top_p, token):
         tokens = choose_tokens(self.LOGITS, 1.0, top_p, torch.tensor([chance]).double())
         assert int(tokens[0]) == token
 

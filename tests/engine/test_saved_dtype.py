@@ -1,4 +1,4 @@
-"""Weights on disk: in the dtype of the model they come from, each tensor's own, or in the one that is asked for."""
+"""Weights on disk: in the dtypes of the model they come from, tensor by tensor, or in the configured one."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ def test_a_gguf_file_counts_by_its_matrices(kind, dtype, tmp_path):
 
 
 class TestMultimodal:
-    """The files call a weight otherwise than the model does, and hold towers that are copied."""
+    """The files name a weight otherwise than the model does, and hold towers that are copied."""
 
     @pytest.fixture(params=["gemma3", "qwen3_5"])
     def base(self, request, tiny_model, tmp_path, multimodal_models) -> Path:
-        """A checkpoint in bfloat16 with one norm in float32, whose digits bfloat16 has no room for."""
+        """A checkpoint in bfloat16 with one norm in float32, whose digits bfloat16 cannot hold."""
         folder = tmp_path / "base"
         multimodal_models.write_multimodal(request.param, folder, tiny_model, shards=False)
         tensors = multimodal_models.read_tensors(folder)
@@ -169,7 +169,7 @@ class TestMultimodal:
         changed_names = {name for name, tensor in expected.items() if not torch.equal(actual[name], tensor)}
         assert changed_names == {name for name in expected if re.search(r"language.*down_proj\.weight$", name)}
 
-    def test_the_towers_do_not_decide(self, base, tmp_path, multimodal_models):
+    def test_the_towers_do_not_decide_the_dtype(self, base, tmp_path, multimodal_models):
         """Most of the numbers are copied ones in float32: the language part stays bfloat16."""
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps({**config, "unused_weights": ["large"]}))

@@ -41,7 +41,7 @@ def test_all_but_the_language_part_is_written_bit_for_bit(family, multimodal_fol
 class TestNames:
     @pytest.mark.parametrize("family", ["gemma3", "mistral3", "qwen2_5_vl", "llava"])
     def test_names_of_the_module_tree_stay_too(self, family, tiny_model, tmp_path, multimodal_models):
-        """Early checkpoints of these families call the weights otherwise than the classes do; both kinds are about."""
+        """Early checkpoints of these families name the weights otherwise than the classes do; both kinds are in use."""
         multimodal_models.write_multimodal(
             family, tmp_path / "new", tiny_model, shards=False, save_original_format=False
         )
@@ -72,7 +72,7 @@ class TestNames:
 
     @pytest.mark.parametrize("family", ["gemma3", "gemma4", "qwen2_5_vl"])
     def test_a_head_that_is_not_tied_any_more(self, family, multimodal_folder, tmp_path, multimodal_models):
-        """As merging an adapter of one of two tied modules leaves it: the files get a tensor more."""
+        """The state after merging an adapter of one of two tied modules: the files get an additional tensor."""
         model = load_model(str(multimodal_folder(family)))
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.5)
         model.all_tied_weights_keys.pop("lm_head.weight")
@@ -123,7 +123,7 @@ class TestNames:
         for name, tensor in base_tensors.items():
             torch.testing.assert_close(saved_tensors[name], tensor if name == "extra" else tensor + 0.01)
 
-    def test_files_that_were_changed_meanwhile(self, tiny_model, tmp_path, multimodal_models):
+    def test_files_that_changed_since_loading(self, tiny_model, tmp_path, multimodal_models):
         multimodal_models.write_multimodal("llava", tmp_path / "base", tiny_model)
         model = load_model(str(tmp_path / "base"))
         multimodal_models.add_tensors(tmp_path / "base", {"later": torch.ones(1)})
@@ -147,7 +147,7 @@ class TestUnused:
         assert '"unused_weights": ["v_head.summary.weight"]' in e.value.fix
 
     @pytest.mark.parametrize("pattern", ["v_head.summary.weight", "v_head.*"])
-    def test_the_remedy_keeps_it(self, stray, tmp_path, pattern, multimodal_models):
+    def test_a_named_stray_tensor_is_kept(self, stray, tmp_path, pattern, multimodal_models):
         config = json.loads((stray / "config.json").read_text())
         (stray / "config.json").write_text(json.dumps({**config, "unused_weights": [pattern]}))
         model = load_model(str(stray))
@@ -180,7 +180,7 @@ class TestUnused:
         multimodal_models.add_tensors(tmp_path / "gpt2", {"transformer.h.0.attn.masked_bias": torch.ones(())})
         load_model(str(tmp_path / "gpt2"))
 
-    def test_a_text_model_without_any_is_saved_as_before(self, tiny_model, tmp_path):
+    def test_a_text_model_without_stray_tensors_is_saved_by_transformers(self, tiny_model, tmp_path):
         model = load_model(str(tiny_model))
         assert checkpoint_of(model).notice is None
         save_model(model, tmp_path)

@@ -30,7 +30,7 @@ def test_what_counts_as_tied():
 @pytest.mark.parametrize("padding", [None, 3])
 @pytest.mark.parametrize("with_head", [True, False])
 def test_rows_are_added_to_the_heads_gradient(padding, with_head):
-    """As the library's embedding, whose gradient is added; and alone, where the head had none."""
+    """As with the library's embedding, whose gradient is added; and without a gradient of the head."""
     ids, upstream = torch.tensor([1, 3, 3, 8, 1]), torch.randn(5, 4)
     head_gradient = torch.randn(9, 4)
     weight = nn.Parameter(torch.randn(9, 4))

@@ -165,7 +165,7 @@ def test_sinks_and_soft_caps_equal_attention_written_out(make_groups):
 
 
 def written_out(q, k, v, ends_q, ends_k, longest_q, longest_k, scale, left, right):
-    """What the variable-length kernel computes: causal from the bottom right, `left` keys before the query's own."""
+    """The variable-length kernel's attention: causal from the bottom right, `left` keys before the query's own."""
     out = torch.empty_like(q)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     for a, b, c, d in zip(ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], strict=True):
@@ -239,7 +239,7 @@ def test_lora_gradients_equal_padded_forward(build, make_groups, score_both_ways
 
 @pytest.mark.parametrize("prompt", [1, 5, 90])
 def test_a_trie_equals_the_tree(family, prompt, build, make_groups, all_float64):
-    """Candidates that begin alike, in one row that holds what they share once: log-probs and gradients."""
+    """Candidates with common beginnings, in one row that holds these once: log-probs and gradients."""
     model = build(family).double()
     model.set_attn_implementation(TREE)
     fuse_layers(model)

@@ -57,7 +57,7 @@ def draw_responses(model, group: TokenizedGroup, seed: int) -> TokenizedGroup:
 
 
 def float32_sums(model, groups) -> torch.Tensor:
-    """[C] summed log-probs by a copy in float32, each candidate alone and unpadded."""
+    """Summed log-probs [C] by a copy in float32, each candidate alone and unpadded."""
     exact, sums = copy.deepcopy(model).float(), []
     exact.set_attn_implementation("eager")
     for group in groups:
@@ -71,7 +71,7 @@ def float32_sums(model, groups) -> torch.Tensor:
 
 @pytest.fixture(params=["float32", "two padded ways"])
 def measure(request, monkeypatch) -> str:
-    """How rounding is measured: against float32, or where the model does not run in it by the padded ways' spread."""
+    """The two measures of rounding: against float32, or by the spread of padded forwards without float32."""
     if request.param != "float32":
 
         def refuse(model, head=None):
@@ -113,7 +113,7 @@ def full_bias(self, tile, dtype):
 
 
 def inject(monkeypatch, wrong: str) -> None:
-    """Make the tree wrong: branches that see one another, a window that is not there, sinks that are lost."""
+    """Make the tree wrong: branches that see one another, a missing window, or missing sinks."""
     tiling, explicit = TreePlan.tiling, attention._explicit
     if wrong == "mask":
         monkeypatch.setattr(Tiling, "bias", full_bias)
@@ -159,7 +159,7 @@ def test_a_kernel_that_is_wrong_in_half_precision_alone_is_caught(noisy, monkeyp
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_wrong_leaner_layers_are_caught_and_taken_off_again(build, make_groups, monkeypatch, dtype):
+def test_wrong_fused_layers_are_caught_and_removed(build, make_groups, monkeypatch, dtype):
     model, groups = build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0)
     expected = PaddedScorer(model)(pack(groups))
     rms_norm = lean.rms_norm
@@ -177,7 +177,7 @@ def test_the_notice_says_how_many_times_the_tokens(build, make_groups):
     assert f"about {times:.1f} times the tokens" in notice
 
 
-def test_what_trains_is_what_is_checked(build, make_groups):
+def test_the_check_rounds_as_training_does(build, make_groups):
     """Masters in float32 under autocast: the numbers of the check are rounded as training's are."""
     model, groups = build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0)
     assert choose_scorer(build("llama"), groups).rounding is None
@@ -313,7 +313,7 @@ def test_a_tree_that_gives_no_numbers_is_refused(build, make_groups, monkeypatch
     assert isinstance(choice.scorer, PaddedScorer)
 
 
-def test_a_fallback_is_told_first(build, make_groups):
+def test_a_fallback_is_noted_first(build, make_groups):
     groups = make_groups([(9, (4, 7)), (20, (5, 3))], 0)
     choice = choose_scorer(build("gpt-j"), groups)
     assert "is run padded, one row a candidate" in choice.notice

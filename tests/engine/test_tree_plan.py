@@ -11,8 +11,8 @@ from penchant.engine.tree_plan import TreePlan
 
 
 def seen_by_hand(shapes, window):
-    """[T, T] bool, query and key, from the words: one's own branch up to oneself, the prompt, no farther back than the
-    window in positions."""
+    """Visible keys [T, T] bool by query, from the definition: the query's branch up to it, and the prompt, within the
+    window of positions."""
     owner, position = [], []
     for g, (prompt, responses) in enumerate(shapes):
         owner += [(g, 0)] * prompt
@@ -33,7 +33,7 @@ def plan_of(make_groups, shapes):
 
 
 def seen_by_tiles(tiling):
-    """The same from the tiles, which must give every query once and in order."""
+    """Visible keys [T, T] bool by the tiles, which must hold every query once and in order."""
     total = tiling.tiles[-1].outputs[1]
     table = torch.zeros(total, total, dtype=torch.bool)
     order = []
@@ -100,7 +100,7 @@ def test_attention_and_its_gradients_equal_attention_written_out(make_groups, mo
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("attend", [attention._on_cpu, attention._masked])
 def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, attend, window):
-    """Of prompts their last token; there and back, as if the others' outputs had been thrown away."""
+    """Only the last token of a prompt is computed; forward and backward equal the full layer's outputs there."""
     monkeypatch.setattr(tree_plan, "BLOCK", 4)
     shapes = [(5, (3, 9)), (1, (2,)), (9, (4, 1, 1, 12)), (4, (7,))]
     plan = plan_of(make_groups, shapes)
@@ -165,6 +165,6 @@ def test_a_window_no_sequence_reaches_is_none(make_groups):
 
 
 def test_biases_are_made_once(make_groups):
-    """Each layer reads the same numbers: none are kept twice for the backward."""
+    """All layers read the same numbers: none are stored twice for the backward."""
     tiling = plan_of(make_groups, [(5, (3, 4))]).tiling(None)
     assert tiling.bias(1, torch.float32) is tiling.bias(1, torch.float32)

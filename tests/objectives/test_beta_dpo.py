@@ -48,7 +48,7 @@ BATCHES = [[1.0, 3.0, 5.0, 7.0], [-2.0, 2.0, 0.0, 4.0], [10.0, 10.0, 10.0, 10.0]
     ],
 )
 def test_the_moving_values_by_hand(start, means, deviations):
-    """They follow the whole batch, not what the filter kept of it."""
+    """They follow the whole batch, not the pairs that the filter kept."""
     objective = BetaDPO(start=start, keep=0.5)
     state = objective.initial_state(0)
     for gaps, level, deviation in zip(BATCHES, means, deviations, strict=True):

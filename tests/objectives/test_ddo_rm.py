@@ -207,7 +207,7 @@ def test_an_anchor_to_the_reference(tau):
     ],
     ids=repr,
 )
-def test_what_has_no_score_is_outside_the_choice(objective, unscored):
+def test_candidates_without_a_score_are_left_out(objective, unscored):
     """The loss, its gradient and all metrics are those of the two that have one."""
     policy, _, groups = case([[-1.0, -2.0, -0.5]], [[-4.0, -1.0, unscored]])
     reference = torch.tensor([[[-2.0, -2.5, -0.3]]], dtype=torch.float64)
@@ -228,7 +228,7 @@ def test_what_has_no_score_is_outside_the_choice(objective, unscored):
 
 
 @pytest.mark.parametrize("objective", [DDORM(), DDORM(kl=0.5, tau=0.7, detach_target=False)], ids=repr)
-def test_a_choice_of_one_or_of_none_teaches_nothing(objective):
+def test_one_or_no_candidate_has_no_gradient(objective):
     policy, _, groups = case([[-1.0, -2.0, -0.5]] * 2, [[1.0, 5.0, 2.0]] * 2)
     few = replace(groups, scored=torch.tensor([[False, True, False], [False, False, False]]))
     reference = torch.tensor([[[-2.0, -2.5, -0.3]] * 2], dtype=torch.float64)

@@ -119,7 +119,7 @@ def over_pairs(term):
 
 
 def rewards_of_pairs(form):
-    """The same for a head or a reward model, whose numbers are the case's rewards."""
+    """`over_pairs` for a head or a reward model, whose numbers are the case's rewards."""
     return over_pairs(lambda c, g, w, b: form(c.reward(g, w), c.reward(g, b)))
 
 

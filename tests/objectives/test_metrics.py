@@ -1,4 +1,4 @@
-"""What each method logs, by hand."""
+"""The metrics of every method, by hand."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_ddo_rm_accuracy_is_of_its_scores(groups):
 
 
 def ddo_rm_metrics(policy, groups, eta: float, tau: float) -> dict[str, float]:
-    """All of them in plain numbers, of the scored candidates; pairs are those of the data."""
+    """DDO-RM's metrics in plain numbers, of the scored candidates; pairs are those of the data."""
     totals: dict[str, list[float]] = {}
     for g in range(len(policy)):
         s = {i: float(policy[g, i]) / int(groups.tokens[g, i]) for i in range(3) if groups.mask[g, i]}

@@ -276,7 +276,7 @@ class TestOfflineWeights:
 
 
 def margins_like(right: float, n: int, draw: torch.Generator) -> torch.Tensor:
-    """[1, n] margins of a reference that orders a pair right with this probability."""
+    """Margins [1, n] of a reference that orders a pair right with this probability."""
     correct = torch.rand(n, generator=draw) < right
     return torch.where(correct, 1.0, -1.0).double()[None]
 
@@ -511,7 +511,7 @@ def test_equals_the_formula_whatever_the_sizes(compared, k, r, mixture, region, 
 
 @pytest.mark.parametrize("weighting", ["sliding_window", "thompson", "validation_margin"])
 def test_gradient_of_a_training_step_by_finite_differences(weighting):
-    """What is remembered moves with the step, and has no part in its gradient."""
+    """The state changes with the step, and has no part in its gradient."""
     policy, reference, groups = case()
     objective = MultiReference(0.2, "geometric", weighting)
     state = objective.fit(reference, groups, objective.initial_state(3))

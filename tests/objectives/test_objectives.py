@@ -78,7 +78,7 @@ def random_case(g: int, k: int, r: int, seed: int):
 
 
 def full_case(objective: Objective, g: int, k: int, seed: int, size: float = 50.0):
-    """All that any objective may need: scores, labels, a head's rewards, a mismatched candidate in the last slot."""
+    """A case with all that any objective may need: scores, labels, a head's rewards, a mismatched last candidate."""
     policy, reference, groups = random_case(g, k, references(objective), seed)
     groups = dataclasses.replace(
         groups,
@@ -151,7 +151,7 @@ class TestEveryObjective:
         policy, reference, groups = case
         model_output = differentiated(objective, case).requires_grad_()
         state = state_of(objective, reference, groups)
-        # What is not in the mask may enter through a detached statistic only (KTO's z).
+        # Candidates outside the mask may enter through a detached statistic only (KTO's z).
         mask, constant = groups.mask, model_output.detach().clone()
 
         def loss(values):
@@ -165,7 +165,7 @@ class TestEveryObjective:
     def test_masked_slots_change_nothing(self, objective):
         check_masked_slots(objective)
 
-    def test_what_has_no_score_teaches_nothing(self, objective):
+    def test_candidates_without_a_score_change_nothing(self, objective):
         """A candidate without a score, in no pair: the rest learns as if it were not there, whatever it holds."""
         if not objective.needs.scores:
             pytest.skip("it learns from no scores")
@@ -237,8 +237,8 @@ class TestEveryObjective:
         assert torch.isfinite(output.losses).all()
         assert torch.isfinite(gradient).all()
 
-    def test_nothing_known_counts_nothing(self, objective):
-        """Groups of which nothing is known: a method that learns from preferences gives them no weight; none is NaN."""
+    def test_groups_without_preferences_or_labels_have_no_weight(self, objective):
+        """Groups without preferences, scores and labels: methods of preferences give them no weight; nothing is NaN."""
         groups = facts(torch.zeros(2, 3, 3, dtype=torch.bool))
         groups = dataclasses.replace(
             groups,
@@ -273,7 +273,7 @@ class TestEveryObjective:
         torch.testing.assert_close(output.losses, repeated_output.losses, rtol=0, atol=0)
 
     def test_the_same_state_gives_the_same_step(self, objective):
-        """A step is a function of its arguments: nothing is kept elsewhere, and no global generator is drawn from."""
+        """A step is a function of its arguments: there is no other state, and no draw from a global generator."""
         policy, reference, groups = full_case(objective, 8, 2, 6)
         state = state_of(objective, reference, groups)
         torch.manual_seed(1)
@@ -287,7 +287,7 @@ class TestEveryObjective:
         assert all(new_state[name].dtype == state[name].dtype for name in state)
 
     def test_metrics_carry_no_graph(self, objective):
-        """Nor does what a training step remembers: it would keep every batch's graph alive."""
+        """Nor does the state of a training step: it would keep every batch's graph alive."""
         policy, reference, groups = full_case(objective, 3, 3, 7)
         if objective.needs.head:
             groups.rewards.requires_grad_()
@@ -328,7 +328,7 @@ def check_masked_slots(objective: Objective) -> None:
     )
     wide = widen(policy, math.nan).requires_grad_()
     wide_reference = widen(reference, math.nan)
-    # What is remembered is of the true table: a fit may not see padding either, and is held to that here.
+    # The state is that of the table without padding: a fit may not see padding either.
     state, plain_state = state_of(objective, wide_reference, padded), state_of(objective, reference, groups)
     trained, new_state = objective(wide, wide_reference, padded, state)
     plainly, plain_new_state = objective(policy, reference, groups, plain_state)

@@ -1,4 +1,4 @@
-"""What pairwise and ranking methods share: each function by hand, with garbage where nothing is."""
+"""Functions that pairwise and ranking methods share, by hand, with garbage in masked slots."""
 
 from __future__ import annotations
 
