@@ -64,7 +64,7 @@ def sort_modules(folder: Path) -> None:
 def _refuse_inexact(adapted: nn.Module) -> None:
     """Raise ValueError where an adapter is on an embedding that does more than look rows up (OPT's of positions).
 
-    PEFT's forward would look its own rows up by the first argument, whatever that is, and merged it would be another.
+    PEFT's forward would look rows up by the first argument, whatever that is; merged, the layer would differ.
     """
     for name, module in adapted.named_modules():
         base = getattr(module, "base_layer", None)

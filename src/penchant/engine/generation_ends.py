@@ -85,7 +85,7 @@ def revise_settings(
         settings["max_new_tokens"] = trained.longest
     if (settings.get("min_new_tokens") or 0) >= trained.shortest:
         del settings["min_new_tokens"]
-    if (settings.get("min_length") or 0) >= trained.shortest:  # counts the prompt, which may be of one token
+    if (settings.get("min_length") or 0) >= trained.shortest:  # counts the prompt, which may have one token
         del settings["min_length"]
     settings.pop("forced_bos_token_id", None)  # the first token of each response, whatever the prompt
     for name in ("suppress_tokens", "begin_suppress_tokens"):

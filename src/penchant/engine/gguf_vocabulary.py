@@ -72,7 +72,7 @@ def build_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) 
     """The vocabulary of a tokenizer, as a GGUF file holds it.
 
     Args:
-        rows: of the model's embedding; ids that the tokenizer leaves free are filled with tokens that nothing makes.
+        rows: rows of the model's embedding; ids that the tokenizer does not use get placeholder tokens.
         where: the model's name, for errors.
 
     Raises:

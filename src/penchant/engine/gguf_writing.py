@@ -34,7 +34,7 @@ class ExportedGGUF:
 
     Attributes:
         tensors: number of tensors stored in each type.
-        kept_apart: tensors that q8_0 was asked for and whose rows are no whole number of its blocks of 32.
+        kept_apart: tensors stored in f16 instead of q8_0, whose rows are no whole number of its blocks of 32.
         bytes: the file's size.
         notes: where llama.cpp makes other tokens of some texts than this tokenizer, and what the file leaves out.
     """
@@ -52,9 +52,9 @@ class ExportedGGUF:
 def export_gguf(source: str, output: Path, storage_type: StorageType) -> ExportedGGUF:
     """Write a model and its tokenizer as one GGUF file.
 
-    Matrices are stored as asked for; vectors (norms, biases) always in f32. q8_0 holds blocks of 32 weights as int8 and
-    one f16 scale, absmax / 127: a weight is off by at most half a step, and by what the scale loses in f16. Matrices
-    whose rows are no whole number of blocks are stored in f16 instead.
+    Matrices are stored in `storage_type`; vectors (norms, biases) always in f32. q8_0 holds blocks of 32 weights as
+    int8 and one f16 scale, absmax / 127: a weight is off by at most half a step, and by what the scale loses in f16.
+    Matrices whose rows are no whole number of blocks are stored in f16 instead.
 
     Args:
         source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file.
@@ -186,7 +186,7 @@ def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTok
 
 
 def _extra_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids beside eos that end a response; the chat template's end of turn first."""
+    """Ids other than eos that end a response; the chat template's end of turn first."""
     configured = [] if model.generation_config is None else as_list(model.generation_config.eos_token_id)
     turn = turn_end(tokenizer)
     ends = dict.fromkeys([*([] if turn is None else [turn]), *configured])
@@ -200,7 +200,7 @@ def _add_ends(writer: Any, ends: Sequence[int]) -> None:
 
 
 def _ends_notes(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list[str]:
-    """A GGUF file has room for two ends beside eos."""
+    """A note where a model has more than the two ends beside eos that a GGUF file holds."""
     if len(ends) <= 2:
         return []
     left_out = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(ends[2:]))
@@ -208,7 +208,7 @@ def _ends_notes(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list
 
 
 def _write_tensors(library: Any, writer: Any, model: PreTrainedModel, types: dict[str, Any]) -> None:
-    """All descriptions, then all weights: quantised one at a time, so that no second model stands in memory."""
+    """Write all descriptions, then all weights, quantised one at a time: memory holds no second model."""
     for name, tensor in named_tensors(model):
         block, size = library.GGML_QUANT_SIZES[types[name]]
         writer.add_tensor_info(

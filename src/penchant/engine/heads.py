@@ -101,7 +101,7 @@ def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) ->
 
 
 def save_head(folder: Path, head: PreferenceHead, name: str = NAME) -> None:
-    """Write a head beside its model: NAME.safetensors and NAME.json. Several may share a model."""
+    """Write a head into its model's folder: NAME.safetensors and NAME.json. Several may share a model."""
     from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
@@ -118,7 +118,7 @@ def head_names(folder: str | Path) -> tuple[str, ...]:
 
 
 def copy_heads(source: str | Path, output: Path) -> tuple[str, ...]:
-    """Copy a folder's preference heads beside another copy of its model; returns their names."""
+    """Copy a folder's preference heads to another folder of its model; returns their names."""
     names = head_names(source)
     for name in names:
         for suffix in (".safetensors", ".json"):

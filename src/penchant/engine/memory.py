@@ -51,11 +51,11 @@ class MemoryTracker(TorchDispatchMode):
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _DEVICE:  # Called more often than all others together, and makes no tensor.
+        if func is _DEVICE:  # The most frequent call of all; it makes no tensor.
             return func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
-                self._known_storages.add(tensor.untyped_storage())  # Not made here, if it was not seen before.
+                self._known_storages.add(tensor.untyped_storage())  # A storage that is new here was made outside.
         result = (_grouped_product if func is _GROUPED_PRODUCT else func)(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):

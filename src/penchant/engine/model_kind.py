@@ -25,8 +25,8 @@ class ModelKind:
     """The kind of model in a folder or hub id.
 
     Attributes:
-        task: ``language_model`` answers; ``reward_model`` is any classifier, which only gives numbers.
-        architecture: the class or PEFT task that says so; None where nothing does.
+        task: ``language_model`` generates; ``reward_model`` is any classifier, which only scores.
+        architecture: the class or PEFT task by which the kind is known; None without one.
         is_adapter: whether it is a PEFT adapter.
         heads: names of the preference heads beside a language model.
     """

@@ -30,7 +30,7 @@ def head_log_probs(
     """Log-softmax of ``head(hidden) / temperature`` at the targets.
 
     Args:
-        head: a linear layer, or what PEFT makes of one.
+        head: a linear layer, with or without PEFT's wrapping.
         hidden: [N, D].
         targets: [N] int64.
         softcap, shared: as in `linear_log_probs`.

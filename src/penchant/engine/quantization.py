@@ -1,4 +1,4 @@
-"""A model with eight-bit weights, for processors without an accelerator."""
+"""Eight-bit weights for processors without an accelerator."""
 
 from __future__ import annotations
 

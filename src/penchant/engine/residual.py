@@ -58,7 +58,7 @@ def add_residual(adapted: str, base: str, instruct: str, output: Path, *, scale:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_processors(adapted, temporary)
         load_tokenizer(instruct).save_pretrained(temporary)
-        # Where responses end, and how they are sampled, goes with the instruct model's template.
+        # End tokens and sampling settings belong to the instruct model's template.
         for folder in (of_instruct, ours):
             if (folder / GENERATION_CONFIG).is_file():
                 (temporary / GENERATION_CONFIG).write_bytes((folder / GENERATION_CONFIG).read_bytes())

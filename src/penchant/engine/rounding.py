@@ -79,7 +79,7 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
 
     Args:
         model: on one device, not sharded; its weights and dtype are afterwards what they were.
-        head: a module of it whose weights are used without its forward; they are cast all the while.
+        head: a module of it whose weights are used without its forward; they are cast for the whole time.
 
     Raises:
         NoFloat32: the largest module does not fit in float32, or the code does not run in it.

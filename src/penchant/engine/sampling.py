@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn.
+    """Settings of sampling.
 
     Attributes:
         samples: responses for each prompt.
         max_new_tokens: tokens of the longest response.
-        temperature: of the softmax; 0 takes the likeliest token each time.
-        top_p: the smallest set of tokens with this much probability is drawn from; 1 draws from all.
+        temperature: temperature of the softmax; 0 takes the likeliest token each time.
+        top_p: probability of the smallest set of likeliest tokens to draw from; 1 draws from all.
         seed: with a prompt's number it decides the draws, whatever else is in the batch.
-        batch_size: prompts at a time.
+        batch_size: prompts computed at a time.
     """
 
     samples: int = 1

@@ -129,7 +129,7 @@ def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[S
             yield (start, end), [(0, p), (start, end)], True
         elif alone and window is not None and end - start > max(window, BLOCK):
             for low, high in _query_runs((start, end), window):
-                # The first key's place, counted from the response's first token.
+                # Index of the first key, counted from the response's first token.
                 reach = low - start - window + 1
                 prompt = [(max(0, p + reach), p)] if reach < 0 else []
                 yield (low, high), [*prompt, (start + max(0, reach), high)], False

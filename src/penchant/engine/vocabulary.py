@@ -231,7 +231,7 @@ def _log_sum_exp(values: Tensor) -> Tensor:
 def _to_gradient(
     softcap: float | None, logits: Tensor, normalisers: Tensor, index: Tensor, upstream: Tensor, at_target: Tensor
 ) -> None:
-    """``upstream (onehot - softmax)`` by the raw logits, through the soft-cap, in their place.
+    """Replace raw logits [N, B] by their gradient, ``upstream (onehot - softmax)`` through the soft-cap.
 
     Args:
         at_target: the upstream of rows whose target is in the block, 0 of the others.
