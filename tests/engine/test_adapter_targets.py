@@ -38,7 +38,7 @@ def add(model: hf.PreTrainedModel, targets: str | list[str]) -> None:
     add_adapters(model, rank=2, alpha=4, dropout=0.0, targets=targets, task="CAUSAL_LM")
 
 
-def advised(error: ConfigError) -> list[str]:
+def advised_names(error: ConfigError) -> list[str]:
     """The names that an error's advice lists, as they would be typed."""
     match = re.search(r"lora\.targets=\[([\w,]+)\]", error.fix)
     assert match is not None, error.fix
@@ -50,7 +50,7 @@ def test_all_linear_is_refused_with_names_that_train(name):
     with pytest.raises(ConfigError, match=r"^lora\.targets: .*'(router|out_proj)'") as error:
         add(model_of(name), "all-linear")
     assert "all-linear" not in error.value.fix
-    targets = advised(error.value)
+    targets = advised_names(error.value)
     model = model_of(name)
     add(model, targets)
     model(IDS, use_cache=False).logits.square().mean().backward()
@@ -72,7 +72,7 @@ def test_a_router_that_is_named(name):
 def test_a_layer_whose_weight_is_read_past_its_forward(name, layer):
     with pytest.raises(ConfigError, match=f"reads the weight of '{layer}' past its forward") as error:
         add(model_of(name), ["in_proj", layer])
-    assert advised(error.value) == ["in_proj", "lm_head"]
+    assert advised_names(error.value) == ["in_proj", "lm_head"]
 
 
 def test_a_linear_of_its_own_that_is_a_matrix_product():

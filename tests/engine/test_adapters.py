@@ -94,7 +94,7 @@ def by_hand(model: torch.nn.Module, batch) -> torch.Tensor:
     return torch.stack(sums)
 
 
-def trained(policy: Policy, scorer: str) -> TreeScorer | PaddedScorer:
+def train_policy(policy: Policy, scorer: str) -> TreeScorer | PaddedScorer:
     policy.model.set_attn_implementation(TREE if scorer == "tree" else "eager")
     return (TreeScorer if scorer == "tree" else PaddedScorer)(policy.model)
 
@@ -123,7 +123,7 @@ def test_values_and_gradients_are_pefts(model_of, make_groups, all_float64, fami
     with all_float64():
         expected = by_hand(oracle, batch)
         (expected * upstream).sum().backward()
-        actual = trained(policy, scorer)(batch).flatten()[batch.slots]
+        actual = train_policy(policy, scorer)(batch).flatten()[batch.slots]
         (actual * upstream).sum().backward()
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
     actual_gradients, expected_gradients = gradients(policy.model), gradients(oracle)
@@ -146,7 +146,7 @@ def test_a_head_in_bfloat16_learns_as_much_as_pefts(model_of, make_groups, famil
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     by_hand(oracle, batch).sum().backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        log_probs = trained(policy, "tree")(batch)
+        log_probs = train_policy(policy, "tree")(batch)
     log_probs.sum().backward()
     expected_gradients = gradients(oracle)
     for name, gradient in gradients(policy.model).items():
@@ -163,7 +163,7 @@ def test_dropout_on_the_head_is_pefts(model_of, make_groups, targets):
     policy = Policy(model, None)
     policy.add_lora(rank=3, alpha=6.0, dropout=0.5, targets=targets)
     perturb(policy.model)
-    scorer, batch = trained(policy, "tree"), pack(make_groups(SHAPES, 1))
+    scorer, batch = train_policy(policy, "tree"), pack(make_groups(SHAPES, 1))
     evaluation_scores = scorer.eval()(batch)
     scorer.train()
     torch.manual_seed(0)
@@ -186,7 +186,10 @@ def test_dropout_falls_on_the_heads_input(monkeypatch, model_of, make_groups):
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * half if self.p else x)
     torch.testing.assert_close(
-        trained(policy, "tree")(batch).flatten()[batch.slots], by_hand(oracle, batch).double(), rtol=1e-5, atol=1e-4
+        train_policy(policy, "tree")(batch).flatten()[batch.slots],
+        by_hand(oracle, batch).double(),
+        rtol=1e-5,
+        atol=1e-4,
     )
 
 
@@ -248,7 +251,7 @@ def test_saved_merged_and_alone_are_what_was_trained(model_of, make_groups, tiny
         expected = by_hand(policy.model, batch)
         unmerged = PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(base), folder)
         results = {
-            "tree": trained(policy, "tree")(batch).flatten()[batch.slots].float(),
+            "tree": train_policy(policy, "tree")(batch).flatten()[batch.slots].float(),
             "peft": by_hand(unmerged.eval(), batch),
             "ours": by_hand(load_model(str(folder)), batch),
         }

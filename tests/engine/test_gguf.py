@@ -346,22 +346,22 @@ class TestRefused:
         assert error.value.fix == "get the whole file again"
 
     def test_a_missing_tensor(self, folders, tmp_path):
-        file = rewritten(folders["llama"], tmp_path, omitted_tensor="blk.1.ffn_up.weight")
+        file = export_changed(folders["llama"], tmp_path, omitted_tensor="blk.1.ffn_up.weight")
         with pytest.raises(ModelError, match=r"1 weights are not in the model's files.*layers\.1\.mlp\.up_proj"):
             load_model(str(file))
 
     def test_tensors_that_transformers_would_drop(self, folders, tmp_path):
-        file = rewritten(folders["llama"], tmp_path, bias="blk.0.attn_q.bias")
+        file = export_changed(folders["llama"], tmp_path, bias="blk.0.attn_q.bias")
         with pytest.raises(ModelError, match=r"a Llama with biases.*blk\.0\.attn_q\.bias"):
             load_model(str(file))
 
     def test_positions_scaled_in_a_way_that_is_not_read(self, folders, tmp_path):
-        file = rewritten(folders["llama"], tmp_path, scaling="yarn")
+        file = export_changed(folders["llama"], tmp_path, scaling="yarn")
         with pytest.raises(ModelError, match=r"scaled in a way that transformers does not read \(yarn\)"):
             load_model(str(file))
 
 
-def rewritten(folder, tmp_path, *, omitted_tensor="", bias="", scaling=""):
+def export_changed(folder, tmp_path, *, omitted_tensor="", bias="", scaling=""):
     """An export of the folder without a tensor, with an additional bias, or with other positions."""
     export_gguf(str(folder), tmp_path / "good.gguf", "f32")
     read = gguf.GGUFReader(tmp_path / "good.gguf")

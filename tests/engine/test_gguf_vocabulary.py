@@ -32,7 +32,7 @@ BYTE_LEVEL = {
 }
 
 
-def exported(tmp_path: Path, tokenizer: Any, kind: str = "Llama", spare: int = 0) -> tuple[Any, Any, Path]:
+def export_tokenizer(tmp_path: Path, tokenizer: Any, kind: str = "Llama", spare: int = 0) -> tuple[Any, Any, Path]:
     """The tokenizer of the folder, the tokenizer of the file, and the file's path."""
     folder = shapes.build(tmp_path / "model", kind, tokenizer, spare=spare, **SMALL)
     export_gguf(str(folder), tmp_path / "a.gguf", "f16")
@@ -65,8 +65,8 @@ def by_the_file(metadata: dict[str, Any], text: str) -> list[int]:
         if part in added:
             ids.append(numbers[part])
         elif metadata["model"] == "llama":
-            spaced = (" " if metadata["add_space_prefix"] and after_special else "") + part
-            ids += by_scores(metadata, numbers, spaced.replace(" ", "▁"))
+            prefixed_text = (" " if metadata["add_space_prefix"] and after_special else "") + part
+            ids += by_scores(metadata, numbers, prefixed_text.replace(" ", "▁"))
         else:
             ids += by_merges(metadata, numbers, part)
         after_special = part in added
@@ -123,7 +123,7 @@ def by_merges(metadata: dict[str, Any], numbers: dict[str, int], text: str) -> l
 class TestByteLevel:
     def test_the_same_tokens(self, pre, tmp_path):
         kind, make = BYTE_LEVEL[pre]
-        original, ours, file = exported(tmp_path, make(), kind, spare=3)
+        original, ours, file = export_tokenizer(tmp_path, make(), kind, spare=3)
         file_metadata = metadata(file)
         assert (file_metadata["model"], file_metadata["pre"]) == ("gpt2", pre)
         for text in shapes.AWKWARD:
@@ -134,7 +134,7 @@ class TestByteLevel:
 
     def test_special_tokens_and_the_chat_template(self, pre, tmp_path):
         kind, make = BYTE_LEVEL[pre]
-        original, ours, file = exported(tmp_path, make(), kind)
+        original, ours, file = export_tokenizer(tmp_path, make(), kind)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "chat_template"):
             assert getattr(ours, name) == getattr(original, name)
         assert len(ours) == len(original)
@@ -154,13 +154,13 @@ def unreachable_cat(pre: str) -> Any:
     names = [*shapes.SPECIAL[:5], *sorted(pre_tokenizers.ByteLevel.alphabet()), "ca", "cat", "at"]
     vocabulary = {name: number for number, name in enumerate(names)}
     raw = Tokenizer(models.BPE(vocabulary, [("a", "t"), ("c", "a")], ignore_merges=True))
-    raw.pre_tokenizer = shapes.splitting(pre)
+    raw.pre_tokenizer = shapes.pre_tokenizer(pre)
     raw.add_special_tokens(shapes.SPECIAL[:5])
-    return shapes.dressed(raw)
+    return shapes.with_special_tokens(raw)
 
 
 def test_whole_words_first_and_no_tokens_of_others(tmp_path):
-    original, ours, _ = exported(tmp_path, unreachable_cat("llama-bpe"))
+    original, ours, _ = export_tokenizer(tmp_path, unreachable_cat("llama-bpe"))
     assert ours("cat")["input_ids"] == original("cat")["input_ids"] == [1, original.convert_tokens_to_ids("cat")]
     assert ours.get_vocab() == original.get_vocab()
 
@@ -168,7 +168,7 @@ def test_whole_words_first_and_no_tokens_of_others(tmp_path):
 class TestSentencePiece:
     @pytest.mark.parametrize("prefix", ["prepend", "none"])
     def test_the_same_tokens(self, prefix, tmp_path):
-        original, ours, file = exported(tmp_path, shapes.sentence_piece(prefix), spare=3)
+        original, ours, file = export_tokenizer(tmp_path, shapes.sentence_piece(prefix), spare=3)
         file_metadata = metadata(file)
         assert file_metadata["model"] == "llama"
         assert file_metadata["add_space_prefix"] == (prefix == "prepend")
@@ -262,7 +262,7 @@ class TestRefused:
         )
 
     def test_a_file_whose_text_is_split_by_other_rules(self, tmp_path):
-        _, _, file = exported(tmp_path, shapes.byte_level())
+        _, _, file = export_tokenizer(tmp_path, shapes.byte_level())
         data = file.read_bytes()
         assert data.count(b"gpt-2") == 1
         file.write_bytes(data.replace(b"gpt-2", b"viking"[:5]))
@@ -281,7 +281,7 @@ class TestAddedTokens:
     def test_as_they_are_written(self, make, special, tmp_path):
         tokenizer = BYTE_LEVEL[make][1]() if make in BYTE_LEVEL else shapes.sentence_piece(make)
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=special) for text in ADDED])
-        original, ours, file = exported(tmp_path, tokenizer)
+        original, ours, file = export_tokenizer(tmp_path, tokenizer)
         fields = metadata(file)
         assert len(ours) == len(original)
         for text in ADDED:

@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> str:
     return str(model)
 
 
-def spelled(tokenizer, ids):
+def token_texts(tokenizer, ids):
     return {tokenizer.decode([number]) for number in ids}
 
 
@@ -32,7 +32,7 @@ def test_the_end_is_allowed_where_the_text_is_complete_and_nowhere_else(folder):
     end = tokenizer.eos_token_id
     guide = Grammars(tokenizer, [end]).guide(SHORT)
     letters = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "nope"]
-    assert spelled(tokenizer, guide.allowed_tokens([])) >= {"y", "n"}
+    assert token_texts(tokenizer, guide.allowed_tokens([])) >= {"y", "n"}
     assert end not in guide.allowed_tokens([])
     assert end not in guide.allowed_tokens(letters[:1])
     after_no = guide.allowed_tokens(letters[:2])
@@ -121,4 +121,4 @@ def test_a_copy_is_independent(request):
     copy = guide.copy()
     assert tokenizer.eos_token_id in copy.allowed_tokens([n, o])
     assert tokenizer.eos_token_id not in guide.allowed_tokens([n])
-    assert spelled(tokenizer, guide.allowed_tokens([n])) >= {"o"}
+    assert token_texts(tokenizer, guide.allowed_tokens([n])) >= {"o"}

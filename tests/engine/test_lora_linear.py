@@ -34,7 +34,7 @@ def test_an_input_that_needs_no_gradient():
     assert torch.autograd.gradcheck(lambda a, b: lora_linear(x, weight, None, a, b, 0.5), (a, b))
 
 
-def adapted(**settings):
+def adapted_model(**settings):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3, bias=False))
     chosen = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **settings}
@@ -48,7 +48,7 @@ def fused_layers(model):
 
 
 def test_as_peft_computes_it():
-    model = adapted()
+    model = adapted_model()
     plain = copy.deepcopy(model)
     fuse_adapters(model)
     assert len(fused_layers(model)) == 2
@@ -67,7 +67,7 @@ def test_as_peft_computes_it():
 
 
 def test_switched_off_and_merged():
-    model = adapted()
+    model = adapted_model()
     plain = copy.deepcopy(model)
     fuse_adapters(model)
     x = torch.randn(4, 6)
@@ -79,12 +79,12 @@ def test_switched_off_and_merged():
 
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}], ids=["dropout", "dora"])
 def test_other_adapters_stay_pefts_own(settings):
-    model = adapted(**settings)
+    model = adapted_model(**settings)
     fuse_adapters(model)
     assert not fused_layers(model)
 
 
 def test_an_adapter_with_a_bias_stays_pefts_own():
-    model = adapted(lora_bias=True, target_modules=["0"])
+    model = adapted_model(lora_bias=True, target_modules=["0"])
     fuse_adapters(model)
     assert not fused_layers(model)

@@ -89,7 +89,7 @@ class TestStarting:
 
 class TestRuns:
     @pytest.fixture
-    def trained(self, write_config):
+    def train_run(self, write_config):
         def go(**sections):
             training = {"max_steps": 30, "batch_size": 12, "learning_rate": 3e-3, "schedule": "constant"}
             sections = {"objective": {"name": "bradley_terry"}, "training": training, **sections}
@@ -97,8 +97,8 @@ class TestRuns:
 
         return go
 
-    def test_it_learns_and_is_a_model_like_any_other(self, trained, tiny_model):
-        folder = trained()
+    def test_it_learns_and_is_a_model_like_any_other(self, train_run, tiny_model):
+        folder = train_run()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert lines[-1]["eval_rewards/accuracies"] > 0.8
         model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -112,8 +112,8 @@ class TestRuns:
         assert result.choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
         assert "What was trained to choose" in (folder / "report.html").read_text()
 
-    def test_adapters_bring_their_head(self, trained):
-        folder = trained(lora={"rank": 4})
+    def test_adapters_bring_their_head(self, train_run):
+        folder = train_run(lora={"rank": 4})
         assert (folder / "adapter_model.safetensors").exists()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert write_run_report(folder).choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])

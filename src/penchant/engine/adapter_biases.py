@@ -44,8 +44,10 @@ def declare_biases(model: PreTrainedModel, source: str) -> None:
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if names <= _names(model, model.config):
         return
-    off = [name for name in _SWITCHES if getattr(model.config, name, None) is False]
-    for switches in (chosen for count in range(1, len(off) + 1) for chosen in combinations(off, count)):
+    off_switches = [name for name in _SWITCHES if getattr(model.config, name, None) is False]
+    for switches in (
+        chosen for count in range(1, len(off_switches) + 1) for chosen in combinations(off_switches, count)
+    ):
         config = copy.deepcopy(model.config)
         for switch in switches:
             setattr(config, switch, True)

@@ -69,10 +69,10 @@ def _refuse_inexact(adapted: nn.Module) -> None:
     for name, module in adapted.named_modules():
         base = getattr(module, "base_layer", None)
         if isinstance(base, nn.Embedding) and hasattr(module, "lora_embedding_A"):
-            plain = type(base).forward is nn.Embedding.forward or hasattr(base, "embed_scale")
-            if not plain:
-                short = name.removeprefix("base_model.model.")
-                raise ValueError(f"{short} is a {type(base).__name__}, whose forward is not an embedding's")
+            is_lookup = type(base).forward is nn.Embedding.forward or hasattr(base, "embed_scale")
+            if not is_lookup:
+                short_name = name.removeprefix("base_model.model.")
+                raise ValueError(f"{short_name} is a {type(base).__name__}, whose forward is not an embedding's")
 
 
 def untrained_adapters(adapted: nn.Module) -> list[str]:

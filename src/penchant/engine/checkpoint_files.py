@@ -77,6 +77,6 @@ def weight_targets(model: PreTrainedModel, names: Sequence[str]) -> dict[str, tu
     for name in names:
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, weights)
         # A name that is the model's already is taken as it is, as transformers does.
-        as_it_is = target not in weights and name in weights
-        targets[name] = (name, False) if as_it_is else (target, pattern is not None)
+        keeps_name = target not in weights and name in weights
+        targets[name] = (name, False) if keeps_name else (target, pattern is not None)
     return targets

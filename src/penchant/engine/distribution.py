@@ -41,8 +41,8 @@ class World:
         since all ranks must take a sharded forward together.
         """
         turns = range(0, len(items), self.size)
-        mine = [start + self.rank for start in turns]
-        return [(items[min(i, len(items) - 1)], i < len(items)) for i in mine]
+        indices = [start + self.rank for start in turns]
+        return [(items[min(i, len(items) - 1)], i < len(items)) for i in indices]
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place; in float64 counts and totals are exact."""

@@ -172,8 +172,8 @@ class _Rotate(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
         if one_kernel.use_compiled(x):
-            half = torch.is_autocast_enabled(x.device.type)
-            dtype = compute_dtype(x) if half else torch.promote_types(x.dtype, cos.dtype)
+            is_autocast = torch.is_autocast_enabled(x.device.type)
+            dtype = compute_dtype(x) if is_autocast else torch.promote_types(x.dtype, cos.dtype)
             rotated: Tensor = one_kernel.rotate(x, cos, sin, dtype)
             return rotated
         x = x.to(torch.promote_types(x.dtype, cos.dtype))

@@ -39,24 +39,24 @@ def check_architecture(config: PretrainedConfig, where: str) -> None:
             where=where,
             fix="use convert_hf_to_gguf.py of llama.cpp",
         )
-    odd = []
+    unsupported = []
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        odd.append("biases")
+        unsupported.append("biases")
     if config.hidden_act != "silu":
-        odd.append(f"the activation {config.hidden_act}")
+        unsupported.append(f"the activation {config.hidden_act}")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        odd.append("sliding windows")
+        unsupported.append("sliding windows")
     if config.model_type == "qwen2" and _head_size(config) * config.num_attention_heads != config.hidden_size:
-        odd.append("heads of another size than hidden size / heads")
+        unsupported.append("heads of another size than hidden size / heads")
     rope = config.rope_parameters
     rope_types = ("default", "linear", "llama3") if config.model_type == "llama" else ("default", "linear")
     if rope.get("rope_type", "default") not in rope_types:
-        odd.append(f"positions scaled by {rope['rope_type']}")
+        unsupported.append(f"positions scaled by {rope['rope_type']}")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        odd.append("positions in a part of each head")
-    if odd:
+        unsupported.append("positions in a part of each head")
+    if unsupported:
         raise ModelError(
-            f"it has {' and '.join(odd)}, which a GGUF file of a {config.model_type} cannot say",
+            f"it has {' and '.join(unsupported)}, which a GGUF file of a {config.model_type} cannot say",
             where=where,
             fix="use convert_hf_to_gguf.py of llama.cpp",
         )

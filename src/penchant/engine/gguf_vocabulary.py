@@ -145,11 +145,11 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, 
 
 def _added_special_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[bool, bool]:
     """Whether the tokenizer puts bos before a text, and eos behind it."""
-    bare, dressed = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    plain_ids, full_ids = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for bos in (False, True):
         for eos in (False, True):
             prefix, suffix = [tokenizer.bos_token_id] * bos, [tokenizer.eos_token_id] * eos
-            if dressed == prefix + bare + suffix:
+            if full_ids == prefix + plain_ids + suffix:
                 return bos, eos
     raise _refusal("the tokenizer puts other tokens around a text than bos and eos", where)
 
@@ -161,16 +161,16 @@ def _tokens(
     types = [UNUSED] * rows
     for text, number in tokenizer.get_vocab().items():
         tokens[number], types[number] = text, NORMAL
-    stretching = 0
+    space_taking = 0
     for added in state["added_tokens"]:
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-        stretching += added["lstrip"] or added["rstrip"] or added["single_word"]
+        space_taking += added["lstrip"] or added["rstrip"] or added["single_word"]
     if tokenizer.unk_token_id is not None and state["model"].get("byte_fallback"):
         types[tokenizer.unk_token_id] = UNKNOWN
     notes = []
-    if stretching:
+    if space_taking:
         notes.append(
-            f"{stretching} special tokens take the spaces beside them, or stand for whole words only; "
+            f"{space_taking} special tokens take the spaces beside them, or stand for whole words only; "
             "llama.cpp takes them as they are"
         )
     return tokens, types, notes
@@ -237,14 +237,16 @@ def _normalizer_notes(state: dict[str, Any], where: str) -> list[str]:
 def _whole_word_notes(state: dict[str, Any], pre: str) -> list[str]:
     from tokenizers import Tokenizer
 
-    model, whole = state["model"], pre in WHOLE_WORDS_FIRST
-    if bool(model.get("ignore_merges")) == whole:
+    model, takes_whole_words = state["model"], pre in WHOLE_WORDS_FIRST
+    if bool(model.get("ignore_merges")) == takes_whole_words:
         return []
     by_merges: Any = Tokenizer.from_str(json.dumps(state | {"model": model | {"ignore_merges": False}})).model
     words = model["vocab"].keys() - {token["content"] for token in state["added_tokens"]}
-    unreached = sum(len(by_merges.tokenize(word)) != 1 for word in words)
-    rule = "takes a word that is a token for it" if whole else "goes by merges alone"
-    return [f"{unreached} tokens are not what their merges lead to, and llama.cpp {rule}"] if unreached else []
+    unreached_count = sum(len(by_merges.tokenize(word)) != 1 for word in words)
+    rule = "takes a word that is a token for it" if takes_whole_words else "goes by merges alone"
+    return (
+        [f"{unreached_count} tokens are not what their merges lead to, and llama.cpp {rule}"] if unreached_count else []
+    )
 
 
 def _spaces(state: dict[str, Any], where: str) -> tuple[bool, list[str]]:

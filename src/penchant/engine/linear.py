@@ -93,11 +93,11 @@ class _LinearLogProbs(torch.autograd.Function):
         up: Tensor | None,
         targets: Tensor,
         softcap: float | None,
-        graded: bool,
+        with_gradients: bool,
         shared: SharedGradient | None,
     ) -> Tensor:
         # Without a graph a trained weight says that it needs a gradient all the same.
-        needs_hidden, *needs_layer = (graded and needs_gradient for needs_gradient in ctx.needs_input_grad[:5])
+        needs_hidden, *needs_layer = (with_gradients and needs_gradient for needs_gradient in ctx.needs_input_grad[:5])
         ctx.softcap, ctx.shared, ctx.layer_trained = softcap, shared, any(needs_layer)
         head, vocabulary, device = OutputLayer(weight, bias, softcap, _low_rank(low, up)), len(weight), hidden.device
         if ctx.layer_trained:

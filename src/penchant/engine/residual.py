@@ -151,15 +151,15 @@ def _check_shapes(models: Sequence[tuple[str, Shapes]]) -> int | None:
     """
     (adapted, ours), *other_models = models
     for other, theirs in other_models:
-        for (has, required_shapes), (lacks, other_shapes) in (
+        for (complete_model, required_shapes), (incomplete_model, other_shapes) in (
             ((adapted, ours), (other, theirs)),
             ((other, theirs), (adapted, ours)),
         ):
             missing = sorted(required_shapes.keys() - other_shapes.keys())
             if missing:
                 raise ModelError(
-                    f"it has no {missing[0]}, which {has} has ({len(missing)} such weights)",
-                    where=lacks,
+                    f"it has no {missing[0]}, which {complete_model} has ({len(missing)} such weights)",
+                    where=incomplete_model,
                     fix="name three models of one architecture: a base, and two that were trained from it",
                 )
     rows = None

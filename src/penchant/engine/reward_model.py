@@ -121,11 +121,11 @@ def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _refuse_language_model(source: str, kind: ModelKind, report: dict[str, Any]) -> None:
-    lacks = sorted(name for name in report["missing_keys"] if name.startswith("score."))
-    if lacks and not kind.is_reward_model:
+    missing_weights = sorted(name for name in report["missing_keys"] if name.startswith("score."))
+    if missing_weights and not kind.is_reward_model:
         raise ModelError(
-            f"this is a language model, a {kind.architecture}, which has no head to say a reward: {len(lacks)} weights "
-            f"are not in the model's files; the first is {lacks[0]}",
+            f"this is a language model, a {kind.architecture}, which has no head to say a reward: "
+            f"{len(missing_weights)} weights are not in the model's files; the first is {missing_weights[0]}",
             where=source,
             fix="name a reward model; or train one: "
             f"penchant train RUN.yaml model={source} objective.name=bradley_terry",

@@ -141,24 +141,29 @@ def _respond(
     state.keep([prompt for prompt in range(len(prompts)) for _ in range(draw.samples)])
     responses: list[list[int]] = [[] for _ in range(len(chances))]
     has_ended = [False] * len(chances)
-    alive = list(range(len(chances)))
+    alive_rows = list(range(len(chances)))
     for step in range(draw.max_new_tokens):
         logits = state.logits
         if guides is not None:
             # A row that has ended is drawn for like the others until it is taken out, and what is drawn is dropped.
-            allowed_tokens = [None if has_ended[row] else guides[row].allowed_tokens(responses[row]) for row in alive]
+            allowed_tokens = [
+                None if has_ended[row] else guides[row].allowed_tokens(responses[row]) for row in alive_rows
+            ]
             logits = limit_logits(logits, allowed_tokens)
-        tokens = choose_tokens(logits, draw.temperature, draw.top_p, chances[alive, step]).tolist()
-        for row, token in zip(alive, tokens, strict=True):
+        tokens = choose_tokens(logits, draw.temperature, draw.top_p, chances[alive_rows, step]).tolist()
+        for row, token in zip(alive_rows, tokens, strict=True):
             if not has_ended[row]:
                 responses[row].append(token)
                 has_ended[row] = token in ends
-        alive_indices = [index for index, row in enumerate(alive) if not has_ended[row]]
+        alive_indices = [index for index, row in enumerate(alive_rows) if not has_ended[row]]
         if not alive_indices or step + 1 == draw.max_new_tokens:
             break
-        if 2 * len(alive_indices) <= len(alive):
+        if 2 * len(alive_indices) <= len(alive_rows):
             state.keep(alive_indices)
-            alive, tokens = [alive[index] for index in alive_indices], [tokens[index] for index in alive_indices]
+            alive_rows, tokens = (
+                [alive_rows[index] for index in alive_indices],
+                [tokens[index] for index in alive_indices],
+            )
         state.feed(tokens)
     return [
         SampledResponse(np.array(ids, dtype=np.int64), row_ended)
@@ -190,9 +195,9 @@ def choose_tokens(logits: Tensor, temperature: float, top_p: float, chances: Ten
     if top_p < 1:
         in_top_p = (cumulated - probabilities) < top_p
         cumulated = torch.where(in_top_p, cumulated, torch.inf)
-        whole = torch.where(in_top_p, probabilities, 0.0).sum(-1)
+        total = torch.where(in_top_p, probabilities, 0.0).sum(-1)
     else:
-        whole = cumulated[:, -1]
-    places = torch.searchsorted(cumulated, (chances.to(whole) * whole)[:, None], right=True)[:, 0]
+        total = cumulated[:, -1]
+    places = torch.searchsorted(cumulated, (chances.to(total) * total)[:, None], right=True)[:, 0]
     last = torch.isfinite(cumulated).sum(-1) - 1
     return tokens.gather(-1, torch.minimum(places, last)[:, None])[:, 0]

@@ -80,8 +80,8 @@ def saved_dtype(model: nn.Module, source: str, choice: SaveDtype) -> SavedDtype:
         base = base_of_adapter
     if is_gguf(base):
         return _gguf_dtype(base)
-    configured = str(getattr(load_config(base, weights=False), "dtype", None)).removeprefix("torch.")
-    return SavedDtype(_BY_NAME.get(configured, torch.float32))
+    configured_dtype = str(getattr(load_config(base, weights=False), "dtype", None)).removeprefix("torch.")
+    return SavedDtype(_BY_NAME.get(configured_dtype, torch.float32))
 
 
 def stored_types(source: Path) -> list[str]:

@@ -196,28 +196,28 @@ def score_groups(
     """
     cuts = micro_batches(scorer, groups, budget)
 
-    def packed(b: int) -> TreeBatch:
+    def pack_batch(b: int) -> TreeBatch:
         return pack([groups[i] for i in cuts[b]], temperature)
 
     batch_log_probs: dict[int, list[float]] = {}
     if cache is not None:
-        cached = cache.look_up(packed(b) for b in range(len(cuts))) if world.is_main else {}
+        cached = cache.look_up(pack_batch(b) for b in range(len(cuts))) if world.is_main else {}
         batch_log_probs = world.broadcast(cached)
     missing = [b for b in range(len(cuts)) if b not in batch_log_probs]
     advance(sum(len(cuts[b]) for b in batch_log_probs))
     was_training = scorer.training
     scorer.eval()
-    fresh: dict[int, list[float]] = {}
+    rank_log_probs: dict[int, list[float]] = {}
     for b, _ in world.share(missing):
-        batch = packed(b)
+        batch = pack_batch(b)
         log_probs = _forward(scorer, batch, world.device, dtype)
-        fresh[b] = log_probs.flatten()[batch.slots.to(log_probs.device)].tolist()
+        rank_log_probs[b] = log_probs.flatten()[batch.slots.to(log_probs.device)].tolist()
         if cache is not None:
-            cache.keep(batch, fresh[b])
+            cache.keep(batch, rank_log_probs[b])
         advance(len(cuts[b]) * world.size)
     scorer.train(was_training)
     reshard(scorer)
-    for part in world.gather(fresh):
+    for part in world.gather(rank_log_probs):
         batch_log_probs.update(part)
     result: list[list[float]] = [[] for _ in groups]
     for b, members in enumerate(cuts):
@@ -233,14 +233,14 @@ def score_with_head(
 ) -> list[list[float]]:
     """The preference head's reward of every candidate of every group."""
     scorer.eval()
-    mine: dict[int, list[float]] = {}
+    rank_rewards: dict[int, list[float]] = {}
     for members, _ in world.share(micro_batches(scorer, groups, budget)):
         batch = pack([groups[i] for i in members]).to(world.device)
         with precision(world.device, dtype):
             rewards = scorer(batch)[1]
         values = iter(rewards.flatten()[batch.slots].tolist())
-        mine.update({i: [next(values) for _ in groups[i].responses] for i in members})
-    rewards_of_group = {i: row for part in world.gather(mine) for i, row in part.items()}
+        rank_rewards.update({i: [next(values) for _ in groups[i].responses] for i in members})
+    rewards_of_group = {i: row for part in world.gather(rank_rewards) for i, row in part.items()}
     return [rewards_of_group[i] for i in range(len(groups))]
 
 

@@ -139,8 +139,10 @@ class TreeCheck:
         error, rounding = padded.error(self._tree_scores(sample)), padded.rounding
         if error <= padded.max_error:
             return Verdict(None, None if rounding is None else error)
-        off = "unknown" if rounding is None else f"{rounding:.2g}"
-        return Verdict(f"its numbers are off by {error:.2g}, the padded forward's in the same dtype by {off}", rounding)
+        padded_error = "unknown" if rounding is None else f"{rounding:.2g}"
+        return Verdict(
+            f"its numbers are off by {error:.2g}, the padded forward's in the same dtype by {padded_error}", rounding
+        )
 
     def _measure(self, sample: Sequence[TokenizedGroup]) -> _Padded:
         names = self._padded_attentions()

@@ -123,11 +123,11 @@ def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[S
     else:
         for start, end in _query_runs((0, p), window):
             yield (start, end), [(max(0, start - window + 1), end)], False
-    for start, end, alone in _blocks(branch):
-        if alone and window is None and (end - start) * (p + end - start) > MASK_ELEMENTS:
+    for start, end, is_single in _blocks(branch):
+        if is_single and window is None and (end - start) * (p + end - start) > MASK_ELEMENTS:
             # With its prompt before it, one response is a plain causal sequence.
             yield (start, end), [(0, p), (start, end)], True
-        elif alone and window is not None and end - start > max(window, BLOCK):
+        elif is_single and window is not None and end - start > max(window, BLOCK):
             for low, high in _query_runs((start, end), window):
                 # Index of the first key, counted from the response's first token.
                 reach = low - start - window + 1

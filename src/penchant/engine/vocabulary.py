@@ -87,9 +87,9 @@ class OutputLayer:
         kept_logits: list[Tensor] = []
         for block in self._blocks(hidden, keep):
             logits = self._logits(hidden, block)
-            inside, index = _target_indices(targets, block)
+            in_block, index = _target_indices(targets, block)
             target_logits = one_kernel.capped(logits.gather(1, index[:, None])[:, 0], self.softcap)
-            chosen = torch.where(inside, target_logits, chosen)
+            chosen = torch.where(in_block, target_logits, chosen)
             if one_kernel.use_compiled(logits):
                 block_normalisers = one_kernel.log_sum_exp(logits, self.softcap)
             else:
@@ -119,8 +119,8 @@ class OutputLayer:
         kept_logits.reverse()
         for block in self._blocks(hidden, len(kept_logits)):
             logits = kept_logits.pop() if kept_logits else self._logits(hidden, block)
-            inside, index = _target_indices(targets, block)
-            upstream_here = torch.where(inside, upstream, 0.0)
+            in_block, index = _target_indices(targets, block)
+            upstream_here = torch.where(in_block, upstream, 0.0)
             per_row = (normalisers, index, upstream, upstream_here)
             if one_kernel.use_compiled(logits):
                 logits = one_kernel.logits_gradient(logits, *per_row, self.softcap)

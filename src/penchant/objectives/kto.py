@@ -44,8 +44,8 @@ class KTO(Stateless):
 
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
         mismatched = groups.mask.new_zeros(groups.mask.shape) if groups.mismatched is None else groups.mismatched
-        apart = torch.where(mismatched, (policy - reference[0]).detach(), 0.0)
-        z = (apart.sum() / mismatched.sum().clamp(min=1)).clamp(min=0)
+        mismatched_ratios = torch.where(mismatched, (policy - reference[0]).detach(), 0.0)
+        z = (mismatched_ratios.sum() / mismatched.sum().clamp(min=1)).clamp(min=0)
         ratios = log_ratios(policy, reference[0], groups)
         labels = groups.labels
         weight = torch.where(labels > 0, self.desirable_weight, self.undesirable_weight)

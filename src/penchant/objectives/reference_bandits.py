@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from penchant.objectives.base import State
-from penchant.objectives.reference_weights import normalised, one_hot
+from penchant.objectives.reference_weights import normalise_weights, one_hot
 
 
 def window_weights(state: State) -> Tensor:
     """Weights [R] by the window: ``a_k ~ max(0, mean of m_k over the last W batches)``; uniform before the first."""
     window, filled = state["window"], int(state["filled"])
-    return normalised(window[: min(filled, len(window))].sum(0).clamp(min=0))
+    return normalise_weights(window[: min(filled, len(window))].sum(0).clamp(min=0))
 
 
 def window_after(state: State, margins: Tensor) -> State:

@@ -53,13 +53,13 @@ PAIRWISE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"adaptive": adapti
 
 def validation_margin(margins: Tensor) -> Tensor:
     """VDW: ``a_k ~ max(0, mean of m_k)``; uniform where no reference has a positive mean. [R] from [R, P]."""
-    return normalised(margins.mean(1).clamp(min=0))
+    return normalise_weights(margins.mean(1).clamp(min=0))
 
 
 def validation_accuracy(margins: Tensor, above_chance: bool) -> Tensor:
     """VAW: ``a_k ~ A_k``, the share of pairs with m_k > 0; or ``max(0, A_k - 1/2)``. [R] from [R, P]."""
     accuracy = (margins > 0).to(margins.dtype).mean(1)
-    return normalised((accuracy - 0.5).clamp(min=0) if above_chance else accuracy)
+    return normalise_weights((accuracy - 0.5).clamp(min=0) if above_chance else accuracy)
 
 
 def best_single(margins: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def one_hot(k: int, like: Tensor) -> Tensor:
     return weights
 
 
-def normalised(weights: Tensor) -> Tensor:
+def normalise_weights(weights: Tensor) -> Tensor:
     """Weights [R] divided by their sum; uniform where the sum is 0."""
     total = weights.sum()
     uniform = torch.full_like(weights, 1 / len(weights))
