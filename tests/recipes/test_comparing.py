@@ -17,7 +17,8 @@ AFTER = BEFORE + 1 + 0.1 * DRAW.normal(size=(3, 40))
 
 def test_estimates():
     found, expected = over_seeds(AFTER), paired_difference(AFTER, 0 * AFTER)
-    assert (found.value, found.low, found.high, found.n) == (AFTER.mean(), expected.low, expected.high, 40)
+    assert (found.value, found.n) == (pytest.approx(AFTER.mean()), 40)
+    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     single = np.array([[1.0, np.nan, 3.0, 5.0]])
     assert over_seeds(single) == bootstrap_mean([1, 3, 5], range(3))
 
@@ -28,10 +29,10 @@ def test_shares_that_all_seeds_agree_on_are_not_certain():
     # One seed is much worse: the interval over seeds is wider, and ends at 1.
     table = np.ones((3, 20))
     table[2, :10] = 0.0
-    apart = paired_difference(table, 0 * table)
-    assert apart.high > 1
+    assert paired_difference(table, 0 * table).high > 1
     estimate = over_seeds(table)
-    assert (estimate.low, estimate.high) == (max(0.0, apart.low), 1.0)
+    assert 0 < estimate.low < right.low - 0.5
+    assert estimate.high == 1.0
 
 
 def test_differences():

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import AfterValidator
 
 from penchant.evaluation.comparisons import Difference, holm, paired_difference
-from penchant.evaluation.statistics import Estimate, Floats, are_shares, bootstrap_mean, mean_of_shares
+from penchant.evaluation.seed_means import mean_over_seeds
+from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
 
 Key = TypeVar("Key")
 
@@ -30,21 +31,11 @@ Seeds = Annotated[list[int], AfterValidator(_several)]
 
 
 def over_seeds(table: Floats) -> Estimate:
-    """The mean of [S, N]; the interval is over seeds and questions, of a single model over questions.
-
-    Of shares it is at least as wide as one over questions alone, and inside [0, 1].
-    """
+    """The mean of [S, N]; the interval is over seeds and questions, of a single model over questions."""
     if len(table) == 1:
         values = table[0][~np.isnan(table[0])]
         return bootstrap_mean(values, range(len(values)))
-    found = paired_difference(table, np.zeros_like(table))
-    low, high = found.low, found.high
-    complete = table[:, ~np.isnan(table).any(axis=0)]
-    if not math.isnan(low) and are_shares(complete):
-        # Where all seeds are right about all questions no variance is seen, and t would go beyond 1.
-        share = mean_of_shares(complete.ravel(), np.tile(np.arange(complete.shape[1]), len(complete)))
-        low, high = max(0.0, min(low, share.low)), min(1.0, max(high, share.high))
-    return Estimate(found.value, low, high, found.n_prompts)
+    return mean_over_seeds(table, range(table.shape[1]))
 
 
 def differences(
