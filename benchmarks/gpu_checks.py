@@ -39,7 +39,7 @@ from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
 from penchant.data.trees import TreeBatch, pack  # noqa: E402
 from penchant.engine import attention  # noqa: E402
-from penchant.engine.lean import lighten  # noqa: E402
+from penchant.engine.lean import fuse_layers  # noqa: E402
 from penchant.engine.scoring import precision  # noqa: E402
 from penchant.engine.tree import TreeScorer  # noqa: E402
 from penchant.engine.tree_plan import TreePlan  # noqa: E402
@@ -129,7 +129,7 @@ def model_rows(device: torch.device, calls: list[None]) -> list[Row]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)  # Attention is nearly uniform otherwise.
-        lighten(model)
+        fuse_layers(model)
         exact, single = scored(model, CPU, torch.float64, "float32"), scored(model, device, torch.float32, "float32")
         before = len(calls)
         half = scored(model, device, torch.float32, "bfloat16")

@@ -23,7 +23,7 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import precision
@@ -99,7 +99,7 @@ def way(
     loaded = load_model(model, dtype=getattr(torch, weights)).eval()
     loaded.set_attn_implementation(attention)
     if lean:
-        lighten(loaded)
+        fuse_layers(loaded)
     with precision(CPU, "bfloat16"):
         return score(loaded, groups)
 

@@ -74,7 +74,7 @@ class Started:
 
 @pytest.fixture(scope="session")
 def start_penchant() -> Iterator[Callable[..., Started]]:
-    """Starts the command line with these arguments, as `python -m penchant` does but for the seconds of its imports.
+    """Start the command line with these arguments, as `python -m penchant` does but without seconds of imports.
 
     For tests that kill it many times. All it starts have one seed of Python's hashes; a run's end by a plain process
     has another.
@@ -191,7 +191,7 @@ def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_config(tmp_path: Path, tiny_model: Path, tiny_pairs: Path) -> WriteConfig:
-    """Writes a small run's YAML; sections given override its own."""
+    """Write a small run's YAML; sections passed override the defaults."""
 
     def write(**sections: object) -> Path:
         values: dict[str, object] = {
@@ -205,9 +205,9 @@ def write_config(tmp_path: Path, tiny_model: Path, tiny_pairs: Path) -> WriteCon
             "checkpoints": {"every": 2},
         }
         for name, section in sections.items():
-            own = values.get(name)
-            merged = isinstance(own, dict) and isinstance(section, dict)
-            values[name] = {**own, **section} if merged else section  # type: ignore[dict-item]
+            default = values.get(name)
+            merged = isinstance(default, dict) and isinstance(section, dict)
+            values[name] = {**default, **section} if merged else section  # type: ignore[dict-item]
         file = tmp_path / "run.yaml"
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
         return file
@@ -217,7 +217,7 @@ def write_config(tmp_path: Path, tiny_model: Path, tiny_pairs: Path) -> WriteCon
 
 @pytest.fixture
 def full_at_the_second_save(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """The second checkpoint finds the disk full; `monkeypatch.undo` makes room again. Returns a mark for each save."""
+    """The disk is full at the second checkpoint; `monkeypatch.undo` makes room again. Returns a mark for each save."""
     from penchant.training import checkpoints
 
     marks: list[None] = []
@@ -244,7 +244,7 @@ class SmallDisk:
         self.folder = folder
 
     def resize(self, kilobytes: int) -> None:
-        """What it can hold from now on."""
+        """Set the bytes that it can hold from now on."""
         options = f"remount,size={kilobytes}k"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.folder], check=True)
 

@@ -144,9 +144,9 @@ def add_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({**load_file(file), **tensors}, file, {"format": "pt"})
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        listed = json.loads(index.read_text())
-        listed["weight_map"] |= dict.fromkeys(tensors, file.name)
-        index.write_text(json.dumps(listed))
+        document = json.loads(index.read_text())
+        document["weight_map"] |= dict.fromkeys(tensors, file.name)
+        index.write_text(json.dumps(document))
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -164,7 +164,7 @@ def towers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if in_tower(name)}
 
 
-def changed(base_tensors: dict[str, torch.Tensor], saved_tensors: dict[str, torch.Tensor]) -> set[str]:
+def changed_tensors(base_tensors: dict[str, torch.Tensor], saved_tensors: dict[str, torch.Tensor]) -> set[str]:
     """Names of tensors that are not the same bits; both have the same names."""
 
     def bits(tensor: torch.Tensor) -> tuple[torch.dtype, bytes]:

@@ -87,7 +87,7 @@ BENCH_KEYS = {*keys_of(Bench), *(f"base.{key}" for key in RUN_KEYS)}
 
 
 def text_of(node: ast.AST) -> str:
-    """A string's text; what an f-string fills in is an X."""
+    """A string's text, with X for the values of an f-string."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
@@ -187,9 +187,9 @@ def test_an_option_is_worded_for_every_verb(name, option, assigned):
     setting = f"{option}={SAMPLES.get(option, 'drop')}" if assigned else option
     printed = advice(f"or leave them out: {setting}, counted", verb)
     outside = printed
-    if (at := printed.find(CONVERT)) >= 0:
-        assert set(FLAG.findall(printed[at:])) <= VERBS["data convert"].flags
-        outside = printed[:at]
+    if (start := printed.find(CONVERT)) >= 0:
+        assert set(FLAG.findall(printed[start:])) <= VERBS["data convert"].flags
+        outside = printed[:start]
     assert set(FLAG.findall(outside)) <= verb.flags
     keys = [match["key"] for match in OPTION.finditer(outside)]
     if name in ("train", "plan"):

@@ -1,4 +1,4 @@
-"""The audit of packages never takes what was not looked up for sound."""
+"""The audit of packages never passes a package that was not looked up."""
 
 from __future__ import annotations
 

@@ -26,16 +26,16 @@ ROWS = [
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """Two files: all rows, and the first two."""
-    found = {}
+    paths = {}
     for name, rows in {"three": ROWS, "two": ROWS[:2]}.items():
-        found[name] = tmp_path / f"{name}.jsonl"
-        found[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return found
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
 
 
 @pytest.fixture
 def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
-    """Runs the verb, and gives back standard output and standard error."""
+    """Run the verb, and return standard output and standard error."""
     app = App(result_action="return_none")
     app.command(tasks)
 
@@ -49,7 +49,7 @@ def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
 
 
 @pytest.fixture
-def answered(typed: Callable[..., tuple[str, str]]) -> Callable[..., dict[str, Any]]:
+def answer_json(typed: Callable[..., tuple[str, str]]) -> Callable[..., dict[str, Any]]:
     return lambda *arguments: json.loads(typed(*arguments, "--json")[0])
 
 
@@ -58,29 +58,29 @@ def plain_means(model: Path, row: dict[str, Any]) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    before = len(tokenizer(row["prompt"])["input_ids"])
+    prompt_length = len(tokenizer(row["prompt"])["input_ids"])
     means = []
     for option in row["options"]:
         ids = torch.tensor(tokenizer(f"{row['prompt']} {option}")["input_ids"])
         with torch.no_grad():
             table = plain(ids[None]).logits[0].log_softmax(-1)
-        means.append(float(table[torch.arange(before - 1, len(ids) - 1), ids[before:]].mean()))
+        means.append(float(table[torch.arange(prompt_length - 1, len(ids) - 1), ids[prompt_length:]].mean()))
     return means
 
 
-def test_json_is_one_document_with_every_task(answered, tiny_model, files):
-    document = answered(tiny_model, "--task", f"all={files['three']}", "--task", f"some={files['two']}")
+def test_json_is_one_document_with_every_task(answer_json, tiny_model, files):
+    document = answer_json(tiny_model, "--task", f"all={files['three']}", "--task", f"some={files['two']}")
     assert document.keys() == {"tasks", "suite", "definitions"}
     assert list(document["tasks"]) == ["all", "some"]
-    every = document["tasks"]["all"]
+    report = document["tasks"]["all"]
     right = [max(range(len(means)), key=means.__getitem__) == row["answer"]
              for row in ROWS for means in [plain_means(tiny_model, row)]]  # fmt: skip
-    assert every["accuracy"].keys() == {"log", "log_sum"}
-    assert every["accuracy"]["log"]["value"] == pytest.approx(sum(right) / 3)
-    assert every["accuracy"]["log"].keys() == {"value", "low", "high", "n"}
-    assert (every["questions"], every["options"]) == (3, {"2": 1, "3": 2})
-    assert every["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3) / 3)
-    assert every["baselines"]["majority"]["value"] == pytest.approx(2 / 3)
+    assert report["accuracy"].keys() == {"log", "log_sum"}
+    assert report["accuracy"]["log"]["value"] == pytest.approx(sum(right) / 3)
+    assert report["accuracy"]["log"].keys() == {"value", "low", "high", "n"}
+    assert (report["questions"], report["options"]) == (3, {"2": 1, "3": 2})
+    assert report["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3) / 3)
+    assert report["baselines"]["majority"]["value"] == pytest.approx(2 / 3)
     assert document["suite"] is None
     assert {"log", "log_sum", "ties", "chance", "majority"} <= document["definitions"].keys()
     assert document["tasks"]["some"]["accuracy"]["log"]["value"] == pytest.approx(sum(right[:2]) / 2)
@@ -95,13 +95,13 @@ def test_people_read_accuracy_beside_chance(typed, tiny_model, files):
     assert "end-of-turn token excluded" in out.replace("\n", " ")
 
 
-def test_a_suite_is_weighed(answered, typed, tiny_model, files):
-    given = ["--task", f"race_high={files['three']}", "--task", f"race_middle={files['two']}", "--suite", "race"]
-    document = answered(tiny_model, *given)
+def test_a_suite_is_weighed(answer_json, typed, tiny_model, files):
+    arguments = ["--task", f"race_high={files['three']}", "--task", f"race_middle={files['two']}", "--suite", "race"]
+    document = answer_json(tiny_model, *arguments)
     high, middle = (document["tasks"][name]["accuracy"]["log"]["value"] for name in ("race_high", "race_middle"))
     assert document["suite"]["accuracy"]["log"]["value"] == pytest.approx((3 * high + 2 * middle) / 5)
     assert document["suite"]["accuracy"]["log"]["n"] == 5
-    out, _ = typed(tiny_model, *given)
+    out, _ = typed(tiny_model, *arguments)
     assert "race: accuracy over the questions of both parts" in out
 
 
@@ -133,12 +133,12 @@ class FirstTokenHead(torch.nn.Module):
         return torch.stack([-rewards, rewards])
 
 
-def test_the_head_beside_the_log_probs(answered, monkeypatch, tiny_model, files):
+def test_the_head_beside_the_log_probs(answer_json, monkeypatch, tiny_model, files):
     module = ModuleType("penchant.engine.heads")
     module.HeadedScorer = FirstTokenHead  # type: ignore[attr-defined]
     module.load_head = lambda folder: torch.nn.Identity()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "penchant.engine.heads", module)
-    report = answered(tiny_model, "--task", f"all={files['three']}", "--head")["tasks"]["all"]
+    report = answer_json(tiny_model, "--task", f"all={files['three']}", "--head")["tasks"]["all"]
     # Ids follow the sentence of all words: a 8, bird 20, tree 19; small 15, the 4; bird 20, the 4, dog 10.
     # The head takes bird, small and bird: never right.
     assert report["accuracy"]["head"]["value"] == 0

@@ -38,7 +38,7 @@ def score(prompt, responses):
 
 @pytest.fixture
 def marker(tmp_path) -> Path:
-    """The file that planted code makes."""
+    """The file that the planted code creates."""
     return tmp_path / "executed"
 
 
@@ -104,7 +104,7 @@ def test_a_merged_runs_card_runs_none_and_names_the_method(write_config, objecti
 
 
 def test_data_verbs_run_none(tiny_pairs, marker, tmp_path):
-    """A data set's folder may bring Python of its own."""
+    """A data set's folder may contain Python code."""
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "pairs.jsonl").write_bytes(tiny_pairs.read_bytes())
@@ -112,13 +112,13 @@ def test_data_verbs_run_none(tiny_pairs, marker, tmp_path):
         (folder / name).write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     script = "import sys; from penchant.cli import run; sys.path.pop(0); sys.exit(run(sys.argv[1:]))"
     for verb in (["check"], ["show"], ["audit"], ["convert", "--output", str(tmp_path / "out.jsonl")]):
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", script, "data", verb[0], folder, *verb[1:]],
             capture_output=True,
             text=True,
             check=False,
             cwd=folder.parent,
         )
-        assert ended.returncode in (0, 2), ended.stderr
-        assert "pairs" in ended.stdout + ended.stderr
+        assert process.returncode in (0, 2), process.stderr
+        assert "pairs" in process.stdout + process.stderr
     assert not marker.exists()

@@ -49,10 +49,10 @@ class TestDefaults:
         config = parsed(objective={"name": name}, lora=lora)
         file = tmp_path / "config.yaml"
         file.write_text(dump_config(config), encoding="utf-8")
-        again = load_config(file)
-        assert dump_config(again) == dump_config(config)
-        assert again.method == config.method
-        assert again.model_copy(update={"objective": config.objective}) == config
+        reloaded = load_config(file)
+        assert dump_config(reloaded) == dump_config(config)
+        assert reloaded.method == config.method
+        assert reloaded.model_copy(update={"objective": config.objective}) == config
 
     @given(
         st.floats(min_value=1e-300, max_value=1e300),
@@ -62,9 +62,9 @@ class TestDefaults:
     )
     def test_values_survive_the_file(self, rate, seed, path):
         config = parsed(training={"learning_rate": rate, "seed": seed}, output=path)
-        again = parse_config(yaml.safe_load(dump_config(config)), "again")
-        assert again.training == config.training
-        assert again.output == path
+        reloaded = parse_config(yaml.safe_load(dump_config(config)), "again")
+        assert reloaded.training == config.training
+        assert reloaded.output == path
 
     @pytest.mark.parametrize("name", OBJECTIVES)
     def test_objective_has_the_defaults_of_its_class(self, name):
@@ -105,11 +105,11 @@ class TestOverrides:
         ],
     )
     def test_one(self, file, override, path, value):
-        found: Any = load_config(file, [override])
+        loaded_value: Any = load_config(file, [override])
         for name in path.split("."):
-            found = getattr(found, name)
-        assert found == value
-        assert type(found) is type(value)
+            loaded_value = getattr(loaded_value, name)
+        assert loaded_value == value
+        assert type(loaded_value) is type(value)
 
     def test_data_given_as_a_path_keeps_it(self, file):
         config = load_config(file, ["data.max_length=64", "data.held_out=0.5"])
@@ -236,7 +236,7 @@ class TestProblems:
         for key in ("training.batch_size", "training.seed", "evaluation.evry", "beta is -1.0"):
             assert text.count(key) == 1
 
-    def test_settings_without_effect_are_told_all_at_once_with_the_rest(self):
+    def test_settings_without_effect_are_reported_with_all_other_errors(self):
         with pytest.raises(ConfigError) as caught:
             parsed(evaluation={"patience": 2, "metric": "kl"}, objective={"name": "dpo", "beta": -1})
         assert "3 problem(s)" in str(caught.value)

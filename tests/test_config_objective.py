@@ -57,7 +57,7 @@ class TestFromAFile:
         assert all(math.isfinite(loss) for loss in losses)
         assert load_config(folder / "config.yaml").method == config.method
 
-    def test_it_is_whole_again_in_its_run(self, method_file, write_config):
+    def test_a_run_saves_reports_and_resumes_it(self, method_file, write_config):
         """As a part of a sum, beside a sum with another of them: saved, reported, resumed."""
         parts = [{"name": "r_dpo", "file": str(method_file), "alpha": 0.5}, {"name": "sft", "weight": 0.2}]
         deeper = {"name": "weighted_sum", "parts": [{"name": "r_dpo", "file": str(method_file), "weight": 0.1}]}
@@ -85,9 +85,9 @@ class TestFromAFile:
         assert text.count("self.alpha * ") == 1
         method_file.write_text(text.replace("self.alpha * ", "self.alpha / "))
         assert run(["train", str(folder), "--resume"]) == 2
-        told = capsys.readouterr().err
-        assert f"{folder}: objective.file ({method_file}) is not what this run was started with" in told
-        assert "put it back as it was to resume" in told
+        message = capsys.readouterr().err
+        assert f"{folder}: objective.file ({method_file}) is not what this run was started with" in message
+        assert "put it back as it was to resume" in message
         assert (folder / "metrics.jsonl").read_bytes() == log
         method_file.write_text(text)
         assert train(load_config(folder / "config.yaml"), resume=True) == folder
@@ -101,7 +101,7 @@ class TestFromAFile:
         (folder / "run.json").write_text(json.dumps(record))
         assert train(load_config(folder / "config.yaml"), resume=True) == folder
 
-    def test_an_edit_within_a_second_is_read(self, method_file, monkeypatch):
+    def test_an_edit_within_the_same_second_is_read(self, method_file, monkeypatch):
         """Python's own import would find the file of the same length compiled, and go on with the number before."""
         monkeypatch.setattr("sys.dont_write_bytecode", False)
         text = method_file.read_text()
@@ -112,7 +112,7 @@ class TestFromAFile:
         assert not (method_file.parent / "__pycache__").exists()
 
     def test_it_knows_where_it_stands_and_its_annotations(self, tmp_path):
-        """A file of numbers may lie beside it, and what its fields are is what Python makes of its own source."""
+        """It may read a file beside it, and its annotations are evaluated in its own module."""
         file = tmp_path / "mine.py"
         file.write_text(
             "from dataclasses import dataclass, fields\n"
@@ -135,19 +135,19 @@ class TestFromAFile:
             build_objective({"name": "rdpo", "file": str(method_file)})
 
     @pytest.mark.parametrize(
-        ("source", "found"),
+        ("source", "message"),
         [
             ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
             ("def (", "SyntaxError"),
             ("raise RuntimeError('out of paper')", "RuntimeError: out of paper"),
         ],
     )
-    def test_a_file_that_cannot_be_imported(self, tmp_path, source, found):
+    def test_a_file_that_cannot_be_imported(self, tmp_path, source, message):
         file = tmp_path / "broken.py"
         file.write_text(source)
         with pytest.raises(ConfigError, match="cannot be imported") as error:
             build_objective({"name": "mine", "file": str(file)})
-        assert found in str(error.value)
+        assert message in str(error.value)
         assert "broken.py" in str(error.value)
 
     def test_a_class_that_lacks_a_member(self, tmp_path):
@@ -177,7 +177,7 @@ class TestFromAPackage:
         assert build_objective({"name": "theirs", "beta": 0.3}) == DPO(beta=0.3)
 
     def test_a_saved_configuration_keeps_the_packages_name(self, installed):
-        """What the class calls itself need not be what the package offers it as."""
+        """The class's own name may differ from the entry point's."""
         installed("penchant.objectives.dpo:DPO")
         for objective in ({"name": "theirs"}, {"name": "weighted_sum", "parts": [{"name": "theirs"}]}):
             values = {"model": "m", "data": "d", "output": "o", "objective": objective}
@@ -191,7 +191,7 @@ class TestFromAPackage:
         ):
             build_objective({"name": "theirs"})
 
-    def test_the_nearest_name_may_be_theirs(self, installed):
+    def test_the_suggested_name_may_be_a_packages(self, installed):
         installed("penchant.objectives.dpo:DPO")
         with pytest.raises(ConfigError, match="did you mean theirs"):
             build_objective({"name": "their"})
@@ -199,14 +199,14 @@ class TestFromAPackage:
 
 class TestWeightedSum:
     def test_parts_are_objectives_with_weights(self):
-        built = build_objective(
+        objective = build_objective(
             {"name": "weighted_sum", "parts": [{"name": "dpo", "beta": 0.3}, {"name": "sft", "weight": 0.2}]}
         )
-        assert built == WeightedSum((Part(1.0, DPO(beta=0.3)), Part(0.2, SFT())))
-        assert build_objective(describe_objective(built)) == built
+        assert objective == WeightedSum((Part(1.0, DPO(beta=0.3)), Part(0.2, SFT())))
+        assert build_objective(describe_objective(objective)) == objective
 
     @pytest.mark.parametrize(
-        ("values", "found"),
+        ("values", "message"),
         [
             ({"parts": "dpo"}, "takes a list `parts`"),
             ({"parts": [], "beta": 1}, "takes a list `parts`"),
@@ -215,10 +215,10 @@ class TestWeightedSum:
             ({"parts": [{"name": "dpoo"}]}, "did you mean dpo"),
         ],
     )
-    def test_bad_parts(self, values, found):
+    def test_bad_parts(self, values, message):
         with pytest.raises(ConfigError) as error:
             build_objective({"name": "weighted_sum", **values})
-        assert found in str(error.value)
+        assert message in str(error.value)
 
 
 @pytest.fixture

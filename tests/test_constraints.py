@@ -19,7 +19,7 @@ def pins() -> dict[str, Version]:
     return {str(canonicalize_name(match[1])): Version(match[2]) for match in matches}
 
 
-def needed(name: str, extras: tuple[str, ...], visited: set[tuple[str, tuple[str, ...]]]) -> set[str]:
+def required_packages(name: str, extras: tuple[str, ...], visited: set[tuple[str, tuple[str, ...]]]) -> set[str]:
     """Names of the installed packages that a package needs here, its own aside."""
     if (name, extras) in visited:
         return set()
@@ -31,7 +31,7 @@ def needed(name: str, extras: tuple[str, ...], visited: set[tuple[str, tuple[str
             continue
         inner = str(canonicalize_name(requirement.name))
         try:
-            names |= {inner} | needed(inner, tuple(sorted(requirement.extras)), visited)
+            names |= {inner} | required_packages(inner, tuple(sorted(requirement.extras)), visited)
         except PackageNotFoundError:
             continue  # of an extra that is not installed here
     return names
@@ -41,7 +41,7 @@ def test_every_package_is_pinned_once():
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     packages = [line for line in lines if line and not line.startswith("#")]
     assert len(pins()) == len(packages) > 80
-    closure = needed("penchant", ("dev",), set())
+    closure = required_packages("penchant", ("dev",), set())
     assert len(closure) > 80
     # A CUDA build of torch, which is installed without this file, brings its libraries.
     assert {name for name in closure if not re.match("nvidia|triton|cuda", name)} - pins().keys() == set()

@@ -39,7 +39,7 @@ def test_the_files_from_a_verb_to_the_loss_call_one_another():
     )
     files = re.findall(r"\]\(([^)]+)\)", sentence[1])
     assert len(files) == 5
-    for caller, called in pairwise(files):
-        module = called.removeprefix("src/").removesuffix(".py").replace("/", ".")
+    for caller, callee in pairwise(files):
+        module = callee.removeprefix("src/").removesuffix(".py").replace("/", ".")
         package = module.rpartition(".")[0]
-        assert imported_modules(REPOSITORY / caller) & {module, package if called == files[-1] else module}
+        assert imported_modules(REPOSITORY / caller) & {module, package if callee == files[-1] else module}

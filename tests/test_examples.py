@@ -93,7 +93,7 @@ def _compare(file: Path, folder: Path, model: Path, data: Path) -> None:
     from penchant.comparison.config import load_bench
     from penchant.comparison.run import compare
 
-    tiny = [f"base.{each}" for each in TINY if "evaluation" not in each]
+    tiny = [f"base.{option}" for option in TINY if "evaluation" not in option]
     overrides = [
         f"output={folder / 'bench'}",
         f"base.model={model}",
@@ -114,9 +114,9 @@ def test_happy_stories(shared_data, tmp_path):
     """DPO on a real model's own samples raises the reward they were ranked by."""
     command = [sys.executable, EXAMPLES / "happy_stories.py", shared_data / "models" / "stories260K", tmp_path / "out"]
     small = ["--prompts", "60", "--steps", "30"]
-    done = subprocess.run([*map(str, command), *small], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    before, after = (
-        float(line.split("reward ")[1].split()[0]) for line in done.stdout.splitlines() if "reward" in line
+    process = subprocess.run([*map(str, command), *small], capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+    start_reward, end_reward = (
+        float(line.split("reward ")[1].split()[0]) for line in process.stdout.splitlines() if "reward" in line
     )
-    assert after > before
+    assert end_reward > start_reward

@@ -44,7 +44,7 @@ for found in pkgutil.walk_packages(penchant.__path__, "penchant."):
     except (AttributeError, OSError) as error:
         failed.append(f"{{found.name}}: {{error!r}}")
 assert not failed, failed
-from penchant.engine.memory import available_bytes, most_process_bytes
+from penchant.engine.memory import available_bytes, peak_process_bytes
 from penchant.comparison.costs import cost_of
 from pathlib import Path
 assert available_bytes(torch.device("cpu")) > 1 << 20
@@ -58,9 +58,9 @@ sys.exit(run(["--help"]))
 def test_every_module_is_imported_without_what_only_posix_has(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(hidden=HIDDEN), encoding="utf-8")
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert "train" in ended.stdout
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "train" in process.stdout
 
 
 def test_a_missing_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +72,11 @@ def test_a_missing_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_memory_without_resource(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert memory.most_process_bytes() > 10 << 20
+    assert memory.peak_process_bytes() > 10 << 20
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert memory.most_process_bytes() >= 0
+    assert memory.peak_process_bytes() >= 0
     monkeypatch.delattr("os.sysconf")
     assert memory._machine_bytes() > 1 << 20
     monkeypatch.setitem(sys.modules, "psutil", None)
-    assert memory.most_process_bytes() == 0
+    assert memory.peak_process_bytes() == 0
     assert memory._machine_bytes() == memory.UNKNOWN_BYTES

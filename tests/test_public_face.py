@@ -1,4 +1,4 @@
-"""What `import penchant` offers."""
+"""The public names of `import penchant`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ VALUES = {"OBJECTIVES"}
 
 @pytest.mark.parametrize("name", penchant.__all__)
 def test_name_resolves_and_is_documented(name):
-    found = getattr(penchant, name)
+    value = getattr(penchant, name)
     if name in VALUES:
-        assert found
+        assert value
         return
-    assert inspect.isclass(found) or inspect.isfunction(found)
-    assert found.__name__ == name
+    assert inspect.isclass(value) or inspect.isfunction(value)
+    assert value.__name__ == name
     # A dataclass without a docstring gets its signature for one.
-    assert inspect.getdoc(found)
-    assert not found.__doc__.startswith(f"{name}(")
+    assert inspect.getdoc(value)
+    assert not value.__doc__.startswith(f"{name}(")
 
 
 def test_each_name_is_listed_once_and_has_a_place():
@@ -46,5 +46,5 @@ def test_version_is_the_installed_package():
 
 def test_import_is_light():
     code = "import sys, penchant; print(*({'torch', 'transformers', 'pydantic'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == []
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert process.stdout.split() == []

@@ -1,4 +1,4 @@
-"""Starts `python -m penchant` again and again, without its imports: a process that has them forks for each start.
+"""A program that starts `python -m penchant` repeatedly without its imports: it has them, and forks for each start.
 
 Run as a program, by the fixture `start_penchant`; never imported. Each line of its input is a request, answered by a
 line: {"arguments", "environment", "folder", "stderr"} starts a process, and is answered by its id; {"pid"} asks for an
@@ -26,7 +26,7 @@ HEAVY = ("peft", "diffusers", "torch.distributed.checkpoint", "transformers.mode
 
 
 def import_all() -> None:
-    """What the command line imports, sooner or later."""
+    """Import all modules that the command line imports at some point."""
     sys.path[0] = os.getcwd()  # as with -m
     from penchant import cli, recipes
 
@@ -45,10 +45,10 @@ def become(request: dict[str, Any]) -> None:
     import numpy as np
 
     os.setsid()
-    for number, place in enumerate((os.devnull, os.devnull, request["stderr"])):
-        opened = os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(opened, number)
-        os.close(opened)
+    for number, path in enumerate((os.devnull, os.devnull, request["stderr"])):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(handle, number)
+        os.close(handle)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -63,9 +63,9 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if pid := request.get("pid"):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            living.discard(ended)
-            print(json.dumps(os.waitstatus_to_exitcode(status) if ended else None), flush=True)
+            ended_pid, status = os.waitpid(pid, os.WNOHANG)
+            living.discard(ended_pid)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if ended_pid else None), flush=True)
             continue
         threads, files = (os.listdir(f"/proc/self/{kind}") for kind in ("task", "fd"))
         if len(threads) > 1 or len(files) > 4:  # the standard files, and the folder just listed

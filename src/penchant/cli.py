@@ -148,14 +148,14 @@ def evaluate(
     beta
         Scale of the implicit reward, for calibration only; 0.1 if not given.
     """
-    from penchant.engine.distribution import enter_world, leave_world
+    from penchant.engine.distribution import destroy_process_group, init_process_group
     from penchant.evaluation.measuring import measure_model
     from penchant.evaluation.preferences_table import render
 
     tell = teller(as_json)
     dataset = flags.load(data)
     tell_all(tell, dataset.notes)
-    world = enter_world()
+    world = init_process_group()
     try:
         with locate_errors(data):
             report = measure_model(
@@ -169,7 +169,7 @@ def evaluate(
                 tell=tell,
             )
     finally:
-        leave_world(world)
+        destroy_process_group(world)
     if report is not None:
         deliver(report.to_json(), as_json, render(report))
 

@@ -20,12 +20,12 @@ def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
     from penchant.comparison.config import load_bench
     from penchant.comparison.run import compare as compare_methods
     from penchant.comparison.write import write_comparison
-    from penchant.engine.folders import repeatable
+    from penchant.engine.folders import resumable_disk_errors
 
     config = load_bench(bench, overrides)
     tell = teller(as_json)
     comparison = compare_methods(config, str(bench), tell=tell)
-    with repeatable(Path(config.output)):
+    with resumable_disk_errors(Path(config.output)):
         summary, table = write_comparison(comparison, Path(config.output), tell)
     deliver(summary, as_json, table)
 

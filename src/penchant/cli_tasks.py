@@ -47,7 +47,7 @@ def tasks(
     limit
         Only the first so many questions of each task.
     """
-    from penchant.engine.distribution import enter_world, leave_world
+    from penchant.engine.distribution import destroy_process_group, init_process_group
     from penchant.evaluation.choices import evaluate_choices
     from penchant.evaluation.choices_readers import read_questions
     from penchant.evaluation.choices_scoring import score_tasks
@@ -66,11 +66,11 @@ def tasks(
     tell_all(tell, [note for part in by_task.values() for note in part.notes])
     reading = reading_of(template, lengths, candidates, compute)
     questions = {name: part.questions for name, part in by_task.items()}
-    world = enter_world()
+    world = init_process_group()
     try:
         scored = score_tasks(model, questions, world, head=model if head else None, reading=reading, tell=tell)
     finally:
-        leave_world(world)
+        destroy_process_group(world)
     if not world.is_main:
         return
     reports = tuple(

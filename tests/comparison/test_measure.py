@@ -88,7 +88,7 @@ def test_kl_is_of_the_tokens_that_were_drawn(yardstick, tiny_model, other_model,
         log_prob(pi, prompt.tolist(), found.ids.tolist()) - log_prob(start, prompt.tolist(), found.ids.tolist())
         for prompt, found in zip(prompts, drawn, strict=True)
     ]
-    assert {found.ended for found in drawn} == {True, False}
+    assert {found.has_end for found in drawn} == {True, False}
     assert list(measured.values["kl"].values()) == pytest.approx(ratios, abs=1e-4)
     assert measured.metrics["kl"] == pytest.approx(np.mean(ratios), abs=1e-4)
     assert measured.metrics["kl_error"] == pytest.approx(np.std(ratios, ddof=1) / math.sqrt(len(ratios)), abs=1e-4)

@@ -16,7 +16,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine import one_kernel
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
 
@@ -76,26 +76,26 @@ MakeGroups = Callable[[Sequence[tuple[int, Sequence[int]]], int], list[Tokenized
 
 @pytest.fixture(params=["a core's passes", "a GPU's formulas"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the CPU does, and the formulas that a GPU computes, here as they stand."""
+    """The CPU's code, and the formulas that are compiled on a GPU, here uncompiled."""
     if request.param == "a GPU's formulas":
-        monkeypatch.setattr(one_kernel, "serves", lambda x: True)
+        monkeypatch.setattr(one_kernel, "use_compiled", lambda x: True)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
 def family(request: pytest.FixtureRequest) -> str:
-    """Each family the tree is proven for."""
+    """Every family that the tree is proven for."""
     return request.param
 
 
 @pytest.fixture(params=sorted(EXPERTS))
 def family_of_experts(request: pytest.FixtureRequest) -> str:
-    """Each family with a router."""
+    """Every family with a router."""
     return request.param
 
 
 @pytest.fixture(params=sorted(REFUSED))
 def refused_family(request: pytest.FixtureRequest) -> str:
-    """Each family the tree is not for."""
+    """Every family that the tree is refused for."""
     return request.param
 
 
@@ -142,7 +142,7 @@ def make_groups() -> MakeGroups:
 
 @pytest.fixture
 def all_float64() -> Callable[[], AbstractContextManager[None]]:
-    """Makes model code that computes norms, rotations or softmax in float32 use float64 there too.
+    """Make model code that computes norms, rotations or softmax in float32 use float64 there too.
 
     Without it a float64 model has float32 rounding inside, and agreement beyond 1e-7 says nothing.
     """
@@ -150,7 +150,7 @@ def all_float64() -> Callable[[], AbstractContextManager[None]]:
     @contextmanager
     def patched() -> Iterator[None]:
         single, to_single = torch.float32, torch.Tensor.float
-        # Of the dtype's two names models use either.
+        # Models use either of the dtype's two names.
         torch.float32 = torch.float = torch.float64
         torch.Tensor.float = torch.Tensor.double
         try:
@@ -164,7 +164,7 @@ def all_float64() -> Callable[[], AbstractContextManager[None]]:
 
 @pytest.fixture
 def score_both_ways(all_float64: Callable[[], AbstractContextManager[None]]) -> Callable[..., list[Any]]:
-    """Scores a batch by the padded forward and by the tree, in float64.
+    """Score a batch by the padded forward and by the tree, in float64.
 
     Returns for each way the log-probs [G, K] and the gradients, by parameter, of their sum with weights [G, K].
     """
@@ -175,7 +175,7 @@ def score_both_ways(all_float64: Callable[[], AbstractContextManager[None]]) -> 
             model.set_attn_implementation(implementation)
             model.zero_grad()
             if scorer_class is TreeScorer:
-                lighten(model)
+                fuse_layers(model)
             with all_float64():
                 log_probs = scorer_class(model)(batch)
                 (log_probs * weights).sum().backward()

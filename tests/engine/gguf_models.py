@@ -35,8 +35,8 @@ QWEN_2 = LLAMA_3.replace("{1,3}", "")
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def splitting(pre: str) -> Any:
-    """The pre-tokenizer that llama.cpp calls so."""
+def pre_tokenizer(pre: str) -> Any:
+    """The pre-tokenizer that llama.cpp knows under this name."""
     if pre == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pre == "smollm":
@@ -52,8 +52,8 @@ def splitting(pre: str) -> Any:
     )
 
 
-def dressed(raw: Tokenizer, *, bos: bool = True) -> hf.PreTrainedTokenizerFast:
-    """With special tokens, a chat template, and bos before each text."""
+def with_special_tokens(raw: Tokenizer, *, bos: bool = True) -> hf.PreTrainedTokenizerFast:
+    """A tokenizer with special tokens, a chat template, and bos before each text."""
     raw.add_tokens([AddedToken("<think>", normalized=False)])
     if bos:
         number = raw.token_to_id("<bos>")
@@ -65,7 +65,7 @@ def dressed(raw: Tokenizer, *, bos: bool = True) -> hf.PreTrainedTokenizerFast:
 def byte_level(pre: str = "gpt-2", *, bos: bool = True, nfc: bool = False) -> hf.PreTrainedTokenizerFast:
     """Byte-level BPE trained on the corpus."""
     raw = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
-    raw.pre_tokenizer = splitting(pre)
+    raw.pre_tokenizer = pre_tokenizer(pre)
     raw.normalizer = normalizers.NFC() if nfc else None
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -73,23 +73,23 @@ def byte_level(pre: str = "gpt-2", *, bos: bool = True, nfc: bool = False) -> hf
         vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator(CORPUS, trainer)
-    return dressed(raw, bos=bos)
+    return with_special_tokens(raw, bos=bos)
 
 
 def sentence_piece(prefix: str = "prepend") -> hf.PreTrainedTokenizerFast:
     """BPE as SentencePiece does it: any two neighbours that make a token may join, the best token first."""
-    spaced = [text.replace(" ", "▁") for text in CORPUS]
-    trained = Tokenizer(models.BPE())
-    trained.train_from_iterator(spaced, trainers.BpeTrainer(vocab_size=160, show_progress=False))
-    pieces = [piece for piece, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
+    spaced_texts = [text.replace(" ", "▁") for text in CORPUS]
+    trained_tokenizer = Tokenizer(models.BPE())
+    trained_tokenizer.train_from_iterator(spaced_texts, trainers.BpeTrainer(vocab_size=160, show_progress=False))
+    pieces = [piece for piece, _ in sorted(trained_tokenizer.get_vocab().items(), key=lambda item: item[1])]
     names = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     vocabulary = {name: number for number, name in enumerate(names)}
-    known = set(pieces)
+    piece_set = set(pieces)
     merges = [
-        (piece[:cut], piece[cut:])
+        (piece[:split_at], piece[split_at:])
         for piece in pieces
-        for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
+        for split_at in range(1, len(piece))
+        if piece[:split_at] in piece_set and piece[split_at:] in piece_set
     ]
     raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     raw.add_special_tokens(SPECIAL)
@@ -100,13 +100,13 @@ def sentence_piece(prefix: str = "prepend") -> hf.PreTrainedTokenizerFast:
         steps = [normalizers.Prepend("▁")] if prefix == "prepend" else []
         raw.normalizer = normalizers.Sequence([*steps, replace])
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer = dressed(raw)
+    tokenizer = with_special_tokens(raw)
     tokenizer.unk_token = "<unk>"
     return tokenizer
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
-    """Of a tiny model with grouped queries."""
+    """Sizes of a tiny model with grouped queries."""
     return {
         "hidden_size": 64,
         "intermediate_size": 96,

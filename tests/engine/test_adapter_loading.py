@@ -1,4 +1,4 @@
-"""Adapters that others trained: read whole and measured as PEFT measures them, or refused by name."""
+"""Adapters trained elsewhere: loaded in full with PEFT's logits, or refused by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def base(request, tiny_model, tmp_path):
 
 
 def write_adapter(base, folder, *, grown=False, bias_base=False, tokenizer=True, save=None, **settings):
-    """Train nothing, change everything that trains, and save as PEFT does; returns PEFT's logits of some ids."""
+    """Change all trainable weights and save as PEFT does; returns PEFT's logits of some ids."""
     model = hf.AutoModelForCausalLM.from_pretrained(base)
     words = hf.AutoTokenizer.from_pretrained(base)
     if grown:
@@ -101,7 +101,7 @@ def test_an_adapter_on_an_adapter(base, tmp_path):
         torch.testing.assert_close(load_model(str(tmp_path / "second"))(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_older_spelling_of_a_module_trained_whole(base, tmp_path):
+def test_the_older_names_of_a_fully_trained_module(base, tmp_path):
     ids, expected = write_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
     change(tmp_path / "adapter", lambda key: key.replace("lm_head.weight", "lm_head.modules_to_save.weight"))
     with torch.no_grad():
@@ -136,13 +136,13 @@ class TestRefused:
         with pytest.raises(ModelError, match=r"not in its file; the first is .*layers\.1\.self_attn\.v_proj\.lora_B"):
             load_model(str(tmp_path / "adapter"))
 
-    def test_a_module_trained_whole_that_is_not_in_its_file(self, base, tmp_path):
+    def test_a_fully_trained_module_that_is_not_in_its_file(self, base, tmp_path):
         write_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
         change(tmp_path / "adapter", lambda key: "" if "lm_head" in key else key)
         with pytest.raises(ModelError, match=r"not in its file; the first is base_model\.model\.lm_head\.weight"):
             load_model(str(tmp_path / "adapter"))
 
-    def test_the_whole_reason(self, base, tmp_path):
+    def test_the_error_has_pefts_whole_reason(self, base, tmp_path):
         """PEFT's error has a line for each weight."""
         write_adapter(base, tmp_path / "adapter")
         change(tmp_path / "adapter", value=lambda key, tensor: tensor[:, :-1] if "lora_A" in key else tensor)
@@ -151,7 +151,7 @@ class TestRefused:
         assert error.value.what.count("size mismatch for") == 4
         assert "\n" not in error.value.what
 
-    def test_rows_that_nobody_has(self, base, tmp_path):
+    def test_rows_in_no_file_are_refused(self, base, tmp_path):
         """PEFT writes no embedding for a vocabulary grown by an offset of its tokens alone."""
         write_adapter(base, tmp_path / "adapter", grown=True, trainable_token_indices=[24, 26])
         change(tmp_path / "adapter", lambda key: "" if "base_layer" in key else key)
@@ -176,7 +176,7 @@ class TestRefused:
         with pytest.raises(ModelError, match="does not say which model"):
             load_model(str(tmp_path / "adapter"))
 
-    def test_biases_that_a_family_has_no_place_for(self, tiny_model, tmp_path):
+    def test_biases_without_a_setting_are_refused(self, tiny_model, tmp_path):
         config = hf.Gemma2Config(
             vocab_size=27, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
             num_key_value_heads=2, head_dim=8,
@@ -188,8 +188,8 @@ class TestRefused:
             load_model(str(tmp_path / "adapter"))
 
 
-def test_what_is_trained_alike_stays_tied(tiny_model, tmp_path):
-    """Tokens trained alone are one change of both modules; a reward model has no output head to tie or untie."""
+def test_modules_trained_alike_stay_tied(tiny_model, tmp_path):
+    """Individually trained tokens change both modules alike; a reward model has no output head to tie or untie."""
     write_adapter(tiny_model, tmp_path / "tokens", trainable_token_indices=[5, 9])
     merged = load_model(str(tmp_path / "tokens"))
     assert merged.lm_head.weight is merged.model.embed_tokens.weight

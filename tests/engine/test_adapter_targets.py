@@ -1,4 +1,4 @@
-"""Adapters on architectures that have layers no adapter can stand beside: one clear error, whose advice works."""
+"""Adapters on architectures with layers that cannot have one: one clear error, whose advice works."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add(model: hf.PreTrainedModel, targets: str | list[str]) -> None:
     add_adapters(model, rank=2, alpha=4, dropout=0.0, targets=targets, task="CAUSAL_LM")
 
 
-def advised(error: ConfigError) -> list[str]:
+def advised_names(error: ConfigError) -> list[str]:
     """The names that an error's advice lists, as they would be typed."""
     match = re.search(r"lora\.targets=\[([\w,]+)\]", error.fix)
     assert match is not None, error.fix
@@ -47,10 +47,10 @@ def advised(error: ConfigError) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "phimoe"])
 def test_all_linear_is_refused_with_names_that_train(name):
-    with pytest.raises(ConfigError, match=r"^lora\.targets: .*'(router|out_proj)'") as refused:
+    with pytest.raises(ConfigError, match=r"^lora\.targets: .*'(router|out_proj)'") as error:
         add(model_of(name), "all-linear")
-    assert "all-linear" not in refused.value.fix
-    targets = advised(refused.value)
+    assert "all-linear" not in error.value.fix
+    targets = advised_names(error.value)
     model = model_of(name)
     add(model, targets)
     model(IDS, use_cache=False).logits.square().mean().backward()
@@ -70,9 +70,9 @@ def test_a_router_that_is_named(name):
 @pytest.mark.parametrize("layer", ["x_proj", "dt_proj"])
 @pytest.mark.parametrize("name", ["mamba", "falcon-mamba"])
 def test_a_layer_whose_weight_is_read_past_its_forward(name, layer):
-    with pytest.raises(ConfigError, match=f"reads the weight of '{layer}' past its forward") as refused:
+    with pytest.raises(ConfigError, match=f"reads the weight of '{layer}' past its forward") as error:
         add(model_of(name), ["in_proj", layer])
-    assert advised(refused.value) == ["in_proj", "lm_head"]
+    assert advised_names(error.value) == ["in_proj", "lm_head"]
 
 
 def test_a_linear_of_its_own_that_is_a_matrix_product():
@@ -84,7 +84,7 @@ def test_a_linear_of_its_own_that_is_a_matrix_product():
 
 def test_a_name_that_is_no_layer_is_answered_with_all_that_there_are():
     model = hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**_HEADS))
-    with pytest.raises(ConfigError, match="no module is called q_prj") as refused:
+    with pytest.raises(ConfigError, match="no module is called q_prj") as error:
         add(model, ["q_prj", "v_proj"])
-    listed = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
-    assert refused.value.fix == f"use all-linear, or names of the model's layers: {listed}"
+    names = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    assert error.value.fix == f"use all-linear, or names of the model's layers: {names}"

@@ -1,4 +1,4 @@
-"""Low-rank adapters against PEFT's own forward: while they are trained, saved, and merged; on heads and embeddings too.
+"""Low-rank adapters against PEFT's own forward: trained, saved and merged; on heads and embeddings too.
 
 The oracle is a second copy of the model under PEFT, as PEFT runs it: each candidate alone, full logits.
 """
@@ -13,10 +13,10 @@ import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from penchant.data.trees import pack
-from penchant.engine.adapters import idle_adapters
+from penchant.engine.adapters import untrained_adapters
 from penchant.engine.attention import TREE
 from penchant.engine.distribution import World
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.loading import load_model
 from penchant.engine.merging import merge_adapter
 from penchant.engine.padded import PaddedScorer, unpack
@@ -71,7 +71,7 @@ def model_of(build):
 
 
 def perturb(model: torch.nn.Module) -> None:
-    """Give adapters numbers that are not the identity's, the same for the same names."""
+    """Set adapters to random weights, the same for the same names."""
     source = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -86,7 +86,7 @@ def under_peft(model: hf.PreTrainedModel, targets: str | list[str], **settings) 
 
 
 def by_hand(model: torch.nn.Module, batch) -> torch.Tensor:
-    """[C] log-probs by the model's own forward, a candidate at a time."""
+    """Log-probs [C] by the model's own forward, a candidate at a time."""
     sums = []
     for sequence, prompt in zip(*unpack(batch), strict=True):
         log_probs = model(input_ids=sequence[None]).logits[0, prompt - 1 : -1].log_softmax(-1)
@@ -94,7 +94,7 @@ def by_hand(model: torch.nn.Module, batch) -> torch.Tensor:
     return torch.stack(sums)
 
 
-def trained(policy: Policy, scorer: str) -> TreeScorer | PaddedScorer:
+def train_policy(policy: Policy, scorer: str) -> TreeScorer | PaddedScorer:
     policy.model.set_attn_implementation(TREE if scorer == "tree" else "eager")
     return (TreeScorer if scorer == "tree" else PaddedScorer)(policy.model)
 
@@ -116,14 +116,14 @@ def test_values_and_gradients_are_pefts(model_of, make_groups, all_float64, fami
     policy = Policy(copy.deepcopy(model), None)
     if scorer == "tree":
         policy.model.set_attn_implementation(TREE)
-        lighten(policy.model)
+        fuse_layers(policy.model)
     policy.add_lora(**SETTINGS, targets=targets_of(family, kind))
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     upstream = torch.randn(len(batch.slots), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     with all_float64():
         expected = by_hand(oracle, batch)
         (expected * upstream).sum().backward()
-        actual = trained(policy, scorer)(batch).flatten()[batch.slots]
+        actual = train_policy(policy, scorer)(batch).flatten()[batch.slots]
         (actual * upstream).sum().backward()
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
     actual_gradients, expected_gradients = gradients(policy.model), gradients(oracle)
@@ -146,7 +146,7 @@ def test_a_head_in_bfloat16_learns_as_much_as_pefts(model_of, make_groups, famil
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     by_hand(oracle, batch).sum().backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        log_probs = trained(policy, "tree")(batch)
+        log_probs = train_policy(policy, "tree")(batch)
     log_probs.sum().backward()
     expected_gradients = gradients(oracle)
     for name, gradient in gradients(policy.model).items():
@@ -158,24 +158,24 @@ def test_a_head_in_bfloat16_learns_as_much_as_pefts(model_of, make_groups, famil
 
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["lm_head"]])
 def test_dropout_on_the_head_is_pefts(model_of, make_groups, targets):
-    """The same draw drops the same: of a head alone the hidden states are the packed ones of each token read."""
+    """Dropout with one seed drops the same inputs: the head's are the packed hidden states of tokens that are read."""
     model = model_of("llama")
     policy = Policy(model, None)
     policy.add_lora(rank=3, alpha=6.0, dropout=0.5, targets=targets)
     perturb(policy.model)
-    scorer, batch = trained(policy, "tree"), pack(make_groups(SHAPES, 1))
-    still = scorer.eval()(batch)
+    scorer, batch = train_policy(policy, "tree"), pack(make_groups(SHAPES, 1))
+    evaluation_scores = scorer.eval()(batch)
     scorer.train()
     torch.manual_seed(0)
-    first = scorer(batch)
+    training_scores = scorer(batch)
     torch.manual_seed(0)
-    assert torch.equal(scorer(batch), first)
-    assert not torch.allclose(first, still)
-    torch.testing.assert_close(scorer.eval()(batch), still)
+    assert torch.equal(scorer(batch), training_scores)
+    assert not torch.allclose(training_scores, evaluation_scores)
+    torch.testing.assert_close(scorer.eval()(batch), evaluation_scores)
 
 
 def test_dropout_falls_on_the_heads_input(monkeypatch, model_of, make_groups):
-    """With a dropout that halves every second number, in place of chance."""
+    """With a dropout that halves every second number, in place of a random one."""
     model = model_of("llama")
     batch = pack(make_groups(SHAPES, 1))
     half = torch.tensor([0.5, 1.0]).repeat(16)
@@ -186,7 +186,10 @@ def test_dropout_falls_on_the_heads_input(monkeypatch, model_of, make_groups):
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * half if self.p else x)
     torch.testing.assert_close(
-        trained(policy, "tree")(batch).flatten()[batch.slots], by_hand(oracle, batch).double(), rtol=1e-5, atol=1e-4
+        train_policy(policy, "tree")(batch).flatten()[batch.slots],
+        by_hand(oracle, batch).double(),
+        rtol=1e-5,
+        atol=1e-4,
     )
 
 
@@ -204,7 +207,7 @@ def test_dropout_falls_on_the_heads_input(monkeypatch, model_of, make_groups):
 )
 @pytest.mark.parametrize("family", ["llama", "llama-tied"])
 def test_any_wrapping_of_the_head_is_pefts(model_of, make_groups, all_float64, family, settings):
-    """What the configuration does not offer, and a caller of the library may have put on."""
+    """Wrappings that the configuration does not offer, but a caller of the library may use."""
     targets = ["q_proj"] if {"modules_to_save", "trainable_token_indices"} & settings.keys() else ["q_proj", "lm_head"]
     oracle = under_peft(model_of(family).double(), targets, **settings)
     with torch.no_grad():
@@ -248,7 +251,7 @@ def test_saved_merged_and_alone_are_what_was_trained(model_of, make_groups, tiny
         expected = by_hand(policy.model, batch)
         unmerged = PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(base), folder)
         results = {
-            "tree": trained(policy, "tree")(batch).flatten()[batch.slots].float(),
+            "tree": train_policy(policy, "tree")(batch).flatten()[batch.slots].float(),
             "peft": by_hand(unmerged.eval(), batch),
             "ours": by_hand(load_model(str(folder)), batch),
         }
@@ -290,19 +293,19 @@ def test_an_embedding_with_a_forward_of_its_own_is_refused(model_of):
     assert "lora.targets" in str(error.value)
 
 
-def test_the_whole_reason_is_told(model_of):
+def test_the_error_gives_the_whole_reason(model_of):
     with pytest.raises(ConfigError) as error:
         Policy(model_of("llama"), None).add_lora(**SETTINGS, targets=r".*layers\.0")
     assert "not supported" in error.value.what
     assert "\n" not in error.value.what
 
 
-def test_adapters_that_no_gradient_came_to(model_of):
+def test_untrained_adapters_are_named(model_of):
     policy = Policy(model_of("llama"), None)
     policy.add_lora(**SETTINGS, targets=["q_proj", "lm_head", "embed_tokens"])
-    everything = ["lm_head", "model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))]
-    assert sorted(idle_adapters(policy.adapters)) == everything
+    adapted_layers = ["lm_head", "model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))]
+    assert sorted(untrained_adapters(policy.adapters)) == adapted_layers
     with torch.no_grad():
         policy.model.lm_head.lora_B["default"].weight[0, 0] = 1e-9
         policy.model.model.embed_tokens.lora_embedding_A["default"][0, 0] = 1e-9
-    assert sorted(idle_adapters(policy.adapters)) == everything[2:]
+    assert sorted(untrained_adapters(policy.adapters)) == adapted_layers[2:]

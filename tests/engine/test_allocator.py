@@ -1,4 +1,4 @@
-"""In processes of their own: what is asked of the C library holds for good."""
+"""The allocator's settings, in processes of their own: the C library keeps them for good."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 SCRIPT = """
 import resource, sys
-from penchant.engine.allocator import BY_DEFAULT, KEEPING, habits, keep_freed_memory
-assert habits() is BY_DEFAULT
+from penchant.engine.allocator import DEFAULT_MALLOC, KEEP_FREED_MALLOC, keep_freed_memory, malloc_settings
+assert malloc_settings() is DEFAULT_MALLOC
 if sys.argv[1] == "keep":
     keep_freed_memory()
-    assert habits() is KEEPING
+    assert malloc_settings() is KEEP_FREED_MALLOC
 import torch
 def step():
     kept = [torch.ones(n << 18) for n in (3, 40, 5, 60)]
@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_a_step_finds_the_memory_of_the_step_before():
+def test_a_step_reuses_the_memory_of_the_step_before():
     """108 MB a step, 27,000 pages: all of them new by default, next to none where freed memory is kept."""
     new = {}
     for habit in ("give back", "keep"):
@@ -47,4 +47,4 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     allocator.keep_freed_memory()
-    assert allocator.habits() is allocator.BY_DEFAULT
+    assert allocator.malloc_settings() is allocator.DEFAULT_MALLOC

@@ -1,4 +1,4 @@
-"""Caches on a bad day: opened by many at once, in a folder that cannot be written, damaged, without room."""
+"""Caches under faults: opened by many at once, in a folder that cannot be written, damaged, on a full disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def row(number: int) -> TreeBatch:
 
 
 class Cache(NamedTuple):
-    """One of the two: its file, and how to open it, to keep something of a length in it, and to get it back."""
+    """One of the two caches: its file, and functions that open it, store a value of a length, and read it."""
 
     file: str
     open: Callable[[Path], ReferenceCache | KeptAnswers]
@@ -92,22 +92,22 @@ except Exception as error:
 
 def test_many_processes_open_new_caches_at_once(tmp_path):
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", AT_ONCE, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     for folder in range(10):
         for cache in (LOG_PROBS, ANSWERS):
-            opened = cache.open(tmp_path / str(folder))
-            assert [cache.get(opened, number) for number in range(13)] == [[-1.0]] * 12 + [None]
+            store = cache.open(tmp_path / str(folder))
+            assert [cache.get(store, number) for number in range(13)] == [[-1.0]] * 12 + [None]
 
 
-class TestWhileAnotherMakesIt:
+class TestLockedByAnotherProcess:
     """SQLite refuses the switch to a write-ahead log without a wait while another process is about to write."""
 
     @pytest.fixture
-    def held(self, cache, tmp_path):
-        """The cache's file, empty, as a process has it that is making its table."""
+    def writer(self, cache, tmp_path):
+        """A connection to the empty cache file of a process that is about to create the table."""
         other = sqlite3.connect(tmp_path / cache.file, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(sqlite3.OperationalError, match="database is locked"):
@@ -116,20 +116,20 @@ class TestWhileAnotherMakesIt:
         other.close()
 
     @both
-    def test_it_waits(self, cache, held, tmp_path):
-        timer = threading.Timer(0.3, lambda: held.execute("COMMIT"))
-        begun = time.monotonic()
+    def test_it_waits(self, cache, writer, tmp_path):
+        timer = threading.Timer(0.3, lambda: writer.execute("COMMIT"))
+        start = time.monotonic()
         timer.start()
-        opened = cache.open(tmp_path)
-        assert time.monotonic() - begun >= 0.25
+        store = cache.open(tmp_path)
+        assert time.monotonic() - start >= 0.25
         timer.join()
-        cache.keep(opened, 3)
-        assert cache.get(opened, 3) == [-1.0]
-        opened.close()
+        cache.keep(store, 3)
+        assert cache.get(store, 3) == [-1.0]
+        store.close()
 
     @both
-    def test_not_for_ever(self, cache, held, tmp_path, monkeypatch):
-        monkeypatch.setattr(database, "PATIENCE", 0.1)
+    def test_it_gives_up_after_the_time_out(self, cache, writer, tmp_path, monkeypatch):
+        monkeypatch.setattr(database, "TIMEOUT_SECONDS", 0.1)
         with pytest.raises(ConfigError, match="it cannot be used: database is locked") as error:
             cache.open(tmp_path)
         assert error.value.where == str(tmp_path / cache.file)
@@ -163,13 +163,13 @@ class TestCannotBeWritten:
 
     @both
     def test_a_file_that_can_only_be_read(self, cache, tmp_path):
-        opened = cache.open(tmp_path)
-        cache.keep(opened, 1)
-        opened._connection.execute("PRAGMA query_only = 1")
+        store = cache.open(tmp_path)
+        cache.keep(store, 1)
+        store._connection.execute("PRAGMA query_only = 1")
         with pytest.raises(ConfigError, match="attempt to write a readonly database") as error:
-            cache.keep(opened, 2)
+            cache.keep(store, 2)
         assert "allow it to be written" in error.value.fix
-        assert cache.get(opened, 1) == [-1.0]
+        assert cache.get(store, 1) == [-1.0]
 
     def test_no_home_at_all(self, monkeypatch):
         monkeypatch.delenv("PENCHANT_CACHE")
@@ -183,8 +183,8 @@ class TestCannotBeWritten:
         (tmp_path / "file").write_text("thesis")
         monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path / "file" / "cache"))
         assert run(["train", str(write_config())]) == 2
-        told = capsys.readouterr().err.rpartition("error: ")[2]
-        assert told == (
+        message = capsys.readouterr().err.rpartition("error: ")[2]
+        assert message == (
             f"{tmp_path}/file/cache/log_probs.sqlite: its folder cannot be made: Not a directory\n"
             "  what to do: set PENCHANT_CACHE to a folder you can write to\n"
         )
@@ -203,44 +203,44 @@ class TestDamaged:
 
     @both
     def test_overwritten_in_the_middle(self, cache, tmp_path):
-        opened = cache.open(tmp_path)
+        store = cache.open(tmp_path)
         for number in range(300):
-            cache.keep(opened, number, 20)
-        opened.close()
+            cache.keep(store, number, 20)
+        store.close()
         content = bytearray((tmp_path / cache.file).read_bytes())
         assert len(content) > 5 * 4096
         content[2 * 4096 :] = b"\xff" * (len(content) - 2 * 4096)
         (tmp_path / cache.file).write_bytes(content)
-        opened = cache.open(tmp_path)
+        store = cache.open(tmp_path)
         with pytest.raises(ConfigError, match="database disk image is malformed") as error:
-            _ = [cache.get(opened, number) for number in range(300)]
+            _ = [cache.get(store, number) for number in range(300)]
         assert error.value.fix == "move it away: a new one is made"
 
 
-class TestNoRoom:
+class TestFullDisk:
     @both
-    def test_a_full_disk_takes_nothing_away(self, cache, tmp_path):
-        opened = cache.open(tmp_path)
-        cache.keep(opened, 0, 100)
-        opened._connection.execute("PRAGMA max_page_count = 20")
-        done: list[int] = []
+    def test_a_full_disk_loses_no_row(self, cache, tmp_path):
+        store = cache.open(tmp_path)
+        cache.keep(store, 0, 100)
+        store._connection.execute("PRAGMA max_page_count = 20")
+        numbers: list[int] = []
         with pytest.raises(DiskFullError, match="the disk is full; what was stored before is untouched") as error:
-            _ = [cache.keep(opened, number, 100) or done.append(number) for number in range(1, 1000)]
-        assert 1 < len(done) < 200
+            _ = [cache.keep(store, number, 100) or numbers.append(number) for number in range(1, 1000)]
+        assert 1 < len(numbers) < 200
         assert error.value.where == str(tmp_path / cache.file)
-        assert cache.get(opened, done[-1] + 1) is None
-        assert cache.get(opened, done[-1]) == cache.get(opened, 0) == [-1.0] * 100
+        assert cache.get(store, numbers[-1] + 1) is None
+        assert cache.get(store, numbers[-1]) == cache.get(store, 0) == [-1.0] * 100
 
-    def test_a_file_larger_than_may_be(self, tmp_path):
-        """What SQLite tells of a limit or a quota is an I/O error."""
+    def test_a_file_beyond_the_size_limit(self, tmp_path):
+        """SQLite reports a size limit or a quota as an I/O error."""
         root = Path(__file__).resolve().parents[2]
         command = [sys.executable, "-c", LIMITED, str(tmp_path)]
-        told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-        kept, _, error = told.partition(" ")
+        output = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+        row_count, _, error = output.partition(" ")
         assert error == (
             f"ConfigError {tmp_path / LOG_PROBS.file}: it cannot be used: disk I/O error\n"
             "  what to do: see that the disk has room, or set PENCHANT_CACHE to a folder on another one\n"
         )
-        assert int(kept) > 3
-        opened = LOG_PROBS.open(tmp_path)
-        assert [LOG_PROBS.get(opened, each) for each in range(int(kept))] == [[-1.0] * 100] * int(kept)
+        assert int(row_count) > 3
+        store = LOG_PROBS.open(tmp_path)
+        assert [LOG_PROBS.get(store, number) for number in range(int(row_count))] == [[-1.0] * 100] * int(row_count)

@@ -1,4 +1,4 @@
-"""Rows that join others on their way: each reads as it would alone, whatever its model's attention and cache."""
+"""Rows that join others while these generate: logits as for each row alone, for any attention and cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from penchant.engine.decoding import CachedRows, RereadRows, joinable_cache, next_logits, read_joinable
+from penchant.engine.decoding import CachedRows, UncachedRows, joinable_cache, next_logits, read_joinable
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 ATTENTION = {**SMALL, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -71,7 +71,7 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
     generator = np.random.default_rng(0)
     turns = [[ids(generator, 2)], [ids(generator, 9), ids(generator, 3)], [ids(generator, 4), ids(generator, 2)]]
     rows: list[list[int]] = []
-    state: CachedRows | RereadRows | None = None
+    state: CachedRows | UncachedRows | None = None
     for prompts in turns:
         newcomers = read_joinable(model, prompts)
         rows += [prompt.tolist() for prompt in prompts]
@@ -86,7 +86,7 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
             state.feed(tokens)
             for row, token in zip(rows, tokens, strict=True):
                 row.append(token)
-        # The longest leaves: its columns are no row's any more.
+        # The longest row leaves: no row uses its columns any more.
         leaving = max(range(len(rows)), key=lambda index: len(rows[index]))
         if len(rows) > 1:
             staying = [index for index in range(len(rows)) if index != leaving]

@@ -27,9 +27,9 @@ SCHEDULERS = ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepSche
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
-@pytest.mark.parametrize(("scheduler", "guidance"), [(None, 1.0), (None, 5.0), *((each, 2.0) for each in SCHEDULERS)])
-def test_it_paints_what_the_pipeline_paints(stable_diffusion, tmp_path, scheduler, guidance):
-    """Also where the folder has another scheduler's defaults, which say nothing of what DDIM would clip."""
+@pytest.mark.parametrize(("scheduler", "guidance"), [(None, 1.0), (None, 5.0), *((name, 2.0) for name in SCHEDULERS)])
+def test_pictures_equal_those_of_the_pipeline(stable_diffusion, tmp_path, scheduler, guidance):
+    """Also where the folder has another scheduler's defaults, which do not set whether DDIM clips."""
     import diffusers
 
     folder = tmp_path / "model"
@@ -46,14 +46,14 @@ def test_it_paints_what_the_pipeline_paints(stable_diffusion, tmp_path, schedule
     theirs = pipeline(
         PROMPTS, num_inference_steps=4, guidance_scale=guidance, latents=noise, height=16, width=16, output_type="pt"
     ).images
-    ours = denoiser.paint(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
+    ours = denoiser.generate(PROMPTS, (3, 4, 5), steps=4, guidance=guidance)
     assert ours.shape == (3, 3, 16, 16)
     torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=2e-5, rtol=0)
 
 
 def test_pixels_keep_the_schedule_that_they_are_given(small_denoiser):
-    given = Denoiser(str(small_denoiser), CPU).schedule.config
-    assert (given.clip_sample, given.steps_offset) == (True, 0)
+    schedule = Denoiser(str(small_denoiser), CPU).schedule.config
+    assert (schedule.clip_sample, schedule.steps_offset) == (True, 0)
 
 
 def test_half_precision_on_disk_is_single_in_memory(stable_diffusion, denoiser, tmp_path):
@@ -61,33 +61,33 @@ def test_half_precision_on_disk_is_single_in_memory(stable_diffusion, denoiser, 
 
     halved = StableDiffusionPipeline.from_pretrained(stable_diffusion, dtype=torch.float16, safety_checker=None)
     halved.save_pretrained(tmp_path / "half")
-    assert {each.dtype for each in load_file(tmp_path / "half" / "unet" / WEIGHTS).values()} == {torch.float16}
-    found = Denoiser(str(tmp_path / "half"), CPU)
-    parts = (found.unet, found.text_encoder, found._vae)
-    assert {each.dtype for part in parts for each in part.parameters()} == {torch.float32}
-    ours, theirs = (each.paint(PROMPTS, (3, 4, 5), steps=3, guidance=2.0) for each in (found, denoiser))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "unet" / WEIGHTS).values()} == {torch.float16}
+    half_denoiser = Denoiser(str(tmp_path / "half"), CPU)
+    parts = (half_denoiser.unet, half_denoiser.text_encoder, half_denoiser._vae)
+    assert {weight.dtype for part in parts for weight in part.parameters()} == {torch.float32}
+    ours, theirs = (model.generate(PROMPTS, (3, 4, 5), steps=3, guidance=2.0) for model in (half_denoiser, denoiser))
     torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
 
 
 def test_no_more_steps_than_timesteps(stable_diffusion, small_denoiser, tmp_path):
-    """Of ten timesteps, put later by one, nine can be reached."""
+    """With ten timesteps and an offset of one, nine can be reached."""
     folder = tmp_path / "model"
     shutil.copytree(stable_diffusion, folder)
     _set(folder / "scheduler", num_train_timesteps=10)
     denoiser = Denoiser(str(folder), CPU)
-    assert denoiser.paint(PROMPTS[:1], (3,), steps=9, guidance=1.0).isfinite().all()
+    assert denoiser.generate(PROMPTS[:1], (3,), steps=9, guidance=1.0).isfinite().all()
     with pytest.raises(ConfigError, match=r"pictures\.steps is 10, the model's schedule has room for 9") as error:
-        denoiser.paint(PROMPTS[:1], (3,), steps=10, guidance=1.0)
+        denoiser.generate(PROMPTS[:1], (3,), steps=10, guidance=1.0)
     assert error.value.fix == "lower pictures.steps to at most 9"
     with pytest.raises(ConfigError, match=r"pictures\.steps is 1001, the model's schedule has room for 1000"):
-        Denoiser(str(small_denoiser), CPU).paint(["a circle"], (3,), steps=1001, guidance=1.0)
+        Denoiser(str(small_denoiser), CPU).generate(["a circle"], (3,), steps=1001, guidance=1.0)
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(denoiser):
-    both = denoiser.paint(PROMPTS[:2], (3, 4), steps=3, guidance=2.0)
-    alone = denoiser.paint(PROMPTS[1:2], (4,), steps=3, guidance=2.0)
+    both = denoiser.generate(PROMPTS[:2], (3, 4), steps=3, guidance=2.0)
+    alone = denoiser.generate(PROMPTS[1:2], (4,), steps=3, guidance=2.0)
     torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)
-    assert not torch.allclose(both[1:], denoiser.paint(PROMPTS[1:2], (5,), steps=3, guidance=2.0), atol=1e-2)
+    assert not torch.allclose(both[1:], denoiser.generate(PROMPTS[1:2], (5,), steps=3, guidance=2.0), atol=1e-2)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
@@ -97,13 +97,15 @@ def test_noise_errors_written_out(stable_diffusion, predicts):
     torch.manual_seed(1)
     latents, noise = torch.randn(2, 2, 4, 8, 8).unbind()
     times, encoded = torch.tensor([10, 900]), denoiser.encode_prompts(PROMPTS[:2])
-    kept = denoiser.schedule.alphas_cumprod[times].double()[:, None, None, None]
-    noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+    signal_share = denoiser.schedule.alphas_cumprod[times].double()[:, None, None, None]
+    noisy = signal_share.sqrt() * latents + (1 - signal_share).sqrt() * noise
     with torch.no_grad():
-        said = denoiser.unet(noisy.float(), times, encoder_hidden_states=encoded).sample
-        found = denoiser.noise_errors(latents, encoded, times, noise)
-    target = noise if predicts == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * latents
-    torch.testing.assert_close(found.double(), ((said - target).double() ** 2).mean((1, 2, 3)), rtol=1e-4, atol=0)
+        prediction = denoiser.unet(noisy.float(), times, encoder_hidden_states=encoded).sample
+        errors = denoiser.noise_errors(latents, encoded, times, noise)
+    target = noise if predicts == "epsilon" else signal_share.sqrt() * noise - (1 - signal_share).sqrt() * latents
+    torch.testing.assert_close(
+        errors.double(), ((prediction - target).double() ** 2).mean((1, 2, 3)), rtol=1e-4, atol=0
+    )
 
 
 def test_latents_are_the_mean_of_what_the_vae_gives(denoiser, stable_diffusion):
@@ -116,14 +118,14 @@ def test_latents_are_the_mean_of_what_the_vae_gives(denoiser, stable_diffusion):
     torch.testing.assert_close(denoiser.to_latents(pictures), mean * 0.18215)
 
 
-def test_what_is_saved_is_the_same_but_for_what_was_tuned(denoiser, tmp_path, stable_diffusion):
-    changed = Denoiser(str(stable_diffusion), CPU)
+def test_a_saved_folder_differs_in_the_tuned_parts_only(denoiser, tmp_path, stable_diffusion):
+    tuned_denoiser = Denoiser(str(stable_diffusion), CPU)
     with torch.no_grad():
-        changed.unet.conv_in.bias.add_(1.0)
-    changed.save(tmp_path / "new")
-    again = Denoiser(str(tmp_path / "new"), CPU)
-    assert torch.equal(again.unet.conv_in.bias, denoiser.unet.conv_in.bias + 1.0)
-    assert torch.equal(again.encode_prompts(PROMPTS), denoiser.encode_prompts(PROMPTS))
+        tuned_denoiser.unet.conv_in.bias.add_(1.0)
+    tuned_denoiser.save(tmp_path / "new")
+    loaded_denoiser = Denoiser(str(tmp_path / "new"), CPU)
+    assert torch.equal(loaded_denoiser.unet.conv_in.bias, denoiser.unet.conv_in.bias + 1.0)
+    assert torch.equal(loaded_denoiser.encode_prompts(PROMPTS), denoiser.encode_prompts(PROMPTS))
     assert {file.name for file in (tmp_path / "new").iterdir()} == {file.name for file in stable_diffusion.iterdir()}
 
 
@@ -138,7 +140,7 @@ def test_a_prompt_is_never_cut(denoiser):
         (lambda folder: (folder / "model_index.json").unlink(), "it has no model_index.json"),
         (lambda folder: shutil.rmtree(folder / "unet"), "it has no unet/"),
         (lambda folder: (folder / "unet" / WEIGHTS).write_bytes(b"x"), "cannot be loaded"),
-        (lambda folder: _without(folder / "unet" / WEIGHTS, "conv_in.bias"), "conv_in.bias"),
+        (lambda folder: _remove_tensor(folder / "unet" / WEIGHTS, "conv_in.bias"), "conv_in.bias"),
         (lambda folder: shutil.rmtree(folder / "vae"), "it has no vae/"),
         (lambda folder: (folder / "model_index.json").write_text("["), "cannot be loaded"),
         (lambda folder: _set(folder / "unet", addition_embed_type="text"), "more than a prompt's encoding"),
@@ -156,7 +158,7 @@ def test_a_prompt_is_never_cut(denoiser):
         ),
     ],
 )
-def test_what_is_no_model_of_pictures(stable_diffusion, tmp_path, change, message):
+def test_folders_that_are_no_diffusion_model(stable_diffusion, tmp_path, change, message):
     folder = tmp_path / "model"
     shutil.copytree(stable_diffusion, folder)
     change(folder)
@@ -172,7 +174,7 @@ def test_without_the_package(stable_diffusion, monkeypatch):
     assert error.value.fix == "python -m pip install 'penchant[diffusion]'"
 
 
-def _without(file, name):
+def _remove_tensor(file, name):
     weights = load_file(file)
     del weights[name]
     save_file(weights, file)
@@ -185,5 +187,5 @@ def _without_vae(folder):
 
 
 def _set(part, **values):
-    [file] = [each for each in part.glob("*.json") if "index" not in each.name]
+    [file] = [path for path in part.glob("*.json") if "index" not in path.name]
     file.write_text(json.dumps(json.loads(file.read_text()) | values))

@@ -73,16 +73,16 @@ def test_a_planted_link_is_not_followed(tmp_path):
 def test_a_file_that_its_last_holder_removed_is_made_anew(tmp_path, monkeypatch):
     """Opened before the removal and locked after it, it would be a lock that nobody else sees."""
     lock = module._lock
-    removed: list[bool] = []
+    removals: list[bool] = []
 
     def late(handle: int) -> None:
-        if not removed:
+        if not removals:
             (tmp_path / ".lock").unlink()
-            removed.append(True)
+            removals.append(True)
         lock(handle)
 
     monkeypatch.setattr(module, "_lock", late)
     with folder_lock(tmp_path):
-        assert removed
+        assert removals
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on "), folder_lock(tmp_path):
             pass

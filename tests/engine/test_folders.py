@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""A folder that is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from penchant.engine.folders import disk_errors, whole_folder
 from penchant.errors import DiskFullError
 
 
-def half_of_it(folder):
+def write_half(folder):
     with whole_folder(folder) as aside:
         (aside / "half").write_text("h")
         raise KeyError
 
 
-def test_it_appears_once_all_is_there_without_what_an_earlier_half_had(tmp_path):
+def test_a_folder_appears_once_complete_without_files_of_an_earlier_attempt(tmp_path):
     folder = tmp_path / "deep" / "model"
     with pytest.raises(KeyError):
-        half_of_it(folder)
+        write_half(folder)
     assert not folder.exists()
     with whole_folder(folder) as aside:
         (aside / "weights").write_text("w")
@@ -37,20 +37,20 @@ def test_it_appears_once_all_is_there_without_what_an_earlier_half_had(tmp_path)
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_however_deep(tmp_path, error):
-    def written():
+def test_a_full_disk_is_recognized_in_wrapped_errors(tmp_path, error):
+    def write():
         try:
             raise error
         except Exception as inner:
             raise RuntimeError("could not save") from inner
 
-    with pytest.raises(DiskFullError, match="the disk is full") as told, disk_errors(tmp_path, "penchant again"):
-        written()
-    assert told.value.fix == "free some space, then go on with: penchant again"
+    with pytest.raises(DiskFullError, match="the disk is full") as error_info, disk_errors(tmp_path, "penchant again"):
+        write()
+    assert error_info.value.fix == "free some space, then go on with: penchant again"
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), SafetensorError("os error 28")])
-def test_another_error_stays_what_it_is(tmp_path, error):
-    with pytest.raises(type(error)) as told, disk_errors(tmp_path, "penchant again"):
+def test_other_errors_pass_unchanged(tmp_path, error):
+    with pytest.raises(type(error)) as error_info, disk_errors(tmp_path, "penchant again"):
         raise error
-    assert told.value is error
+    assert error_info.value is error

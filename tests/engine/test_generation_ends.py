@@ -1,4 +1,4 @@
-"""generation_config.json says where training said that a response ends."""
+"""generation_config.json names the tokens that ended responses in training."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ TOKENIZER: Any = SimpleNamespace(eos_token_id=2, bos_token_id=1, pad_token_id=0)
 TRAINED = TrainedResponses(ends=(5,), shortest=3, longest=40, sequence=100)
 
 
-def changed(**values: Any) -> dict[str, Any]:
+def revised_settings(**values: Any) -> dict[str, Any]:
     return revise_settings(values, TOKENIZER, TRAINED, 512)
 
 
 @pytest.mark.parametrize(
     ("base_ends", "expected"), [(2, [2, 5]), ([2, 7], [2, 7, 5]), (None, [2, 5]), ([5, 2], [5, 2]), (9, [9, 2, 5])]
 )
-def test_the_trained_end_joins_those_there_are(base_ends, expected):
-    assert changed(eos_token_id=base_ends)["eos_token_id"] == expected
+def test_the_trained_end_is_added_to_the_configured_ends(base_ends, expected):
+    assert revised_settings(eos_token_id=base_ends)["eos_token_id"] == expected
 
 
 def test_plain_text_keeps_one_eos():
@@ -62,8 +62,8 @@ def test_plain_text_keeps_one_eos():
         ({"temperature": 0.6, "do_sample": False}, {"temperature": 0.6, "do_sample": False}),
     ],
 )
-def test_what_contradicts_training(base_settings, expected):
-    values = changed(**base_settings)
+def test_settings_that_contradict_training_are_removed(base_settings, expected):
+    values = revised_settings(**base_settings)
     assert {name: values.get(name) for name in expected} == expected
 
 
@@ -99,7 +99,7 @@ class TestGguf:
         _, ends, _ = self.model(tmp_path, tokenizer.eos_token_id, tokenizer)
         assert ends == {"tokenizer.ggml.eos_token_id": tokenizer.eos_token_id}
 
-    def test_read_back_it_ends_at_the_same_tokens(self, tmp_path):
+    def test_a_loaded_file_ends_at_the_same_tokens(self, tmp_path):
         tokenizer = shapes.byte_level()
         eos, turn, endoftext = tokenizer.convert_tokens_to_ids(["<eos>", "<|im_end|>", "<|endoftext|>"])
         self.model(tmp_path, [eos, turn, endoftext], tokenizer)
@@ -129,7 +129,7 @@ def test_transformers_stops_where_training_said(tiny_model, tmp_path):
         for name, parameter in policy.model.named_parameters():
             if "layers" in name and parameter.ndim == 2:
                 parameter.zero_()
-    policy.trained = TrainedResponses(ends=(end,), shortest=2, longest=9, sequence=12)
+    policy.trained_responses = TrainedResponses(ends=(end,), shortest=2, longest=9, sequence=12)
     world = World(0, 1, torch.device("cpu"))
     policy.save(tmp_path, TreeScorer(policy.model), world, torch.float32)
     reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path)

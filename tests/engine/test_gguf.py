@@ -1,4 +1,4 @@
-"""GGUF files: every weight where llama.cpp looks for it, read back to the same logits, or one clear error."""
+"""GGUF files: every weight under llama.cpp's name, the same logits when loaded, or one clear error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ids():
-    """Tokens as many as the tiny models can read, so that scaled positions tell."""
+    """As many tokens as the tiny models can read, so that scaled positions make a difference."""
     return torch.randint(5, 300, (2, 90), generator=torch.Generator().manual_seed(1))
 
 
@@ -55,51 +55,55 @@ def as_llama_cpp_computes(file: Path, ids: torch.Tensor) -> torch.Tensor:
     tensors = {t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)).double() for t in read.tensors}
     kind = read.get_field("general.architecture").contents()
 
-    def told(key: str, otherwise: Any = None) -> Any:
+    def metadata(key: str, otherwise: Any = None) -> Any:
         field = read.get_field(f"{kind}.{key}")
         return otherwise if field is None else field.contents()
 
-    heads, groups, head = told("attention.head_count"), told("attention.head_count_kv"), told("attention.key_length")
-    frequencies = told("rope.freq_base") ** (-torch.arange(0, head, 2).double() / head)
-    frequencies = frequencies / told("rope.scaling.factor", 1.0) / tensors.get("rope_freqs.weight", 1.0)
+    heads, groups, head = (
+        metadata("attention.head_count"),
+        metadata("attention.head_count_kv"),
+        metadata("attention.key_length"),
+    )
+    frequencies = metadata("rope.freq_base") ** (-torch.arange(0, head, 2).double() / head)
+    frequencies = frequencies / metadata("rope.scaling.factor", 1.0) / tensors.get("rope_freqs.weight", 1.0)
     angles = torch.arange(ids.shape[1])[:, None].double() * frequencies
 
     def norm(x, weight):
-        return x * (x.square().mean(-1, keepdim=True) + told("attention.layer_norm_rms_epsilon")).rsqrt() * weight
+        return x * (x.square().mean(-1, keepdim=True) + metadata("attention.layer_norm_rms_epsilon")).rsqrt() * weight
 
     def rotate(x):
-        first, second = (x[..., ::2], x[..., 1::2]) if kind == "llama" else x.chunk(2, -1)
-        turned = (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos())
-        return torch.stack(turned, -1).flatten(-2) if kind == "llama" else torch.cat(turned, -1)
+        real, imaginary = (x[..., ::2], x[..., 1::2]) if kind == "llama" else x.chunk(2, -1)
+        rotated = (real * angles.cos() - imaginary * angles.sin(), real * angles.sin() + imaginary * angles.cos())
+        return torch.stack(rotated, -1).flatten(-2) if kind == "llama" else torch.cat(rotated, -1)
 
     def linear(x, name):
         return x @ tensors[f"{name}.weight"].T + tensors.get(f"{name}.bias", 0.0)
 
     x = tensors["token_embd.weight"][ids]
-    for layer in range(told("block_count")):
-        at = f"blk.{layer}."
-        y = norm(x, tensors[at + "attn_norm.weight"])
-        q, k, v = (linear(y, at + f"attn_{n}").unflatten(-1, (-1, head)).transpose(1, 2) for n in "qkv")
-        k, v = (each.repeat_interleave(heads // groups, 1) for each in (k, v))
+    for layer in range(metadata("block_count")):
+        prefix = f"blk.{layer}."
+        y = norm(x, tensors[prefix + "attn_norm.weight"])
+        q, k, v = (linear(y, prefix + f"attn_{n}").unflatten(-1, (-1, head)).transpose(1, 2) for n in "qkv")
+        k, v = (tensor.repeat_interleave(heads // groups, 1) for tensor in (k, v))
         scores = rotate(q) @ rotate(k).mT / head**0.5
         scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
-        x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), at + "attn_output")
-        y = norm(x, tensors[at + "ffn_norm.weight"])
-        gated = torch.nn.functional.silu(linear(y, at + "ffn_gate")) * linear(y, at + "ffn_up")
-        x = x + linear(gated, at + "ffn_down")
+        x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), prefix + "attn_output")
+        y = norm(x, tensors[prefix + "ffn_norm.weight"])
+        gated = torch.nn.functional.silu(linear(y, prefix + "ffn_gate")) * linear(y, prefix + "ffn_up")
+        x = x + linear(gated, prefix + "ffn_down")
     output = "output" if "output.weight" in tensors else "token_embd"
     return linear(norm(x, tensors["output_norm.weight"]), output)
 
 
 @pytest.mark.parametrize("name", shapes.MODELS)
 class TestEveryModel:
-    def test_read_back_it_gives_the_same_logits(self, name, folders, tmp_path, ids):
+    def test_a_loaded_file_gives_the_same_logits(self, name, folders, tmp_path, ids):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
         ours, original = load_model(str(tmp_path / "a.gguf")), load_model(str(folders[name]))
         torch.testing.assert_close(logits(ours, ids), logits(original, ids), rtol=1e-5, atol=1e-5)
         assert type(ours) is type(original)
 
-    def test_by_llama_cpps_arithmetic_too(self, name, folders, tmp_path, ids):
+    def test_llama_cpps_arithmetic_gives_the_same_logits(self, name, folders, tmp_path, ids):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
         original = logits(load_model(str(folders[name])), ids)
         torch.testing.assert_close(
@@ -110,21 +114,21 @@ class TestEveryModel:
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f16")
         read = gguf.GGUFReader(tmp_path / "a.gguf")
         kind = read.get_field("general.architecture").contents()
-        arch = next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == kind)
-        allowed = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
+        arch = next(arch for arch, known_keys in gguf.MODEL_ARCH_NAMES.items() if known_keys == kind)
+        tensor_names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
         for tensor in read.tensors:
             stem, _, suffix = tensor.name.rpartition(".")
-            assert re.sub(r"^blk\.\d+", "blk.{bid}", stem) in allowed
+            assert re.sub(r"^blk\.\d+", "blk.{bid}", stem) in tensor_names
             assert suffix in ("weight", "bias")
         assert ("output.weight" in {t.name for t in read.tensors}) == ("tied" not in name)
-        known = {
+        known_keys = {
             value.replace("{arch}", kind)
             for group in vars(gguf.Keys).values()
             if isinstance(group, type)
             for key, value in vars(group).items()
             if not key.startswith("_") and isinstance(value, str)
         }
-        assert {key for key in read.fields if not key.startswith("GGUF.")} <= known
+        assert {key for key in read.fields if not key.startswith("GGUF.")} <= known_keys
 
     def test_configuration(self, name, folders, tmp_path):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "q8_0")
@@ -141,7 +145,7 @@ class TestEveryModel:
 
 class TestStorage:
     def differences(self, folder, file):
-        ours, original = (dict(load_model(str(place)).named_parameters()) for place in (file, folder))
+        ours, original = (dict(load_model(str(source)).named_parameters()) for source in (file, folder))
         assert ours.keys() == original.keys()
         return {name: ((ours[name] - weight).detach(), weight.detach()) for name, weight in original.items()}
 
@@ -166,8 +170,8 @@ class TestStorage:
                 continue
             # Half a step of absmax / 127; and the step itself, taken up to 127 times, is stored in f16.
             step = weight.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True) / 127
-            bound = step / 2 + 127 * (step * 2**-11).clamp(min=2**-25)
-            assert (difference.unflatten(1, (-1, 32)).abs() <= bound * (1 + 1e-5)).all()
+            tolerance = step / 2 + 127 * (step * 2**-11).clamp(min=2**-25)
+            assert (difference.unflatten(1, (-1, 32)).abs() <= tolerance * (1 + 1e-5)).all()
             assert difference.any()
 
     def test_q8_0_is_read_to_nearby_logits(self, folders, tmp_path, ids):
@@ -184,9 +188,9 @@ class TestStorage:
         assert exported.kept_apart == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
         assert exported.tensors == {"f32": 5, "f16": 2, "q8_0": 14}
         assert exported.bytes == (tmp_path / "a.gguf").stat().st_size
-        stored = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
-        assert stored["blk.0.ffn_down.weight"] == "F16"
-        assert stored["blk.0.ffn_up.weight"] == "Q8_0"
+        types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+        assert types["blk.0.ffn_down.weight"] == "F16"
+        assert types["blk.0.ffn_up.weight"] == "Q8_0"
         assert torch.isfinite(logits(load_model(str(tmp_path / "a.gguf")), ids)).all()
 
     def test_a_file_can_be_stored_otherwise(self, folders, tmp_path):
@@ -207,15 +211,15 @@ class TestReadBack:
         assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
         assert load_model(str(tmp_path / "a.gguf"), dtype=torch.bfloat16).dtype == torch.bfloat16
         model.save_pretrained(tmp_path / "folder")
-        again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
-        assert torch.equal(logits(again, ids), logits(model, ids))
+        reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+        assert torch.equal(logits(reloaded, ids), logits(model, ids))
 
     def test_scaled_positions_survive_a_folder(self, folders, tmp_path, ids):
         export_gguf(str(folders["llama-3"]), tmp_path / "a.gguf", "f32")
         load_model(str(tmp_path / "a.gguf")).save_pretrained(tmp_path / "folder")
         original = logits(load_model(str(folders["llama-3"])), ids)
-        again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
-        torch.testing.assert_close(logits(again, ids), original, rtol=1e-5, atol=1e-5)
+        reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+        torch.testing.assert_close(logits(reloaded, ids), original, rtol=1e-5, atol=1e-5)
 
     def test_an_adapter_on_it_finds_it_again(self, folders, tmp_path, ids):
         from peft import LoraConfig, get_peft_model
@@ -236,7 +240,7 @@ class TestReadBack:
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("kind", "changes", "what"),
+        ("kind", "changes", "message"),
         [
             ("Mistral", {}, "it is a mistral; GGUF files are written of llama and qwen2"),
             ("Llama", {"attention_bias": True}, "it has biases"),
@@ -246,23 +250,23 @@ class TestRefused:
             ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "sliding windows"),
         ],
     )
-    def test_what_llama_cpp_would_compute_otherwise(self, kind, changes, what, tmp_path):
+    def test_models_that_llama_cpp_would_compute_differently(self, kind, changes, message, tmp_path):
         folder = shapes.build(tmp_path / "model", kind, shapes.byte_level(), **changes)
-        with pytest.raises(ModelError, match=what):
+        with pytest.raises(ModelError, match=message):
             export_gguf(str(folder), tmp_path / "a.gguf", "f32")
         assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
     @pytest.mark.parametrize(
-        ("name", "what"),
+        ("name", "message"),
         [
             ("a.bin", r"a GGUF file's name ends in \.gguf"),
             ("none/a.gguf", "its folder does not exist"),
             ("there.gguf", "it is there already"),
         ],
     )
-    def test_a_place_to_write_to(self, name, what, folders, tmp_path):
+    def test_output_paths(self, name, message, folders, tmp_path):
         (tmp_path / "there.gguf").write_text("mine")
-        with pytest.raises(ModelError, match=what):
+        with pytest.raises(ModelError, match=message):
             export_gguf(str(folders["llama"]), tmp_path / name, "f32")
         assert (tmp_path / "there.gguf").read_text() == "mine"
         assert len(list(tmp_path.iterdir())) == 1
@@ -276,13 +280,13 @@ class TestRefused:
             export_gguf(str(folders["llama"]), tmp_path / "a.gguf", "f32")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_disk_that_is_full_half_way(self, folders, tmp_path, monkeypatch):
-        write, written = gguf.GGUFWriter.write_tensor_data, []
+    def test_a_disk_that_fills_up_while_writing(self, folders, tmp_path, monkeypatch):
+        write, tensors = gguf.GGUFWriter.write_tensor_data, []
 
         def full(self, tensor):
-            if len(written) == 5:
+            if len(tensors) == 5:
                 raise OSError("4096 requested and 512 written")  # numpy's own words for it
-            written.append(tensor)
+            tensors.append(tensor)
             write(self, tensor)
 
         monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
@@ -290,14 +294,16 @@ class TestRefused:
             export_gguf(str(folders["llama"]), tmp_path / "a.gguf", "f32")
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize(("value", "stored", "what"), [(1e5, "f16", "65504"), (float("nan"), "f32", "not finite")])
-    def test_numbers_that_cannot_be_stored(self, value, stored, what, folders, tmp_path):
+    @pytest.mark.parametrize(
+        ("value", "storage_type", "message"), [(1e5, "f16", "65504"), (float("nan"), "f32", "not finite")]
+    )
+    def test_numbers_that_cannot_be_stored(self, value, storage_type, message, folders, tmp_path):
         model = load_model(str(folders["llama"]))
         model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
         model.save_pretrained(tmp_path / "model")
         load_tokenizer(str(folders["llama"])).save_pretrained(tmp_path / "model")
-        with pytest.raises(ModelError, match=what):
-            export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", stored)
+        with pytest.raises(ModelError, match=message):
+            export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", storage_type)
         assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
     def test_without_the_package(self, folders, tmp_path, monkeypatch):
@@ -309,9 +315,9 @@ class TestRefused:
             lambda: load_tokenizer(str(tmp_path / "a.gguf")),
             lambda: load_config(str(tmp_path / "a.gguf")),
         ):
-            with pytest.raises(ConfigError, match="GGUF files need gguf") as refused:
+            with pytest.raises(ConfigError, match="GGUF files need gguf") as error:
                 use()
-            assert refused.value.fix == "python -m pip install 'penchant[gguf]'"
+            assert error.value.fix == "python -m pip install 'penchant[gguf]'"
         assert [entry.name for entry in tmp_path.iterdir()] == ["a.gguf"]
 
     @pytest.mark.parametrize("load", [load_model, load_tokenizer, load_config])
@@ -334,29 +340,29 @@ class TestRefused:
                 "weights": whole[:-5000],
             }[damage]
         )
-        with pytest.raises(ModelError, match="it cannot be loaded: ") as refused:
+        with pytest.raises(ModelError, match="it cannot be loaded: ") as error:
             load(str(file))
-        assert refused.value.where == str(file)
-        assert refused.value.fix == "get the whole file again"
+        assert error.value.where == str(file)
+        assert error.value.fix == "get the whole file again"
 
-    def test_a_tensor_that_is_not_there(self, folders, tmp_path):
-        file = rewritten(folders["llama"], tmp_path, without="blk.1.ffn_up.weight")
+    def test_a_missing_tensor(self, folders, tmp_path):
+        file = export_changed(folders["llama"], tmp_path, omitted_tensor="blk.1.ffn_up.weight")
         with pytest.raises(ModelError, match=r"1 weights are not in the model's files.*layers\.1\.mlp\.up_proj"):
             load_model(str(file))
 
-    def test_what_transformers_would_leave_out(self, folders, tmp_path):
-        file = rewritten(folders["llama"], tmp_path, bias="blk.0.attn_q.bias")
+    def test_tensors_that_transformers_would_drop(self, folders, tmp_path):
+        file = export_changed(folders["llama"], tmp_path, bias="blk.0.attn_q.bias")
         with pytest.raises(ModelError, match=r"a Llama with biases.*blk\.0\.attn_q\.bias"):
             load_model(str(file))
 
     def test_positions_scaled_in_a_way_that_is_not_read(self, folders, tmp_path):
-        file = rewritten(folders["llama"], tmp_path, scaling="yarn")
+        file = export_changed(folders["llama"], tmp_path, scaling="yarn")
         with pytest.raises(ModelError, match=r"scaled in a way that transformers does not read \(yarn\)"):
             load_model(str(file))
 
 
-def rewritten(folder, tmp_path, *, without="", bias="", scaling=""):
-    """An export of the folder with a tensor less, a bias more, or other positions."""
+def export_changed(folder, tmp_path, *, omitted_tensor="", bias="", scaling=""):
+    """An export of the folder without a tensor, with an additional bias, or with other positions."""
     export_gguf(str(folder), tmp_path / "good.gguf", "f32")
     read = gguf.GGUFReader(tmp_path / "good.gguf")
     writer = gguf.GGUFWriter(tmp_path / "bad.gguf", "llama")
@@ -367,7 +373,7 @@ def rewritten(folder, tmp_path, *, without="", bias="", scaling=""):
     if scaling:
         writer.add_string("llama.rope.scaling.type", scaling)
     for tensor in read.tensors:
-        if tensor.name != without:
+        if tensor.name != omitted_tensor:
             writer.add_tensor(tensor.name, tensor.data)
     if bias:
         writer.add_tensor(bias, np.zeros(64, np.float32))
@@ -382,7 +388,7 @@ def rewritten(folder, tmp_path, *, without="", bias="", scaling=""):
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"], r".*(embed_tokens|lm_head)"], ids=str)
 @pytest.mark.parametrize("name", ["llama-tied", "qwen2-tied"])
 def test_an_adapter_on_one_of_two_tied_modules(name, targets, folders, tmp_path, ids):
-    """The file has an output of its own then; PEFT's unmerged model says what it computes."""
+    """The file then has its own output layer; the oracle is PEFT's unmerged model."""
     from peft import LoraConfig, get_peft_model
 
     model = hf.AutoModelForCausalLM.from_pretrained(folders[name])

@@ -32,8 +32,8 @@ BYTE_LEVEL = {
 }
 
 
-def exported(tmp_path: Path, tokenizer: Any, kind: str = "Llama", spare: int = 0) -> tuple[Any, Any, Path]:
-    """The tokenizer as its folder gives it, as the file gives it, and the file."""
+def export_tokenizer(tmp_path: Path, tokenizer: Any, kind: str = "Llama", spare: int = 0) -> tuple[Any, Any, Path]:
+    """The tokenizer of the folder, the tokenizer of the file, and the file's path."""
     folder = shapes.build(tmp_path / "model", kind, tokenizer, spare=spare, **SMALL)
     export_gguf(str(folder), tmp_path / "a.gguf", "f16")
     return load_tokenizer(str(folder)), load_tokenizer(str(tmp_path / "a.gguf")), tmp_path / "a.gguf"
@@ -47,10 +47,10 @@ def metadata(file: Path) -> dict[str, Any]:
     }
 
 
-def by_the_file(told: dict[str, Any], text: str) -> list[int]:
-    """Tokens as llama.cpp makes them, from nothing but the file: specials first, then words, then joins."""
-    numbers = {token: number for number, token in enumerate(told["tokens"])}
-    added = [t for t, type_ in zip(told["tokens"], told["token_type"], strict=True) if type_ in (3, 4)]
+def by_the_file(metadata: dict[str, Any], text: str) -> list[int]:
+    """Tokens as llama.cpp makes them, from the file alone: special tokens first, then words, then merges."""
+    numbers = {token: number for number, token in enumerate(metadata["tokens"])}
+    added = [t for t, type_ in zip(metadata["tokens"], metadata["token_type"], strict=True) if type_ in (3, 4)]
     parts = [text]
     for token in sorted(added, key=len, reverse=True):
         parts = [
@@ -59,62 +59,62 @@ def by_the_file(told: dict[str, Any], text: str) -> list[int]:
             for piece in ([part] if part in added else regex.split(f"({regex.escape(token)})", part))
             if piece
         ]
-    ids = [told["bos_token_id"]] if told["add_bos_token"] else []
+    ids = [metadata["bos_token_id"]] if metadata["add_bos_token"] else []
     after_special = True
     for part in parts:
         if part in added:
             ids.append(numbers[part])
-        elif told["model"] == "llama":
-            spaced = (" " if told["add_space_prefix"] and after_special else "") + part
-            ids += by_scores(told, numbers, spaced.replace(" ", "▁"))
+        elif metadata["model"] == "llama":
+            prefixed_text = (" " if metadata["add_space_prefix"] and after_special else "") + part
+            ids += by_scores(metadata, numbers, prefixed_text.replace(" ", "▁"))
         else:
-            ids += by_merges(told, numbers, part)
+            ids += by_merges(metadata, numbers, part)
         after_special = part in added
     return ids
 
 
-def joined(symbols: list[str], priority: Any) -> list[str]:
-    """The neighbours of the best priority join, the left ones of equals, until none may."""
+def join_symbols(symbols: list[str], priority: Any) -> list[str]:
+    """Symbols after merging neighbours in the order of priority, the left ones of equals first, until none merge."""
     while len(symbols) > 1:
-        best = min(range(len(symbols) - 1), key=lambda at: priority(symbols[at], symbols[at + 1]))
+        best = min(range(len(symbols) - 1), key=lambda index: priority(symbols[index], symbols[index + 1]))
         if priority(symbols[best], symbols[best + 1]) == float("inf"):
             break
         symbols = [*symbols[:best], symbols[best] + symbols[best + 1], *symbols[best + 2 :]]
     return symbols
 
 
-def by_scores(told: dict[str, Any], numbers: dict[str, int], text: str) -> list[int]:
+def by_scores(metadata: dict[str, Any], numbers: dict[str, int], text: str) -> list[int]:
     def priority(left: str, right: str) -> float:
         number = numbers.get(left + right)
-        return float("inf") if number is None else -told["scores"][number]
+        return float("inf") if number is None else -metadata["scores"][number]
 
     return [
         number
-        for symbol in joined(list(text), priority)
+        for symbol in join_symbols(list(text), priority)
         for number in (
             [numbers[symbol]] if symbol in numbers else [numbers[f"<0x{byte:02X}>"] for byte in symbol.encode()]
         )
     ]
 
 
-def by_merges(told: dict[str, Any], numbers: dict[str, int], text: str) -> list[int]:
-    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(told["merges"])}
+def by_merges(metadata: dict[str, Any], numbers: dict[str, int], text: str) -> list[int]:
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(metadata["merges"])}
     patterns = {
         "gpt-2": [shapes.GPT_2],
         "llama-bpe": [shapes.LLAMA_3],
         "qwen2": [shapes.QWEN_2],
         "smollm": [r"\p{N}|\P{N}+", shapes.GPT_2],
-    }[told["pre"]]
+    }[metadata["pre"]]
     words = [text]
     for pattern in patterns:
-        words = [found for word in words for found in regex.findall(pattern, word)]
+        words = [part for word in words for part in regex.findall(pattern, word)]
     ids = []
     for word in words:
         spelled = "".join(bytes_to_unicode()[byte] for byte in word.encode())
-        if told["pre"] == "llama-bpe" and spelled in numbers:
+        if metadata["pre"] == "llama-bpe" and spelled in numbers:
             ids.append(numbers[spelled])
             continue
-        symbols = joined(list(spelled), lambda left, right: ranks.get((left, right), float("inf")))
+        symbols = join_symbols(list(spelled), lambda left, right: ranks.get((left, right), float("inf")))
         ids += [numbers[symbol] for symbol in symbols]
     return ids
 
@@ -123,29 +123,29 @@ def by_merges(told: dict[str, Any], numbers: dict[str, int], text: str) -> list[
 class TestByteLevel:
     def test_the_same_tokens(self, pre, tmp_path):
         kind, make = BYTE_LEVEL[pre]
-        original, ours, file = exported(tmp_path, make(), kind, spare=3)
-        told = metadata(file)
-        assert (told["model"], told["pre"]) == ("gpt2", pre)
+        original, ours, file = export_tokenizer(tmp_path, make(), kind, spare=3)
+        file_metadata = metadata(file)
+        assert (file_metadata["model"], file_metadata["pre"]) == ("gpt2", pre)
         for text in shapes.AWKWARD:
             ids = original(text)["input_ids"]
             assert ours(text)["input_ids"] == ids, text
-            assert by_the_file(told, text) == ids, text
+            assert by_the_file(file_metadata, text) == ids, text
             assert ours.decode(ids) == original.decode(ids)
 
-    def test_what_stands_around(self, pre, tmp_path):
+    def test_special_tokens_and_the_chat_template(self, pre, tmp_path):
         kind, make = BYTE_LEVEL[pre]
-        original, ours, file = exported(tmp_path, make(), kind)
+        original, ours, file = export_tokenizer(tmp_path, make(), kind)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "chat_template"):
             assert getattr(ours, name) == getattr(original, name)
         assert len(ours) == len(original)
         messages = [{"role": "user", "content": "it's  12345?\n"}]
         assert ours.apply_chat_template(messages) == original.apply_chat_template(messages)
-        told = metadata(file)
-        types = dict(zip(told["tokens"], told["token_type"], strict=True))
+        file_metadata = metadata(file)
+        types = dict(zip(file_metadata["tokens"], file_metadata["token_type"], strict=True))
         assert types["<|im_end|>"] == gguf.TokenType.CONTROL
         assert types["<think>"] == gguf.TokenType.USER_DEFINED
         assert types["e"] == gguf.TokenType.NORMAL
-        assert told["chat_template"] == shapes.TEMPLATE
+        assert file_metadata["chat_template"] == shapes.TEMPLATE
 
 
 def unreachable_cat(pre: str) -> Any:
@@ -154,13 +154,13 @@ def unreachable_cat(pre: str) -> Any:
     names = [*shapes.SPECIAL[:5], *sorted(pre_tokenizers.ByteLevel.alphabet()), "ca", "cat", "at"]
     vocabulary = {name: number for number, name in enumerate(names)}
     raw = Tokenizer(models.BPE(vocabulary, [("a", "t"), ("c", "a")], ignore_merges=True))
-    raw.pre_tokenizer = shapes.splitting(pre)
+    raw.pre_tokenizer = shapes.pre_tokenizer(pre)
     raw.add_special_tokens(shapes.SPECIAL[:5])
-    return shapes.dressed(raw)
+    return shapes.with_special_tokens(raw)
 
 
 def test_whole_words_first_and_no_tokens_of_others(tmp_path):
-    original, ours, _ = exported(tmp_path, unreachable_cat("llama-bpe"))
+    original, ours, _ = export_tokenizer(tmp_path, unreachable_cat("llama-bpe"))
     assert ours("cat")["input_ids"] == original("cat")["input_ids"] == [1, original.convert_tokens_to_ids("cat")]
     assert ours.get_vocab() == original.get_vocab()
 
@@ -168,34 +168,34 @@ def test_whole_words_first_and_no_tokens_of_others(tmp_path):
 class TestSentencePiece:
     @pytest.mark.parametrize("prefix", ["prepend", "none"])
     def test_the_same_tokens(self, prefix, tmp_path):
-        original, ours, file = exported(tmp_path, shapes.sentence_piece(prefix), spare=3)
-        told = metadata(file)
-        assert told["model"] == "llama"
-        assert told["add_space_prefix"] == (prefix == "prepend")
-        types = dict(zip(told["tokens"], told["token_type"], strict=True))
-        assert (types["<0x0A>"], types["<unk>"], told["token_type"][-1]) == (6, 2, 5)
+        original, ours, file = export_tokenizer(tmp_path, shapes.sentence_piece(prefix), spare=3)
+        file_metadata = metadata(file)
+        assert file_metadata["model"] == "llama"
+        assert file_metadata["add_space_prefix"] == (prefix == "prepend")
+        types = dict(zip(file_metadata["tokens"], file_metadata["token_type"], strict=True))
+        assert (types["<0x0A>"], types["<unk>"], file_metadata["token_type"][-1]) == (6, 2, 5)
         for text in [*shapes.AWKWARD, "unseen: ẞ"]:
             ids = original(text)["input_ids"]
             assert ours(text)["input_ids"] == ids, text
-            assert by_the_file(told, text) == ids, text
+            assert by_the_file(file_metadata, text) == ids, text
 
-    def test_a_space_more_is_told(self, tmp_path):
+    def test_an_additional_space_is_noted(self, tmp_path):
         folder = shapes.build(tmp_path / "model", "Llama", shapes.sentence_piece("first"), **SMALL)
         [note] = export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
         assert note.startswith("llama.cpp puts a space also before a text that begins with one and after special")
         original, ours = load_tokenizer(str(folder)), load_tokenizer(str(tmp_path / "a.gguf"))
-        told = metadata(tmp_path / "a.gguf")
+        file_metadata = metadata(tmp_path / "a.gguf")
         assert ours("the cat's")["input_ids"] == original("the cat's")["input_ids"]
         for text in (" the cat", "a<eos>b"):
-            assert ours(text)["input_ids"] == by_the_file(told, text) != original(text)["input_ids"]
+            assert ours(text)["input_ids"] == by_the_file(file_metadata, text) != original(text)["input_ids"]
 
 
-class TestTold:
+class TestNotes:
     def notes(self, tmp_path, tokenizer, kind="Llama"):
         folder = shapes.build(tmp_path / "model", kind, tokenizer, **SMALL)
         return export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
 
-    def test_nothing_where_nothing_differs(self, tmp_path):
+    def test_no_notes_where_nothing_differs(self, tmp_path):
         assert self.notes(tmp_path, shapes.byte_level("llama-bpe")) == []
 
     def test_composed_characters(self, tmp_path):
@@ -216,11 +216,11 @@ class TestTold:
 class TestRefused:
     def refusal(self, tmp_path, tokenizer):
         folder = shapes.build(tmp_path / "model", "Llama", tokenizer, **SMALL)
-        with pytest.raises(ModelError) as refused:
+        with pytest.raises(ModelError) as error:
             export_gguf(str(folder), tmp_path / "a.gguf", "f16")
         assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-        assert refused.value.where == str(folder)
-        return refused.value.what
+        assert error.value.where == str(folder)
+        return error.value.what
 
     def test_words(self, tmp_path, tiny_model):
         with pytest.raises(ModelError, match="the tokenizer's model is WordLevel"):
@@ -228,7 +228,7 @@ class TestRefused:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
-        ("change", "what"),
+        ("change", "message"),
         [
             (lambda raw: setattr(raw, "normalizer", normalizers.Lowercase()), "changes text before.*Lowercase"),
             (lambda raw: setattr(raw, "pre_tokenizer", pre_tokenizers.Whitespace()), "no name in GGUF"),
@@ -246,10 +246,10 @@ class TestRefused:
             ),
         ],
     )
-    def test_byte_level_with_a_twist(self, change, what, tmp_path):
+    def test_variants_of_byte_level(self, change, message, tmp_path):
         tokenizer = shapes.byte_level()
         change(tokenizer.backend_tokenizer)
-        assert re.search(what, self.refusal(tmp_path, tokenizer))
+        assert re.search(message, self.refusal(tmp_path, tokenizer))
 
     def test_a_merge_that_sentence_piece_would_make(self, tmp_path):
         tokenizer = shapes.sentence_piece()
@@ -262,7 +262,7 @@ class TestRefused:
         )
 
     def test_a_file_whose_text_is_split_by_other_rules(self, tmp_path):
-        _, _, file = exported(tmp_path, shapes.byte_level())
+        _, _, file = export_tokenizer(tmp_path, shapes.byte_level())
         data = file.read_bytes()
         assert data.count(b"gpt-2") == 1
         file.write_bytes(data.replace(b"gpt-2", b"viking"[:5]))
@@ -281,7 +281,7 @@ class TestAddedTokens:
     def test_as_they_are_written(self, make, special, tmp_path):
         tokenizer = BYTE_LEVEL[make][1]() if make in BYTE_LEVEL else shapes.sentence_piece(make)
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=special) for text in ADDED])
-        original, ours, file = exported(tmp_path, tokenizer)
+        original, ours, file = export_tokenizer(tmp_path, tokenizer)
         fields = metadata(file)
         assert len(ours) == len(original)
         for text in ADDED:
@@ -303,7 +303,7 @@ class TestAddedTokens:
         assert by_the_file(fields, example) != load_tokenizer(str(folder))(example)["input_ids"]  # the note is true
 
     @pytest.mark.parametrize("make", ["first", "none"])
-    def test_where_normalizing_leaves_them_as_they_are_there_is_no_note(self, make, tmp_path):
+    def test_no_note_where_normalizing_changes_nothing(self, make, tmp_path):
         tokenizer = shapes.sentence_piece(make)
         tokenizer.add_tokens(["<tool>", "New York"])
         folder = shapes.build(tmp_path / "model", "Llama", tokenizer, **SMALL)

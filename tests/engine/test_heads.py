@@ -1,4 +1,4 @@
-"""Preference heads: they read the last token's hidden state, and never touch the language model."""
+"""Preference heads: they read the last token's hidden state, and never change the language model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.distribution import World
-from penchant.engine.heads import HeadedScorer, PreferenceHead, load_head, require_endings, save_head
+from penchant.engine.heads import HeadedScorer, PreferenceHead, load_head, require_end_tokens, save_head
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import choose_scorer, score_with_head
 from penchant.errors import DataError, ModelError
@@ -43,14 +43,14 @@ def test_it_reads_the_last_tokens_hidden_state(build, groups, name):
     model = build(name)
     head = PreferenceHead(model.config.hidden_size, "tanh")
     for scorer in scorers(build, name, groups):
-        found = HeadedScorer(scorer, head)(pack(groups))[1]
+        rewards = HeadedScorer(scorer, head)(pack(groups))[1]
         for g, group in enumerate(groups):
             for k, response in enumerate(group.responses):
                 ids = torch.from_numpy(np.concatenate([group.prompt, response]))[None]
                 with torch.no_grad():
                     last = model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
-                assert float(found[g, k].detach()) == pytest.approx(float(head(last[None])[0].detach()), rel=1e-4)
-            assert (found[g, len(group.responses) :] == 0).all()
+                assert float(rewards[g, k].detach()) == pytest.approx(float(head(last[None])[0].detach()), rel=1e-4)
+            assert (rewards[g, len(group.responses) :] == 0).all()
 
 
 def test_a_frozen_model_has_no_gradient_and_keeps_its_log_probs(build, groups):
@@ -58,14 +58,14 @@ def test_a_frozen_model_has_no_gradient_and_keeps_its_log_probs(build, groups):
     model.requires_grad_(False)
     scorer = HeadedScorer(choose_scorer(model, groups[:2]).scorer, PreferenceHead(model.config.hidden_size, "identity"))
     batch = pack(groups)
-    before = scorer(batch)
+    scores = scorer(batch)
     optimizer = torch.optim.SGD([p for p in scorer.parameters() if p.requires_grad], lr=10.0)
-    before[1].sum().backward()
+    scores[1].sum().backward()
     assert all(p.grad is None for p in model.parameters())
     optimizer.step()
-    after = scorer(batch)
-    assert torch.equal(before[0], after[0])
-    assert not torch.equal(before[1], after[1])
+    new_scores = scorer(batch)
+    assert torch.equal(scores[0], new_scores[0])
+    assert not torch.equal(scores[1], new_scores[1])
 
 
 def test_rewards_of_many_groups_whatever_the_budget(build, groups):
@@ -78,7 +78,7 @@ def test_rewards_of_many_groups_whatever_the_budget(build, groups):
 
 
 class TestPooling:
-    """Each form by its formula."""
+    """Every form of pooling by its formula."""
 
     HIDDEN = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -96,7 +96,7 @@ class TestPooling:
         torch.testing.assert_close(head(self.HIDDEN), (torch.tanh(self.HIDDEN @ dense.T + bias) @ w.T)[:, 0])
 
     def test_swiglu_down(self):
-        """A whole block: 8/3 of the size, gated, projected down, then tanh; drawn as all else is."""
+        """A whole SwiGLU block: 8/3 of the size, gated, projected down, then tanh; initialized as other layers."""
         torch.manual_seed(0)
         head = PreferenceHead(9, "swiglu_down")
         x = torch.randn(4, 9) * 5
@@ -134,13 +134,13 @@ class TestOnDisk:
         assert torch.equal(load_head(tmp_path)(TestPooling.HIDDEN), head(TestPooling.HIDDEN))
         assert not list(tmp_path.glob(".writing*"))
 
-    def test_several_share_a_folder(self, tmp_path):
+    def test_several_heads_share_a_folder(self, tmp_path):
         for name in ("helpful", "harmless"):
             save_head(tmp_path, PreferenceHead(8, "identity"), name)
-        first, second = (load_head(tmp_path, name)(TestPooling.HIDDEN) for name in ("helpful", "harmless"))
-        assert not torch.equal(first, second)
+        helpful, harmless = (load_head(tmp_path, name)(TestPooling.HIDDEN) for name in ("helpful", "harmless"))
+        assert not torch.equal(helpful, harmless)
 
-    def test_none_there(self, tmp_path):
+    def test_a_folder_without_a_head(self, tmp_path):
         with pytest.raises(ModelError, match="no preference head") as error:
             load_head(tmp_path)
         assert "objective.name=preference_head" in str(error.value)
@@ -160,8 +160,8 @@ class TestOnDisk:
 def test_a_response_without_its_end_is_refused():
     group = PreferenceGroup("p", ("a", "b"), id="row-7")
     whole = TokenizedGroup(np.array([1]), (np.array([5, 2]), np.array([6, 2])), group)
-    cut = TokenizedGroup(np.array([1]), (np.array([5, 2]), np.array([6, 7])), group)
-    require_endings([whole], [2])
+    unfinished = TokenizedGroup(np.array([1]), (np.array([5, 2]), np.array([6, 7])), group)
+    require_end_tokens([whole], [2])
     with pytest.raises(DataError, match="candidate 1 ends with token 7") as error:
-        require_endings([whole, cut], [2])
+        require_end_tokens([whole, unfinished], [2])
     assert "row-7" in str(error.value)

@@ -12,7 +12,7 @@ from penchant.data.mismatch import add_mismatched
 from penchant.data.trees import pack
 from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.scoring import choose_scorer
 from penchant.engine.tree import TreeScorer
@@ -49,8 +49,8 @@ def oracle(model, group, k):
         torch.from_numpy(group.masks[k])
     ]
     logits = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
-    learnt = labels[1:] != -100
-    return logits[:-1][learnt].gather(-1, labels[1:][learnt][:, None]).sum(), int(learnt.sum())
+    is_target = labels[1:] != -100
+    return logits[:-1][is_target].gather(-1, labels[1:][is_target][:, None]).sum(), int(is_target.sum())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -74,12 +74,12 @@ def test_candidates_that_share_their_beginnings(name, build, groups, all_float64
     model = build(name).double()
     group = groups[0]
     shared = np.concatenate([group.responses[0][:6], group.responses[1]])
-    learnt = (group.loss_masks[0], np.concatenate([group.loss_masks[0][:6], group.loss_masks[1]]))
-    group = replace(group, responses=(group.responses[0], shared), loss_masks=learnt)
+    masks = (group.loss_masks[0], np.concatenate([group.loss_masks[0][:6], group.loss_masks[1]]))
+    group = replace(group, responses=(group.responses[0], shared), loss_masks=masks)
     with all_float64():
         expected = torch.stack([oracle(model, group, k)[0] for k in range(2)])
         model.set_attn_implementation(TREE)
-        log_probs = TreeScorer(lighten(model) or model)(pack_trie(group))[0]
+        log_probs = TreeScorer(fuse_layers(model) or model)(pack_trie(group))[0]
     torch.testing.assert_close(log_probs, expected, rtol=1e-10, atol=0)
 
 
@@ -93,9 +93,9 @@ def test_lengths_are_the_learnt_tokens(build, groups):
 
 
 def test_the_last_token_is_left_out_of_the_mask_too(groups):
-    cut = without_end(groups[0])
-    assert [len(mask) for mask in cut.masks] == [len(response) for response in cut.responses]
-    assert cut.tokens == tuple(n - 1 for n in groups[0].tokens)
+    shortened = without_end(groups[0])
+    assert [len(mask) for mask in shortened.masks] == [len(response) for response in shortened.responses]
+    assert shortened.tokens == tuple(n - 1 for n in groups[0].tokens)
 
 
 def test_another_mask_is_another_key_and_another_run(groups, tmp_path):

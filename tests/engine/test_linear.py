@@ -21,12 +21,12 @@ def _case(bias: bool, seed: int = 0):
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("words", "kept"), [(1 << 20, 1 << 26), (4, 1 << 26), (4, 11 * 10), (4, 0)])
-def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words, kept):
+@pytest.mark.parametrize(("words", "kept_elements"), [(1 << 20, 1 << 26), (4, 1 << 26), (4, 11 * 10), (4, 0)])
+def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words, kept_elements):
     """In one block and in five; with all logits kept, two blocks' of five, and none."""
-    monkeypatch.setattr(vocabulary, "LEAST_BLOCK", words)
+    monkeypatch.setattr(vocabulary, "MIN_BLOCK", words)
     monkeypatch.setattr(vocabulary, "BLOCK_ELEMENTS", 11 * words)
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept_elements)
     monkeypatch.setattr(vocabulary, "_PASS_ELEMENTS", 4 * 3)
     hidden, weight, offset, targets = _case(bias)
     inputs = [x for x in (hidden, weight, offset) if x is not None]
@@ -42,14 +42,16 @@ def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words,
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kept", [1 << 26, 0])
-def test_a_second_backward_is_the_first(monkeypatch, kept):
-    """The kept exponentials are used up by the first."""
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
+@pytest.mark.parametrize("kept_elements", [1 << 26, 0])
+def test_a_second_backward_is_the_first(monkeypatch, kept_elements):
+    """The first backward uses up the kept logits."""
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept_elements)
     hidden, weight, _, targets = _case(bias=False)
     total = linear_log_probs(hidden, weight, None, targets).sum()
-    first, second = (torch.autograd.grad(total, (hidden, weight), retain_graph=True) for _ in range(2))
-    torch.testing.assert_close(second, first, rtol=1e-12, atol=1e-14)
+    first_gradients, second_gradients = (
+        torch.autograd.grad(total, (hidden, weight), retain_graph=True) for _ in range(2)
+    )
+    torch.testing.assert_close(second_gradients, first_gradients, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -58,39 +60,41 @@ def test_gradients_in_bfloat16_are_rounded_once(softcap):
     hidden, weight, _, targets = _case(bias=False)
     hidden, weight = (x.detach().bfloat16().requires_grad_() for x in (hidden, weight))
     log_probs = linear_log_probs(hidden, weight, None, targets, softcap=softcap)
-    (found,) = torch.autograd.grad(log_probs.sum(), hidden)
+    (gradient,) = torch.autograd.grad(log_probs.sum(), hidden)
     logits = (hidden @ weight.T).detach().float().requires_grad_()
     capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     expected = capped.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(log_probs, expected.detach(), rtol=1e-5, atol=1e-6)
     (of_logits,) = torch.autograd.grad(expected.sum(), logits)
-    torch.testing.assert_close(found, of_logits.bfloat16() @ weight.detach(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(gradient, of_logits.bfloat16() @ weight.detach(), rtol=1e-2, atol=1e-3)
 
 
-def test_without_a_graph_nothing_is_kept(monkeypatch):
+def test_without_a_graph_no_logits_are_kept(monkeypatch):
     """A trained head says that it needs a gradient even where no gradients are computed."""
-    asked = []
+    requests = []
     log_probs = vocabulary.OutputLayer.log_probs
     monkeypatch.setattr(
-        vocabulary.OutputLayer, "log_probs", lambda head, x, y, kept: asked.append(kept) or log_probs(head, x, y, kept)
+        vocabulary.OutputLayer,
+        "log_probs",
+        lambda head, x, y, keep: requests.append(keep) or log_probs(head, x, y, keep),
     )
     hidden, weight, _, targets = _case(bias=False)
     with torch.no_grad():
         alone = linear_log_probs(hidden, weight, None, targets)
     torch.testing.assert_close(linear_log_probs(hidden, weight, None, targets), alone, rtol=0, atol=0)
-    assert asked == [0, 1]
+    assert requests == [0, 1]
 
 
-def test_blocks_hold_what_they_say():
+def test_sizes_of_blocks():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert vocabulary.blocks(10, 152_000, cpu) == [slice(0, 152_000)]
-    assert [each.stop - each.start for each in vocabulary.blocks(1000, 20_000, cpu)] == [8192, 8192, 3616]
+    assert [block.stop - block.start for block in vocabulary.blocks(1000, 20_000, cpu)] == [8192, 8192, 3616]
     assert vocabulary.blocks(1 << 20, 1000, cpu) == [slice(0, 512), slice(512, 1000)]
-    assert [each.stop - each.start for each in vocabulary.blocks(4096, 20_000, gpu)] == [8192, 8192, 3616]
-    assert linear.kept_blocks(10, 152_000, cpu) == 1
-    assert linear.kept_blocks(500, 152_000, cpu) == 10
-    assert linear.kept_blocks(2000, 152_000, cpu) == 16
-    assert linear.kept_blocks(4096, 152_000, gpu) == 4
+    assert [block.stop - block.start for block in vocabulary.blocks(4096, 20_000, gpu)] == [8192, 8192, 3616]
+    assert linear.blocks_to_keep(10, 152_000, cpu) == 1
+    assert linear.blocks_to_keep(500, 152_000, cpu) == 10
+    assert linear.blocks_to_keep(2000, 152_000, cpu) == 16
+    assert linear.blocks_to_keep(4096, 152_000, gpu) == 4
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

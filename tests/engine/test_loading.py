@@ -1,4 +1,4 @@
-"""Models from folders: dropout off, limits found, defects named."""
+"""Models from folders: dropout is off, context lengths are read, defects are named."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class TestDropout:
         assert torch.equal(ours(ids).logits, ours(ids).logits)
         torch.testing.assert_close(ours(ids).logits, plain.eval()(ids).logits)
 
-    def test_it_is_told(self, gpt2):
-        told = dropout_settings(load_config(str(gpt2)))
-        assert "attn_pdrop 0.3" in told
-        assert "resid_pdrop 0.2" in told
-        assert "embd_pdrop 0.1" in told
+    def test_settings_are_listed(self, gpt2):
+        settings = dropout_settings(load_config(str(gpt2)))
+        assert "attn_pdrop 0.3" in settings
+        assert "resid_pdrop 0.2" in settings
+        assert "embd_pdrop 0.1" in settings
 
-    def test_nothing_to_tell(self, tiny_model):
+    def test_no_dropout_gives_an_empty_text(self, tiny_model):
         assert dropout_settings(load_config(str(tiny_model))) == ""
 
 
@@ -79,7 +79,7 @@ class TestContext:
             (hf.MambaConfig(), None),
         ],
     )
-    def test_it_is_the_configurations(self, config, tokens):
+    def test_the_length_is_the_configurations(self, config, tokens):
         assert context_length(config) == tokens
 
 
@@ -99,7 +99,7 @@ class TestAdapter:
         torch.testing.assert_close(alone(torch.tensor([[4, 5, 6, 7]])).logits, logits, rtol=1e-5, atol=1e-5)
         assert not list(tmp_path.glob(".writing*"))
 
-    def test_merging_onto_something_is_refused(self, adapter, tmp_path):
+    def test_merging_into_an_existing_folder_is_refused(self, adapter, tmp_path):
         with pytest.raises(ModelError, match="there already"):
             merge_adapter(str(adapter[0]), tmp_path)
 
@@ -108,7 +108,7 @@ class TestAdapter:
         with pytest.raises(ModelError, match=r"no adapter_config\.json"):
             merge_adapter(str(tiny_model), tmp_path / "merged")
 
-    def test_one_without_its_base(self, adapter):
+    def test_an_adapter_without_its_base(self, adapter):
         file = adapter[0] / "adapter_config.json"
         file.write_text(json.dumps({"peft_type": "LORA"}))
         with pytest.raises(ModelError, match="does not say which model"):

@@ -1,4 +1,4 @@
-"""Shapes far from the middle: memory grows no faster than tokens. Counted on tensors without data, so nothing is slow.
+"""Unusual shapes: memory grows no faster than tokens. Counted on tensors without data, so nothing is slow.
 
 Long prompts, long responses, many candidates, windows, large vocabularies. That the numbers are right is test_tree's.
 """
@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from penchant.data.trees import pack
 from penchant.engine import linear, vocabulary
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.memory import counted, without_data
+from penchant.engine.memory import replace_tensors, track_memory
 from penchant.engine.tree import TreeScorer
 
 CPU = torch.device("cpu")
@@ -37,12 +37,12 @@ def peak(make_groups, shapes, vocabulary=1000, window=None) -> int:
         model = AutoModelForCausalLM.from_config(config)
     model.set_attn_implementation(TREE)
     groups = make_groups(shapes, 0)
-    with counted() as ledger:
+    with track_memory() as tracker:
         scorer = TreeScorer(model)
-        without_data(scorer, CPU)
-        before = ledger.live
+        replace_tensors(scorer, CPU)
+        start_bytes = tracker.live
         scorer(pack(groups)).sum().backward()
-        return ledger.peak - before
+        return tracker.peak - start_bytes
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_an_input_that_needs_no_gradient():
     assert torch.autograd.gradcheck(lambda a, b: lora_linear(x, weight, None, a, b, 0.5), (a, b))
 
 
-def adapted(**settings):
+def adapted_model(**settings):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3, bias=False))
     chosen = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **settings}
@@ -48,18 +48,18 @@ def fused_layers(model):
 
 
 def test_as_peft_computes_it():
-    model = adapted()
+    model = adapted_model()
     plain = copy.deepcopy(model)
     fuse_adapters(model)
     assert len(fused_layers(model)) == 2
     x = torch.randn(4, 6)
-    found = []
-    for each in (model, plain):
-        out = each(x)
+    results = []
+    for candidate in (model, plain):
+        out = candidate(x)
         out.square().sum().backward()
-        found.append((out, {name: p.grad for name, p in each.named_parameters() if p.grad is not None}))
-    torch.testing.assert_close(*found)
-    assert all("lora" in name for name in found[0][1])
+        results.append((out, {name: p.grad for name, p in candidate.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(*results)
+    assert all("lora" in name for name in results[0][1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, theirs = model(x), plain(x)
     assert ours.dtype == theirs.dtype == torch.bfloat16
@@ -67,7 +67,7 @@ def test_as_peft_computes_it():
 
 
 def test_switched_off_and_merged():
-    model = adapted()
+    model = adapted_model()
     plain = copy.deepcopy(model)
     fuse_adapters(model)
     x = torch.randn(4, 6)
@@ -79,12 +79,12 @@ def test_switched_off_and_merged():
 
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}], ids=["dropout", "dora"])
 def test_other_adapters_stay_pefts_own(settings):
-    model = adapted(**settings)
+    model = adapted_model(**settings)
     fuse_adapters(model)
     assert not fused_layers(model)
 
 
 def test_an_adapter_with_a_bias_stays_pefts_own():
-    model = adapted(lora_bias=True, target_modules=["0"])
+    model = adapted_model(lora_bias=True, target_modules=["0"])
     fuse_adapters(model)
     assert not fused_layers(model)

@@ -6,81 +6,81 @@ import pytest
 import torch
 from torch import nn
 
-from penchant.engine.allocator import Habits
+from penchant.engine.allocator import MallocSettings
 from penchant.engine.heap import Heap
-from penchant.engine.memory import Ledger, available_bytes, counted, process_bytes, without_data
+from penchant.engine.memory import MemoryTracker, available_bytes, process_bytes, replace_tensors, track_memory
 
 CPU = torch.device("cpu")
 
 
-class TestLedger:
+class TestMemoryTracker:
     def test_counts_storages_not_tensors_and_forgets_the_dead(self):
-        with counted() as ledger:
-            kept = torch.empty(100)
-            view = kept[10:].view(9, 10)
-            assert ledger.live == 400
-            more = kept + 1
-            assert ledger.live == 800
-            del more
-            assert (ledger.live, ledger.peak) == (400, 800)
-            ledger.reset()
-            assert ledger.peak == 400
-            del kept
-            assert ledger.live == 400
+        with track_memory() as tracker:
+            tensor = torch.empty(100)
+            view = tensor[10:].view(9, 10)
+            assert tracker.live == 400
+            result = tensor + 1
+            assert tracker.live == 800
+            del result
+            assert (tracker.live, tracker.peak) == (400, 800)
+            tracker.reset()
+            assert tracker.peak == 400
+            del tensor
+            assert tracker.live == 400
             del view
-            assert ledger.live == 0
+            assert tracker.live == 0
 
     def test_forward_and_backward_by_hand(self):
         layer = nn.Linear(8, 4, bias=False, device="meta")
-        with counted() as ledger:
-            without_data(layer, CPU)
-            assert ledger.live == 4 * 8 * 4
+        with track_memory() as tracker:
+            replace_tensors(layer, CPU)
+            assert tracker.live == 4 * 8 * 4
             x = torch.empty(10, 8)
-            before = ledger.live
+            start_bytes = tracker.live
             out = layer(x).tanh()
             # tanh keeps its result; the product before it is gone.
-            assert ledger.live - before == 10 * 4 * 4
+            assert tracker.live - start_bytes == 10 * 4 * 4
             out.sum().backward()
             del out
             assert layer.weight.grad is not None
-            assert ledger.live - before == layer.weight.grad.nbytes == 128
+            assert tracker.live - start_bytes == layer.weight.grad.nbytes == 128
 
     def test_real_tensors_count_the_same(self):
         def work(layer: nn.Module) -> None:
             layer(torch.ones(32, 16)).relu().square().sum().backward()
 
-        with counted() as fake:
+        with track_memory() as fake:
             layer = nn.Linear(16, 16, device="meta")
-            without_data(layer, CPU)
+            replace_tensors(layer, CPU)
             fake.reset()
-            before = fake.live
+            start_bytes = fake.live
             work(layer)
         real_layer = nn.Linear(16, 16)
-        with Ledger() as real:
+        with MemoryTracker() as real:
             work(real_layer)
-        assert (fake.peak - before, fake.live - before) == (real.peak, real.live)
+        assert (fake.peak - start_bytes, fake.live - start_bytes) == (real.peak, real.live)
 
     def test_ties_are_kept(self):
         with torch.device("meta"):
             pair = nn.ModuleList([nn.Embedding(7, 3), nn.Linear(3, 7, bias=False)])
         pair[1].weight = pair[0].weight
-        with counted() as ledger:
-            without_data(pair, CPU)
+        with track_memory() as tracker:
+            replace_tensors(pair, CPU)
         assert pair[1].weight is pair[0].weight
-        assert ledger.live == 7 * 3 * 4
+        assert tracker.live == 7 * 3 * 4
 
 
 class TestHeap:
     MB = 1 << 20
 
-    def test_large_blocks_come_and_go_until_one_is_freed(self):
+    def test_freeing_a_large_block_raises_the_threshold(self):
         heap = Heap()
-        first = heap.take(4 * self.MB)
+        block = heap.take(4 * self.MB)
         assert 4 * self.MB <= heap.resident <= 4 * self.MB + 8192
-        heap.give(first)
+        heap.give(block)
         assert heap.resident == 0
         assert heap.threshold >= 4 * self.MB
-        # From now on its like lies in the heap.
+        # From now on blocks of its size lie in the heap.
         low, high = heap.take(3 * self.MB), heap.take(3 * self.MB)
         heap.give(low)
         assert heap.resident >= 6 * self.MB
@@ -89,19 +89,19 @@ class TestHeap:
     def test_a_hole_does_not_fit_its_own_successor_for_long(self):
         heap = Heap()
         heap.give(heap.take(4 * self.MB))
-        block, _above = heap.take(2 * self.MB), heap.take(2 * self.MB)
-        before = heap.resident
+        block, _upper_block = heap.take(2 * self.MB), heap.take(2 * self.MB)
+        start_bytes = heap.resident
         for _ in range(3):
             heap.give(block)
             block = heap.take(2 * self.MB)
         # The same two blocks are alive, and a hole.
-        assert heap.resident == pytest.approx(before + 2 * self.MB, abs=128 << 10)
-        held = heap.resident
+        assert heap.resident == pytest.approx(start_bytes + 2 * self.MB, abs=128 << 10)
+        resident = heap.resident
         heap.take(self.MB)
-        assert heap.resident == held
+        assert heap.resident == resident
 
     def test_a_fixed_threshold_gives_all_back(self):
-        heap = Heap(Habits(threshold=1 << 20, trim=128 << 10, moves=False))
+        heap = Heap(MallocSettings(threshold=1 << 20, trim=128 << 10, raises_thresholds=False))
         blocks = [heap.take(2 * self.MB) for _ in range(5)]
         for block in blocks:
             heap.give(block)
@@ -118,6 +118,6 @@ class TestHeap:
 
 
 def test_this_machine():
-    held = process_bytes(CPU)
-    assert held > 50 << 20
-    assert held < available_bytes(CPU)
+    process = process_bytes(CPU)
+    assert process > 50 << 20
+    assert process < available_bytes(CPU)

@@ -1,4 +1,4 @@
-"""What a folder holds, by its files alone."""
+"""The kind of model in a folder, by its files alone."""
 
 from __future__ import annotations
 

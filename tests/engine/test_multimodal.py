@@ -1,4 +1,4 @@
-"""Multimodal checkpoints: the language part is what is trained, and nothing else of the files is changed or lost."""
+"""Multimodal checkpoints: the language part is trained, and nothing else in the files is changed or lost."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class TestAdapters:
         base_tensors = multimodal_models.read_tensors(folder)
         saved_tensors = multimodal_models.read_tensors(tmp_path / "merged")
         assert base_tensors.keys() == saved_tensors.keys()
-        assert not multimodal_models.changed(
+        assert not multimodal_models.changed_tensors(
             multimodal_models.towers(base_tensors), multimodal_models.towers(saved_tensors)
         )
         with torch.no_grad():
@@ -171,7 +171,7 @@ class TestScoring:
         base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path)
         assert saved_tensors.keys() - base_tensors.keys() == {"score.weight"}
         assert {name.rpartition(".")[0] for name in base_tensors.keys() - saved_tensors.keys()} <= {"lm_head"}
-        assert not multimodal_models.changed(
+        assert not multimodal_models.changed_tensors(
             multimodal_models.towers(base_tensors), multimodal_models.towers(saved_tensors)
         )
         reloaded, report = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)

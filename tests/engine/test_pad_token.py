@@ -85,7 +85,7 @@ def ours(folder: Path) -> list[float]:
 
 @pytest.fixture
 def reward_run(write_config, tmp_path):
-    """Trains a reward model of one step; LoRA where asked for."""
+    """Train a reward model for one step, with or without LoRA."""
 
     def run(model: Path, name: str = "reward", **sections: object) -> Path:
         file = write_config(model=str(model), objective={"name": "bradley_terry"}, **sections)
@@ -141,7 +141,7 @@ def test_a_merged_reward_adapter_scores_the_same(family, pads, tiny_model, tmp_p
 class TestForeign:
     """A model that was trained elsewhere is read as transformers reads it."""
 
-    def saved(self, folder: Path, source: Path, pad: int | None) -> Path:
+    def save_foreign(self, folder: Path, source: Path, pad: int | None) -> Path:
         torch.manual_seed(1)
         model = start_reward_model(str(source))
         model.config.pad_token_id = pad
@@ -151,7 +151,7 @@ class TestForeign:
 
     @pytest.mark.parametrize("pad", [None, 0, EOS])
     def test_its_reward_is_transformers(self, tmp_path, tiny_model, pad):
-        folder = self.saved(tmp_path / "foreign", tiny_model, pad)
+        folder = self.save_foreign(tmp_path / "foreign", tiny_model, pad)
         model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
         tokenizer = load_tokenizer(str(folder))
         with torch.no_grad():
@@ -168,26 +168,26 @@ class TestForeign:
         """Rewards are kept on disk under the reward's name, and another pad token reads another token."""
         names = set()
         for pad in (None, 0, EOS):
-            folder = self.saved(tmp_path / f"pad-{pad}", tiny_model, pad)
+            folder = self.save_foreign(tmp_path / f"pad-{pad}", tiny_model, pad)
             config = RewardConfig(model=str(folder))
             names.add(open_reward(config, device=torch.device("cpu")).name.replace(str(folder), ""))
         assert len(names) == 3
 
     def test_training_goes_on_as_it_is_read(self, tmp_path, tiny_model, reward_run):
         """Its pad token is the end, and so it stays: the head goes on being read before the end."""
-        folder = reward_run(self.saved(tmp_path / "foreign", tiny_model, EOS))
+        folder = reward_run(self.save_foreign(tmp_path / "foreign", tiny_model, EOS))
         model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
         assert model.config.pad_token_id == EOS
         with torch.no_grad():
             rows = rows_of(load_tokenizer(str(folder)))
             expected = [float(model(torch.tensor([row])).logits[0, 0]) for row in rows]
-            cut = [float(model(torch.tensor([row[:-1]])).logits[0, 0]) for row in rows]
+            rewards = [float(model(torch.tensor([row[:-1]])).logits[0, 0]) for row in rows]
         assert ours(folder) == pytest.approx(expected, abs=1e-5)
-        assert expected == pytest.approx(cut, abs=1e-5)
+        assert expected == pytest.approx(rewards, abs=1e-5)
 
     def test_a_run_of_an_older_version_is_read_at_its_end(self, tmp_path, tiny_model):
-        """It was trained there, and saved with the end as its pad token."""
-        folder = self.saved(tmp_path / "old", tiny_model, EOS)
+        """It was trained at the end, and saved with the end as its pad token."""
+        folder = self.save_foreign(tmp_path / "old", tiny_model, EOS)
         (folder / "run.json").write_text("{}")
         model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
         model.config.pad_token_id = None

@@ -1,4 +1,4 @@
-"""What a trained model's folder holds: whole, in its dtype, tied weights once."""
+"""The folder of a trained model: complete, in its dtype, tied weights once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def policy(tiny_model) -> Policy:
     return policy
 
 
-def stored(folder):
+def read_weights(folder):
     (file,) = folder.glob("*.safetensors")
     with safe_open(file, "pt") as weights:
         return {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
@@ -44,15 +44,15 @@ def test_the_folder_is_the_model(policy, tmp_path):
 
 def test_tied_weights_are_stored_once_and_tied_after(policy, tmp_path):
     policy.save(tmp_path, TreeScorer(policy.model), ALONE, torch.float32)
-    assert "model.embed_tokens.weight" in stored(tmp_path)
-    assert "lm_head.weight" not in stored(tmp_path)
+    assert "model.embed_tokens.weight" in read_weights(tmp_path)
+    assert "lm_head.weight" not in read_weights(tmp_path)
     alone = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert alone.lm_head.weight is alone.model.embed_tokens.weight
 
 
 def test_bfloat16_weights_are_stored_as_such(policy, tmp_path):
     policy.save(tmp_path, TreeScorer(policy.model), ALONE, torch.bfloat16)
-    assert {tensor.dtype for tensor in stored(tmp_path).values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in read_weights(tmp_path).values()} == {torch.bfloat16}
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}  # what is trained stays as it is
     alone = hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     torch.testing.assert_close(alone(IDS).logits.float(), policy.model(IDS).logits, rtol=0.05, atol=0.05)
@@ -65,16 +65,16 @@ def test_saving_again_replaces(policy, tmp_path):
     (tmp_path / ".writing-model").mkdir()  # left by a process that was killed
     (tmp_path / ".writing-model" / "half").write_text("a file")
     policy.save(tmp_path, TreeScorer(policy.model), ALONE, torch.float32)
-    assert torch.equal(stored(tmp_path)["model.norm.weight"], policy.model.model.norm.weight)
+    assert torch.equal(read_weights(tmp_path)["model.norm.weight"], policy.model.model.norm.weight)
     assert not list(tmp_path.glob(".writing*"))
     assert not (tmp_path / "half").exists()
 
 
 class TestLora:
     def test_it_starts_as_the_identity_and_trains_little(self, policy):
-        before = policy.model(IDS).logits
+        logits = policy.model(IDS).logits
         policy.add_lora(rank=2, alpha=4, dropout=0.0, targets="all-linear")
-        assert torch.equal(policy.model(IDS).logits, before)
+        assert torch.equal(policy.model(IDS).logits, logits)
         trained = [name for name, p in policy.model.named_parameters() if p.requires_grad]
         assert trained
         assert all("lora" in name for name in trained)
@@ -92,7 +92,7 @@ class TestLora:
         folder = tmp_path / "adapter"
         folder.mkdir()
         policy.save(folder, TreeScorer(policy.model), ALONE, torch.float32)
-        assert all("lora" in name for name in stored(folder))
+        assert all("lora" in name for name in read_weights(folder))
         alone = PeftModel.from_pretrained(base, folder)
         torch.testing.assert_close(alone(IDS).logits, policy.model(IDS).logits, rtol=1e-5, atol=1e-6)
 

@@ -26,8 +26,8 @@ def adapter(write_config, tmp_path) -> Path:
 def test_a_language_models_adapter_is_in_the_backbone(adapter, tiny_model):
     model = start_reward_model(str(adapter))
     backbone, merged, base = (
-        {name: value.detach() for name, value in each.base_model.named_parameters()}
-        for each in (model, load_model(str(adapter)), load_model(str(tiny_model)))
+        {name: value.detach() for name, value in model.base_model.named_parameters()}
+        for model in (model, load_model(str(adapter)), load_model(str(tiny_model)))
     )
     assert backbone.keys() == merged.keys() == base.keys()
     assert all(torch.equal(backbone[name], merged[name]) for name in merged)
@@ -45,16 +45,16 @@ def test_a_reward_model_is_trained_from_it(adapter, write_config, tmp_path):
     assert [line["step"] for line in log if "loss" in line] == [1, 2, 3]
     start, end = dict(load_model(str(adapter)).base_model.named_parameters()), load_file(folder / "model.safetensors")
     assert {f"model.{name}" for name in start} | {"score.weight"} == end.keys()
-    moved = [float((end[f"model.{name}"] - value.detach()).abs().max()) for name, value in start.items()]
-    assert 0 < min(moved) <= max(moved) < 0.01  # 3 steps of at most 1e-3 each
+    changes = [float((end[f"model.{name}"] - value.detach()).abs().max()) for name, value in start.items()]
+    assert 0 < min(changes) <= max(changes) < 0.01  # 3 steps of at most 1e-3 each
 
 
 def test_a_reward_models_adapter_keeps_its_head(write_config, tmp_path):
     file = write_config(objective={"name": "bradley_terry"}, lora={"rank": 4}, training={"learning_rate": 0.1})
     folder = train(load_config(file, ["training.max_steps=3"]))
     torch.manual_seed(1)
-    model, kept = start_reward_model(str(folder)), load_reward_model(str(folder))
-    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), kept.parameters(), strict=True))
+    model, trained_model = start_reward_model(str(folder)), load_reward_model(str(folder))
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), trained_model.parameters(), strict=True))
     saved = load_file(folder / "adapter_model.safetensors")
     assert torch.equal(model.score.weight, saved["base_model.model.score.weight"])
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -39,9 +39,9 @@ def test_the_tree_equals_the_librarys_forward(make_groups, name):
     choice = choose_reward_scorer(model, groups[:2])
     assert isinstance(choice.scorer, TreeRewardScorer)
     assert choice.notice is None
-    found = choice.scorer(pack(groups))
-    weights = torch.linspace(1, 2, found.numel()).view_as(found)
-    (found * weights).sum().backward()
+    rewards = choice.scorer(pack(groups))
+    weights = torch.linspace(1, 2, rewards.numel()).view_as(rewards)
+    (rewards * weights).sum().backward()
     ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.set_attn_implementation("eager")
@@ -50,7 +50,7 @@ def test_the_tree_equals_the_librarys_forward(make_groups, name):
         for k, response in enumerate(group.responses):
             ids = torch.from_numpy(np.concatenate([group.prompt, response]))[None]
             reward = model(ids).logits[0, 0]
-            assert float(found[g, k].detach()) == pytest.approx(float(reward.detach()), rel=1e-4, abs=1e-6)
+            assert float(rewards[g, k].detach()) == pytest.approx(float(reward.detach()), rel=1e-4, abs=1e-6)
             total = total + reward * weights[g, k]
     total.backward()
     for n, p in model.named_parameters():
@@ -89,7 +89,7 @@ class TestStarting:
 
 class TestRuns:
     @pytest.fixture
-    def trained(self, write_config):
+    def train_run(self, write_config):
         def go(**sections):
             training = {"max_steps": 30, "batch_size": 12, "learning_rate": 3e-3, "schedule": "constant"}
             sections = {"objective": {"name": "bradley_terry"}, "training": training, **sections}
@@ -97,8 +97,8 @@ class TestRuns:
 
         return go
 
-    def test_it_learns_and_is_a_model_like_any_other(self, trained, tiny_model):
-        folder = trained()
+    def test_it_learns_and_is_a_model_like_any_other(self, train_run, tiny_model):
+        folder = train_run()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert lines[-1]["eval_rewards/accuracies"] > 0.8
         model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -112,15 +112,15 @@ class TestRuns:
         assert result.choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
         assert "What was trained to choose" in (folder / "report.html").read_text()
 
-    def test_adapters_bring_their_head(self, trained):
-        folder = trained(lora={"rank": 4})
+    def test_adapters_bring_their_head(self, train_run):
+        folder = train_run(lora={"rank": 4})
         assert (folder / "adapter_model.safetensors").exists()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert write_run_report(folder).choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
 
     @pytest.mark.parametrize("freeze", [True, False])
     def test_a_head_beside_its_model(self, write_config, tiny_model, freeze):
-        """The saved head orders the held-out pairs as it did in training; frozen, the model is the one it was."""
+        """The saved head orders the held-out pairs as in training; a frozen model is unchanged."""
         from penchant.engine.heads import load_head
 
         file = write_config(
@@ -132,5 +132,7 @@ class TestRuns:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert write_run_report(folder).choosing.value == pytest.approx(lines[-1]["eval_head/accuracies"])
         assert load_head(folder).settings["pooling"] == "tanh"
-        before, after = (hf.AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tiny_model, folder))
-        assert all(torch.equal(before[name], after[name]) for name in before) == freeze
+        old_weights, new_weights = (
+            hf.AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tiny_model, folder)
+        )
+        assert all(torch.equal(old_weights[name], new_weights[name]) for name in old_weights) == freeze

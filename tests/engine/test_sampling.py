@@ -1,4 +1,4 @@
-"""Sampling: greedy as the library does it, draws by their probabilities, one reading of each prompt."""
+"""Sampling: greedy tokens equal the library's, draws follow the probabilities, every prompt is read once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
-from penchant.engine.sampling import Sampling, choose, sample
+from penchant.engine.sampling import Sampling, choose_tokens, sample
 from penchant.engine.scoring import choose_scorer
 
 PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9, 3, 5])]
@@ -20,7 +20,7 @@ PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9
 
 @pytest.fixture(params=["llama", "gemma3", "gpt2", "gpt-neox", "opt", "bloom", "mamba"])
 def some_family(request) -> str:
-    """Every kind of cache and of positions; two have no tree, one no cache to share."""
+    """Families with every kind of cache and positions; two have no tree, one no cache to share."""
     return request.param
 
 
@@ -29,8 +29,8 @@ def test_greedy_equals_the_library(build, some_family):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)  # so that the likeliest token is clearly so
-    drawn = sample(model, PROMPTS, Sampling(samples=2, max_new_tokens=10, temperature=0, batch_size=2), ends=[2])
-    for prompt, responses in zip(PROMPTS, drawn, strict=True):
+    samples = sample(model, PROMPTS, Sampling(samples=2, max_new_tokens=10, temperature=0, batch_size=2), ends=[2])
+    for prompt, responses in zip(PROMPTS, samples, strict=True):
         ids = torch.from_numpy(prompt)[None]
         out = model.generate(
             ids,
@@ -43,21 +43,21 @@ def test_greedy_equals_the_library(build, some_family):
         expected = out[: out.index(2) + 1] if 2 in out else out
         for response in responses:
             assert response.ids.tolist() == expected
-            assert response.ended == (2 in out)
+            assert response.has_end == (2 in out)
 
 
-def test_a_model_that_a_scorer_took_over(build):
-    """It is sampled from with its own attention, and goes back to the tree after."""
+def test_a_model_that_a_scorer_has_changed(build):
+    """It generates with its own attention, and has the tree's again afterwards."""
     model = build("llama")
     plain = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=6, seed=1), ends=[2])
     group = PreferenceGroup("", ("a", "b"))
     choose_scorer(model, [TokenizedGroup(PROMPTS[0], (np.array([4, 2]), np.array([5, 2])), group)])
     assert model.config._attn_implementation == TREE
     model.train()
-    taken = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=6, seed=1), ends=[2])
+    scored_model_samples = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=6, seed=1), ends=[2])
     assert model.config._attn_implementation == TREE
     assert model.training
-    ids = [[[r.ids.tolist() for r in responses] for responses in drawn] for drawn in (plain, taken)]
+    ids = [[[r.ids.tolist() for r in responses] for responses in samples] for samples in (plain, scored_model_samples)]
     assert ids[0] == ids[1]
 
 
@@ -76,7 +76,7 @@ def test_draws_depend_on_the_seed_and_the_prompts_number_alone(build):
     whole = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=8, seed=4), ends=[2])
     alone = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=8, seed=4, batch_size=1), ends=[2])
     other = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=8, seed=5), ends=[2])
-    ids = [[[r.ids.tolist() for r in responses] for responses in drawn] for drawn in (whole, alone, other)]
+    ids = [[[r.ids.tolist() for r in responses] for responses in samples] for samples in (whole, alone, other)]
     assert ids[0] == ids[1]
     assert ids[0] != ids[2]
     assert len({tuple(r) for r in ids[0][0]}) == 3
@@ -86,15 +86,20 @@ def test_draws_depend_on_the_seed_and_the_prompts_number_alone(build):
 
 
 def test_a_prompts_number_can_be_given(build):
-    """Alone, or in another order: its draws go with its number, which may be a hash."""
+    """Alone, or in another order: a prompt's draws depend on its number, which may be a hash."""
     model, draw, numbers = build("llama"), Sampling(samples=2, max_new_tokens=6, seed=3), [7, 2**63 - 1, 0]
-    given = [[each.ids.tolist() for each in told] for told in sample(model, PROMPTS, draw, ends=[2], numbers=numbers)]
-    for prompt, number, expected in zip(PROMPTS, numbers, given, strict=True):
+    expected_ids = [
+        [response.ids.tolist() for response in samples]
+        for samples in sample(model, PROMPTS, draw, ends=[2], numbers=numbers)
+    ]
+    for prompt, number, expected in zip(PROMPTS, numbers, expected_ids, strict=True):
         [alone] = sample(model, [prompt], draw, ends=[2], numbers=[number])
-        assert [each.ids.tolist() for each in alone] == expected
-    same = sample(model, [PROMPTS[0]] * 3, draw, ends=[2], numbers=[7, 7, 8])
-    first, second, other = ([each.ids.tolist() for each in told] for told in same)
-    assert first == second == given[0] != other
+        assert [response.ids.tolist() for response in alone] == expected
+    repeated = sample(model, [PROMPTS[0]] * 3, draw, ends=[2], numbers=[7, 7, 8])
+    with_number_7, again_with_7, with_number_8 = (
+        [response.ids.tolist() for response in samples] for samples in repeated
+    )
+    assert with_number_7 == again_with_7 == expected_ids[0] != with_number_8
 
 
 def test_the_first_token_follows_the_softmax(build):
@@ -103,43 +108,43 @@ def test_the_first_token_follows_the_softmax(build):
     with torch.no_grad():
         model.lm_head.weight.mul_(4)
         expected = (model(torch.from_numpy(PROMPTS[0])[None]).logits[0, -1] / 1.3).softmax(-1)
-    drawn = sample(model, PROMPTS[:1], Sampling(samples=4000, max_new_tokens=1, temperature=1.3, seed=0), ends=[])
-    counts = torch.bincount(torch.tensor([int(r.ids[0]) for r in drawn[0]]), minlength=len(expected)).double()
+    samples = sample(model, PROMPTS[:1], Sampling(samples=4000, max_new_tokens=1, temperature=1.3, seed=0), ends=[])
+    counts = torch.bincount(torch.tensor([int(r.ids[0]) for r in samples[0]]), minlength=len(expected)).double()
     top = expected.argsort(descending=True)[:8]
-    rest = torch.ones(len(expected), dtype=torch.bool)
-    rest[top] = False
-    seen = torch.cat([counts[top], counts[rest].sum()[None]])
-    due = 4000 * torch.cat([expected[top], expected[rest].sum()[None]]).double()
-    assert due.min() > 10
-    assert float(((seen - due) ** 2 / due).sum()) < 26.1  # 8 degrees of freedom, p = 0.001
+    is_rare = torch.ones(len(expected), dtype=torch.bool)
+    is_rare[top] = False
+    observed = torch.cat([counts[top], counts[is_rare].sum()[None]])
+    expected_counts = 4000 * torch.cat([expected[top], expected[is_rare].sum()[None]]).double()
+    assert expected_counts.min() > 10
+    assert float(((observed - expected_counts) ** 2 / expected_counts).sum()) < 26.1  # 8 degrees of freedom, p = 0.001
 
 
 def test_an_end_token_ends_and_is_kept(build):
     model = build("llama")
-    drawn = sample(model, PROMPTS, Sampling(samples=40, max_new_tokens=30, seed=2), ends=list(range(30)))
-    for responses in drawn:
+    samples = sample(model, PROMPTS, Sampling(samples=40, max_new_tokens=30, seed=2), ends=list(range(30)))
+    for responses in samples:
         for response in responses:
-            assert response.ended == (int(response.ids[-1]) < 30)
+            assert response.has_end == (int(response.ids[-1]) < 30)
             assert all(int(token) >= 30 for token in response.ids[:-1])
-            assert response.ended or len(response.ids) == 30
-    assert all(r.ended for responses in drawn for r in responses)
+            assert response.has_end or len(response.ids) == 30
+    assert all(r.has_end for responses in samples for r in responses)
 
 
-def test_what_was_drawn_is_what_the_scorer_reads(build):
-    """The tree's log-prob of a greedy response is that of always the likeliest token."""
+def test_the_scorer_gives_sampled_responses_their_log_prob(build):
+    """The tree's log-prob of a greedy response is the sum of the likeliest tokens' log-probs."""
     model = build("llama")
-    drawn = sample(model, PROMPTS[:1], Sampling(samples=1, max_new_tokens=5, temperature=0), ends=[])
-    ids = drawn[0][0].ids
+    samples = sample(model, PROMPTS[:1], Sampling(samples=1, max_new_tokens=5, temperature=0), ends=[])
+    ids = samples[0][0].ids
     group = TokenizedGroup(PROMPTS[0], (ids, ids[:1]), PreferenceGroup("", ("a", "b")))
     scorer = choose_scorer(model, [group]).scorer
-    found = float(scorer(pack([group]))[0, 0].detach())
+    log_prob = float(scorer(pack([group]))[0, 0].detach())
     expected = 0.0
     for i in range(5):
         with torch.no_grad():
             model.set_attn_implementation("eager")
             logits = model(torch.from_numpy(np.concatenate([PROMPTS[0], ids[:i]]))[None]).logits[0, -1]
         expected += float(logits.log_softmax(-1).max())
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert log_prob == pytest.approx(expected, rel=1e-5)
 
 
 class TestChoose:
@@ -161,17 +166,19 @@ class TestChoose:
             (0.99, 0.3, 0),
         ],
     )
-    def test_the_share_of_the_probability_it_falls_in(self, chance, top_p, token):
-        found = choose(self.LOGITS, 1.0, top_p, torch.tensor([chance]).double())
-        assert int(found[0]) == token
+    def test_a_uniform_number_picks_the_token_whose_share_it_falls_in(self, chance, top_p, token):
+        tokens = choose_tokens(self.LOGITS, 1.0, top_p, torch.tensor([chance]).double())
+        assert int(tokens[0]) == token
 
     def test_temperature(self):
         """At 1/2 the shares are 25 : 9 : 4."""
         for chance, token in ((0.657, 0), (0.659, 1), (0.894, 1), (0.896, 2)):
-            assert int(choose(self.LOGITS, 0.5, 1.0, torch.tensor([chance]).double())[0]) == token
-        assert int(choose(self.LOGITS, 0, 1.0, torch.tensor([0.99]).double())[0]) == 0
+            assert int(choose_tokens(self.LOGITS, 0.5, 1.0, torch.tensor([chance]).double())[0]) == token
+        assert int(choose_tokens(self.LOGITS, 0, 1.0, torch.tensor([0.99]).double())[0]) == 0
 
     def test_impossible_tokens_are_never_drawn(self):
         logits = torch.tensor([[0.0, -math.inf, 0.0]])
-        found = {int(choose(logits, 1.0, 1.0, torch.tensor([c]).double())[0]) for c in np.linspace(0, 0.999999, 50)}
-        assert found == {0, 2}
+        tokens = {
+            int(choose_tokens(logits, 1.0, 1.0, torch.tensor([c]).double())[0]) for c in np.linspace(0, 0.999999, 50)
+        }
+        assert tokens == {0, 2}

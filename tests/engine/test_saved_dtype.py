@@ -1,4 +1,4 @@
-"""Weights on disk: in the dtype of the model they come from, each tensor's own, or in the one that is asked for."""
+"""Weights on disk: in the dtypes of the model they come from, tensor by tensor, or in the configured one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SPEC.loader.exec_module(shapes)
 
 
 @pytest.fixture
-def based(tiny_model, tmp_path):
+def base_with_dtype(tiny_model, tmp_path):
     """A copy of the tiny model whose files hold a dtype."""
 
     def make(dtype: torch.dtype) -> Path:
@@ -70,8 +70,8 @@ def adapter_on(base: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_full_run_is_written_as_its_base_is(based, tmp_path, dtype):
-    policy = full_run(based(dtype), tmp_path / "run")
+def test_a_full_run_is_written_as_its_base_is(base_with_dtype, tmp_path, dtype):
+    policy = full_run(base_with_dtype(dtype), tmp_path / "run")
     assert dtypes(tmp_path / "run") == {dtype}
     assert config_dtype(tmp_path / "run") == str(dtype).removeprefix("torch.")
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}  # what is trained stays as it is
@@ -79,8 +79,8 @@ def test_a_full_run_is_written_as_its_base_is(based, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_merged_folder_is_written_as_its_base_is(based, tmp_path, dtype):
-    adapter = adapter_on(based(dtype), tmp_path / "adapter")
+def test_a_merged_folder_is_written_as_its_base_is(base_with_dtype, tmp_path, dtype):
+    adapter = adapter_on(base_with_dtype(dtype), tmp_path / "adapter")
     merge_adapter(str(adapter), tmp_path / "merged")
     assert dtypes(tmp_path / "merged") == {dtype}
     assert config_dtype(tmp_path / "merged") == str(dtype).removeprefix("torch.")
@@ -90,28 +90,28 @@ def test_a_merged_folder_is_written_as_its_base_is(based, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("choice", ["float32", "bfloat16", "float16"])
-def test_the_dtype_that_is_asked_for(based, tmp_path, choice):
-    adapter = adapter_on(based(torch.bfloat16), tmp_path / "adapter")
+def test_the_dtype_that_is_asked_for(base_with_dtype, tmp_path, choice):
+    adapter = adapter_on(base_with_dtype(torch.bfloat16), tmp_path / "adapter")
     merge_adapter(str(adapter), tmp_path / "merged", choice)
     assert dtypes(tmp_path / "merged") == {getattr(torch, choice)}
     assert config_dtype(tmp_path / "merged") == choice
 
 
-def test_an_adapter_counts_by_its_base(based, tmp_path):
-    adapter = adapter_on(based(torch.bfloat16), tmp_path / "adapter")
+def test_an_adapter_counts_by_its_base(base_with_dtype, tmp_path):
+    adapter = adapter_on(base_with_dtype(torch.bfloat16), tmp_path / "adapter")
     assert dtypes(adapter) == {torch.float32}
     assert saved_dtype(load_model(str(adapter)), str(adapter), "auto").dtype == torch.bfloat16
 
 
-def test_the_files_decide_where_the_configuration_says_otherwise(based):
-    base = based(torch.bfloat16)
+def test_the_files_decide_where_the_configuration_says_otherwise(base_with_dtype):
+    base = base_with_dtype(torch.bfloat16)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
     assert saved_dtype(load_model(str(base)), str(base), "auto").dtype == torch.bfloat16
 
 
-def test_a_tensor_that_the_base_holds_in_another_dtype_stays_so(based, tmp_path):
-    base = based(torch.bfloat16)
+def test_a_tensor_that_the_base_holds_in_another_dtype_stays_so(base_with_dtype, tmp_path):
+    base = base_with_dtype(torch.bfloat16)
     tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float() + 1e-6
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
@@ -122,9 +122,9 @@ def test_a_tensor_that_the_base_holds_in_another_dtype_stays_so(based, tmp_path)
 
 
 def test_weights_beyond_float16_are_written_in_float32():
-    stored = SavedDtype(torch.float16)
-    assert stored.fitting({"a": torch.tensor([1e5])}).dtype == torch.float32
-    assert stored.fitting({"a": torch.tensor([65504.0]), "steps": torch.tensor([1 << 20])}) is stored
+    disk_dtype = SavedDtype(torch.float16)
+    assert disk_dtype.safe_for({"a": torch.tensor([1e5])}).dtype == torch.float32
+    assert disk_dtype.safe_for({"a": torch.tensor([65504.0]), "steps": torch.tensor([1 << 20])}) is disk_dtype
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("f32", "float32"), ("f16", "float16"), ("q8_0", "float32")])
@@ -136,11 +136,11 @@ def test_a_gguf_file_counts_by_its_matrices(kind, dtype, tmp_path):
 
 
 class TestMultimodal:
-    """The files call a weight otherwise than the model does, and hold towers that are copied."""
+    """The files name a weight otherwise than the model does, and hold towers that are copied."""
 
     @pytest.fixture(params=["gemma3", "qwen3_5"])
     def base(self, request, tiny_model, tmp_path, multimodal_models) -> Path:
-        """A checkpoint in bfloat16 with one norm in float32, whose digits bfloat16 has no room for."""
+        """A checkpoint in bfloat16 with one norm in float32, whose digits bfloat16 cannot hold."""
         folder = tmp_path / "base"
         multimodal_models.write_multimodal(request.param, folder, tiny_model, shards=False)
         tensors = multimodal_models.read_tensors(folder)
@@ -166,10 +166,10 @@ class TestMultimodal:
         merge_adapter(str(tmp_path / "run"), tmp_path / "merged")
         expected, actual = multimodal_models.read_tensors(base), multimodal_models.read_tensors(tmp_path / "merged")
         assert {name: tensor.dtype for name, tensor in actual.items()} == {n: t.dtype for n, t in expected.items()}
-        changed = {name for name, tensor in expected.items() if not torch.equal(actual[name], tensor)}
-        assert changed == {name for name in expected if re.search(r"language.*down_proj\.weight$", name)}
+        changed_names = {name for name, tensor in expected.items() if not torch.equal(actual[name], tensor)}
+        assert changed_names == {name for name in expected if re.search(r"language.*down_proj\.weight$", name)}
 
-    def test_the_towers_do_not_decide(self, base, tmp_path, multimodal_models):
+    def test_the_towers_do_not_decide_the_dtype(self, base, tmp_path, multimodal_models):
         """Most of the numbers are copied ones in float32: the language part stays bfloat16."""
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps({**config, "unused_weights": ["large"]}))

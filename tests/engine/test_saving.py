@@ -25,7 +25,7 @@ def test_all_but_the_language_part_is_written_bit_for_bit(family, multimodal_fol
     save_model(model, tmp_path)
     base_tensors, saved_tensors = multimodal_models.read_tensors(folder), multimodal_models.read_tensors(tmp_path)
     trained = {name for name in base_tensors if not multimodal_models.in_tower(name) and "layer_scalar" not in name}
-    assert multimodal_models.changed(base_tensors, saved_tensors) == trained
+    assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == trained
     assert sorted(file.name for file in tmp_path.glob("model*")) == sorted(file.name for file in folder.glob("model*"))
     reloaded = multimodal_models.original(tmp_path)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_all_but_the_language_part_is_written_bit_for_bit(family, multimodal_fol
 class TestNames:
     @pytest.mark.parametrize("family", ["gemma3", "mistral3", "qwen2_5_vl", "llava"])
     def test_names_of_the_module_tree_stay_too(self, family, tiny_model, tmp_path, multimodal_models):
-        """Early checkpoints of these families call the weights otherwise than the classes do; both kinds are about."""
+        """Early checkpoints of these families name the weights otherwise than the classes do; both kinds are in use."""
         multimodal_models.write_multimodal(
             family, tmp_path / "new", tiny_model, shards=False, save_original_format=False
         )
@@ -51,7 +51,7 @@ class TestNames:
         multimodal_models.change(model)
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
-        assert multimodal_models.changed(base_tensors, saved_tensors) == {
+        assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == {
             name for name in base_tensors if not multimodal_models.in_tower(name)
         }
 
@@ -72,7 +72,7 @@ class TestNames:
 
     @pytest.mark.parametrize("family", ["gemma3", "gemma4", "qwen2_5_vl"])
     def test_a_head_that_is_not_tied_any_more(self, family, multimodal_folder, tmp_path, multimodal_models):
-        """As merging an adapter of one of two tied modules leaves it: the files get a tensor more."""
+        """The state after merging an adapter of one of two tied modules: the files get an additional tensor."""
         model = load_model(str(multimodal_folder(family)))
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.5)
         model.all_tied_weights_keys.pop("lm_head.weight")
@@ -99,7 +99,7 @@ class TestNames:
         multimodal_models.change(model)
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
-        assert multimodal_models.changed(base_tensors, saved_tensors) == {
+        assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == {
             name for name in base_tensors if not multimodal_models.in_tower(name)
         }
 
@@ -119,11 +119,11 @@ class TestNames:
         multimodal_models.change(model)
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
-        assert multimodal_models.changed(base_tensors, saved_tensors) == base_tensors.keys() - {"extra"}
+        assert multimodal_models.changed_tensors(base_tensors, saved_tensors) == base_tensors.keys() - {"extra"}
         for name, tensor in base_tensors.items():
             torch.testing.assert_close(saved_tensors[name], tensor if name == "extra" else tensor + 0.01)
 
-    def test_files_that_were_changed_meanwhile(self, tiny_model, tmp_path, multimodal_models):
+    def test_files_that_changed_since_loading(self, tiny_model, tmp_path, multimodal_models):
         multimodal_models.write_multimodal("llava", tmp_path / "base", tiny_model)
         model = load_model(str(tmp_path / "base"))
         multimodal_models.add_tensors(tmp_path / "base", {"later": torch.ones(1)})
@@ -147,7 +147,7 @@ class TestUnused:
         assert '"unused_weights": ["v_head.summary.weight"]' in e.value.fix
 
     @pytest.mark.parametrize("pattern", ["v_head.summary.weight", "v_head.*"])
-    def test_the_remedy_keeps_it(self, stray, tmp_path, pattern, multimodal_models):
+    def test_a_named_stray_tensor_is_kept(self, stray, tmp_path, pattern, multimodal_models):
         config = json.loads((stray / "config.json").read_text())
         (stray / "config.json").write_text(json.dumps({**config, "unused_weights": [pattern]}))
         model = load_model(str(stray))
@@ -156,8 +156,8 @@ class TestUnused:
         save_model(model, tmp_path / "saved")
         saved_tensors = multimodal_models.read_tensors(tmp_path / "saved")
         assert torch.equal(saved_tensors["v_head.summary.weight"], torch.ones(1, 32))
-        again = load_model(str(tmp_path / "saved"))  # what is saved names it still
-        torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+        reloaded = load_model(str(tmp_path / "saved"))  # what is saved names it still
+        torch.testing.assert_close(reloaded(IDS).logits, model(IDS).logits)
 
     def test_a_stray_beside_a_tower(self, tiny_model, tmp_path, multimodal_models):
         multimodal_models.write_multimodal("gemma3", tmp_path / "base", tiny_model)
@@ -180,7 +180,7 @@ class TestUnused:
         multimodal_models.add_tensors(tmp_path / "gpt2", {"transformer.h.0.attn.masked_bias": torch.ones(())})
         load_model(str(tmp_path / "gpt2"))
 
-    def test_a_text_model_without_any_is_saved_as_before(self, tiny_model, tmp_path):
+    def test_a_text_model_without_stray_tensors_is_saved_by_transformers(self, tiny_model, tmp_path):
         model = load_model(str(tiny_model))
         assert checkpoint_of(model).notice is None
         save_model(model, tmp_path)

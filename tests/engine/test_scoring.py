@@ -1,4 +1,4 @@
-"""Which scorer a model gets, and that nothing but the groups decides their log-probs."""
+"""The choice of a model's scorer, and log-probs that depend on the groups alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = [(9, (4, 7)), (1, (3,)), (30, (1, 2, 9, 5, 2)), (12, (6, 6)), (5, (8, 1
 
 
 def one_by_one(model, group):
-    """Each candidate's log-prob from its own sequence, unpadded."""
+    """Log-prob of every candidate from its own sequence, unpadded."""
     sums = []
     for response in group.responses:
         ids = torch.tensor([[*group.prompt, *response]])
@@ -29,14 +29,14 @@ def one_by_one(model, group):
     return sums
 
 
-def test_proven_families_get_the_tree_without_a_word(family, build, make_groups):
+def test_proven_families_get_the_tree_without_a_notice(family, build, make_groups):
     choice = choose_scorer(build(family), make_groups(SHAPES[:2], 0))
     assert isinstance(choice.scorer, TreeScorer)
     assert choice.notice is None
 
 
-def test_experts_get_the_tree_without_a_word(family_of_experts, build, make_groups):
-    """Among them an MLP that tells its router's scores too (gpt-oss), and values narrower than keys (DeepSeek)."""
+def test_experts_get_the_tree_without_a_notice(family_of_experts, build, make_groups):
+    """Among them an MLP that returns its router's scores too (gpt-oss), and values narrower than keys (DeepSeek)."""
     choice = choose_scorer(build(family_of_experts), make_groups(SHAPES[:2], 0))
     assert choice.notice is None
     assert isinstance(choice.scorer, TreeScorer)
@@ -55,18 +55,18 @@ def test_refused_families_run_padded_with_a_notice(refused_family, build, make_g
 
 
 def test_a_tree_that_is_wrong_is_caught_at_load(build, make_groups, monkeypatch):
-    def everything(self, tile, dtype):
+    def full_bias(self, tile, dtype):
         sides = self.tiles[tile].queries, self.tiles[tile].keys
         queries, keys = (sum(end - start for start, end in spans) for spans in sides)
         return torch.zeros(queries, keys, dtype=dtype)
 
-    monkeypatch.setattr(Tiling, "bias", everything)
+    monkeypatch.setattr(Tiling, "bias", full_bias)
     model = build("llama")
-    before = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     choice = choose_scorer(model, make_groups(SHAPES[:2], 0))
     assert isinstance(choice.scorer, PaddedScorer)
     assert "differ" in choice.notice
-    assert model.config._attn_implementation == before
+    assert model.config._attn_implementation == implementation
 
 
 def test_budget_changes_nothing(build, make_groups):

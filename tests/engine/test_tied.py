@@ -6,7 +6,7 @@ from torch import nn
 
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
-from penchant.engine.tied import Shared, embed, is_tied
+from penchant.engine.tied import SharedGradient, embed, is_tied
 from penchant.engine.tree import TreeScorer
 
 
@@ -30,11 +30,11 @@ def test_what_counts_as_tied():
 @pytest.mark.parametrize("padding", [None, 3])
 @pytest.mark.parametrize("with_head", [True, False])
 def test_rows_are_added_to_the_heads_gradient(padding, with_head):
-    """As the library's embedding, whose gradient is added; and alone, where the head had none."""
+    """As with the library's embedding, whose gradient is added; and without a gradient of the head."""
     ids, upstream = torch.tensor([1, 3, 3, 8, 1]), torch.randn(5, 4)
     head_gradient = torch.randn(9, 4)
     weight = nn.Parameter(torch.randn(9, 4))
-    shared = Shared(head_gradient.clone() if with_head else None)
+    shared = SharedGradient(head_gradient.clone() if with_head else None)
     waiting = shared.gradient
     rows = embed(ids, weight, padding, shared)
     assert torch.equal(rows, weight[ids])
@@ -70,6 +70,6 @@ def test_a_second_backward_of_the_same_graph(build, make_groups):
     weight = model.get_input_embeddings().weight
     total = TreeScorer(model)(pack(make_groups([(6, (3, 4))], 0))).sum()
     total.backward(retain_graph=True)
-    once = weight.grad.clone()
+    gradient = weight.grad.clone()
     total.backward()
-    torch.testing.assert_close(weight.grad, 2 * once, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weight.grad, 2 * gradient, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from penchant.data.trees import pack
 from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
-from penchant.engine.lean import lighten
+from penchant.engine.lean import fuse_layers
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import TreePlan
 
@@ -64,7 +64,7 @@ def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, sco
 def test_packing_changes_nothing(family, build, make_groups, all_float64):
     model = build(family).double()
     model.set_attn_implementation(TREE)
-    lighten(model)
+    fuse_layers(model)
     groups = make_groups(SHAPES["unequal counts"], 3)
     with torch.no_grad(), all_float64():
         together = TreeScorer(model)(pack(groups))
@@ -77,9 +77,9 @@ def test_order_of_candidates_permutes_log_probs(family, build, make_groups, all_
     model = build(family).double()
     model.set_attn_implementation(TREE)
     (group,) = make_groups([(8, (5, 2, 7))], 4)
-    turned = type(group)(group.prompt, group.responses[::-1], group.group)
+    reversed_group = type(group)(group.prompt, group.responses[::-1], group.group)
     with torch.no_grad(), all_float64():
-        forward, backward = (TreeScorer(model)(pack([g]))[0] for g in (group, turned))
+        forward, backward = (TreeScorer(model)(pack([g]))[0] for g in (group, reversed_group))
     torch.testing.assert_close(forward, backward.flip(0), rtol=1e-12, atol=0)
 
 
@@ -88,7 +88,7 @@ def test_gradient_checkpointing_changes_nothing(build, make_groups):
     for checkpointing in (False, True):
         model = build("llama").train()
         model.set_attn_implementation(TREE)
-        lighten(model)
+        fuse_layers(model)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         TreeScorer(model)(pack(make_groups(SHAPES["pairs"], 5))).sum().backward()
@@ -98,20 +98,20 @@ def test_gradient_checkpointing_changes_nothing(build, make_groups):
 
 
 def test_two_models_alive_at_once_do_not_mix(build, make_groups):
-    first, second = build("llama"), build("llama")
+    checkpointed, plain = build("llama"), build("llama")
     with torch.no_grad():
-        for parameter in second.parameters():
+        for parameter in plain.parameters():
             parameter.mul_(0.5)
     batches = [pack(make_groups(SHAPES["pairs"], seed)) for seed in (6, 7)]
     alone = []
-    for model, batch in zip((first, second), batches, strict=True):
+    for model, batch in zip((checkpointed, plain), batches, strict=True):
         model.set_attn_implementation(TREE)
-        lighten(model)
+        fuse_layers(model)
         alone.append(TreeScorer(model)(batch))
-    first.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    first.train()
-    one = TreeScorer(first)(batches[0])
-    two = TreeScorer(second)(batches[1])
+    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpointed.train()
+    one = TreeScorer(checkpointed)(batches[0])
+    two = TreeScorer(plain)(batches[1])
     (one.sum() + two.sum()).backward()
     assert torch.equal(one, alone[0])
     assert torch.equal(two, alone[1])
@@ -129,14 +129,14 @@ def test_first_response_token_counts(build, make_groups):
 
 
 @pytest.mark.parametrize(
-    ("passed", "says"),
+    ("arguments", "says"),
     [({"position_bias": torch.zeros(1)}, "position_bias"), ({"is_causal": False}, "not causal")],
 )
-def test_attention_refuses_what_it_does_not_know(make_groups, passed, says):
+def test_attention_refuses_what_it_does_not_know(make_groups, arguments, says):
     batch = pack(make_groups([(2, (2, 1))], 0))
     heads = torch.zeros(1, 2, 5, 4)
     with pytest.raises(UnsupportedAttention, match=says):
-        tree_attention(torch.nn.Module(), heads, heads, heads, None, tree=TreePlan(batch), **passed)
+        tree_attention(torch.nn.Module(), heads, heads, heads, None, tree=TreePlan(batch), **arguments)
 
 
 def test_sinks_and_soft_caps_equal_attention_written_out(make_groups):
@@ -165,7 +165,7 @@ def test_sinks_and_soft_caps_equal_attention_written_out(make_groups):
 
 
 def written_out(q, k, v, ends_q, ends_k, longest_q, longest_k, scale, left, right):
-    """What the variable-length kernel computes: causal from the bottom right, `left` keys before the query's own."""
+    """The variable-length kernel's attention: causal from the bottom right, `left` keys before the query's own."""
     out = torch.empty_like(q)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     for a, b, c, d in zip(ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], strict=True):
@@ -173,9 +173,9 @@ def written_out(q, k, v, ends_q, ends_k, longest_q, longest_k, scale, left, righ
         assert d - c <= longest_k
         assert right == 0
         gap = (torch.arange(b - a) + (d - c) - (b - a))[:, None] - torch.arange(d - c)[None]
-        seen = (gap >= 0) & ((gap <= left) | torch.tensor(left < 0))
+        visible = (gap >= 0) & ((gap <= left) | torch.tensor(left < 0))
         scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * scale
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         out[a:b] = torch.einsum("hqk,khd->qhd", weights, v[c:d])
     return out
 
@@ -208,7 +208,7 @@ def test_variable_length_path_equals_masked_path(make_groups, monkeypatch, kerne
 
 
 @pytest.mark.parametrize(
-    ("size", "of_values", "dtype", "taken"),
+    ("size", "of_values", "dtype", "accepted"),
     [
         (64, 64, torch.bfloat16, True),
         (256, 256, torch.float16, True),
@@ -218,11 +218,11 @@ def test_variable_length_path_equals_masked_path(make_groups, monkeypatch, kerne
         (64, 64, torch.float32, False),
     ],
 )
-def test_the_kernel_gets_no_heads_it_refuses(size, of_values, dtype, taken):
+def test_the_kernel_gets_no_heads_it_refuses(size, of_values, dtype, accepted):
     from penchant.engine import attention
 
-    query, value = (torch.zeros(1, 1, 1, each, dtype=dtype) for each in (size, of_values))
-    assert attention._has_kernel(query, value) == taken
+    query, value = (torch.zeros(1, 1, 1, head_size, dtype=dtype) for head_size in (size, of_values))
+    assert attention._has_kernel(query, value) == accepted
 
 
 def test_lora_gradients_equal_padded_forward(build, make_groups, score_both_ways):
@@ -239,14 +239,14 @@ def test_lora_gradients_equal_padded_forward(build, make_groups, score_both_ways
 
 @pytest.mark.parametrize("prompt", [1, 5, 90])
 def test_a_trie_equals_the_tree(family, prompt, build, make_groups, all_float64):
-    """Candidates that begin alike, in one row that holds what they share once: log-probs and gradients."""
+    """Candidates with common beginnings, in one row that holds these once: log-probs and gradients."""
     model = build(family).double()
     model.set_attn_implementation(TREE)
-    lighten(model)
+    fuse_layers(model)
     (group,) = make_groups([(prompt, (60, 9, 9, 4, 2, 30))], 8)
-    first, second, third, *others = group.responses
-    responses = (first, first[:40], np.concatenate([first[:25], second]), np.concatenate([second[:5], third]), *others)
-    group = replace(group, responses=(*responses, second))
+    one, two, three, *further_responses = group.responses
+    responses = (one, one[:40], np.concatenate([one[:25], two]), np.concatenate([two[:5], three]), *further_responses)
+    group = replace(group, responses=(*responses, two))
     weights = torch.randn(len(group.responses), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     results = []
     for batch in (pack([group]), pack_trie(group)):

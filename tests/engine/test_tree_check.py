@@ -50,14 +50,14 @@ def draw_responses(model, group: TokenizedGroup, seed: int) -> TokenizedGroup:
     for response in group.responses:
         ids = torch.tensor(group.prompt)[None]
         for _ in response:
-            drawn = torch.multinomial(model(ids).logits[0, -1].softmax(-1), 1, generator=source)
-            ids = torch.cat([ids, drawn[None]], 1)
+            token = torch.multinomial(model(ids).logits[0, -1].softmax(-1), 1, generator=source)
+            ids = torch.cat([ids, token[None]], 1)
         responses.append(ids[0, len(group.prompt) :].numpy())
     return TokenizedGroup(group.prompt, tuple(responses), group.group)
 
 
 def float32_sums(model, groups) -> torch.Tensor:
-    """[C] summed log-probs by a copy in float32, each candidate alone and unpadded."""
+    """Summed log-probs [C] by a copy in float32, each candidate alone and unpadded."""
     exact, sums = copy.deepcopy(model).float(), []
     exact.set_attn_implementation("eager")
     for group in groups:
@@ -71,7 +71,7 @@ def float32_sums(model, groups) -> torch.Tensor:
 
 @pytest.fixture(params=["float32", "two padded ways"])
 def measure(request, monkeypatch) -> str:
-    """How rounding is measured: against float32, or where the model does not run in it by the padded ways' spread."""
+    """The two measures of rounding: against float32, or by the spread of padded forwards without float32."""
     if request.param != "float32":
 
         def refuse(model, head=None):
@@ -106,17 +106,17 @@ def test_rounding_is_the_distance_from_float32(noisy):
     assert f"{choice.rounding:.2g}" in note
 
 
-def everything(self, tile, dtype):
+def full_bias(self, tile, dtype):
     sides = self.tiles[tile].queries, self.tiles[tile].keys
     queries, keys = (sum(end - start for start, end in spans) for spans in sides)
     return torch.zeros(queries, keys, dtype=dtype)
 
 
 def inject(monkeypatch, wrong: str) -> None:
-    """Make the tree wrong: branches that see one another, a window that is not there, sinks that are lost."""
+    """Make the tree wrong: branches that see one another, a missing window, or missing sinks."""
     tiling, explicit = TreePlan.tiling, attention._explicit
     if wrong == "mask":
-        monkeypatch.setattr(Tiling, "bias", everything)
+        monkeypatch.setattr(Tiling, "bias", full_bias)
     elif wrong == "window":
         monkeypatch.setattr(TreePlan, "tiling", lambda self, window: tiling(self, None))
     else:
@@ -159,7 +159,7 @@ def test_a_kernel_that_is_wrong_in_half_precision_alone_is_caught(noisy, monkeyp
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_wrong_leaner_layers_are_caught_and_taken_off_again(build, make_groups, monkeypatch, dtype):
+def test_wrong_fused_layers_are_caught_and_removed(build, make_groups, monkeypatch, dtype):
     model, groups = build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0)
     expected = PaddedScorer(model)(pack(groups))
     rms_norm = lean.rms_norm
@@ -177,7 +177,7 @@ def test_the_notice_says_how_many_times_the_tokens(build, make_groups):
     assert f"about {times:.1f} times the tokens" in notice
 
 
-def test_what_trains_is_what_is_checked(build, make_groups):
+def test_the_check_rounds_as_training_does(build, make_groups):
     """Masters in float32 under autocast: the numbers of the check are rounded as training's are."""
     model, groups = build("llama"), make_groups([(9, (4, 7)), (20, (5, 3))], 0)
     assert choose_scorer(build("llama"), groups).rounding is None
@@ -279,9 +279,9 @@ def test_the_padded_forward_is_off_by_its_worst_way() -> None:
     ways = [exact + torch.tensor([0.1, 0.0]), exact + torch.tensor([0.0, -0.3])]
     padded = tree_check._Padded(ways, exact)
     assert padded.rounding == pytest.approx(0.3, abs=1e-5)
-    assert padded.allowed == pytest.approx(0.6, abs=1e-5)
+    assert padded.max_error == pytest.approx(0.6, abs=1e-5)
     assert padded.error(exact + 0.5) == pytest.approx(0.5, abs=1e-5)
-    assert tree_check._Padded([exact], exact).allowed == pytest.approx(2e-4)
+    assert tree_check._Padded([exact], exact).max_error == pytest.approx(2e-4)
 
 
 def test_without_float32_the_spread_is_the_largest_and_the_error_to_the_nearest() -> None:
@@ -299,7 +299,7 @@ def test_rows_in_a_batch_are_a_padded_way_too(noisy, monkeypatch):
             raise NoFloat32("no room")
         return torch.tensor([numbers[attention, together]])
 
-    monkeypatch.setattr(TreeCheck, "_by_rows", score_rows)
+    monkeypatch.setattr(TreeCheck, "_padded_scores", score_rows)
     model, groups = noisy("llama")
     padded = TreeCheck(model, PaddedScorer(model), PaddedScorer(model), nullcontext, True)._measure(groups)
     assert padded.rounding == pytest.approx(0.6, abs=1e-5)
@@ -313,7 +313,7 @@ def test_a_tree_that_gives_no_numbers_is_refused(build, make_groups, monkeypatch
     assert isinstance(choice.scorer, PaddedScorer)
 
 
-def test_a_fallback_is_told_first(build, make_groups):
+def test_a_fallback_is_noted_first(build, make_groups):
     groups = make_groups([(9, (4, 7)), (20, (5, 3))], 0)
     choice = choose_scorer(build("gpt-j"), groups)
     assert "is run padded, one row a candidate" in choice.notice

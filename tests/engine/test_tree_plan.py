@@ -11,8 +11,8 @@ from penchant.engine.tree_plan import TreePlan
 
 
 def seen_by_hand(shapes, window):
-    """[T, T] bool, query and key, from the words: one's own branch up to oneself, the prompt, no farther back than the
-    window in positions."""
+    """Visible keys [T, T] bool by query, from the definition: the query's branch up to it, and the prompt, within the
+    window of positions."""
     owner, position = [], []
     for g, (prompt, responses) in enumerate(shapes):
         owner += [(g, 0)] * prompt
@@ -33,7 +33,7 @@ def plan_of(make_groups, shapes):
 
 
 def seen_by_tiles(tiling):
-    """The same from the tiles, which must give every query once and in order."""
+    """Visible keys [T, T] bool by the tiles, which must hold every query once and in order."""
     total = tiling.tiles[-1].outputs[1]
     table = torch.zeros(total, total, dtype=torch.bool)
     order = []
@@ -43,9 +43,9 @@ def seen_by_tiles(tiling):
         assert bias.shape == (len(queries), len(keys))
         if tile.causal:
             assert torch.equal(bias == 0, torch.ones(len(queries), len(keys)).tril().bool())
-        wanted = range(*tile.outputs)
-        assert queries[-len(wanted) :].tolist() == list(wanted)
-        for row, query in zip(bias[-len(wanted) :], wanted, strict=True):
+        output_range = range(*tile.outputs)
+        assert queries[-len(output_range) :].tolist() == list(output_range)
+        for row, query in zip(bias[-len(output_range) :], output_range, strict=True):
             order.append(query)
             table[query, keys[row == 0]] = True
     assert order == list(range(total))
@@ -82,14 +82,14 @@ def test_attention_and_its_gradients_equal_attention_written_out(make_groups, mo
     monkeypatch.setattr(tree_plan, "BLOCK", 4)
     monkeypatch.setattr(tree_plan, "MASK_ELEMENTS", limit)
     shapes = [(5, (3, 9)), (1, (2,)), (9, (4, 1, 1, 12))]
-    seen = seen_by_hand(shapes, window)
+    visible = seen_by_hand(shapes, window)
     torch.manual_seed(0)
-    q = torch.randn(1, 4, len(seen), 8, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(1, 2, len(seen), 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    q = torch.randn(1, 4, len(visible), 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 2, len(visible), 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     plan = plan_of(make_groups, shapes)
     actual = attend(q, k, v, plan, window, 0.3)
     scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.3
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     upstream = torch.randn_like(expected)
@@ -100,7 +100,7 @@ def test_attention_and_its_gradients_equal_attention_written_out(make_groups, mo
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("attend", [attention._on_cpu, attention._masked])
 def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, attend, window):
-    """Of prompts their last token; there and back, as if the others' outputs had been thrown away."""
+    """Only the last token of a prompt is computed; forward and backward equal the full layer's outputs there."""
     monkeypatch.setattr(tree_plan, "BLOCK", 4)
     shapes = [(5, (3, 9)), (1, (2,)), (9, (4, 1, 1, 12)), (4, (7,))]
     plan = plan_of(make_groups, shapes)
@@ -113,7 +113,7 @@ def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, atten
     for prompt, responses in shapes:
         read[start : start + prompt - 1] = False
         start += prompt + sum(responses)
-    whole, part = (attend(q, k, v, each, window, 0.3) for each in (plan, plan.of_last_layer))
+    whole, part = (attend(q, k, v, row_plan, window, 0.3) for row_plan in (plan, plan.last_layer_plan))
     torch.testing.assert_close(part[:, read], whole[:, read], rtol=1e-12, atol=0)
     assert not part[:, ~read].any()
     upstream = torch.randn_like(whole) * read[None, :, None, None]
@@ -124,12 +124,12 @@ def test_the_last_layer_attends_for_what_is_read(make_groups, monkeypatch, atten
 def test_responses_and_the_last_of_prompts_are_read(make_groups):
     batch = pack(make_groups([(5, (3, 4)), (6, (2,))], 0))
     read = [4, 5, 6, 7, 8, 9, 10, 11, 17, 18, 19]
-    assert TreePlan(batch).read.tolist() == read
-    assert TreePlan(batch.pad_to_multiple(8)).read.tolist() == read
-    filled = TreePlan(batch, 4).read.tolist()
+    assert TreePlan(batch).read_indices.tolist() == read
+    assert TreePlan(batch.pad_to_multiple(8)).read_indices.tolist() == read
+    filled = TreePlan(batch, 4).read_indices.tolist()
     assert len(filled) == 12
     assert filled == sorted({*read, *filled})
-    assert TreePlan(batch, 64).read.tolist() == list(range(20))
+    assert TreePlan(batch, 64).read_indices.tolist() == list(range(20))
 
 
 def test_half_precision_attends_in_float32_on_the_cpu(make_groups):
@@ -146,10 +146,10 @@ def test_half_precision_attends_in_float32_on_the_cpu(make_groups):
 
 def test_scores_computed_grow_with_what_is_seen(make_groups):
     """64 candidates of 100 tokens: their pairs cost nothing; nor do the masks of 8 short ones to a prompt of 3,000."""
-    for shape, most in (((50, (100,) * 64), 50**2 + 64 * 100 * 150), ((3000, (10,) * 8), 3000**2 + 80 * 3070)):
+    for shape, max_scores in (((50, (100,) * 64), 50**2 + 64 * 100 * 150), ((3000, (10,) * 8), 3000**2 + 80 * 3070)):
         tiling = plan_of(make_groups, [shape]).tiling(None)
         sizes = [[length(side) for side in (t.queries, t.keys)] for t in tiling.tiles]
-        assert sum(queries * keys for queries, keys in sizes) <= most
+        assert sum(queries * keys for queries, keys in sizes) <= max_scores
 
 
 def test_a_window_keeps_keys_near(make_groups):
@@ -165,6 +165,6 @@ def test_a_window_no_sequence_reaches_is_none(make_groups):
 
 
 def test_biases_are_made_once(make_groups):
-    """Each layer reads the same numbers: none are kept twice for the backward."""
+    """All layers read the same numbers: none are stored twice for the backward."""
     tiling = plan_of(make_groups, [(5, (3, 4))]).tiling(None)
     assert tiling.bias(1, torch.float32) is tiling.bias(1, torch.float32)

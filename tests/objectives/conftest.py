@@ -1,4 +1,4 @@
-"""What tests of single methods tell them of candidates."""
+"""Groups of candidates for the tests of single methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penchant.objectives import Groups
 
 @pytest.fixture(scope="session")
 def compared() -> Callable[[torch.Tensor], Groups]:
-    """Groups of which only preferences [G, K, K] are known: all candidates there, of one token, without scores."""
+    """Groups with preferences [G, K, K] only: all candidates exist, of one token each, without scores."""
 
     def make(better: torch.Tensor) -> Groups:
         g, k, _ = better.shape

@@ -48,13 +48,13 @@ BATCHES = [[1.0, 3.0, 5.0, 7.0], [-2.0, 2.0, 0.0, 4.0], [10.0, 10.0, 10.0, 10.0]
     ],
 )
 def test_the_moving_values_by_hand(start, means, deviations):
-    """They follow the whole batch, not what the filter kept of it."""
+    """They follow the whole batch, not the pairs that the filter kept."""
     objective = BetaDPO(start=start, keep=0.5)
     state = objective.initial_state(0)
-    for gaps, level, spread in zip(BATCHES, means, deviations, strict=True):
+    for gaps, level, deviation in zip(BATCHES, means, deviations, strict=True):
         _, state = objective(*batch(gaps), state)
         assert float(state["mean"]) == pytest.approx(level, rel=1e-6)
-        assert float(state["deviation"]) == pytest.approx(spread, rel=1e-6)
+        assert float(state["deviation"]) == pytest.approx(deviation, rel=1e-6)
     assert int(state["step"]) == 3
 
 
@@ -76,11 +76,11 @@ class TestRoundingNoise:
         """Gaps 0, 0 and 2e-3 with s = 1e-5: the third has exp(-2) / (2 + exp(-2)) of the weight at the floor."""
         state = {**BetaDPO().initial_state(0), "deviation": torch.tensor(1e-5).double(), "step": torch.tensor(1)}
         objective = BetaDPO(keep=0.4, momentum=0.9999999, start="zero")
-        case, drawn = batch([0.0, 0.0, 2e-3]), torch.zeros(3)
+        case, draw_counts = batch([0.0, 0.0, 2e-3]), torch.zeros(3)
         for seed in range(1500):
-            drawn += objective(*case, {**state, "seed": torch.tensor(seed)})[0].weights > 0
+            draw_counts += objective(*case, {**state, "seed": torch.tensor(seed)})[0].weights > 0
         share = math.exp(-2) / (2 + math.exp(-2))
-        assert abs(float(drawn[2]) - 1500 * share) < 4 * math.sqrt(1500 * share * (1 - share))
+        assert abs(float(draw_counts[2]) - 1500 * share) < 4 * math.sqrt(1500 * share * (1 - share))
 
     def test_the_first_batch_is_the_first_that_is_more_than_noise(self):
         """The averages begin anew until s exceeds the floor: the batch after pi == ref sets them alone."""
@@ -177,8 +177,8 @@ def test_the_first_batch_begins_anew_up_to_the_floor(deviation, level):
 class TestTheDraw:
     @pytest.mark.parametrize(("pairs", "share", "count"), [(7, 0.8, 5), (3, 0.5, 1), (3, 0.1, 1), (4, 1.0, 4)])
     def test_keeps_whole_pairs_rounded_down_and_at_least_one(self, pairs, share, count):
-        drawn = draw_pairs(PAIR.expand(pairs, 2, 2).clone(), torch.zeros(pairs), share, 0, 0)
-        assert int(drawn.sum()) == count
+        drawn_pairs = draw_pairs(PAIR.expand(pairs, 2, 2).clone(), torch.zeros(pairs), share, 0, 0)
+        assert int(drawn_pairs.sum()) == count
 
     def test_keeps_the_share_and_averages_over_it(self):
         output, _ = BetaDPO(keep=0.8)(*batch([float(i) for i in range(10)]), BetaDPO().initial_state(3))
@@ -189,16 +189,16 @@ class TestTheDraw:
 
     def test_is_a_function_of_seed_and_step(self):
         case = batch([float(i) for i in range(10)])
-        kept = []
+        weights = []
         for seed, step in ((0, 0), (0, 0), (1, 0), (0, 1)):
             state = {**BetaDPO().initial_state(seed), "step": torch.tensor(step)}
-            kept.append(BetaDPO(keep=0.5)(*case, state)[0].weights.tolist())
-        assert kept[0] == kept[1]
-        assert kept[0] != kept[2]
-        assert kept[0] != kept[3]
+            weights.append(BetaDPO(keep=0.5)(*case, state)[0].weights.tolist())
+        assert weights[0] == weights[1]
+        assert weights[0] != weights[2]
+        assert weights[0] != weights[3]
 
     @pytest.mark.parametrize(
-        ("seed", "step", "drawn"),
+        ("seed", "step", "indices"),
         [
             (0, 0, [0, 1, 3, 5]),
             (0, 1, [1, 4, 6, 7]),
@@ -207,12 +207,12 @@ class TestTheDraw:
             (7, 41, [0, 2, 3, 5]),
         ],
     )
-    def test_the_pairs_of_a_seed_and_a_step_stay_the_same(self, seed, step, drawn):
+    def test_the_pairs_of_a_seed_and_a_step_stay_the_same(self, seed, step, indices):
         """A promise: a run's seed gives the same draws in every release."""
         better = PAIR.expand(8, 2, 2).clone()
-        kept = draw_pairs(better, torch.arange(8).double() / -8, 0.5, seed, step)
-        assert kept.any((1, 2)).nonzero().flatten().tolist() == drawn
-        assert int(kept.sum()) == 4
+        drawn_pairs = draw_pairs(better, torch.arange(8).double() / -8, 0.5, seed, step)
+        assert drawn_pairs.any((1, 2)).nonzero().flatten().tolist() == indices
+        assert int(drawn_pairs.sum()) == 4
 
     def test_begins_with_the_runs_seed_and_no_step(self):
         state = BetaDPO().initial_state(7)
@@ -228,13 +228,13 @@ class TestTheDraw:
         case = batch([0.0, 0.0, 2.0])
         state = {**BetaDPO().initial_state(0), "deviation": torch.tensor(1.0).double(), "step": torch.tensor(1)}
         objective = BetaDPO(keep=0.4, momentum=0.9999999, start="zero")
-        drawn = torch.zeros(3)
+        draw_counts = torch.zeros(3)
         for seed in range(1500):
             output, _ = objective(*case, {**state, "seed": torch.tensor(seed)})
-            drawn += output.weights > 0
+            draw_counts += output.weights > 0
         share = math.exp(-2) / (2 + math.exp(-2))
-        assert float(drawn.sum()) == 1500
-        assert abs(float(drawn[2]) - 1500 * share) < 4 * math.sqrt(1500 * share * (1 - share))
+        assert float(draw_counts.sum()) == 1500
+        assert abs(float(draw_counts[2]) - 1500 * share) < 4 * math.sqrt(1500 * share * (1 - share))
 
     def test_equal_gaps_are_kept_uniformly(self):
         """At the first step all gaps are 0 and s is 0: no 0/0, and every pair has the same chance."""
@@ -254,15 +254,15 @@ class TestTheDraw:
             "deviation": torch.tensor(1.0).double(),
             "step": torch.tensor(1),
         }
-        kept = torch.zeros(6)
+        draw_counts = torch.zeros(6)
         for seed in range(200):
             case = batch([0.0, 0.1, -0.1, 0.2, 30.0, -1000.0])
-            given = {**state, "seed": torch.tensor(seed)}
+            seeded_state = {**state, "seed": torch.tensor(seed)}
             # The moving values follow this batch too: with momentum near 1 they stay put.
-            output, _ = BetaDPO(keep=0.5, momentum=0.9999999, start="zero")(*case, given)
-            kept += output.weights > 0
-        assert kept[4:].tolist() == [0.0, 0.0]
-        assert kept[:4].min() > 100
+            output, _ = BetaDPO(keep=0.5, momentum=0.9999999, start="zero")(*case, seeded_state)
+            draw_counts += output.weights > 0
+        assert draw_counts[4:].tolist() == [0.0, 0.0]
+        assert draw_counts[:4].min() > 100
 
 
 def test_evaluation_is_dpo_at_beta_0():
@@ -276,10 +276,15 @@ def test_evaluation_is_dpo_at_beta_0():
 
 def test_a_batch_without_a_pair_changes_nothing():
     policy, reference, groups = batch([1.0, 2.0])
-    none = replace(groups, better=torch.zeros_like(groups.better))
+    without_pairs = replace(groups, better=torch.zeros_like(groups.better))
     state = {**BetaDPO().initial_state(5), "mean": torch.tensor(3.0).double(), "deviation": torch.tensor(1.0).double()}
-    output, after = BetaDPO()(policy, reference, none, {**state, "step": torch.tensor(7)})
-    assert {name: float(value) for name, value in after.items()} == {"seed": 5, "step": 7, "mean": 3, "deviation": 1}
+    output, new_state = BetaDPO()(policy, reference, without_pairs, {**state, "step": torch.tensor(7)})
+    assert {name: float(value) for name, value in new_state.items()} == {
+        "seed": 5,
+        "step": 7,
+        "mean": 3,
+        "deviation": 1,
+    }
     assert float(output.loss.total) == 0
     assert float(output.loss.count) == 0
 
@@ -292,12 +297,12 @@ def test_the_first_batch_is_the_first_that_has_a_pair(start, level):
     """Means 4 and 1, m = 0.9: of candidates that are sampled, the first prompts' may all have equal rewards."""
     objective = BetaDPO(start=start, keep=1.0)
     policy, reference, groups = batch([100.0, 100.0])
-    none = replace(groups, better=torch.zeros_like(groups.better))
-    _, state = objective(policy, reference, none, objective.initial_state(0))
+    without_pairs = replace(groups, better=torch.zeros_like(groups.better))
+    _, state = objective(policy, reference, without_pairs, objective.initial_state(0))
     for gaps, expected in zip(BATCHES, level, strict=False):
         _, state = objective(*batch(gaps), state)
         assert float(state["mean"]) == pytest.approx(expected, rel=1e-6)
-        _, state = objective(policy, reference, none, state)
+        _, state = objective(policy, reference, without_pairs, state)
     assert int(state["step"]) == 2
 
 
@@ -336,8 +341,8 @@ def test_more_candidates_are_more_pairs(compared, k):
         (g, i, j): float(policy[g, i] - reference[0, g, i] - policy[g, j] + reference[0, g, j])
         for g, i, j in better.nonzero().tolist()
     }
-    first = [float(reference[0, g, j] - reference[0, g, i]) for g, i, j in gaps]
-    level = 0.5 * sum(first) / len(first) + 0.5 * sum(gaps.values()) / len(gaps)
+    first_gaps = [float(reference[0, g, j] - reference[0, g, i]) for g, i, j in gaps]
+    level = 0.5 * sum(first_gaps) / len(first_gaps) + 0.5 * sum(gaps.values()) / len(gaps)
     beta = max(1e-3, 0.2 * (1 + 0.03 * (sum(gaps.values()) / len(gaps) - level)))
     expected = sum(math.log1p(math.exp(-beta * gap)) for gap in gaps.values()) / len(gaps)
     assert float(output.loss.total / output.loss.count) == pytest.approx(expected, rel=1e-9)

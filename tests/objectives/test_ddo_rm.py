@@ -92,9 +92,9 @@ def test_wins_stand_for_scores():
 def test_standardised_rewards_have_mean_0_and_deviation_1():
     policy, reference, groups = case([[-1.0, -2.0, -0.5]], [[10.0, 20.0, 60.0]])
     centred = torch.tensor([[10.0, 20.0, 60.0]], dtype=torch.float64) - 30
-    same = replace(groups, scores=centred / (centred**2).mean().sqrt())
+    standardised = replace(groups, scores=centred / (centred**2).mean().sqrt())
     output = DDORM(standardize="prompt").evaluate(policy, reference, groups, {})
-    torch.testing.assert_close(output.losses, DDORM().evaluate(policy, reference, same, {}).losses)
+    torch.testing.assert_close(output.losses, DDORM().evaluate(policy, reference, standardised, {}).losses)
 
 
 @pytest.mark.parametrize(("difference", "scaled"), [(3e-6, 1.0), (1e-6, 0.5), (0.0, 0.0)])
@@ -136,10 +136,10 @@ class TestRunningMoments:
     def test_are_of_all_rewards_so_far(self):
         """Batches 1, 3 and 5, 9, 12: after both the mean is 6 and the deviation 4; the unscored 100 counts in none."""
         objective = DDORM(standardize="running")
-        first = case([[-1.0, -2.0]], [[1.0, 3.0]])
+        first_batch = case([[-1.0, -2.0]], [[1.0, 3.0]])
         policy, reference, second = case([[-1.0, -2.0, -0.5, -4.0]], [[5.0, 9.0, 12.0, 100.0]])
         second = replace(second, scored=torch.tensor([[True, True, True, False]]))
-        output, state = objective(*first, objective.initial_state(0))
+        output, state = objective(*first_batch, objective.initial_state(0))
         torch.testing.assert_close(output.losses, DDORM().evaluate(*case([[-1.0, -2.0]], [[-1.0, 1.0]]), {}).losses)
         output, state = objective(policy, reference, second, state)
         assert {name: float(value) for name, value in state.items()} == pytest.approx(
@@ -154,8 +154,8 @@ class TestRunningMoments:
     def test_keep_the_sizes_of_differences_that_prompt_loses(self):
         """Two candidates are 1 and -1 for each prompt, whether they differ by 0.01 or by 10."""
         policy, reference, groups = case([[-1.0, -2.0], [-1.0, -2.0]], [[0.0, 0.01], [0.0, 10.0]])
-        same = DDORM(standardize="prompt").evaluate(policy, reference, groups, {}).losses
-        assert float(same[0]) == pytest.approx(float(same[1]))
+        prompt_losses = DDORM(standardize="prompt").evaluate(policy, reference, groups, {}).losses
+        assert float(prompt_losses[0]) == pytest.approx(float(prompt_losses[1]))
         objective = DDORM(standardize="running")
         output, _ = objective(policy, reference, groups, objective.initial_state(0))
         assert float(output.losses[1] - output.losses[0]) > 0.1
@@ -164,8 +164,8 @@ class TestRunningMoments:
         objective = DDORM(standardize="running")
         policy, reference, groups = case([[-1.0, -2.0]], [[1.0, 3.0]])
         state = objective.initial_state(0)
-        none = replace(groups, scored=torch.zeros(1, 2, dtype=torch.bool))
-        _, new_state = objective(policy, reference, none, state)
+        without_scores = replace(groups, scored=torch.zeros(1, 2, dtype=torch.bool))
+        _, new_state = objective(policy, reference, without_scores, state)
         assert new_state == state
         expected = DDORM().evaluate(policy, reference, groups, {})
         torch.testing.assert_close(objective.evaluate(policy, reference, groups, new_state).losses, expected.losses)
@@ -207,7 +207,7 @@ def test_an_anchor_to_the_reference(tau):
     ],
     ids=repr,
 )
-def test_what_has_no_score_is_outside_the_choice(objective, unscored):
+def test_candidates_without_a_score_are_left_out(objective, unscored):
     """The loss, its gradient and all metrics are those of the two that have one."""
     policy, _, groups = case([[-1.0, -2.0, -0.5]], [[-4.0, -1.0, unscored]])
     reference = torch.tensor([[[-2.0, -2.5, -0.3]]], dtype=torch.float64)
@@ -228,7 +228,7 @@ def test_what_has_no_score_is_outside_the_choice(objective, unscored):
 
 
 @pytest.mark.parametrize("objective", [DDORM(), DDORM(kl=0.5, tau=0.7, detach_target=False)], ids=repr)
-def test_a_choice_of_one_or_of_none_teaches_nothing(objective):
+def test_one_or_no_candidate_has_no_gradient(objective):
     policy, _, groups = case([[-1.0, -2.0, -0.5]] * 2, [[1.0, 5.0, 2.0]] * 2)
     few = replace(groups, scored=torch.tensor([[False, True, False], [False, False, False]]))
     reference = torch.tensor([[[-2.0, -2.5, -0.3]] * 2], dtype=torch.float64)

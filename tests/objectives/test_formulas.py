@@ -84,7 +84,7 @@ class Case:
         k = range(self.policy.shape[1])
         return [(i, j) for i, j in itertools.product(k, k) if self.groups.better[g, i, j]]
 
-    def own(self, g: int) -> list[int]:
+    def candidates(self, g: int) -> list[int]:
         return [i for i in range(self.policy.shape[1]) if self.groups.mask[g, i]]
 
     def p(self, g: int, i: int) -> float:
@@ -110,16 +110,16 @@ def over_pairs(term):
     """A group's loss: the mean of a term over its preferred pairs; its weight counts where it has any."""
 
     def oracle(case: Case, g: int) -> tuple[float, float]:
-        found = [term(case, g, i, j) for i, j in case.pairs(g)]
-        if not found:
+        terms = [term(case, g, i, j) for i, j in case.pairs(g)]
+        if not terms:
             return 0.0, 0.0
-        return sum(found) / len(found), float(case.groups.weights[g])
+        return sum(terms) / len(terms), float(case.groups.weights[g])
 
     return oracle
 
 
 def rewards_of_pairs(form):
-    """The same for a head or a reward model, whose numbers are the case's rewards."""
+    """`over_pairs` for a head or a reward model, whose numbers are the case's rewards."""
     return over_pairs(lambda c, g, w, b: form(c.reward(g, w), c.reward(g, b)))
 
 
@@ -143,10 +143,10 @@ def orpo_term(case: Case, g: int, w: int, b: int) -> float:
 def ranking(value):
     def oracle(case: Case, g: int) -> tuple[float, float]:
         terms = []
-        for i in case.own(g):
-            others = case.beaten(g, i)
-            if others:
-                terms.append(logsumexp([value(case, g, j) for j in [i, *others]]) - value(case, g, i))
+        for i in case.candidates(g):
+            beaten = case.beaten(g, i)
+            if beaten:
+                terms.append(logsumexp([value(case, g, j) for j in [i, *beaten]]) - value(case, g, i))
         return sum(terms), float(case.groups.weights[g]) if terms else 0.0
 
     return oracle
@@ -154,7 +154,7 @@ def ranking(value):
 
 def s_dpo(case: Case, g: int) -> tuple[float, float]:
     pairs = case.pairs(g)
-    positives = [i for i in case.own(g) if case.beaten(g, i) and not any(j == i for _, j in pairs)]
+    positives = [i for i in case.candidates(g) if case.beaten(g, i) and not any(j == i for _, j in pairs)]
     terms = [
         softplus(logsumexp([0.7 * (case.delta(g, d) - case.delta(g, i)) for d in case.beaten(g, i)])) for i in positives
     ]
@@ -165,7 +165,7 @@ def kto(case: Case, g: int) -> tuple[float, float]:
     borrowed = [(a, i) for a in range(G) for i in range(case.policy.shape[1]) if case.groups.mismatched[a, i]]
     z = max(0.0, sum(case.delta(a, i) for a, i in borrowed) / max(1, len(borrowed)))
     terms = []
-    for i in case.own(g):
+    for i in case.candidates(g):
         label = int(case.groups.labels[g, i])
         if label > 0:
             terms.append(1.5 * (1 - 1 / (1 + math.exp(-0.2 * (case.delta(g, i) - z)))))
@@ -175,36 +175,40 @@ def kto(case: Case, g: int) -> tuple[float, float]:
 
 
 def sft(case: Case, g: int) -> tuple[float, float]:
-    best = [i for i in case.own(g) if not any(j == i for _, j in case.pairs(g)) and int(case.groups.labels[g, i]) >= 0]
+    best = [
+        i
+        for i in case.candidates(g)
+        if not any(j == i for _, j in case.pairs(g)) and int(case.groups.labels[g, i]) >= 0
+    ]
     tokens = sum(case.n(g, i) for i in best)
     return (-sum(case.p(g, i) for i in best) / tokens if tokens else 0.0), float(case.groups.weights[g]) * tokens
 
 
 def ddo_rm(case: Case, g: int) -> tuple[float, float]:
-    used = [i for i in case.own(g) if case.groups.scored[g, i]]
-    if len(used) < 2:
+    scored = [i for i in case.candidates(g) if case.groups.scored[g, i]]
+    if len(scored) < 2:
         return 0.0, 0.0
-    s = {i: case.p(g, i) / case.n(g, i) for i in used}
-    norm = logsumexp([s[i] / 0.5 for i in used])
-    p = {i: math.exp(s[i] / 0.5 - norm) for i in used}
-    expected = sum(p[i] * case.score(g, i) for i in used)
-    q_logits = {i: (s[i] + 2.0 * (case.score(g, i) - expected)) / 0.5 for i in used}
+    s = {i: case.p(g, i) / case.n(g, i) for i in scored}
+    norm = logsumexp([s[i] / 0.5 for i in scored])
+    p = {i: math.exp(s[i] / 0.5 - norm) for i in scored}
+    expected = sum(p[i] * case.score(g, i) for i in scored)
+    q_logits = {i: (s[i] + 2.0 * (case.score(g, i) - expected)) / 0.5 for i in scored}
     q_norm = logsumexp(list(q_logits.values()))
-    return -sum(math.exp(q_logits[i] - q_norm) * (s[i] / 0.5 - norm) for i in used), float(case.groups.weights[g])
+    return -sum(math.exp(q_logits[i] - q_norm) * (s[i] / 0.5 - norm) for i in scored), float(case.groups.weights[g])
 
 
 def rloo(case: Case, g: int) -> tuple[float, float]:
-    used = [i for i in case.own(g) if case.groups.scored[g, i]]
-    if len(used) < 2:
+    scored = [i for i in case.candidates(g) if case.groups.scored[g, i]]
+    if len(scored) < 2:
         return 0.0, 0.0
-    worth = {i: case.score(g, i) - 0.05 * case.delta(g, i) for i in used}
-    advantage = {i: worth[i] - sum(worth[j] for j in used if j != i) / (len(used) - 1) for i in used}
-    return -sum(advantage[i] * case.p(g, i) for i in used) / len(used), float(case.groups.weights[g])
+    worth = {i: case.score(g, i) - 0.05 * case.delta(g, i) for i in scored}
+    advantage = {i: worth[i] - sum(worth[j] for j in scored if j != i) / (len(scored) - 1) for i in scored}
+    return -sum(advantage[i] * case.p(g, i) for i in scored) / len(scored), float(case.groups.weights[g])
 
 
 def regression(case: Case, g: int) -> tuple[float, float]:
-    used = [i for i in case.own(g) if case.groups.scored[g, i]]
-    terms = [(case.reward(g, i) - case.score(g, i)) ** 2 for i in used]
+    scored = [i for i in case.candidates(g) if case.groups.scored[g, i]]
+    terms = [(case.reward(g, i) - case.score(g, i)) ** 2 for i in scored]
     return (sum(terms) / len(terms), float(case.groups.weights[g])) if terms else (0.0, 0.0)
 
 
@@ -255,18 +259,18 @@ def test_equals_the_formula(name, k, seed):
     objective, oracle = {**METHODS, **REWARD_MODELS}[name]
     case = Case(k, objective.needs.references, seed)
     if objective.needs.mismatched and k > 1:
-        own = case.groups.mask.clone()
-        own[:, -1] = False
-        both = own[:, :, None] & own[:, None, :]
+        mask = case.groups.mask.clone()
+        mask[:, -1] = False
+        both = mask[:, :, None] & mask[:, None, :]
         case.groups = replace(
             case.groups,
-            mismatched=~own & case.groups.mask,
-            mask=own,
+            mismatched=~mask & case.groups.mask,
+            mask=mask,
             better=case.groups.better & both,
-            labels=case.groups.labels * own,
+            labels=case.groups.labels * mask,
         )
-    said = case.groups.rewards if name in REWARD_MODELS else case.policy
-    output = objective.evaluate(said, case.reference, case.groups, objective.initial_state(0))
+    model_output = case.groups.rewards if name in REWARD_MODELS else case.policy
+    output = objective.evaluate(model_output, case.reference, case.groups, objective.initial_state(0))
     for g in range(G):
         loss, weight = oracle(case, g)
         assert float(output.losses[g]) == pytest.approx(loss, rel=1e-10, abs=1e-12), g
@@ -302,9 +306,9 @@ class TestAtTheReference:
         whole = torch.ones(G, k, dtype=torch.bool)
         groups = replace(case.groups, better=better, mask=whole, labels=torch.ones(G, k, dtype=torch.int64))
         output, _ = objective(case.policy, case.policy[None], groups, objective.initial_state(0))
-        kept = output.losses[output.weights > 0]
-        torch.testing.assert_close(kept, torch.full_like(kept, value))
-        assert len(kept) > 0
+        losses = output.losses[output.weights > 0]
+        torch.testing.assert_close(losses, torch.full_like(losses, value))
+        assert len(losses) > 0
 
     def test_simpo_of_equal_means(self):
         case = Case(2, 0, 0)
@@ -381,12 +385,12 @@ class TestIdentities:
     def test_heads_are_least_where_the_paper_says(self):
         e = 0.1
         best = math.log((1 - e) / e)
-        at = torch.tensor([[best, -best]], dtype=torch.float64, requires_grad=True)
+        minimum = torch.tensor([[best, -best]], dtype=torch.float64, requires_grad=True)
         apart = torch.tensor([[best + 7.0, 7.0]], dtype=torch.float64, requires_grad=True)
         case = Case(2, 0, 0)
         one = Groups(**{name: value[:1] for name, value in vars(case.groups).items()})
         one = replace(one, better=torch.tensor([[[False, True], [False, False]]]))
-        for form, rewards in (("separable", at), ("contrastive", apart)):
+        for form, rewards in (("separable", minimum), ("contrastive", apart)):
             output = PreferenceHead(form, e).output(case.policy[:1], case.reference, replace(one, rewards=rewards))
             (gradient,) = torch.autograd.grad(output.losses.sum(), rewards)
             assert gradient.abs().max() < 1e-12

@@ -1,4 +1,4 @@
-"""What each method logs, by hand."""
+"""The metrics of every method, by hand."""
 
 from __future__ import annotations
 
@@ -75,32 +75,32 @@ def means(output) -> dict[str, float]:
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_rewards_are_beta_times_log_ratios(groups, objective, scale, per_token):
-    found = means(objective.evaluate(POLICY, REFERENCE, groups, {}))
+    metrics = means(objective.evaluate(POLICY, REFERENCE, groups, {}))
     r = scale * (DELTA / groups.tokens if per_token else DELTA)
     chosen = float((r[0, 0] + r[1, 0]) / 2)
     rejected = float(((r[0, 1] + r[0, 2]) / 2 + r[1, 2]) / 2)
-    assert found["rewards/chosen"] == pytest.approx(chosen)
-    assert found["rewards/rejected"] == pytest.approx(rejected)
-    assert found["rewards/margins"] == pytest.approx(chosen - rejected)
-    assert found["logps/chosen"] == pytest.approx(-3.0)
-    assert found["logps/rejected"] == pytest.approx((-7.5 - 8) / 2)
+    assert metrics["rewards/chosen"] == pytest.approx(chosen)
+    assert metrics["rewards/rejected"] == pytest.approx(rejected)
+    assert metrics["rewards/margins"] == pytest.approx(chosen - rejected)
+    assert metrics["logps/chosen"] == pytest.approx(-3.0)
+    assert metrics["logps/rejected"] == pytest.approx((-7.5 - 8) / 2)
 
 
 @pytest.mark.parametrize(("objective", "scale"), [(SimPO(2.0), 2.0), (ORPO(0.3), 0.3)], ids=["simpo", "orpo"])
 def test_without_a_reference_rewards_are_of_log_probs_per_token(groups, objective, scale):
-    found = means(objective.evaluate(POLICY, REFERENCE[:0], groups, {}))
+    metrics = means(objective.evaluate(POLICY, REFERENCE[:0], groups, {}))
     means_ = POLICY / groups.tokens
     chosen, rejected = (means_[0, 0] + means_[1, 0]) / 2, ((means_[0, 1] + means_[0, 2]) / 2 + means_[1, 2]) / 2
-    assert found["rewards/chosen"] == pytest.approx(float(scale * chosen))
-    assert found["rewards/rejected"] == pytest.approx(float(scale * rejected))
+    assert metrics["rewards/chosen"] == pytest.approx(float(scale * chosen))
+    assert metrics["rewards/rejected"] == pytest.approx(float(scale * rejected))
 
 
 def test_s_dpo_is_right_above_all_negatives(groups):
     """By pairs it would be right in 3 of 4; the positive of the second group is not above its hardest negative."""
     second = groups.better.clone()
     second[1] = torch.tensor([[False, True, True], [False, False, False], [False, False, False]])
-    found = means(SDPO().evaluate(POLICY, REFERENCE, replace(groups, better=second), {}))
-    assert found["rewards/accuracies"] == pytest.approx(0.5)
+    metrics = means(SDPO().evaluate(POLICY, REFERENCE, replace(groups, better=second), {}))
+    assert metrics["rewards/accuracies"] == pytest.approx(0.5)
 
 
 def test_s_dpo_accuracy_is_a_mean_over_a_groups_positives(compared):
@@ -110,28 +110,28 @@ def test_s_dpo_accuracy_is_a_mean_over_a_groups_positives(compared):
     better[1, 0, 1] = better[1, 0, 2] = better[1, 1, 2] = True
     better[2, 0, 1] = better[2, 0, 2] = True
     rewards = torch.tensor([[1.0, -1.0, 0.5, 0.0], [3.0, 2.0, 1.0, 9.0], [1.0, 1.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
-    found = SDPO(1.0).output(rewards, torch.zeros(1, 4, 4), compared(better)).metrics["rewards/accuracies"]
-    assert float(found.total) == 1.5
-    assert float(found.count) == 3
+    metrics = SDPO(1.0).output(rewards, torch.zeros(1, 4, 4), compared(better)).metrics["rewards/accuracies"]
+    assert float(metrics.total) == 1.5
+    assert float(metrics.count) == 3
 
 
 @pytest.mark.parametrize(("average", "expected"), [("groups", "groups"), ("pairs", "pairs")])
 def test_rpo_likelihood_is_per_token_of_each_chosen_response(groups, average, expected):
     """The first group's chosen response in two pairs, the second's in one: as the loss averages."""
     metrics = means(RPO(0.2, 0.5, average).evaluate(POLICY, REFERENCE, groups, {}))
-    first, second = -float(POLICY[0, 0] / groups.tokens[0, 0]), -float(POLICY[1, 0] / groups.tokens[1, 0])
+    first_nll, second_nll = -float(POLICY[0, 0] / groups.tokens[0, 0]), -float(POLICY[1, 0] / groups.tokens[1, 0])
     weights = groups.weights.tolist()
     counts = [weights[0] * (2 if expected == "pairs" else 1), weights[1]]
-    assert metrics["nll_loss"] == pytest.approx((counts[0] * first + counts[1] * second) / sum(counts))
+    assert metrics["nll_loss"] == pytest.approx((counts[0] * first_nll + counts[1] * second_nll) / sum(counts))
 
 
 def test_kto(groups):
     """Desirable: 0 of the first, 0 and 1 of the second; undesirable: 1 of the first, 2 of the second."""
-    own = groups.mask.clone()
-    own[0, 2] = False
-    given = replace(groups, mask=own, mismatched=~own)
-    found = means(KTO(0.2).evaluate(POLICY, REFERENCE, given, {}))
-    assert found == pytest.approx(
+    mask = groups.mask.clone()
+    mask[0, 2] = False
+    mismatched_groups = replace(groups, mask=mask, mismatched=~mask)
+    metrics = means(KTO(0.2).evaluate(POLICY, REFERENCE, mismatched_groups, {}))
+    assert metrics == pytest.approx(
         {
             "rewards/chosen": 0.2 * (1 + 1 + 3) / 3,
             "rewards/rejected": 0.2 * (-1 - 6) / 2,
@@ -144,21 +144,21 @@ def test_kto(groups):
 
 @pytest.mark.parametrize("objective", [BradleyTerry(), PlackettLuceReward(), RewardRegression()], ids=lambda o: o.name)
 def test_reward_models_log_their_own_rewards(groups, objective):
-    found = means(objective.evaluate(groups.rewards, REFERENCE[:0], groups, {}))
-    assert found["rewards/chosen"] == pytest.approx((2 + 0) / 2)
-    assert found["rewards/rejected"] == pytest.approx(((1 + 3) / 2 - 1) / 2)
-    assert found["rewards/accuracies"] == pytest.approx((0.5 + 1) / 2)
-    assert not any(name.startswith("logps") for name in found)
+    metrics = means(objective.evaluate(groups.rewards, REFERENCE[:0], groups, {}))
+    assert metrics["rewards/chosen"] == pytest.approx((2 + 0) / 2)
+    assert metrics["rewards/rejected"] == pytest.approx(((1 + 3) / 2 - 1) / 2)
+    assert metrics["rewards/accuracies"] == pytest.approx((0.5 + 1) / 2)
+    assert not any(name.startswith("logps") for name in metrics)
     if objective.name == "reward_regression":
-        assert found["score/error"] == pytest.approx((1 + 0 + 1 + 0 + 2 + 2) / 6)
+        assert metrics["score/error"] == pytest.approx((1 + 0 + 1 + 0 + 2 + 2) / 6)
 
 
 def test_a_head_logs_rewards_not_losses(groups):
-    found = means(PreferenceHead().evaluate(POLICY, REFERENCE[:0], groups, {}))
-    assert found["head/chosen"] == pytest.approx(1.0)
-    assert found["head/margins"] == pytest.approx(((1 - 1) / 2 + 1) / 2)
-    assert found["logps/chosen"] == pytest.approx(-3.0)
-    assert not any(name.startswith("rewards/") for name in found)
+    metrics = means(PreferenceHead().evaluate(POLICY, REFERENCE[:0], groups, {}))
+    assert metrics["head/chosen"] == pytest.approx(1.0)
+    assert metrics["head/margins"] == pytest.approx(((1 - 1) / 2 + 1) / 2)
+    assert metrics["logps/chosen"] == pytest.approx(-3.0)
+    assert not any(name.startswith("rewards/") for name in metrics)
 
 
 def test_a_model_without_a_head_is_refused(groups):
@@ -167,12 +167,12 @@ def test_a_model_without_a_head_is_refused(groups):
 
 
 def test_rloo(groups):
-    found = means(RLOO(0.5).evaluate(POLICY, REFERENCE, groups, {}))
+    metrics = means(RLOO(0.5).evaluate(POLICY, REFERENCE, groups, {}))
     returns = groups.scores - 0.5 * DELTA
     advantages = (returns - returns.mean(1, keepdim=True)) * 1.5
-    assert found["reward"] == pytest.approx(2.0)
-    assert found["kl"] == pytest.approx(float(DELTA.mean()))
-    assert found["advantage/squared"] == pytest.approx(float((advantages**2).mean()))
+    assert metrics["reward"] == pytest.approx(2.0)
+    assert metrics["kl"] == pytest.approx(float(DELTA.mean()))
+    assert metrics["advantage/squared"] == pytest.approx(float((advantages**2).mean()))
 
 
 def test_rloo_gradient_is_minus_the_advantage(groups):
@@ -185,12 +185,12 @@ def test_rloo_gradient_is_minus_the_advantage(groups):
 
 def test_ddo_rm_accuracy_is_of_its_scores(groups):
     """Per token: -2, -3, -1.5 and -2, -1, -2: right once in two pairs, and a tie, which is not right."""
-    found = means(DDORM().evaluate(POLICY, REFERENCE[:0], groups, {}))
-    assert found["rewards/accuracies"] == pytest.approx((0.5 + 0) / 2)
+    metrics = means(DDORM().evaluate(POLICY, REFERENCE[:0], groups, {}))
+    assert metrics["rewards/accuracies"] == pytest.approx((0.5 + 0) / 2)
 
 
 def ddo_rm_metrics(policy, groups, eta: float, tau: float) -> dict[str, float]:
-    """All of them in plain numbers, of the scored candidates; pairs are those of the data."""
+    """DDO-RM's metrics in plain numbers, of the scored candidates; pairs are those of the data."""
     totals: dict[str, list[float]] = {}
     for g in range(len(policy)):
         s = {i: float(policy[g, i]) / int(groups.tokens[g, i]) for i in range(3) if groups.mask[g, i]}
@@ -204,7 +204,7 @@ def ddo_rm_metrics(policy, groups, eta: float, tau: float) -> dict[str, float]:
         p = {i: math.exp(s[i] / tau) for i in r}
         q = {i: p[i] * math.exp(eta * r[i] / tau) for i in r}
         p, q = ({i: x / sum(d.values()) for i, x in d.items()} for d in (p, q))
-        found = {
+        metrics = {
             "expected_reward": sum(p[i] * r[i] for i in r),
             "target_reward": sum(q[i] * r[i] for i in r),
             "entropy": -sum(p[i] * math.log(p[i]) for i in r),
@@ -212,7 +212,7 @@ def ddo_rm_metrics(policy, groups, eta: float, tau: float) -> dict[str, float]:
             "kl": sum(q[i] * math.log(q[i] / p[i]) for i in r),
             "top1": float(r[max(r, key=lambda i: s[i])] == max(r.values())),
         }
-        for name, value in found.items():
+        for name, value in metrics.items():
             totals.setdefault(f"ddo_rm/{name}", []).append(value)
     return {name: sum(values) / len(values) for name, values in totals.items()}
 
@@ -234,7 +234,7 @@ def test_ddo_rm_metrics_of_partly_scored_groups():
     ]
     policy = torch.tensor([row[0] for row in rows], dtype=torch.float64)
     mask = ~policy.isnan()
-    given = Groups(
+    partly_scored = Groups(
         mask=mask,
         tokens=torch.tensor([[2, 3, 4], [2, 2, 0], [1, 2, 3], [4, 1, 1], [1, 1, 1], [1, 1, 1], [2, 2, 4]]),
         better=better,
@@ -243,31 +243,31 @@ def test_ddo_rm_metrics_of_partly_scored_groups():
         labels=torch.zeros(7, 3, dtype=torch.int64),
         weights=torch.ones(7),
     )
-    expected = ddo_rm_metrics(policy, given, eta=1.5, tau=0.5)
+    expected = ddo_rm_metrics(policy, partly_scored, eta=1.5, tau=0.5)
     assert len(expected) == 7
     assert expected["ddo_rm/top1"] == pytest.approx(3 / 5)
     assert expected["rewards/accuracies"] == pytest.approx((2 / 3 + 0 + 1 + 0 + 1 / 2) / 5)
-    found = means(DDORM(eta=1.5, tau=0.5).evaluate(policy, REFERENCE[:0], given, {}))
-    assert found == pytest.approx(expected, rel=1e-7)
+    metrics = means(DDORM(eta=1.5, tau=0.5).evaluate(policy, REFERENCE[:0], partly_scored, {}))
+    assert metrics == pytest.approx(expected, rel=1e-7)
 
 
 def test_beta_dpo(groups):
     output, _ = BetaDPO(0.2, keep=1.0)(POLICY, REFERENCE, groups, BetaDPO().initial_state(0))
-    found = means(output)
+    metrics = means(output)
     gaps = torch.tensor([2.0, 0.5, 7.0])
-    assert found["beta_dpo/mean"] == pytest.approx(float(gaps.mean()))
-    assert found["beta_dpo/deviation"] == pytest.approx(float(gaps.std()))
-    assert found["beta_dpo/kept"] == 1.0
-    assert found["rewards/margins"] == pytest.approx(0.2 * (1.25 + 7) / 2)
+    assert metrics["beta_dpo/mean"] == pytest.approx(float(gaps.mean()))
+    assert metrics["beta_dpo/deviation"] == pytest.approx(float(gaps.std()))
+    assert metrics["beta_dpo/kept"] == 1.0
+    assert metrics["rewards/margins"] == pytest.approx(0.2 * (1.25 + 7) / 2)
 
 
 def test_multi_reference_weights_and_clipping(groups):
     """The second reference is far above the first: all its log-probs of the pairs are clipped."""
     both = torch.cat([REFERENCE, REFERENCE / 100])
-    found = means(MultiReference(weighting="fixed", weights=(0.25, 0.75)).evaluate(POLICY, both, groups, {}))
-    assert found["multi_reference/weight_0"] == 0.25
-    assert found["multi_reference/weight_1"] == 0.75
-    assert found["multi_reference/clipped"] == 0.5
+    metrics = means(MultiReference(weighting="fixed", weights=(0.25, 0.75)).evaluate(POLICY, both, groups, {}))
+    assert metrics["multi_reference/weight_0"] == 0.25
+    assert metrics["multi_reference/weight_1"] == 0.75
+    assert metrics["multi_reference/clipped"] == 0.5
 
 
 @pytest.mark.parametrize(

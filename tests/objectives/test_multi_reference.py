@@ -45,14 +45,14 @@ def plain_loss(objective: MultiReference, policy, reference, weights) -> list[fl
                 return sum(w * table[y] for w, table in zip(a, logs, strict=True))
             return -math.log(sum(w * math.exp(-table[y]) for w, table in zip(a, logs, strict=True)))
 
-        def of(chosen, rejected, g=g):
+        def pair_loss_of(chosen, rejected, g=g):
             h = (float(policy[g, 0]) - chosen) - (float(policy[g, 1]) - rejected)
             return math.log1p(math.exp(-objective.beta * h))
 
         if objective.mixture == "multi_loss":
-            losses.append(sum(w * of(*table) for w, table in zip(a, logs, strict=True)))
+            losses.append(sum(w * pair_loss_of(*table) for w, table in zip(a, logs, strict=True)))
         else:
-            losses.append(of(mixed(0), mixed(1)))
+            losses.append(pair_loss_of(mixed(0), mixed(1)))
     return losses
 
 
@@ -94,8 +94,8 @@ def test_rewards_are_beta_times_what_the_policy_adds_to_the_mixture(mixture):
             else:
                 mixed = sum(a * log for a, log in zip(weights, logs, strict=True))
             rewards.append(0.2 * (float(policy[g, y]) - mixed))
-        told = output.metrics[f"rewards/{side}"]
-        assert float(told.total / told.count) == pytest.approx(sum(rewards) / 4, rel=1e-10)
+        metric = output.metrics[f"rewards/{side}"]
+        assert float(metric.total / metric.count) == pytest.approx(sum(rewards) / 4, rel=1e-10)
 
 
 def test_a_reference_of_no_weight_is_not_there():
@@ -109,9 +109,9 @@ def test_a_reference_of_no_weight_is_not_there():
 def test_adaptive_weights_by_hand():
     """Gaps 1 and 3 give a quarter and three; no gap at all gives each the same."""
     chosen, rejected = torch.tensor([[-4.0, -7.0], [-9.0, -7.0]]), torch.tensor([[-5.0, -7.0], [-6.0, -7.0]])
-    found = weighting.adaptive(chosen, rejected)
-    assert found[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-5)
-    assert found[:, 1].tolist() == [0.5, 0.5]
+    weights = weighting.adaptive(chosen, rejected)
+    assert weights[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-5)
+    assert weights[:, 1].tolist() == [0.5, 0.5]
 
 
 def test_adaptive_weights_are_each_pairs_own():
@@ -121,8 +121,8 @@ def test_adaptive_weights_are_each_pairs_own():
     objective = MultiReference(0.2, "geometric", "adaptive", trust_region=None)
     output = objective.evaluate(policy, reference, groups, {})
     assert output.losses.tolist() == pytest.approx(plain_loss(objective, policy, reference, weights), rel=1e-10)
-    told = [float(output.metrics[f"multi_reference/weight_{k}"].total / 4) for k in range(3)]
-    assert told == pytest.approx([sum(row[k] for row in weights) / 4 for k in range(3)])
+    means = [float(output.metrics[f"multi_reference/weight_{k}"].total / 4) for k in range(3)]
+    assert means == pytest.approx([sum(row[k] for row in weights) / 4 for k in range(3)])
 
 
 def test_per_token_mixing_divides_all_by_the_policys_tokens():
@@ -151,11 +151,11 @@ def authors_loss(policy, primary, second, beta=0.1, eta=0.1):
 
 
 class TestAuthorsWeights:
-    @pytest.mark.parametrize("spread", [0.02, 0.3])
-    def test_equals_the_authors_code(self, spread):
+    @pytest.mark.parametrize("scale", [0.02, 0.3])
+    def test_equals_the_authors_code(self, scale):
         """Their default: harmonic, adaptive, clipped to a tenth; the second reference near the primary, and far off."""
         policy, reference, groups = case(n=40, r=2)
-        reference[1] = reference[0] * (1 + spread * torch.randn(40, 2).double())
+        reference[1] = reference[0] * (1 + scale * torch.randn(40, 2).double())
         output = MultiReference(weighting="authors_weights").evaluate(policy, reference, groups, {})
         rows = [[tuple(table[g].tolist()) for table in (policy, *reference)] for g in range(40)]
         assert output.losses.tolist() == pytest.approx([authors_loss(*row) for row in rows], abs=1e-9, rel=0)
@@ -197,16 +197,16 @@ class TestTrustRegion:
         """l_1 = (-10, -20), l_2 = (-30, -21): b = (-20, -20.5), shares .1 * 20 / 40.5 and .1 * 20.5 / 40.5."""
         tables = torch.tensor([[-10.0, -20.0], [-30.0, -21.0]]).double()
         chosen, rejected = (tables[:, y].view(2, 1, 1, 1) for y in (0, 1))
-        (kept, other), clipped = clip(chosen, rejected, 0.1, "adaptive")
-        assert kept.flatten().tolist() == pytest.approx([-10.0, -10.0 * (1 + 0.1 * 20 / 40.5)])
+        (clipped_chosen, other), clipped = clip(chosen, rejected, 0.1, "adaptive")
+        assert clipped_chosen.flatten().tolist() == pytest.approx([-10.0, -10.0 * (1 + 0.1 * 20 / 40.5)])
         assert other.flatten().tolist() == pytest.approx([-20.0, -21.0])  # within 20 (1 + .0506) = 21.01
         assert clipped.flatten().tolist() == [False, True]
 
     def test_a_fixed_radius_and_the_near_side(self):
         tables = torch.tensor([[-10.0, -20.0], [-5.0, -40.0]]).double()
         chosen, rejected = (tables[:, y].view(2, 1, 1, 1) for y in (0, 1))
-        (kept, other), clipped = clip(chosen, rejected, 0.1, "fixed")
-        assert kept.flatten().tolist() == pytest.approx([-10.0, -9.0])
+        (clipped_chosen, other), clipped = clip(chosen, rejected, 0.1, "fixed")
+        assert clipped_chosen.flatten().tolist() == pytest.approx([-10.0, -9.0])
         assert other.flatten().tolist() == pytest.approx([-20.0, -22.0])
         assert clipped.flatten().tolist() == [False, True]
 
@@ -220,11 +220,11 @@ class TestTrustRegion:
     def test_adaptive_weights_are_of_what_was_before_clipping(self):
         policy, reference, groups = case()
         free = MultiReference(weighting="adaptive", trust_region=None).evaluate(policy, reference, groups, {})
-        bound = MultiReference(weighting="adaptive", trust_region=0.01).evaluate(policy, reference, groups, {})
+        clipped = MultiReference(weighting="adaptive", trust_region=0.01).evaluate(policy, reference, groups, {})
         for k in range(3):
             name = f"multi_reference/weight_{k}"
-            torch.testing.assert_close(free.metrics[name].total, bound.metrics[name].total)
-        assert not torch.allclose(free.losses, bound.losses)
+            torch.testing.assert_close(free.metrics[name].total, clipped.metrics[name].total)
+        assert not torch.allclose(free.losses, clipped.losses)
 
 
 class TestOfflineWeights:
@@ -269,14 +269,14 @@ class TestOfflineWeights:
         objective = MultiReference(0.2, "geometric", name, trust_region=None)
         state = objective.fit(reference, groups, objective.initial_state(0))
         assert float(state["weights"].sum()) == pytest.approx(1.0)
-        output, after = objective(policy, reference, groups, state)
-        assert torch.equal(after["weights"], state["weights"])
+        output, new_state = objective(policy, reference, groups, state)
+        assert torch.equal(new_state["weights"], state["weights"])
         expected = plain_loss(objective, policy, reference, state["weights"].tolist())
         assert output.losses.tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def margins_like(right: float, n: int, draw: torch.Generator) -> torch.Tensor:
-    """[1, n] margins of a reference that orders a pair right with this probability."""
+    """Margins [1, n] of a reference that orders a pair right with this probability."""
     correct = torch.rand(n, generator=draw) < right
     return torch.where(correct, 1.0, -1.0).double()[None]
 
@@ -286,14 +286,14 @@ class TestSlidingWindow:
         objective = MultiReference(0.2, "geometric", "sliding_window", trust_region=None, window=2)
         policy, reference, groups = case()
         state = objective.fit(reference, groups, objective.initial_state(0))
-        output, after = objective(policy, reference, groups, state)
+        output, new_state = objective(policy, reference, groups, state)
         expected = plain_loss(objective, policy, reference, [1 / 3] * 3)
         assert output.losses.tolist() == pytest.approx(expected, rel=1e-9)
-        assert int(after["filled"]) == 1
+        assert int(new_state["filled"]) == 1
         means = weighting.pair_margins(reference, groups).mean(1)
-        torch.testing.assert_close(after["window"][0], means)
+        torch.testing.assert_close(new_state["window"][0], means)
         torch.testing.assert_close(
-            bandits.window_weights(after), means.clamp(min=0) / means.clamp(min=0).sum().clamp(min=1e-30)
+            bandits.window_weights(new_state), means.clamp(min=0) / means.clamp(min=0).sum().clamp(min=1e-30)
         )
 
     def test_it_tracks_a_switch(self):
@@ -334,15 +334,15 @@ class TestThompson:
         policy, reference, groups = case()
         objective = MultiReference(weighting="thompson", trust_region=None)
         state = objective.fit(reference, groups, objective.initial_state(7))
-        first, after = objective(policy, reference, groups, state)
+        output, new_state = objective(policy, reference, groups, state)
         other, _ = objective(policy - 3, reference.flip(0), groups, state)
-        name = [n for n in first.metrics if "weight" in n and float(first.metrics[n].total) > 0]
+        name = [n for n in output.metrics if "weight" in n and float(output.metrics[n].total) > 0]
         assert name == [n for n in other.metrics if "weight" in n and float(other.metrics[n].total) > 0]
         pulled = int(name[0][-1])
         margins = weighting.pair_margins(reference, groups)[pulled]
-        assert float(after["successes"][pulled]) == float((margins > 0).sum())
-        assert float(after["successes"].sum() + after["failures"].sum()) == 4
-        assert int(after["step"]) == 1
+        assert float(new_state["successes"][pulled]) == float((margins > 0).sum())
+        assert float(new_state["successes"].sum() + new_state["failures"].sum()) == 4
+        assert int(new_state["step"]) == 1
 
     def test_draws_follow_the_posterior(self):
         """Beta(3, 1) against Beta(1, 1): the first is drawn larger with probability 3/4."""
@@ -366,11 +366,11 @@ class TestThompson:
             "successes": torch.tensor([3.0, 1.0, 0.0]).double(),
             "failures": torch.tensor([1.0, 2.0, 0.0]).double(),
         }
-        found = [
+        draws = [
             bandits.thompson_draw({**counts, "seed": torch.tensor(seed), "step": torch.tensor(step)})
             for step in range(12)
         ]
-        assert found == pulled
+        assert draws == pulled
 
     def test_evaluation_uses_the_best_posterior_mean(self):
         """Means 13/26, 10/12 and 1/2: the second, though the first was right more often."""
@@ -392,14 +392,14 @@ class TestThompson:
             "seed": torch.tensor(0),
         }
         margins = torch.tensor([[0.0] * 5, [1.0, -1.0, -2.0, 3.0, 0.0]]).double()
-        after = bandits.thompson_after(state, 1, margins, 0.5)
-        assert after["successes"].tolist() == [4.0, 2.0]
-        assert after["failures"].tolist() == [1.0, 5.0]
+        new_state = bandits.thompson_after(state, 1, margins, 0.5)
+        assert new_state["successes"].tolist() == [4.0, 2.0]
+        assert new_state["failures"].tolist() == [1.0, 5.0]
 
 
 class TestRefuses:
     @pytest.mark.parametrize(
-        ("fields", "found"),
+        ("fields", "message"),
         [
             ({"weighting": "fixed", "weights": (0.5, 0.4)}, "a sum of 1"),
             ({"weighting": "fixed", "weights": (0.0, 0.0)}, "at least one above 0"),
@@ -414,8 +414,8 @@ class TestRefuses:
             ({"beta": 0.0}, "beta"),
         ],
     )
-    def test_hyper_parameters(self, fields, found):
-        with pytest.raises(ValueError, match=found):
+    def test_hyper_parameters(self, fields, message):
+        with pytest.raises(ValueError, match=message):
             MultiReference(**fields)
 
     def test_weights_for_another_number_of_references(self):
@@ -442,7 +442,7 @@ def test_groups_with_more_candidates_average_their_pairs():
     torch.testing.assert_close(objective.evaluate(policy, reference, groups, {}).losses, expected.losses)
 
 
-def pair_loss(objective: MultiReference, own: tuple[float, float], sides: list[tuple[float, float]]) -> float:
+def pair_loss(objective: MultiReference, policy_pair: tuple[float, float], sides: list[tuple[float, float]]) -> float:
     """The loss of one pair in plain numbers: (preferred, other) of the policy, and of each reference."""
     r, beta = len(sides), objective.beta
     if objective.weighting == "adaptive":
@@ -471,9 +471,9 @@ def pair_loss(objective: MultiReference, own: tuple[float, float], sides: list[t
         return -max(terms) - math.log(sum(math.exp(term - max(terms)) for term in terms))
 
     if objective.mixture == "multi_loss":
-        hs = [(own[0] - w) - (own[1] - b) for w, b in bounded]
+        hs = [(policy_pair[0] - w) - (policy_pair[1] - b) for w, b in bounded]
         return sum(weight * nls(beta * h) for weight, h in zip(a, hs, strict=True))
-    return nls(beta * ((own[0] - mixed(0)) - (own[1] - mixed(1))))
+    return nls(beta * ((policy_pair[0] - mixed(0)) - (policy_pair[1] - mixed(1))))
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 16])
@@ -488,14 +488,14 @@ def test_equals_the_formula_whatever_the_sizes(compared, k, r, mixture, region, 
     objective = MultiReference(0.2, mixture, weighting, weights, trust_region=region[0], radius=region[1])
     policy = -torch.rand(3, k, dtype=torch.float64) * 40 - 1
     # References near the first and far from it: some are clipped and some are not.
-    first = -torch.rand(1, 3, k, dtype=torch.float64) * 40 - 1
-    reference = first * (1 + torch.randn(r, 3, k, dtype=torch.float64) * 0.08 * (torch.arange(r) > 0)[:, None, None])
+    primary = -torch.rand(1, 3, k, dtype=torch.float64) * 40 - 1
+    reference = primary * (1 + torch.randn(r, 3, k, dtype=torch.float64) * 0.08 * (torch.arange(r) > 0)[:, None, None])
     ranked = torch.rand(3, k).argsort(1)
     better = (ranked[:, :, None] < ranked[:, None, :]) & (torch.rand(3, k, k) < 0.8)
     groups = replace(compared(better), tokens=torch.randint(1, 30, (3, k)))
     output = objective.evaluate(policy, reference, groups, {})
     for g in range(3):
-        found = [
+        pair_losses = [
             pair_loss(
                 objective,
                 (float(policy[g, i]), float(policy[g, j])),
@@ -503,15 +503,15 @@ def test_equals_the_formula_whatever_the_sizes(compared, k, r, mixture, region, 
             )
             for i, j in better[g].nonzero().tolist()
         ]
-        expected = sum(found) / len(found) if found else 0.0
+        expected = sum(pair_losses) / len(pair_losses) if pair_losses else 0.0
         assert float(output.losses[g]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
         # Each group weighs the same, however many pairs it has.
-        assert float(output.weights[g]) == (1.0 if found else 0.0)
+        assert float(output.weights[g]) == (1.0 if pair_losses else 0.0)
 
 
 @pytest.mark.parametrize("weighting", ["sliding_window", "thompson", "validation_margin"])
 def test_gradient_of_a_training_step_by_finite_differences(weighting):
-    """What is remembered moves with the step, and has no part in its gradient."""
+    """The state changes with the step, and has no part in its gradient."""
     policy, reference, groups = case()
     objective = MultiReference(0.2, "geometric", weighting)
     state = objective.fit(reference, groups, objective.initial_state(3))

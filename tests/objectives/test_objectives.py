@@ -22,7 +22,7 @@ from penchant.objectives import (
     OBJECTIVES,
     SFT,
     BradleyTerry,
-    Fitted,
+    FittedObjective,
     Groups,
     MultiReference,
     Needs,
@@ -78,7 +78,7 @@ def random_case(g: int, k: int, r: int, seed: int):
 
 
 def full_case(objective: Objective, g: int, k: int, seed: int, size: float = 50.0):
-    """All that any objective may need: scores, labels, a head's rewards, a mismatched candidate in the last slot."""
+    """A case with all that any objective may need: scores, labels, a head's rewards, a mismatched last candidate."""
     policy, reference, groups = random_case(g, k, references(objective), seed)
     groups = dataclasses.replace(
         groups,
@@ -88,11 +88,11 @@ def full_case(objective: Objective, g: int, k: int, seed: int, size: float = 50.
         rewards=torch.randn(g, k, dtype=torch.float64) if objective.needs.head else None,
     )
     if objective.needs.mismatched:
-        own = torch.ones(g, k, dtype=torch.bool)
-        own[:, -1] = False
-        pairs = own[:, :, None] & own[:, None, :]
+        mask = torch.ones(g, k, dtype=torch.bool)
+        mask[:, -1] = False
+        pairs = mask[:, :, None] & mask[:, None, :]
         groups = dataclasses.replace(
-            groups, mask=own, mismatched=~own, better=groups.better & pairs, labels=groups.labels * own
+            groups, mask=mask, mismatched=~mask, better=groups.better & pairs, labels=groups.labels * mask
         )
     return policy * size / 50, reference * size / 50, groups
 
@@ -103,7 +103,7 @@ def references(objective: Objective) -> int:
 
 def state_of(objective: Objective, reference, groups):
     state = objective.initial_state(0)
-    return objective.fit(reference, groups, state) if isinstance(objective, Fitted) else state
+    return objective.fit(reference, groups, state) if isinstance(objective, FittedObjective) else state
 
 
 def evaluate(objective: Objective, case):
@@ -149,23 +149,23 @@ class TestEveryObjective:
             pytest.skip("a part of this loss is detached by definition; its own test holds that part fixed")
         case = full_case(objective, 3, k, 0, size=5.0)
         policy, reference, groups = case
-        said = differentiated(objective, case).requires_grad_()
+        model_output = differentiated(objective, case).requires_grad_()
         state = state_of(objective, reference, groups)
-        # What is not in the mask may enter through a detached statistic only (KTO's z).
-        learnt, fixed = groups.mask, said.detach().clone()
+        # Candidates outside the mask may enter through a detached statistic only (KTO's z).
+        mask, constant = groups.mask, model_output.detach().clone()
 
         def loss(values):
-            given = torch.where(learnt, values, fixed)
-            facts_given = dataclasses.replace(groups, rewards=given) if objective.needs.head else groups
-            of_policy = policy if objective.needs.head else given
-            return objective.evaluate(of_policy, reference, facts_given, state).loss.total
+            masked_values = torch.where(mask, values, constant)
+            new_groups = dataclasses.replace(groups, rewards=masked_values) if objective.needs.head else groups
+            new_policy = policy if objective.needs.head else masked_values
+            return objective.evaluate(new_policy, reference, new_groups, state).loss.total
 
-        assert torch.autograd.gradcheck(loss, (said,))
+        assert torch.autograd.gradcheck(loss, (model_output,))
 
     def test_masked_slots_change_nothing(self, objective):
         check_masked_slots(objective)
 
-    def test_what_has_no_score_teaches_nothing(self, objective):
+    def test_candidates_without_a_score_change_nothing(self, objective):
         """A candidate without a score, in no pair: the rest learns as if it were not there, whatever it holds."""
         if not objective.needs.scores:
             pytest.skip("it learns from no scores")
@@ -191,18 +191,18 @@ class TestEveryObjective:
         case = full_case(objective, 5, k, seed)
         policy, reference, groups = case
         g, c = torch.randperm(5), torch.randperm(k)
-        turned = policy[g][:, c], reference[:, g][..., c], reordered(groups, g, c)
-        one, two = evaluate(objective, case), evaluate(objective, turned)
+        reordered_case = policy[g][:, c], reference[:, g][..., c], reordered(groups, g, c)
+        one, two = evaluate(objective, case), evaluate(objective, reordered_case)
         torch.testing.assert_close(two.losses, one.losses[g])
         torch.testing.assert_close(two.weights, one.weights[g])
         for name, value in one.metrics.items():
             torch.testing.assert_close(two.metrics[name].total, value.total)
         # In training too, but for beta-DPO's draw, which follows the place of a pair in the batch.
         method = dataclasses.replace(objective, keep=1.0) if objective.name == "beta_dpo" else objective
-        first, _ = method(policy, reference, groups, state_of(method, reference, groups))
-        second, _ = method(*turned, state_of(method, turned[1], turned[2]))
-        torch.testing.assert_close(second.losses, first.losses[g])
-        torch.testing.assert_close(second.loss.total, first.loss.total)
+        output, _ = method(policy, reference, groups, state_of(method, reference, groups))
+        reordered_output, _ = method(*reordered_case, state_of(method, reordered_case[1], reordered_case[2]))
+        torch.testing.assert_close(reordered_output.losses, output.losses[g])
+        torch.testing.assert_close(reordered_output.loss.total, output.loss.total)
 
     def test_shards_add_up(self, objective):
         if objective.coupled:
@@ -212,8 +212,8 @@ class TestEveryObjective:
         whole, _ = objective(policy, reference, groups, state)
         parts = []
         for part in (slice(0, 1), slice(1, 6)):
-            own = Groups(**{name: None if value is None else value[part] for name, value in vars(groups).items()})
-            parts.append(objective(policy[part], reference[:, part], own, state)[0])
+            shard = Groups(**{name: None if value is None else value[part] for name, value in vars(groups).items()})
+            parts.append(objective(policy[part], reference[:, part], shard, state)[0])
         for name, value in {"loss": whole.loss, **whole.metrics}.items():
             sums = [{"loss": p.loss, **p.metrics}[name] for p in parts]
             torch.testing.assert_close(sum(s.total for s in sums), value.total)
@@ -229,16 +229,16 @@ class TestEveryObjective:
         groups = dataclasses.replace(groups, better=groups.better | ranked(g, k), rewards=rewards)
         if objective.needs.mismatched:
             groups = dataclasses.replace(groups, better=groups.better & groups.mask[:, :, None] & groups.mask[:, None])
-        said = differentiated(objective, (policy, None, groups)).requires_grad_()
+        model_output = differentiated(objective, (policy, None, groups)).requires_grad_()
         reference = torch.zeros(reference.shape)
         state = state_of(objective, reference, groups)
         output, _ = objective(policy, reference, groups, state)
-        (gradient,) = torch.autograd.grad(output.loss.total, said)
+        (gradient,) = torch.autograd.grad(output.loss.total, model_output)
         assert torch.isfinite(output.losses).all()
         assert torch.isfinite(gradient).all()
 
-    def test_nothing_known_counts_nothing(self, objective):
-        """Groups of which nothing is known: a method that learns from preferences gives them no weight; none is NaN."""
+    def test_groups_without_preferences_or_labels_have_no_weight(self, objective):
+        """Groups without preferences, scores and labels: methods of preferences give them no weight; nothing is NaN."""
         groups = facts(torch.zeros(2, 3, 3, dtype=torch.bool))
         groups = dataclasses.replace(
             groups,
@@ -265,40 +265,40 @@ class TestEveryObjective:
     def test_evaluation_never_changes_the_state(self, objective):
         policy, reference, groups = full_case(objective, 3, 2, 3)
         state = dict(state_of(objective, reference, groups))
-        before = {name: value.clone() for name, value in state.items()}
-        first = objective.evaluate(policy, reference, groups, state)
-        second = objective.evaluate(policy, reference, groups, state)
-        assert state.keys() == before.keys()
-        assert all(torch.equal(state[name], before[name]) for name in before)
-        torch.testing.assert_close(first.losses, second.losses, rtol=0, atol=0)
+        old_state = {name: value.clone() for name, value in state.items()}
+        output = objective.evaluate(policy, reference, groups, state)
+        repeated_output = objective.evaluate(policy, reference, groups, state)
+        assert state.keys() == old_state.keys()
+        assert all(torch.equal(state[name], old_state[name]) for name in old_state)
+        torch.testing.assert_close(output.losses, repeated_output.losses, rtol=0, atol=0)
 
     def test_the_same_state_gives_the_same_step(self, objective):
-        """A step is a function of its arguments: nothing is kept elsewhere, and no global generator is drawn from."""
+        """A step is a function of its arguments: there is no other state, and no draw from a global generator."""
         policy, reference, groups = full_case(objective, 8, 2, 6)
         state = state_of(objective, reference, groups)
         torch.manual_seed(1)
-        first, after = objective(policy, reference, groups, state)
+        output, new_state = objective(policy, reference, groups, state)
         torch.manual_seed(2)
-        second, again = objective(policy, reference, groups, state)
-        torch.testing.assert_close(first.losses, second.losses, rtol=0, atol=0)
-        assert after.keys() == again.keys() == state.keys()
-        assert all(torch.equal(after[name], again[name]) for name in after)
-        assert all(after[name].shape == state[name].shape for name in state)
-        assert all(after[name].dtype == state[name].dtype for name in state)
+        repeated_output, repeated_state = objective(policy, reference, groups, state)
+        torch.testing.assert_close(output.losses, repeated_output.losses, rtol=0, atol=0)
+        assert new_state.keys() == repeated_state.keys() == state.keys()
+        assert all(torch.equal(new_state[name], repeated_state[name]) for name in new_state)
+        assert all(new_state[name].shape == state[name].shape for name in state)
+        assert all(new_state[name].dtype == state[name].dtype for name in state)
 
     def test_metrics_carry_no_graph(self, objective):
-        """Nor does what a training step remembers: it would keep every batch's graph alive."""
+        """Nor does the state of a training step: it would keep every batch's graph alive."""
         policy, reference, groups = full_case(objective, 3, 3, 7)
         if objective.needs.head:
             groups.rewards.requires_grad_()
         policy.requires_grad_()
         state = state_of(objective, reference, groups)
-        trained, after = objective(policy, reference, groups, state)
+        trained, new_state = objective(policy, reference, groups, state)
         for output in (trained, objective.evaluate(policy, reference, groups, state)):
             assert not any(v.total.requires_grad or v.count.requires_grad for v in output.metrics.values())
             assert not output.weights.requires_grad
             assert output.losses.requires_grad
-        assert not any(value.requires_grad for value in after.values())
+        assert not any(value.requires_grad for value in new_state.values())
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=repr)
@@ -328,13 +328,13 @@ def check_masked_slots(objective: Objective) -> None:
     )
     wide = widen(policy, math.nan).requires_grad_()
     wide_reference = widen(reference, math.nan)
-    # What is remembered is of the true table: a fit may not see padding either, and is held to that here.
+    # The state is that of the table without padding: a fit may not see padding either.
     state, plain_state = state_of(objective, wide_reference, padded), state_of(objective, reference, groups)
-    trained, after = objective(wide, wide_reference, padded, state)
-    plainly, plain_after = objective(policy, reference, groups, plain_state)
-    for remembered, plain_one in ((state, plain_state), (after, plain_after)):
-        assert remembered.keys() == plain_one.keys()
-        assert all(torch.allclose(remembered[name], plain_one[name]) for name in plain_one)
+    trained, new_state = objective(wide, wide_reference, padded, state)
+    plainly, plain_new_state = objective(policy, reference, groups, plain_state)
+    for padded_state, plain_one in ((state, plain_state), (new_state, plain_new_state)):
+        assert padded_state.keys() == plain_one.keys()
+        assert all(torch.allclose(padded_state[name], plain_one[name]) for name in plain_one)
     outputs = (
         (trained, plainly),
         (

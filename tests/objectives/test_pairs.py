@@ -1,4 +1,4 @@
-"""What pairwise and ranking methods share: each function by hand, with garbage where nothing is."""
+"""Functions that pairwise and ranking methods share, by hand, with garbage in masked slots."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_mean_log_probs(groups):
 
 def test_differences(groups):
     values = torch.tensor([[5.0, 3.0, -1.0], [2.0, 9.0, NAN]])
-    found = differences(values, groups.better)
-    assert found[0].tolist() == [[0.0, 2.0, 6.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]
-    assert found[1].tolist() == [[0.0, 0.0, 0.0], [7.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    margins = differences(values, groups.better)
+    assert margins[0].tolist() == [[0.0, 2.0, 6.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]
+    assert margins[1].tolist() == [[0.0, 0.0, 0.0], [7.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def test_average_pairs(groups):
@@ -62,11 +62,11 @@ def test_average_pairs(groups):
 
 def test_beaten_logsumexp(groups):
     values = torch.tensor([[5.0, 3.0, -1.0], [2.0, 9.0, NAN]], requires_grad=True)
-    found = beaten_logsumexp(values, groups.better)
+    log_sums = beaten_logsumexp(values, groups.better)
     expected = [[math.log(math.exp(3) + math.exp(-1)), -1.0, -math.inf], [-math.inf, 2.0, -math.inf]]
-    assert found[0].tolist() == pytest.approx(expected[0])
-    assert found[1].tolist() == pytest.approx(expected[1])
-    (gradient,) = torch.autograd.grad(torch.where(found.isfinite(), found, 0.0).sum(), values)
+    assert log_sums[0].tolist() == pytest.approx(expected[0])
+    assert log_sums[1].tolist() == pytest.approx(expected[1])
+    (gradient,) = torch.autograd.grad(torch.where(log_sums.isfinite(), log_sums, 0.0).sum(), values)
     assert gradient[:, :2].isfinite().all()
 
 
@@ -76,8 +76,8 @@ def test_ranking_losses(groups):
     (gradient,) = torch.autograd.grad(losses.sum(), values)
     assert gradient.isfinite().all()
     assert float(gradient[1, 2]) == 0
-    first = math.log(math.exp(5) + math.exp(3) + math.exp(-1)) - 5 + math.log(math.exp(3) + math.exp(-1)) - 3
-    assert losses.tolist() == pytest.approx([first, math.log(1 + math.exp(-7))], rel=1e-5)
+    first_loss = math.log(math.exp(5) + math.exp(3) + math.exp(-1)) - 5 + math.log(math.exp(3) + math.exp(-1)) - 3
+    assert losses.tolist() == pytest.approx([first_loss, math.log(1 + math.exp(-7))], rel=1e-5)
     assert ranked.tolist() == [True, True]
     assert ranking_losses(values, torch.zeros_like(groups.better))[1].tolist() == [False, False]
 
@@ -103,9 +103,9 @@ class TestWeightedSum:
         for part in self.PARTS:
             loss = part.objective.evaluate(POLICY, REFERENCE[None], groups, {}).loss
             expected += part.weight * float(loss.total / loss.count)
-            told = output.metrics[f"{part.objective.name}/loss"]
-            assert float(told.total) == pytest.approx(float(loss.total))
-            assert float(told.count) == pytest.approx(float(loss.count))
+            metric = output.metrics[f"{part.objective.name}/loss"]
+            assert float(metric.total) == pytest.approx(float(loss.total))
+            assert float(metric.count) == pytest.approx(float(loss.count))
         assert float(output.loss.total / output.loss.count) == pytest.approx(expected)
         assert output.weights.tolist() == [1.0, 1.0]
 
@@ -120,9 +120,9 @@ class TestWeightedSum:
         torch.testing.assert_close(gradient, expected)
 
     def test_a_part_with_nothing_to_learn_from_adds_nothing(self, groups):
-        none = replace(groups, better=torch.zeros_like(groups.better))
-        output = WeightedSum((Part(1.0, DPO()), Part(1.0, SFT()))).evaluate(POLICY, REFERENCE[None], none, {})
-        alone = SFT().output(POLICY, REFERENCE[:0], none).loss
+        without_pairs = replace(groups, better=torch.zeros_like(groups.better))
+        output = WeightedSum((Part(1.0, DPO()), Part(1.0, SFT()))).evaluate(POLICY, REFERENCE[None], without_pairs, {})
+        alone = SFT().output(POLICY, REFERENCE[:0], without_pairs).loss
         assert float(output.loss.total / output.loss.count) == pytest.approx(float(alone.total / alone.count))
 
     def test_a_part_that_is_fitted_to_its_references(self, groups):
@@ -133,8 +133,8 @@ class TestWeightedSum:
         assert state.keys() == {"1/weights"}
         alone = part.fit(reference, groups, {})
         assert torch.equal(state["1/weights"], alone["weights"])
-        output, after = objective(POLICY, reference, groups, state)
-        assert after.keys() == state.keys()
+        output, new_state = objective(POLICY, reference, groups, state)
+        assert new_state.keys() == state.keys()
         assert torch.isfinite(output.loss.total)
 
     def test_one_part_is_that_part(self, groups):
@@ -147,9 +147,11 @@ class TestWeightedSum:
         parts = Part(1.0, DPO(0.5)), Part(1.0, DPO(3.0)), Part(1.0, SFT())
         for ordered in (parts, (parts[1], parts[0], parts[2])):
             output = WeightedSum(ordered).evaluate(POLICY, REFERENCE[None], groups, {})
-            first = ordered[0].objective.evaluate(POLICY, REFERENCE[None], groups, {})
-            assert float(output.metrics["rewards/margins"].total) == float(first.metrics["rewards/margins"].total)
-            assert float(output.metrics["dpo/loss"].total) == pytest.approx(float(first.loss.total))
+            first_output = ordered[0].objective.evaluate(POLICY, REFERENCE[None], groups, {})
+            assert float(output.metrics["rewards/margins"].total) == float(
+                first_output.metrics["rewards/margins"].total
+            )
+            assert float(output.metrics["dpo/loss"].total) == pytest.approx(float(first_output.loss.total))
 
     def test_refuses_none_and_what_cannot_go_together(self):
         from penchant.objectives import BradleyTerry
@@ -181,8 +183,8 @@ def test_robust_dpo_is_unbiased(compared):
     """With a share e of labels flipped its mean over labels is DPO's loss on the true ones."""
     e, beta = 0.2, 0.3
     better = torch.tensor([[[False, True], [False, False]]])
-    given = compared(better)
+    groups = compared(better)
     policy, reference = torch.tensor([[-3.0, -7.0]]), torch.zeros(1, 1, 2)
-    true = RobustDPO(beta, e).output(policy, reference, given).losses
-    flipped = RobustDPO(beta, e).output(policy, reference, replace(given, better=better.transpose(1, 2))).losses
-    torch.testing.assert_close((1 - e) * true + e * flipped, DPO(beta).output(policy, reference, given).losses)
+    true = RobustDPO(beta, e).output(policy, reference, groups).losses
+    flipped = RobustDPO(beta, e).output(policy, reference, replace(groups, better=better.transpose(1, 2))).losses
+    torch.testing.assert_close((1 - e) * true + e * flipped, DPO(beta).output(policy, reference, groups).losses)

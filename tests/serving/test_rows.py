@@ -196,7 +196,7 @@ def test_a_guide_limits_the_next_tokens(write):
         def __init__(self) -> None:
             self.prefixes: list[list[int]] = []
 
-        def allowed(self, tokens):
+        def allowed_tokens(self, tokens):
             self.prefixes.append(list(tokens))
             return np.array([1, 2 + 3 * (len(tokens) < 2)])
 

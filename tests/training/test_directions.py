@@ -13,7 +13,7 @@ import torch
 from penchant.config import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
-from penchant.objectives import OBJECTIVES, Fitted
+from penchant.objectives import OBJECTIVES, FittedObjective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
 from penchant.training.run import train
@@ -35,7 +35,7 @@ def metrics_of(name: str) -> set[str]:
     pair = replace(pair, rewards=torch.zeros(1, 2))
     nothing = torch.zeros(2 if method.needs.many_references else method.needs.references, 1, 2)
     state = method.initial_state(seed=0)
-    if isinstance(method, Fitted):
+    if isinstance(method, FittedObjective):
         state = method.fit(nothing, pair, state)
     return set(method.evaluate(torch.zeros(1, 2), nothing, pair, state).metrics)
 

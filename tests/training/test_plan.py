@@ -17,7 +17,7 @@ from penchant.config import RunConfig, load_config
 from penchant.data.trees import pack
 from penchant.engine.distribution import World
 from penchant.engine.loading import load_tokenizer
-from penchant.engine.memory import Ledger
+from penchant.engine.memory import MemoryTracker
 from penchant.errors import ModelError
 from penchant.training import plan as planning
 from penchant.training import plan_layers
@@ -120,11 +120,11 @@ class TestParts:
         trained = load_trained(config, tokenizer, inputs.train, world, lambda line: None)
         kept = 0
         for groups in load.steps[0]:
-            with Ledger() as ledger:
-                before = ledger.live
+            with MemoryTracker() as tracker:
+                before = tracker.live
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.training.dtype == "bfloat16"):
                     said = trained.scorer(pack(groups))
-                kept = max(kept, ledger.live - before)
+                kept = max(kept, tracker.live - before)
                 said.sum().backward()
         if len(load.steps) == 1:
             assert memory.activations == kept
@@ -233,14 +233,14 @@ class TestDepth:
         ).save_pretrained(folder)  # fmt: skip
         load_tokenizer(config.model).save_pretrained(folder)
         operations = 0
-        record = Ledger.__torch_dispatch__
+        record = MemoryTracker.__torch_dispatch__
 
-        def counting(ledger, func, *args):
+        def counting(tracker, func, *args):
             nonlocal operations
             operations += 1
-            return record(ledger, func, *args)
+            return record(tracker, func, *args)
 
-        monkeypatch.setattr(Ledger, "__torch_dispatch__", counting)
+        monkeypatch.setattr(MemoryTracker, "__torch_dispatch__", counting)
         plan = planned(config, f"model={folder}", "lora.rank=16", "training.dtype=bfloat16", available=1 << 40)
         assert operations < 40_000
         memory = plan.forecast.memory

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from penchant.engine.memory import most_process_bytes
+from penchant.engine.memory import peak_process_bytes
 from penchant.evaluation.files import read_records
 
 
@@ -21,7 +21,7 @@ def cost_of(folder: Path) -> dict[str, float]:
     """Tokens trained on, seconds of training steps, and the most memory (on a CPU, of the process: it never falls)."""
     trained = [line for line in _lines(folder, "metrics.jsonl") if "num_tokens" in line]
     steps = _lines(folder, "timing.jsonl")
-    peak = most_process_bytes() / 2**20
+    peak = peak_process_bytes() / 2**20
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**20
     each = steps[-1]["seconds"] if steps else 0.0

@@ -23,9 +23,9 @@ from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import name_of
 from penchant.config import dump_config, read_yaml
 from penchant.config_yaml import parse_yaml
-from penchant.engine.distribution import is_alone
+from penchant.engine.distribution import is_single_process
 from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import repeatable
+from penchant.engine.folders import resumable_disk_errors
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.files import read_record, write_atomically
@@ -46,11 +46,11 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         PenchantError: the configuration, data or model is at fault; every cell is checked before the first is trained.
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
-    if not is_alone():
+    if not is_single_process():
         raise ConfigError(
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
-    with repeatable(Path(bench.output)), folder_lock(Path(bench.output)):
+    with resumable_disk_errors(Path(bench.output)), folder_lock(Path(bench.output)):
         return _compare(bench, where, tell)
 
 

@@ -1,4 +1,4 @@
-"""Adapters with biases (``lora_bias``) on layers that have none: the layers get some, as the configuration can say."""
+"""Adapters with biases (``lora_bias``) on layers without: the layers get biases of zeros, also in the configuration."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ _SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "add_bias
 
 
 def add_biases(adapted: nn.Module) -> bool:
-    """Give every layer under an adapter with a bias one of zeros, for the adapter's to be merged into.
+    """Add a bias of zeros to layers that lack one under an adapter with a bias, which is merged into it.
 
-    Returns whether a layer had none.
+    Returns:
+        whether a layer lacked one.
     """
     bases: list[Any] = [
         layer.get_base_layer()  # type: ignore[operator]
         for layer in adapted.modules()
         if any(getattr(layer, "lora_bias", {}).values())
     ]
-    without = [base for base in bases if getattr(base, "bias", None) is None]
-    for base in without:
+    unbiased_layers = [base for base in bases if getattr(base, "bias", None) is None]
+    for base in unbiased_layers:
         base.bias = nn.Parameter(base.weight.new_zeros(base.out_features), requires_grad=False)
-    return bool(without)
+    return bool(unbiased_layers)
 
 
 def declare_biases(model: PreTrainedModel, source: str) -> None:
-    """Set the configuration so that a model made from it has the biases of this one; those it has besides are zeros.
+    """Set a model's configuration so that a model built from it has all biases of this one; further ones are zeros.
 
     Raises:
         ModelError: no setting gives these layers biases, so that a saved model would lose them.
@@ -43,8 +44,10 @@ def declare_biases(model: PreTrainedModel, source: str) -> None:
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if names <= _names(model, model.config):
         return
-    off = [name for name in _SWITCHES if getattr(model.config, name, None) is False]
-    for switches in (chosen for count in range(1, len(off) + 1) for chosen in combinations(off, count)):
+    off_switches = [name for name in _SWITCHES if getattr(model.config, name, None) is False]
+    for switches in (
+        chosen for count in range(1, len(off_switches) + 1) for chosen in combinations(off_switches, count)
+    ):
         config = copy.deepcopy(model.config)
         for switch in switches:
             setattr(config, switch, True)

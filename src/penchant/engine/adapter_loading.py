@@ -1,6 +1,6 @@
-"""Adapter folders in PEFT's format: read whole onto their base model, and merged into it.
+"""Adapter folders in PEFT's format: loaded onto their base model, and merged into it.
 
-Where an adapter is on one of two tied modules, the two have weights of their own once it is merged.
+An adapter on one of two tied modules unties them: after the merge each module has its own weights.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def merge_adapter_into(
     """A base model with an adapter folder merged in, its vocabulary as large as the adapter's.
 
     Args:
-        model: the adapter's base; it is changed.
-        task: PEFT's name of the model's task; None is the adapter's own.
-        absent: names of modules that the adapter may hold weights of and this model does not have.
+        model: the adapter's base model, changed in place.
+        task: PEFT's name of the model's task; None takes the adapter's own.
+        absent: names of modules that the adapter may hold weights for and this model lacks.
 
     Raises:
         ModelError: the adapter cannot be read, holds weights that the model does not take, or cannot be merged.
     """
     adapted = load_adapter(model, source, task=task, absent=absent)
-    with _explained(source):
+    with _adapter_errors(source):
         biased = add_biases(adapted)
         merged = merge(adapted)
         if biased:
@@ -61,16 +61,16 @@ def load_adapter(
     task: str | None = None,
     absent: tuple[str, ...] = (),
 ) -> PeftModel:
-    """Put an adapter folder's adapter on its base model, beside those that are there.
+    """Load an adapter folder onto its base model, beside the adapters that the model already has.
 
     Args:
-        name: the adapter's.
+        name: the name under which the model holds the adapter.
         task, absent: as in `merge_adapter_into`.
 
     Raises:
         ModelError: as `merge_adapter_into`.
     """
-    with _explained(source):
+    with _adapter_errors(source):
         return _load(model, source, name, task, absent)
 
 
@@ -82,7 +82,7 @@ def _load(
 
     config = _config(source)
     weights = adapter_weights(source, getattr(model, "_checkpoint_conversion_mapping", None))
-    weights = {key: tensor for key, tensor in weights.items() if not _is_of(key, absent)}
+    weights = {key: tensor for key, tensor in weights.items() if not _is_in_modules(key, absent)}
     if task is not None:
         config.task_type = task
     base_rows = model.get_input_embeddings().num_embeddings
@@ -103,22 +103,22 @@ def _load(
     config.base_model_name_or_path = base
     prefix = getattr(adapted.base_model, "prefix", "")
     missing = [key for key in result.missing_keys if prefix and prefix in key and f".{name}" in key]
-    unexpected = [key for key in result.unexpected_keys if not _is_repeated(key, weights)]
+    unexpected = [key for key in result.unexpected_keys if not _is_duplicate(key, weights)]
     _refuse("which the model does not have", unexpected, name, source)
     _refuse("which are not in its file", missing, name, source)
     return cast("PeftModel", adapted.eval())
 
 
 def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The tensors of an adapter folder's file, by their names there.
+    """Tensors of an adapter folder's file, by their names in the file.
 
     Args:
-        names: patterns of module names of older checkpoints, and what the model calls them.
+        names: patterns of module names in older checkpoints, mapped to the model's names.
     """
     from peft.utils import load_peft_weights
 
     weights: dict[str, Tensor] = load_peft_weights(source, device="cpu", key_mapping=dict(names or {}) or None)
-    # Of a module that is trained whole PEFT writes the weights twice where the vocabulary has grown.
+    # PEFT writes the weights of a fully trained module twice where the vocabulary has grown.
     for key in [key for key in weights if _COPY in key]:
         plain = key.replace(_COPY, ".")
         if plain not in weights or torch.equal(weights[plain], weights[key]):
@@ -127,20 +127,20 @@ def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict
 
 
 def rows_of_adapter(model: PreTrainedModel, source: str) -> int | None:
-    """Rows of the embedding that an adapter folder was trained with; None where nothing tells, or no weights are there.
+    """Number of embedding rows that an adapter folder was trained with; None where the folder does not show it.
 
     Args:
         model: the adapter's base; may be on the meta device.
     """
     if not any((Path(source) / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         return None
-    with _explained(source):
+    with _adapter_errors(source):
         return adapter_rows(model, adapter_weights(source), _config(source))
 
 
 def is_shareable(source: str) -> bool:
-    """Whether a base model under the adapter of a folder stays as it is, so that others can share it."""
-    with _explained(source):
+    """Whether a folder's adapter leaves its base model unchanged, so that several adapters can share the base."""
+    with _adapter_errors(source):
         return all(".lora_" in key for key in adapter_weights(source))
 
 
@@ -153,7 +153,7 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
         warnings.simplefilter("ignore")
         merged: Any = adapted.merge_and_unload()
     if was_tied:
-        _settle_ties(merged)
+        _retie_equal_weights(merged)
     model: PreTrainedModel = merged.requires_grad_(True)  # PEFT froze the base; merged, it is an ordinary model.
     return model
 
@@ -170,8 +170,8 @@ def _untie_adapted(model: nn.Module) -> None:
                 setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
 
 
-def _settle_ties(model: PreTrainedModel) -> None:
-    """Tie again what came out equal, and take the rest from what the model and its configuration say is tied."""
+def _retie_equal_weights(model: PreTrainedModel) -> None:
+    """Tie equal weights again, and remove the other ties from the model and its configuration."""
     ties = model.all_tied_weights_keys
     for name, source in list(ties.items()):
         weight, tied_weight = model.get_parameter(name), model.get_parameter(source)
@@ -188,8 +188,8 @@ def _settle_ties(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
-    """Turns a library's exception about an adapter folder into an error that says all of it."""
+def _adapter_errors(source: str) -> Iterator[None]:
+    """Turn a library's exception about an adapter folder into a ModelError with its reason and a fix."""
     try:
         yield
     except PenchantError:
@@ -217,7 +217,7 @@ def _config(source: str) -> PeftConfig:
 
 
 def _refuse_missing_copies(adapted: nn.Module, weights: Mapping[str, Tensor], name: str, source: str) -> None:
-    """Raise ModelError where a module that is trained whole is not in the file: PEFT ends with its name only."""
+    """Raise ModelError where a fully trained module is not in the file: PEFT's own error has only its name."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for module_name, module in adapted.named_modules():
@@ -226,18 +226,18 @@ def _refuse_missing_copies(adapted: nn.Module, weights: Mapping[str, Tensor], na
             _refuse("which are not in its file", [key for key in keys if key not in weights], name, source)
 
 
-def _refuse(why: str, keys: list[str], name: str, source: str) -> None:
+def _refuse(problem: str, keys: list[str], name: str, source: str) -> None:
     if keys:
-        first = keys[0].replace(f".{name}.", ".").removesuffix(f".{name}")
+        first_key = keys[0].replace(f".{name}.", ".").removesuffix(f".{name}")
         raise ModelError(
-            f"the adapter has {len(keys)} weights {why}; the first is {first}",
+            f"the adapter has {len(keys)} weights {problem}; the first is {first_key}",
             where=source,
             fix=_CHECK_BASE,
         )
 
 
-def _is_repeated(key: str, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a weight is another's: PEFT writes tokens that are trained alone for both of two tied modules."""
+def _is_duplicate(key: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is a copy of another's: PEFT writes individually trained tokens for both of two tied modules."""
     tensor = weights.get(key)
     if tensor is None or not key.endswith(_TOKENS):
         return False
@@ -246,5 +246,6 @@ def _is_repeated(key: str, weights: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _is_of(key: str, modules: tuple[str, ...]) -> bool:
+def _is_in_modules(key: str, modules: tuple[str, ...]) -> bool:
+    """Whether a weight belongs to one of the named modules."""
     return any(f".{name}." in f".{key}" for name in modules)

@@ -1,4 +1,4 @@
-"""Layers that no adapter can stand beside, and advice that names those that one can."""
+"""Layers that cannot have an adapter, and advice that names those that can."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _READ_DIRECTLY = {
     **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
     **dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h"), ("out_proj",)),
 }
-"""Layers whose weight a model reads past the layer's forward, so that an adapter would change nothing."""
+"""Layers whose weight a model reads without calling the layer's forward, so that an adapter would have no effect."""
 
 
-def refuse_other_forwards(model: nn.Module) -> None:
-    """Raise ValueError where an adapted layer returns something else than a matrix product, or is never called."""
+def refuse_custom_forwards(model: nn.Module) -> None:
+    """Raise ValueError where an adapted layer returns anything but a matrix product, or is never called."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
     unused = _READ_DIRECTLY.get(kind, ())
     for name, module in model.named_modules():
@@ -36,13 +36,13 @@ def refuse_other_forwards(model: nn.Module) -> None:
             )
 
 
-def usable_targets(names: list[str], model: nn.Module, refusal: str) -> str:
-    """Advice that works: layers' names without those that a refusal quotes, and all-linear only where none is."""
+def target_advice(names: list[str], model: nn.Module, refusal: str) -> str:
+    """Advice for lora.targets: layers' names that the refusal does not quote; all-linear only where it quotes none."""
     unused = _READ_DIRECTLY.get(getattr(getattr(model, "config", None), "model_type", ""), ())
-    usable = [name for name in names if f"'{name}'" not in refusal and name not in unused]
-    if not usable:
+    usable_names = [name for name in names if f"'{name}'" not in refusal and name not in unused]
+    if not usable_names:
         return "train all weights: leave lora out"
     layers = {name.rpartition(".")[2] for name, _ in model.named_modules()} - {""}
-    if usable == names and not any(f"'{layer}'" in refusal for layer in layers):
+    if usable_names == names and not any(f"'{layer}'" in refusal for layer in layers):
         return f"use all-linear, or names of the model's layers: {', '.join(names)}"
-    return f"name layers that can have one: lora.targets=[{','.join(usable)}]"
+    return f"name layers that can have one: lora.targets=[{','.join(usable_names)}]"

@@ -1,4 +1,4 @@
-"""How many tokens an adapter knows, from its weights: a base model is made as large before the adapter is put on it.
+"""Vocabulary size that an adapter was trained with, from its weights: its base model is resized to it before loading.
 
 Shapes: V rows of the embedding, D hidden size, r the rank.
 """
@@ -20,7 +20,7 @@ _PREFIX = "base_model.model."
 
 
 def adapter_rows(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor], config: PeftConfig) -> int | None:
-    """V of the model that the adapter was trained on; None where nothing in it tells.
+    """Vocabulary size V of the model that the adapter was trained on; None where its weights do not show it.
 
     Args:
         model: the base, with or without other adapters; may be on the meta device.
@@ -66,7 +66,7 @@ def _vocabulary_modules(model: Any) -> list[tuple[str, Any]]:
 
 
 def _matrices(name: str, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """A module's matrices, by what follows its name."""
+    """Suffixes after a module's name, and the module's matrices under them."""
     prefix = f"{_PREFIX}{name}."
     for key, tensor in weights.items():
         if key.startswith(prefix) and tensor.ndim == 2:
@@ -83,7 +83,7 @@ def _whole_row_counts(name: str, weights: Mapping[str, Tensor]) -> list[int]:
 
 
 def _row_counts(name: str, weights: Mapping[str, Tensor]) -> list[int]:
-    """V by every matrix of the module: its weight, a low-rank A of an embedding [r, V], a B of a head [V, r]."""
+    """V by every matrix of a module: its weight, a low-rank A of an embedding [r, V], a B of a head [V, r]."""
     low_rank = [
         tensor.shape[1] if suffix.startswith("lora_embedding_A") else len(tensor)
         for suffix, tensor in _matrices(name, weights)
@@ -93,6 +93,6 @@ def _row_counts(name: str, weights: Mapping[str, Tensor]) -> list[int]:
 
 
 def _token_indices(config: Any) -> list[int]:
-    """Ids of tokens that the adapter trains alone."""
+    """Ids of tokens whose embeddings the adapter trains individually."""
     indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     return sorted({i for ids in indices.values() for i in ids} if isinstance(indices, dict) else set(indices))

@@ -9,50 +9,50 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from penchant.engine.adapter_targets import refuse_other_forwards, usable_targets
+from penchant.engine.adapter_targets import refuse_custom_forwards, target_advice
 from penchant.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 _CLASSIFIER_HEADS = ("score", "classifier")
-"""What PEFT trains whole in a sequence classifier."""
+"""Modules of a sequence classifier that PEFT trains fully."""
 
 
 def add_adapters(
     model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: str | list[str], task: str | None = None
 ) -> PeftModel:
-    """Freeze a module's weights and put adapters beside them; they start as the identity.
+    """Freeze a module's weights and add low-rank adapters, which start as the identity.
 
     Args:
         targets: ``all-linear``, names of layers (each the end of a module's name), or one regular expression.
         task: PEFT's name for a language model's; None for other modules.
 
     Raises:
-        ConfigError: a name is no layer's, or adapters cannot be put beside one.
+        ConfigError: a name matches no layer, or a layer cannot have an adapter.
     """
     from peft import LoraConfig, get_peft_model
 
     names = _linear_names(model, task)  # before PEFT wraps some of them
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type=task)
     try:
-        # PEFT is content where one of several names is found.
+        # PEFT accepts several names if one of them matches.
         for name in targets if isinstance(targets, list) else []:
             if not any(f".{module_name}".endswith(f".{name}") for module_name, _ in model.named_modules()):
                 raise ValueError(f"no module is called {name}")
-        # The type says that a model of transformers is wanted; any module serves.
-        found: Any = get_peft_model(model, config)
-        _refuse_inexact(found)
-        refuse_other_forwards(found)
+        # PEFT's annotation asks for a model of transformers; any module works.
+        peft_model: Any = get_peft_model(model, config)
+        _refuse_inexact(peft_model)
+        refuse_custom_forwards(peft_model)
     except (ValueError, re.error) as error:
         reason = reason_of(error)
-        raise ConfigError(f"lora.targets: {reason}", fix=usable_targets(names, model, reason)) from error
-    adapted: PeftModel = found
+        raise ConfigError(f"lora.targets: {reason}", fix=target_advice(names, model, reason)) from error
+    adapted: PeftModel = peft_model
     return adapted
 
 
 def sort_modules(folder: Path) -> None:
-    """Sort the modules' names in an adapter's configuration: PEFT writes sets, in an order that each process draws."""
+    """Sort the module names in an adapter's configuration: PEFT writes sets, whose order differs between processes."""
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     for key in ("target_modules", "modules_to_save", "exclude_modules", "target_parameters"):
@@ -64,19 +64,19 @@ def sort_modules(folder: Path) -> None:
 def _refuse_inexact(adapted: nn.Module) -> None:
     """Raise ValueError where an adapter is on an embedding that does more than look rows up (OPT's of positions).
 
-    PEFT's forward would look its own rows up by the first argument, whatever that is, and merged it would be another.
+    PEFT's forward would look rows up by the first argument, whatever that is; merged, the layer would differ.
     """
     for name, module in adapted.named_modules():
         base = getattr(module, "base_layer", None)
         if isinstance(base, nn.Embedding) and hasattr(module, "lora_embedding_A"):
-            plain = type(base).forward is nn.Embedding.forward or hasattr(base, "embed_scale")
-            if not plain:
-                short = name.removeprefix("base_model.model.")
-                raise ValueError(f"{short} is a {type(base).__name__}, whose forward is not an embedding's")
+            is_lookup = type(base).forward is nn.Embedding.forward or hasattr(base, "embed_scale")
+            if not is_lookup:
+                short_name = name.removeprefix("base_model.model.")
+                raise ValueError(f"{short_name} is a {type(base).__name__}, whose forward is not an embedding's")
 
 
-def idle_adapters(adapted: nn.Module) -> list[str]:
-    """Names of layers whose adapters are the identity still: no gradient has come to them."""
+def untrained_adapters(adapted: nn.Module) -> list[str]:
+    """Names of layers whose adapters are still the identity because no gradient reached them."""
     idle = []
     for name, module in adapted.named_modules():
         parts = [*getattr(module, "lora_B", {}).values(), *getattr(module, "lora_embedding_A", {}).values()]
@@ -87,7 +87,7 @@ def idle_adapters(adapted: nn.Module) -> list[str]:
 
 
 def _linear_names(model: nn.Module, task: str | None) -> list[str]:
-    """The ends of the names of linear layers, each once; without a reward model's head, which is trained whole."""
+    """Last parts of linear layers' names, without a reward model's head, which is trained fully."""
     kinds = ("Linear", "Conv1D")
     names = (name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in kinds)
     heads = _CLASSIFIER_HEADS if task == "SEQ_CLS" else ()

@@ -1,4 +1,4 @@
-"""What becomes of memory that is freed: the C library keeps it for the next step, where the command line asks for it.
+"""Settings of the C library's allocator: the command line lets a process keep freed memory for its next step.
 
 A training step allocates and frees the same hundreds of megabytes as the step before. By default glibc hands them back
 to the kernel each time, and the kernel fills every page with zeros when it is touched again: a fifth of a step's time.
@@ -13,41 +13,41 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
-class Habits:
-    """How glibc treats blocks of memory.
+class MallocSettings:
+    """glibc's thresholds for handing freed memory back to the kernel.
 
     Attributes:
-        threshold: bytes from which a block gets pages of its own, which go back when it is freed.
-        trim: free bytes at the heap's end from which they go back.
-        moves: whether freeing a large block raises both.
+        threshold: bytes from which a block gets its own pages, which go back to the kernel when it is freed.
+        trim: free bytes at the heap's end from which they go back to the kernel.
+        raises_thresholds: whether freeing a large block raises both.
     """
 
     threshold: int
     trim: int
-    moves: bool
+    raises_thresholds: bool
 
 
-BY_DEFAULT = Habits(threshold=128 << 10, trim=128 << 10, moves=True)
-KEEPING = Habits(threshold=1 << 30, trim=(1 << 31) - 1, moves=False)
+DEFAULT_MALLOC = MallocSettings(threshold=128 << 10, trim=128 << 10, raises_thresholds=True)
+KEEP_FREED_MALLOC = MallocSettings(threshold=1 << 30, trim=(1 << 31) - 1, raises_thresholds=False)
 
-_habits = BY_DEFAULT
+_malloc_settings = DEFAULT_MALLOC
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for good: its size stays at the highest it had.
+    """Make this process keep the memory it frees: its size stays at its peak.
 
-    Nothing happens where the C library is not glibc.
+    Without glibc nothing changes.
     """
-    global _habits
+    global _malloc_settings
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, KEEPING.threshold)
-    mallopt(_M_TRIM_THRESHOLD, KEEPING.trim)
-    _habits = KEEPING
+    mallopt(_M_MMAP_THRESHOLD, KEEP_FREED_MALLOC.threshold)
+    mallopt(_M_TRIM_THRESHOLD, KEEP_FREED_MALLOC.trim)
+    _malloc_settings = KEEP_FREED_MALLOC
 
 
-def habits() -> Habits:
-    """Those of this process."""
-    return _habits
+def malloc_settings() -> MallocSettings:
+    """The allocator settings of this process."""
+    return _malloc_settings

@@ -34,7 +34,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class UnsupportedAttention(Exception):
-    """A layer asks attention for something the tree does not know; the model is then run padded."""
+    """A layer needs an attention feature that the tree does not support; the model is then run padded."""
 
 
 def tree_attention(
@@ -51,7 +51,7 @@ def tree_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
-    **passed: Any,
+    **further_arguments: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a packed row, by the contract of transformers' attention interface.
 
@@ -61,12 +61,14 @@ def tree_attention(
         sliding_window, softcap, s_aux: this layer's window (positions), logit soft-cap, and sinks [H].
 
     Returns:
-        [1, T, H, D], and no weights.
+        attention output [1, T, H, D], and None in place of attention weights.
 
     Raises:
-        UnsupportedAttention: the layer passes something that would change the result and is not known here.
+        UnsupportedAttention: the layer passes an argument that would change the result and is unknown here.
     """
-    unknown = sorted(name for name, given in passed.items() if given is not None and name not in _HARMLESS)
+    unknown = sorted(
+        name for name, argument in further_arguments.items() if argument is not None and name not in _HARMLESS
+    )
     if unknown:
         raise UnsupportedAttention(f"its attention takes {', '.join(unknown)}")
     if tree is None:
@@ -80,7 +82,7 @@ def tree_attention(
         return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux), None
     if query.device.type == "cpu" and query.shape[3] == value.shape[3]:
         return _on_cpu(query, key, value, tree, sliding_window, scale), None
-    # Rotations and norms hand on float32 under autocast, which fast kernels do not take.
+    # Under autocast rotations and norms return float32, which the fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
     if query.is_cuda and _has_kernel(query, value) and not tree.forked:
         return _variable_length(query, key, value, tree, sliding_window, scale), None
@@ -143,24 +145,24 @@ def _explicit(
 
 
 def _over_tiles(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, attend: Attend) -> Tensor:
-    """[1, T, H, D] from each tile's attention. `split` and not slices: its backward is one concatenation."""
+    """Attention output [1, T, H, D] of all tiles. `split` and not slices: its backward is one concatenation."""
     edges = sorted({0, *(edge for t in tiling.tiles for span in (*t.queries, *t.keys, t.outputs) for edge in span)})
-    place = {edge: i for i, edge in enumerate(edges)}
+    piece_index = {edge: i for i, edge in enumerate(edges)}
     pieces = [x.split([end - start for start, end in pairwise(edges)], 2) for x in (query, key, value)]
 
-    def join(of: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
-        found = [piece for start, end in spans for piece in of[place[start] : place[end]]]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+    def join(tensors: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
+        joined_pieces = [piece for start, end in spans for piece in tensors[piece_index[start] : piece_index[end]]]
+        return joined_pieces[0] if len(joined_pieces) == 1 else torch.cat(joined_pieces, dim=2)
 
     q, k, v = pieces
     parts = []
     for number, tile in enumerate(tiling.tiles):
-        wanted = tile.outputs[1] - tile.outputs[0]
+        output_length = tile.outputs[1] - tile.outputs[0]
         if not tile.keys:
-            parts.append(query.new_zeros(1, query.shape[1], wanted, value.shape[3]))
+            parts.append(query.new_zeros(1, query.shape[1], output_length, value.shape[3]))
             continue
         out = attend(join(q, tile.queries), join(k, tile.keys), join(v, tile.keys), number)
-        parts.append(out if out.shape[2] == wanted else out[:, :, -wanted:])
+        parts.append(out if out.shape[2] == output_length else out[:, :, -output_length:])
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
@@ -177,15 +179,15 @@ def _variable_length(
     """Flash attention over variable lengths: each candidate's keys are its prompt's and its own, gathered.
 
     Causal from the bottom right, so a candidate's first query sees the whole prompt. `window_size` counts the keys to
-    the left of the query's own. Queries may have more heads than keys: torch 2.11's kernel takes them as they come,
-    later ones want to be told.
+    the left of the query's own. Queries may have more heads than keys: torch 2.11's kernel accepts that,
+    later ones need `enable_gqa`.
     """
     kernel = _varlen_attn()
-    gathered, query_ends, key_ends, longest_query, longest_key = tree.segments
+    key_indices, query_ends, key_ends, longest_query, longest_key = tree.segments
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    k, v = k.index_select(0, gathered), v.index_select(0, gathered)
-    given: dict[str, object] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
+    k, v = k.index_select(0, key_indices), v.index_select(0, key_indices)
+    options: dict[str, object] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
     if "enable_gqa" in signature(kernel).parameters:
-        given["enable_gqa"] = q.shape[1] != k.shape[1]
-    attended = kernel(q.contiguous(), k, v, query_ends, key_ends, longest_query, longest_key, **given)
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    attended = kernel(q.contiguous(), k, v, query_ends, key_ends, longest_query, longest_key, **options)
     return attended[None]

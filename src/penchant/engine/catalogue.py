@@ -27,9 +27,9 @@ def catalogue_log_probs(
     Equal to `score_groups` of the same groups but for rounding.
 
     Args:
-        groups: taken one at a time: all candidates of all questions need not be in memory together.
+        groups: read one at a time, so that the candidates of all questions need not be in memory together.
         budget: tokens in a micro-batch of a model that is run padded.
-        tell: called with how the model is run, where it is not the tree, and what bfloat16 rounds.
+        tell: called with notes on a padded model and on rounding in bfloat16.
     """
     scorer = None
     for group in groups:

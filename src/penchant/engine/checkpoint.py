@@ -1,4 +1,4 @@
-"""The files a model was loaded from, and their tensors that it does not use: known by name, or refused.
+"""The files a model was loaded from; their tensors that the model does not use are recorded by name, or refused.
 
 transformers drops those on loading: an image tower beside the language part, layers for multi-token prediction, or a
 tensor that belongs to another architecture. `penchant.engine.saving` writes them again.
@@ -34,9 +34,9 @@ class Checkpoint:
 
     Attributes:
         targets: for each tensor of the files that the model uses, the name of the weight it became.
-        converted: those of them that were joined with others, or split, on loading.
+        converted: names of those tensors that were joined with others, or split, on loading.
         unused: tensors that the model does not use; they are written again as they are.
-        dropped: tensors of a head that another one takes the place of.
+        dropped: tensors of a head that another head replaces.
     """
 
     source: str
@@ -52,8 +52,8 @@ class Checkpoint:
         if not self.unused:
             return None
         parts = Counter(_part(name) for name in self.unused)
-        listed = ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))
-        return f"{len(self.unused)} tensors of the model's files are not trained and stay as they are: {listed}"
+        part_counts = ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))
+        return f"{len(self.unused)} tensors of the model's files are not trained and stay as they are: {part_counts}"
 
 
 _CHECKPOINTS: WeakKeyDictionary[nn.Module, Checkpoint] = WeakKeyDictionary()
@@ -64,12 +64,12 @@ def checkpoint_of(model: nn.Module) -> Checkpoint | None:
     return _CHECKPOINTS.get(model)
 
 
-def keep_language_part(model: PreTrainedModel, source: str, *, replaced: str | None = None) -> None:
-    """Account for every tensor of a freshly loaded model's files, then take the model's towers out of memory.
+def keep_language_part(model: PreTrainedModel, source: str, *, replaced_pattern: str | None = None) -> None:
+    """Record every tensor of a newly loaded model's files, then remove the model's towers from memory.
 
     Args:
         source: the folder or hub id it was loaded from.
-        replaced: a regular expression of tensors that another head takes the place of; they are dropped.
+        replaced_pattern: a regular expression of tensors of a head that another head replaces; they are dropped.
 
     Raises:
         ModelError: the files hold a tensor that neither the model uses nor transformers knows of; or the model has no
@@ -79,17 +79,17 @@ def keep_language_part(model: PreTrainedModel, source: str, *, replaced: str | N
         _refuse_quantised(model, source)
         return
     files = weight_files(source)
-    renamed = weight_targets(model, tensor_names(files))
+    target_of = weight_targets(model, tensor_names(files))
     weights = model.state_dict().keys()
-    dropped = tuple(name for name in renamed if replaced is not None and re.search(replaced, name))
-    strays = [name for name, (target, _) in renamed.items() if target not in weights and name not in dropped]
+    dropped = tuple(name for name in target_of if replaced_pattern is not None and re.search(replaced_pattern, name))
+    strays = [name for name, (target, _) in target_of.items() if target not in weights and name not in dropped]
     _refuse_strays(model, source, strays)
     remove_towers(model)
     check_text_alone(model, source)
     weights = model.state_dict().keys()
-    targets = {name: target for name, (target, _) in renamed.items() if target in weights}
-    converted = frozenset(name for name in targets if renamed[name][1])
-    unused = tuple(name for name in renamed if name not in targets and name not in dropped)
+    targets = {name: target for name, (target, _) in target_of.items() if target in weights}
+    converted = frozenset(name for name in targets if target_of[name][1])
+    unused = tuple(name for name in target_of if name not in targets and name not in dropped)
     _CHECKPOINTS[model] = Checkpoint(source, tuple(files), targets, converted, unused, dropped)
 
 

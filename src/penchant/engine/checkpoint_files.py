@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint: which there are, their tensors' names, and the weights that these become."""
+"""Weight files of a checkpoint: their paths, their tensors' names, and the model weights that these become."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-QUIET: dict[str, Any] = {
+MISSING_AS_NONE: dict[str, Any] = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_gated_repo": False,
     "_raise_exceptions_for_connection_errors": False,
 }
-"""A file that is not there is None, not an error."""
+"""Arguments with which `cached_file` returns None for a missing file instead of raising."""
 
 
 def weight_files(source: str) -> list[Path]:
-    """The weight files that transformers reads of a folder or hub id."""
+    """Paths of the weight files that transformers reads from a folder or hub id."""
     from transformers.utils import cached_file
 
     for name in _WEIGHTS:
-        path = cached_file(source, name, **QUIET)
+        path = cached_file(source, name, **MISSING_AS_NONE)
         if path is None:
             continue
         if not name.endswith(".index.json"):
@@ -41,7 +41,7 @@ def weight_files(source: str) -> list[Path]:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
-    """A weight file's names, and what reads one of its tensors."""
+    """Tensor names of a weight file, and a function that reads one of its tensors."""
     from safetensors import safe_open
 
     if file.suffix == ".safetensors":
@@ -56,6 +56,7 @@ def open_weights(file: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor
 
 
 def tensor_names(files: Sequence[Path]) -> list[str]:
+    """Names of all tensors in the files, file by file."""
     names: list[str] = []
     for file in files:
         with open_weights(file) as (in_file, _):
@@ -64,7 +65,7 @@ def tensor_names(files: Sequence[Path]) -> list[str]:
 
 
 def weight_targets(model: PreTrainedModel, names: Sequence[str]) -> dict[str, tuple[str, bool]]:
-    """Of each tensor in the files: the weight that transformers makes of it, and whether it is joined or split."""
+    """For each tensor in the files: the weight that transformers makes of it, and whether it is joined or split."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -76,6 +77,6 @@ def weight_targets(model: PreTrainedModel, names: Sequence[str]) -> dict[str, tu
     for name in names:
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, weights)
         # A name that is the model's already is taken as it is, as transformers does.
-        as_it_is = target not in weights and name in weights
-        targets[name] = (name, False) if as_it_is else (target, pattern is not None)
+        keeps_name = target not in weights and name in weights
+        targets[name] = (name, False) if keeps_name else (target, pattern is not None)
     return targets

@@ -1,4 +1,4 @@
-"""SQLite files that several processes write to: opened by all at once, and failures in the user's words."""
+"""SQLite files that several processes write to, with SQLite's failures reported as Penchant errors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 
 from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError
 
-FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
-"""A database that was closed finds no room for the memory that its readers share: it does not say that this is why."""
-PATIENCE = 60
+DISK_FULL_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+"""SQLite's codes for a full disk; the second is raised where its shared-memory file has no room, without saying why."""
+TIMEOUT_SECONDS = 60
 """Seconds to wait for other processes."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do about a file that cannot be used, and whose mistake it is.
+    """The class of error, and the fixes, for a file that cannot be used.
 
     Attributes:
-        folder: its folder cannot be made.
-        damaged: it is no database, or no longer one.
-        closed: it cannot be opened, or not be written.
-        disk: the disk under it fails, or cannot lock files.
+        folder: the fix where its folder cannot be created.
+        damaged: the fix where it is not a database, or no longer one.
+        closed: the fix where it cannot be opened or written.
+        disk: the fix where its disk fails, or cannot lock files.
     """
 
     error: type[PenchantError]
@@ -35,7 +35,7 @@ class Advice:
     disk: str
 
     def fix(self, kind: int) -> str | None:
-        """For one of SQLite's kinds of failure; None where a user can do nothing."""
+        """The fix for a primary error code of SQLite; None where a user can do nothing."""
         return {
             sqlite3.SQLITE_NOTADB: self.damaged,
             sqlite3.SQLITE_CORRUPT: self.damaged,
@@ -47,54 +47,56 @@ class Advice:
         }.get(kind)
 
 
-NAMED = Advice(
+USER_FILE_ADVICE = Advice(
     DataError,
     folder="name a file in another folder",
     damaged="name another file, or move this one away",
     closed="name another file, or allow this one to be written",
     disk="name a file on another disk",
 )
-"""For a file that the user named."""
-CACHE = Advice(
+"""Advice for a file that the user named."""
+CACHE_ADVICE = Advice(
     ConfigError,
     folder="set PENCHANT_CACHE to a folder you can write to",
     damaged="move it away: a new one is made",
     closed="allow it to be written, or set PENCHANT_CACHE to a folder you can write to",
     disk="see that the disk has room, or set PENCHANT_CACHE to a folder on another one",
 )
-"""For a cache, which the user did not name."""
+"""Advice for a cache, which the user did not name."""
 
 
-def connect(path: Path, advice: Advice = NAMED, *, several_threads: bool = False) -> sqlite3.Connection:
+def connect(path: Path, advice: Advice = USER_FILE_ADVICE, *, several_threads: bool = False) -> sqlite3.Connection:
     """A connection that commits each statement; the file and its folder are made if missing.
 
     Raises:
-        DataError: neither can be; a ConfigError for a cache.
+        DataError: the file or its folder cannot be created; a ConfigError for a cache.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        found = f"its folder cannot be made: {error.strerror}"
-        raise advice.error(found, where=str(path), fix=advice.folder) from error
-    with explained(path, advice):
-        return sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=not several_threads)
+        problem = f"its folder cannot be made: {error.strerror}"
+        raise advice.error(problem, where=str(path), fix=advice.folder) from error
+    with database_errors(path, advice):
+        return sqlite3.connect(
+            path, timeout=TIMEOUT_SECONDS, isolation_level=None, check_same_thread=not several_threads
+        )
 
 
 def open_cache(path: Path, table: str) -> sqlite3.Connection:
-    """A cache of ours for any number of processes and threads.
+    """A connection to one of Penchant's caches, for any number of processes and threads.
 
     Args:
-        table: the statement that makes its table where there is none.
+        table: the SQL statement that creates its table if it is missing.
 
     Raises:
         ConfigError: it cannot be made or used.
         DiskFullError: there was no room.
     """
-    # SQLite itself lets threads take turns.
-    connection = connect(path, CACHE, several_threads=True)
+    # SQLite itself serializes the threads.
+    connection = connect(path, CACHE_ADVICE, several_threads=True)
     try:
-        with explained(path, CACHE):
-            write_ahead(connection)
+        with database_errors(path, CACHE_ADVICE):
+            enable_write_ahead_log(connection)
             connection.execute(table)
     except BaseException:
         connection.close()
@@ -102,9 +104,12 @@ def open_cache(path: Path, table: str) -> sqlite3.Connection:
     return connection
 
 
-def write_ahead(connection: sqlite3.Connection) -> None:
-    """Readers beside a writer. Of processes that switch to it together, SQLite refuses some without a wait."""
-    deadline = time.monotonic() + PATIENCE
+def enable_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch a database to a write-ahead log, so that readers work beside a writer.
+
+    SQLite refuses some of several processes that switch at once, without waiting: the switch is tried again.
+    """
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -116,8 +121,8 @@ def write_ahead(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def explained(path: Path, advice: Advice = NAMED) -> Iterator[None]:
-    """SQLite's failures in the user's words; our own mistakes with it stay what they are.
+def database_errors(path: Path, advice: Advice = USER_FILE_ADVICE) -> Iterator[None]:
+    """Turn SQLite's failures into errors with a fix; programming errors pass through.
 
     Raises:
         DataError: the file is no database, or cannot be used; a ConfigError for a cache.
@@ -126,13 +131,13 @@ def explained(path: Path, advice: Advice = NAMED) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # Python's own complaints have no code.
+        # Errors that Python's module raises itself have no code.
         code = getattr(error, "sqlite_errorcode", 0)
-        if code in FULL:
+        if code in DISK_FULL_CODES:
             raise DiskFullError(
                 "the disk is full; what was stored before is untouched",
                 where=str(path),
-                fix="free some space, then give the same command again: it goes on where it stopped",
+                fix="free some space, then give the same command again: it resumes where it stopped",
             ) from error
         fix = advice.fix(_kind(code))
         if fix is None:
@@ -141,5 +146,5 @@ def explained(path: Path, advice: Advice = NAMED) -> Iterator[None]:
 
 
 def _kind(code: int) -> int:
-    """A failure's kind without its particulars, which are the higher bytes."""
+    """The primary error code: the lowest byte of an extended one."""
     return code & 0xFF

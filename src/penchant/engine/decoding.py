@@ -1,6 +1,6 @@
-"""Rows that write a token at a time: they can leave, and others can join, between any two tokens.
+"""Rows that generate a token at a time; rows can be removed and added between any two tokens.
 
-Shapes: N rows, L columns of the cache, V vocabulary. Rows are padded on the left, so that all write in the last column.
+Shapes: N rows, L columns of the cache, V vocabulary. Rows are padded on the left: all append in the last column.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class CachedRows:
-    """N rows on one cache.
+    """N rows that share one key-value cache.
 
     Attributes:
-        mask: [N, L], 0 where a column is none of the row's.
+        mask: [N, L], 0 where a column holds no token of the row.
         positions: [N] of the latest token.
         logits: [N, V] of the next token.
     """
@@ -38,7 +38,7 @@ class CachedRows:
     logits: Tensor
 
     def feed(self, tokens: Sequence[int]) -> None:
-        """Read one token more for each row."""
+        """Append one token to each row and compute the logits of the next."""
         device = self.mask.device
         self.mask = torch.cat([self.mask, torch.ones(len(tokens), 1, dtype=self.mask.dtype, device=device)], 1)
         self.positions = self.positions + 1
@@ -52,13 +52,13 @@ class CachedRows:
         self.cache, self.logits = out.past_key_values, out.logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only; a row may come several times."""
+        """Keep these rows only; a row may come several times."""
         index = torch.tensor(rows, device=self.mask.device)
         _select_rows(self.cache, index)
         self.mask, self.positions, self.logits = self.mask[index], self.positions[index], self.logits[index]
 
     def join(self, newcomers: CachedRows) -> None:
-        """Put other rows of the same model behind these; both caches are of `joinable_cache`."""
+        """Append other rows of the same model; both caches are of `joinable_cache`."""
         width = max(self.mask.shape[1], newcomers.mask.shape[1])
         for layer, addition in zip(self.cache.layers, newcomers.cache.layers, strict=True):
             _join_layers(layer, addition, width)
@@ -68,7 +68,7 @@ class CachedRows:
         self.logits = torch.cat([self.logits, newcomers.logits])
 
     def trim(self) -> None:
-        """Forget the columns on the left that are no row's any more; the cache is of `joinable_cache`."""
+        """Drop columns on the left that no row uses any more; the cache is of `joinable_cache`."""
         width = int(self.mask.sum(1).max())
         if width < self.mask.shape[1]:
             for layer in self.cache.layers:
@@ -78,11 +78,11 @@ class CachedRows:
 
 
 @dataclass
-class RereadRows:
-    """The same for a model whose cache cannot be shared (Mamba): every row is read anew for each token, unpadded.
+class UncachedRows:
+    """`CachedRows` for a model whose cache cannot be shared (Mamba): every token reads every row anew, unpadded.
 
     Attributes:
-        rows: the tokens of each.
+        rows: the tokens of every row.
         logits: [N, V] of the next token.
     """
 
@@ -91,23 +91,23 @@ class RereadRows:
     logits: Tensor
 
     @classmethod
-    def from_prompts(cls, model: PreTrainedModel, prompts: Sequence[Ids]) -> RereadRows:
-        """A row for each prompt."""
+    def from_prompts(cls, model: PreTrainedModel, prompts: Sequence[Ids]) -> UncachedRows:
+        """One row for each prompt."""
         rows = [prompt.tolist() for prompt in prompts]
         return cls(model, rows, torch.stack([next_logits(model, row) for row in rows]))
 
     def feed(self, tokens: Sequence[int]) -> None:
-        """Read one token more for each row."""
+        """Append one token to each row and compute the logits of the next."""
         for row, token in zip(self.rows, tokens, strict=True):
             row.append(token)
         self.logits = torch.stack([next_logits(self.model, row) for row in self.rows])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only; a row may come several times."""
+        """Keep these rows only; a row may come several times."""
         self.rows, self.logits = [list(self.rows[i]) for i in rows], self.logits[list(rows)]
 
-    def join(self, newcomers: RereadRows) -> None:
-        """Put other rows of the same model behind these."""
+    def join(self, newcomers: UncachedRows) -> None:
+        """Append other rows of the same model."""
         self.rows = [*self.rows, *newcomers.rows]
         self.logits = torch.cat([self.logits, newcomers.logits])
 
@@ -116,17 +116,17 @@ class RereadRows:
 
 
 def next_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
-    """[V] logits of what follows one row, read whole."""
+    """Logits [V] of the token after one row, computed from the whole row."""
     ids = torch.tensor([row], device=model.device)
     last: Tensor = model(input_ids=ids, use_cache=False).logits[0, -1]
     return last
 
 
-def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = None) -> CachedRows | RereadRows:
-    """A row for each prompt, all read together.
+def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = None) -> CachedRows | UncachedRows:
+    """One row for each prompt, all read in one padded batch.
 
     Args:
-        cache: to write to; by default the one that the model makes.
+        cache: the cache to fill; by default the one that the model makes.
     """
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
@@ -145,18 +145,18 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = No
     )
     filled = getattr(out, "past_key_values", None)
     if filled is None or not hasattr(filled, "batch_repeat_interleave"):
-        return RereadRows.from_prompts(model, prompts)
+        return UncachedRows.from_prompts(model, prompts)
     return CachedRows(model, filled, mask, positions[:, -1], out.logits[:, -1])
 
 
-def read_joinable(model: PreTrainedModel, prompts: Sequence[Ids]) -> CachedRows | RereadRows:
-    """As `read_prompts`, for rows that `join` others."""
+def read_joinable(model: PreTrainedModel, prompts: Sequence[Ids]) -> CachedRows | UncachedRows:
+    """`read_prompts` for rows that `join` others."""
     cache = joinable_cache(model)
-    return RereadRows.from_prompts(model, prompts) if cache is None else read_prompts(model, prompts, cache)
+    return UncachedRows.from_prompts(model, prompts) if cache is None else read_prompts(model, prompts, cache)
 
 
 def joinable_cache(model: PreTrainedModel) -> Any:
-    """An empty cache whose rows may be of different lengths; None where the model's cache cannot be such a one.
+    """An empty cache whose rows may be of different lengths; None where the model has no such cache.
 
     Layers with a sliding window hold the whole row: the attention mask has the window.
     """
@@ -180,25 +180,25 @@ def joinable_cache(model: PreTrainedModel) -> Any:
 
 
 def accepted_arguments(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
-    """Those of the arguments that this model's forward has; some count positions from the mask themselves."""
+    """The arguments that this model's forward accepts; some models compute positions from the mask themselves."""
     names = _argument_names(model)
     return {name: value for name, value in arguments.items() if name in names}
 
 
 def _argument_names(model: Any) -> frozenset[str]:
-    """The arguments of a model's forward; of an adapter's, which passes all on, its base model's."""
+    """Argument names of a model's forward; for an adapter, which passes all on, of its base model's."""
     forward = model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward
     return _names_of(getattr(forward, "__func__", forward))
 
 
 @lru_cache(maxsize=16)
 def _names_of(function: Callable[..., Any]) -> frozenset[str]:
-    """A function's arguments; looked up once, as each token asks for them."""
+    """A function's argument names, cached because every token needs them."""
     return frozenset(signature(function).parameters)
 
 
 def _select_rows(cache: Any, index: Tensor) -> None:
-    """Make the cache that of these rows, which may come several times."""
+    """Keep these rows of the cache only; a row may come several times."""
     if all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
         cache.batch_select_indices(index)
     else:  # Layers of linear attention hold states, which only beam search's way of selecting knows.
@@ -206,7 +206,7 @@ def _select_rows(cache: Any, index: Tensor) -> None:
 
 
 def _join_layers(layer: Any, addition: Any, width: int) -> None:
-    """Put another layer's rows behind a layer's: keys and values with `width` columns, states as they are."""
+    """Append another layer's rows to a layer: keys and values padded to `width` columns, states unchanged."""
     if getattr(layer, "keys", None) is not None:
         for name in ("keys", "values"):
             tensors = (getattr(part, name) for part in (layer, addition))

@@ -1,6 +1,6 @@
-"""The processes of a run: which device each has, how work is shared, how sums and values travel between them.
+"""The processes of a run: their devices, their shares of the work, and sums and values over all of them.
 
-Started by ``torchrun``, a run is sharded with FSDP2 over all its processes; started plainly, it is a world of one, and
+Started by ``torchrun``, a run is sharded with FSDP2 over all its processes; otherwise its world has one process, and
 every call here is the identity.
 """
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the run's processes."""
+    """This process's rank among the run's processes, and its device."""
 
     rank: int
     size: int
@@ -35,17 +35,17 @@ class World:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[tuple[T, bool]]:
-        """This rank's part of `items`, every size-th, each with whether it is this rank's own to count.
+        """This rank's part of `items`, every size-th, as pairs of an item and whether this rank counts it.
 
-        All ranks get equally many, some getting the last item again where they do not divide: a sharded forward is a
-        step that all ranks must take together.
+        All ranks get equally many: where items do not divide evenly some ranks get the last item again, uncounted,
+        since all ranks must take a sharded forward together.
         """
         turns = range(0, len(items), self.size)
-        mine = [start + self.rank for start in turns]
-        return [(items[min(i, len(items) - 1)], i < len(items)) for i in mine]
+        indices = [start + self.rank for start in turns]
+        return [(items[min(i, len(items) - 1)], i < len(items)) for i in indices]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks; float64 keeps counts and totals exact."""
+        """The sum over ranks, in place; in float64 counts and totals are exact."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -67,29 +67,30 @@ class World:
         return values[0]
 
     def barrier(self) -> None:
+        """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
 
 
 def local_device() -> torch.device:
-    """This process's own GPU, else the CPU."""
+    """This process's GPU, or the CPU where there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def is_main_process() -> bool:
-    """Whether this process writes and prints, before or after a world."""
+    """Whether this process writes and prints, without a `World`: before it is made, or after."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def is_alone() -> bool:
-    """Whether this process was started without others beside it."""
+def is_single_process() -> bool:
+    """Whether the run was started as one process."""
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def enter_world(timeout: float = 1800) -> World:
-    """Join the processes ``torchrun`` started, or be alone.
+def init_process_group(timeout: float = 1800) -> World:
+    """The world of the processes that ``torchrun`` started, joined; otherwise a world of one.
 
     Args:
         timeout: seconds that a process may keep the others waiting; `RankMonitor` names it then, so collectives wait
@@ -107,22 +108,22 @@ def enter_world(timeout: float = 1800) -> World:
 
 
 @contextmanager
-def tiny_as_zero() -> Iterator[None]:
-    """Let this process's CPU take numbers below 1e-38 as zero for a while.
+def flush_denormals() -> Iterator[None]:
+    """Treat numbers below 1e-38 as zero on this process's CPU inside the context.
 
     Where a loss is saturated its gradients are such numbers, and matrix products of them are 15 to 100 times slower. It
-    reaches threads that start later only, so it is done before the first product.
+    affects only threads that start later, so it is entered before the first product.
     """
-    before = not bool((torch.full((1,), 1e-39) * 1.0).item())
+    was_flushing = not bool((torch.full((1,), 1e-39) * 1.0).item())
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        torch.set_flush_denormal(was_flushing)
 
 
-def leave_world(world: World) -> None:
-    """Part in order. The caller has let go of model and optimizer: a sharded tensor alive at exit can abort gloo."""
+def destroy_process_group(world: World) -> None:
+    """Leave the process group. Model and optimizer are freed before: sharded tensors alive at exit can abort gloo."""
     gc.collect()
     if world.size > 1:
         dist.barrier()
@@ -130,7 +131,7 @@ def leave_world(world: World) -> None:
 
 
 def shard(scorer: nn.Module, world: World) -> None:
-    """Shard a scorer in place over all ranks, layer by layer; nothing in a world of one."""
+    """Shard a scorer in place over all ranks, layer by layer; a world of one leaves it unchanged."""
     if world.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
@@ -143,7 +144,7 @@ def shard(scorer: nn.Module, world: World) -> None:
 
 
 def reshard(scorer: nn.Module) -> None:
-    """Give up the weights a forward without a backward left gathered.
+    """Free the gathered weights that a forward without a backward leaves behind.
 
     Until then the root's parameters are the gathered ones, and an optimizer or a checkpoint would take those.
     """

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; the operating system frees it when the process ends, however it ends.
+    """Hold the folder's lock; the operating system frees it when the process ends, however it ends.
 
     The folder is made where it is missing, and removed again if nothing was written into it.
 
@@ -48,17 +48,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is locked: who opened the file meanwhile finds that its name is gone, and opens it anew.
+        # Removed while locked: a process that opened the file meanwhile sees that its name is gone, and opens it anew.
         with suppress(OSError):
             file.unlink()
         os.close(handle)
         for path in missing:
-            with suppress(OSError):  # It holds what was written.
+            with suppress(OSError):  # Folders that were written into stay.
                 path.rmdir()
 
 
 def _open_and_lock(file: Path) -> int:
-    """An open handle of the lock's file, locked, which holds the process's id and machine.
+    """A locked handle of the lock file, into which the process's id and machine are written.
 
     Raises:
         ConfigError: another process holds the lock.

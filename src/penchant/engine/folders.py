@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and disks that are full."""
+"""Folders that are written completely or not at all, and errors of full disks."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 
 from penchant.errors import DiskFullError
 
-FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
-"""No room on the disk, in one's share of it, or in a file as large as one may write."""
+DISK_FULL_ERRNOS = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+"""Error numbers of a full disk, an exhausted quota, and a file beyond the size limit."""
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to write into, which becomes the folder once all of it is on the disk; an earlier half is thrown away."""
-    aside = folder.with_name(f".writing-{folder.name}")
-    new_folder(aside)
-    yield aside
-    for written in aside.rglob("*"):
-        sync(written)
-    sync(aside)
-    aside.rename(folder)
+    """A temporary folder to write into; it is renamed to `folder` once all of it is on disk."""
+    temporary = folder.with_name(f".writing-{folder.name}")
+    new_folder(temporary)
+    yield temporary
+    for path in temporary.rglob("*"):
+        sync(path)
+    sync(temporary)
+    temporary.rename(folder)
     sync(folder.parent)
 
 
 def new_folder(path: Path) -> None:
-    """Make an empty folder where nothing, an earlier one, or a link is; what a link points to stays as it is.
+    """Create an empty folder in place of an earlier folder, file or link; the target of a link stays as it is.
 
     Raises:
         OSError: it cannot be made.
@@ -54,12 +54,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
+def disk_errors(folder: Path, resume_command: str) -> Iterator[None]:
     """Turn a full disk, however deep a library wrapped it, into one clear error.
 
     Args:
         folder: on the disk that is written.
-        go_on: what to type once there is room.
+        resume_command: the command to type once there is room.
 
     Raises:
         DiskFullError: there was no room.
@@ -74,13 +74,13 @@ def disk_errors(folder: Path, go_on: str) -> Iterator[None]:
         raise DiskFullError(
             "the disk is full; what was saved before is untouched",
             where=str(folder),
-            fix=f"free some space, then go on with: {go_on}",
+            fix=f"free some space, then go on with: {resume_command}",
         ) from error
 
 
 @contextmanager
-def repeatable(folder: Path) -> Iterator[None]:
-    """Around a command that goes on where it stopped when it is given again: a full disk's error says so.
+def resumable_disk_errors(folder: Path) -> Iterator[None]:
+    """`disk_errors` for a command that resumes where it stopped when it is run again; the error says so.
 
     Raises:
         DiskFullError: there was no room.
@@ -92,7 +92,7 @@ def repeatable(folder: Path) -> Iterator[None]:
         raise DiskFullError(
             error.what,
             where=error.where,
-            fix="free some space, then give the same command again: it goes on where it stopped",
+            fix="free some space, then give the same command again: it resumes where it stopped",
         ) from error
 
 
@@ -108,9 +108,11 @@ def is_full(error: BaseException) -> bool:
 
 def _is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno in DISK_FULL_ERRNOS
     # safetensors has an error of its own, which knows the number in words only.
-    return type(error).__name__ == "SafetensorError" and any(f"(os error {number})" in str(error) for number in FULL)
+    return type(error).__name__ == "SafetensorError" and any(
+        f"(os error {number})" in str(error) for number in DISK_FULL_ERRNOS
+    )
 
 
 def _is_short_write(error: BaseException) -> bool:

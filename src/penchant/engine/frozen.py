@@ -1,4 +1,4 @@
-"""Frozen models: loaded, asked for log-probs through the cache, and let go."""
+"""Frozen models, and their log-probs through the cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NO_LIMIT = 1_000_000_000
-"""Tokens a model without a context limit may read."""
+"""Number of tokens that a model without a context limit may read."""
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model that is only read."""
+    """A model that is only read, with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ class FrozenModel:
 
     @property
     def context(self) -> int:
-        """Tokens it can read."""
+        """Number of tokens that the model can read."""
         return context_length(self.model.config) or NO_LIMIT
 
     def retokenize(
@@ -78,7 +78,7 @@ class FrozenModel:
         dtype: str,
         tell: Callable[[str], None] = lambda line: None,
     ) -> list[list[float]]:
-        """Summed log-probs of every candidate, nats; from the cache where they are known."""
+        """Summed log-probs of every candidate, nats; from the cache where they are stored."""
         choice = choose_scorer(self.model, sample_groups(groups), dtype)
         for note in choice.notes:
             tell(note)
@@ -92,7 +92,7 @@ def cached_log_probs(
 ) -> list[list[float]]:
     """Summed log-probs of every candidate by a model whose weights have this fingerprint, through the cache."""
     cache = ReferenceCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
-    with Progress("log-probs", len(groups), "groups", shown=world.is_main) as progress:
+    with Progress("log-probs", len(groups), "groups", visible=world.is_main) as progress:
         log_probs = score_groups(
             scorer, groups, world=world, budget=budget, dtype=dtype, cache=cache, advance=progress.advance
         )

@@ -1,4 +1,4 @@
-"""generation_config.json as training left the model: where its responses end, and nothing that contradicts it."""
+"""generation_config.json of a trained model: the tokens that end its responses, and no contradicting settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GENERATION_CONFIG = "generation_config.json"
 
 @dataclass(frozen=True)
 class TrainedResponses:
-    """What a model was trained to answer with.
+    """The ends and lengths of the responses a model was trained on.
 
     Attributes:
-        ends: ids that its responses end with: eos, and a chat template's end of turn where one was used.
+        ends: ids that end its responses: eos, and a chat template's end of turn where one was used.
         shortest, longest: tokens of a response, its end included.
         sequence: tokens of the longest prompt with its response.
     """
@@ -34,7 +34,7 @@ class TrainedResponses:
 
     @classmethod
     def from_groups(cls, groups: Sequence[TokenizedGroup]) -> TrainedResponses:
-        """The ends and lengths of groups as the model reads them.
+        """The ends and lengths of tokenized groups.
 
         Args:
             groups: at least one.
@@ -51,10 +51,10 @@ class TrainedResponses:
 def write_generation_config(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: TrainedResponses
 ) -> None:
-    """Write the model's generation configuration as training left it, beside a model or an adapter.
+    """Write a trained model's generation configuration into the folder of the model or its adapter.
 
-    A file and no object of transformers: those refuse to be written once changed, where an untouched part (sampling
-    settings beside ``do_sample: false``, say) is at odds with another.
+    It is written as JSON, not by transformers, whose objects refuse to be saved once changed where an untouched part
+    (sampling settings beside ``do_sample: false``, say) contradicts another.
     """
     if not model.can_generate() or model.generation_config is None:
         return
@@ -66,12 +66,12 @@ def write_generation_config(
 def revise_settings(
     values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, trained: TrainedResponses, context: int | None
 ) -> dict[str, Any]:
-    """A generation configuration without what contradicts training; the ends it had stay ends.
+    """A generation configuration without settings that contradict training; its end tokens stay.
 
     Args:
         context: tokens the model can read, or None.
     """
-    # Under this mark transformers makes the configuration anew from config.json.
+    # With this key transformers derives the configuration from config.json again.
     settings = {name: value for name, value in values.items() if name != "_from_model_config"}
     configured_ends = as_list(settings.get("eos_token_id"))
     ends = list(dict.fromkeys([*configured_ends, tokenizer.eos_token_id, *trained.ends]))
@@ -85,7 +85,7 @@ def revise_settings(
         settings["max_new_tokens"] = trained.longest
     if (settings.get("min_new_tokens") or 0) >= trained.shortest:
         del settings["min_new_tokens"]
-    if (settings.get("min_length") or 0) >= trained.shortest:  # counts the prompt, which may be of one token
+    if (settings.get("min_length") or 0) >= trained.shortest:  # counts the prompt, which may have one token
         del settings["min_length"]
     settings.pop("forced_bos_token_id", None)  # the first token of each response, whatever the prompt
     for name in ("suppress_tokens", "begin_suppress_tokens"):
@@ -97,7 +97,7 @@ def revise_settings(
 
 
 def read_generation_config(model: PreTrainedModel, folder: str) -> None:
-    """Give a merged model the generation configuration that stands beside its adapter, where there is one."""
+    """Give a merged model the generation configuration of its adapter's folder, where there is one."""
     from transformers import GenerationConfig
 
     if model.can_generate() and (Path(folder) / GENERATION_CONFIG).is_file():
@@ -105,13 +105,13 @@ def read_generation_config(model: PreTrainedModel, folder: str) -> None:
 
 
 def read_gguf_ends(model: PreTrainedModel, source: str) -> None:
-    """End a model's responses where its GGUF file says: transformers reads eos alone."""
+    """Set a model's end tokens to all those of its GGUF file: transformers reads eos alone."""
     if model.generation_config is not None and (ends := gguf_ends(source)):
         model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def as_list(ids: int | Sequence[int] | None) -> list[int]:
-    """Ids of a configuration's entry that holds one, several or none."""
+    """The ids of a configuration's entry that holds one, several or none."""
     if ids is None:
         return []
     return [ids] if isinstance(ids, int) else list(ids)

@@ -1,4 +1,4 @@
-"""GGUF files as models: what `transformers` reads of them, and what it would drop without a word put right or refused.
+"""GGUF files as models, read by `transformers`; what it would silently drop is corrected or refused here.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from penchant.engine.gguf_tokenizer import as_llama_cpp_reads
+from penchant.engine.gguf_tokenizer import llama_cpp_tokenizer
 from penchant.errors import ModelError, require_extra
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _ROPE_FREQS = "rope_freqs.weight"
 
 
 def is_gguf(source: str) -> bool:
-    """Whether a model's name is that of a GGUF file, there or not."""
+    """Whether a model's name is that of a GGUF file, whether or not it exists."""
     return source.endswith(".gguf") and not Path(source).is_dir()
 
 
@@ -35,18 +35,18 @@ def gguf_library() -> ModuleType:
 
 
 def check_gguf(source: str) -> None:
-    """Raise where nothing can be read: ModelError without such a file, ConfigError without the package."""
+    """Raise ModelError where the file is missing, ConfigError where the package is."""
     gguf_library()
     if not Path(source).is_file():
         raise ModelError("there is no such file", where=source, fix="check the path")
 
 
 def gguf_config(source: str) -> PretrainedConfig:
-    """The configuration of the model in a file, its scaled positions included, which `transformers` leaves out.
+    """The configuration of the model in a file, with its scaled positions, which `transformers` leaves out.
 
     Raises:
         ModelError: something in the file changes what the model computes, and `transformers` would not read it.
-        Exception: whatever the libraries make of a damaged file.
+        Exception: the libraries raise errors of any class about a damaged file.
     """
     from transformers import AutoConfig
 
@@ -61,14 +61,14 @@ def gguf_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a file, splitting text as llama.cpp does.
 
     Raises:
-        ModelError: it splits text, or spells its special tokens, in a way that is not known here.
-        Exception: whatever the libraries make of a damaged file.
+        ModelError: the way it splits text, or spells its special tokens, is unknown here.
+        Exception: the libraries raise errors of any class about a damaged file.
     """
     from transformers import AutoTokenizer
 
-    # First, so that a file that is cut off is damaged also to those who ask for its tokenizer alone.
+    # Opened first, so that a truncated file is an error also where only its tokenizer is read.
     file = gguf_library().GGUFReader(source)
-    return as_llama_cpp_reads(
+    return llama_cpp_tokenizer(
         AutoTokenizer.from_pretrained(Path(source).parent, gguf_file=Path(source).name),
         kind=_value(file, "tokenizer.ggml.model"),
         pre=_value(file, "tokenizer.ggml.pre"),
@@ -116,7 +116,7 @@ def _scaled_positions(source: str, file: Any, config: PretrainedConfig) -> dict[
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if factors:
-        # A divisor for each frequency, at any length: of the rules that transformers has it is this one.
+        # One divisor for each frequency, at any length: of transformers' rules only longrope has these.
         return {
             "rope_type": "longrope",
             "short_factor": factors[0],

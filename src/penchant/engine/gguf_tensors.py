@@ -1,4 +1,4 @@
-"""Models in GGUF's terms: which tensors a file holds under which names, and the numbers that describe them.
+"""Models in GGUF's terms: names of the tensors in a file, and the sizes that describe the model.
 
 Names and meanings are llama.cpp's, as the package `gguf` gives them (`gguf.constants`).
 """
@@ -39,31 +39,31 @@ def check_architecture(config: PretrainedConfig, where: str) -> None:
             where=where,
             fix="use convert_hf_to_gguf.py of llama.cpp",
         )
-    odd = []
+    unsupported = []
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        odd.append("biases")
+        unsupported.append("biases")
     if config.hidden_act != "silu":
-        odd.append(f"the activation {config.hidden_act}")
+        unsupported.append(f"the activation {config.hidden_act}")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        odd.append("sliding windows")
+        unsupported.append("sliding windows")
     if config.model_type == "qwen2" and _head_size(config) * config.num_attention_heads != config.hidden_size:
-        odd.append("heads of another size than hidden size / heads")
+        unsupported.append("heads of another size than hidden size / heads")
     rope = config.rope_parameters
-    allowed = ("default", "linear", "llama3") if config.model_type == "llama" else ("default", "linear")
-    if rope.get("rope_type", "default") not in allowed:
-        odd.append(f"positions scaled by {rope['rope_type']}")
+    rope_types = ("default", "linear", "llama3") if config.model_type == "llama" else ("default", "linear")
+    if rope.get("rope_type", "default") not in rope_types:
+        unsupported.append(f"positions scaled by {rope['rope_type']}")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        odd.append("positions in a part of each head")
-    if odd:
+        unsupported.append("positions in a part of each head")
+    if unsupported:
         raise ModelError(
-            f"it has {' and '.join(odd)}, which a GGUF file of a {config.model_type} cannot say",
+            f"it has {' and '.join(unsupported)}, which a GGUF file of a {config.model_type} cannot say",
             where=where,
             fix="use convert_hf_to_gguf.py of llama.cpp",
         )
 
 
-def add_numbers(writer: Any, config: PretrainedConfig, rope_scaling: Any) -> None:
-    """Tell a `gguf.GGUFWriter` the model's sizes.
+def add_sizes(writer: Any, config: PretrainedConfig, rope_scaling: Any) -> None:
+    """Write the model's sizes to a `gguf.GGUFWriter`.
 
     Args:
         rope_scaling: `gguf.RopeScalingType`.
@@ -87,15 +87,15 @@ def add_numbers(writer: Any, config: PretrainedConfig, rope_scaling: Any) -> Non
 
 
 def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """A file's tensors by name, in float32, one at a time; an output that is the embedding is left out.
+    """Names and tensors of the file, in float32, one at a time; a tied output layer is left out.
 
     Raises:
-        ModelError: a weight has no place in the file, or is not finite.
+        ModelError: a weight has no name in GGUF, or is not finite.
     """
     config = model.config
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if config.rope_parameters.get("rope_type") == "llama3":
-        yield "rope_freqs.weight", _divisors(model)
+        yield "rope_freqs.weight", _frequency_divisors(model)
     for name, weight in model.named_parameters():
         stem, _, suffix = name.rpartition(".")
         if tied and stem == "lm_head":
@@ -103,14 +103,14 @@ def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         tensor = weight.detach().float().cpu()
         if not tensor.isfinite().all():
             raise ModelError(f"{name} is not finite", where=config.name_or_path, fix="train it anew, or from before")
-        yield f"{_place(stem, config)}.{suffix}", _laid_out(stem, tensor, config)
+        yield f"{_tensor_stem(stem, config)}.{suffix}", _permute_rotary_rows(stem, tensor, config)
 
 
 def _head_size(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _place(stem: str, config: PretrainedConfig) -> str:
+def _tensor_stem(stem: str, config: PretrainedConfig) -> str:
     if stem in _WHOLE:
         return _WHOLE[stem]
     number, _, part = stem.removeprefix("model.layers.").partition(".")
@@ -119,8 +119,8 @@ def _place(stem: str, config: PretrainedConfig) -> str:
     return f"blk.{number}.{_LAYER[part]}"
 
 
-def _laid_out(stem: str, tensor: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """A Llama's queries and keys with the two numbers that are rotated together side by side, as llama.cpp has them.
+def _permute_rotary_rows(stem: str, tensor: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """The weight as llama.cpp stores it: of a Llama's queries and keys, rows that are rotated together are neighbours.
 
     Hugging Face rotates number i of a head with number i + size / 2; of a Qwen2 llama.cpp does so too.
     """
@@ -130,8 +130,8 @@ def _laid_out(stem: str, tensor: torch.Tensor, config: PretrainedConfig) -> torc
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def _divisors(model: PreTrainedModel) -> torch.Tensor:
-    """By what the frequency of each pair is divided: one that is not scaled, over the model's own."""
+def _frequency_divisors(model: PreTrainedModel) -> torch.Tensor:
+    """Divisors [head size / 2] of the rotary frequencies: frequencies without scaling over the model's own."""
     config = model.config
     exponents = torch.arange(0, _head_size(config), 2, dtype=torch.float32) / _head_size(config)
     plain = config.rope_parameters["rope_theta"] ** -exponents

@@ -1,4 +1,4 @@
-"""Tokenizers that `transformers` builds from GGUF files, put right: text is split as in llama.cpp's llama-vocab.cpp."""
+"""Tokenizers that `transformers` builds from GGUF files, corrected to split text as llama.cpp's llama-vocab.cpp."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from penchant.engine.gguf_vocabulary import (
+    BYTE_LEVEL_SPLIT,
     CONTROL,
     DIGITS,
-    OWN,
     SPACE,
     SPLITS,
     USER_DEFINED,
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def as_llama_cpp_reads(
-    built: PreTrainedTokenizerBase,
+def llama_cpp_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
     *,
     kind: str,
     pre: str | None,
@@ -41,12 +41,12 @@ def as_llama_cpp_reads(
     are not recognized in text.
 
     Raises:
-        ModelError: how it splits text is not known here.
+        ModelError: the way it splits text is unknown here.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    state = tokenizer_json(built, where)
+    state = tokenizer_json(tokenizer, where)
     _add_all_tokens(state, tokens, types)
     if kind == "llama":
         _split_like_the_first_llama(state, space_prefix)
@@ -56,8 +56,8 @@ def as_llama_cpp_reads(
         raise ModelError(f"its tokenizer is of the kind {kind!r}", where=where, fix="known are gpt2 and llama")
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        chat_template=built.chat_template,
-        **{name: built.special_tokens_map[name] for name in _NAMED if name in built.special_tokens_map},
+        chat_template=tokenizer.chat_template,
+        **{name: tokenizer.special_tokens_map[name] for name in _NAMED if name in tokenizer.special_tokens_map},
     )
 
 
@@ -80,9 +80,14 @@ def _split_by_name(state: dict[str, Any], pre: str | None, where: str) -> None:
     for step in SPLITS[pre]:
         if step == DIGITS:
             steps.append({"type": "Digits", "individual_digits": True})
-        elif step != OWN:
+        elif step != BYTE_LEVEL_SPLIT:
             steps.append({"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False})
-    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": OWN in SPLITS[pre]}
+    last = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": BYTE_LEVEL_SPLIT in SPLITS[pre],
+    }
     state["normalizer"] = None
     state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, last]}
     state["model"]["ignore_merges"] = pre in WHOLE_WORDS_FIRST

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from penchant.data.tokenization import turn_end
 from penchant.engine.generation_ends import as_list
 from penchant.engine.gguf_reading import gguf_library
-from penchant.engine.gguf_tensors import add_numbers, check_architecture, named_tensors
-from penchant.engine.gguf_vocabulary import Vocabulary, vocabulary_of
+from penchant.engine.gguf_tensors import add_sizes, check_architecture, named_tensors
+from penchant.engine.gguf_vocabulary import Vocabulary, build_vocabulary
 from penchant.engine.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
 from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.engine.multimodal import is_multimodal, text_config, text_model
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 _LARGEST_F16 = 65504
 TEXT_PART = "only the text part is in the file: llama.cpp reads a multimodal model's towers from a file of their own"
 
-Stored = Literal["f32", "f16", "q8_0"]
+StorageType = Literal["f32", "f16", "q8_0"]
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What a file holds.
+class ExportedGGUF:
+    """Content and size of an exported file.
 
     Attributes:
-        tensors: how many tensors are stored in each type.
-        kept_apart: tensors that q8_0 was asked for and whose rows are no whole number of its blocks of 32.
+        tensors: number of tensors stored in each type.
+        kept_apart: tensors stored in f16 instead of q8_0, whose rows are no whole number of its blocks of 32.
         bytes: the file's size.
         notes: where llama.cpp makes other tokens of some texts than this tokenizer, and what the file leaves out.
     """
@@ -45,25 +45,26 @@ class Exported:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
         return asdict(self)
 
 
-def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
+def export_gguf(source: str, output: Path, storage_type: StorageType) -> ExportedGGUF:
     """Write a model and its tokenizer as one GGUF file.
 
-    Matrices are stored as asked for; vectors (norms, biases) always in f32. q8_0 holds blocks of 32 weights as int8 and
-    one f16 scale, absmax / 127: a weight is off by at most half a step, and by what the scale loses in f16. Matrices
-    whose rows are no whole number of blocks are stored in f16 instead.
+    Matrices are stored in `storage_type`; vectors (norms, biases) always in f32. q8_0 holds blocks of 32 weights as
+    int8 and one f16 scale, absmax / 127: a weight is off by at most half a step, and by what the scale loses in f16.
+    Matrices whose rows are no whole number of blocks are stored in f16 instead.
 
     Args:
         source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file.
         output: a new file, ending in .gguf.
-        stored: the matrices' type.
+        storage_type: the type in which matrices are stored.
 
     Raises:
         ConfigError: the package `gguf` is missing.
-        ModelError: as `load_model`; or a model or a tokenizer that GGUF cannot hold; or the file cannot be written:
-            nothing is left of it then.
+        ModelError: as `load_model`; or a model or a tokenizer that GGUF cannot hold; or the file cannot be
+            written, and nothing is left of it.
     """
     _check_output(output)
     require_language_model(source)
@@ -73,31 +74,33 @@ def export_gguf(source: str, output: Path, stored: Stored) -> Exported:
     tokenizer = load_tokenizer(source)
     model = text_model(load_model(source))
     check_vocabulary(model, tokenizer, source)
-    vocabulary = vocabulary_of(tokenizer, model.get_input_embeddings().num_embeddings, source)
-    types = _types(library, model, stored)
-    ends = _further_ends(model, tokenizer)
+    vocabulary = build_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, source)
+    types = _types(library, model, storage_type)
+    ends = _extra_ends(model, tokenizer)
 
-    def write(aside: Path) -> None:
-        writer = library.GGUFWriter(aside, model.config.model_type)
+    def write(temporary: Path) -> None:
+        writer = library.GGUFWriter(temporary, model.config.model_type)
         try:
-            _describe(library, writer, model, output.stem, stored)
+            _add_metadata(library, writer, model, output.stem, storage_type)
             _add_tokenizer(writer, vocabulary, tokenizer)
             _add_ends(writer, ends)
             _write_tensors(library, writer, model, types)
         finally:
             writer.close()
 
-    _put(output, write)
-    asked = library.GGMLQuantizationType[stored.upper()]
-    return Exported(
+    _write_atomically(output, write)
+    requested_type = library.GGMLQuantizationType[storage_type.upper()]
+    return ExportedGGUF(
         tensors={kind.name.lower(): list(types.values()).count(kind) for kind in sorted(set(types.values()))},
-        kept_apart=[name for name, kind in types.items() if kind not in (asked, library.GGMLQuantizationType.F32)],
+        kept_apart=[
+            name for name, kind in types.items() if kind not in (requested_type, library.GGMLQuantizationType.F32)
+        ],
         bytes=output.stat().st_size,
-        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *_left_out(source, config)],
+        notes=[*vocabulary.notes, *_ends_notes(tokenizer, ends), *_left_out_notes(source, config)],
     )
 
 
-def _left_out(source: str, config: PretrainedConfig) -> list[str]:
+def _left_out_notes(source: str, config: PretrainedConfig) -> list[str]:
     heads = model_kind(source).heads
     lines = [f"GGUF holds the language model alone: the preference head is left out ({', '.join(heads)})"]
     return [*(lines if heads else []), *([TEXT_PART] if is_multimodal(config) else [])]
@@ -112,47 +115,47 @@ def _check_output(output: Path) -> None:
         raise ModelError("its folder does not exist", where=str(output), fix=f"mkdir -p {output.parent}")
 
 
-def _put(output: Path, write: Callable[[Path], None]) -> None:
-    """Write beside, then rename: a reader never sees half a file, nor is one left behind."""
-    aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
+    """Write a temporary file, then rename it: no partial file is ever visible or left behind."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        aside.unlink(missing_ok=True)  # It may be a link to another file.
-        write(aside)
-        with aside.open("rb+") as stream:
+        temporary.unlink(missing_ok=True)  # It may be a link to another file.
+        write(temporary)
+        with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        os.replace(aside, output)
+        os.replace(temporary, output)
     except OSError as error:
-        # numpy tells of a short write without the system's reason.
+        # numpy reports a short write without the system's reason.
         raise ModelError(
             f"it cannot be written: {error.strerror or error}",
             where=str(output),
             fix="free some space, or name another place",
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _types(library: Any, model: PreTrainedModel, stored: Stored) -> dict[str, Any]:
-    """Each tensor's type of storage, by name."""
+def _types(library: Any, model: PreTrainedModel, storage_type: StorageType) -> dict[str, Any]:
+    """The storage type of every tensor, by name."""
     kinds = library.GGMLQuantizationType
-    asked = kinds[stored.upper()]
-    block, _ = library.GGML_QUANT_SIZES[asked]
+    requested_type = kinds[storage_type.upper()]
+    block, _ = library.GGML_QUANT_SIZES[requested_type]
 
     def kind(tensor: torch.Tensor) -> Any:
         if tensor.ndim == 1:
             return kinds.F32
-        return asked if tensor.shape[-1] % block == 0 else kinds.F16
+        return requested_type if tensor.shape[-1] % block == 0 else kinds.F16
 
     return {name: kind(tensor) for name, tensor in named_tensors(model)}
 
 
-def _describe(library: Any, writer: Any, model: PreTrainedModel, name: str, stored: Stored) -> None:
+def _add_metadata(library: Any, writer: Any, model: PreTrainedModel, name: str, storage_type: StorageType) -> None:
     files = library.LlamaFileType
     writer.add_type(library.GGUFType.MODEL)
     writer.add_name(name)
-    writer.add_file_type({"f32": files.ALL_F32, "f16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[stored])
+    writer.add_file_type({"f32": files.ALL_F32, "f16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[storage_type])
     writer.add_quantization_version(library.GGML_QUANT_VERSION)
-    add_numbers(writer, model.config, library.RopeScalingType)
+    add_sizes(writer, model.config, library.RopeScalingType)
 
 
 def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -182,8 +185,8 @@ def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTok
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _further_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids beside eos that end a response; the chat template's end of turn first."""
+def _extra_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids other than eos that end a response; the chat template's end of turn first."""
     configured = [] if model.generation_config is None else as_list(model.generation_config.eos_token_id)
     turn = turn_end(tokenizer)
     ends = dict.fromkeys([*([] if turn is None else [turn]), *configured])
@@ -197,7 +200,7 @@ def _add_ends(writer: Any, ends: Sequence[int]) -> None:
 
 
 def _ends_notes(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list[str]:
-    """A GGUF file has room for two ends beside eos."""
+    """A note where a model has more than the two ends beside eos that a GGUF file holds."""
     if len(ends) <= 2:
         return []
     left_out = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(ends[2:]))
@@ -205,7 +208,7 @@ def _ends_notes(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list
 
 
 def _write_tensors(library: Any, writer: Any, model: PreTrainedModel, types: dict[str, Any]) -> None:
-    """All descriptions, then all weights: quantised one at a time, so that no second model stands in memory."""
+    """Write all descriptions, then all weights, quantised one at a time: memory holds no second model."""
     for name, tensor in named_tensors(model):
         block, size = library.GGML_QUANT_SIZES[types[name]]
         writer.add_tensor_info(

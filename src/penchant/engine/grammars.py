@@ -1,4 +1,4 @@
-"""Responses held to a grammar, whatever the model would rather say.
+"""Responses constrained to a grammar.
 
 Grammars are written in llguidance's dialect of Lark
 (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md): over characters, whatever the tokens are.
@@ -38,7 +38,7 @@ class Grammars:
 
     Raises:
         ConfigError: the package `llguidance` is missing.
-        ModelError: the tokenizer's tokens are no pieces of text that put together give the whole.
+        ModelError: the texts of the tokenizer's tokens do not join into the text they came from.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
@@ -54,7 +54,7 @@ class Grammars:
         """A guide for one response.
 
         Raises:
-            ValueError: it is no grammar.
+            ValueError: the grammar is invalid.
         """
         matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
@@ -63,26 +63,26 @@ class Grammars:
 
 
 class GrammarGuide:
-    """Holds one response to a grammar; a `Guide`."""
+    """A `Guide` that constrains one response to a grammar."""
 
     def __init__(self, matcher: Any, consumed: int = 0) -> None:
         self._matcher, self._consumed = matcher, consumed
 
-    def allowed(self, written: Sequence[int]) -> Ids:
-        """The tokens after which the text can still become one of the grammar's.
+    def allowed_tokens(self, response: Sequence[int]) -> Ids:
+        """Ids of the tokens after which the response can still become a text of the grammar.
 
         Raises:
-            ModelError: there is none, as the tokenizer lacks a character; or the grammar is too much for the library.
+            ModelError: no token is allowed, as the tokenizer lacks a character; or the grammar is too large.
         """
-        self._matcher.consume_tokens(list(written[self._consumed :]))
-        self._consumed = len(written)
+        self._matcher.consume_tokens(list(response[self._consumed :]))
+        self._consumed = len(response)
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        found = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
-        if self._matcher.is_error() or not len(found):
-            said = self._matcher.get_error().partition("\n")[0] or "no token of the tokenizer may come next"
-            raise ModelError(f"an answer cannot be constrained: {said}", fix="leave the constraint out")
-        return found
+        tokens = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if self._matcher.is_error() or not len(tokens):
+            reason = self._matcher.get_error().partition("\n")[0] or "no token of the tokenizer may come next"
+            raise ModelError(f"an answer cannot be constrained: {reason}", fix="leave the constraint out")
+        return tokens
 
     def copy(self) -> GrammarGuide:
-        """Another guide that stands where this one does; much cheaper than a new one of the same grammar."""
+        """A copy of this guide in its present state; much cheaper than a new guide of the same grammar."""
         return GrammarGuide(self._matcher.deep_copy(), self._consumed)

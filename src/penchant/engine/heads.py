@@ -33,19 +33,19 @@ class PreferenceHead(nn.Module):
         pooling: ``identity`` (with dropout), ``tanh`` (linear, tanh, dropout), ``dropout_tanh`` (dropout before and
             after), ``swiglu`` (``silu(gate h) * (dense h)``, tanh, dropout), ``swiglu_down`` (the same of 8/3 D
             values, projected down to D, tanh, dropout: a whole SwiGLU block, as in the authors' code).
-        dropout: of the pooling, while it trains.
+        dropout: rate of the pooling's dropout in training.
     """
 
     def __init__(self, size: int, pooling: Pooling, dropout: float = 0.0) -> None:
         super().__init__()
         self.settings = {"size": size, "pooling": pooling, "dropout": dropout}
-        self.before = nn.Dropout(dropout if pooling == "dropout_tanh" else 0.0)
+        self.input_dropout = nn.Dropout(dropout if pooling == "dropout_tanh" else 0.0)
         width = -(-8 * size // 3) if pooling == "swiglu_down" else size
         self.gate = nn.Linear(size, width) if pooling in ("swiglu", "swiglu_down") else None
         self.dense = nn.Identity() if pooling == "identity" else nn.Linear(size, width)
         self.down = nn.Linear(width, size) if pooling == "swiglu_down" else nn.Identity()
-        self.bend = nn.Identity() if pooling == "identity" else nn.Tanh()
-        self.after = nn.Dropout(dropout)
+        self.activation = nn.Identity() if pooling == "identity" else nn.Tanh()
+        self.output_dropout = nn.Dropout(dropout)
         self.weight = nn.Linear(size, 1, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -54,24 +54,24 @@ class PreferenceHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[N] rewards of [N, D] hidden states."""
+        """Rewards [N] of hidden states [N, D]."""
         with torch.autocast(hidden.device.type, enabled=False):
-            given = self.before(hidden.float())
-            pooled = self.dense(given)
+            inputs = self.input_dropout(hidden.float())
+            pooled = self.dense(inputs)
             if self.gate is not None:
-                pooled = pooled * silu(self.gate(given))
-            rewards: Tensor = self.weight(self.after(self.bend(self.down(pooled))))[:, 0]
+                pooled = pooled * silu(self.gate(inputs))
+            rewards: Tensor = self.weight(self.output_dropout(self.activation(self.down(pooled))))[:, 0]
         return rewards
 
 
 class HeadedScorer(nn.Module):
-    """Log-probs and the head's rewards, of one pass of the language model, whose log-probs the head does not change."""
+    """Log-probs and the head's rewards from one pass of the language model; the head does not change the log-probs."""
 
     def __init__(self, scorer: TreeScorer | PaddedScorer, head: PreferenceHead) -> None:
         super().__init__()
         self.model = scorer.model
         self.head = head
-        # Not a submodule: its weights are the model's, and each is to have one name.
+        # Not a submodule: its weights are the model's, and every weight has one name.
         self._inner = (scorer,)
 
     def cost(self, group: TokenizedGroup) -> int:
@@ -79,12 +79,12 @@ class HeadedScorer(nn.Module):
         return self._inner[0].cost(group)
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[2, G, K]: log-probs, and rewards; 0 in empty slots."""
-        log_probs, last = self._inner[0].read(batch)
+        """Log-probs (nats) and rewards, stacked [2, G, K]; 0 in empty slots."""
+        log_probs, last = self._inner[0].forward_with_hidden(batch)
         return torch.stack([log_probs, batch.to_group_matrix(self.head(last).to(log_probs.dtype))])
 
 
-def require_endings(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
+def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
     """Refuse a response without its end-of-turn token: the head would score the turn before.
 
     Raises:
@@ -101,14 +101,14 @@ def require_endings(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> No
 
 
 def save_head(folder: Path, head: PreferenceHead, name: str = NAME) -> None:
-    """Write a head beside its model: NAME.safetensors and NAME.json. Several may share a model."""
+    """Write a head into its model's folder: NAME.safetensors and NAME.json. Several may share a model."""
     from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-    aside = folder / f".writing-{name}.safetensors"
-    aside.unlink(missing_ok=True)  # It may be a link to another file.
-    save_file(weights, aside)
-    aside.replace(folder / f"{name}.safetensors")
+    temporary = folder / f".writing-{name}.safetensors"
+    temporary.unlink(missing_ok=True)  # It may be a link to another file.
+    save_file(weights, temporary)
+    temporary.replace(folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(head.settings), encoding="utf-8")
 
 
@@ -118,7 +118,7 @@ def head_names(folder: str | Path) -> tuple[str, ...]:
 
 
 def copy_heads(source: str | Path, output: Path) -> tuple[str, ...]:
-    """Copy a folder's preference heads beside another copy of its model; returns their names."""
+    """Copy a folder's preference heads to another folder of its model; returns their names."""
     names = head_names(source)
     for name in names:
         for suffix in (".safetensors", ".json"):
@@ -136,10 +136,10 @@ def _is_head(settings: Path) -> bool:
 
 
 def load_head(folder: str | Path, name: str = NAME) -> PreferenceHead:
-    """Read a head, ready to score.
+    """The preference head of a folder, in evaluation mode.
 
     Raises:
-        ModelError: the folder has none, or it is damaged.
+        ModelError: the folder has no such head, or it is damaged.
     """
     from safetensors.torch import load_file
 

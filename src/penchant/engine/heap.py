@@ -1,6 +1,6 @@
-"""What glibc's allocator makes of a sequence of allocations: on the CPU a process holds more than its tensors.
+"""A model of glibc's allocator: on the CPU a process holds more memory than its tensors take.
 
-Three habits of it matter for tensors of some megabytes. Requests above a threshold get pages of their own, which go
+Three of its rules matter for tensors of some megabytes. Requests above a threshold get pages of their own, which go
 back when they are freed; but freeing such a block raises the threshold to its size, up to 32 MiB, and from then on
 blocks like it come from the heap. A hole in the heap stays resident until it is used again; only the top is given back.
 And (until 2.38) an aligned request looks for a hole larger than the block it makes, and frees the rest of it, which
@@ -13,14 +13,14 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 from platform import libc_ver
 
-from penchant.engine.allocator import BY_DEFAULT, Habits
+from penchant.engine.allocator import DEFAULT_MALLOC, MallocSettings
 
 PAGE = 4096
 LARGEST_THRESHOLD = 32 << 20
 ALIGNMENT, LEAST, HEADER, TOP_PAD = 64, 32, 8, 128 << 10
 
 STAYS_FREE = 4
-"""Of the rests behind blocks one in so many finds no small object: the count whose peaks fit measured runs best."""
+"""One in so many remainders behind blocks is taken by no small object: fitted to the peaks of measured runs."""
 
 
 def has_holes() -> bool:
@@ -37,117 +37,121 @@ class Block:
     size: int
     free: bool = False
     mapped: bool = False
-    before: Block | None = None
-    after: Block | None = None
+    previous: Block | None = None
+    next: Block | None = None
 
 
 class Heap:
     """A model of glibc's `posix_memalign` and `free` in one arena.
 
     Args:
-        habits: its thresholds at the start.
+        settings: its thresholds at the start.
 
     Attributes:
         resident: bytes held now.
     """
 
-    def __init__(self, habits: Habits = BY_DEFAULT) -> None:
-        self.threshold, self.moves, self.trim = habits.threshold, habits.moves, habits.trim
+    def __init__(self, settings: MallocSettings = DEFAULT_MALLOC) -> None:
+        self.threshold, self.raises_thresholds, self.trim = (
+            settings.threshold,
+            settings.raises_thresholds,
+            settings.trim,
+        )
         self.resident = 0
         self._rests = 0
         self._top = self._end = 0
         self._last: Block | None = None
         self._holes: list[tuple[int, int]] = []
-        self._at: dict[int, Block] = {}
+        self._block_at: dict[int, Block] = {}
 
     def take(self, size: int) -> Block:
         """Allocate a tensor's data, aligned to 64 bytes."""
         need = max(LEAST, (size + HEADER + 15) // 16 * 16)
-        asked = need + ALIGNMENT + LEAST
-        block = self._from_hole(asked) or self._from_top(asked)
+        request = need + ALIGNMENT + LEAST
+        block = self._from_hole(request) or self._from_top(request)
         if block.mapped:
             return block
         lead = -(block.start + 16) % ALIGNMENT
         if lead:
             lead = lead if lead >= LEAST else lead + ALIGNMENT
-            rest = self._split(block, lead)
+            remainder = self._split(block, lead)
             self.give(block)
-            block = rest
+            block = remainder
         if block.size > need + LEAST:
-            rest = self._split(block, need)
+            remainder = self._split(block, need)
             self._rests += 1
-            if rest.after is None or self._rests % STAYS_FREE == 0:
-                self.give(rest)
+            if remainder.next is None or self._rests % STAYS_FREE == 0:
+                self.give(remainder)
             # Else small objects take it, and it is never free again.
         return block
 
     def give(self, block: Block) -> None:
-        """Free."""
+        """Free a block."""
         if block.mapped:
             self.resident -= block.size
-            if self.moves and self.threshold < block.size <= LARGEST_THRESHOLD:
+            if self.raises_thresholds and self.threshold < block.size <= LARGEST_THRESHOLD:
                 self.threshold, self.trim = block.size, 2 * block.size
             return
-        for other in (block.before, block.after):
+        for other in (block.previous, block.next):
             if other is not None and other.free:
                 self._unlist(other)
-                first, second = (other, block) if other.start < block.start else (block, other)
-                first.size += second.size
-                first.after = second.after
-                if second.after is not None:
-                    second.after.before = first
+                lower, upper = (other, block) if other.start < block.start else (block, other)
+                lower.size += upper.size
+                lower.next = upper.next
+                if upper.next is not None:
+                    upper.next.previous = lower
                 else:
-                    self._last = first
-                block = first
+                    self._last = lower
+                block = lower
         block.free = True
-        if block.after is None:
-            self._last, self._top = block.before, block.start
+        if block.next is None:
+            self._last, self._top = block.previous, block.start
             if self._last is not None:
-                self._last.after = None
+                self._last.next = None
             if self._end - self._top >= self.trim:
-                kept = (self._top + LEAST + TOP_PAD + PAGE - 1) // PAGE * PAGE
-                self.resident -= max(0, self._end - kept)
-                self._end = min(self._end, kept)
+                new_end = (self._top + LEAST + TOP_PAD + PAGE - 1) // PAGE * PAGE
+                self.resident -= max(0, self._end - new_end)
+                self._end = min(self._end, new_end)
         else:
-            self._at[block.start] = block
+            self._block_at[block.start] = block
             insort(self._holes, (block.size, block.start))
 
-    def _from_hole(self, asked: int) -> Block | None:
-        place = bisect_left(self._holes, (asked, -1))
-        if place == len(self._holes):
+    def _from_hole(self, request: int) -> Block | None:
+        index = bisect_left(self._holes, (request, -1))
+        if index == len(self._holes):
             return None
-        block = self._at[self._holes[place][1]]
+        block = self._block_at[self._holes[index][1]]
         self._unlist(block)
         block.free = False
-        if block.size >= asked + LEAST:
-            self.give(self._split(block, asked))
+        if block.size >= request + LEAST:
+            self.give(self._split(block, request))
         return block
 
-    def _from_top(self, asked: int) -> Block:
-        if self._end - self._top < asked + LEAST:
-            if asked >= self.threshold:
-                size = (asked + HEADER + PAGE - 1) // PAGE * PAGE
+    def _from_top(self, request: int) -> Block:
+        if self._end - self._top < request + LEAST:
+            if request >= self.threshold:
+                size = (request + HEADER + PAGE - 1) // PAGE * PAGE
                 self.resident += size
                 return Block(0, size, mapped=True)
-            end = (self._top + asked + TOP_PAD + LEAST + PAGE - 1) // PAGE * PAGE
+            end = (self._top + request + TOP_PAD + LEAST + PAGE - 1) // PAGE * PAGE
             self.resident += end - self._end
             self._end = end
-        block = Block(self._top, asked, before=self._last)
+        block = Block(self._top, request, previous=self._last)
         if self._last is not None:
-            self._last.after = block
+            self._last.next = block
         self._last = block
-        self._top += asked
+        self._top += request
         return block
 
     def _split(self, block: Block, size: int) -> Block:
-        rest = Block(block.start + size, block.size - size, before=block, after=block.after)
-        if block.after is not None:
-            block.after.before = rest
+        remainder = Block(block.start + size, block.size - size, previous=block, next=block.next)
+        if block.next is not None:
+            block.next.previous = remainder
         else:
-            self._last = rest
-        block.size, block.after = size, rest
-        return rest
+            self._last = remainder
+        block.size, block.next = size, remainder
+        return remainder
 
     def _unlist(self, block: Block) -> None:
-        place = bisect_left(self._holes, (block.size, block.start))
-        del self._holes[place], self._at[block.start]
+        index = bisect_left(self._holes, (block.size, block.start))
+        del self._holes[index], self._block_at[block.start]

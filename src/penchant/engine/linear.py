@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from penchant.engine.tied import Shared
+from penchant.engine.tied import SharedGradient
 from penchant.engine.vocabulary import LowRank, OutputLayer, blocks, passes
 
 KEPT_ELEMENTS = 1 << 27
 """Logits kept for the backward (512 MiB in float32)."""
 
 FROZEN_ELEMENTS = 1 << 25
-"""With a frozen head, logits at a time of as many whole rows as these allow: their gradient is taken at once."""
+"""With a frozen head, number of logits computed at a time, in whole rows; their gradient is taken at once."""
 
 GPU_FROZEN_ELEMENTS = 1 << 27
-"""The same on a GPU: each time the whole head is read anew."""
+"""The same on a GPU, where every pass reads the whole head again."""
 
 
 def linear_log_probs(
@@ -31,7 +31,7 @@ def linear_log_probs(
     targets: Tensor,
     *,
     softcap: float | None = None,
-    shared: Shared | None = None,
+    shared: SharedGradient | None = None,
     adapter: LowRank | None = None,
 ) -> Tensor:
     """Log-softmax of ``hidden @ weight.T + bias``, with an adapter ``+ low @ up.T``, at the targets.
@@ -42,7 +42,7 @@ def linear_log_probs(
         bias: [V] or None.
         targets: [N] int64.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
-        shared: where the backward leaves the weight's gradient, for an embedding of the same weight to add to.
+        shared: holds the weight's gradient after the backward, for an embedding of the same weight to add to.
         adapter: its low [N, r] in the dtype of `hidden`, its up [V, r].
 
     Returns:
@@ -61,7 +61,7 @@ def linear_log_probs(
 
 
 def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
-    """Products on this device and in this dtype are best of a multiple of so many rows.
+    """The number of rows whose multiples make fast matrix products on this device and in this dtype.
 
     In half precision on the CPU each new shape costs milliseconds, for which a program is compiled, and its memory.
     """
@@ -74,10 +74,10 @@ def compute_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
-def kept_blocks(tokens: int, vocabulary: int, device: torch.device) -> int:
-    """Of how many blocks the backward finds the logits of these tokens where the forward left them."""
-    first, *_ = slices = blocks(tokens, vocabulary, device)
-    return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first.stop - first.start)))
+def blocks_to_keep(tokens: int, vocabulary: int, device: torch.device) -> int:
+    """Number of blocks of the vocabulary whose logits the forward keeps for the backward."""
+    first_block, *_ = slices = blocks(tokens, vocabulary, device)
+    return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first_block.stop - first_block.start)))
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -93,27 +93,29 @@ class _LinearLogProbs(torch.autograd.Function):
         up: Tensor | None,
         targets: Tensor,
         softcap: float | None,
-        graded: bool,
-        shared: Shared | None,
+        with_gradients: bool,
+        shared: SharedGradient | None,
     ) -> Tensor:
         # Without a graph a trained weight says that it needs a gradient all the same.
-        needs_hidden, *needs_layer = (graded and needed for needed in ctx.needs_input_grad[:5])
-        ctx.softcap, ctx.shared, ctx.trained = softcap, shared, any(needs_layer)
+        needs_hidden, *needs_layer = (with_gradients and needs_gradient for needs_gradient in ctx.needs_input_grad[:5])
+        ctx.softcap, ctx.shared, ctx.layer_trained = softcap, shared, any(needs_layer)
         head, vocabulary, device = OutputLayer(weight, bias, softcap, _low_rank(low, up)), len(weight), hidden.device
-        if ctx.trained:
-            keep = kept_blocks(len(targets), vocabulary, device)
-            log_probs, normalisers, ctx.kept = head.log_probs(hidden, targets, keep)
+        if ctx.layer_trained:
+            keep = blocks_to_keep(len(targets), vocabulary, device)
+            log_probs, normalisers, ctx.kept_logits = head.log_probs(hidden, targets, keep)
             ctx.save_for_backward(hidden, weight, bias, low, up, targets, normalisers)
             return log_probs
         if not needs_hidden:
             return head.log_probs(hidden, targets, 0)[0]
-        # With a frozen head each row's gradient can be had now, for an upstream of 1, and scaled later.
+        # With a frozen head every row's gradient is computed now, for an upstream of 1, and scaled later.
         unit, all_log_probs = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
         rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
         for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):
-            log_probs, normalisers, kept = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
-            ones = torch.ones_like(normalisers)
-            gradient = head.gradients(x, words, normalisers, ones, kept, (True, False, False, False, False)).hidden
+            log_probs, normalisers, block_logits = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
+            unit_upstream = torch.ones_like(normalisers)
+            gradient = head.gradients(
+                x, words, normalisers, unit_upstream, block_logits, (True, False, False, False, False)
+            ).hidden
             assert gradient is not None
             x_gradient.copy_(gradient)
             rows_log_probs.copy_(log_probs)
@@ -122,14 +124,14 @@ class _LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.trained:
+        if not ctx.layer_trained:
             (unit,) = ctx.saved_tensors
             return unit * upstream[:, None].to(unit.dtype), *(None,) * 8
         hidden, weight, bias, low, up, targets, normalisers = ctx.saved_tensors
         # The logits become their gradient in place: a second backward computes them anew.
-        kept, ctx.kept = ctx.kept, []
+        block_logits, ctx.kept_logits = ctx.kept_logits, []
         head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up))
-        gradients = head.gradients(hidden, targets, normalisers, upstream, kept, ctx.needs_input_grad[:5])
+        gradients = head.gradients(hidden, targets, normalisers, upstream, block_logits, ctx.needs_input_grad[:5])
         if ctx.shared is not None:
             ctx.shared.gradient = gradients.weight
         return *gradients, *(None,) * 4

@@ -26,14 +26,14 @@ _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model, its dropout off; an adapter folder is merged into its base.
 
-    Of a multimodal checkpoint the original class, with the language part alone; `save_model` writes all of it again.
+    A multimodal checkpoint has its original class, with the language part alone; `save_model` writes the rest again.
 
     Args:
         source: a folder in Hugging Face or PEFT format, a hub id, or a GGUF file, whose weights are dequantised.
         dtype: of the weights.
 
     Raises:
-        ModelError: nothing there, no weights, weights that are missing, damaged or do not fit the configuration, or
+        ModelError: no such folder, no weights, weights that are missing, damaged or do not fit the configuration, or
             tensors that the model does not use; or a reward model, which has no language-model head.
         ConfigError: a GGUF file without the package `gguf`.
     """
@@ -44,7 +44,7 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
     adapter = adapter_base(source)
     if adapter is not None:
         return _load_merged(source, adapter, dtype)
-    with explained(source):
+    with loading_errors(source):
         # Without `ignore_mismatched_sizes` the library names the weights in a log only; they are refused below.
         model, report = generation_class(load_config(source)).from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
@@ -98,7 +98,7 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     config = load_config(source)
-    with explained(source):
+    with loading_errors(source):
         model, report = AutoModelForCausalLM.from_pretrained(
             Path(source).parent,
             gguf_file=Path(source).name,
@@ -109,7 +109,7 @@ def _load_dequantised(source: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     refuse_missing(source, report)
     read_gguf_ends(model, source)
-    # The weights are ordinary ones now, to train and to save; an adapter on them must find its way back to the file.
+    # The weights are ordinary ones now, to train and to save; an adapter on them must name the file as its base.
     model.hf_quantizer.remove_quantization_config(model)
     model.name_or_path = model.config.name_or_path = source
     remove_dropout(model)
@@ -124,10 +124,10 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
         chat_template: a file holding a Jinja chat template to use instead of the tokenizer's own.
 
     Raises:
-        ModelError: no tokenizer there, a damaged one, or one without an end-of-sequence token.
+        ModelError: the tokenizer is missing, damaged, or without an end-of-sequence token.
         ConfigError: a GGUF file without the package `gguf`.
     """
-    tokenizer = _tokenizer_there(source)
+    tokenizer = _load_any_tokenizer(source)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end-of-sequence token, so no response could end",
@@ -138,34 +138,34 @@ def load_tokenizer(source: str, *, chat_template: str | None = None) -> PreTrain
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            found = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
+            problem = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
             raise ModelError(
-                f"the chat template cannot be read: {found}",
+                f"the chat template cannot be read: {problem}",
                 where=chat_template,
                 fix="name a UTF-8 file that holds a Jinja template",
             ) from error
     return tokenizer
 
 
-def _tokenizer_there(source: str) -> PreTrainedTokenizerBase:
+def _load_any_tokenizer(source: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     if is_gguf(source):
         check_gguf(source)
-        with explained(source):
+        with loading_errors(source):
             return gguf_tokenizer(source)
-    _check_there(source)
+    _check_path(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER):
         if (base := adapter_base(source)) is not None:
-            return _tokenizer_there(base)
+            return _load_any_tokenizer(base)
         raise ModelError(
             "the folder has no tokenizer",
             where=source,
             fix="copy the model's tokenizer.json and tokenizer_config.json into it, "
             "or save one there with tokenizer.save_pretrained(folder)",
         )
-    with explained(source):
+    with loading_errors(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     return tokenizer
 
@@ -193,10 +193,10 @@ def load_config(source: str, *, weights: bool = True) -> PretrainedConfig:
 
     if is_gguf(source):
         check_gguf(source)
-        with explained(source):
+        with loading_errors(source):
             return gguf_config(source)
     check_folder(source, weights=weights)
-    with explained(source):
+    with loading_errors(source):
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
     return config
 
@@ -211,13 +211,13 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def dropout_settings(config: PretrainedConfig) -> str:
-    """The dropouts a configuration asks for, as ``name 0.1, ...``; empty where there are none."""
-    asked = {
+    """The dropouts of a configuration, as ``name 0.1, ...``; empty where there are none."""
+    dropouts = {
         name: value
         for name, value in text_config(config).to_dict().items()
         if ("drop" in name and isinstance(value, float) and value > 0)
     }
-    return ", ".join(f"{name} {value:g}" for name, value in asked.items())
+    return ", ".join(f"{name} {value:g}" for name, value in dropouts.items())
 
 
 def remove_dropout(model: torch.nn.Module) -> None:
@@ -230,7 +230,7 @@ def remove_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _check_there(source: str) -> None:
+def _check_path(source: str) -> None:
     folder = Path(source)
     if not folder.exists():
         if source.startswith((".", "/", "~")) or source.count("/") != 1:
@@ -243,7 +243,7 @@ def _check_there(source: str) -> None:
 
 def check_folder(source: str, *, weights: bool = True) -> None:
     """Raise ModelError where a local folder is no model: missing, a file, without configuration or weights."""
-    _check_there(source)
+    _check_path(source)
     folder = Path(source)
     if not folder.exists() or (folder / "adapter_config.json").is_file():
         return
@@ -261,8 +261,8 @@ def check_folder(source: str, *, weights: bool = True) -> None:
         )
 
 
-class explained:
-    """Turns a library's exception while loading into one sentence that names the source."""
+class loading_errors:
+    """Context that turns a library's exception while loading into a ModelError that names the source."""
 
     def __init__(self, source: str) -> None:
         self.source = source

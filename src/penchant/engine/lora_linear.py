@@ -1,7 +1,7 @@
-"""A linear layer with its low-rank adapter in five products, the adapter's added to the layer's where they lie.
+"""A linear layer with its low-rank adapter in five products; the adapter's are added to the layer's in place.
 
-PEFT's own forward makes a tensor of the layer's size for each of the adapter's product, its scaling and the sum, there
-and back. Shapes: T tokens, I inputs, O outputs, r the rank.
+PEFT's own forward makes a tensor of the layer's size for each of the adapter's product, its scaling and the sum,
+forward and backward. Shapes: T tokens, I inputs, O outputs, r the rank.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from penchant.engine.lean import leaner
+from penchant.engine.lean import subclass_with_forward
 from penchant.engine.linear import compute_dtype
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """``x W^T + bias + scaling x A^T B^T`` with W and bias frozen (arXiv 2106.09685, equation 3).
+    """A linear layer with LoRA, ``x W^T + bias + scaling x A^T B^T``, W and bias frozen (arXiv 2106.09685, equation 3).
 
     Args:
         x: [..., I].
@@ -31,9 +31,9 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
         [..., O] in the dtype of the matrix product: autocast's where it is on, else that of `x`.
     """
     dtype = compute_dtype(x)
-    given = [None if each is None else each.to(dtype) for each in (x, weight, bias, a, b)]
+    inputs = [None if tensor is None else tensor.to(dtype) for tensor in (x, weight, bias, a, b)]
     with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = _LoraLinear.apply(*given, scaling)
+        y: Tensor = _LoraLinear.apply(*inputs, scaling)
     return y
 
 
@@ -85,7 +85,7 @@ class _Fused(nn.Module):
 
 
 def fuse_adapters(adapters: PeftModel) -> None:
-    """Fuse every plain linear layer that has one adapter, without dropout; the others stay PEFT's own."""
+    """Fuse every plain linear layer that has one adapter without dropout; the others keep PEFT's forward."""
     from peft.tuners.lora import Linear
 
     for module in adapters.modules():
@@ -93,4 +93,4 @@ def fuse_adapters(adapters: PeftModel) -> None:
             continue
         plain = not module.lora_variant and not any(module.lora_bias.values()) and len(module.lora_A) == 1
         if plain and all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values()):
-            module.__class__ = leaner(_Fused, module.__class__)
+            module.__class__ = subclass_with_forward(_Fused, module.__class__)

@@ -1,4 +1,4 @@
-"""How much memory a computation takes, found by doing it on tensors without data; and how much there is.
+"""Memory that a computation takes, counted by running it on tensors without data; and memory that is available.
 
 A fake tensor has a shape, a dtype and a device, and no numbers: the real model code runs on it, forward, backward and
 optimizer step, and nothing is allocated but the count.
@@ -28,34 +28,34 @@ UNKNOWN_BYTES = 1 << 62
 """Memory of a machine that does not say how much it has."""
 
 
-class Ledger(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of all tensors made while it is active: those alive now, and the most at any moment.
 
     A storage counts once, however many tensors share it, from the operation that makes it until nothing holds it any
     more: also tensors a custom autograd function keeps outside of `save_for_backward`, and temporary ones.
 
     Attributes:
-        live: bytes alive.
-        peak: the most since the start, or since `reset`.
-        held: the most the allocator ever held, where one is modelled.
+        live: bytes of the tensors alive now.
+        peak: most bytes alive at any moment since the start, or since `reset`.
+        peak_resident: most bytes that the allocator held, where one is modelled.
     """
 
     def __init__(self, heap: Heap | None = None) -> None:
         super().__init__()
-        self.live = self.peak = self.held = 0
+        self.live = self.peak = self.peak_resident = 0
         self._heap = heap
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._known_storages: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def reset(self) -> None:
         """Start a new phase: the peak is what is alive."""
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _DEVICE:  # Called more often than all others together, and makes no tensor.
+        if func is _DEVICE:  # The most frequent call of all; it makes no tensor.
             return func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
-                self._seen.add(tensor.untyped_storage())  # Not made here, if it was not seen before.
+                self._known_storages.add(tensor.untyped_storage())  # A storage that is new here was made outside.
         result = (_grouped_product if func is _GROUPED_PRODUCT else func)(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -63,16 +63,16 @@ class Ledger(TorchDispatchMode):
         return result
 
     def _note(self, storage: Any) -> None:
-        if storage in self._seen:
+        if storage in self._known_storages:
             return
-        self._seen.add(storage)
+        self._known_storages.add(storage)
         size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
         block = None
         if self._heap is not None:
             block = self._heap.take(size)
-            self.held = max(self.held, self._heap.resident)
+            self.peak_resident = max(self.peak_resident, self._heap.resident)
         weakref.finalize(storage, self._forget, size, block)
 
     def _forget(self, size: int, block: Block | None) -> None:
@@ -88,33 +88,33 @@ def _grouped_product(rows: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -
 
 
 @contextmanager
-def counted(heap: Heap | None = None) -> Iterator[Ledger]:
-    """Every tensor made inside is a fake one, and its bytes are counted."""
+def track_memory(heap: Heap | None = None) -> Iterator[MemoryTracker]:
+    """A tracker of all tensors made inside the context; they are fake tensors, without data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    ledger = Ledger(heap)
-    with FakeTensorMode(), ledger:
-        yield ledger
+    tracker = MemoryTracker(heap)
+    with FakeTensorMode(), tracker:
+        yield tracker
 
 
-def without_data(module: nn.Module, device: torch.device) -> None:
+def replace_tensors(module: nn.Module, device: torch.device) -> None:
     """Put new tensors of the same shapes on the device in place of a module's own; ties between them are kept.
 
-    Of a module built on the ``meta`` device, inside `counted`: its weights then count. `Module.to` cannot do this, nor
-    can a library that moves modules be handed fake ones.
+    Call it inside `track_memory` on a module built on the ``meta`` device, so that its weights count. `Module.to`
+    cannot do this, and libraries that move modules do not take fake ones.
     """
-    made: dict[int, Any] = {}
+    replacements: dict[int, Any] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(_like(parameter, device), parameter.requires_grad)
-                part._parameters[name] = made[id(parameter)]
+                if id(parameter) not in replacements:
+                    replacements[id(parameter)] = nn.Parameter(_like(parameter, device), parameter.requires_grad)
+                part._parameters[name] = replacements[id(parameter)]
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                if id(buffer) not in made:
-                    made[id(buffer)] = _like(buffer, device)
-                part._buffers[name] = made[id(buffer)]
+                if id(buffer) not in replacements:
+                    replacements[id(buffer)] = _like(buffer, device)
+                part._buffers[name] = replacements[id(buffer)]
 
 
 def _like(tensor: Tensor, device: torch.device) -> Tensor:
@@ -122,7 +122,7 @@ def _like(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def process_bytes(device: torch.device) -> int:
-    """What this process holds of the device's memory: resident on the CPU, reserved on a GPU; 0 where unknown."""
+    """Bytes of the device's memory that this process holds: resident on the CPU, reserved on a GPU; 0 where unknown."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     try:
@@ -131,8 +131,8 @@ def process_bytes(device: torch.device) -> int:
         return int(getattr(_process_memory(), "rss", 0))
 
 
-def most_process_bytes() -> int:
-    """The most this process has held of the machine's memory; 0 where the system does not say."""
+def peak_process_bytes() -> int:
+    """Most bytes of the machine's memory that this process has held; 0 where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -141,7 +141,7 @@ def most_process_bytes() -> int:
 
 
 def _process_memory() -> object:
-    """By psutil, which is there with accelerate; None without it."""
+    """Memory figures by psutil, which accelerate installs; None without it."""
     try:
         import psutil
     except ImportError:
@@ -150,7 +150,7 @@ def _process_memory() -> object:
 
 
 def _machine_bytes() -> int:
-    """Memory of the machine; without an answer as much as is never reached."""
+    """Bytes of the machine's memory; `UNKNOWN_BYTES` where the system does not report it."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
@@ -161,17 +161,17 @@ def _machine_bytes() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process could hold of the device's memory, what it holds already included.
+    """Bytes of the device's memory that this process could hold, including what it holds already.
 
     On the CPU the least of what the kernel calls available and of the container's limit.
     """
-    held = process_bytes(device)
+    process = process_bytes(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + held
+        return torch.cuda.mem_get_info(device)[0] + process
     limits = [_machine_bytes()]
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
-        limits.append(int(lines["MemAvailable"].split()[0]) * 1024 + held)
+        limits.append(int(lines["MemAvailable"].split()[0]) * 1024 + process)
     except (OSError, KeyError, ValueError):
         pass
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

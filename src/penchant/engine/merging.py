@@ -21,10 +21,10 @@ def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> 
     A reward model's adapter becomes a sequence classifier with its head; preference heads are copied beside the model.
 
     Args:
-        save_dtype: of the weights on disk; ``auto`` is the base's.
+        save_dtype: dtype of the weights on disk; ``auto`` is the base's.
 
     Raises:
-        ModelError: `source` is no adapter folder, or `output` is there already.
+        ModelError: `source` is no adapter folder, or `output` exists already.
     """
     if adapter_base(source) is None:
         raise ModelError("this is no adapter folder: it has no adapter_config.json", where=source)
@@ -36,9 +36,9 @@ def merge_adapter(source: str, output: Path, save_dtype: SaveDtype = "auto") -> 
         set_pad_token(model, tokenizer, grow=True)
     else:
         model = load_model(source)
-    stored = saved_dtype(model, source, save_dtype).fitting(dict(model.named_parameters()))
-    stored.round_weights(model)
-    with whole_folder(output) as aside:
-        save_model(model, aside, dtype=stored.dtype)
-        tokenizer.save_pretrained(aside)
-        copy_heads(source, aside)
+    disk_dtype = saved_dtype(model, source, save_dtype).safe_for(dict(model.named_parameters()))
+    disk_dtype.round_weights(model)
+    with whole_folder(output) as temporary:
+        save_model(model, temporary, dtype=disk_dtype.dtype)
+        tokenizer.save_pretrained(temporary)
+        copy_heads(source, temporary)

@@ -1,4 +1,4 @@
-"""What a model's folder holds: a language model or a classifier (a reward model), whole or as an adapter, with heads.
+"""The kind of model in a folder: a language model or a classifier (a reward model), whole or as an adapter, with heads.
 
 Verbs that need a language model ask here, through `engine.loading.load_model`, so that none runs on a reward model.
 """
@@ -22,11 +22,11 @@ _SCORE_HEAD = re.compile(r"(^|\.)(score|classifier|v_head|regression_head)\.")
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What a folder or hub id holds.
+    """The kind of model in a folder or hub id.
 
     Attributes:
-        task: ``language_model`` answers; ``reward_model`` is any classifier, which only gives numbers.
-        architecture: the class or PEFT task that says so; None where nothing does.
+        task: ``language_model`` generates; ``reward_model`` is any classifier, which only scores.
+        architecture: the class or PEFT task by which the kind is known; None without one.
         is_adapter: whether it is a PEFT adapter.
         heads: names of the preference heads beside a language model.
     """
@@ -38,13 +38,14 @@ class ModelKind:
 
     @property
     def is_reward_model(self) -> bool:
+        """Whether it only scores responses."""
         return self.task == "reward_model"
 
 
 def model_kind(source: str) -> ModelKind:
-    """What a local folder, hub id or GGUF file holds, read from its JSON files and its tensors' names.
+    """The kind of model in a local folder, hub id or GGUF file, by its JSON files and its tensors' names.
 
-    A source that cannot be read counts as a language model: loading it says what is wrong.
+    A source that cannot be read counts as a language model: loading it raises the error.
     """
     folder = Path(source)
     if is_gguf(source):
@@ -111,7 +112,7 @@ def _hub_config(source: str) -> dict[str, Any] | None:
     try:
         return PretrainedConfig.get_config_dict(source)[0]
     except Exception:
-        return None  # Whatever the hub's client raises, loading says it.
+        return None  # Loading reports whatever the hub's client raises.
 
 
 def _tensor_names(folder: Path, stem: str) -> list[str]:

@@ -88,7 +88,7 @@ def language_model(model: PreTrainedModel) -> nn.Module:
 
 
 def remove_towers(model: PreTrainedModel) -> None:
-    """Take everything out of a multimodal model that text does not pass through; a text model stays as it is.
+    """Remove the parts of a multimodal model that text does not pass through; a text model stays as it is.
 
     Raises:
         ModelError: the model has no module that is its language part.

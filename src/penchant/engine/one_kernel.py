@@ -17,43 +17,43 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 
-def serves(x: Tensor) -> bool:
-    """Whether these formulas are to be used for a tensor."""
+def use_compiled(x: Tensor) -> bool:
+    """Whether a tensor is computed by these formulas: one on a GPU is."""
     return x.is_cuda
 
 
-class _OneKernel:
-    """A formula, compiled when it is first given tensors of a GPU; where that fails it stays as it is, and says so."""
+class _CompiledOnGpu:
+    """A formula, compiled at its first call with tensors of a GPU; if that fails it warns and stays uncompiled."""
 
     def __init__(self, formula: Callable[..., Any]) -> None:
         self._formula = formula
         self._on_gpu: Callable[..., Any] | None = None
 
-    def __call__(self, first: Tensor, *given: Any) -> Any:
-        if not first.is_cuda:
-            return self._formula(first, *given)
+    def __call__(self, tensor: Tensor, *arguments: Any) -> Any:
+        if not tensor.is_cuda:
+            return self._formula(tensor, *arguments)
         # Not before it is needed: the compiler takes seconds to import.
         from torch._dynamo.exc import TorchDynamoException
 
         if self._on_gpu is None:
             self._on_gpu = torch.compile(self._formula, dynamic=True)
         try:
-            return self._on_gpu(first, *given)
+            return self._on_gpu(tensor, *arguments)
         except TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
             warnings.warn(f"torch.compile does not work here, which costs time: {reason}", stacklevel=2)
             self._on_gpu = self._formula
-            return self._formula(first, *given)
+            return self._formula(tensor, *arguments)
 
 
-@_OneKernel
+@_CompiledOnGpu
 def norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``weight * x * s`` in a dtype, and ``s = 1 / sqrt(mean(x²) + epsilon)``, [..., 1]."""
+    """RMS norm ``weight * x * s`` in a dtype, and its scale ``s = 1 / sqrt(mean(x²) + epsilon)`` [..., 1]."""
     scale = (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
     return (x * scale * weight).to(dtype), scale
 
 
-@_OneKernel
+@_CompiledOnGpu
 def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `norm` by x and weight."""
     upstream, unit = upstream.to(x.dtype), x * scale
@@ -62,15 +62,15 @@ def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, upstream: Tensor) ->
     return gradient, (upstream * unit).flatten(0, -2).sum(0)
 
 
-@_OneKernel
+@_CompiledOnGpu
 def gate(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``."""
+    """SwiGLU ``silu(gate) * up``."""
     return silu(gate) * up
 
 
-@_OneKernel
+@_CompiledOnGpu
 def gate_backward(gate: Tensor, up: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `gate` by gate and up, and what it gave."""
+    """Gradients of `gate` by gate and up, and its output."""
     dtype, exact = gate.dtype, torch.promote_types(gate.dtype, torch.float32)
     gate, up, upstream = gate.to(exact), up.to(exact), upstream.to(exact)
     sigmoid = torch.sigmoid(gate)
@@ -79,43 +79,48 @@ def gate_backward(gate: Tensor, up: Tensor, upstream: Tensor) -> tuple[Tensor, T
     return by_gate.to(dtype), (upstream * activated).to(dtype), (activated * up).to(dtype)
 
 
-@_OneKernel
-def turn(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x * cos + half(x) * sin`` in a dtype, with ``half([a, b]) = [-b, a]``."""
+@_CompiledOnGpu
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rotary positions ``x * cos + half(x) * sin`` in a dtype, with ``half([a, b]) = [-b, a]``."""
     a, b = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, -1)
     (cos_a, cos_b), (sin_a, sin_b) = cos.chunk(2, -1), sin.chunk(2, -1)
     return torch.cat([a * cos_a - b * sin_a, b * cos_b + a * sin_b], -1).to(dtype)
 
 
-@_OneKernel
-def turn_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+@_CompiledOnGpu
+def rotate_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient of `turn` by x, in a dtype."""
     a, b = upstream.to(torch.promote_types(upstream.dtype, cos.dtype)).chunk(2, -1)
     (cos_a, cos_b), (sin_a, sin_b) = cos.chunk(2, -1), sin.chunk(2, -1)
     return torch.cat([a * cos_a + b * sin_b, b * cos_b - a * sin_a], -1).to(dtype)
 
 
-@_OneKernel
+@_CompiledOnGpu
 def log_sum_exp(logits: Tensor, softcap: float | None) -> Tensor:
-    """[N] of logits [N, B], through the soft-cap, in float32 or better."""
+    """Log-sum-exp [N] of soft-capped logits [N, B], in float32 or better."""
     values = capped(logits, softcap)
     top = values.amax(1)
     return (values - top[:, None]).exp().sum(1).log() + top
 
 
-@_OneKernel
+@_CompiledOnGpu
 def logits_gradient(
-    logits: Tensor, normalisers: Tensor, place: Tensor, upstream: Tensor, at_target: Tensor, softcap: float | None
+    logits: Tensor,
+    normalisers: Tensor,
+    target_index: Tensor,
+    upstream: Tensor,
+    at_target: Tensor,
+    softcap: float | None,
 ) -> Tensor:
-    """[N, B] ``upstream (onehot - softmax)`` by the raw logits, through the soft-cap.
+    """Gradient [N, B] by the raw logits, ``upstream (onehot - softmax)`` through the soft-cap.
 
     Args:
-        place: [N] where in the block a row's target is.
+        target_index: [N] int64, index of a row's target in the block.
         at_target: [N] the upstream of rows whose target is in the block, 0 of the others.
     """
     values = capped(logits, softcap)
     words = torch.arange(logits.shape[1], device=logits.device)
-    chosen = torch.where(words == place[:, None], at_target[:, None], 0.0)
+    chosen = torch.where(words == target_index[:, None], at_target[:, None], 0.0)
     gradient = chosen - upstream[:, None] * (values - normalisers[:, None]).exp()
     if softcap is not None:
         gradient = gradient * (1 - (values / softcap) ** 2)
@@ -123,6 +128,6 @@ def logits_gradient(
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """In float32 or better; the very tensor where there is nothing to do."""
+    """Soft-capped logits in float32 or better; the same tensor where nothing changes."""
     values = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return values if softcap is None else torch.tanh(values / softcap) * softcap

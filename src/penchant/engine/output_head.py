@@ -1,4 +1,4 @@
-"""Log-probs by a model's output head as its own forward computes them, whatever adapter sits on it.
+"""Log-probs by a model's output head as its own forward computes them, with any adapter on it.
 
 A plain head, and one with low-rank adapters, never has all its logits in memory; of any other the logits are computed.
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from penchant.engine.linear import compute_dtype, linear_log_probs
 from penchant.engine.one_kernel import capped
-from penchant.engine.tied import Shared
+from penchant.engine.tied import SharedGradient
 from penchant.engine.vocabulary import LowRank
 
 
@@ -24,13 +24,13 @@ def head_log_probs(
     targets: Tensor,
     *,
     softcap: float | None = None,
-    shared: Shared | None = None,
+    shared: SharedGradient | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """Log-softmax of ``head(hidden) / temperature`` at the targets.
 
     Args:
-        head: a linear layer, or what PEFT makes of one.
+        head: a linear layer, with or without PEFT's wrapping.
         hidden: [N, D].
         targets: [N] int64.
         softcap, shared: as in `linear_log_probs`.
@@ -55,7 +55,7 @@ def head_log_probs(
 
 
 def lora_rank(head: nn.Module) -> int:
-    """The rank of all low-rank adapters in use on a linear head; 0 where there are none, or of another kind."""
+    """Total rank of the active low-rank adapters on a linear head; 0 with none, or with one of another kind."""
     layer = _active_layer(head)
     if not hasattr(layer, "lora_A"):
         return 0
@@ -91,8 +91,8 @@ def _active_layer(head: Any) -> Any:
     if hasattr(head, "modules_to_save"):
         copies = head.modules_to_save
         names = head.active_adapters
-        used = not head.disable_adapters and names and all(name in copies for name in names)
-        return _active_layer(copies[names[0]] if used else head.original_module)
+        uses_copy = not head.disable_adapters and names and all(name in copies for name in names)
+        return _active_layer(copies[names[0]] if uses_copy else head.original_module)
     if hasattr(head, "lora_A") and head.disable_adapters != head.merged:
         return _active_layer(head.base_layer)
     return head

@@ -26,12 +26,12 @@ class PaddedScorer(nn.Module):
         return len(group.responses) * group.longest
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[G, K] summed log-probs, nats, in float64; 0 in empty slots."""
+        """Summed log-probs [G, K], nats, in float64; 0 in empty slots."""
         sequences, prompts = unpack(batch)
         logits = self.model(**pad_right(sequences), use_cache=False).logits
         return self._log_probs(batch, logits, sequences, prompts)
 
-    def read(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+    def forward_with_hidden(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
         """Summed log-probs [G, K], and the last hidden state of each candidate's last token [C, D]."""
         sequences, prompts = unpack(batch)
         out = self.model(**pad_right(sequences), use_cache=False, output_hidden_states=True)
@@ -42,17 +42,19 @@ class PaddedScorer(nn.Module):
     def _log_probs(self, batch: TreeBatch, logits: Tensor, sequences: list[Tensor], prompts: list[int]) -> Tensor:
         sums, start = [], 0
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
-            used = logits[row, prompt - 1 : len(sequence) - 1]
-            log_probs = (used.to(torch.promote_types(used.dtype, torch.float32)) / batch.temperature).log_softmax(-1)
+            response_logits = logits[row, prompt - 1 : len(sequence) - 1]
+            log_probs = (
+                response_logits.to(torch.promote_types(response_logits.dtype, torch.float32)) / batch.temperature
+            ).log_softmax(-1)
             token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0].double()
-            learnt = slice(None) if batch.loss_mask is None else batch.loss_mask[start : start + len(token_log_probs)]
-            sums.append(token_log_probs[learnt].sum())
+            learned = slice(None) if batch.loss_mask is None else batch.loss_mask[start : start + len(token_log_probs)]
+            sums.append(token_log_probs[learned].sum())
             start += len(token_log_probs)
         return batch.to_group_matrix(torch.stack(sums))
 
 
 def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:
-    """Sequences as a model takes them: ids and mask, each as wide as the longest."""
+    """A model's inputs, padded on the right: ids and mask [N, longest]."""
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=sequences[0].device)
     mask = torch.zeros_like(ids)

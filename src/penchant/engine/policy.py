@@ -33,14 +33,14 @@ class Policy:
     Attributes:
         model: the causal language model; with LoRA its layers hold the adapters.
         adapters: PEFT's wrapper around it, or None where all weights are trained.
-        trained: the responses it is trained on, for the generation configuration that is saved; None leaves that as
-            it is.
+        trained_responses: ends and lengths of the responses it is trained on, from which the saved generation
+            configuration is made; None leaves that configuration as it is.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapters: PeftModel | None = None
-    trained: TrainedResponses | None = None
+    trained_responses: TrainedResponses | None = None
 
     def add_lora(
         self,
@@ -51,10 +51,10 @@ class Policy:
         targets: str | list[str],
         task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM",
     ) -> None:
-        """Freeze the weights and train low-rank adapters beside them; they start as the identity.
+        """Freeze the weights and add low-rank adapters to train, which start as the identity.
 
         Args:
-            task: PEFT's name for the model's; of a reward model the head is trained whole.
+            task: PEFT's name of the model's task; a reward model's head is trained fully.
 
         Raises:
             ConfigError: no module has the name of a target.
@@ -67,34 +67,34 @@ class Policy:
     def save(self, folder: Path, scorer: nn.Module, world: World, dtype: torch.dtype | SavedDtype) -> None:
         """Write the model in Hugging Face format, or the adapter in PEFT's, with its tokenizer.
 
-        Files are written aside and then moved in, so that a folder never holds half a file.
+        Files are written to a temporary folder and then moved in, so that a folder never holds half a file.
 
         Args:
-            scorer: the module the weights are in; sharded over the world where there are several processes.
+            scorer: the module that holds the weights, sharded where the world has several processes.
             dtype: of the weights on disk.
         """
         weights = _full_weights(scorer, self.model, world)
         if world.is_main:
-            aside = folder / ".writing-model"
-            new_folder(aside)
+            temporary = folder / ".writing-model"
+            new_folder(temporary)
             weights = {name: tensor for name, tensor in weights.items() if not _is_tied(self.model, name)}
-            stored = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).fitting(weights)
-            weights = {name: stored.cast(name, tensor) for name, tensor in weights.items()}
+            disk_dtype = (dtype if isinstance(dtype, SavedDtype) else SavedDtype(dtype)).safe_for(weights)
+            weights = {name: disk_dtype.cast(name, tensor) for name, tensor in weights.items()}
             if self.adapters is not None:
-                _save_adapter(self.adapters, aside, weights)
+                _save_adapter(self.adapters, temporary, weights)
             else:
-                save_model(self.model, aside, weights, stored.dtype)
-            if self.trained is not None:
-                write_generation_config(aside, self.model, self.tokenizer, self.trained)
-            self.tokenizer.save_pretrained(aside)
-            for file in sorted(aside.iterdir()):
+                save_model(self.model, temporary, weights, disk_dtype.dtype)
+            if self.trained_responses is not None:
+                write_generation_config(temporary, self.model, self.tokenizer, self.trained_responses)
+            self.tokenizer.save_pretrained(temporary)
+            for file in sorted(temporary.iterdir()):
                 os.replace(file, folder / file.name)
-            aside.rmdir()
+            temporary.rmdir()
         world.barrier()
 
 
 def _save_adapter(adapters: PeftModel, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write an adapter in PEFT's format; its base's folder is named so that it is found from elsewhere."""
+    """Write an adapter in PEFT's format; its base's folder is written as an absolute path."""
     state: dict[str, Any] = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
     config = adapters.peft_config["default"]
     if config.base_model_name_or_path and Path(config.base_model_name_or_path).exists():
@@ -106,7 +106,7 @@ def _save_adapter(adapters: PeftModel, folder: Path, weights: Mapping[str, Tenso
 
 
 def _is_tied(model: nn.Module, name: str) -> bool:
-    """Whether a weight is another's, by the model's own list and in fact."""
+    """Whether a weight is tied to another, by the model's own list and in fact."""
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     if name not in ties:
         return False
@@ -121,5 +121,5 @@ def _full_weights(scorer: nn.Module, model: nn.Module, world: World) -> dict[str
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    gathered: dict[str, Any] = get_model_state_dict(scorer, options=options)
-    return {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
+    state_dict: dict[str, Any] = get_model_state_dict(scorer, options=options)
+    return {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}

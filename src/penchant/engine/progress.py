@@ -9,7 +9,7 @@ from types import TracebackType
 class Progress:
     """A bar with rate and time left on a terminal's standard error; nothing elsewhere."""
 
-    def __init__(self, title: str, total: int, unit: str, *, start: int = 0, shown: bool = True) -> None:
+    def __init__(self, title: str, total: int, unit: str, *, start: int = 0, visible: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -22,7 +22,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(file=sys.stderr),
-            disable=not (shown and sys.stderr.isatty()),
+            disable=not (visible and sys.stderr.isatty()),
             transient=True,
         )
         self._task = self._bar.add_task(title, total=total, completed=start, rate="", note="")
@@ -38,7 +38,7 @@ class Progress:
         self._bar.stop()
 
     def advance(self, amount: int, note: str = "") -> None:
-        """Move on by `amount`, and say something beside the bar."""
+        """Advance the bar by `amount`, and show a note beside it."""
         speed = self._bar.tasks[0].speed
         rate = f"{speed:.1f} {self._unit}/s" if speed else ""
         self._bar.update(self._task, advance=amount, rate=rate, note=note)

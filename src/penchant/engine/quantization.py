@@ -1,4 +1,4 @@
-"""A model with eight-bit weights, for processors without an accelerator."""
+"""Eight-bit weights for processors without an accelerator."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def eight_bits(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with int8 weights in its linear layers and inputs quantised as they come; changed in place.
+def quantize_int8(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with int8 weights in its linear layers, whose inputs are quantised dynamically; changed in place.
 
     Raises:
         ConfigError: this PyTorch no longer has dynamic quantisation.

@@ -1,4 +1,4 @@
-"""Names the process of a run that no longer answers, where all others would wait for it in silence.
+"""A monitor that names the process of a run that no longer answers, for which the others would wait in silence.
 
 Every process has a thread that writes into the run's store, at short intervals, a counter and how long its main thread
 has been computing without a collective. A process whose counter stands still is stopped, or its machine is gone; one
@@ -23,7 +23,7 @@ from penchant.engine.distribution import World
 
 
 class RankMonitor:
-    """While it is entered, ends this process when another has not answered for some time; nothing in a world of one.
+    """Context that ends this process when another has not answered for some time; a world of one has no monitor.
 
     Args:
         seconds: how long a process may not answer.

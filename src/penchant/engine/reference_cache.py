@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from penchant.data.trees import TreeBatch
-from penchant.engine.database import CACHE, explained, open_cache
+from penchant.engine.database import CACHE_ADVICE, database_errors, open_cache
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 _LOOK_UP_AT_ONCE = 500
 _CHECKSUM = 8
-"""Bytes in front of a value."""
+"""Bytes of the checksum in front of every value."""
 
 _logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where caches live: ``$PENCHANT_CACHE``, else ``~/.cache/penchant``.
+    """The folder of all caches: ``$PENCHANT_CACHE``, else ``~/.cache/penchant``.
 
     Raises:
-        ConfigError: there is neither: a container may run as a user it does not know.
+        ConfigError: there is neither, as for an unknown user of a container.
     """
     try:
         return Path(os.environ.get("PENCHANT_CACHE") or Path.home() / ".cache" / "penchant")
@@ -73,7 +73,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @lru_cache(maxsize=1)
 def _engine_code() -> str:
-    """A hash of the engine's source: a faster way rounds otherwise. Of all files, for none to be forgotten."""
+    """A hash of the engine's source, since faster code rounds otherwise; of all files, so that none is forgotten."""
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -89,8 +89,8 @@ class ReferenceCache:
         folder: holds the file; made if missing.
 
     Raises:
-        ConfigError: the file cannot be used; here and in every call, as is
-        DiskFullError: there was no room.
+        ConfigError: the file cannot be used; raised by every method.
+        DiskFullError: there was no room; raised by every method.
     """
 
     def __init__(self, model: str, computed: str, folder: Path) -> None:
@@ -101,25 +101,25 @@ class ReferenceCache:
         self._file = folder / "log_probs.sqlite"
         table = "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
         self._connection = open_cache(self._file, table)
-        # What a power cut takes is computed again.
+        # Rows lost in a power cut are computed again.
         self._connection.execute("PRAGMA synchronous=NORMAL")
 
     def look_up(self, batches: Iterable[TreeBatch]) -> dict[int, list[float]]:
-        """For each batch that is known, by its number: a log-prob for each candidate, in the row's order."""
+        """Log-probs of the batches that are cached, by batch number: one per candidate, in the row's order, nats."""
         keys = [self._key(batch) for batch in batches]
-        found: dict[bytes, bytes] = {}
+        stored_values: dict[bytes, bytes] = {}
         for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
-            asked = keys[start : start + _LOOK_UP_AT_ONCE]
-            marks = ",".join("?" * len(asked))
+            part = keys[start : start + _LOOK_UP_AT_ONCE]
+            marks = ",".join("?" * len(part))
             query = f"SELECT key, value FROM log_probs WHERE key IN ({marks})"
-            with explained(self._file, CACHE):
-                found.update(self._connection.execute(query, asked))
+            with database_errors(self._file, CACHE_ADVICE):
+                stored_values.update(self._connection.execute(query, part))
         log_probs: dict[int, list[float]] = {}
         damaged = 0
         for index, key in enumerate(keys):
-            if key not in found:
+            if key not in stored_values:
                 continue
-            checksum, value = found[key][:_CHECKSUM], found[key][_CHECKSUM:]
+            checksum, value = stored_values[key][:_CHECKSUM], stored_values[key][_CHECKSUM:]
             if checksum == _checksum(key, value):
                 log_probs[index] = np.frombuffer(value, np.float64).tolist()
             else:
@@ -129,13 +129,14 @@ class ReferenceCache:
         return log_probs
 
     def keep(self, batch: TreeBatch, log_probs: Sequence[float]) -> None:
-        """Keep a batch's log-probs, one a candidate."""
+        """Store a batch's log-probs, one per candidate, nats."""
         key, value = self._key(batch), np.asarray(log_probs, np.float64).tobytes()
         row = key, _checksum(key, value) + value
-        with explained(self._file, CACHE):
+        with database_errors(self._file, CACHE_ADVICE):
             self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", row)
 
     def close(self) -> None:
+        """Close the file."""
         self._connection.close()
 
     def _key(self, batch: TreeBatch) -> bytes:

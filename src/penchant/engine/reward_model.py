@@ -9,7 +9,14 @@ import torch
 
 from penchant.engine.adapter_loading import merge_adapter_into
 from penchant.engine.checkpoint import keep_language_part
-from penchant.engine.loading import adapter_base, check_folder, explained, load_config, refuse_missing, remove_dropout
+from penchant.engine.loading import (
+    adapter_base,
+    check_folder,
+    load_config,
+    loading_errors,
+    refuse_missing,
+    remove_dropout,
+)
 from penchant.engine.model_kind import ModelKind, model_kind
 from penchant.engine.multimodal import classification_class, refuse_tower_adapters
 from penchant.engine.pad_token import PAD_TOKEN_CHECKED, forget_pad_token
@@ -32,8 +39,8 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
         source: a folder in Hugging Face or PEFT format, or a hub id.
 
     Raises:
-        ModelError: nothing there, damaged, or weights missing: the head's too, so a language model is refused, and
-            its adapter.
+        ModelError: the model is missing or damaged, or weights are missing; without a head's weights a language model
+            is refused, and its adapter.
     """
     check_folder(source)
     kind, base = model_kind(source), adapter_base(source)
@@ -45,7 +52,7 @@ def load_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pre
             f"penchant train RUN.yaml model={source} objective.name=bradley_terry",
         )
     if base is not None:
-        model = _merged(source, base, dtype)
+        model = _load_merged(source, base, dtype)
         trained_at_end = _is_run(source) and not model_kind(base).is_reward_model
     else:
         model, report = _classifier(source, dtype)
@@ -63,7 +70,7 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
 
     A language model's adapter folder is merged into its base. A fresh head is read at a row's last token.
 
-    The head's numbers come from torch's generator: seed it first.
+    The head's weights are drawn from torch's generator: seed it first.
 
     Raises:
         ModelError: as `load_reward_model`; or a classifier of several outputs.
@@ -83,7 +90,7 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
     report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith("score.")}
     refuse_missing(source, report)
     if base is not None:
-        model = _with_backbone_of(source, model)
+        model = _merge_into_backbone(source, model)
     torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
     forget_pad_token(model)
     remove_dropout(model)
@@ -91,16 +98,16 @@ def start_reward_model(source: str, *, dtype: torch.dtype = torch.float32) -> Pr
 
 
 def _classifier(source: str, dtype: torch.dtype, **labels: int) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and which weights its files lack."""
-    with explained(source):
+    """The model, and transformers' report of the weights that its files lack."""
+    with loading_errors(source):
         model, report = classification_class(load_config(source), source).from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **labels
         )
-    keep_language_part(model, source, replaced=rf"(^|\.)({'|'.join(_HEADS)})\.")
+    keep_language_part(model, source, replaced_pattern=rf"(^|\.)({'|'.join(_HEADS)})\.")
     return model, report
 
 
-def _merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
+def _load_merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
     """A reward model's adapter in its base; the head is the adapter's, or the base's where the adapter has none."""
     head = _adapter_head(source)
     model, report = _classifier(base, dtype, **({} if head is None else {"num_labels": head[1]}))
@@ -114,11 +121,11 @@ def _merged(source: str, base: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _refuse_language_model(source: str, kind: ModelKind, report: dict[str, Any]) -> None:
-    lacks = sorted(name for name in report["missing_keys"] if name.startswith("score."))
-    if lacks and not kind.is_reward_model:
+    missing_weights = sorted(name for name in report["missing_keys"] if name.startswith("score."))
+    if missing_weights and not kind.is_reward_model:
         raise ModelError(
-            f"this is a language model, a {kind.architecture}, which has no head to say a reward: {len(lacks)} weights "
-            f"are not in the model's files; the first is {lacks[0]}",
+            f"this is a language model, a {kind.architecture}, which has no head to say a reward: "
+            f"{len(missing_weights)} weights are not in the model's files; the first is {missing_weights[0]}",
             where=source,
             fix="name a reward model; or train one: "
             f"penchant train RUN.yaml model={source} objective.name=bradley_terry",
@@ -132,7 +139,7 @@ def _adapter_head(source: str) -> tuple[str, int] | None:
     file = Path(source) / "adapter_model.safetensors"
     if not file.is_file():
         return ("score.", 1)  # Weights in torch's own format: PEFT reads them, and says what it lacks.
-    with explained(source), safe_open(file, framework="pt") as tensors:
+    with loading_errors(source), safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118
             module, _, suffix = name.removeprefix("base_model.model.").partition(".")
             if module in ("score", "classifier") and suffix.endswith("weight") and "lora_" not in suffix:
@@ -140,7 +147,7 @@ def _adapter_head(source: str) -> tuple[str, int] | None:
     return None
 
 
-def _with_backbone_of(source: str, model: PreTrainedModel) -> PreTrainedModel:
+def _merge_into_backbone(source: str, model: PreTrainedModel) -> PreTrainedModel:
     """Merge a language model's adapter folder into a reward model's backbone."""
     # A language model's task would be asked to generate, and its output head has no counterpart here.
     return merge_adapter_into(model, source, task="FEATURE_EXTRACTION", absent=_HEADS)

@@ -61,7 +61,7 @@ class PaddedRewardScorer(nn.Module):
 
 
 def reward_position(sequence: Tensor, pad: int | None) -> int:
-    """Index in [T] ids of the last that is no pad token; 0 where all are, as in transformers."""
+    """Index of the last of ids [T] that is no pad token; 0 where all are, as in transformers."""
     if pad is None:
         return len(sequence) - 1
     content = (sequence != pad).nonzero()
@@ -69,9 +69,9 @@ def reward_position(sequence: Tensor, pad: int | None) -> int:
 
 
 def reward_positions(batch: TreeBatch, pad: int | None) -> Tensor:
-    """[C] indices in the packed row of each candidate's last token that is no pad token.
+    """Indices [C] in the packed row of each candidate's last token that is no pad token.
 
-    Of a candidate that is nothing but pad tokens it is the prompt's last token.
+    For a candidate of pad tokens only it is the prompt's last token.
     """
     if pad is None:
         return batch.ends

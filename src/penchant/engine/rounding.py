@@ -1,4 +1,4 @@
-"""How far rounding moves a model's numbers in half precision: against the same weights in float32, or between two ways.
+"""Rounding errors of a model's numbers in half precision: from float32, or between two ways to compute them.
 
 A copy of a large model in float32 does not fit beside it. So weights are cast while the module that has them runs, one
 module at a time.
@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from penchant.engine.memory import available_bytes
 
-HALF = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 class NoFloat32(Exception):
@@ -29,7 +29,7 @@ def is_half(dtype: torch.dtype, products: str) -> bool:
         dtype: of the weights.
         products: ``float32`` or ``bfloat16``, as in `scoring.precision`.
     """
-    return products == "bfloat16" or dtype in HALF
+    return products == "bfloat16" or dtype in HALF_DTYPES
 
 
 def largest(difference: Tensor) -> float:
@@ -42,7 +42,7 @@ def rounding_note(rounding: float | None) -> str:
     """A line about numbers in half precision.
 
     Args:
-        rounding: as far as they are off from float32 on a sample; None where it could not be measured.
+        rounding: largest error from float32 on a sample; None where it could not be measured.
     """
     size = "by an unknown amount" if rounding is None else f"by up to {rounding:.2g} on a sample"
     return (
@@ -57,7 +57,7 @@ def measure_rounding(
     autocast: Callable[[], AbstractContextManager[None]],
     head: nn.Module | None = None,
 ) -> float | None:
-    """How far a module's numbers are off from its own in float32; None where it does not run in float32.
+    """Largest error of a module's numbers from those in float32; None where it does not run in float32.
 
     Args:
         numbers: computes them with the module, without gradients.
@@ -79,16 +79,16 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
 
     Args:
         model: on one device, not sharded; its weights and dtype are afterwards what they were.
-        head: a module of it whose weights are used without its forward; they are cast all the while.
+        head: a module of it whose weights are used without its forward; they are cast for the whole time.
 
     Raises:
-        NoFloat32: the largest module does not fit in float32, or the code does not run so.
+        NoFloat32: the largest module does not fit in float32, or the code does not run in it.
     """
     device = next(model.parameters()).device
     owners = [module for module in model.modules() if _own_half(module)]
-    needed = max((2 * sum(t.nbytes for t in _own_half(module).values()) for module in owners), default=0)
-    if needed > available_bytes(device) // 2:
-        raise NoFloat32(f"a module takes {needed >> 20} MB in float32")
+    needed_bytes = max((2 * sum(t.nbytes for t in _own_half(module).values()) for module in owners), default=0)
+    if needed_bytes > available_bytes(device) // 2:
+        raise NoFloat32(f"a module takes {needed_bytes >> 20} MB in float32")
     head_tensors = _own_half(head) if head is not None else {}
     originals = {name: tensor.data for name, tensor in head_tensors.items()}
     handles: list[RemovableHandle] = []
@@ -110,7 +110,7 @@ def in_float32(model: nn.Module, head: nn.Module | None = None) -> Iterator[None
 def _own_half(module: nn.Module) -> dict[str, Tensor]:
     """A module's own parameters and buffers of half precision."""
     tensors = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.dtype in HALF}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.dtype in HALF_DTYPES}
 
 
 def _cast_while_running(module: nn.Module) -> list[RemovableHandle]:

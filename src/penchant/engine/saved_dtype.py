@@ -1,4 +1,4 @@
-"""In which dtype weights are written: that of the model they come from, unless another is asked for."""
+"""The dtype in which weights are written: that of the model they come from, unless another is configured."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SavedDtype:
     """The dtype of weights on disk.
 
     Attributes:
-        dtype: of all weights but the exceptions.
-        exceptions: by the weight's name in the model the dtype of those that the base holds in another one, as a
-            router's bias in float32.
+        dtype: dtype of all weights but the exceptions.
+        exceptions: dtypes of weights that the base holds in another one, as a router's bias in float32, by the
+            weight's name in the model.
     """
 
     dtype: torch.dtype
@@ -37,10 +37,10 @@ class SavedDtype:
 
     @property
     def name(self) -> str:
-        """As in a config.json: ``bfloat16``."""
+        """The dtype's name in a config.json, as ``bfloat16``."""
         return str(self.dtype).removeprefix("torch.")
 
-    def fitting(self, weights: Mapping[str, Tensor]) -> SavedDtype:
+    def safe_for(self, weights: Mapping[str, Tensor]) -> SavedDtype:
         """This dtype, or float32 where a weight is beyond float16's largest number and would become infinite."""
         largest = torch.finfo(self.dtype).max
         if self.dtype != torch.float16 or all(
@@ -72,20 +72,20 @@ def saved_dtype(model: nn.Module, source: str, choice: SaveDtype) -> SavedDtype:
     if choice != "auto":
         return SavedDtype(_BY_NAME[choice])
     checkpoint = checkpoint_of(model)
-    stored = None if checkpoint is None else _of_checkpoint(checkpoint)
-    if stored is not None:
-        return stored
+    checkpoint_dtype = None if checkpoint is None else _checkpoint_dtype(checkpoint)
+    if checkpoint_dtype is not None:
+        return checkpoint_dtype
     base = source
-    while (below := adapter_base(base)) is not None:
-        base = below
+    while (base_of_adapter := adapter_base(base)) is not None:
+        base = base_of_adapter
     if is_gguf(base):
-        return _of_gguf(base)
-    configured = str(getattr(load_config(base, weights=False), "dtype", None)).removeprefix("torch.")
-    return SavedDtype(_BY_NAME.get(configured, torch.float32))
+        return _gguf_dtype(base)
+    configured_dtype = str(getattr(load_config(base, weights=False), "dtype", None)).removeprefix("torch.")
+    return SavedDtype(_BY_NAME.get(configured_dtype, torch.float32))
 
 
 def stored_types(source: Path) -> list[str]:
-    """Types of the weights in a folder's safetensors or in a GGUF file, that of most first; ``float32``, ``Q4_1``."""
+    """Types of the weights in a folder's safetensors or a GGUF file, most frequent first; ``float32``, ``Q4_1``."""
     sizes: Counter[str] = Counter()
     if source.is_file():
         for tensor in gguf_library().GGUFReader(source).tensors:
@@ -97,8 +97,8 @@ def stored_types(source: Path) -> list[str]:
     return [name for name, _ in sizes.most_common()]
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> SavedDtype | None:
-    """From the headers of a model's safetensors; None where it has none. Towers that are copied do not count."""
+def _checkpoint_dtype(checkpoint: Checkpoint) -> SavedDtype | None:
+    """The dtype by the headers of a model's safetensors, without its towers; None where it has no safetensors."""
     by_weight: dict[str, torch.dtype] = {}
     sizes: Counter[torch.dtype] = Counter()
     for file in checkpoint.files:
@@ -109,7 +109,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> SavedDtype | None:
     if not sizes:
         return None
     dtype = sizes.most_common(1)[0][0]
-    return SavedDtype(dtype, {name: stored for name, stored in by_weight.items() if stored != dtype})
+    return SavedDtype(dtype, {name: weight_dtype for name, weight_dtype in by_weight.items() if weight_dtype != dtype})
 
 
 def _header(file: Path) -> Iterator[tuple[str, str, int]]:
@@ -122,6 +122,6 @@ def _header(file: Path) -> Iterator[tuple[str, str, int]]:
             yield name, part.get_dtype(), int(torch.Size(part.get_shape()).numel())
 
 
-def _of_gguf(source: str) -> SavedDtype:
+def _gguf_dtype(source: str) -> SavedDtype:
     types = stored_types(Path(source))
     return SavedDtype(_BY_GGUF.get(types[0], torch.float32) if types else torch.float32)

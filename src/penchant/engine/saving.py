@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from penchant.engine.checkpoint import Checkpoint, checkpoint_of
-from penchant.engine.checkpoint_files import INDEX, QUIET, open_weights, tensor_names
+from penchant.engine.checkpoint_files import INDEX, MISSING_AS_NONE, open_weights, tensor_names
 from penchant.engine.multimodal import text_config
 from penchant.errors import ModelError
 
@@ -27,7 +27,7 @@ PROCESSOR_FILES = (
     "audio_tokenizer_config.json",
     "chat_template.json",
 )
-"""What turns images, video and audio into a multimodal model's input, beside its weights."""
+"""Files that configure how images, video and audio become a multimodal model's input."""
 
 
 def save_model(
@@ -75,13 +75,13 @@ def copy_processors(source: str, folder: Path) -> None:
     from transformers.utils import cached_file
 
     for name in PROCESSOR_FILES:
-        path = cached_file(source, name, **QUIET)
+        path = cached_file(source, name, **MISSING_AS_NONE)
         if path is not None:
             shutil.copyfile(path, folder / name)
 
 
 def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by the names of the files' tensors; a weight that has none there gets a name like theirs."""
+    """The weights by the names of the files' tensors; a weight without a tensor there gets a name like theirs."""
     from transformers.core_model_loading import revert_weight_conversion
 
     tied = getattr(model, "all_tied_weights_keys", {})
@@ -94,10 +94,10 @@ def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str
             covered.add(target)
     remaining = {name: tensor for name, tensor in weights.items() if name not in covered}
     values.update(revert_weight_conversion(model, remaining))
-    lost = sorted(checkpoint.converted - values.keys())
-    if lost:
+    missing = sorted(checkpoint.converted - values.keys())
+    if missing:
         raise ModelError(
-            f"the weights cannot be written under the names of the model's files; the first is {lost[0]}",
+            f"the weights cannot be written under the names of the model's files; the first is {missing[0]}",
             where=checkpoint.source,
             fix="save the base model anew with transformers' save_pretrained, and train from that folder",
         )
@@ -105,7 +105,7 @@ def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str
 
 
 def _write_files(checkpoint: Checkpoint, values: Mapping[str, Tensor], folder: Path) -> None:
-    """Every weight file again, one at a time, with new values where there are some."""
+    """Write every weight file again, one at a time, with new values where there are some."""
     from safetensors.torch import save_file
 
     added_names = values.keys() - checkpoint.targets.keys()

@@ -1,4 +1,4 @@
-"""Which scorer a model gets, and log-probs of many groups by it."""
+"""The choice of a model's scorer, and log-probs of many groups by it."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ LanguageScorer = TreeScorer | PaddedScorer
 RewardScorer = TreeRewardScorer | PaddedRewardScorer
 Scorer = LanguageScorer | RewardScorer | HeadedScorer
 
-Chosen = TypeVar("Chosen", LanguageScorer, RewardScorer)
+ScorerType = TypeVar("ScorerType", LanguageScorer, RewardScorer)
 
-SAMPLE = 8
+CHECK_GROUPS = 8
 """Groups that the check at load may look at; two of them mostly suffice."""
 
-WINDOW = 256
-"""Groups looked at together when many are packed for a forward-only pass."""
+PACKING_WINDOW = 256
+"""Number of groups that are packed together in a forward-only pass."""
 
 
 @dataclass(frozen=True)
-class Choice(Generic[Chosen]):
-    """The scorer for a model, and what there is to say about it.
+class ScorerChoice(Generic[ScorerType]):
+    """The scorer chosen for a model, and notes about it.
 
     Attributes:
         notice: why it is not the tree, and what that costs; None where it is.
-        rounding: how far its numbers are off from float32 on the sample, in nats (rewards: as they are); None in
+        rounding: largest error of its numbers from float32 on the sample, in nats (rewards: as they are); None in
             float32 and float64, and where it could not be measured.
         half: whether matrix products are rounded to half precision.
     """
 
-    scorer: Chosen
+    scorer: ScorerType
     notice: str | None
     rounding: float | None = None
     half: bool = False
@@ -66,7 +66,7 @@ class Choice(Generic[Chosen]):
 
 def choose_scorer(
     model: PreTrainedModel, sample: Sequence[TokenizedGroup], dtype: str = "float32"
-) -> Choice[LanguageScorer]:
+) -> ScorerChoice[LanguageScorer]:
     """The tree where it is exact for this model on a real sample, the padded forward where it is not.
 
     Args:
@@ -79,19 +79,19 @@ def choose_scorer(
 
 def choose_reward_scorer(
     model: PreTrainedModel, sample: Sequence[TokenizedGroup], dtype: str = "float32"
-) -> Choice[RewardScorer]:
+) -> ScorerChoice[RewardScorer]:
     """`choose_scorer` for a sequence-classification model, whose one output is the reward."""
     return _choose(model, TreeRewardScorer(model), PaddedRewardScorer(model), sample, dtype)
 
 
 def _choose(
-    model: PreTrainedModel, tree: Chosen, padded: Chosen, sample: Sequence[TokenizedGroup], dtype: str
-) -> Choice[Chosen]:
+    model: PreTrainedModel, tree: ScorerType, padded: ScorerType, sample: Sequence[TokenizedGroup], dtype: str
+) -> ScorerChoice[ScorerType]:
     from transformers import AttentionInterface
 
     half = is_half(model.dtype, dtype)
     check = TreeCheck(model, tree, padded, lambda: precision(model.device, dtype), half)
-    own = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     training = model.training
     model.eval()
     AttentionInterface.register(TREE, tree_attention)
@@ -101,13 +101,15 @@ def _choose(
     finally:
         model.train(training)
     if verdict.reason is None:
-        return Choice(tree, None, verdict.rounding, half)
+        return ScorerChoice(tree, None, verdict.rounding, half)
     if model._can_set_attn_implementation():
-        set_attention(model, own)
-    return Choice(padded, _notice(model, verdict.reason, _times(tree, padded, sample)), verdict.rounding, half)
+        set_attention(model, implementation)
+    return ScorerChoice(
+        padded, _notice(model, verdict.reason, _token_ratio(tree, padded, sample)), verdict.rounding, half
+    )
 
 
-def _times(tree: Scorer, padded: Scorer, sample: Sequence[TokenizedGroup]) -> float:
+def _token_ratio(tree: Scorer, padded: Scorer, sample: Sequence[TokenizedGroup]) -> float:
     """Tokens of padded rows over those of the tree."""
     return sum(map(padded.cost, sample)) / sum(map(tree.cost, sample))
 
@@ -120,10 +122,10 @@ def _notice(model: PreTrainedModel, reason: str, times: float) -> str:
 
 
 @torch.no_grad()
-def headed_notes(
-    choice: Choice[LanguageScorer], scorer: HeadedScorer, sample: Sequence[TokenizedGroup], dtype: str
+def head_scorer_notes(
+    choice: ScorerChoice[LanguageScorer], scorer: HeadedScorer, sample: Sequence[TokenizedGroup], dtype: str
 ) -> list[str]:
-    """`Choice.notes` of a model whose preference head's rewards are compared."""
+    """`ScorerChoice.notes` of a model whose preference head's rewards are compared."""
     notes = [] if choice.notice is None else [choice.notice]
     if not choice.half:
         return notes
@@ -141,13 +143,15 @@ def headed_notes(
 
 
 def sample_groups(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
-    """Groups for the check at load, the ones that are looked at first in front: neither trivial nor slow.
+    """Groups for the check at load, in the order of checking: neither trivial nor slow.
 
-    They are of middling length among the first hundred.
+    They have middling lengths among the first hundred.
     """
     ordered = sorted(groups[:100], key=lambda group: group.length)
     middle = len(ordered) // 2
-    return [*ordered[middle : middle + SAMPLE], *reversed(ordered[max(0, middle - SAMPLE) : middle])][:SAMPLE]
+    return [*ordered[middle : middle + CHECK_GROUPS], *reversed(ordered[max(0, middle - CHECK_GROUPS) : middle])][
+        :CHECK_GROUPS
+    ]
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:
@@ -158,10 +162,10 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:
 
 
 def micro_batches(scorer: Scorer, groups: Sequence[TokenizedGroup], budget: int) -> list[list[int]]:
-    """Indices of groups, cut window by window into micro-batches of `budget` tokens."""
+    """Indices of groups in micro-batches of `budget` tokens, window by window."""
     cuts = []
-    for start in range(0, len(groups), WINDOW):
-        costs = [scorer.cost(group) for group in groups[start : start + WINDOW]]
+    for start in range(0, len(groups), PACKING_WINDOW):
+        costs = [scorer.cost(group) for group in groups[start : start + PACKING_WINDOW]]
         cuts += [[start + i for i in members] for members in split_into_micro_batches(costs, budget)]
     return cuts
 
@@ -192,32 +196,32 @@ def score_groups(
     """
     cuts = micro_batches(scorer, groups, budget)
 
-    def packed(b: int) -> TreeBatch:
+    def pack_batch(b: int) -> TreeBatch:
         return pack([groups[i] for i in cuts[b]], temperature)
 
-    done: dict[int, list[float]] = {}
+    batch_log_probs: dict[int, list[float]] = {}
     if cache is not None:
-        known = cache.look_up(packed(b) for b in range(len(cuts))) if world.is_main else {}
-        done = world.broadcast(known)
-    missing = [b for b in range(len(cuts)) if b not in done]
-    advance(sum(len(cuts[b]) for b in done))
+        cached = cache.look_up(pack_batch(b) for b in range(len(cuts))) if world.is_main else {}
+        batch_log_probs = world.broadcast(cached)
+    missing = [b for b in range(len(cuts)) if b not in batch_log_probs]
+    advance(sum(len(cuts[b]) for b in batch_log_probs))
     was_training = scorer.training
     scorer.eval()
-    fresh: dict[int, list[float]] = {}
+    rank_log_probs: dict[int, list[float]] = {}
     for b, _ in world.share(missing):
-        batch = packed(b)
+        batch = pack_batch(b)
         log_probs = _forward(scorer, batch, world.device, dtype)
-        fresh[b] = log_probs.flatten()[batch.slots.to(log_probs.device)].tolist()
+        rank_log_probs[b] = log_probs.flatten()[batch.slots.to(log_probs.device)].tolist()
         if cache is not None:
-            cache.keep(batch, fresh[b])
+            cache.keep(batch, rank_log_probs[b])
         advance(len(cuts[b]) * world.size)
     scorer.train(was_training)
     reshard(scorer)
-    for part in world.gather(fresh):
-        done.update(part)
+    for part in world.gather(rank_log_probs):
+        batch_log_probs.update(part)
     result: list[list[float]] = [[] for _ in groups]
     for b, members in enumerate(cuts):
-        values = iter(done[b])
+        values = iter(batch_log_probs[b])
         for i in members:
             result[i] = [next(values) for _ in groups[i].responses]
     return result
@@ -229,15 +233,15 @@ def score_with_head(
 ) -> list[list[float]]:
     """The preference head's reward of every candidate of every group."""
     scorer.eval()
-    mine: dict[int, list[float]] = {}
+    rank_rewards: dict[int, list[float]] = {}
     for members, _ in world.share(micro_batches(scorer, groups, budget)):
         batch = pack([groups[i] for i in members]).to(world.device)
         with precision(world.device, dtype):
             rewards = scorer(batch)[1]
         values = iter(rewards.flatten()[batch.slots].tolist())
-        mine.update({i: [next(values) for _ in groups[i].responses] for i in members})
-    found = {i: row for part in world.gather(mine) for i, row in part.items()}
-    return [found[i] for i in range(len(groups))]
+        rank_rewards.update({i: [next(values) for _ in groups[i].responses] for i in members})
+    rewards_of_group = {i: row for part in world.gather(rank_rewards) for i, row in part.items()}
+    return [rewards_of_group[i] for i in range(len(groups))]
 
 
 @torch.no_grad()

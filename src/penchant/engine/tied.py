@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass
-class Shared:
+class SharedGradient:
     """The weight's gradient of one backward, between the head that makes it and the embedding that adds to it."""
 
     gradient: Tensor | None = None
@@ -29,17 +29,14 @@ def is_tied(embedding: nn.Module, head: nn.Module) -> bool:
     return plain and embedding.weight.requires_grad
 
 
-def embed(ids: Tensor, weight: Tensor, padding: int | None, shared: Shared) -> Tensor:
-    """Rows of the weight.
+def embed(ids: Tensor, weight: Tensor, padding: int | None, shared: SharedGradient) -> Tensor:
+    """Embeddings [T, D] of ids: rows of the weight.
 
     Args:
         ids: [T] int64.
         weight: [V, D].
-        padding: an id that is not trained.
-        shared: given to the head too.
-
-    Returns:
-        [T, D].
+        padding: an id whose row is not trained.
+        shared: the object that the head gets too.
     """
     rows: Tensor = _Embed.apply(ids, weight, padding, shared)
     return rows
@@ -47,7 +44,7 @@ def embed(ids: Tensor, weight: Tensor, padding: int | None, shared: Shared) -> T
 
 class _Embed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, shared: Shared) -> Tensor:
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, shared: SharedGradient) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.like, ctx.padding, ctx.shared = (weight.shape, weight.dtype), padding, shared
         return weight.index_select(0, ids)
@@ -60,8 +57,8 @@ class _Embed(torch.autograd.Function):
         total, ctx.shared.gradient = ctx.shared.gradient, None
         if ctx.padding is not None:
             upstream = upstream.masked_fill((ids == ctx.padding)[:, None], 0.0)
-        made = total is None
+        is_new = total is None
         if total is None:
             total = upstream.new_zeros(shape, dtype=dtype)
         total.index_add_(0, ids, upstream.to(dtype))
-        return None, total if made else None, None, None
+        return None, total if is_new else None, None, None

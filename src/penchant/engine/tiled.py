@@ -1,4 +1,4 @@
-"""Fused attention over the tiles of a packed row on the CPU, there and back, without keeping a tile's gathered keys.
+"""Fused attention over the tiles of a packed row on the CPU, forward and backward, without storing gathered keys.
 
 Autograd would keep each tile's copy of its prompt's keys and values, and its output twice. Here the row's own queries,
 keys, values and output are kept, and keys are gathered again in the backward.
@@ -23,7 +23,7 @@ _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, scale: float) -> Tensor:
-    """[1, T, H, D] from queries [1, H, T, D] and keys and values [1, H or fewer, T, D], float32 or float64."""
+    """Attention output [1, T, H, D] of queries [1, H, T, D], keys and values [1, H or fewer, T, D]; float32 or 64."""
     out: Tensor = _TiledAttention.apply(query, key, value, tiling, scale)
     return out
 
@@ -34,13 +34,13 @@ class _TiledAttention(torch.autograd.Function):
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
         by_head = out.transpose(1, 2)
         normalisers = []
-        counted = _counted_tile(query, tiling)
+        counted_tile = _counted_tile(query, tiling)
         for number, tile in enumerate(tiling.tiles):
             start, end = tile.outputs
             if not tile.keys:
                 out[:, start:end] = 0.0
                 continue
-            if counted not in (None, number):
+            if counted_tile not in (None, number):
                 normalisers.append(_skipped_normaliser(query, tiling, number))
                 continue
             bias = None if tile.causal else tiling.bias(number, query.dtype)
@@ -59,18 +59,18 @@ class _TiledAttention(torch.autograd.Function):
         upstream, out = upstream.transpose(1, 2), out.transpose(1, 2)
         totals = tuple(torch.zeros_like(tensor) for tensor in (query, key, value))
         remaining = iter(normalisers)
-        counted = _counted_tile(query, ctx.tiling)
+        counted_tile = _counted_tile(query, ctx.tiling)
         for number, tile in enumerate(ctx.tiling.tiles):
             if not tile.keys:
                 continue
             normaliser = next(remaining)
-            if counted not in (None, number):
+            if counted_tile not in (None, number):
                 continue
             start, end = tile.outputs
             bias = None if tile.causal else ctx.tiling.bias(number, query.dtype)
             q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
             # Outputs that are not the tile's own have no gradient, and are not kept.
-            dy, y = (_behind(tensor[:, :, start:end], q.shape[2]) for tensor in (upstream, out))
+            dy, y = (_pad_left(tensor[:, :, start:end], q.shape[2]) for tensor in (upstream, out))
             gradients = _BACKWARD(dy, q, k, v, y, normaliser, 0.0, tile.causal, attn_mask=bias, scale=ctx.scale)
             for total, gradient, spans in zip(totals, gradients, (tile.queries, tile.keys, tile.keys), strict=True):
                 parts = gradient.split([b - a for a, b in spans], 2)
@@ -93,7 +93,7 @@ def _counted_tile(query: Tensor, tiling: Tiling) -> int | None:
 
 
 def _skipped_normaliser(query: Tensor, tiling: Tiling, number: int) -> Tensor:
-    """[1, queries, H] room for a tile's normalisers; its bias, which later layers share, is made as well."""
+    """An empty tensor [1, queries, H] for a tile's normalisers; makes its bias too, which later layers share."""
     tile = tiling.tiles[number]
     if not tile.causal:
         tiling.bias(number, query.dtype)
@@ -102,11 +102,11 @@ def _skipped_normaliser(query: Tensor, tiling: Tiling, number: int) -> Tensor:
 
 
 def _gather(x: Tensor, spans: Sequence[Span]) -> Tensor:
-    """Tokens of the row, in the order of the spans; a view where they lie together."""
+    """Tokens of the row in the order of the spans; a view where there is one span."""
     parts = [x[:, :, start:end] for start, end in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
-def _behind(x: Tensor, n: int) -> Tensor:
-    """The last of n tokens; 0 before."""
+def _pad_left(x: Tensor, n: int) -> Tensor:
+    """The tensor, with zeros on the left up to n tokens."""
     return x if x.shape[2] == n else torch.nn.functional.pad(x, (0, 0, n - x.shape[2], 0))

@@ -12,7 +12,7 @@ from penchant.data.trees import TreeBatch
 from penchant.engine.linear import compute_dtype, row_multiple
 from penchant.engine.multimodal import language_model, text_config
 from penchant.engine.output_head import head_log_probs
-from penchant.engine.tied import Shared, embed, is_tied
+from penchant.engine.tied import SharedGradient, embed, is_tied
 from penchant.engine.tree_plan import TreePlan
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class TreeScorer(nn.Module):
         return group.length
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """[G, K] summed log-probs, nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
-        return self.read(batch)[0]
+        """Summed log-probs [G, K], nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
+        return self.forward_with_hidden(batch)[0]
 
-    def read(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+    def forward_with_hidden(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
         """Summed log-probs [G, K], and the last hidden state of each candidate's last token [C, D]."""
         head = self.model.get_output_embeddings()
-        shared = Shared() if is_tied(self.model.get_input_embeddings(), head) else None
+        shared = SharedGradient() if is_tied(self.model.get_input_embeddings(), head) else None
         hidden = last_hidden(self.model, batch, shared)
         token_log_probs = head_log_probs(
             head,
@@ -51,17 +51,17 @@ class TreeScorer(nn.Module):
             shared=shared,
             temperature=batch.temperature,
         )
-        # A response of -1000 nats is known to 6e-5 in float32, more than the rounding of all its tokens.
-        each = token_log_probs.double().index_select(0, batch.paths)
-        sums = torch.segment_reduce(each, "sum", lengths=batch.lengths)
+        # A sum of -1000 nats has a precision of 6e-5 in float32, worse than the rounding of all its tokens.
+        candidate_log_probs = token_log_probs.double().index_select(0, batch.paths)
+        sums = torch.segment_reduce(candidate_log_probs, "sum", lengths=batch.lengths)
         return batch.to_group_matrix(sums), hidden.index_select(0, batch.ends)
 
 
-def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: Shared | None = None) -> Tensor:
-    """[T, D] last hidden states of the packed row; of a prompt only the last token's means something.
+def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient | None = None) -> Tensor:
+    """Last hidden states [T, D] of the packed row; of a prompt only the last token's is defined.
 
     Args:
-        shared: what the head of a tied embedding was given.
+        shared: the object that the head of a tied embedding gets too.
     """
     embedding = model.get_input_embeddings()
     multiple = row_multiple(batch.input_ids.device, compute_dtype(next(embedding.parameters())))

@@ -17,14 +17,14 @@ from torch import Tensor
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, UnsupportedAttention
-from penchant.engine.lean import lighten, unlighten
+from penchant.engine.lean import fuse_layers, unfuse_layers
 from penchant.engine.multimodal import set_attention
 from penchant.engine.rounding import NoFloat32, in_float32, largest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Numbers = Callable[..., Tensor]
+ScoreFunction = Callable[..., Tensor]
 """A scorer: log-probs or rewards [G, K] of a packed batch."""
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -39,19 +39,19 @@ HALF_TOLERANCES = 10.0
 """Multiple of float32's tolerances that the tree may differ by where weights of half precision are run in float32."""
 
 _GROUPS, _CANDIDATES = 2, 3
-"""Groups, and candidates of each, that are looked at first."""
+"""Number of groups, and of candidates per group, that are checked first."""
 
 _MORE_CANDIDATES = 8
-"""Candidates of each group of the sample that are looked at before the tree is refused for its rounding."""
+"""Number of candidates per group that are checked before the tree is refused for its rounding."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check came to.
+    """The result of a check.
 
     Attributes:
         reason: why the tree is refused; None where it is exact.
-        rounding: how far the numbers of the scorer that is used are off on the sample, in nats (rewards: as they
+        rounding: largest error of the used scorer's numbers on the sample, in nats (rewards: as they
             are); None in float32 and float64, and where it could not be measured.
     """
 
@@ -61,28 +61,28 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Padded:
-    """Numbers [C] by padded ways in the dtype that is used, and in float32 where the model runs in it."""
+    """Numbers [C] of padded forwards in the dtype that is used, and in float32 where the model runs in it."""
 
     ways: Sequence[Tensor]
     exact: Tensor | None
 
     @property
     def rounding(self) -> float | None:
-        """How far the padded forward is off: from float32, or else from another padded way."""
+        """Largest error of the padded forwards: from float32, or else from one another."""
         if self.exact is not None:
             return max(largest(way - self.exact) for way in self.ways)
         # On the CPU a row has the same bits alone and in a batch: without a second implementation nothing is known.
         return max((largest(a - b) for a, b in combinations(self.ways, 2)), default=0.0) or None
 
     @property
-    def allowed(self) -> float:
-        """How far other numbers may be off."""
+    def max_error(self) -> float:
+        """Largest error that other numbers may have."""
         if self.rounding is None:
             return 0.2 + 0.02 * largest(self.ways[0])
         return MAX_RATIO * max(self.rounding, LEAST_ROUNDING)
 
     def error(self, numbers: Tensor) -> float:
-        """How far other numbers are off, by the same measure."""
+        """Largest error of other numbers, by the same measure."""
         return min(largest(numbers - way) for way in ([self.exact] if self.exact is not None else self.ways))
 
 
@@ -96,8 +96,8 @@ class TreeCheck:
     """
 
     model: PreTrainedModel
-    tree: Numbers
-    padded: Numbers
+    tree: ScoreFunction
+    padded: ScoreFunction
     autocast: Autocast
     half: bool
 
@@ -105,70 +105,72 @@ class TreeCheck:
         """The verdict on a sample; the model is afterwards run as a tree, or refused with its layers as they were."""
         if not self.model._can_set_attn_implementation():
             return Verdict("its attention is not open to other implementations", self._padded_rounding(sample))
-        unlighten(self.model)
+        unfuse_layers(self.model)
         try:
             verdict = self._judge(sample)
         except (UnsupportedAttention, TypeError, AttributeError) as error:
-            unlighten(self.model)
+            unfuse_layers(self.model)
             return Verdict(str(error), self._padded_rounding(sample))
         if verdict.reason is not None:
-            unlighten(self.model)
+            unfuse_layers(self.model)
         return verdict
 
     def _judge(self, sample: Sequence[TokenizedGroup]) -> Verdict:
-        first = _cut(sample[:_GROUPS], _CANDIDATES)
+        small_sample = _limit_candidates(sample[:_GROUPS], _CANDIDATES)
         if not self.half:
-            expected = self._by_rows("eager", first)
-            difference = _in_tolerances(self._by_tree(first), expected)
+            expected = self._padded_scores("eager", small_sample)
+            difference = _in_tolerances(self._tree_scores(small_sample), expected)
             return Verdict(None if difference <= 1 else f"its numbers differ by {difference:.1f} times the tolerance")
-        verdict = self._judge_rounding(first)
-        more = _cut(sample, _MORE_CANDIDATES)
-        if verdict.reason is not None and _candidates(more) > _candidates(first):
+        verdict = self._judge_rounding(small_sample)
+        large_sample = _limit_candidates(sample, _MORE_CANDIDATES)
+        if verdict.reason is not None and _candidates(large_sample) > _candidates(small_sample):
             # Of a few candidates the largest error is mostly chance.
-            unlighten(self.model)
-            verdict = self._judge_rounding(more)
+            unfuse_layers(self.model)
+            verdict = self._judge_rounding(large_sample)
         return verdict
 
     def _padded_rounding(self, sample: Sequence[TokenizedGroup]) -> float | None:
-        return self._measure(_cut(sample[:_GROUPS], _CANDIDATES)).rounding if self.half else None
+        return self._measure(_limit_candidates(sample[:_GROUPS], _CANDIDATES)).rounding if self.half else None
 
     def _judge_rounding(self, sample: Sequence[TokenizedGroup]) -> Verdict:
         padded = self._measure(sample)
         if padded.exact is not None and (times := self._difference_in_float32(sample, padded.exact)) > HALF_TOLERANCES:
             return Verdict(f"its numbers in float32 differ by {times:.1f} times the tolerance", padded.rounding)
-        error, rounding = padded.error(self._by_tree(sample)), padded.rounding
-        if error <= padded.allowed:
+        error, rounding = padded.error(self._tree_scores(sample)), padded.rounding
+        if error <= padded.max_error:
             return Verdict(None, None if rounding is None else error)
-        off = "unknown" if rounding is None else f"{rounding:.2g}"
-        return Verdict(f"its numbers are off by {error:.2g}, the padded forward's in the same dtype by {off}", rounding)
+        padded_error = "unknown" if rounding is None else f"{rounding:.2g}"
+        return Verdict(
+            f"its numbers are off by {error:.2g}, the padded forward's in the same dtype by {padded_error}", rounding
+        )
 
     def _measure(self, sample: Sequence[TokenizedGroup]) -> _Padded:
-        names = self._padded_ways()
-        ways = [self._by_rows(name, sample) for name in names]
+        names = self._padded_attentions()
+        ways = [self._padded_scores(name, sample) for name in names]
         try:
             with in_float32(self.model):
-                return _Padded(ways, self._by_rows(names[0], sample, exact=True))
+                return _Padded(ways, self._padded_scores(names[0], sample, exact=True))
         except NoFloat32:
-            return _Padded([*ways, *(self._by_rows(name, sample, together=True) for name in names)], None)
+            return _Padded([*ways, *(self._padded_scores(name, sample, together=True) for name in names)], None)
 
     def _difference_in_float32(self, sample: Sequence[TokenizedGroup], exact: Tensor) -> float:
-        """Of the tree from the padded forward, in tolerances; 0 where the tree does not run in float32."""
+        """Difference of the tree from the padded forward, in tolerances; 0 where the tree does not run in float32."""
         try:
             with in_float32(self.model, self.model.get_output_embeddings()):
-                return _in_tolerances(self._by_tree(sample, exact=True), exact)
+                return _in_tolerances(self._tree_scores(sample, exact=True), exact)
         except NoFloat32:
             return 0.0
 
-    def _padded_ways(self) -> list[str | None]:
+    def _padded_attentions(self) -> list[str | None]:
         """Attention implementations to compare; None is the model's own."""
         if not self.model._can_set_attn_implementation():
             return [None]
         return ["eager", "sdpa"] if self.model._supports_sdpa else ["eager"]
 
-    def _by_rows(
+    def _padded_scores(
         self, attention: str | None, sample: Sequence[TokenizedGroup], *, together: bool = False, exact: bool = False
     ) -> Tensor:
-        """[C] by padded rows: one at a time, since all logits of many rows are gigabytes, or a group's together."""
+        """Numbers [C] of padded rows: one by one, as all logits of many rows are gigabytes, or a group's together."""
         if attention is not None:
             set_attention(self.model, attention)
         single_rows = [replace(group, responses=(response,)) for group in sample for response in group.responses]
@@ -176,15 +178,15 @@ class TreeCheck:
         with nullcontext() if exact else self.autocast():
             return torch.cat([self.padded(batch).flatten()[batch.slots] for batch in batches])
 
-    def _by_tree(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
+    def _tree_scores(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
         batch = pack(sample).to(self.model.device)
         set_attention(self.model, TREE)
-        lighten(self.model)
+        fuse_layers(self.model)
         with nullcontext() if exact else self.autocast():
             return self.tree(batch).flatten()[batch.slots]
 
 
-def _cut(sample: Sequence[TokenizedGroup], candidates: int) -> list[TokenizedGroup]:
+def _limit_candidates(sample: Sequence[TokenizedGroup], candidates: int) -> list[TokenizedGroup]:
     return [replace(group, responses=group.responses[:candidates], loss_masks=None) for group in sample]
 
 

@@ -1,4 +1,4 @@
-"""Which keys each query of a packed row sees, and how the row is cut so that little else is computed.
+"""Keys that each query of a packed row sees, and tiles of the row in which little else is computed.
 
 A *tile* is some queries of the row with the keys they see. The prompt attends to itself, causally. The responses follow
 in blocks, each with its prompt's keys and its own: neither time nor memory is spent on pairs of responses, and masks
@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from penchant.data.trees import Branches, TreeBatch
 
 BLOCK = 64
-"""Responses are taken together until they have this many tokens: fewer calls, at little attention nobody needs."""
+"""Short responses share a tile up to this many tokens: fewer kernel calls for little superfluous attention."""
 
 MASK_ELEMENTS = 1 << 24
-"""A long response needs no larger mask (64 MiB in float32): its prompt's attention is computed again instead."""
+"""Elements of the largest mask (64 MiB in float32); a longer response's prompt is attended again instead."""
 
 Span = tuple[int, int]
 """Start and end of tokens, of the row or of one group."""
@@ -31,7 +31,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries that attend together, and the keys they see, by their places in the row.
+    """Queries that attend together, and the keys they see, by index in the row.
 
     Attributes:
         outputs: the queries whose outputs are the tile's.
@@ -46,13 +46,13 @@ class Tile:
 
 
 class Tiling:
-    """How a packed row is cut for layers of one window.
+    """The tiles of a packed row for layers of one window.
 
     Args:
-        last: of a prompt, only the last token's output is read.
+        last: whether only the last token's output of a prompt is read.
 
     Attributes:
-        tiles: their outputs, end to end, are the row's.
+        tiles: the tiles, whose outputs follow one another along the row.
     """
 
     def __init__(self, batch: TreeBatch, window: int | None, last: bool) -> None:
@@ -62,29 +62,33 @@ class Tiling:
         start = 0
         for branch in batch.branches:
             for outputs, keys, causal in _spans(branch, window, last):
-                own, of_keys = (_joined(start, spans) for spans in ([outputs], keys))
-                self.tiles.append(Tile(own[0], of_keys if causal else own, of_keys, causal))
+                output_spans, key_spans = (_join_spans(start, spans) for spans in ([outputs], keys))
+                self.tiles.append(Tile(output_spans[0], key_spans if causal else output_spans, key_spans, causal))
             start += branch.length
 
     def bias(self, tile: int, dtype: torch.dtype) -> Tensor:
-        """[queries, keys] what is added to the tile's scores: 0 where a key is seen, else -inf.
+        """Bias [queries, keys] added to the tile's scores: 0 where a key is seen, else -inf.
 
-        A number and not a bool: attention would make numbers of it anew in each layer, and keep them for the backward.
+        Numbers, since attention would convert a boolean mask in every layer and keep the result for the backward.
         """
         key = (tile, dtype)
         if key not in self._biases and isinstance(self._reach, FakeTensor):
             queries, keys = (span_length(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys))
             self._biases[key] = self._reach.new_zeros((queries, keys), dtype=dtype)
         if key not in self._biases:
-            query, seen = (self._places(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys))
-            visible = (seen <= query[:, None]) & (query[:, None] < self._reach[seen])
+            query_positions, key_positions = (
+                self._indices(spans) for spans in (self.tiles[tile].queries, self.tiles[tile].keys)
+            )
+            visible = (key_positions <= query_positions[:, None]) & (
+                query_positions[:, None] < self._reach[key_positions]
+            )
             if self._window is not None:
-                visible &= self._positions[query][:, None] - self._positions[seen] < self._window
+                visible &= self._positions[query_positions][:, None] - self._positions[key_positions] < self._window
             bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             self._biases[key] = bias.masked_fill_(~visible, -torch.inf)
         return self._biases[key]
 
-    def _places(self, spans: Sequence[Span]) -> Tensor:
+    def _indices(self, spans: Sequence[Span]) -> Tensor:
         return torch.cat([torch.arange(*span) for span in spans]).to(self._reach.device)
 
 
@@ -93,15 +97,15 @@ def span_length(spans: Sequence[Span]) -> int:
     return sum(end - start for start, end in spans)
 
 
-def _joined(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Spans of a group as those of a row it starts in; those that touch become one."""
-    joined: list[Span] = []
+def _join_spans(start: int, spans: Sequence[Span]) -> tuple[Span, ...]:
+    """A group's spans as spans of the row, which the group begins at `start`; adjoining spans become one."""
+    row_spans: list[Span] = []
     for low, high in spans:
-        if joined and joined[-1][1] == start + low:
-            joined[-1] = (joined[-1][0], start + high)
+        if row_spans and row_spans[-1][1] == start + low:
+            row_spans[-1] = (row_spans[-1][0], start + high)
         elif high > low:
-            joined.append((start + low, start + high))
-    return tuple(joined)
+            row_spans.append((start + low, start + high))
+    return tuple(row_spans)
 
 
 def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[Span, list[Span], bool]]:
@@ -117,24 +121,24 @@ def _spans(branch: Branches, window: int | None, last: bool) -> Iterator[tuple[S
     elif window is None:
         yield (0, p), [(0, p)], True
     else:
-        for start, end in _rows((0, p), window):
+        for start, end in _query_runs((0, p), window):
             yield (start, end), [(max(0, start - window + 1), end)], False
-    for start, end, alone in _blocks(branch):
-        if alone and window is None and (end - start) * (p + end - start) > MASK_ELEMENTS:
+    for start, end, is_single in _blocks(branch):
+        if is_single and window is None and (end - start) * (p + end - start) > MASK_ELEMENTS:
             # With its prompt before it, one response is a plain causal sequence.
             yield (start, end), [(0, p), (start, end)], True
-        elif alone and window is not None and end - start > max(window, BLOCK):
-            for low, high in _rows((start, end), window):
-                # The first key's place, counted from the response's first token.
+        elif is_single and window is not None and end - start > max(window, BLOCK):
+            for low, high in _query_runs((start, end), window):
+                # Index of the first key, counted from the response's first token.
                 reach = low - start - window + 1
                 prompt = [(max(0, p + reach), p)] if reach < 0 else []
                 yield (low, high), [*prompt, (start + max(0, reach), high)], False
         else:
-            seen = 0 if window is None else max(0, p - window + 1)
-            yield (start, end), [(seen, p), (start, end)], False
+            first_key = 0 if window is None else max(0, p - window + 1)
+            yield (start, end), [(first_key, p), (start, end)], False
 
 
-def _rows(span: Span, window: int) -> Iterator[Span]:
+def _query_runs(span: Span, window: int) -> Iterator[Span]:
     """Queries in runs of about the window, so that a run's keys are no more than twice as many."""
     for start in range(*span, max(window, BLOCK)):
         yield start, min(start + max(window, BLOCK), span[1])
@@ -158,7 +162,7 @@ def _blocks(branch: Branches) -> Iterator[tuple[int, int, bool]]:
         yield start, end, count == 1 and not branch.forked
 
 
-def _read(branches: Sequence[Branches], multiple: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _read_indices(branches: Sequence[Branches], multiple: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     read = np.concatenate([np.arange(b.length) >= (b.prompt - 1 if b.responses else b.length) for b in branches])
     missing = -int(read.sum()) % multiple
     read[np.flatnonzero(~read)[:missing]] = True
@@ -169,11 +173,11 @@ class TreePlan:
     """A packed row as its layers need it; made once per micro-batch.
 
     Args:
-        multiple: of how many tokens `read` is made, with some nobody needs.
+        multiple: `read_indices` is filled up to a multiple of this with indices that nobody needs.
 
     Attributes:
-        read: [R] int64, the row's indices whose last hidden state may be read: responses, and prompts' last tokens;
-            ascending.
+        read_indices: [R] int64, ascending: the row's indices whose last hidden state may be read (responses, and the
+            prompts' last tokens).
     """
 
     def __init__(self, batch: TreeBatch, multiple: int = 1) -> None:
@@ -182,19 +186,19 @@ class TreePlan:
         self.forked = any(branch.forked for branch in batch.branches)
         self._batch = batch
         self._longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
-        self.read = torch.from_numpy(_read(batch.branches, multiple)).to(self.device)
+        self.read_indices = torch.from_numpy(_read_indices(batch.branches, multiple)).to(self.device)
         self._tilings: dict[int | None, Tiling] = {}
         self._last = False
 
     @cached_property
-    def of_last_layer(self) -> TreePlan:
-        """For the last layer, where of a prompt only its last token is read."""
+    def last_layer_plan(self) -> TreePlan:
+        """The plan of the last layer, where only the last token of a prompt is read."""
         plan = copy(self)
         plan._tilings, plan._last = {}, True
         return plan
 
     def tiling(self, window: int | None) -> Tiling:
-        """How the row is cut for a layer.
+        """The tiling of the row for a layer.
 
         Args:
             window: how many positions a query sees, itself included; counted in positions of the candidate's own
@@ -207,24 +211,24 @@ class TreePlan:
 
     @cached_property
     def segments(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """For variable-length kernels, with the prompt's keys and values gathered per candidate; not of forks.
+        """Segments for variable-length kernels, with the prompt's keys and values gathered per candidate; no forks.
 
         Returns:
-            gathered [S] int64: the row's index of each key; cumulative query and key lengths [1 + segments] int32;
+            key indices [S] int64: the row's index of every key; cumulative query and key lengths [1 + segments] int32;
             longest query and key segment.
         """
-        gathered, queries, keys = [], [0], [0]
+        key_indices, queries, keys = [], [0], [0]
         start = 0
         for branch in self.branches:
             prompt = torch.arange(start, start + branch.prompt)
             start += branch.prompt
-            gathered.append(prompt)
+            key_indices.append(prompt)
             queries.append(branch.prompt)
             keys.append(branch.prompt)
             for n in branch.responses:
-                gathered += [prompt, torch.arange(start, start + n)]
+                key_indices += [prompt, torch.arange(start, start + n)]
                 queries.append(n)
                 keys.append(branch.prompt + n)
                 start += n
         cumulative = [torch.tensor(x, device=self.device).cumsum(0).to(torch.int32) for x in (queries, keys)]
-        return torch.cat(gathered).to(self.device), cumulative[0], cumulative[1], max(queries), max(keys)
+        return torch.cat(key_indices).to(self.device), cumulative[0], cumulative[1], max(queries), max(keys)

@@ -21,16 +21,16 @@ BLOCK_ELEMENTS = 1 << 23
 """Logits worked on at a time (32 MiB in float32)."""
 
 GPU_BLOCK_ELEMENTS = 1 << 25
-"""The same on a GPU, where work on fewer is done sooner than it is launched."""
+"""The same on a GPU, where a smaller block runs shorter than its launch takes."""
 
-LEAST_BLOCK = 512
-"""Words of a block, however many the tokens: a matrix product of fewer columns is slow."""
+MIN_BLOCK = 512
+"""Least number of words in a block: a matrix product of fewer columns is slow."""
 
-ALIKE = 3
-"""Of passes that take the same memory, where that is counted, so many are made."""
+COUNTED_PASSES = 3
+"""Number of passes that are run where memory is counted: all passes take the same."""
 
 _PASS_ELEMENTS = 1 << 18
-"""Of these, exponentials are taken at a time: as many as a core's own cache holds."""
+"""Number of exponentials taken at a time: as many as a core's cache holds."""
 
 
 def block_elements(device: torch.device) -> int:
@@ -39,12 +39,12 @@ def block_elements(device: torch.device) -> int:
 
 
 def blocks(tokens: int, vocabulary: int, device: torch.device) -> list[slice]:
-    """The vocabulary in parts whose logits are computed at a time."""
-    width = max(1, block_elements(device) // (LEAST_BLOCK * max(1, tokens))) * LEAST_BLOCK
+    """Slices of the vocabulary whose logits are computed at a time."""
+    width = max(1, block_elements(device) // (MIN_BLOCK * max(1, tokens))) * MIN_BLOCK
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
-Needs = tuple[bool, bool, bool, bool, bool]
+NeededGradients = tuple[bool, bool, bool, bool, bool]
 """Whether gradients by hidden states, weight, bias, and an adapter's low and up are needed."""
 
 
@@ -76,29 +76,29 @@ class OutputLayer:
 
     @staticmethod
     def sum_dtype(hidden: Tensor) -> torch.dtype:
-        """In which sums over the vocabulary are kept: float32 at least."""
+        """The dtype of sums over the vocabulary: float32 at least."""
         return torch.promote_types(hidden.dtype, torch.float32)
 
     def log_probs(self, hidden: Tensor, targets: Tensor, keep: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The targets' log-probs [N], each row's log-sum-exp [N], and the raw logits [N, B] of so many blocks."""
+        """Log-probs [N] of the targets, log-sum-exp [N] of rows, and raw logits [N, B] of the first `keep` blocks."""
         n = len(targets)
         dtype = self.sum_dtype(hidden)
         chosen, normalisers = hidden.new_zeros(n, dtype=dtype), hidden.new_full((n,), -torch.inf, dtype=dtype)
-        kept: list[Tensor] = []
+        kept_logits: list[Tensor] = []
         for block in self._blocks(hidden, keep):
             logits = self._logits(hidden, block)
-            inside, place = _places(targets, block)
-            found = one_kernel.capped(logits.gather(1, place[:, None])[:, 0], self.softcap)
-            chosen = torch.where(inside, found, chosen)
-            if one_kernel.serves(logits):
-                of_block = one_kernel.log_sum_exp(logits, self.softcap)
+            in_block, index = _target_indices(targets, block)
+            target_logits = one_kernel.capped(logits.gather(1, index[:, None])[:, 0], self.softcap)
+            chosen = torch.where(in_block, target_logits, chosen)
+            if one_kernel.use_compiled(logits):
+                block_normalisers = one_kernel.log_sum_exp(logits, self.softcap)
             else:
-                of_block = _row_sums(logits, self.softcap, normalisers.dtype)
-            normalisers = torch.logaddexp(normalisers, of_block)
-            if len(kept) < keep:
-                kept.append(logits)
+                block_normalisers = _row_sums(logits, self.softcap, normalisers.dtype)
+            normalisers = torch.logaddexp(normalisers, block_normalisers)
+            if len(kept_logits) < keep:
+                kept_logits.append(logits)
             del logits
-        return chosen - normalisers, normalisers, kept
+        return chosen - normalisers, normalisers, kept_logits
 
     def gradients(
         self,
@@ -106,32 +106,32 @@ class OutputLayer:
         targets: Tensor,
         normalisers: Tensor,
         upstream: Tensor,
-        kept: list[Tensor],
-        needs: Needs,
+        kept_logits: list[Tensor],
+        needs: NeededGradients,
     ) -> Gradients:
-        """Of ``upstream . log_probs`` by hidden states, weight, bias and the adapter's two factors, where needed.
+        """Gradients of ``upstream . log_probs`` by hidden states, weight, bias and the adapter's factors, where needed.
 
         Args:
-            kept: the first blocks' logits; used up, and let go of one by one.
+            kept_logits: the first blocks' logits; consumed and freed one by one.
             needs: which of the five are needed.
         """
         sums = self._empty_gradients(hidden, normalisers.dtype, needs)
-        kept.reverse()
-        for block in self._blocks(hidden, len(kept)):
-            logits = kept.pop() if kept else self._logits(hidden, block)
-            inside, place = _places(targets, block)
-            upstream_here = torch.where(inside, upstream, 0.0)
-            per_row = (normalisers, place, upstream, upstream_here)
-            if one_kernel.serves(logits):
+        kept_logits.reverse()
+        for block in self._blocks(hidden, len(kept_logits)):
+            logits = kept_logits.pop() if kept_logits else self._logits(hidden, block)
+            in_block, index = _target_indices(targets, block)
+            upstream_here = torch.where(in_block, upstream, 0.0)
+            per_row = (normalisers, index, upstream, upstream_here)
+            if one_kernel.use_compiled(logits):
                 logits = one_kernel.logits_gradient(logits, *per_row, self.softcap)
             else:
                 for part in passes(_pass_rows(logits), logits, *per_row):
                     _to_gradient(self.softcap, *part)
             self._add_block(sums, logits, hidden, block)
             del logits
-        of_hidden = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
-        of_low = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
-        return sums._replace(hidden=of_hidden, low=of_low)
+        hidden_gradient = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
+        low_gradient = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
+        return sums._replace(hidden=hidden_gradient, low=low_gradient)
 
     def _blocks(self, hidden: Tensor, keep: int) -> list[slice]:
         """The vocabulary's blocks; of tensors without data, those kept and a few more, since the others take the same.
@@ -140,10 +140,10 @@ class OutputLayer:
             keep: number of blocks whose logits stay in memory from the forward to the backward.
         """
         parts = blocks(len(hidden), len(self.weight), hidden.device)
-        return parts[: keep + ALIKE] if isinstance(hidden, FakeTensor) else parts
+        return parts[: keep + COUNTED_PASSES] if isinstance(hidden, FakeTensor) else parts
 
-    def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: Needs) -> Gradients:
-        """Room for the gradients; sums over blocks are of float32 at least, or they would be rounded at each."""
+    def _empty_gradients(self, hidden: Tensor, dtype: torch.dtype, needs: NeededGradients) -> Gradients:
+        """Empty tensors for the gradients; sums over blocks are float32 at least, or every block would round them."""
         needs_hidden, needs_weight, needs_bias, needs_low, needs_up = needs
         adapter = self.adapter
         return Gradients(
@@ -155,24 +155,24 @@ class OutputLayer:
         )
 
     def _add_block(self, sums: Gradients, logits: Tensor, hidden: Tensor, block: slice) -> None:
-        """Add what a block's gradient by its logits [N, B] gives."""
+        """Add the gradients that follow from a block's gradient by its logits [N, B]."""
         start = block.start == 0
         if sums.hidden is not None:
-            _add_product(sums.hidden, logits, self.weight[block], first=start)
+            _add_product(sums.hidden, logits, self.weight[block], overwrite=start)
         if sums.weight is not None:
-            _add_product(sums.weight[block], logits.T, hidden, first=True)
+            _add_product(sums.weight[block], logits.T, hidden, overwrite=True)
         if sums.bias is not None:
             sums.bias[block] = logits.sum(0)
         if self.adapter is not None:
             if sums.low is not None:
-                _add_product(sums.low, logits, self.adapter.up[block], first=start)
+                _add_product(sums.low, logits, self.adapter.up[block], overwrite=start)
             if sums.up is not None:
-                _add_product(sums.up[block], logits.T, self.adapter.low, first=True)
+                _add_product(sums.up[block], logits.T, self.adapter.low, overwrite=True)
 
     def _logits(self, hidden: Tensor, block: slice) -> Tensor:
-        """[N, B] raw logits. Of several blocks each takes the same room, so that one freed fits the next."""
+        """Raw logits [N, B]. All of several blocks take the same memory, so that a freed one fits the next."""
         n, words = len(hidden), block.stop - block.start
-        room = n * words if words == len(self.weight) else max(block_elements(hidden.device), n * LEAST_BLOCK)
+        room = n * words if words == len(self.weight) else max(block_elements(hidden.device), n * MIN_BLOCK)
         logits = hidden.new_empty(room)[: n * words].view(n, words)
         torch.mm(hidden, self.weight[block].to(hidden.dtype).T, out=logits)
         if self.bias is not None:
@@ -182,31 +182,31 @@ class OutputLayer:
         return logits
 
 
-def _places(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Which targets are in the block, and where in it; any place in it for the others."""
-    place = targets - block.start
-    within = place.clamp(0, block.stop - block.start - 1)
-    return place == within, within
+def _target_indices(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Whether each target [N] is in the block, and its index there; any valid index for the others."""
+    index = targets - block.start
+    clamped = index.clamp(0, block.stop - block.start - 1)
+    return index == clamped, clamped
 
 
-def _add_product(out: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-    """``out (+)= a @ b``; the first product writes, so that nothing is to be filled with zeros before."""
+def _add_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) -> None:
+    """``out (+)= a @ b``; with `overwrite` the product replaces `out`, which then needs no zeros."""
     b = b.to(a.dtype)
     if out.dtype == a.dtype:
-        out.addmm_(a, b, beta=float(not first))
-    elif first:
+        out.addmm_(a, b, beta=float(not overwrite))
+    elif overwrite:
         out.copy_(a @ b)
     else:
         out.add_(a @ b)
 
 
 def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each tensor, so many at a time, to be worked on together in place.
+    """The same rows of every tensor, `rows` at a time, to be changed together in place.
 
     Of tensors without data, whose memory is counted, the first rows stand for all: the others take the same.
     """
     if isinstance(tensors[0], FakeTensor):
-        return iter([tuple(tensor[:rows] for tensor in tensors)] * ALIKE)
+        return iter([tuple(tensor[:rows] for tensor in tensors)] * COUNTED_PASSES)
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
@@ -215,7 +215,7 @@ def _pass_rows(logits: Tensor) -> int:
 
 
 def _row_sums(logits: Tensor, softcap: float | None, dtype: torch.dtype) -> Tensor:
-    """[N] log-sum-exp of each row of a block's raw logits [N, B], a few rows at a time."""
+    """Log-sum-exp [N] of a block's raw logits [N, B], a few rows at a time."""
     # A function of its own: a loop's last rows would keep the block's memory until the next block has its own.
     sums = logits.new_empty(len(logits), dtype=dtype)
     for rows, out in passes(_pass_rows(logits), logits, sums):
@@ -229,9 +229,9 @@ def _log_sum_exp(values: Tensor) -> Tensor:
 
 
 def _to_gradient(
-    softcap: float | None, logits: Tensor, normalisers: Tensor, place: Tensor, upstream: Tensor, at_target: Tensor
+    softcap: float | None, logits: Tensor, normalisers: Tensor, index: Tensor, upstream: Tensor, at_target: Tensor
 ) -> None:
-    """``upstream (onehot - softmax)`` by the raw logits, through the soft-cap, in their place.
+    """Replace raw logits [N, B] by their gradient, ``upstream (onehot - softmax)`` through the soft-cap.
 
     Args:
         at_target: the upstream of rows whose target is in the block, 0 of the others.
@@ -240,7 +240,7 @@ def _to_gradient(
     in_place = softcap is None and values.dtype == logits.dtype
     gradient = torch.sub(values, normalisers[:, None], out=values if in_place else None)
     gradient.exp_().mul_(-upstream[:, None])
-    gradient.scatter_add_(1, place[:, None], at_target[:, None])
+    gradient.scatter_add_(1, index[:, None], at_target[:, None])
     if softcap is not None:
         gradient.mul_(1 - (values / softcap) ** 2)
     if not in_place:

@@ -10,7 +10,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distribution import World, shard
 from penchant.engine.frozen import FrozenModel, cached_log_probs
 from penchant.engine.reference_cache import model_fingerprint
-from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, score_with_head
+from penchant.engine.scoring import choose_scorer, head_scorer_notes, sample_groups, score_with_head
 from penchant.errors import ConfigError, locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
@@ -167,7 +167,7 @@ def load_scorer(
     from penchant.engine.heads import HeadedScorer, load_head
 
     headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
-    for note in headed_notes(choice, headed, sample, reading.dtype)[-1:]:
+    for note in head_scorer_notes(choice, headed, sample, reading.dtype)[-1:]:
         tell(f"of the head's rewards: {note}")
 
     def rewards(asked: Sequence[TokenizedGroup]) -> list[list[float]]:

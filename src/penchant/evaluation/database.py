@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from penchant.engine.database import connect, explained, write_ahead
+from penchant.engine.database import connect, database_errors, enable_write_ahead_log
 from penchant.errors import DataError
 
 
@@ -37,13 +37,13 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """All of what is done meanwhile or nothing; no other process writes between."""
-        with explained(self._path), self._connection:
+        with database_errors(self._path), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of one query."""
-        with explained(self._path):
+        with database_errors(self._path):
             return self._connection.execute(query, values).fetchall()
 
     def close(self) -> None:
@@ -58,5 +58,5 @@ class Database:
             for statement in () if tables else (*schema.split(";"), f"PRAGMA application_id = {application}"):
                 connection.execute(statement)
         # Last: it changes the file, which by now is known to be ours.
-        with explained(self._path):
-            write_ahead(self._connection)
+        with database_errors(self._path):
+            enable_write_ahead_log(self._connection)

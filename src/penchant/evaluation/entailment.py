@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penchant.engine.distribution import local_device
-from penchant.engine.loading import check_folder, context_length, explained, refuse_missing
+from penchant.engine.loading import check_folder, context_length, loading_errors, refuse_missing
 from penchant.errors import ModelError
 
 BATCH = 16
@@ -25,7 +25,7 @@ class Entailment:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         check_folder(model)
-        with explained(model):
+        with loading_errors(model):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             loaded, report = AutoModelForSequenceClassification.from_pretrained(model, output_loading_info=True)
         refuse_missing(model, report)

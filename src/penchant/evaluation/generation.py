@@ -57,7 +57,7 @@ def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequen
     """A response's text without what ends it, BOS and padding; special tokens that are content stay.
 
     Args:
-        response: without an end that only the model's generation configuration knows: `Sampled.content`.
+        response: without an end that only the model's generation configuration knows: `SampledResponse.content`.
     """
     silent = silent_ids(tokenizer)
     # Decoded together with the prompt: some tokenizers take a leading space away from whatever is decoded first.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from penchant.engine.database import CACHE, explained, open_cache
+from penchant.engine.database import CACHE_ADVICE, database_errors, open_cache
 
 
 class KeptAnswers:
@@ -31,14 +31,14 @@ class KeptAnswers:
     def get(self, asked: Any) -> Any:
         """The answer, or None where it is not kept."""
         query = "SELECT value FROM answers WHERE key = ?"
-        with explained(self._file, CACHE):
+        with database_errors(self._file, CACHE_ADVICE):
             row = self._connection.execute(query, (self._key(asked),)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def keep(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Keep (asked, answer) pairs, all JSON values."""
         rows = [(self._key(asked), json.dumps(answer)) for asked, answer in pairs]
-        with explained(self._file, CACHE):
+        with database_errors(self._file, CACHE_ADVICE):
             self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def close(self) -> None:

@@ -15,11 +15,11 @@ from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.engine.distribution import World, local_device
 from penchant.engine.frozen import FrozenModel
-from penchant.engine.heads import NAME, HeadedScorer, load_head, require_endings
+from penchant.engine.heads import NAME, HeadedScorer, load_head, require_end_tokens
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.model_kind import require_language_model
 from penchant.engine.progress import Progress
-from penchant.engine.scoring import choose_scorer, headed_notes, sample_groups, score_with_head
+from penchant.engine.scoring import choose_scorer, head_scorer_notes, sample_groups, score_with_head
 from penchant.evaluation.answering import Answers
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.generation import Sampling, generate
@@ -156,11 +156,11 @@ def _by_head(
     reading = reading.on_one_day(model, tell)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     tokenized = read_held_out(frozen, model, groups, reading, tell)
-    require_endings(tokenized, sorted(SpecialTokens.from_tokenizer(frozen.tokenizer).ends))
+    require_end_tokens(tokenized, sorted(SpecialTokens.from_tokenizer(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
-    for note in headed_notes(choice, scorer, sample, reading.dtype):
+    for note in head_scorer_notes(choice, scorer, sample, reading.dtype):
         tell(note)
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return list(zip([each.group for each in tokenized], rewards, strict=True))

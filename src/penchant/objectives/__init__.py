@@ -1,8 +1,8 @@
-"""One file per method; this registry is where a method becomes known by name."""
+"""The registry of objectives: one file per method, each method under its name."""
 
 from __future__ import annotations
 
-from penchant.objectives.base import Fitted, Groups, Needs, Objective, Output, State, Stateless, Sum
+from penchant.objectives.base import FittedObjective, Groups, Needs, Objective, Output, State, Stateless, Sum
 from penchant.objectives.beta_dpo import BetaDPO
 from penchant.objectives.bradley_terry import BradleyTerry
 from penchant.objectives.cdpo import CDPO
@@ -67,7 +67,7 @@ __all__ = [
     "SFT",
     "BetaDPO",
     "BradleyTerry",
-    "Fitted",
+    "FittedObjective",
     "Groups",
     "Hinge",
     "LengthNormalizedDPO",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 State = Mapping[str, Tensor]
-"""What a method remembers between optimizer steps, by name; empty for most methods."""
+"""The tensors that a method keeps between optimizer steps, by name; empty for most methods."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Groups:
-    """What is known of a batch's candidates.
+    """Masks, preferences, scores and labels of a batch's candidates.
 
     Attributes:
         mask: [G, K] bool, True where a candidate exists.
@@ -36,7 +36,7 @@ class Groups:
         scores: [G, K] float32, where `scored`; higher is better.
         scored: [G, K] bool.
         labels: [G, K] int64, 1 desirable, -1 undesirable, 0 unknown.
-        weights: [G] float32, what each group counts.
+        weights: [G] float32, the weight of each group.
         mismatched: [G, K] bool, a response to *another* prompt, never in `mask`; None where none was asked for.
         rewards: [G, K] a preference head's rewards, with gradient; None where the model has no head.
     """
@@ -52,17 +52,18 @@ class Groups:
     rewards: Tensor | None = None
 
     def to(self, device: torch.device) -> Groups:
-        there = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **there)
+        """The same groups with their tensors on a device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
 class Output:
-    """An objective's answer.
+    """Losses and metrics of a batch.
 
     Attributes:
         losses: [G] each group's loss, nats; 0 where its weight is 0.
-        weights: [G] what each group counts in the mean; 0 where it has nothing to learn from.
+        weights: [G] weight of each group in the mean; 0 where it has nothing to learn from.
         metrics: name -> (total, count); the mean is total / count over any number of batches.
     """
 
@@ -72,6 +73,7 @@ class Output:
 
     @property
     def loss(self) -> Sum:
+        """The weighted sum of the groups' losses, nats, and the sum of their weights."""
         return Sum((self.losses * self.weights).sum(), self.weights.sum())
 
 
@@ -80,9 +82,9 @@ class Needs:
     """What a method needs; a run is checked against it before a model is loaded.
 
     Attributes:
-        references: frozen references, at least; 0 where the method has none.
+        references: least number of frozen references; 0 where the method has none.
         many_references: whether it takes more than that.
-        candidates: in each group, at least.
+        candidates: least number of candidates in a group.
         pairs: some candidate preferred to another, in a group it learns from.
         scores: a number for each candidate.
         labels: desirable or undesirable, for each candidate.
@@ -90,7 +92,7 @@ class Needs:
         head: a preference head on the policy.
         fitting_pairs: pairs that are neither trained on nor tested on, to fit its state to before the first step.
         on_policy: candidates drawn from the policy itself, with the probability that it gives to each.
-        trains: what the model says of a candidate: its log-prob, or (of a reward model) its reward.
+        trains: the model's output for a candidate: its log-prob, or (of a reward model) its reward.
     """
 
     references: int = 1
@@ -106,7 +108,7 @@ class Needs:
     trains: Literal["log_probs", "rewards"] = "log_probs"
 
     def __or__(self, other: Needs) -> Needs:
-        """What two methods together need."""
+        """The needs of two methods together."""
         if self.trains != other.trains:
             raise ValueError(f"one part trains {self.trains}, another {other.trains}: a model has one output")
         together = {field.name: max(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
@@ -129,17 +131,17 @@ class Objective(Protocol):
     def coupled(self) -> bool: ...
 
     def initial_state(self, seed: int) -> State:
-        """What is remembered before the first step; `seed` is the run's, for methods that draw."""
+        """The state before the first step; `seed` is the run's, for methods that draw random numbers."""
         ...
 
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
-        """Losses and metrics of a training batch, and what to remember after it.
+        """Losses and metrics of a training batch, and the state after it.
 
         Args:
             policy: [G, K] log-probs, nats, float32 or better (rewards, where the model is a reward model); masked
                 slots may hold anything.
             reference: [R, G, K] log-probs of R frozen references, in the same dtype.
-            groups: what is known of the candidates.
+            groups: masks, preferences, scores and labels of the candidates.
             state: from `initial_state` or the last training step.
         """
         ...
@@ -153,23 +155,23 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Fitted(Protocol):
-    """A method that sets its state once from the references, before the first step."""
+class FittedObjective(Protocol):
+    """A method that fits its state once to the references, before the first step."""
 
     def fit(self, reference: Tensor, groups: Groups, state: State) -> State:
-        """The state to begin with.
+        """The state for the first step.
 
         Args:
             reference: [R, G, K] log-probs of the groups of `data.reference_held_out` where `needs.fitting_pairs`,
                 else of the training groups.
-            groups: what is known of them.
+            groups: masks, preferences, scores and labels of these groups.
             state: from `initial_state`.
         """
         ...
 
 
 class Stateless(ABC):
-    """The protocol for a method that remembers nothing: it writes `output`, for training and held-out groups alike."""
+    """The protocol for a method without state: it defines `output`, for training and held-out groups alike."""
 
     needs: ClassVar[Needs] = Needs()
     coupled: ClassVar[bool] = False
@@ -189,6 +191,6 @@ class Stateless(ABC):
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Refuse a hyper-parameter's value, by its name."""
+    """Raise ValueError for a hyper-parameter's value, by its name."""
     if not condition:
         raise ValueError(f"{name} is {value!r}, expected {expected}")

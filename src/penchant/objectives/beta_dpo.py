@@ -68,16 +68,18 @@ class BetaDPO:
         gaps = margins.detach()[groups.better].double()
         new_state = update_moments(gaps, self.momentum, self.start, state)
         distance = (gaps - new_state["mean"].to(gaps)) / new_state["deviation"].to(gaps).clamp(min=LEAST_DEVIATION)
-        drawn = draw_pairs(groups.better, -(distance**2) / 2, self.keep, int(state["seed"]), int(new_state["step"]))
+        drawn_pairs = draw_pairs(
+            groups.better, -(distance**2) / 2, self.keep, int(state["seed"]), int(new_state["step"])
+        )
         gap = margins.detach()
         if self.level == "batch":
-            gap = gap[drawn].mean() if drawn.any() else gap.new_zeros(())
+            gap = gap[drawn_pairs].mean() if drawn_pairs.any() else gap.new_zeros(())
         beta = (self.beta * (1 + self.alpha * (gap - new_state["mean"].to(gap)))).clamp(min=1e-3)
-        losses, group_weights = average_pairs(-logsigmoid(beta * margins), replace(groups, better=drawn), "pairs")
+        losses, group_weights = average_pairs(-logsigmoid(beta * margins), replace(groups, better=drawn_pairs), "pairs")
         metrics = pair_metrics(self.beta * ratios, policy, groups)
-        betas = beta.expand_as(margins)[drawn].double()
+        betas = beta.expand_as(margins)[drawn_pairs].double()
         metrics["beta_dpo/beta"] = Sum(betas.sum(), gaps.new_tensor(float(len(betas))))
-        metrics["beta_dpo/kept"] = Sum(drawn.sum().double(), gaps.new_tensor(float(len(gaps))))
+        metrics["beta_dpo/kept"] = Sum(drawn_pairs.sum().double(), gaps.new_tensor(float(len(gaps))))
         metrics["beta_dpo/mean"] = Sum(new_state["mean"], gaps.new_ones(()))
         metrics["beta_dpo/deviation"] = Sum(new_state["deviation"], gaps.new_ones(()))
         return Output(losses, group_weights, metrics), new_state

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from penchant.objectives.base import Groups, Needs, Output, State, require
-from penchant.objectives.decisions import NEVER, SCORES, decision_metrics
+from penchant.objectives.decisions import NO_PROBABILITY, SCORES, decision_metrics
 from penchant.objectives.reward_scales import REWARDS, SCALES, add_rewards, initial_moments
 
 
@@ -73,24 +73,24 @@ class DDORM:
         return self.evaluate(policy, reference, groups, new_state), new_state
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
-        rewards, used = self._rewards(groups)
-        rewards = SCALES[self.standardize](rewards, used, state).to(policy)
+        rewards, candidates = self._rewards(groups)
+        rewards = SCALES[self.standardize](rewards, candidates, state).to(policy)
         scores = SCORES[self.score](policy, reference, groups, self.beta)
-        log_p = torch.where(used, scores / self.tau, NEVER).log_softmax(1)
+        log_p = torch.where(candidates, scores / self.tau, NO_PROBABILITY).log_softmax(1)
         # Centring the reward would shift every logit alike: q is the same without it.
-        log_q = torch.where(used, (scores + self.eta * rewards) / self.tau, NEVER).log_softmax(1)
+        log_q = torch.where(candidates, (scores + self.eta * rewards) / self.tau, NO_PROBABILITY).log_softmax(1)
         q = log_q.detach().exp() if self.detach_target else log_q.exp()
         terms = -q * log_p
         if self.kl:
             anchor = SCORES[self.score](reference[0], reference, groups, self.beta)
-            log_ref = torch.where(used, anchor / self.tau, NEVER).log_softmax(1)
+            log_ref = torch.where(candidates, anchor / self.tau, NO_PROBABILITY).log_softmax(1)
             terms = terms + self.kl * log_p.exp() * (log_p - log_ref)
         # Where one candidate is used p and q are 1, and its term 0.
-        losses = torch.where(used, terms, 0.0).sum(1)
-        several = used.sum(1) > 1
-        metrics = decision_metrics(log_p, log_q, rewards, scores, groups, used & several[:, None])
+        losses = torch.where(candidates, terms, 0.0).sum(1)
+        several = candidates.sum(1) > 1
+        metrics = decision_metrics(log_p, log_q, rewards, scores, groups, candidates & several[:, None])
         return Output(losses, torch.where(several, groups.weights, 0.0), metrics)
 
     def _rewards(self, groups: Groups) -> tuple[Tensor, Tensor]:
-        used = groups.mask & (groups.scored if self.rewards == "scores" else groups.mask)
-        return REWARDS[self.rewards](groups, used), used
+        candidates = groups.mask & (groups.scored if self.rewards == "scores" else groups.mask)
+        return REWARDS[self.rewards](groups, candidates), candidates

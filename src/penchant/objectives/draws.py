@@ -24,6 +24,6 @@ def draw_pairs(better: Tensor, log_weights: Tensor, share: float, seed: int, ste
     noisy = log_weights.cpu().double() - torch.log(-torch.log(uniform))
     chosen = torch.zeros(len(log_weights), dtype=torch.bool)
     chosen[noisy.topk(count).indices] = True
-    kept = torch.zeros_like(better)
-    kept[better] = chosen.to(better.device)
-    return kept
+    drawn_pairs = torch.zeros_like(better)
+    drawn_pairs[better] = chosen.to(better.device)
+    return drawn_pairs

@@ -44,8 +44,8 @@ class KTO(Stateless):
 
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
         mismatched = groups.mask.new_zeros(groups.mask.shape) if groups.mismatched is None else groups.mismatched
-        apart = torch.where(mismatched, (policy - reference[0]).detach(), 0.0)
-        z = (apart.sum() / mismatched.sum().clamp(min=1)).clamp(min=0)
+        mismatched_ratios = torch.where(mismatched, (policy - reference[0]).detach(), 0.0)
+        z = (mismatched_ratios.sum() / mismatched.sum().clamp(min=1)).clamp(min=0)
         ratios = log_ratios(policy, reference[0], groups)
         labels = groups.labels
         weight = torch.where(labels > 0, self.desirable_weight, self.undesirable_weight)
@@ -58,10 +58,10 @@ class KTO(Stateless):
     def _metrics(self, ratios: Tensor, policy: Tensor, labels: Tensor, z: Tensor) -> dict[str, Sum]:
         """Under TRL's names; means over labelled candidates."""
 
-        def mean(values: Tensor, of: Tensor) -> Sum:
-            return Sum(torch.where(of, values, 0.0).sum().detach(), of.sum().to(values.dtype))
+        def mean(values: Tensor, selected: Tensor) -> Sum:
+            return Sum(torch.where(selected, values, 0.0).sum().detach(), selected.sum().to(values.dtype))
 
         kinds = {"chosen": labels > 0, "rejected": labels < 0}
-        rewards = {f"rewards/{name}": mean(self.beta * ratios, of) for name, of in kinds.items()}
-        log_probs = {f"logps/{name}": mean(policy, of) for name, of in kinds.items()}
+        rewards = {f"rewards/{name}": mean(self.beta * ratios, selected) for name, selected in kinds.items()}
+        log_probs = {f"logps/{name}": mean(policy, selected) for name, selected in kinds.items()}
         return {**rewards, **log_probs, "kl": Sum(z, torch.ones_like(z))}

@@ -50,7 +50,7 @@ def update_moments(values: Tensor, momentum: float, start: str, state: State) ->
     """The moving mean and (sample) standard deviation after a batch; a batch without values leaves them.
 
     Args:
-        values: [N] the batch's.
+        values: [N] the values of the batch.
         momentum: m, in [0, 1).
         start: a name in `STARTS`.
     """
@@ -59,5 +59,5 @@ def update_moments(values: Tensor, momentum: float, start: str, state: State) ->
     weight = STARTS[start](momentum, state)
     deviation = values.std() if len(values) > 1 else values.new_zeros(())
     batch = {"mean": values.mean(), "deviation": deviation}
-    moved = {name: state[name] + weight * (value.to(state[name]) - state[name]) for name, value in batch.items()}
-    return {**state, "step": state["step"] + 1, **moved}
+    averages = {name: state[name] + weight * (value.to(state[name]) - state[name]) for name, value in batch.items()}
+    return {**state, "step": state["step"] + 1, **averages}

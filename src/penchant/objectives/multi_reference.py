@@ -84,9 +84,12 @@ class MultiReference:
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "'sum' or 'mean'")
         require(self.window >= 1, "window", self.window, "at least 1 batch")
         require(0 < self.discount <= 1, "discount", self.discount, "a number in (0, 1]")
-        given = self.weights is not None
+        has_weights = self.weights is not None
         require(
-            given == (self.weighting == "fixed"), "weights", self.weights, "numbers with weighting=fixed, and only so"
+            has_weights == (self.weighting == "fixed"),
+            "weights",
+            self.weights,
+            "numbers with weighting=fixed, and only so",
         )
         if self.weights is not None:
             require(all(a >= 0 for a in self.weights), "weights", self.weights, "numbers of at least 0")
@@ -100,7 +103,7 @@ class MultiReference:
 
     @property
     def coupled(self) -> bool:
-        """What is remembered is remembered once an optimizer batch."""
+        """Whether the state changes, once per optimizer batch."""
         return self.weighting in ONLINE
 
     def initial_state(self, seed: int) -> State:
@@ -159,7 +162,7 @@ class MultiReference:
 
     def _output(self, policy: Tensor, reference: Tensor, groups: Groups, weights: Tensor | None) -> Output:
         """The loss with [R] weights, or with each pair's own where there are none."""
-        own, chosen, rejected = pair_sides(policy, reference, groups, self.normalize)
+        policy_log_probs, chosen, rejected = pair_sides(policy, reference, groups, self.normalize)
         sums = pair_sides(policy, reference, groups, "sum")[1:]
         if weights is None:
             a = weighting.PAIRWISE[self.weighting](*sums)
@@ -169,10 +172,10 @@ class MultiReference:
         if self.trust_region is not None:
             (chosen, rejected), clipped = clip(chosen, rejected, self.trust_region, self.radius)
         mixed = MIXTURES[self.mixture](chosen, a), MIXTURES[self.mixture](rejected, a)
-        sides = own[:, :, None] - mixed[0], own[:, None, :] - mixed[1]
+        sides = policy_log_probs[:, :, None] - mixed[0], policy_log_probs[:, None, :] - mixed[1]
         if self.mixture == "multi_loss":
-            each = (own[:, :, None] - chosen) - (own[:, None, :] - rejected)
-            terms = -(a * logsigmoid(self.beta * each)).sum(0)
+            reference_margins = (policy_log_probs[:, :, None] - chosen) - (policy_log_probs[:, None, :] - rejected)
+            terms = -(a * logsigmoid(self.beta * reference_margins)).sum(0)
         else:
             terms = -logsigmoid(self.beta * (sides[0] - sides[1]))
         losses, group_weights = average_pairs(terms, groups, "groups")

@@ -39,8 +39,8 @@ class ORPO(Stateless):
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
         means = mean_log_probs(policy, groups)
         # A probability of 1 has no odds: they end where float32 cannot tell it from 1.
-        below = means.clamp(max=-1e-6)
-        log_odds = below - torch.log(-torch.expm1(below))
+        clamped = means.clamp(max=-1e-6)
+        log_odds = clamped - torch.log(-torch.expm1(clamped))
         odds_terms = -logsigmoid(differences(log_odds, groups.better))
         terms = self.weight * odds_terms - means[:, :, None]
         losses, weights = average_pairs(terms, groups, self.average)

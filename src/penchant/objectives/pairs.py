@@ -1,4 +1,4 @@
-"""Pairs within groups: what every pairwise objective shares."""
+"""Pairs within groups: functions that every pairwise objective shares."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Average = Literal["groups", "pairs"]
 
 
 def log_ratios(policy: Tensor, reference: Tensor, groups: Groups) -> Tensor:
-    """[G, K] ``Delta = log pi - log ref``, nats; 0 (with no gradient) where there is no candidate."""
+    """Log-ratios [G, K] ``Delta = log pi - log ref``, nats; 0 (with no gradient) where there is no candidate."""
     return torch.where(groups.mask, policy - reference, 0.0)
 
 
 def mean_log_probs(log_probs: Tensor, groups: Groups) -> Tensor:
-    """[G, K] nats per token; 0 (with no gradient) where there is no candidate."""
+    """Log-probs per token [G, K], nats; 0 (with no gradient) where there is no candidate."""
     return torch.where(groups.mask, log_probs, 0.0) / groups.tokens.clamp(min=1)
 
 
 def differences(values: Tensor, better: Tensor) -> Tensor:
-    """[G, K] -> [G, K, K]: value of i less value of j where i is preferred to j, else 0 (with no gradient)."""
+    """Differences [G, K, K] of values [G, K]: i less j where i is preferred to j, else 0 (with no gradient)."""
     return torch.where(better, values[:, :, None] - values[:, None, :], 0.0)
 
 
 def average_pairs(losses: Tensor, groups: Groups, average: Average) -> tuple[Tensor, Tensor]:
-    """Mean of each group's pair losses, and what the group weighs.
+    """Mean of each group's pair losses, and the group's weight.
 
     Args:
         losses: [G, K, K]; read where `groups.better`.
-        average: ``groups`` gives every prompt the same say, ``pairs`` every comparison.
+        average: ``groups`` weighs every prompt alike, ``pairs`` every comparison.
 
     Returns:
         losses [G] and weights [G]; both 0 for a group without a pair.
@@ -64,11 +64,11 @@ def side_metrics(chosen: Tensor, rejected: Tensor, policy: Tensor, groups: Group
     """
     better = groups.better
     pairs = better.sum((1, 2))
-    some = (pairs > 0).to(policy.dtype)
+    has_pairs = (pairs > 0).to(policy.dtype)
 
     def over_pairs(values: Tensor) -> Sum:
         means = torch.where(better, values, 0.0).sum((1, 2)) / pairs.clamp(min=1)
-        return Sum(means.sum(), some.sum())
+        return Sum(means.sum(), has_pairs.sum())
 
     with torch.no_grad():
         margins = chosen - rejected

@@ -1,4 +1,4 @@
-"""Candidates against all that they are preferred to: what ranking methods share."""
+"""Candidates against all that they are preferred to: functions that ranking methods share."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn.functional import softplus
 
 
 def beaten_logsumexp(values: Tensor, better: Tensor) -> Tensor:
-    """[G, K] logsumexp of [G, K] values over those each candidate is preferred to; -inf where there is none."""
+    """Logsumexp [G, K] of values [G, K] over those each candidate is preferred to; -inf where there is none."""
     return torch.where(better, values[:, None, :], -torch.inf).logsumexp(2)
 
 
 def ranking_losses(values: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
-    """``-sum_i log [exp v_i / (exp v_i + sum_{j beaten by i} exp v_j)]`` over candidates that beat some.
+    """Losses ``-sum_i log [exp v_i / (exp v_i + sum_{j beaten by i} exp v_j)]`` over candidates that beat some.
 
     Args:
         values: [G, K] log-worths, finite.

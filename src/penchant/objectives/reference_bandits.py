@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from penchant.objectives.base import State
-from penchant.objectives.reference_weights import normalised, one_hot
+from penchant.objectives.reference_weights import normalise_weights, one_hot
 
 
 def window_weights(state: State) -> Tensor:
-    """Sliding window: ``a_k ~ max(0, mean of m_k over the last W batches)``; uniform before the first."""
+    """Weights [R] by the window: ``a_k ~ max(0, mean of m_k over the last W batches)``; uniform before the first."""
     window, filled = state["window"], int(state["filled"])
-    return normalised(window[: min(filled, len(window))].sum(0).clamp(min=0))
+    return normalise_weights(window[: min(filled, len(window))].sum(0).clamp(min=0))
 
 
 def window_after(state: State, margins: Tensor) -> State:
-    """The window with a batch's mean margins; a batch without a pair leaves it."""
+    """The state whose window holds a batch's mean margins too; a batch without a pair leaves it unchanged."""
     if not margins.shape[1]:
         return state
     window = state["window"].clone()
@@ -42,7 +42,7 @@ def thompson_best(state: State) -> int:
 
 
 def thompson_after(state: State, pulled: int, margins: Tensor, discount: float) -> State:
-    """The posterior with a batch's pairs: those the pulled reference orders right, and those it does not."""
+    """The state whose posterior counts a batch's pairs: those the pulled reference orders right, and the others."""
     right = (margins[pulled] > 0).sum().to(state["successes"])
     wrong = margins.shape[1] - right
     pull = one_hot(pulled, state["successes"])

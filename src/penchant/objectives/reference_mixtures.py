@@ -26,20 +26,20 @@ def pair_sides(
         normalize: summed log-probs, or those per token (of the policy's tokens).
     """
     if normalize == "sum":
-        own, tables = torch.where(groups.mask, policy, 0.0), torch.where(groups.mask, reference, 0.0)
+        policy_log_probs, tables = torch.where(groups.mask, policy, 0.0), torch.where(groups.mask, reference, 0.0)
     else:
-        own, tables = mean_log_probs(policy, groups), mean_log_probs(reference, groups)
+        policy_log_probs, tables = mean_log_probs(policy, groups), mean_log_probs(reference, groups)
     shape = (len(tables), *groups.better.shape)
-    return own, tables[:, :, :, None].expand(shape), tables[:, :, None, :].expand(shape)
+    return policy_log_probs, tables[:, :, :, None].expand(shape), tables[:, :, None, :].expand(shape)
 
 
 def harmonic(tables: Tensor, weights: Tensor) -> Tensor:
-    """[G, K, K] ``-logsumexp_k(log a_k - l_k)``; a reference of weight 0 is not there."""
+    """Harmonic mixture [G, K, K] ``-logsumexp_k(log a_k - l_k)``; a reference of weight 0 has no part in it."""
     return -torch.logsumexp(weights.log() - tables, 0)
 
 
 def geometric(tables: Tensor, weights: Tensor) -> Tensor:
-    """[G, K, K] ``sum_k a_k l_k``."""
+    """Geometric mixture [G, K, K] ``sum_k a_k l_k``."""
     return (weights * tables).sum(0)
 
 
@@ -60,7 +60,7 @@ def clip(
         largest: e_max; ``adaptive`` shares are ``e_max |b_y| / (|b_w| + |b_l|)``, b the mean over references.
 
     Returns:
-        both sides, and what was clipped on either: bool.
+        both sides [R, G, K, K], and bool, whether a value was clipped on either.
     """
     sizes = chosen.mean(0).abs(), rejected.mean(0).abs()
     both = (sizes[0] + sizes[1]).clamp(min=1e-30)

@@ -1,4 +1,4 @@
-"""How much each of R references counts in multi-reference DPO (arXiv 2405.16388 and 2512.10040).
+"""Weights of R references in multi-reference DPO (arXiv 2405.16388 and 2512.10040).
 
 m_k is reference k's length-normalised margin of a pair: ``l_k(y_w)/n_w - l_k(y_l)/n_l``. Shapes: P pairs of a batch.
 """
@@ -15,7 +15,7 @@ from penchant.objectives.pairs import mean_log_probs
 
 
 def pair_margins(reference: Tensor, groups: Groups) -> Tensor:
-    """[R, P] m_k of every preferred pair, nats per token."""
+    """Margins [R, P] m_k of every preferred pair, nats per token."""
     means = torch.stack([mean_log_probs(table, groups) for table in reference])
     return (means[:, :, :, None] - means[:, :, None, :])[:, groups.better]
 
@@ -53,13 +53,13 @@ PAIRWISE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"adaptive": adapti
 
 def validation_margin(margins: Tensor) -> Tensor:
     """VDW: ``a_k ~ max(0, mean of m_k)``; uniform where no reference has a positive mean. [R] from [R, P]."""
-    return normalised(margins.mean(1).clamp(min=0))
+    return normalise_weights(margins.mean(1).clamp(min=0))
 
 
 def validation_accuracy(margins: Tensor, above_chance: bool) -> Tensor:
     """VAW: ``a_k ~ A_k``, the share of pairs with m_k > 0; or ``max(0, A_k - 1/2)``. [R] from [R, P]."""
     accuracy = (margins > 0).to(margins.dtype).mean(1)
-    return normalised((accuracy - 0.5).clamp(min=0) if above_chance else accuracy)
+    return normalise_weights((accuracy - 0.5).clamp(min=0) if above_chance else accuracy)
 
 
 def best_single(margins: Tensor) -> Tensor:
@@ -68,13 +68,14 @@ def best_single(margins: Tensor) -> Tensor:
 
 
 def one_hot(k: int, like: Tensor) -> Tensor:
-    """[R] all weight on reference k."""
+    """Weights [R] with all weight on reference k."""
     weights = like.new_zeros(like.shape[0])
     weights[k] = 1.0
     return weights
 
 
-def normalised(weights: Tensor) -> Tensor:
+def normalise_weights(weights: Tensor) -> Tensor:
+    """Weights [R] divided by their sum; uniform where the sum is 0."""
     total = weights.sum()
     uniform = torch.full_like(weights, 1 / len(weights))
     return torch.where(total > 0, weights / total.clamp(min=1e-30), uniform)

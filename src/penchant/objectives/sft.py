@@ -25,8 +25,8 @@ class SFT(Stateless):
     needs: ClassVar[Needs] = Needs(references=0, candidates=1, pairs=False)
 
     def output(self, policy: Tensor, reference: Tensor, groups: Groups) -> Output:
-        learnt = groups.mask & ~groups.better.any(1) & (groups.labels >= 0)
-        tokens = torch.where(learnt, groups.tokens, 0).sum(1)
-        nll = -torch.where(learnt, policy, 0.0).sum(1)
-        metrics = {"logps/chosen": Sum(-nll.detach().sum(), learnt.sum())}
+        targets = groups.mask & ~groups.better.any(1) & (groups.labels >= 0)
+        tokens = torch.where(targets, groups.tokens, 0).sum(1)
+        nll = -torch.where(targets, policy, 0.0).sum(1)
+        metrics = {"logps/chosen": Sum(-nll.detach().sum(), targets.sum())}
         return Output(nll / tokens.clamp(min=1), groups.weights * tokens, metrics)

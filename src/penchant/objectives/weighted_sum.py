@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from penchant.objectives.base import Fitted, Groups, Needs, Objective, Output, State, Sum, require
+from penchant.objectives.base import FittedObjective, Groups, Needs, Objective, Output, State, Sum, require
 from penchant.objectives.dpo import DPO
 from penchant.objectives.sft import SFT
 
 
 @dataclass(frozen=True)
 class Part:
-    """One objective and what it counts."""
+    """One objective and its weight."""
 
     weight: float
     objective: Objective
@@ -57,24 +57,25 @@ class WeightedSum:
         return {f"{i}/{key}": value for i, state in enumerate(states) for key, value in state.items()}
 
     def fit(self, reference: Tensor, groups: Groups, state: State) -> State:
-        after = dict(state)
+        new_state = dict(state)
         for i, part in enumerate(self.parts):
-            if isinstance(part.objective, Fitted):
-                fitted = part.objective.fit(reference, groups, _own(state, i))
-                after.update({f"{i}/{key}": value for key, value in fitted.items()})
-        return after
+            if isinstance(part.objective, FittedObjective):
+                part_state = part.objective.fit(reference, groups, _state_of_part(state, i))
+                new_state.update({f"{i}/{key}": value for key, value in part_state.items()})
+        return new_state
 
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
-        outputs, after = [], {}
+        outputs, new_state = [], {}
         for i, part in enumerate(self.parts):
-            output, part_state = part.objective(policy, reference, groups, _own(state, i))
+            output, part_state = part.objective(policy, reference, groups, _state_of_part(state, i))
             outputs.append(output)
-            after.update({f"{i}/{key}": value for key, value in part_state.items()})
-        return self._sum(outputs, policy), after
+            new_state.update({f"{i}/{key}": value for key, value in part_state.items()})
+        return self._sum(outputs, policy), new_state
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
         outputs = [
-            part.objective.evaluate(policy, reference, groups, _own(state, i)) for i, part in enumerate(self.parts)
+            part.objective.evaluate(policy, reference, groups, _state_of_part(state, i))
+            for i, part in enumerate(self.parts)
         ]
         return self._sum(outputs, policy)
 
@@ -92,5 +93,6 @@ class WeightedSum:
         return Output(losses, torch.ones_like(losses), metrics)
 
 
-def _own(state: State, i: int) -> State:
+def _state_of_part(state: State, i: int) -> State:
+    """The state of part i, by the names that the part uses."""
     return {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(f"{i}/")}

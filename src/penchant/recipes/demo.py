@@ -22,7 +22,7 @@ from penchant.data.writing import write_groups
 from penchant.engine.distribution import World as Processes
 from penchant.engine.distribution import local_device
 from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import repeatable
+from penchant.engine.folders import resumable_disk_errors
 from penchant.evaluation.answering import answer
 from penchant.evaluation.figures import frontier_chart
 from penchant.evaluation.generation import Sampling
@@ -123,7 +123,7 @@ class DemoResult:
 
 def run_demo(folder: Path, *, seed: int = 0, sizes: Sizes = Sizes(), tell: Tell = lambda line: None) -> DemoResult:
     """Run the whole demo into a folder; one that was interrupted goes on where it stopped."""
-    with repeatable(folder), folder_lock(folder):
+    with resumable_disk_errors(folder), folder_lock(folder):
         return _run_demo(folder, seed, sizes, tell)
 
 

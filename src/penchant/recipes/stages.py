@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import repeatable
+from penchant.engine.folders import resumable_disk_errors
 from penchant.errors import ConfigError
 from penchant.evaluation.files import write_atomically
 
@@ -72,7 +72,7 @@ def run_stages(
     names = [stage.name for stage in stages]
     if only is not None and only not in names:
         raise ConfigError(f"there is no stage '{only}'", fix=f"one of {', '.join(names)}")
-    with repeatable(folder), folder_lock(folder):
+    with resumable_disk_errors(folder), folder_lock(folder):
         return _run_stages(folder, stages, finish, only, tell)
 
 

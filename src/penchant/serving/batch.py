@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from penchant.data.tokenized import Ids
-from penchant.engine.decoding import CachedRows, RereadRows, read_joinable
-from penchant.engine.sampling import choose, limit_logits
+from penchant.engine.decoding import CachedRows, UncachedRows, read_joinable
+from penchant.engine.sampling import choose_tokens, limit_logits
 from penchant.serving.experts import Expert
 from penchant.serving.jobs import Failure, Job, Outcomes
 from penchant.serving.rows import Row
@@ -29,7 +29,7 @@ class Batch:
     def __init__(self, outcomes: Outcomes) -> None:
         self._outcomes = outcomes
         self._rows: list[Row] = []
-        self._state: CachedRows | RereadRows | None = None
+        self._state: CachedRows | UncachedRows | None = None
 
     def __len__(self) -> int:
         """Number of rows whose answers have not ended; a row leaves the count before its end is delivered."""
@@ -118,8 +118,8 @@ class Batch:
         tokens = [0] * len(self._rows)
         for (temperature, top_p), indices in by_setting.items():
             uniform = torch.tensor([self._rows[index].draw_uniform() for index in indices], dtype=torch.float64)
-            chosen_tokens = choose(logits[indices], temperature, top_p, uniform)
-            for index, token in zip(indices, chosen_tokens.tolist(), strict=True):
+            drawn = choose_tokens(logits[indices], temperature, top_p, uniform)
+            for index, token in zip(indices, drawn.tolist(), strict=True):
                 tokens[index] = token
         return tokens
 

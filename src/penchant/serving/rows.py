@@ -30,8 +30,8 @@ class Row:
         self._text = ""
 
     def allowed_ids(self) -> Ids | None:
-        """Ids that the guide allows next; None where all are allowed."""
-        return None if self._guide is None else self._guide.allowed(self.tokens)
+        """The tokens that may come next; None: any."""
+        return None if self._guide is None else self._guide.allowed_tokens(self.tokens)
 
     def draw_uniform(self) -> float:
         """The uniform random number in [0, 1) that decides the next token."""

@@ -23,7 +23,7 @@ from penchant.engine.adapters import add_adapters, sort_modules
 from penchant.engine.denoising import Denoiser, LatentChoice
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
-from penchant.objectives import Fitted, Groups, Objective, State, Sum, WeightedSum
+from penchant.objectives import FittedObjective, Groups, Objective, State, Sum, WeightedSum
 from penchant.training.batches import Order, group_facts
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
@@ -176,7 +176,7 @@ def _is_fitted(objective: Objective) -> bool:
     """Whether it, or a part of it, is to be fitted to all groups before the first step: here none has log-probs yet."""
     if isinstance(objective, WeightedSum):
         return any(_is_fitted(part.objective) for part in objective.parts)
-    return isinstance(objective, Fitted)
+    return isinstance(objective, FittedObjective)
 
 
 def linear_layers(unet: torch.nn.Module) -> list[str]:

@@ -19,7 +19,7 @@ from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.distribution import local_device
 from penchant.engine.frozen import NO_LIMIT
 from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
-from penchant.objectives import Fitted, Objective
+from penchant.objectives import FittedObjective, Objective
 from penchant.training.batches import group_facts
 from penchant.training.directions import direction
 from penchant.training.needs import check_head, check_models, check_references, check_sampled, fitted, usable
@@ -243,7 +243,7 @@ def _check_metric(metric: str, objective: Objective, references: int) -> None:
     pair = replace(pair, rewards=torch.zeros(1, 2))
     nothing = torch.zeros(references, 1, 2)
     state = objective.initial_state(seed=0)
-    if isinstance(objective, Fitted):
+    if isinstance(objective, FittedObjective):
         state = fitted(objective, nothing, pair, state)
     output = objective.evaluate(torch.zeros(1, 2), nothing, pair, state)
     known = ["loss", *output.metrics]

@@ -114,7 +114,7 @@ class Loop:
         """
         if self.at.step == 0 and self.held_out.groups:
             self.evaluate()
-        progress = Progress("training", self.total, "steps", start=self.at.step, shown=self.world.is_main)
+        progress = Progress("training", self.total, "steps", start=self.at.step, visible=self.world.is_main)
         with progress, StopSignals(self.folder, self.config.training.grace_seconds) as signals:
             while self.at.step < self.total and not self.at.stopped:
                 loss, number = self.step(signals)
@@ -163,7 +163,7 @@ class Loop:
         batch = Batch(groups, self.held_out.references, settings.token_budget, settings.dtype)
         cuts = micro_batches(self.scorer, groups, settings.token_budget)
         self.scorer.eval()
-        with Progress("held-out", len(groups), "groups", shown=self.world.is_main) as progress:
+        with Progress("held-out", len(groups), "groups", visible=self.world.is_main) as progress:
             said = say(self.scorer, batch, self.world, cuts, advance=progress.advance)
         self.scorer.train()
         reshard(self.scorer)

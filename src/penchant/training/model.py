@@ -15,7 +15,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.checkpoint import checkpoint_of
 from penchant.engine.distribution import World, shard
 from penchant.engine.generation_ends import TrainedResponses
-from penchant.engine.heads import HeadedScorer, PreferenceHead, require_endings, save_head
+from penchant.engine.heads import HeadedScorer, PreferenceHead, require_end_tokens, save_head
 from penchant.engine.loading import check_vocabulary, load_model
 from penchant.engine.multimodal import text_config
 from penchant.engine.output_head import lora_rank
@@ -170,7 +170,7 @@ def _headed(
     if world.size > 1:
         raise ConfigError("a preference head is trained in one process", fix="start it without torchrun")
     assert isinstance(scorer, (TreeScorer, PaddedScorer))
-    require_endings(groups, sorted(SpecialTokens.from_tokenizer(policy.tokenizer).ends))
+    require_end_tokens(groups, sorted(SpecialTokens.from_tokenizer(policy.tokenizer).ends))
     headed = add_head(config, policy, scorer)
     headed.head.to(world.device)
     return headed

@@ -12,7 +12,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
 from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.errors import ConfigError, DataError
-from penchant.objectives import Fitted, Groups, Objective, State
+from penchant.objectives import FittedObjective, Groups, Objective, State
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check_models(config: RunConfig) -> list[str]:
     return [f"{notice}; a fresh one is trained" if config.method.needs.head else notice]
 
 
-def fitted(objective: Fitted, reference: Tensor, groups: Groups, state: State) -> State:
+def fitted(objective: FittedObjective, reference: Tensor, groups: Groups, state: State) -> State:
     """The state a method begins with, once it has seen its references' log-probs.
 
     Raises:

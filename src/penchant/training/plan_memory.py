@@ -10,10 +10,10 @@ from torch import nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.allocator import habits
+from penchant.engine.allocator import malloc_settings
 from penchant.engine.heap import Heap, has_holes
 from penchant.engine.linear import linear_log_probs
-from penchant.engine.memory import Ledger, counted, without_data
+from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
 from penchant.engine.multimodal import text_config
 from penchant.engine.output_head import lora_rank
 from penchant.engine.scoring import Scorer, precision
@@ -165,9 +165,9 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
     def peak(layers: int) -> int:
         smaller = shallow(shape, layers, int(shape.get_text_config().vocab_size))
         reference_model = meta_reference(smaller, blueprint.padded, getattr(torch, dtype))
-        with counted() as ledger:
-            without_data(reference_model, device)
-            return _forward(reference_model, load.reference, ledger, device, dtype)
+        with track_memory() as tracker:
+            replace_tensors(reference_model, device)
+            return _forward(reference_model, load.reference, tracker, device, dtype)
 
     if depths is None:
         return peak(int(text_config(shape).num_hidden_layers))
@@ -178,26 +178,26 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
 def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
     """Memory of a run, counted on its whole model."""
     dtype, device = blueprint.config.training.dtype, beside.device
-    heap = Heap(habits()) if device.type == "cpu" and has_holes() else None
+    heap = Heap(malloc_settings()) if device.type == "cpu" and has_holes() else None
     live = _weights(beside.live, blueprint, device) if beside.live else 0
     reference_peaks = [0]
     for source in dict.fromkeys(beside.references):
         if source is not None:
             reference_model = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
-            with counted(heap) as ledger:
-                without_data(reference_model, device)
-                reference_peaks.append(_forward(reference_model, load.reference, ledger, device, dtype))
+            with track_memory(heap) as tracker:
+                replace_tensors(reference_model, device)
+                reference_peaks.append(_forward(reference_model, load.reference, tracker, device, dtype))
             del reference_model
     scorer = blueprint.meta_scorer()
-    with counted(heap) as ledger:
-        without_data(scorer, device)
+    with track_memory(heap) as tracker:
+        replace_tensors(scorer, device)
         if None in beside.references:
-            reference_peaks.append(_forward(scorer, load.reference, ledger, device, dtype))
+            reference_peaks.append(_forward(scorer, load.reference, tracker, device, dtype))
         moving_reference = copy_trained_weights(scorer) if blueprint.config.reference_update == "best" else {}
-        weights = ledger.live
-        counts = _count_steps(blueprint, scorer.train(), load.steps, ledger, device)
-        held_out = _forward(scorer, load.held_out, ledger, device, dtype) if load.held_out else 0
-        resident = ledger.held
+        weights = tracker.live
+        counts = _count_steps(blueprint, scorer.train(), load.steps, tracker, device)
+        held_out = _forward(scorer, load.held_out, tracker, device, dtype) if load.held_out else 0
+        resident = tracker.peak_resident
         del moving_reference
     phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
     phases = {name: size + live if size else 0 for name, size in phases.items()}
@@ -213,27 +213,31 @@ def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
 
 
 def _count_steps(
-    blueprint: Blueprint, scorer: Scorer, steps: Sequence[Sequence[MicroBatch]], ledger: Ledger, device: torch.device
+    blueprint: Blueprint,
+    scorer: Scorer,
+    steps: Sequence[Sequence[MicroBatch]],
+    tracker: MemoryTracker,
+    device: torch.device,
 ) -> dict[str, int]:
     """Optimizer steps as the loop takes them. The first one's moments appear at its end, so one more follows."""
     settings = blueprint.config.training
     optimizer = build_optimizer(scorer, settings, blueprint.config.head.weight_decay)
-    weights = ledger.live
+    weights = tracker.live
     counts = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
     for micro_batches in [steps[0][:1], *steps]:
         for groups in micro_batches:
-            ledger.reset()
-            kept = _backward(scorer, groups, ledger, device, settings.dtype)
+            tracker.reset()
+            kept = _backward(scorer, groups, tracker, device, settings.dtype)
             counts["activations"] = max(counts["activations"], kept)
-            counts["training"] = max(counts["training"], ledger.peak)
+            counts["training"] = max(counts["training"], tracker.peak)
         counts["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
-        ledger.reset()
+        tracker.reset()
         trained = [p for p in scorer.parameters() if p.grad is not None]
         nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        counts["step"] = max(counts["step"], ledger.peak)
-        counts["optimizer"] = ledger.live - weights
+        counts["step"] = max(counts["step"], tracker.peak)
+        counts["optimizer"] = tracker.live - weights
     return counts
 
 
@@ -249,17 +253,17 @@ def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) 
     head = inner.model.get_output_embeddings()
     like, rank = head.weight, lora_rank(head)
     compute = torch.bfloat16 if dtype == "bfloat16" else like.dtype
-    with counted() as ledger:
+    with track_memory() as tracker:
         weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
         ids = torch.empty(targets, dtype=torch.int64, device=device)
         hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
         low, up = (torch.empty(n, rank, dtype=compute, device=device, requires_grad=True) for n in (targets, len(like)))
         adapter = LowRank(low, up) if rank else None
-        ledger.reset()
-        inputs = ledger.live
+        tracker.reset()
+        inputs = tracker.live
         linear_log_probs(hidden, weight, None, ids, adapter=adapter).sum().backward()
         gradients = sum(parameter.grad.nbytes for parameter in (weight, up) if parameter.grad is not None)
-        return max(0, ledger.peak - inputs - gradients)
+        return max(0, tracker.peak - inputs - gradients)
 
 
 def _targets(groups: MicroBatch) -> int:
@@ -270,27 +274,29 @@ def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
     reference_model = meta_reference(
         read_shape(source), blueprint.padded, getattr(torch, blueprint.config.training.dtype)
     )
-    with counted() as ledger:
-        without_data(reference_model, device)
-        return ledger.live
+    with track_memory() as tracker:
+        replace_tensors(reference_model, device)
+        return tracker.live
 
 
-def _forward(scorer: Scorer, batches: Sequence[MicroBatch], ledger: Ledger, device: torch.device, dtype: str) -> int:
+def _forward(
+    scorer: Scorer, batches: Sequence[MicroBatch], tracker: MemoryTracker, device: torch.device, dtype: str
+) -> int:
     """The most alive in passes without gradients."""
     scorer.eval()
-    ledger.reset()
+    tracker.reset()
     with torch.no_grad():
         for groups in batches:
             with precision(device, dtype):
                 scorer(pack(groups).to(device))
-    return ledger.peak
+    return tracker.peak
 
 
-def _backward(scorer: Scorer, groups: MicroBatch, ledger: Ledger, device: torch.device, dtype: str) -> int:
+def _backward(scorer: Scorer, groups: MicroBatch, tracker: MemoryTracker, device: torch.device, dtype: str) -> int:
     """One micro-batch there and back; returns the bytes its forward kept."""
-    start = ledger.live
+    start = tracker.live
     with precision(device, dtype):
         log_probs = scorer(pack(groups).to(device))
-    activations = ledger.live - start
+    activations = tracker.live - start
     log_probs.sum().backward()
     return activations

@@ -14,8 +14,8 @@ import torch
 from penchant.config import RunConfig
 from penchant.engine.adapter_loading import rows_of_adapter
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.lean import lighten
-from penchant.engine.loading import adapter_base, explained, load_config, remove_dropout
+from penchant.engine.lean import fuse_layers
+from penchant.engine.loading import adapter_base, load_config, loading_errors, remove_dropout
 from penchant.engine.multimodal import (
     blank_language_model,
     classification_class,
@@ -104,7 +104,7 @@ def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> P
         shape.num_labels = 1
         shape.pad_token_id = text_config(shape).pad_token_id = None
     source = str(shape.name_or_path or shape.model_type)
-    with explained(source):
+    with loading_errors(source):
         family = classification_class(shape, source) if rewards else generation_class(shape)
         model = blank_language_model(family, shape, dtype)
     remove_dropout(model)
@@ -170,5 +170,5 @@ def _scorer(model: PreTrainedModel, padded: bool, rewards: bool) -> Any:
         return PaddedRewardScorer(model) if rewards else PaddedScorer(model)
     AttentionInterface.register(TREE, tree_attention)
     set_attention(model, TREE)
-    lighten(model)
+    fuse_layers(model)
     return TreeRewardScorer(model) if rewards else TreeScorer(model)

@@ -20,7 +20,7 @@ from penchant.engine.memory import available_bytes
 from penchant.engine.multimodal import text_config
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reward_scorer import PaddedRewardScorer
-from penchant.engine.scoring import Choice, Scorer, choose_reward_scorer, choose_scorer, precision
+from penchant.engine.scoring import Scorer, ScorerChoice, choose_reward_scorer, choose_scorer, precision
 from penchant.errors import PenchantError
 from penchant.training.model import weights_dtype
 from penchant.training.optimizer import build_optimizer, scale_and_clip
@@ -75,7 +75,7 @@ def check_tree(blueprint: Blueprint, sample: Sequence[TokenizedGroup], device: t
     vocabulary = _vocabulary(blueprint)
     _check_room(blueprint, vocabulary, device)
     model = random_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32, device)
-    choose: Callable[..., Choice[Any]] = choose_reward_scorer if blueprint.rewards else choose_scorer
+    choose: Callable[..., ScorerChoice[Any]] = choose_reward_scorer if blueprint.rewards else choose_scorer
     # In float32: what random weights round is not what the real ones will.
     weights = sum(p.numel() for p in model.parameters())
     choice = choose(model, _shortened(_within(sample[:2], vocabulary), CHECKED_OPERATIONS // (2 * weights)))

@@ -12,7 +12,7 @@ from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import split_into_micro_batches
-from penchant.engine.scoring import WINDOW
+from penchant.engine.scoring import PACKING_WINDOW
 from penchant.training.batches import Order
 from penchant.training.inputs import Inputs
 from penchant.training.plan_memory import Load, MicroBatch
@@ -105,7 +105,11 @@ class Work:
         return Load([_few(step) for step in steps], _few(self._windows(groups)), _few(self._windows(self.held_out)))
 
     def _windows(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
-        return [part for start in range(0, len(groups), WINDOW) for part in self._cut(groups[start : start + WINDOW])]
+        return [
+            part
+            for start in range(0, len(groups), PACKING_WINDOW)
+            for part in self._cut(groups[start : start + PACKING_WINDOW])
+        ]
 
     def _cut(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
         cuts = split_into_micro_batches([self.cost(group) for group in groups], self.config.training.token_budget)

@@ -12,8 +12,8 @@ import torch
 from penchant.config import RunConfig
 from penchant.data.mismatch import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.adapters import idle_adapters
-from penchant.engine.distribution import World, enter_world, leave_world, tiny_as_zero
+from penchant.engine.adapters import untrained_adapters
+from penchant.engine.distribution import World, destroy_process_group, flush_denormals, init_process_group
 from penchant.engine.folder_lock import folder_lock
 from penchant.engine.folders import disk_errors, is_full
 from penchant.engine.frozen import NO_LIMIT, cached_log_probs
@@ -22,7 +22,7 @@ from penchant.engine.rank_monitor import RankMonitor
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import open_reward
-from penchant.objectives import Fitted
+from penchant.objectives import FittedObjective
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
 from penchant.training.dates import day_note, on_one_day, with_day
@@ -67,18 +67,18 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     seconds = config.training.rank_timeout_seconds
-    world = enter_world(seconds)
+    world = init_process_group(seconds)
     try:
         go_on = f"penchant train --resume {config.output}"
         lock = folder_lock(Path(config.output)) if world.is_main else nullcontext()
         monitor = RankMonitor(world, seconds)
-        with disk_errors(Path(config.output), go_on), lock, monitor, tiny_as_zero():
+        with disk_errors(Path(config.output), go_on), lock, monitor, flush_denormals():
             _train(config, world, resume, tell if world.is_main else lambda line: None)
     except Interrupted:
-        leave_world(world)
+        destroy_process_group(world)
         raise
     # Not after an error: another process may be waiting elsewhere, and torchrun ends it.
-    leave_world(world)
+    destroy_process_group(world)
     return Path(config.output)
 
 
@@ -106,7 +106,7 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
     model.save(Path(config.output), world)
     if world.is_main:
         write_model_card(Path(config.output), config)
-    if model.policy.adapters is not None and world.size == 1 and (idle := idle_adapters(model.policy.adapters)):
+    if model.policy.adapters is not None and world.size == 1 and (idle := untrained_adapters(model.policy.adapters)):
         tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
 
 
@@ -175,7 +175,7 @@ def _prepare(
     if needs.mismatched:
         every = add_mismatched(every, settings.seed, longest)
     model = load_trained(config, tokenizer, every or inputs.train, world, tell)
-    model.policy.trained = trained_responses(config, inputs.train)
+    model.policy.trained_responses = trained_responses(config, inputs.train)
     if None in tables:
         own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
         tables = [own if table is None else table for table in tables]
@@ -185,7 +185,7 @@ def _prepare(
         for part in (slice(first), slice(first, second), slice(second, None))
     )
     state = config.method.initial_state(settings.seed)
-    if isinstance(config.method, Fitted) and first:
+    if isinstance(config.method, FittedObjective) and first:
         fitting = fitting if needs.fitting_pairs else train
         log_probs = torch.zeros(len(fitting.groups), _widest(fitting))
         _, reference, facts = arguments(log_probs, fitting.groups, fitting.references)

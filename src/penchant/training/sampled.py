@@ -17,7 +17,7 @@ import numpy as np
 from penchant.config import SamplingConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.engine.sampling import Sampled, Sampling, sample
+from penchant.engine.sampling import SampledResponse, Sampling, sample
 from penchant.errors import CheckpointError, reason_of
 from penchant.evaluation.files import read_record, write_atomically
 from penchant.evaluation.generation import ends_of, text_after
@@ -103,7 +103,7 @@ class SampledBatches:
         )
         return {str(step): [next(rows) for _ in members] for step, members in steps.items()}
 
-    def _texts(self, prompt: Ids, responses: Sequence[Sampled]) -> list[str]:
+    def _texts(self, prompt: Ids, responses: Sequence[SampledResponse]) -> list[str]:
         return [text_after(self.tokenizer, prompt, response.content) for response in responses]
 
     def _group(self, row: dict[str, Any]) -> TokenizedGroup:

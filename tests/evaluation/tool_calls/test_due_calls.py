@@ -36,7 +36,7 @@ def accepts(tokenizer: PreTrainedTokenizerBase, grammar: str, text: str) -> bool
     end = tokenizer.eos_token_id
     guide, prefix = Grammars(tokenizer, [end]).guide(grammar), list[int]()
     for token in [*tokenizer(text, add_special_tokens=False).input_ids, end]:
-        if token not in guide.allowed(prefix):
+        if token not in guide.allowed_tokens(prefix):
             return False
         prefix.append(token)
     return True

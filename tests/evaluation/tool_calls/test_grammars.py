@@ -17,7 +17,7 @@ from penchant.data.groups import Message
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.grammars import Grammars
 from penchant.engine.loading import load_model, load_tokenizer
-from penchant.engine.quantization import eight_bits
+from penchant.engine.quantization import quantize_int8
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function
 from penchant.evaluation.tool_calls.edge import Setting, measure_here
@@ -182,7 +182,7 @@ def test_garbage_is_read_as_calls_on_offer(tokenizer, style):
 def accepts(tokenizer, style, question, text):
     guide, written = Grammars(tokenizer, [2]).guide(STYLES[style].grammar(question, tokenizer)), []
     for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]:
-        if token not in guide.allowed(written):
+        if token not in guide.allowed_tokens(written):
             return False
         written.append(token)
     return True
@@ -254,7 +254,7 @@ def test_any_tokens_that_spell_it(tokenizer):
     assert len(tokenizer("m.go(where=", add_special_tokens=False)["input_ids"]) < len("m.go(where=")
     for letter in "[m.go(where='Rome')]":
         [token] = tokenizer(letter, add_special_tokens=False)["input_ids"]
-        assert token in guide.allowed(written)
+        assert token in guide.allowed_tokens(written)
         written.append(token)
 
 
@@ -287,7 +287,7 @@ def test_of_two_functions_with_one_name_the_first(tokenizer):
 
 
 def test_a_random_model_in_batches_and_alone_and_in_eight_bits(place, tokenizer):
-    for model in (load_model(place), eight_bits(load_model(place))):
+    for model in (load_model(place), quantize_int8(load_model(place))):
         together, alone = (
             answer_questions(
                 model,
@@ -417,7 +417,7 @@ class TestWhatIsRightCanBeWritten:
         for question in questions:
             guide, written = grammars.guide(STYLES["signatures"].grammar(question, tokenizer)), []
             for token in [*tokenizer(right_answer(question))["input_ids"][1:], tokenizer.eos_token_id]:
-                if token not in guide.allowed(written):
+                if token not in guide.allowed_tokens(written):
                     other.append(question.id)
                     break
                 written.append(token)

@@ -365,7 +365,7 @@ class TestTheFile:
         roomy.close()
 
     def test_readers_and_a_writer_do_not_wait_for_each_other_writers_do(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(database, "PATIENCE", 0.1)
+        monkeypatch.setattr(database, "TIMEOUT_SECONDS", 0.1)
         path = tmp_path / "buffer.sqlite"
         buffer = ReplayBuffer(path, 1)
         other = sqlite3.connect(path, isolation_level=None)

@@ -93,7 +93,7 @@ def measure_here(setting: Setting, questions: Sequence[ToolQuestion], threads: i
     import torch
 
     from penchant.engine.loading import load_model, load_tokenizer
-    from penchant.engine.quantization import eight_bits
+    from penchant.engine.quantization import quantize_int8
 
     torch.set_num_threads(threads)
     device, style = torch.device(setting.device), STYLES[setting.style]
@@ -101,7 +101,7 @@ def measure_here(setting: Setting, questions: Sequence[ToolQuestion], threads: i
     before = held(device)
     model = load_model(setting.model).to(device)
     if setting.eight_bits:
-        model = eight_bits(model)
+        model = quantize_int8(model)
     if device.type == "cpu":
         _leave_the_file(model)
     forget(device)

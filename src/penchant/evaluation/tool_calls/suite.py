@@ -116,7 +116,7 @@ def answer_questions(
     answered = []
     for question, prompt, [given] in zip(questions, prompts, drawn, strict=True):
         answer = text_after(tokenizer, prompt, given.content)
-        answered.append(Answered(question, answer, question.fault(style.read(answer, question)), given.ended))
+        answered.append(Answered(question, answer, question.fault(style.read(answer, question)), given.has_end))
     return answered
 
 

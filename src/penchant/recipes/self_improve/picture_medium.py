@@ -60,7 +60,9 @@ class PictureMedium:
             named = []
             for start in range(0, len(prompts), settings.batch):
                 part = slice(start, start + settings.batch)
-                painted = denoiser.paint(prompts[part], numbers[part], steps=settings.steps, guidance=settings.guidance)
+                painted = denoiser.generate(
+                    prompts[part], numbers[part], steps=settings.steps, guidance=settings.guidance
+                )
                 named += [self.keep(picture) for picture in painted.cpu().numpy()]
             return named
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import repeatable
+from penchant.engine.folders import resumable_disk_errors
 from penchant.errors import ConfigError
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
@@ -24,5 +24,5 @@ def self_improve(
     """
     if only is not None:
         raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")
-    with repeatable(Path(config.output)), folder_lock(Path(config.output)):
+    with resumable_disk_errors(Path(config.output)), folder_lock(Path(config.output)):
         return {"evaluation": write_result(config, improve(config, tell))}

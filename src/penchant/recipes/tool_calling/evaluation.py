@@ -11,7 +11,7 @@ import numpy as np
 
 from penchant.engine.distribution import local_device
 from penchant.engine.loading import load_model, load_tokenizer
-from penchant.engine.quantization import eight_bits
+from penchant.engine.quantization import quantize_int8
 from penchant.evaluation.statistics import Estimate, Floats
 from penchant.evaluation.tool_calls.edge import Setting, measure_edge
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, spread
@@ -95,7 +95,7 @@ def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion], 
     """In float32 and with eight-bit weights, on the processor: right answers, time, memory."""
     style, tokenizer = STYLES[config.style], load_tokenizer(place)
     most, constrained, timed = config.answer_tokens, config.constrained, spread(test, config.timed)
-    small = eight_bits(load_model(place))
+    small = quantize_int8(load_model(place))
     answered = answer_questions(small, tokenizer, test, style, max_new_tokens=most, constrained=constrained)
     found = {}
     for name, right in (("float32", in_float32), ("int8", ToolReport.of(answered).overall)):
