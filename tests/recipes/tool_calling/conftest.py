@@ -30,7 +30,7 @@ def question(name, category, text, functions, accepted):
 def _measured_here():
     """Without a process for each of a dozen measurements, which would spend its time on imports."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edge, "alone", lambda function, *arguments: function(*arguments))
+        patch.setattr(edge, "run_in_subprocess", lambda function, *arguments: function(*arguments))
         yield
 
 

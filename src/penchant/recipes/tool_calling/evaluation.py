@@ -13,8 +13,8 @@ from penchant.engine.distribution import local_device
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.quantization import eight_bits
 from penchant.evaluation.statistics import Estimate, Floats
-from penchant.evaluation.tool_calls.edge import Setting, measure_edge
-from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, spread
+from penchant.evaluation.tool_calls.edge import Setting, measure_latency
+from penchant.evaluation.tool_calls.questions import ToolQuestion, evenly_spaced, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
 from penchant.recipes.comparing import differences, over_seeds
@@ -57,7 +57,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
             write_answers(answered, folder / f"{row.name}-{config.seeds[number]}.jsonl")
             tables.append([float(each.fault is None) for each in answered])
             if number == 0:
-                report = ToolReport.of(answered)
+                report = ToolReport.from_answers(answered)
                 faults[row.name], cut[row.name] = dict(report.faults), report.cut
                 edge[row.name] = _edges(config, place, test, report.overall)
         right[row.name] = np.array(tables)
@@ -94,11 +94,11 @@ def _differences(right: Mapping[str, Floats], before: str, numbers: Sequence[int
 def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion], in_float32: Estimate) -> dict[str, Any]:
     """In float32 and with eight-bit weights, on the processor: right answers, time, memory."""
     style, tokenizer = STYLES[config.style], load_tokenizer(place)
-    most, constrained, timed = config.answer_tokens, config.constrained, spread(test, config.timed)
+    most, constrained, timed = config.answer_tokens, config.constrained, evenly_spaced(test, config.timed)
     small = eight_bits(load_model(place))
     answered = answer_questions(small, tokenizer, test, style, max_new_tokens=most, constrained=constrained)
     found = {}
-    for name, right in (("float32", in_float32), ("int8", ToolReport.of(answered).overall)):
+    for name, right in (("float32", in_float32), ("int8", ToolReport.from_answers(answered).overall)):
         setting = Setting(place, config.style, "cpu", name == "int8", most, constrained)
-        found[name] = {"right": right.to_json(), **measure_edge(setting, timed).to_json()}
+        found[name] = {"right": right.to_json(), **measure_latency(setting, timed).to_json()}
     return found
