@@ -68,7 +68,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     if config.base is None:
         new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
         listed += [
-            Stage("base", "a base from nothing", new, _train_base(config)),
+            Stage("base", "training of a base from scratch", new, _train_base(config)),
             Stage("instruct", "its instruct sibling", config.data.settings, _new_instruct(config, base)),
         ]
     conversation = stage_keys("conversation", type(config.conversation))
@@ -128,7 +128,7 @@ def _readers(config: DomainExpertConfig, data: Path) -> list[Reader]:
     if config.base is not None:
         sources = dict.fromkeys((config.base, str(config.instruct)))
         return [Reader.load(source, config.data) for source in sources]
-    name = f"the base from nothing (context {config.new_models.context})"
+    name = f"the base trained from scratch (context {config.new_models.context})"
     return [_new_base(config, data).reader(name, config.data)]
 
 

@@ -1,4 +1,4 @@
-"""The data of the tool-calling recipe, with lengths that later stages would refuse refused at once."""
+"""Stage data of the tool-calling recipe, with a check of the lengths that later stages need."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from penchant.training.prompts import prompts_to_answer
 
 
 def prepare_checked(config: ToolCallingConfig, folder: Path) -> Found:
-    """`prepare`, then every stage's questions as the base reads them.
+    """The counts of `prepare`, after every stage's questions were tokenized and checked with the base's tokenizer.
 
     Raises:
         DataError: a question with its right answer is too long, or cannot be read.
-        ConfigError: a question leaves no room for an answer that a step learns from.
+        ConfigError: a question leaves no room for the answers that a step samples.
     """
     counts = prepare(config, folder)
     if config.model is not None:
         reader = Reader.load(config.model, config.data)
     else:
-        name = f"the base from nothing (context {config.new_model.context})"
+        name = f"the base trained from scratch (context {config.new_model.context})"
         reader = new_base(config, folder).reader(name, config.data)
     groups = groups_of("data", [folder / f"supervised_{part}.jsonl" for part in ("train", "validation")])
     questions = {"the questions of stage evaluation": read_bfcl(folder / "test")[0]}
@@ -46,18 +46,22 @@ def prepare_checked(config: ToolCallingConfig, folder: Path) -> Found:
 
 
 def new_base(config: ToolCallingConfig, data: Path) -> NewBase:
-    """How a base from nothing is made; `data` is the folder of stage data."""
-    new, also = config.new_model, [data / "supervised_train.jsonl"]
+    """The settings of a base model trained from scratch.
+
+    Args:
+        data: the folder of stage data.
+    """
+    new, vocabulary_files = config.new_model, [data / "supervised_train.jsonl"]
     keys = stage_keys("new_model", type(new))
-    return NewBase(str(new.texts), new.chunk_words, new, new.training, also, config.seed, keys)
+    return NewBase(str(new.texts), new.chunk_words, new, new.training, vocabulary_files, config.seed, keys)
 
 
 def _check_room(
     config: ToolCallingConfig, name: str, step: StepConfig, reader: Reader, prompts: Sequence[PreferenceGroup]
 ) -> None:
-    """Refuse prompts that leave no room for the answers that a step draws."""
+    """Raise a ConfigError if a prompt leaves no room for the answers that a step samples."""
     keys = stage_keys(f"steps.{name}", StepConfig)
-    # Neither the data nor the reward is read here.
+    # The check reads neither the file of prompts nor the reward function.
     online = {"sampling": step.sampling.model_dump(), "reward": {"function": "reward.py:score"}}
     source = Path("the prompts of stage reward")
     run = tuning_run(Path(name), "", source, None, step.objective, step, keys=keys, online=online, reading=config.data)
