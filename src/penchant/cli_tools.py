@@ -57,7 +57,7 @@ def tool_calls(
     """
     from penchant.engine.distribution import local_device
     from penchant.engine.loading import load_model, load_tokenizer
-    from penchant.evaluation.tool_calls.edge import Setting, measure_latency
+    from penchant.evaluation.tool_calls.edge import LatencySettings, measure_latency
     from penchant.evaluation.tool_calls.questions import evenly_spaced, read_bfcl, select_questions
     from penchant.evaluation.tool_calls.styles import STYLES
     from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
@@ -68,7 +68,7 @@ def tool_calls(
         tell(f"{name} is left out: {why}")
     questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=template.chat_template)
-    setting = Setting(
+    setting = LatencySettings(
         model,
         style,
         device=str(local_device()),

@@ -8,13 +8,13 @@ import torch
 from penchant.engine.loading import load_model
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls import edge
-from penchant.evaluation.tool_calls.edge import Setting, measure_in_this_process, measure_latency
+from penchant.evaluation.tool_calls.edge import LatencySettings, measure_in_this_process, measure_latency
 from penchant.evaluation.tool_calls.questions import read_bfcl
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 
 def test_latency_and_memory_of_answers(bfcl, tiny_model):
-    report = measure_latency(Setting(str(tiny_model), "signatures", max_new_tokens=4), read_bfcl(bfcl)[0][:3])
+    report = measure_latency(LatencySettings(str(tiny_model), "signatures", max_new_tokens=4), read_bfcl(bfcl)[0][:3])
     assert report.timed == 3
     assert 0 < report.seconds[0] <= report.seconds[1]
     distinct = {id(parameter): parameter for parameter in load_model(str(tiny_model)).parameters()}.values()
@@ -29,7 +29,7 @@ def test_the_subprocess_has_as_many_threads(bfcl, tiny_model, monkeypatch):
     )
     try:
         torch.set_num_threads(3)
-        measure_latency(Setting(str(tiny_model), "signatures", max_new_tokens=1), read_bfcl(bfcl)[0][:1])
+        measure_latency(LatencySettings(str(tiny_model), "signatures", max_new_tokens=1), read_bfcl(bfcl)[0][:1])
         torch.set_num_threads(1)
         [(function, arguments)] = subprocess_calls
         function(*arguments)
@@ -41,7 +41,7 @@ def test_the_subprocess_has_as_many_threads(bfcl, tiny_model, monkeypatch):
 
 def test_an_error_in_the_subprocess_is_raised_here(bfcl):
     with pytest.raises(ModelError, match="there is no such folder"):
-        measure_latency(Setting("./nowhere", "signatures"), read_bfcl(bfcl)[0])
+        measure_latency(LatencySettings("./nowhere", "signatures"), read_bfcl(bfcl)[0])
 
 
 @pytest.mark.slow
@@ -51,7 +51,9 @@ def test_memory_tells_models_apart(bfcl, tmp_path):
     for name, layers in (("small", 2), ("large", 20)):
         build_small_llama(tmp_path / name, ["m.add(a=1)"], Sizes(300, 384, layers, 4, 512), seed=0)
     small, large, eight = (
-        measure_latency(Setting(str(tmp_path / name), "signatures", eight_bits=bits, max_new_tokens=2), questions)
+        measure_latency(
+            LatencySettings(str(tmp_path / name), "signatures", eight_bits=bits, max_new_tokens=2), questions
+        )
         for name, bits in (("small", False), ("large", False), ("large", True))
     )
     extra_bytes = large.weight_bytes - small.weight_bytes

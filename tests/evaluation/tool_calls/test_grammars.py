@@ -20,7 +20,7 @@ from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.quantization import eight_bits
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function
-from penchant.evaluation.tool_calls.edge import Setting, measure_in_this_process
+from penchant.evaluation.tool_calls.edge import LatencySettings, measure_in_this_process
 from penchant.evaluation.tool_calls.grammars import PROSE, SPEECH
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
@@ -509,7 +509,7 @@ def test_too_many_arguments(tokenizer):
 def test_the_latency_of_constrained_answers_includes_their_grammars(model_path, tokenizer, monkeypatch):
     compiled, guide = [], Grammars.guide
     monkeypatch.setattr(Grammars, "guide", lambda self, grammar: compiled.append(grammar) or guide(self, grammar))
-    setting = Setting(str(model_path), "signatures", max_new_tokens=5, constrained=True)
+    setting = LatencySettings(str(model_path), "signatures", max_new_tokens=5, constrained=True)
     report = measure_in_this_process(setting, QUESTIONS[:3], torch.get_num_threads())
     assert report.timed == 3
     assert report.tokens_per_second > 0

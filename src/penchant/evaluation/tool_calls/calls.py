@@ -135,7 +135,7 @@ def _check(schema: Any, path: str) -> None:
 
 
 class Fault(StrEnum):
-    """Why an answer is wrong."""
+    """The kinds of faults of an answer."""
 
     NO_CALL = "no call could be read"
     UNCALLED_FOR = "a call where none is due"

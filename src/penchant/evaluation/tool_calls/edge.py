@@ -18,7 +18,7 @@ from penchant.evaluation.tool_calls.alone import run_in_subprocess
 from penchant.evaluation.tool_calls.memory import current_bytes, peak_bytes, reset_peak
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.styles import STYLES, Style
-from penchant.evaluation.tool_calls.suite import guides
+from penchant.evaluation.tool_calls.suite import guide_factories
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +48,12 @@ class LatencyReport:
     timed: int
 
     def to_json(self) -> dict[str, Any]:
+        """The report as JSON."""
         return {**vars(self), "seconds": {"median": self.seconds[0], "p95": self.seconds[1]}}
 
 
 @dataclass(frozen=True)
-class Setting:
+class LatencySettings:
     """The settings of a model whose latency is measured.
 
     Attributes:
@@ -76,7 +77,7 @@ class Setting:
     rendering: Rendering = PLAIN
 
 
-def measure_latency(setting: Setting, questions: Sequence[ToolQuestion]) -> LatencyReport:
+def measure_latency(setting: LatencySettings, questions: Sequence[ToolQuestion]) -> LatencyReport:
     """Latency, throughput and memory of one answer to every question, in a fresh process with this one's threads.
 
     Raises:
@@ -90,7 +91,7 @@ def measure_latency(setting: Setting, questions: Sequence[ToolQuestion]) -> Late
     return run_in_subprocess(measure_in_this_process, setting, tuple(questions), torch.get_num_threads())
 
 
-def measure_in_this_process(setting: Setting, questions: Sequence[ToolQuestion], threads: int) -> LatencyReport:
+def measure_in_this_process(setting: LatencySettings, questions: Sequence[ToolQuestion], threads: int) -> LatencyReport:
     """`measure_latency` in this process, whose other objects can take the memory that the model needs."""
     import torch
 
@@ -125,14 +126,14 @@ def time_answers(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[ToolQuestion],
     style: Style,
-    setting: Setting,
+    setting: LatencySettings,
 ) -> tuple[list[float], list[int]]:
     """The seconds and the token count of every answer, after one untimed answer to the first question as warm-up.
 
     The time covers prompt processing, generation and, if answers are constrained, the compilation of the question's
     grammar. Rendering prompts and grammars as text and tokenizing prompts happens before and is not timed.
     """
-    guided = guides(model, tokenizer, questions, style) if setting.constrained else None
+    guided = guide_factories(model, tokenizer, questions, style) if setting.constrained else None
     rendering = setting.rendering
     prompts = tokenize_prompts(
         [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering

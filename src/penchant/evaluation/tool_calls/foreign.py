@@ -38,8 +38,8 @@ def read_foreign_calls(text: str, language: Language) -> Iterator[Call]:
             if not match or match[1] in arguments:
                 raise ValueError("an argument has no name, or two have the same name")
             value = match[2]
-            quoted = len(value) > 1 and value[0] in "\"'" and _string_length(value, language) == len(value)
-            arguments[match[1]] = value[1:-1] if quoted else value
+            is_quoted = len(value) > 1 and value[0] in "\"'" and _string_length(value, language) == len(value)
+            arguments[match[1]] = value[1:-1] if is_quoted else value
         yield Call(call[1], arguments)
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function, type_name
 from penchant.evaluation.tool_calls.matching import PYTHON_TYPES
-from penchant.evaluation.tool_calls.notations import JSON, PYTHON, Notation, one_of, quoted
+from penchant.evaluation.tool_calls.notations import JSON, PYTHON, Notation, one_of, quote
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MOST_ARGUMENTS = 64
+MAX_ARGUMENTS = 64
 """Maximal arguments of a function: the grammar keeps a bit per written argument in a number of 64 bits."""
 
 # Texts that the reader cannot take for calls: words without an opening parenthesis, or two adjacent words, which begin
@@ -47,7 +47,7 @@ def python_calls(question: ToolQuestion, *, prose: bool) -> str:
     for function in _distinct(question):
         if read_calls(f"{function.name}()") == [Call(function.name, {})]:
             members = rules.members(*_arguments(function, _reads_as_keyword), _keyword)
-            calls.append(f'{quoted(f"{function.name}(")} {members} ")"')
+            calls.append(f'{quote(f"{function.name}(")} {members} ")"')
     call_list = f'"[" {_list_of(rules.choice(calls))}? "]"' if calls else '"[]"'
     return rules.grammar(f"SPACE? ({call_list}{' | PROSE' if prose else ''})", f"SPACE: / /\nPROSE: /{PROSE}/")
 
@@ -69,16 +69,16 @@ def json_calls(question: ToolQuestion, tags: Tags, *, prose: bool = True, severa
     rules = _Rules(JSON, question)
     calls = []
     for function in _distinct(question):
-        name = rules.spelled(native_name(function.name))
+        name = rules.any_spelling(native_name(function.name))
         members = rules.members(*_arguments(function, lambda name: True), rules.key)
-        arguments = f"({rules.spelled('arguments')} | {rules.spelled('parameters')})"
+        arguments = f"({rules.any_spelling('arguments')} | {rules.any_spelling('parameters')})"
         calls.append(f'"{{" {rules.key("name")} {name} COMMA {arguments} COLON "{{" {members} "}}" "}}"')
     answers = ["SPEECH", '"[]"'] if prose else []
     if calls:
         call = rules.choice(calls)
         answers += [call, f'"[" {_list_of(call) if several else call} "]"']
         has_tag_tokens = tags.opens is not None and tags.closes is not None
-        opens, closes = quoted(OPENS), quoted(CLOSES)
+        opens, closes = quote(OPENS), quote(CLOSES)
         if has_tag_tokens:
             opens, closes = f"({opens} | <[{tags.opens}]>)", f"({closes} | <[{tags.closes}]>)"
         tagged = f"LINE? {call} LINE? {closes}"
@@ -135,7 +135,7 @@ class _Rules:
         """The name of a new rule that matches any one of the bodies."""
         return self._rule(" | ".join(bodies))
 
-    def spelled(self, value: object) -> str:
+    def any_spelling(self, value: object) -> str:
         """An expression that matches every spelling of a value."""
         return one_of(self._notation.spellings(value))
 
@@ -150,9 +150,9 @@ class _Rules:
         Raises:
             DataError: there are more than 64 properties.
         """
-        if len(properties) > MOST_ARGUMENTS:
+        if len(properties) > MAX_ARGUMENTS:
             raise DataError(
-                f"a function takes {len(properties)} arguments; at most {MOST_ARGUMENTS} can be constrained",
+                f"a function takes {len(properties)} arguments; at most {MAX_ARGUMENTS} can be constrained",
                 where=self._where,
                 fix="leave this question out",
             )
@@ -182,7 +182,7 @@ class _Rules:
         kind = None if type_label == "any" else PYTHON_TYPES.get(type_label, str)
         choices = [choice for choice in schema.get("enum") or () if _fits(choice, kind)]
         if choices:
-            return self._rule(" | ".join(map(self.spelled, choices)))
+            return self._rule(" | ".join(map(self.any_spelling, choices)))
         if kind is list:
             # Some schemas put the enum of the elements beside `items` instead of inside it.
             enum = {"enum": schema["enum"]} if schema.get("enum") else {}
@@ -199,7 +199,7 @@ class _Rules:
 
     def key(self, name: str) -> str:
         """An expression that matches the key of a dict's entry and its colon."""
-        return f"{self.spelled(name)} COLON"
+        return f"{self.any_spelling(name)} COLON"
 
     def _rule(self, body: str) -> str:
         name = f"r{len(self._lines)}"
@@ -222,11 +222,11 @@ def _list_of(element: str) -> str:
 
 
 def _keyword(name: str) -> str:
-    return quoted(f"{name}=")
+    return quote(f"{name}=")
 
 
 def _reads_as_keyword(name: str) -> bool:
-    """Whether the reader can read the name as that of an argument: Python's keywords it cannot."""
+    """Whether the reader accepts the name as that of an argument; it does not accept Python's keywords."""
     return read_calls(f"f({name}=0)") == [Call("f", {name: 0})]
 
 

@@ -101,8 +101,8 @@ def javascript(text: str, kind: str, items: str | None = None) -> Any:
     """
     match kind:
         case "String":
-            quoted = any(text.startswith(quote) and text.endswith(quote) for quote in "\"'")
-            return text[1:-1] if quoted else text
+            is_quoted = any(text.startswith(quote) and text.endswith(quote) for quote in "\"'")
+            return text[1:-1] if is_quoted else text
         case "integer" if re.fullmatch(WHOLE, text):
             return int(text)
         case "float" if re.fullmatch(DECIMAL, text):

@@ -134,12 +134,12 @@ def _match_value(value: Any, argument: Argument, accepted: Sequence[Any], langua
     if kind is dict:
         right = any(_is_dict(value, alternative) for alternative in accepted)
     elif kind is str:
-        right = _plain(value) in [_plain(alternative) for alternative in accepted if type(alternative) is str]
+        right = _normalize(value) in [_normalize(alternative) for alternative in accepted if type(alternative) is str]
     elif nested is dict:
-        right = any(len(value) == len(parts) and all(map(_is_dict, value, parts)) for parts in map(_parts, accepted))
+        right = any(len(value) == len(parts) and all(map(_is_dict, value, parts)) for parts in map(_elements, accepted))
     else:
-        right = [_plain(part) for part in value] in [
-            [_plain(part) for part in _parts(alternative)] for alternative in accepted
+        right = [_normalize(part) for part in value] in [
+            [_normalize(part) for part in _elements(alternative)] for alternative in accepted
         ]
     return None if right else Fault.VALUE
 
@@ -167,17 +167,20 @@ def _is_dict(value: Any, accepted: Any) -> bool:
     if type(value) is not dict or type(accepted) is not dict:
         return False
     for key, entry in value.items():
-        if key not in accepted or _plain(entry) not in [_plain(alternative) for alternative in _parts(accepted[key])]:
+        if key not in accepted or _normalize(entry) not in [
+            _normalize(alternative) for alternative in _elements(accepted[key])
+        ]:
             return False
-    return all(key in value or OPTIONAL in _parts(alternatives) for key, alternatives in accepted.items())
+    return all(key in value or OPTIONAL in _elements(alternatives) for key, alternatives in accepted.items())
 
 
-def _parts(value: Any) -> Sequence[Any]:
+def _elements(value: Any) -> Sequence[Any]:
     """The elements of a list or the characters of a text; for any other value, a list of it alone."""
     return value if isinstance(value, list | str) else [value]
 
 
-def _plain(value: Any) -> Any:
+def _normalize(value: Any) -> Any:
+    """A text without case, spaces and ``,./-_*^``, with double quotes; any other value as it is."""
     if type(value) is not str:
         return value
     return re.sub(r"[ ,./\-_*^]", "", value).lower().replace("'", '"')

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DEEPEST = 8
+MAX_DEPTH = 8
 """Maximal nesting of lists and dicts whose schema is unknown; Python's parser fails at a depth of a hundred."""
 
 _NUMBERS = r"""
@@ -52,20 +52,20 @@ class Notation:
     spellings: Callable[[Any], Sequence[str]]
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """The text as a literal in a grammar."""
     return json.dumps(text)
 
 
 def one_of(texts: Sequence[str]) -> str:
     """A grammar expression that matches any one of the texts."""
-    return "(" + " | ".join(map(quoted, dict.fromkeys(texts))) + ")"
+    return "(" + " | ".join(map(quote, dict.fromkeys(texts))) + ")"
 
 
 def _any_value_rules() -> str:
-    """The rules of values of any type, nested up to `DEEPEST` levels."""
-    lines = ["anything: value_0", f"value_{DEEPEST}: simple", "simple: STRING | NUMBER | BOOLEAN | NOTHING"]
-    for depth in range(DEEPEST):
+    """The rules of values of any type, nested up to `MAX_DEPTH` levels."""
+    lines = ["anything: value_0", f"value_{MAX_DEPTH}: simple", "simple: STRING | NUMBER | BOOLEAN | NOTHING"]
+    for depth in range(MAX_DEPTH):
         inner = f"value_{depth + 1}"
         lines += [
             f"value_{depth}: simple | list_{depth} | dict_{depth}",

@@ -16,7 +16,7 @@ from penchant.evaluation.tool_calls.foreign import read_foreign_calls
 FENCES = ("json", "python", "tool_code", "java", "javascript", "js")
 """The language names after the backticks that open a code block."""
 
-MOST_DIGITS = 30
+MAX_DIGITS = 30
 """Maximal digits of the operands of a power that is evaluated."""
 
 
@@ -36,7 +36,7 @@ def read_calls(answer: str, language: Language = "python") -> list[Call] | None:
     if not text.endswith("]"):
         text += "]"
     try:
-        return _python(text) if language == "python" else list(read_foreign_calls(text[1:-1], language))
+        return _parse_python(text) if language == "python" else list(read_foreign_calls(text[1:-1], language))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
@@ -131,42 +131,46 @@ def write_calls(calls: Sequence[Call]) -> str:
     )
 
 
-def _python(text: str) -> list[Call]:
+def _parse_python(text: str) -> list[Call]:
     with warnings.catch_warnings():
         # Python warns of literals such as 5or and "\d"; they are the model's, and the user cannot change them.
         warnings.simplefilter("ignore")
         body = ast.parse(text.strip("'"), mode="eval").body
     if not isinstance(body, ast.List) or not all(isinstance(node, ast.Call) for node in body.elts):
         raise ValueError("not a list of calls")
-    return [_call(node) for node in body.elts if isinstance(node, ast.Call)]
+    return [_parse_call(node) for node in body.elts if isinstance(node, ast.Call)]
 
 
-def _call(node: ast.Call) -> Call:
+def _parse_call(node: ast.Call) -> Call:
     if not isinstance(node.func, ast.Name | ast.Attribute):
         raise ValueError("the called function has no name")
     if any(keyword.arg is None for keyword in node.keywords):
         raise ValueError("arguments are unpacked")
-    return Call(ast.unparse(node.func), {str(keyword.arg): _value(keyword.value) for keyword in node.keywords})
+    return Call(ast.unparse(node.func), {str(keyword.arg): _parse_value(keyword.value) for keyword in node.keywords})
 
 
-def _value(node: ast.expr) -> Any:
+def _parse_value(node: ast.expr) -> Any:
     """The value of a literal; the source text of a name, a call without keyword arguments or a subscript."""
     match node:
         case ast.Constant():
             return "..." if node.value is Ellipsis else node.value
         case ast.List():
-            return [_value(element) for element in node.elts]
+            return [_parse_value(element) for element in node.elts]
         case ast.Tuple():
-            return tuple(_value(element) for element in node.elts)
+            return tuple(_parse_value(element) for element in node.elts)
         case ast.Dict():
             # An unhashable key raises a TypeError, and the answer counts as one without calls.
-            return {_value(key): _value(element) for key, element in zip(node.keys, node.values, strict=True) if key}
+            return {
+                _parse_value(key): _parse_value(element)
+                for key, element in zip(node.keys, node.values, strict=True)
+                if key
+            }
         case ast.UnaryOp() | ast.BinOp():
-            return _arithmetic(node)
+            return _evaluate_arithmetic(node)
         case ast.Name():
             return node.id
         case ast.Call() if node.keywords:
-            call = _call(node)
+            call = _parse_call(node)
             return {call.name: dict(call.arguments)}
         case ast.Call() | ast.Subscript():
             return ast.unparse(node)
@@ -180,15 +184,16 @@ OPERATORS: Mapping[type, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def _arithmetic(node: ast.expr) -> Any:
+def _evaluate_arithmetic(node: ast.expr) -> Any:
+    """The value of an expression of numbers, ``+ - * / // % **`` and ``not``."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return value
         case ast.UnaryOp() if type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](_arithmetic(node.operand))
+            return OPERATORS[type(node.op)](_evaluate_arithmetic(node.operand))
         case ast.BinOp() if type(node.op) in OPERATORS:
-            left, right = _arithmetic(node.left), _arithmetic(node.right)
-            if isinstance(node.op, ast.Pow) and (abs(right) > MOST_DIGITS or abs(left) > 10**MOST_DIGITS):
+            left, right = _evaluate_arithmetic(node.left), _evaluate_arithmetic(node.right)
+            if isinstance(node.op, ast.Pow) and (abs(right) > MAX_DIGITS or abs(left) > 10**MAX_DIGITS):
                 raise ValueError("a number is too large")
             try:
                 return OPERATORS[type(node.op)](left, right)

@@ -76,6 +76,7 @@ class ToolReport:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """The report as JSON."""
         return {
             "categories": {name: share.to_json() for name, share in self.categories.items()},
             "overall": self.overall.to_json(),
@@ -107,7 +108,7 @@ def answer_questions(
         DataError: constrained, and a question's calls are not in Python.
         ModelError: constrained, and the tokenizer does not give its tokens' texts.
     """
-    guided = guides(model, tokenizer, questions, style) if constrained else None
+    guided = guide_factories(model, tokenizer, questions, style) if constrained else None
     prompts = tokenize_prompts(
         [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
     )
@@ -124,7 +125,7 @@ def answer_questions(
     return judged_answers
 
 
-def guides(
+def guide_factories(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ToolQuestion], style: Style
 ) -> list[Callable[[], Guide]]:
     """For every question a function that makes the guide of its answer, so that few guides are in memory at a time."""

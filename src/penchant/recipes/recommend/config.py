@@ -46,10 +46,12 @@ class QuestionsConfig(Section):
 
     @property
     def rules(self) -> Rules:
+        """The rules of making questions."""
         return Rules(self.min_rating, self.min_count, self.min_history, self.max_history, self.shares)
 
     @property
     def wording(self) -> Wording:
+        """The wording of questions."""
         return Wording(self.template, self.open_template, self.separator)
 
 

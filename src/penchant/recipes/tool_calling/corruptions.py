@@ -36,7 +36,7 @@ def _wrong_function(question: ToolQuestion, calls: list[Call], draw: random.Rand
 
 
 def _missing_argument(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    return _on_argument(calls, draw, lambda arguments, name: {k: v for k, v in arguments.items() if k != name})
+    return _change_argument(calls, draw, lambda arguments, name: {k: v for k, v in arguments.items() if k != name})
 
 
 def _extra_argument(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
@@ -52,11 +52,13 @@ def _extra_argument(question: ToolQuestion, calls: list[Call], draw: random.Rand
 
 
 def _other_type(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    return _on_argument(calls, draw, lambda arguments, name: {**arguments, name: _retyped(arguments[name])})
+    return _change_argument(calls, draw, lambda arguments, name: {**arguments, name: _change_type(arguments[name])})
 
 
 def _wrong_value(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    return _on_argument(calls, draw, lambda arguments, name: {**arguments, name: _similar_value(arguments[name], draw)})
+    return _change_argument(
+        calls, draw, lambda arguments, name: {**arguments, name: _similar_value(arguments[name], draw)}
+    )
 
 
 def _extra_call(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
@@ -106,7 +108,7 @@ CORRUPTIONS: Mapping[str, Callable[[ToolQuestion, list[Call], random.Random], Co
 }
 
 
-def _on_argument(
+def _change_argument(
     calls: Sequence[Call], draw: random.Random, change: Callable[[Mapping[str, Any], str], dict[str, Any]]
 ) -> Corrupted:
     """Calls with the arguments of one call changed at one random name."""
@@ -119,7 +121,7 @@ def _on_argument(
     return new_calls
 
 
-def _retyped(value: Any) -> Any:
+def _change_type(value: Any) -> Any:
     """A value of another type with the same content."""
     if isinstance(value, str):
         return [value]

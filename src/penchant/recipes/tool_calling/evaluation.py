@@ -13,7 +13,7 @@ from penchant.engine.distribution import local_device
 from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.quantization import eight_bits
 from penchant.evaluation.statistics import Estimate, Floats
-from penchant.evaluation.tool_calls.edge import Setting, measure_latency
+from penchant.evaluation.tool_calls.edge import LatencySettings, measure_latency
 from penchant.evaluation.tool_calls.questions import ToolQuestion, evenly_spaced, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
@@ -107,6 +107,6 @@ def _latency_reports(
     )
     reports = {}
     for name, right in (("float32", in_float32), ("int8", ToolReport.from_answers(judged_answers).overall)):
-        setting = Setting(path, config.style, "cpu", name == "int8", max_new_tokens, constrained)
+        setting = LatencySettings(path, config.style, "cpu", name == "int8", max_new_tokens, constrained)
         reports[name] = {"right": right.to_json(), **measure_latency(setting, timed).to_json()}
     return reports

@@ -68,7 +68,7 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     stage_list = [
         Stage(
             "data",
-            "questions in parts",
+            "split of questions into parts",
             _data_settings(config, settings),
             lambda folder: prepare_checked(config, folder),
         )
@@ -93,20 +93,21 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
         stage_list += [
             Stage(
                 "pairs",
-                "right answers above wrong ones",
+                "pairs of right and wrong answers",
                 pair_settings,
                 lambda folder: make_pairs(config, weaker, folder),
             ),
             Stage(
                 "review",
-                "what people said of them",
+                "verdicts of people on the pairs",
                 {"verdicts": config.review.fingerprint()},
                 lambda folder: review(config, folder),
             ),
         ]
     if "reward" in signals:
-        fresh = {"variants": config.pairs.variants}
-        stage_list.append(Stage("reward", "prompts to answer", fresh, lambda folder: prepare_reward(config, folder)))
+        reward_settings = {"variants": config.pairs.variants}
+        description = "prompts and their reward function"
+        stage_list.append(Stage("reward", description, reward_settings, lambda folder: prepare_reward(config, folder)))
     stage_list += [
         _stage(config, steps, seed, base) for steps in sequences if steps not in answers for seed in config.seeds
     ]
@@ -119,7 +120,12 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
     evaluation_settings["order"] = list(config.paths)
     return [
         *stage_list,
-        Stage("evaluation", "functions never seen", evaluation_settings, lambda folder: evaluate(config, rows, folder)),
+        Stage(
+            "evaluation",
+            "answers on held-out functions",
+            evaluation_settings,
+            lambda folder: evaluate(config, rows, folder),
+        ),
     ]
 
 

@@ -10,11 +10,11 @@ from penchant.evaluation.tool_calls.questions import ToolQuestion
 
 
 def families(questions: Sequence[ToolQuestion]) -> list[str]:
-    """The name of every question's family. Questions that share a function's name or a text, directly or through other
-    questions, form a family.
+    """The name of every question's family: questions that share a function's name or a text are in one family.
 
-    A family's name is the smallest of its function names, or its text if it has no function. It depends on the family
-    alone, so that added questions do not rename families to which they do not belong.
+    So are questions that are only connected through others. A family's name is the smallest of its function names, or
+    its text if it has no function. It depends on the family alone, so that added questions do not rename families to
+    which they do not belong.
     """
     parents: dict[str, str] = {}
 

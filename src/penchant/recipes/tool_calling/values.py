@@ -138,7 +138,7 @@ def _numbers(text: str) -> dict[str, Spans]:
     return {number: _spans(number, text) for number in re.findall(NUMBER, text) if _spans(number, text)}
 
 
-def _spelled(value: Any) -> str:
+def _spelling(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -152,8 +152,8 @@ def _spellings(value: Any) -> list[str]:
         return [spelling for part in value for spelling in _spellings(part)]
     if isinstance(value, dict):
         return [spelling for part in value.values() for spelling in _spellings(part)]
-    is_swappable = isinstance(value, str) or re.fullmatch(NUMBER, _spelled(value))
-    return [_spelled(value)] if _is_leaf(value) and is_swappable else []
+    is_swappable = isinstance(value, str) or re.fullmatch(NUMBER, _spelling(value))
+    return [_spelling(value)] if _is_leaf(value) and is_swappable else []
 
 
 def _spelling_counts(alternatives: Alternatives) -> Counter[str]:
@@ -174,7 +174,7 @@ def _value_spelling_counts(value: Any) -> Counter[str]:
             (_spelling_counts(entry if isinstance(entry, list) else [entry]) for entry in value.values()),
             Counter[str](),
         )
-    return Counter([_spelled(value).casefold()] if _is_leaf(value) else [])
+    return Counter([_spelling(value).casefold()] if _is_leaf(value) else [])
 
 
 def _is_enum(function: Function, key: str) -> bool:
@@ -216,5 +216,5 @@ def _with_new_spellings(value: Any, new: Mapping[str, str]) -> Any:
             key: _with_new_alternatives(element if isinstance(element, list) else [element], new)
             for key, element in value.items()
         }
-    new_spelling = new.get(_spelled(value).casefold()) if _is_leaf(value) else None
+    new_spelling = new.get(_spelling(value).casefold()) if _is_leaf(value) else None
     return value if new_spelling is None else type(value)(new_spelling)

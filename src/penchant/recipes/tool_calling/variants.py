@@ -107,15 +107,15 @@ def with_unrelated_functions(
         question: the question it is a variant of.
         questions: the questions whose functions are drawn.
     """
-    stems = _stems(question.text, variant_question.text, *(function.name for function in question.functions))
+    stems = _word_stems(question.text, variant_question.text, *(function.name for function in question.functions))
     for _ in range(TRIES):
         functions = draw.choice(questions).functions
-        if functions and not stems & _stems(*(function.name for function in functions)):
+        if functions and not stems & _word_stems(*(function.name for function in functions)):
             return replace(variant_question, category="irrelevance", functions=functions, accepted=())
     return None
 
 
-def _stems(*texts: str) -> set[str]:
+def _word_stems(*texts: str) -> set[str]:
     """The first four letters of all words with at least four, in lower case."""
     separated = re.sub(r"([a-z])([A-Z])", r"\1 \2", " ".join(texts)).replace("_", " ")
     return {word[:4].lower() for word in re.findall(r"[A-Za-z]{4,}", separated)}
