@@ -23,7 +23,7 @@ from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue, stages
 from penchant.recipes.dialogue.rewriting import CLOSERS, OPENERS, ORDERS
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import compute_log_probs
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
 SIZES = {"vocabulary": 320, "hidden": 32, "layers": 1, "heads": 2, "context": 512}
@@ -144,7 +144,7 @@ def test_numbers_again_from_what_is_kept(recipe_run):
     def accuracy(name):
         groups = read_groups(out / "data" / "preferences_test.jsonl").groups
         right = {}
-        for each in read_log_probs(str(out / name / "run"), [g for g in groups if g.source == "talks"], 4096):
+        for each in compute_log_probs(str(out / name / "run"), [g for g in groups if g.source == "talks"], 4096):
             means = [value / n for value, n in zip(each.log_probs, each.tokens, strict=True)]
             right[each.group.prompt] = float(means[0] > means[1])
         questions = [f"Question: {q['question']}\nAnswer:" for q in asked if q["set"] == "talks"]
@@ -167,9 +167,9 @@ def test_the_sheet_compares_a_method_with_sft(recipe_run):
         read_sheet(sheet)
 
 
-def test_done_is_not_done_again(assert_done, recipe_run):
+def test_done_is_not_done_again(assert_stages_done, recipe_run):
     folder, result = recipe_run
-    assert_done(dialogue, configured(folder), result)
+    assert_stages_done(dialogue, configured(folder), result)
 
 
 def test_what_people_reject_is_not_trained_on(recipe_run, tmp_path):
@@ -198,9 +198,9 @@ def test_verdicts_that_are_not_there_are_not_those_of_nobody(recipe_run):
         dialogue(configured(recipe_run[0], review={"most": 4, "verdicts": "mistyped.jsonl"}))
 
 
-def test_a_judge_and_adapters(recipe_run, tmp_path, saying, tiny_bert):
+def test_a_judge_and_adapters(recipe_run, tmp_path, chat_endpoint, tiny_bert):
     """The judge likes what stands first: in both orders that is a tie."""
-    url = saying(lambda question: "[[A]]")
+    url = chat_endpoint(lambda question: "[[A]]")
     base = str(recipe_run[0] / "out" / "tiny-base" / "run")
     lora = {"training": STEPS, "lora": {"rank": 2}}
     measures = {
@@ -254,13 +254,13 @@ def test_by_a_chat_template(recipe_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, killed_in_turn):
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, run_with_kills):
     config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", recipe_run[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "dialogue", str(config)]
     # The second seed's stages are the first's with another number.
     names = [stage.name for stage in stages(configured(tmp_path)) if not stage.name.endswith("-5")]
-    killed_in_turn(arguments, out, names)
+    run_with_kills(arguments, out, names)
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     ours, theirs = (folder / "tiny-dpo-5" / "run" / "model.safetensors" for folder in (out, undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -308,10 +308,10 @@ def test_from_the_command_line(recipe_run, capsys):
     assert "data's filters was" in capsys.readouterr().err
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, advised_sections):
     expected = {
         "tiny-base": {"training"},
         "tiny-sft-5": {"training", "lora"},
         "tiny-dpo-3": {"training", "lora", "objective"},
     }
-    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected
+    assert advised_sections(configured(recipe_run[0]), stages, expected) == expected

@@ -39,14 +39,14 @@ def rewriter(url):
     return EndpointRewriter(JudgeConfig(url=url, model="m", retries=0, timeout_s=0.3, parallel=2))
 
 
-def test_an_endpoint_is_asked_once(saying):
+def test_an_endpoint_is_asked_once(chat_endpoint):
     asked = []
 
     def says(question):
         asked.append(question)
         return " Please rest. " if "caregiver" in question else "Rest!"
 
-    url = saying(says)
+    url = chat_endpoint(says)
     answers = [Answered(f"q{n}", f"answer {n}") for n in range(3)]
     found = rewriter(url)(answers)
     assert found == [Styled("Please rest.", "Rest!")] * 3
@@ -56,23 +56,23 @@ def test_an_endpoint_is_asked_once(saying):
     assert len(asked) == 6
 
 
-def test_what_is_no_rewriting_is_given_up(saying):
+def test_what_is_no_rewriting_is_given_up(chat_endpoint):
     said = {"q0": "", "q1": "I cannot help with that.", "q2": "word " * 500, "q3": "Fine.", "q4": 500, "q5": None}
-    url = saying(lambda question: next(text for name, text in said.items() if f"\n{name}\n" in question))
+    url = chat_endpoint(lambda question: next(text for name, text in said.items() if f"\n{name}\n" in question))
     found = rewriter(url)([Answered(name, "a") for name in said])
     assert found == [None, None, None, Styled("Fine.", "Fine."), None, None]
 
 
 @pytest.mark.parametrize("said", ["", 503, None])
-def test_an_endpoint_that_never_does(saying, said):
-    url = saying(lambda question: said)
+def test_an_endpoint_that_never_does(chat_endpoint, said):
+    url = chat_endpoint(lambda question: said)
     with pytest.raises(ConfigError, match="the endpoint gave no rewriting of 8 answers in a row"):
         rewriter(url)([Answered(str(n), "a") for n in range(20)])
 
 
-def test_an_endpoint_that_is_down_or_refuses(saying):
+def test_an_endpoint_that_is_down_or_refuses(chat_endpoint):
     with pytest.raises(ConfigError, match=r"no rewriting of 1 answers in a row; the last: .*refused"):
         rewriter("http://127.0.0.1:9/v1")([Answered("q", "a")])
-    url = saying(lambda question: 401)
+    url = chat_endpoint(lambda question: 401)
     with pytest.raises(ConfigError, match="endpoint refuses: 401"):
         rewriter(url)([Answered("q", "a")])

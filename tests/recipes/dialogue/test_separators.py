@@ -35,7 +35,7 @@ def test_questions_and_answers_are_read_back(tmp_path, tiny_model, monkeypatch, 
     assert all(each.question.startswith(f"One{separator}two") for each in asked)
 
     said = f"Sleep{separator}now."
-    monkeypatch.setattr(evaluation, "read_answers", lambda model, prompts, *settings: ((said,),) * len(prompts))
+    monkeypatch.setattr(evaluation, "generate_answers", lambda model, prompts, *settings: ((said,),) * len(prompts))
     folder = tmp_path / "out" / "answers"
     folder.mkdir()
     every = ("one", "two", "three")

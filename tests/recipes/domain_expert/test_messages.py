@@ -84,7 +84,7 @@ def test_the_router_is_asked_what_the_server_asks(rows, monkeypatch):
         draw = random.Random(0)
         return [SimpleNamespace(log_probs=(draw.random(), draw.random())) for _ in groups]
 
-    monkeypatch.setattr(routing, "read_log_probs", likely)
+    monkeypatch.setattr(routing, "compute_log_probs", likely)
     (rows / "router").mkdir()
     routing.route(config, rows / "router")
     server = Asking()

@@ -194,9 +194,9 @@ def test_shares_again_from_what_is_kept(recipe_run):
     assert float32["right"]["value"] == pytest.approx(right["sft"][0].mean())
 
 
-def test_done_is_not_done_again(assert_done, recipe_run, questions):
+def test_done_is_not_done_again(assert_stages_done, recipe_run, questions):
     folder, result = recipe_run
-    assert_done(tool_calling, configured(folder, questions), result)
+    assert_stages_done(tool_calling, configured(folder, questions), result)
 
 
 def test_what_people_reject_is_not_trained_on(questions, tmp_path):
@@ -216,7 +216,7 @@ def test_what_people_reject_is_not_trained_on(questions, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, questions, tmp_path, killed_in_turn):
+def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, questions, tmp_path, run_with_kills):
     # Answers long enough that the last stage does not end before it is killed.
     changes = {"paths": {"sft": ["sft"], "hybrid": ["sft", "dpo", "rl"]}, "answer_tokens": 120}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -228,7 +228,7 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, questio
     arguments = ["recipe", "tool-calling", str(broken / "config.yaml")]
     # The second seed's stages are the first's with another number.
     names = [each.name for each in stages(configured(broken, questions, **changes)) if not each.name.endswith("-5")]
-    killed_in_turn(arguments, broken / "out", names)
+    run_with_kills(arguments, broken / "out", names)
     ended = json.loads((broken / "out" / "result.json").read_text())
     # What an answer costs is measured by the clock.
     assert {k: v for k, v in ended["evaluation"].items() if k != "edge"} == {
@@ -422,11 +422,11 @@ class TestLengths:
         assert 0 < room < 480
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, questions, sections_advised):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, questions, advised_sections):
     expected = {
         "base": {"training"},
         "lora_sft-3": {"training", "lora"},
         "sft-dpo-5": {"training", "lora", "objective"},
         "lora_sft-dpo-rl-3": {"training", "lora", "sampling"},
     }
-    assert sections_advised(configured(recipe_run[0], questions), stages, expected) == expected
+    assert advised_sections(configured(recipe_run[0], questions), stages, expected) == expected

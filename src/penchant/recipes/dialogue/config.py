@@ -13,10 +13,10 @@ from penchant.recipes.comparing import Seeds
 from penchant.recipes.dialogue.construction import Filters
 from penchant.recipes.dialogue.rewriting import PRESCRIPTIVE, SUPPORTIVE, EndpointRewriter, Rewriter, RuleRewriter
 from penchant.recipes.encoders import EncoderConfig
-from penchant.recipes.reading import READING, ReadingConfig
+from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
-from penchant.recipes.tuning import TunedConfig
+from penchant.recipes.tuning import TuningConfig
 
 FILTERS, RULES = Filters(), RuleRewriter()
 
@@ -88,7 +88,7 @@ class NewModelsConfig(Section):
     training: TrainingConfig = TrainingConfig(learning_rate=2e-3, schedule="cosine", max_steps=1000)
 
 
-class MethodConfig(TunedConfig):
+class MethodConfig(TuningConfig):
     """One way to learn from preferences, from the SFT model."""
 
     objective: dict[str, Any] = Field(description="as in a run")
@@ -116,12 +116,12 @@ class DialogueConfig(Section):
         "Question: {question}\nAnswer:", description="a question's prompt; null: a user's message, by the chat template"
     )
     filters: FiltersConfig = FiltersConfig()
-    data: ReadingConfig = Field(READING, description="how every stage reads its data")
+    data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
     rewriting: RewritingConfig = RewritingConfig()
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of topics for the test, and for validation")
     review: ReviewConfig = ReviewConfig()
     new_models: NewModelsConfig = NewModelsConfig()
-    sft: TunedConfig = TunedConfig()
+    sft: TuningConfig = TuningConfig()
     methods: dict[str, MethodConfig] = Field(
         {"dpo": MethodConfig(objective={"name": "dpo", "beta": 0.1})}, description="by name, each from the SFT model"
     )

@@ -21,7 +21,7 @@ from penchant.recipes.dialogue.construction import Pair, for_review, from_rating
 from penchant.recipes.dialogue.parting import PARTS, parts_of, topics_of
 from penchant.recipes.dialogue.reading import read_answered
 from penchant.recipes.reviewing import read_verdicts
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
 QUEUE = "queue.jsonl"
 
@@ -43,7 +43,7 @@ class Question:
     material: str
 
 
-def construct(config: DialogueConfig, folder: Path) -> Found:
+def construct(config: DialogueConfig, folder: Path) -> StageResult:
     """Write preferences and supervised data in three parts, the test's questions and the queue for people."""
     parts: dict[str, list[PreferenceGroup]] = {part: [] for part in PARTS}
     supervised: dict[str, list[PreferenceGroup]] = {part: [] for part in PARTS}
@@ -78,7 +78,7 @@ def construct(config: DialogueConfig, folder: Path) -> Found:
     }
 
 
-def review(config: DialogueConfig, folder: Path) -> Found:
+def review(config: DialogueConfig, folder: Path) -> StageResult:
     """Write the training data without what people have rejected.
 
     Raises:
@@ -98,7 +98,7 @@ def review(config: DialogueConfig, folder: Path) -> Found:
     return counts
 
 
-def audit(folder: Path) -> Found:
+def audit(folder: Path) -> StageResult:
     """Of each source's training pairs, what words and length alone know of the better one."""
     groups = read_groups(folder.parent / "review" / "preferences_train.jsonl").groups
     by_source: dict[str, list[PreferenceGroup]] = defaultdict(list)

@@ -20,13 +20,13 @@ from penchant.evaluation.judges import EndpointJudge
 from penchant.evaluation.rating_sheet import write_sheet
 from penchant.evaluation.statistics import Floats
 from penchant.evaluation.win_rate import win_rate
-from penchant.recipes.comparing import differences, over_seeds
+from penchant.recipes.comparing import mean_over_seeds, paired_differences
 from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import Question, ask, read_questions
 from penchant.recipes.dialogue.measures import BETTER, CRISIS, UNSAFE, Instruments, Values, preference_accuracy
-from penchant.recipes.reading import read_answers
-from penchant.recipes.stages import Found
+from penchant.recipes.reading import generate_answers
+from penchant.recipes.stages import StageResult
 
 ALL = "all"
 """The set of all sources' questions."""
@@ -50,14 +50,14 @@ class Row:
         return (one,) if self.method == "base" else tuple(f"{one}-{seed}" for seed in seeds)
 
 
-def answer_all(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found:
+def answer_all(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> StageResult:
     """Write every model's greedy answers to the test's questions and the probes, and sheets for people."""
     asked = questions(config, folder)
     prompts = [ask(config, each.question) for each in asked]
     sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
     for row in rows:
         for name, model in zip(row.names(config.seeds), row.folders, strict=True):
-            answers = [samples[0].strip() for samples in read_answers(model, prompts, sampling, config.data)]
+            answers = [samples[0].strip() for samples in generate_answers(model, prompts, sampling, config.data)]
             lines = [
                 json.dumps({"set": q.set, "question": q.question, "answer": text}, ensure_ascii=False) + "\n"
                 for q, text in zip(asked, answers, strict=True)
@@ -75,7 +75,7 @@ def answer_all(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Fou
     return {"questions": len(asked), "models": sum(len(row.folders) for row in rows)}
 
 
-def evaluate(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found:
+def evaluate(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> StageResult:
     """Every model's measures by set of questions, what each step adds, and a judge's verdicts where there is one."""
     data, answers = folder.parent / "data", folder.parent / "answers"
     asked = questions(config, answers)
@@ -99,7 +99,7 @@ def evaluate(config: DialogueConfig, rows: Sequence[Row], folder: Path) -> Found
     for (model, method), per_seed in measured.items():
         own = models.setdefault(model, {}).setdefault(method, {})
         for name, numbers in sets.items():
-            own[name] = {key: over_seeds(table).to_json() for key, table in _tables(per_seed, name, numbers)}
+            own[name] = {key: mean_over_seeds(table).to_json() for key, table in _tables(per_seed, name, numbers)}
     return {
         "models": models,
         "differences": {name: _differences(measured, name, numbers) for name, numbers in sets.items()},
@@ -151,7 +151,7 @@ def _differences(
             for model, method, before in steps
             if all(key in tables[model, each] for each in (before, method))
         }
-        for (model, method), row in differences(pairs, lower_is_better=better == "lower").items():
+        for (model, method), row in paired_differences(pairs, lower_is_better=better == "lower").items():
             told = row if better != "neither" else row | {"outcome": None}
             found.setdefault(model, {}).setdefault(method, {})[key] = told
     return found

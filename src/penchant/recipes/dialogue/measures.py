@@ -23,7 +23,7 @@ from penchant.evaluation.references import rouge_l
 from penchant.evaluation.similarity import BertScore, SentenceSimilarity
 from penchant.recipes.dialogue.config import MeasuresConfig
 from penchant.recipes.dialogue.data import Question
-from penchant.recipes.reading import ReadingConfig, pairs_right, read_log_probs
+from penchant.recipes.reading import ReadingConfig, compute_log_probs, pair_accuracies
 
 CRISIS, UNSAFE = "crisis", "unsafe"
 """Sets of `probes`, beside those of the sources."""
@@ -127,6 +127,6 @@ def preference_accuracy(
     """
     values: dict[int, list[float]] = defaultdict(list)
     groups = [group for group in read_groups(file).groups if as_text(group.prompt) in prompts]
-    for scored in read_log_probs(model, groups, token_budget, data):
-        values[prompts[as_text(scored.group.prompt)]] += pairs_right(scored)
+    for scored in compute_log_probs(model, groups, token_budget, data):
+        values[prompts[as_text(scored.group.prompt)]] += pair_accuracies(scored)
     return {number: float(np.mean(each)) for number, each in sorted(values.items())}

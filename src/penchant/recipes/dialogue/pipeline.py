@@ -22,18 +22,25 @@ from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, Mod
 from penchant.recipes.dialogue.data import audit, construct, review
 from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
 from penchant.recipes.dialogue.report import write_result
-from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
+from penchant.recipes.fingerprints import (
+    encoder_settings,
+    file_fingerprint,
+    judge_settings,
+    optional_weights_fingerprint,
+)
 from penchant.recipes.new_base import NewBase
-from penchant.recipes.reading import Reader, check_lengths, groups_of
+from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
 from penchant.recipes.small_llama import SizesConfig
-from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
-Run = Callable[[Path], Found]
+Run = Callable[[Path], StageResult]
 
 
-def dialogue(config: DialogueConfig, *, only: str | None = None, tell: Tell = lambda line: None) -> dict[str, Found]:
+def dialogue(
+    config: DialogueConfig, *, only: str | None = None, tell: Tell = lambda line: None
+) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; what is done already is not done again.
 
     Returns:
@@ -51,7 +58,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
     """All stages, in order."""
     settings = config.model_dump(mode="json")
     sources = {
-        name: each.model_dump(exclude={"file"}) | {"contents": fingerprint(each.file)}
+        name: each.model_dump(exclude={"file"}) | {"contents": file_fingerprint(each.file)}
         for name, each in config.sources.items()
     }
     data = {key: settings[key] for key in ("template", "filters", "rewriting", "held_out", "questions", "seed")}
@@ -78,10 +85,10 @@ def stages(config: DialogueConfig) -> list[Stage]:
             new = {
                 "sizes": model.new.model_dump(),
                 **config.new_models.model_dump(mode="json"),
-                "texts": fingerprint(str(config.new_models.texts)),
+                "texts": file_fingerprint(str(config.new_models.texts)),
             }
             listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _train_base(config, model.new)))
-        weights = named_weights(model.model)
+        weights = optional_weights_fingerprint(model.model)
         tuned = [_stage(config, name, "sft", seed, start, weights) for seed in config.seeds]
         places = {seed: _place(config, name, "sft", seed) for seed in config.seeds}
         rows.append(Row(name, "sft", tuple(places.values())))
@@ -107,30 +114,30 @@ def _check(config: DialogueConfig) -> None:
         check_tuning(setting, method.objective, method, [pair], setting, scores_fix=rate)
 
 
-def _constructed(config: DialogueConfig, folder: Path) -> Found:
+def _constructed(config: DialogueConfig, folder: Path) -> StageResult:
     """The data, read by every base model at once: a row that is too long is refused before anything is trained."""
     counts = construct(config, folder)
     parts = [f"{kind}_{part}" for kind in ("preferences", "supervised") for part in ("train", "validation")]
     files = [folder / f"{name}.jsonl" for name in [*parts, "preferences_test"]]
     readers = [_reader(config, name, model, folder) for name, model in config.models.items()]
-    check_lengths(readers, groups_of("data", files), config.data)
+    check_lengths(readers, read_stage_groups("data", files), config.data)
     return counts
 
 
-def _reader(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -> Reader:
+def _reader(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -> ModelTokenizer:
     """How a base model reads; `data` is the folder of the supervised data that a tokenizer from nothing learns from."""
     if model.new is None:
-        return Reader.load(str(model.model), config.data)
-    return _new_base(config, model.new, data).reader(f"{name} (context {model.new.context})", config.data)
+        return ModelTokenizer.load(str(model.model), config.data)
+    return _new_base(config, model.new, data).tokenizer(f"{name} (context {model.new.context})", config.data)
 
 
 def _measured(measures: MeasuresConfig) -> dict[str, Any]:
     """What decides measures: files and models by their contents."""
     return {
         "bert_score": encoder_settings(measures.bert_score),
-        "sentences": named_weights(measures.sentences),
-        "entailment": named_weights(measures.entailment),
-        "empathic": None if measures.empathic is None else fingerprint(measures.empathic),
+        "sentences": optional_weights_fingerprint(measures.sentences),
+        "entailment": optional_weights_fingerprint(measures.entailment),
+        "empathic": None if measures.empathic is None else file_fingerprint(measures.empathic),
         "judge": judge_settings(measures.judge),
     }
 
@@ -138,18 +145,18 @@ def _measured(measures: MeasuresConfig) -> dict[str, Any]:
 def _place(config: DialogueConfig, model: str, method: str, seed: int) -> str:
     """Of a tuned model; an adapter is merged where methods go on from it."""
     place = Path(config.output) / f"{model}-{method}-{seed}"
-    return str(whole_model(place, config.sft) if method == "sft" else place / "run")
+    return str(full_model_folder(place, config.sft) if method == "sft" else place / "run")
 
 
 def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: str, weights: str | None) -> Stage:
     """Tuning by a method, with a seed, from a model; `weights` are of the base that was named."""
-    tuned: TunedConfig = config.sft if method == "sft" else config.methods[method]
+    tuned: TuningConfig = config.sft if method == "sft" else config.methods[method]
     objective: Mapping[str, Any] = {"name": "sft"} if method == "sft" else config.methods[method].objective
     kind = "supervised" if method == "sft" else "preferences"
     keys = stage_keys("sft" if method == "sft" else f"methods.{method}", type(tuned))
-    seeded = TunedConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
+    seeded = TuningConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
 
-    def run(place: Path) -> Found:
+    def run(place: Path) -> StageResult:
         train = place.parent / "review" / f"{kind}_train.jsonl"
         tune(
             place,
@@ -162,7 +169,7 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
             reading=config.data,
         )
         if method == "sft":
-            merge_where_adapted(place, seeded)
+            write_full_model(place, seeded)
         return {}
 
     settings = tuned.model_dump(mode="json")

@@ -17,13 +17,13 @@ from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.evaluation import ALL
 from penchant.recipes.dialogue.measures import BETTER
 from penchant.recipes.headline import dialogue_headline
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
 OVER = {"base": "", "sft": "base"}
 """What a step is compared with; a method with SFT."""
 
 
-def write_result(folder: Path, config: DialogueConfig, found: Mapping[str, Found]) -> None:
+def write_result(folder: Path, config: DialogueConfig, found: Mapping[str, StageResult]) -> None:
     """`result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
     measured = found["evaluation"]

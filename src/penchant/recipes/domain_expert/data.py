@@ -11,22 +11,24 @@ from penchant.data.splitting import split_by_prompt
 from penchant.data.writing import write_anew
 from penchant.errors import DataError, located
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.stages import Found
-from penchant.recipes.texts import as_groups, clean, hold_out, read_passages
+from penchant.recipes.stages import StageResult
+from penchant.recipes.texts import clean_passages, read_passages, split_by_section, text_groups
 
 SETS = ("instructions", "preferences", "tasks")
 PARTS = ("train", "validation", "test")
 
 
-def prepare(config: DomainExpertConfig, folder: Path) -> Found:
+def prepare(config: DomainExpertConfig, folder: Path) -> StageResult:
     """Write TEXTS in two parts and each set of groups in three; returns what was left out, counted."""
     rules = config.texts
     passages = read_passages(rules.file, text=rules.text, section=rules.section)
     excluded = [] if rules.excluded is None else [each.text for each in read_passages(rules.excluded)]
-    kept, dropped = clean(passages, excluded, rules.cleaning)
+    kept, dropped = clean_passages(passages, excluded, rules.cleaning)
     counts = {}
-    for name, those in zip(("texts_train", "texts_held_out"), hold_out(kept, rules.held_out, config.seed), strict=True):
-        counts[name] = _write(folder / f"{name}.jsonl", as_groups(those, rules.chunk_words))
+    for name, those in zip(
+        ("texts_train", "texts_held_out"), split_by_section(kept, rules.held_out, config.seed), strict=True
+    ):
+        counts[name] = _write(folder / f"{name}.jsonl", text_groups(those, rules.chunk_words))
     for name in SETS:
         file = getattr(config, name)
         groups = read_preferences(file) if name == "preferences" else read_groups(file).groups

@@ -21,10 +21,10 @@ from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import Asked, content, perplexity, preference_accuracy
 from penchant.recipes.domain_expert.routing import EXPERTS, USER
 from penchant.recipes.headline import domain_expert_headline, recovered_line
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
 
-def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> Found:
+def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> StageResult:
     """Every model's measures, those of the experts behind the router, and how much of the instruct model came back."""
     data, output = folder.parent / "data", folder.parent
     models = {
@@ -86,7 +86,7 @@ def _routed(
     return found
 
 
-def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, Found]) -> None:
+def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, StageResult]) -> None:
     """`result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
     measured, residual, router = found["evaluation"], found["residual"], found["router"]

@@ -17,7 +17,7 @@ from penchant.evaluation.references import exact_match, rouge_l, token_f1
 from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import Estimate, bootstrap_mean, resampled_mean
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.reading import pairs_right, read_answers, read_log_probs
+from penchant.recipes.reading import compute_log_probs, generate_answers, pair_accuracies
 
 
 def content(text: Text, role: str | None = None) -> str:
@@ -50,7 +50,7 @@ class Asked:
     def answered(self, model: str, config: DomainExpertConfig) -> list[str]:
         """The model's likeliest words."""
         sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
-        return [samples[0].strip() for samples in read_answers(model, self.prompts, sampling, config.data)]
+        return [samples[0].strip() for samples in generate_answers(model, self.prompts, sampling, config.data)]
 
     def f1(self, answers: Sequence[str]) -> list[float]:
         """Of each answer, its words' F1."""
@@ -71,7 +71,7 @@ class Asked:
 
 def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
     """Of texts, by token, their ends included; the interval is over texts."""
-    scored = read_log_probs(model, read_groups(file).groups, config.token_budget, config.data)
+    scored = compute_log_probs(model, read_groups(file).groups, config.token_budget, config.data)
     tokens = [group.tokens[0] for group in scored]
     means = [group.log_probs[0] / n for group, n in zip(scored, tokens, strict=True)]
     # Each token counts once: a text's mean stands for group of its tokens.
@@ -83,8 +83,8 @@ def preference_accuracy(model: str, file: Path, config: DomainExpertConfig) -> E
     """How often the better answer has the higher log-prob per token; the interval is over prompts."""
     values: list[float] = []
     prompts: list[str] = []
-    for scored in read_log_probs(model, read_groups(file).groups, config.token_budget, config.data):
-        right = pairs_right(scored)
+    for scored in compute_log_probs(model, read_groups(file).groups, config.token_budget, config.data):
+        right = pair_accuracies(scored)
         values += right
         prompts += [as_text(scored.group.prompt)] * len(right)
     numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}

@@ -26,19 +26,24 @@ from penchant.recipes.domain_expert.data import prepare, read_preferences
 from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import Asked, perplexity
 from penchant.recipes.domain_expert.routing import lessons, route
-from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
+from penchant.recipes.fingerprints import (
+    encoder_settings,
+    file_fingerprint,
+    judge_settings,
+    optional_weights_fingerprint,
+)
 from penchant.recipes.new_base import NewBase
-from penchant.recipes.reading import Reader, check_lengths, groups_of
-from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
+from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
-Run = Callable[[Path], Found]
+Run = Callable[[Path], StageResult]
 
 
 def domain_expert(
     config: DomainExpertConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, Found]:
+) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; what is done already is not done again.
 
     Returns:
@@ -58,7 +63,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     settings = config.model_dump(mode="json")
     files = {name: getattr(config, name) for name in ("instructions", "preferences", "tasks")}
     files |= {"texts": config.texts.file} | ({"excluded": config.texts.excluded} if config.texts.excluded else {})
-    data: dict[str, Any] = {name: fingerprint(file) for name, file in files.items()}
+    data: dict[str, Any] = {name: file_fingerprint(file) for name, file in files.items()}
     data |= {"rules": config.texts.model_dump(exclude={"file", "excluded"})}
     data |= {key: settings[key] for key in ("held_out", "seed", "base", "instruct")}
     measured = {key: settings[key] for key in ("answers", "answer_tokens")}
@@ -66,7 +71,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     chosen = str(folder / "residual" / "model")
     listed = [Stage("data", "text and groups in parts", data, lambda folder: _prepared(config, folder))]
     if config.base is None:
-        new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
+        new = settings["new_models"] | {"texts": file_fingerprint(str(config.new_models.texts))}
         listed += [
             Stage("base", "a base from nothing", new, _train_base(config)),
             Stage("instruct", "its instruct sibling", config.data.settings, _new_instruct(config, base)),
@@ -77,13 +82,13 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage(
             "adapted",
             "pretraining on the field's text",
-            settings["adaptation"] | {"base": named_weights(config.base)} | config.data.settings,
+            settings["adaptation"] | {"base": optional_weights_fingerprint(config.base)} | config.data.settings,
             _adapt(config, base),
         ),
         Stage(
             "residual",
             "the instruction residual, at several scales",
-            settings["residual"] | measured | {"instruct": named_weights(config.instruct)},
+            settings["residual"] | measured | {"instruct": optional_weights_fingerprint(config.instruct)},
             _residual(config, base, instruct),
         ),
         Stage(
@@ -116,20 +121,20 @@ def _check(config: DomainExpertConfig) -> None:
     check_tuning("conversation", expert.objective, expert, read_preferences(file), file, scores_fix=scores_fix)
 
 
-def _prepared(config: DomainExpertConfig, folder: Path) -> Found:
+def _prepared(config: DomainExpertConfig, folder: Path) -> StageResult:
     """The data, read by the base and its sibling at once: a row that is too long is refused before training."""
     counts = prepare(config, folder)
-    check_lengths(_readers(config, folder), groups_of("data", sorted(folder.glob("*.jsonl"))), config.data)
+    check_lengths(_readers(config, folder), read_stage_groups("data", sorted(folder.glob("*.jsonl"))), config.data)
     return counts
 
 
-def _readers(config: DomainExpertConfig, data: Path) -> list[Reader]:
+def _readers(config: DomainExpertConfig, data: Path) -> list[ModelTokenizer]:
     """How the base and its sibling read; `data` is the folder that the tokenizer of a base from nothing learns from."""
     if config.base is not None:
         sources = dict.fromkeys((config.base, str(config.instruct)))
-        return [Reader.load(source, config.data) for source in sources]
+        return [ModelTokenizer.load(source, config.data) for source in sources]
     name = f"the base from nothing (context {config.new_models.context})"
-    return [_new_base(config, data).reader(name, config.data)]
+    return [_new_base(config, data).tokenizer(name, config.data)]
 
 
 def _new_base(config: DomainExpertConfig, data: Path) -> NewBase:
@@ -141,7 +146,7 @@ def _new_base(config: DomainExpertConfig, data: Path) -> NewBase:
 
 def adapted(config: DomainExpertConfig) -> Path:
     """The adapted model's folder; an adapter is merged."""
-    return whole_model(Path(config.output) / "adapted", config.adaptation)
+    return full_model_folder(Path(config.output) / "adapted", config.adaptation)
 
 
 def _train_base(config: DomainExpertConfig) -> Run:
@@ -149,17 +154,17 @@ def _train_base(config: DomainExpertConfig) -> Run:
 
 
 def _new_instruct(config: DomainExpertConfig, base: str) -> Run:
-    tuned, keys = TunedConfig(training=config.new_models.instruct), {"training.": "new_models.instruct."}
+    tuned, keys = TuningConfig(training=config.new_models.instruct), {"training.": "new_models.instruct."}
     return _expert(config, "instructions", base, {"name": "sft"}, tuned, keys)
 
 
 def _adapt(config: DomainExpertConfig, base: str) -> Run:
-    def run(place: Path) -> Found:
+    def run(place: Path) -> StageResult:
         data = place.parent / "data"
         train, held_out = data / "texts_train.jsonl", data / "texts_held_out.jsonl"
         keys = stage_keys("adaptation")
         tune(place, base, train, held_out, {"name": "sft"}, config.adaptation, keys=keys, reading=config.data)
-        merge_where_adapted(place, config.adaptation)
+        write_full_model(place, config.adaptation)
         return {
             "perplexity_before": perplexity(base, held_out, config).to_json(),
             "perplexity": perplexity(str(adapted(config)), held_out, config).to_json(),
@@ -169,7 +174,7 @@ def _adapt(config: DomainExpertConfig, base: str) -> Run:
 
 
 def _residual(config: DomainExpertConfig, base: str, instruct: str) -> Run:
-    def run(place: Path) -> Found:
+    def run(place: Path) -> StageResult:
         data = place.parent / "data"
         asked = Asked.of(data / "instructions_validation.jsonl", config.answers)
         tried, scores = [], []
@@ -202,7 +207,7 @@ def _residual(config: DomainExpertConfig, base: str, instruct: str) -> Run:
 
 
 def _structured(config: DomainExpertConfig, start: str) -> Run:
-    def run(place: Path) -> Found:
+    def run(place: Path) -> StageResult:
         data = place.parent / "data"
         taught = lessons(config, data)
         write_anew([*read_groups(data / "tasks_train.jsonl").groups, *taught], place / "train.jsonl")
@@ -219,10 +224,10 @@ def _expert(
     name: str,
     start: str,
     objective: Mapping[str, object],
-    tuned: TunedConfig,
+    tuned: TuningConfig,
     keys: Mapping[str, str],
 ) -> Run:
-    def run(place: Path) -> Found:
+    def run(place: Path) -> StageResult:
         data = place.parent / "data"
         files = data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl"
         tune(place, start, *files, objective, tuned, keys=keys, reading=config.data)

@@ -17,12 +17,12 @@ from penchant.evaluation.one_preferred import TargetRank
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.evaluation.statistics import Estimate
 from penchant.recipes.headline import recommend_headline
-from penchant.recipes.reading import read_answers
+from penchant.recipes.reading import generate_answers
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.measures import over_users, ranking_measures, said_measures
 from penchant.recipes.recommend.questions import Asked, read_about, read_catalogue
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
 LogProbs = Callable[[str, Sequence[PreferenceGroup], RecommendConfig], list[tuple[float, ...]]]
 
@@ -30,7 +30,7 @@ TITLE_TOKENS = 64
 """An answer's longest; a title that is longer counts as not said."""
 
 
-def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], log_probs: LogProbs) -> Found:
+def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], log_probs: LogProbs) -> StageResult:
     """Measures of each model, hit ratios by kind of question, and by how much each model's exceeds another's."""
     questions = folder.parent / "questions"
     groups, about = read_groups(questions / "test.jsonl").groups, read_about(questions)
@@ -72,7 +72,7 @@ def _of_catalogue(
     if not asked:
         return {}
     ranks = []
-    reading = config.data.measuring(config.token_budget)
+    reading = config.data.evaluation_reading(config.token_budget)
     ranked = rank_catalogue(model, [q.history for q in asked], titles, config.questions.wording, reading)
     for question, log_probs in zip(asked, ranked, strict=True):
         known = set(question.known) - {question.target}
@@ -89,7 +89,7 @@ def _said(
         return {}, [None] * len(groups)
     sampling = Sampling(temperature=0.0, max_new_tokens=TITLE_TOKENS)
     prompts = [group.prompt for group in groups[:n]]
-    answers = [samples[0] for samples in read_answers(model, prompts, sampling, config.data)]
+    answers = [samples[0] for samples in generate_answers(model, prompts, sampling, config.data)]
     titles = [[as_text(text).strip() for text in group.candidates] for group in groups[:n]]
     return said_measures(answers, titles, targets[:n], users[:n]), [*answers, *[None] * (len(groups) - n)]
 
@@ -109,7 +109,7 @@ def _by_kind(about: Sequence[Asked], hits: Sequence[float]) -> dict[str, Any]:
     return found
 
 
-def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, Found]) -> None:
+def write_result(folder: Path, config: RecommendConfig, found: Mapping[str, StageResult]) -> None:
     """`result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
     asked, measured = found["questions"], found["evaluation"]

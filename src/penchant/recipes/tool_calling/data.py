@@ -15,7 +15,7 @@ from penchant.errors import DataError
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.right import right_answer
 from penchant.recipes.tool_calling.splitting import split
@@ -27,7 +27,7 @@ PAIRED, REWARDED = 1, 2
 """Draws of `fresh_questions`: for the pairs, and for the prompts of a reward."""
 
 
-def prepare(config: ToolCallingConfig, folder: Path) -> Found:
+def prepare(config: ToolCallingConfig, folder: Path) -> StageResult:
     """Write the questions in three parts, and supervised groups of training and validation."""
     read, left_out = read_bfcl(Path(config.questions))
     # What any call would answer teaches no answer. What is taught must be right as it is written: an argument that is

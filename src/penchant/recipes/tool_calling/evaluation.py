@@ -17,8 +17,8 @@ from penchant.evaluation.tool_calls.edge import Setting, measure_edge
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, spread
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
-from penchant.recipes.comparing import differences, over_seeds
-from penchant.recipes.stages import Found
+from penchant.recipes.comparing import mean_over_seeds, paired_differences
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
 ALL, DUE = "all", "calls due"
@@ -32,7 +32,7 @@ class Row:
     folders: tuple[str, ...]
 
 
-def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Found:
+def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> StageResult:
     """Right answers by category, differences from the base and from the first path, and an edge sheet."""
     test, _ = read_bfcl(folder.parent / "data" / "test")
     style = STYLES[config.style]
@@ -76,7 +76,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
 def _by_category(right: Floats, test: Sequence[ToolQuestion]) -> dict[str, Any]:
     categories = sorted({each.category for each in test})
     columns = {name: [n for n, each in enumerate(test) if each.category == name] for name in categories}
-    return {name: over_seeds(right[:, numbers]).to_json() for name, numbers in (_sets(test) | columns).items()}
+    return {name: mean_over_seeds(right[:, numbers]).to_json() for name, numbers in (_sets(test) | columns).items()}
 
 
 def _sets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
@@ -88,7 +88,7 @@ def _sets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
 def _differences(right: Mapping[str, Floats], before: str, numbers: Sequence[int]) -> dict[str, Any]:
     """On some questions, of every other path."""
     others = [name for name in right if name not in (before, "base")]
-    return differences({name: (right[before][:, numbers], right[name][:, numbers]) for name in others})
+    return paired_differences({name: (right[before][:, numbers], right[name][:, numbers]) for name in others})
 
 
 def _edges(config: ToolCallingConfig, place: str, test: Sequence[ToolQuestion], in_float32: Estimate) -> dict[str, Any]:

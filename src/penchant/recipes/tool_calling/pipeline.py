@@ -18,18 +18,18 @@ from typing import Any
 from penchant.engine.grammars import grammar_library
 from penchant.evaluation.tool_calls.grammars import python_calls
 from penchant.evaluation.tool_calls.questions import read_bfcl
-from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.recipes.fingerprints import file_fingerprint, optional_weights_fingerprint
+from penchant.recipes.stages import Stage, StageResult, run_stages
 from penchant.recipes.tool_calling.checking import new_base, prepare_checked
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.evaluation import Row, evaluate
 from penchant.recipes.tool_calling.pairs import make_pairs, review
 from penchant.recipes.tool_calling.report import write_result
 from penchant.recipes.tool_calling.rewarding import prepare_reward
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
-Run = Callable[[Path], Found]
+Run = Callable[[Path], StageResult]
 Steps = tuple[str, ...]
 
 FILES = {
@@ -42,7 +42,7 @@ FILES = {
 
 def tool_calling(
     config: ToolCallingConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, Found]:
+) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; what is done already is not done again.
 
     Returns:
@@ -64,7 +64,7 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
         Stage("data", "questions in parts", _asked(config, settings), lambda folder: prepare_checked(config, folder))
     ]
     if config.model is None:
-        new = settings["new_model"] | {"texts": fingerprint(str(config.new_model.texts))}
+        new = settings["new_model"] | {"texts": file_fingerprint(str(config.new_model.texts))}
         listed.append(Stage("base", "a base from nothing", new, _train_base(config)))
     begun = list(dict.fromkeys(tuple(steps[:n]) for steps in config.paths.values() for n in range(1, len(steps) + 1)))
     learnt = {config.steps[step].learns for steps in begun for step in steps}
@@ -112,8 +112,8 @@ def _check(config: ToolCallingConfig) -> None:
 def _asked(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     asked = {key: settings[key] for key in ("style", "held_out", "variants", "mismatched", "seed")}
     files = sorted(Path(config.questions).rglob("BFCL_v*"))
-    asked["questions"] = {str(file.relative_to(config.questions)): fingerprint(str(file)) for file in files}
-    asked["trajectories"] = None if config.trajectories is None else fingerprint(config.trajectories)
+    asked["questions"] = {str(file.relative_to(config.questions)): file_fingerprint(str(file)) for file in files}
+    asked["trajectories"] = None if config.trajectories is None else file_fingerprint(config.trajectories)
     return asked
 
 
@@ -123,16 +123,16 @@ def _place(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
 
 def _model(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
     """Where a path's model is; an adapter is merged."""
-    return whole_model(_place(config, steps, seed), config.steps[steps[-1]])
+    return full_model_folder(_place(config, steps, seed), config.steps[steps[-1]])
 
 
 def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Stage:
     """The last of some steps, from where those before it have come to."""
     step = config.steps[steps[-1]]
     start = str(_model(config, steps[:-1], seed)) if steps[:-1] else base
-    tuned = TunedConfig(training=step.training.model_copy(update={"seed": seed}), lora=step.lora)
+    tuned = TuningConfig(training=step.training.model_copy(update={"seed": seed}), lora=step.lora)
 
-    def run(place: Path) -> Found:
+    def run(place: Path) -> StageResult:
         train, validation = FILES[step.learns]
         online = None
         if step.learns == "reward":
@@ -141,10 +141,10 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
         held_out = None if validation is None else place.parent / validation
         data, keys = place.parent / train, stage_keys(f"steps.{steps[-1]}", type(step))
         tune(place, start, data, held_out, step.objective, tuned, keys=keys, online=online, reading=config.data)
-        merge_where_adapted(place, tuned)
+        write_full_model(place, tuned)
         return {}
 
-    settings = step.model_dump(mode="json") | {"seed": seed, "model": named_weights(config.model)}
+    settings = step.model_dump(mode="json") | {"seed": seed, "model": optional_weights_fingerprint(config.model)}
     settings |= config.data.settings
     name = "-".join(steps)
     return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)

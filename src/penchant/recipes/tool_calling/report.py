@@ -12,11 +12,11 @@ import yaml
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.recipes.headline import tool_calling_headline
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
 
-def write_result(folder: Path, config: ToolCallingConfig, found: Mapping[str, Found]) -> None:
+def write_result(folder: Path, config: ToolCallingConfig, found: Mapping[str, StageResult]) -> None:
     """`result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
     data, measured = found["data"], found["evaluation"]
@@ -38,7 +38,7 @@ def write_result(folder: Path, config: ToolCallingConfig, found: Mapping[str, Fo
     write_report(folder / "report.html", report)
 
 
-def _pairs(found: Mapping[str, Found]) -> list[tuple[str, str]]:
+def _pairs(found: Mapping[str, StageResult]) -> list[tuple[str, str]]:
     if "pairs" not in found:
         return []
     return [
