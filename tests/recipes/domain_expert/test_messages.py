@@ -87,7 +87,7 @@ def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch)
         draw = random.Random(0)
         return [SimpleNamespace(log_probs=(draw.random(), draw.random())) for _ in groups]
 
-    monkeypatch.setattr(routing, "read_log_probs", random_log_probs)
+    monkeypatch.setattr(routing, "compute_log_probs", random_log_probs)
     (data_folder / "router").mkdir()
     routing.route(config, data_folder / "router")
     server = RecordingExperts()

@@ -18,7 +18,7 @@ from penchant.errors import ConfigError, DataError, ModelError
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert, stages
 from penchant.recipes.domain_expert.routing import route
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import compute_log_probs
 from penchant.serving.router import load_router
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 4}
@@ -155,7 +155,9 @@ def test_the_router_may_compare_labels_per_token(recipe_run):
     router, summed = load_router(out / "router_per_token"), load_router(out / "router")
     model = str(out / "structured" / "run")
     rows = [json.loads(line) for line in (out / "router_per_token" / "decisions.jsonl").read_text().splitlines()]
-    scored = read_log_probs(model, [router.question(row["request"]) for row in rows], config.token_budget, config.data)
+    scored = compute_log_probs(
+        model, [router.question(row["request"]) for row in rows], config.token_budget, config.data
+    )
     assert router.lengths == dict(zip(router.names, scored[0].tokens, strict=True))
     assert router.prior == pytest.approx(summed.prior)
     for row, labels in zip(rows, scored, strict=True):
@@ -175,9 +177,9 @@ def test_the_routed_experts_have_the_chosen_experts_metrics(recipe_run):
         assert models["routed experts"]["tasks_f1"] == models["conversation"]["tasks_f1"]
 
 
-def test_finished_stages_are_skipped(assert_done, recipe_run):
+def test_finished_stages_are_skipped(assert_stages_done, recipe_run):
     folder, result = recipe_run
-    assert_done(domain_expert, make_config(folder), result)
+    assert_stages_done(domain_expert, make_config(folder), result)
 
 
 def test_named_models_and_adapters(recipe_run, tmp_path):
@@ -193,12 +195,12 @@ def test_named_models_and_adapters(recipe_run, tmp_path):
     assert result["residual"]["chosen"] == 1
 
 
-def test_a_judge_without_verdicts_and_bert_score(recipe_run, tmp_path, saying):
+def test_a_judge_without_verdicts_and_bert_score(recipe_run, tmp_path, chat_endpoint):
     """Failed verdicts count as ties and are reported."""
     shutil.copytree(recipe_run[0] / "out", tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "evaluation")
     shutil.copytree(recipe_run[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
-    judge = {"url": saying(lambda question: "Hm."), "model": "m", "retries": 0}
+    judge = {"url": chat_endpoint(lambda question: "Hm."), "model": "m", "retries": 0}
     encoder = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
     evaluated = domain_expert(make_config(tmp_path, judge=judge, bert_score=encoder))["evaluation"]
     result, judged = evaluated["models"], evaluated["judged"]
@@ -210,11 +212,11 @@ def test_a_judge_without_verdicts_and_bert_score(recipe_run, tmp_path, saying):
 
 
 @pytest.mark.slow
-def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, tmp_path, killed_in_turn):
+def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, tmp_path, run_with_kills):
     config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", recipe_run[0] / "out"
     config.write_text(yaml.safe_dump(make_config(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "domain-expert", str(config)]
-    killed_in_turn(arguments, out, [stage.name for stage in stages(make_config(tmp_path))])
+    run_with_kills(arguments, out, [stage.name for stage in stages(make_config(tmp_path))])
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     for path in ("residual/model", "conversation/run", "structured/run"):
         ours, theirs = (folder / path / "model.safetensors" for folder in (out, undisturbed))
@@ -259,7 +261,7 @@ def test_from_the_command_line(recipe_run, capsys):
     assert "residual's scales was" in capsys.readouterr().err
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, advised_sections):
     expected = {
         "base": {"training"},
         "instruct": {"training"},
@@ -267,4 +269,4 @@ def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
         "conversation": {"training", "lora", "objective"},
         "structured": {"training", "lora"},
     }
-    assert sections_advised(make_config(recipe_run[0]), stages, expected) == expected
+    assert advised_sections(make_config(recipe_run[0]), stages, expected) == expected

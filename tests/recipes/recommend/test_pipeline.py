@@ -145,9 +145,9 @@ def test_from_the_command_line(recipe_run, capsys):
     assert run([*arguments, "--candidates", "Film 3"]) == 2
 
 
-def test_finished_stages_are_skipped(assert_done, recipe_run):
+def test_finished_stages_are_skipped(assert_stages_done, recipe_run):
     folder, result = recipe_run
-    assert_done(recommend, make_config(folder), result)
+    assert_stages_done(recommend, make_config(folder), result)
 
 
 def test_methods_start_from_a_merged_adapter(recipe_run, tmp_path):
@@ -177,11 +177,11 @@ def test_a_model_with_other_weights_is_refused(recipe_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, tmp_path, killed_in_turn):
+def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, tmp_path, run_with_kills):
     config, out, undisturbed = tmp_path / "recommend.yaml", tmp_path / "out", recipe_run[0] / "out"
     config.write_text(yaml.safe_dump(make_config(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "recommend", str(config)]
-    killed_in_turn(arguments, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
+    run_with_kills(arguments, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     for name in ("sft", "dpo"):
         ours, theirs = (folder / name / "run" / "model.safetensors" for folder in (out, undisturbed))
@@ -236,11 +236,11 @@ def test_missing_data(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, advised_sections):
     expected = {
         "model": {"training"},
         "sft": {"training", "lora"},
         "s_dpo": {"training", "lora", "objective"},
         "dpo": {"training", "lora", "objective"},
     }
-    assert sections_advised(make_config(recipe_run[0]), stages, expected) == expected
+    assert advised_sections(make_config(recipe_run[0]), stages, expected) == expected

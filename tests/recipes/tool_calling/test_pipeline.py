@@ -202,9 +202,9 @@ def test_shares_recomputed_from_the_saved_answers(recipe_run):
     assert float32["right"]["value"] == pytest.approx(right["sft"][0].mean())
 
 
-def test_finished_stages_are_skipped(assert_done, recipe_run, questions):
+def test_finished_stages_are_skipped(assert_stages_done, recipe_run, questions):
     folder, result = recipe_run
-    assert_done(tool_calling, make_config(folder, questions), result)
+    assert_stages_done(tool_calling, make_config(folder, questions), result)
 
 
 def test_rejected_pairs_are_not_trained_on(questions, tmp_path):
@@ -224,7 +224,7 @@ def test_rejected_pairs_are_not_trained_on(questions, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, questions, tmp_path, killed_in_turn):
+def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, questions, tmp_path, run_with_kills):
     # The answers are long, so that the last stage does not end before it is killed.
     changes = {"paths": {"sft": ["sft"], "hybrid": ["sft", "dpo", "rl"]}, "answer_tokens": 120}
     uninterrupted, interrupted = tmp_path / "straight", tmp_path / "broken"
@@ -238,7 +238,7 @@ def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, questions, tmp_p
     names = [
         stage.name for stage in stages(make_config(interrupted, questions, **changes)) if not stage.name.endswith("-5")
     ]
-    killed_in_turn(arguments, interrupted / "out", names)
+    run_with_kills(arguments, interrupted / "out", names)
     result = json.loads((interrupted / "out" / "result.json").read_text())
     # Latency differs between runs.
     assert {k: v for k, v in result["evaluation"].items() if k != "edge"} == {
@@ -441,11 +441,11 @@ class TestLengths:
         assert 0 < room < 480
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, questions, sections_advised):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, questions, advised_sections):
     expected = {
         "base": {"training"},
         "lora_sft-3": {"training", "lora"},
         "sft-dpo-5": {"training", "lora", "objective"},
         "lora_sft-dpo-rl-3": {"training", "lora", "sampling"},
     }
-    assert sections_advised(make_config(recipe_run[0], questions), stages, expected) == expected
+    assert advised_sections(make_config(recipe_run[0], questions), stages, expected) == expected

@@ -10,10 +10,10 @@ from penchant.config import TrainingConfig
 from penchant.config_reward import JudgeConfig
 from penchant.config_section import Section
 from penchant.recipes.encoders import EncoderConfig
-from penchant.recipes.reading import READING, ReadingConfig
+from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.texts import Cleaning
-from penchant.recipes.tuning import TunedConfig
+from penchant.recipes.tuning import TuningConfig
 
 CLEANING = Cleaning()
 
@@ -64,7 +64,7 @@ class ResidualConfig(Section):
         return sorted(value)
 
 
-class ConversationConfig(TunedConfig):
+class ConversationConfig(TuningConfig):
     """The expert in conversation."""
 
     objective: dict[str, Any] = Field(
@@ -116,11 +116,11 @@ class DomainExpertConfig(Section):
     instruct: str | None = Field(None, description="the base's instruction-tuned sibling: folder or hub id")
     new_models: NewFamilyConfig = NewFamilyConfig()
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of prompts for the test, and for validation")
-    data: ReadingConfig = Field(READING, description="how every stage reads its data")
-    adaptation: TunedConfig = TunedConfig()
+    data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
+    adaptation: TuningConfig = TuningConfig()
     residual: ResidualConfig = ResidualConfig()
     conversation: ConversationConfig = ConversationConfig()
-    structured: TunedConfig = TunedConfig()
+    structured: TuningConfig = TuningConfig()
     router: RouterConfig = RouterConfig()
     bert_score: EncoderConfig | None = Field(None, description="encoder of BERTScore; null: it is not computed")
     judge: JudgeConfig | None = Field(None, description="judge that compares answers with the instruct model's")

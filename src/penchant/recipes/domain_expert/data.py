@@ -11,23 +11,23 @@ from penchant.data.splitting import split_by_prompt
 from penchant.data.writing import write_anew
 from penchant.errors import DataError, located
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.stages import Found
-from penchant.recipes.texts import as_groups, clean, hold_out, read_passages
+from penchant.recipes.stages import StageResult
+from penchant.recipes.texts import clean_passages, read_passages, split_by_section, text_groups
 
 SETS = ("instructions", "preferences", "tasks")
 PARTS = ("train", "validation", "test")
 
 
-def prepare(config: DomainExpertConfig, folder: Path) -> Found:
+def prepare(config: DomainExpertConfig, folder: Path) -> StageResult:
     """Write the texts in two parts and every set of groups in three; the result counts what was left out."""
     rules = config.texts
     passages = read_passages(rules.file, text=rules.text, section=rules.section)
     excluded = [] if rules.excluded is None else [passage.text for passage in read_passages(rules.excluded)]
-    clean_passages, dropped = clean(passages, excluded, rules.cleaning)
+    remaining_passages, dropped = clean_passages(passages, excluded, rules.cleaning)
     counts = {}
-    train_passages, held_out_passages = hold_out(clean_passages, rules.held_out, config.seed)
+    train_passages, held_out_passages = split_by_section(remaining_passages, rules.held_out, config.seed)
     for name, part in (("texts_train", train_passages), ("texts_held_out", held_out_passages)):
-        counts[name] = _write(folder / f"{name}.jsonl", as_groups(part, rules.chunk_words))
+        counts[name] = _write(folder / f"{name}.jsonl", text_groups(part, rules.chunk_words))
     for name in SETS:
         file = getattr(config, name)
         groups = read_preferences(file) if name == "preferences" else read_groups(file).groups

@@ -21,10 +21,10 @@ from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import PromptSet, content, perplexity, preference_accuracy
 from penchant.recipes.domain_expert.routing import EXPERTS, USER
 from penchant.recipes.headline import domain_expert_headline, recovered_line
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
 
-def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> Found:
+def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> StageResult:
     """The metrics of every model and of the routed experts, and the recovered share of the instruct model's gain."""
     data, output = folder.parent / "data", folder.parent
     models = {
@@ -92,7 +92,7 @@ def _routed_metrics(
     return metrics
 
 
-def write_result(folder: Path, config: DomainExpertConfig, results: Mapping[str, Found]) -> None:
+def write_result(folder: Path, config: DomainExpertConfig, results: Mapping[str, StageResult]) -> None:
     """Write `result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
     evaluation, residual, router = results["evaluation"], results["residual"], results["router"]

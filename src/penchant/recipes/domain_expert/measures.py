@@ -17,7 +17,7 @@ from penchant.evaluation.references import exact_match, rouge_l, token_f1
 from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import Estimate, bootstrap_mean, resampled_mean
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.reading import pairs_right, read_answers, read_log_probs
+from penchant.recipes.reading import compute_log_probs, generate_answers, pair_accuracies
 
 
 def content(text: Text, role: str | None = None) -> str:
@@ -50,7 +50,7 @@ class PromptSet:
     def answer(self, model: str, config: DomainExpertConfig) -> list[str]:
         """The model's greedy answers."""
         sampling = Sampling(temperature=0.0, max_new_tokens=config.answer_tokens)
-        return [samples[0].strip() for samples in read_answers(model, self.prompts, sampling, config.data)]
+        return [samples[0].strip() for samples in generate_answers(model, self.prompts, sampling, config.data)]
 
     def f1(self, answers: Sequence[str]) -> list[float]:
         """The token F1 of every answer with its reference."""
@@ -75,7 +75,7 @@ class PromptSet:
 
 def perplexity(model: str, file: Path, config: DomainExpertConfig) -> Estimate:
     """The perplexity per token of a file's texts, end tokens included, with an interval over texts."""
-    scored = read_log_probs(model, read_groups(file).groups, config.token_budget, config.data)
+    scored = compute_log_probs(model, read_groups(file).groups, config.token_budget, config.data)
     tokens = [group.tokens[0] for group in scored]
     means = [group.log_probs[0] / count for group, count in zip(scored, tokens, strict=True)]
     # Every token has the same weight, so a text's mean is repeated for all of its tokens.
@@ -87,8 +87,8 @@ def preference_accuracy(model: str, file: Path, config: DomainExpertConfig) -> E
     """The share of pairs whose preferred answer has the higher log-prob per token, with an interval over prompts."""
     values: list[float] = []
     prompts: list[str] = []
-    for scored in read_log_probs(model, read_groups(file).groups, config.token_budget, config.data):
-        right_pairs = pairs_right(scored)
+    for scored in compute_log_probs(model, read_groups(file).groups, config.token_budget, config.data):
+        right_pairs = pair_accuracies(scored)
         values += right_pairs
         prompts += [as_text(scored.group.prompt)] * len(right_pairs)
     numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}

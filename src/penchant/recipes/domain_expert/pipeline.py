@@ -26,19 +26,24 @@ from penchant.recipes.domain_expert.data import prepare, read_preferences
 from penchant.recipes.domain_expert.evaluation import evaluate, write_result
 from penchant.recipes.domain_expert.measures import PromptSet, perplexity
 from penchant.recipes.domain_expert.routing import route, routing_groups
-from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
+from penchant.recipes.fingerprints import (
+    encoder_settings,
+    file_fingerprint,
+    judge_settings,
+    optional_weights_fingerprint,
+)
 from penchant.recipes.new_base import NewBase
-from penchant.recipes.reading import Reader, check_lengths, groups_of
-from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
+from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
-Run = Callable[[Path], Found]
+Run = Callable[[Path], StageResult]
 
 
 def domain_expert(
     config: DomainExpertConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, Found]:
+) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; finished stages are skipped.
 
     Args:
@@ -63,7 +68,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     settings = config.model_dump(mode="json")
     files = {name: getattr(config, name) for name in ("instructions", "preferences", "tasks")}
     files |= {"texts": config.texts.file} | ({"excluded": config.texts.excluded} if config.texts.excluded else {})
-    data: dict[str, Any] = {name: fingerprint(file) for name, file in files.items()}
+    data: dict[str, Any] = {name: file_fingerprint(file) for name, file in files.items()}
     data |= {"rules": config.texts.model_dump(exclude={"file", "excluded"})}
     data |= {key: settings[key] for key in ("held_out", "seed", "base", "instruct")}
     answer_settings = {key: settings[key] for key in ("answers", "answer_tokens")}
@@ -73,7 +78,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage("data", "split of text and groups into parts", data, lambda folder: _prepare_checked(config, folder))
     ]
     if config.base is None:
-        new = settings["new_models"] | {"texts": fingerprint(str(config.new_models.texts))}
+        new = settings["new_models"] | {"texts": file_fingerprint(str(config.new_models.texts))}
         stage_list += [
             Stage("base", "training of a base from scratch", new, _base_stage(config)),
             Stage("instruct", "training of its instruct sibling", config.data.settings, _instruct_stage(config, base)),
@@ -84,13 +89,13 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage(
             "adapted",
             "pretraining on the domain's text",
-            settings["adaptation"] | {"base": named_weights(config.base)} | config.data.settings,
+            settings["adaptation"] | {"base": optional_weights_fingerprint(config.base)} | config.data.settings,
             _adapted_stage(config, base),
         ),
         Stage(
             "residual",
             "the instruction residual, at several scales",
-            settings["residual"] | answer_settings | {"instruct": named_weights(config.instruct)},
+            settings["residual"] | answer_settings | {"instruct": optional_weights_fingerprint(config.instruct)},
             _residual_stage(config, base, instruct),
         ),
         Stage(
@@ -130,14 +135,14 @@ def _check_preferences(config: DomainExpertConfig) -> None:
     check_tuning("conversation", expert.objective, expert, read_preferences(file), file, scores_fix=scores_fix)
 
 
-def _prepare_checked(config: DomainExpertConfig, folder: Path) -> Found:
+def _prepare_checked(config: DomainExpertConfig, folder: Path) -> StageResult:
     """The counts of `prepare`, after a check that the base and its sibling can read every row at its length."""
     counts = prepare(config, folder)
-    check_lengths(_readers(config, folder), groups_of("data", sorted(folder.glob("*.jsonl"))), config.data)
+    check_lengths(_readers(config, folder), read_stage_groups("data", sorted(folder.glob("*.jsonl"))), config.data)
     return counts
 
 
-def _readers(config: DomainExpertConfig, data: Path) -> list[Reader]:
+def _readers(config: DomainExpertConfig, data: Path) -> list[ModelTokenizer]:
     """The tokenizers and limits of the base and its sibling.
 
     Args:
@@ -145,9 +150,9 @@ def _readers(config: DomainExpertConfig, data: Path) -> list[Reader]:
     """
     if config.base is not None:
         sources = dict.fromkeys((config.base, str(config.instruct)))
-        return [Reader.load(source, config.data) for source in sources]
+        return [ModelTokenizer.load(source, config.data) for source in sources]
     name = f"the base trained from scratch (context {config.new_models.context})"
-    return [_new_base(config, data).reader(name, config.data)]
+    return [_new_base(config, data).tokenizer(name, config.data)]
 
 
 def _new_base(config: DomainExpertConfig, data: Path) -> NewBase:
@@ -159,7 +164,7 @@ def _new_base(config: DomainExpertConfig, data: Path) -> NewBase:
 
 def adapted(config: DomainExpertConfig) -> Path:
     """The adapted model's folder; an adapter is merged."""
-    return whole_model(Path(config.output) / "adapted", config.adaptation)
+    return full_model_folder(Path(config.output) / "adapted", config.adaptation)
 
 
 def _base_stage(config: DomainExpertConfig) -> Run:
@@ -167,17 +172,17 @@ def _base_stage(config: DomainExpertConfig) -> Run:
 
 
 def _instruct_stage(config: DomainExpertConfig, base: str) -> Run:
-    tuned, keys = TunedConfig(training=config.new_models.instruct), {"training.": "new_models.instruct."}
+    tuned, keys = TuningConfig(training=config.new_models.instruct), {"training.": "new_models.instruct."}
     return _expert_stage(config, "instructions", base, {"name": "sft"}, tuned, keys)
 
 
 def _adapted_stage(config: DomainExpertConfig, base: str) -> Run:
-    def run(folder: Path) -> Found:
+    def run(folder: Path) -> StageResult:
         data = folder.parent / "data"
         train, held_out = data / "texts_train.jsonl", data / "texts_held_out.jsonl"
         keys = stage_keys("adaptation")
         tune(folder, base, train, held_out, {"name": "sft"}, config.adaptation, keys=keys, reading=config.data)
-        merge_where_adapted(folder, config.adaptation)
+        write_full_model(folder, config.adaptation)
         return {
             "perplexity_before": perplexity(base, held_out, config).to_json(),
             "perplexity": perplexity(str(adapted(config)), held_out, config).to_json(),
@@ -187,7 +192,7 @@ def _adapted_stage(config: DomainExpertConfig, base: str) -> Run:
 
 
 def _residual_stage(config: DomainExpertConfig, base: str, instruct: str) -> Run:
-    def run(folder: Path) -> Found:
+    def run(folder: Path) -> StageResult:
         data = folder.parent / "data"
         prompts = PromptSet.from_file(data / "instructions_validation.jsonl", config.answers)
         results, scores = [], []
@@ -220,7 +225,7 @@ def _residual_stage(config: DomainExpertConfig, base: str, instruct: str) -> Run
 
 
 def _structured_stage(config: DomainExpertConfig, start: str) -> Run:
-    def run(folder: Path) -> Found:
+    def run(folder: Path) -> StageResult:
         data = folder.parent / "data"
         groups = routing_groups(config, data)
         write_anew([*read_groups(data / "tasks_train.jsonl").groups, *groups], folder / "train.jsonl")
@@ -237,10 +242,10 @@ def _expert_stage(
     name: str,
     start: str,
     objective: Mapping[str, object],
-    tuned: TunedConfig,
+    tuned: TuningConfig,
     keys: Mapping[str, str],
 ) -> Run:
-    def run(folder: Path) -> Found:
+    def run(folder: Path) -> StageResult:
         data = folder.parent / "data"
         files = data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl"
         tune(folder, start, *files, objective, tuned, keys=keys, reading=config.data)

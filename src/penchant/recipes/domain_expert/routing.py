@@ -14,8 +14,8 @@ from penchant.evaluation.files import write_atomically
 from penchant.evaluation.statistics import proportion
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.measures import PromptSet, content
-from penchant.recipes.reading import read_log_probs
-from penchant.recipes.stages import Found
+from penchant.recipes.reading import compute_log_probs
+from penchant.recipes.stages import StageResult
 from penchant.serving.router import Router
 
 EXPERTS = {"conversation": "preferences", "structured": "tasks"}
@@ -35,17 +35,17 @@ def routing_groups(config: DomainExpertConfig, data: Path) -> list[PreferenceGro
     ]
 
 
-def route(config: DomainExpertConfig, folder: Path) -> Found:
+def route(config: DomainExpertConfig, folder: Path) -> StageResult:
     """Write the router and its decisions on test requests; the result holds its accuracy and confusion matrix."""
     data, settings = folder.parent / "data", config.router
     model = str(folder.parent / settings.asks / "run")
 
     def log_probs(groups: Sequence[PreferenceGroup]) -> list[tuple[float, ...]]:
-        return [scored.log_probs for scored in read_log_probs(model, groups, config.token_budget, config.data)]
+        return [scored.log_probs for scored in compute_log_probs(model, groups, config.token_budget, config.data)]
 
     router = _draw_examples(config, data)[0].calibrated(log_probs)
     if settings.normalize == "mean":
-        (labels,) = read_log_probs(model, [router.question("")], config.token_budget, config.data)
+        (labels,) = compute_log_probs(model, [router.question("")], config.token_budget, config.data)
         router = replace(router, lengths=dict(zip(router.names, labels.tokens, strict=True)))
     router.save(folder)
     requests = [

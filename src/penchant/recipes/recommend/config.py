@@ -8,12 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from penchant.config import TrainingConfig
 from penchant.config_section import Section
-from penchant.recipes.reading import READING, ReadingConfig
+from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.histories import Rules
 from penchant.recipes.recommend.prompts import Wording
 from penchant.recipes.small_llama import SizesConfig
-from penchant.recipes.tuning import TunedConfig
+from penchant.recipes.tuning import TuningConfig
 
 RULES, WORDING = Rules(), Wording()
 
@@ -61,7 +61,7 @@ class NewModelConfig(SizesConfig):
     training: TrainingConfig = TrainingConfig(learning_rate=2e-3, schedule="cosine", max_steps=1000)
 
 
-class MethodConfig(TunedConfig):
+class MethodConfig(TuningConfig):
     """A method that starts from the SFT model, which is its reference."""
 
     name: str = Field(description="the name of the method's folder and of its row in tables", pattern=r"^[\w.-]+$")
@@ -83,10 +83,10 @@ class RecommendConfig(Section):
     columns: dict[str, str] = Field({}, description="the files' columns of user, item, time, rating and title")
     output: str = Field(description="the recipe's folder")
     model: str | None = Field(None, description="folder or hub id; null: a small model trained from scratch")
-    data: ReadingConfig = Field(READING, description="how every stage reads its data")
+    data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
     new_model: NewModelConfig = NewModelConfig()
     questions: QuestionsConfig = QuestionsConfig()
-    sft: TunedConfig = TunedConfig()
+    sft: TuningConfig = TuningConfig()
     methods: list[MethodConfig] = Field(
         [
             MethodConfig(name="s_dpo"),

@@ -17,12 +17,12 @@ from penchant.evaluation.one_preferred import TargetRank
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.evaluation.statistics import Estimate
 from penchant.recipes.headline import recommend_headline
-from penchant.recipes.reading import read_answers
+from penchant.recipes.reading import generate_answers
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.measures import answer_metrics, mean_over_users, ranking_metrics
 from penchant.recipes.recommend.questions import QuestionFacts, read_catalogue, read_facts
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
 LogProbs = Callable[[str, Sequence[PreferenceGroup], RecommendConfig], list[tuple[float, ...]]]
 
@@ -30,7 +30,7 @@ TITLE_TOKENS = 64
 """Maximal tokens of an answer; a longer title counts as not named."""
 
 
-def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], log_probs: LogProbs) -> Found:
+def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], log_probs: LogProbs) -> StageResult:
     """The metrics of every model, its hit ratios by kind of question, and the differences between models."""
     questions = folder.parent / "questions"
     groups, facts = read_groups(questions / "test.jsonl").groups, read_facts(questions)
@@ -72,7 +72,7 @@ def _catalogue_metrics(
     if not questions:
         return {}
     ranks = []
-    reading = config.data.measuring(config.token_budget)
+    reading = config.data.evaluation_reading(config.token_budget)
     ranked = rank_catalogue(model, [q.history for q in questions], titles, config.questions.wording, reading)
     for question, log_probs in zip(questions, ranked, strict=True):
         items_of_user = set(question.known) - {question.target}
@@ -92,7 +92,7 @@ def _answer_metrics(
         return {}, [None] * len(groups)
     sampling = Sampling(temperature=0.0, max_new_tokens=TITLE_TOKENS)
     prompts = [group.prompt for group in groups[:n]]
-    answers = [samples[0] for samples in read_answers(model, prompts, sampling, config.data)]
+    answers = [samples[0] for samples in generate_answers(model, prompts, sampling, config.data)]
     titles = [[as_text(text).strip() for text in group.candidates] for group in groups[:n]]
     return answer_metrics(answers, titles, targets[:n], users[:n]), [*answers, *[None] * (len(groups) - n)]
 
@@ -112,7 +112,7 @@ def _by_kind(facts: Sequence[QuestionFacts], hits: Sequence[float]) -> dict[str,
     return metrics
 
 
-def write_result(folder: Path, config: RecommendConfig, results: Mapping[str, Found]) -> None:
+def write_result(folder: Path, config: RecommendConfig, results: Mapping[str, StageResult]) -> None:
     """Write `result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
     questions, evaluation = results["questions"], results["evaluation"]

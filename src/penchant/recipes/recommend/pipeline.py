@@ -18,21 +18,23 @@ from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.data.writing import write_anew
 from penchant.recipes.checking import check_tuning
-from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.reading import Reader, check_lengths, groups_of, read_log_probs
+from penchant.recipes.fingerprints import file_fingerprint, optional_weights_fingerprint
+from penchant.recipes.reading import ModelTokenizer, check_lengths, compute_log_probs, read_stage_groups
 from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
 from penchant.recipes.recommend.questions import TEXTS, read_catalogue, write_questions
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
-from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
 
 
-def recommend(config: RecommendConfig, *, only: str | None = None, tell: Tell = lambda line: None) -> dict[str, Found]:
+def recommend(
+    config: RecommendConfig, *, only: str | None = None, tell: Tell = lambda line: None
+) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; finished stages are skipped.
 
     Args:
@@ -55,7 +57,7 @@ def stages(config: RecommendConfig) -> list[Stage]:
     """All stages in order."""
     folder = Path(config.output)
     settings = config.model_dump(mode="json")
-    files = {name: fingerprint(getattr(config, name)) for name in ("interactions", "titles")}
+    files = {name: file_fingerprint(getattr(config, name)) for name in ("interactions", "titles")}
     start = config.model or str(folder / "model" / "run")
     question_settings = {key: settings[key] for key in ("questions", "catalogue", "cutoffs", "columns", "seed")} | files
     stage_list = [
@@ -68,7 +70,12 @@ def stages(config: RecommendConfig) -> list[Stage]:
         Stage(
             "sft",
             "supervised training on targets",
-            {"model": config.model, "weights": named_weights(config.model), **settings["sft"], **config.data.settings},
+            {
+                "model": config.model,
+                "weights": optional_weights_fingerprint(config.model),
+                **settings["sft"],
+                **config.data.settings,
+            },
             _sft_stage(config, start),
         )
     )
@@ -97,23 +104,23 @@ def _check_methods(config: RecommendConfig) -> None:
         check_tuning(setting, method.objective, method, [example], setting)
 
 
-def _question_stage(config: RecommendConfig) -> Callable[[Path], Found]:
-    def run(folder: Path) -> Found:
+def _question_stage(config: RecommendConfig) -> Callable[[Path], StageResult]:
+    def run(folder: Path) -> StageResult:
         counts = write_questions(config, folder)
         files = [folder / f"{part}.jsonl" for part in ("train", "validation", "test")]
-        check_lengths([_reader(config, folder)], groups_of("questions", files), config.data)
+        check_lengths([_reader(config, folder)], read_stage_groups("questions", files), config.data)
         return counts
 
     return run
 
 
-def _reader(config: RecommendConfig, questions: Path) -> Reader:
+def _reader(config: RecommendConfig, questions: Path) -> ModelTokenizer:
     """The tokenizer and limits of the starting model."""
     if config.model is not None:
-        return Reader.load(config.model, config.data)
+        return ModelTokenizer.load(config.model, config.data)
     sizes = config.new_model.sizes
     name = f"a model of context {sizes.context}"
-    return Reader.from_nothing(name, _corpus(questions), sizes, config.seed, config.data)
+    return ModelTokenizer.from_scratch(name, _corpus(questions), sizes, config.seed, config.data)
 
 
 def _corpus(questions: Path) -> list[str]:
@@ -122,12 +129,12 @@ def _corpus(questions: Path) -> list[str]:
     return [as_text(part) for group in groups for part in (group.prompt, group.candidates[0])]
 
 
-def _new_model_stage(config: RecommendConfig) -> Callable[[Path], Found]:
-    def run(folder: Path) -> Found:
+def _new_model_stage(config: RecommendConfig) -> Callable[[Path], StageResult]:
+    def run(folder: Path) -> StageResult:
         texts = folder.parent / "questions" / TEXTS
         if not (folder / "start" / "config.json").exists():
             build_small_llama(folder / "start", _corpus(texts.parent), config.new_model.sizes, config.seed)
-        tuned = TunedConfig(training=config.new_model.training)
+        tuned = TuningConfig(training=config.new_model.training)
         keys = stage_keys("new_model", type(config.new_model))
         tune(folder, str(folder / "start"), texts, None, {"name": "sft"}, tuned, keys=keys)
         return {}
@@ -135,19 +142,19 @@ def _new_model_stage(config: RecommendConfig) -> Callable[[Path], Found]:
     return run
 
 
-def _sft_stage(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
-    def run(folder: Path) -> Found:
+def _sft_stage(config: RecommendConfig, start: str) -> Callable[[Path], StageResult]:
+    def run(folder: Path) -> StageResult:
         _write_selected(folder, lambda groups: [()] * len(groups))
         _tune_on_selected(config, folder, start, {"name": "sft"}, config.sft, "sft")
-        merge_where_adapted(folder, config.sft)
+        write_full_model(folder, config.sft)
         return {}
 
     return run
 
 
-def _method_stage(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], Found]:
-    def run(folder: Path) -> Found:
-        start = str(whole_model(folder.parent / "sft", config.sft))
+def _method_stage(config: RecommendConfig, method: MethodConfig) -> Callable[[Path], StageResult]:
+    def run(folder: Path) -> StageResult:
+        start = str(full_model_folder(folder.parent / "sft", config.sft))
 
         def negatives(groups: Sequence[PreferenceGroup]) -> list[tuple[int, ...]]:
             n = method.negatives
@@ -183,7 +190,7 @@ def _write_selected(folder: Path, negatives: Callable[[Sequence[PreferenceGroup]
 
 
 def _tune_on_selected(
-    config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TunedConfig, setting: str
+    config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TuningConfig, setting: str
 ) -> None:
     """Train on the questions of `_write_selected`; `setting` is the stage's path in the configuration."""
     data, held_out, keys = folder / "train.jsonl", folder / "validation.jsonl", stage_keys(setting, type(tuned))
@@ -191,8 +198,8 @@ def _tune_on_selected(
     write_wording(folder / "run", config.questions.wording)
 
 
-def _evaluation_stage(config: RecommendConfig, start: str) -> Callable[[Path], Found]:
-    def run(folder: Path) -> Found:
+def _evaluation_stage(config: RecommendConfig, start: str) -> Callable[[Path], StageResult]:
+    def run(folder: Path) -> StageResult:
         models = {START: start} | {
             name: str(folder.parent / name / "run") for name in ("sft", *(method.name for method in config.methods))
         }
@@ -209,4 +216,4 @@ def _with_candidates(group: PreferenceGroup, negatives: Sequence[int]) -> Prefer
 
 
 def _log_probs(model: str, groups: Sequence[PreferenceGroup], config: RecommendConfig) -> list[tuple[float, ...]]:
-    return [scored.log_probs for scored in read_log_probs(model, groups, config.token_budget, config.data)]
+    return [scored.log_probs for scored in compute_log_probs(model, groups, config.token_budget, config.data)]

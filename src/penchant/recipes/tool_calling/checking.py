@@ -9,15 +9,15 @@ from penchant.data.groups import PreferenceGroup
 from penchant.errors import respelled
 from penchant.evaluation.tool_calls.questions import read_bfcl
 from penchant.recipes.new_base import NewBase
-from penchant.recipes.reading import Reader, check_lengths, groups_of
-from penchant.recipes.stages import Found
+from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import StepConfig, ToolCallingConfig
 from penchant.recipes.tool_calling.data import PAIRED, REWARDED, as_group, fresh_questions, prepare
 from penchant.recipes.tuning import stage_keys, tuning_run
 from penchant.training.prompts import prompts_to_answer
 
 
-def prepare_checked(config: ToolCallingConfig, folder: Path) -> Found:
+def prepare_checked(config: ToolCallingConfig, folder: Path) -> StageResult:
     """The counts of `prepare`, after every stage's questions were tokenized and checked with the base's tokenizer.
 
     Raises:
@@ -26,11 +26,11 @@ def prepare_checked(config: ToolCallingConfig, folder: Path) -> Found:
     """
     counts = prepare(config, folder)
     if config.model is not None:
-        reader = Reader.load(config.model, config.data)
+        reader = ModelTokenizer.load(config.model, config.data)
     else:
         name = f"the base trained from scratch (context {config.new_model.context})"
-        reader = new_base(config, folder).reader(name, config.data)
-    groups = groups_of("data", [folder / f"supervised_{part}.jsonl" for part in ("train", "validation")])
+        reader = new_base(config, folder).tokenizer(name, config.data)
+    groups = read_stage_groups("data", [folder / f"supervised_{part}.jsonl" for part in ("train", "validation")])
     questions = {"the questions of stage evaluation": read_bfcl(folder / "test")[0]}
     kinds = {step.learns for step in config.steps.values()}
     if "pairs" in kinds:
@@ -57,7 +57,7 @@ def new_base(config: ToolCallingConfig, data: Path) -> NewBase:
 
 
 def _check_room(
-    config: ToolCallingConfig, name: str, step: StepConfig, reader: Reader, prompts: Sequence[PreferenceGroup]
+    config: ToolCallingConfig, name: str, step: StepConfig, reader: ModelTokenizer, prompts: Sequence[PreferenceGroup]
 ) -> None:
     """Raise a ConfigError if a prompt leaves no room for the answers that a step samples."""
     keys = stage_keys(f"steps.{name}", StepConfig)
@@ -66,4 +66,4 @@ def _check_room(
     source = Path("the prompts of stage reward")
     run = tuning_run(Path(name), "", source, None, step.objective, step, keys=keys, online=online, reading=config.data)
     with respelled(keys):
-        prompts_to_answer(run, prompts, reader.tokenizer, reader.limit(config.data))
+        prompts_to_answer(run, prompts, reader.tokenizer, reader.max_tokens(config.data))

@@ -14,10 +14,10 @@ from penchant.config_section import Section
 from penchant.errors import ConfigError
 from penchant.objectives import Needs
 from penchant.recipes.comparing import Seeds
-from penchant.recipes.reading import READING, ReadingConfig
+from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
-from penchant.recipes.tuning import TunedConfig
+from penchant.recipes.tuning import TuningConfig
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -49,7 +49,7 @@ class PairsConfig(Section):
 Learns = Literal["answers", "pairs", "reward"]
 
 
-class StepConfig(TunedConfig):
+class StepConfig(TuningConfig):
     """One training step of a path, which starts from the model of the step before it."""
 
     learns: Learns = Field(
@@ -111,7 +111,7 @@ class ToolCallingConfig(Section):
     new_model: NewModelConfig = NewModelConfig()
     style: Literal["messages", "signatures"] = Field("signatures", description="how the prompt describes functions")
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of questions for the test, and for validation")
-    data: ReadingConfig = Field(READING, description="how every stage reads its data")
+    data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
     variants: int = Field(10, ge=0, description="variants of each training question with other names and values")
     mismatched: float = Field(0.1, ge=0, lt=1, description="share of variants whose functions cannot answer them")
     pairs: PairsConfig = PairsConfig()

@@ -15,7 +15,7 @@ from penchant.errors import DataError
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.right import right_answer
 from penchant.recipes.tool_calling.splitting import split
@@ -27,7 +27,7 @@ PAIRED, REWARDED = 1, 2
 """The seed offsets of `fresh_questions` for the pairs and for the prompts of a reward."""
 
 
-def prepare(config: ToolCallingConfig, folder: Path) -> Found:
+def prepare(config: ToolCallingConfig, folder: Path) -> StageResult:
     """Write the three parts of the questions and the supervised groups; the result counts them."""
     read, left_out = read_bfcl(Path(config.questions))
     # A question that any call answers has no right answer to learn. A right answer must be right when it is read back,

@@ -17,8 +17,8 @@ from penchant.evaluation.tool_calls.edge import LatencySettings, measure_latency
 from penchant.evaluation.tool_calls.questions import ToolQuestion, evenly_spaced, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
-from penchant.recipes.comparing import differences, over_seeds
-from penchant.recipes.stages import Found
+from penchant.recipes.comparing import mean_over_seeds, paired_differences
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
 ALL, CALLS_DUE = "all", "calls due"
@@ -36,7 +36,7 @@ class Row:
     folders: tuple[str, ...]
 
 
-def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Found:
+def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> StageResult:
     """Shares of right answers by category, differences from the base and from the first path, and latencies."""
     test, _ = read_bfcl(folder.parent / "data" / "test")
     style = STYLES[config.style]
@@ -80,7 +80,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> Fo
 def _by_category(right: Floats, test: Sequence[ToolQuestion]) -> dict[str, Any]:
     categories = sorted({question.category for question in test})
     columns = {name: [n for n, question in enumerate(test) if question.category == name] for name in categories}
-    return {name: over_seeds(right[:, numbers]).to_json() for name, numbers in (_subsets(test) | columns).items()}
+    return {name: mean_over_seeds(right[:, numbers]).to_json() for name, numbers in (_subsets(test) | columns).items()}
 
 
 def _subsets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
@@ -92,7 +92,7 @@ def _subsets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
 def _differences(right: Mapping[str, Floats], baseline: str, numbers: Sequence[int]) -> dict[str, Any]:
     """The differences of every other path from the baseline on the questions with these indices."""
     other_paths = [name for name in right if name not in (baseline, "base")]
-    return differences({name: (right[baseline][:, numbers], right[name][:, numbers]) for name in other_paths})
+    return paired_differences({name: (right[baseline][:, numbers], right[name][:, numbers]) for name in other_paths})
 
 
 def _latency_reports(

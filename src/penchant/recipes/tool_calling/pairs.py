@@ -15,9 +15,9 @@ from penchant.evaluation.generation import Sampling
 from penchant.evaluation.style import style_leak
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls, write_calls
-from penchant.recipes.reading import read_answers
+from penchant.recipes.reading import generate_answers
 from penchant.recipes.reviewing import read_verdicts
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.corruptions import corrupt
 from penchant.recipes.tool_calling.data import PAIRED, as_candidate, fresh_questions, question_prompt
@@ -27,7 +27,7 @@ QUEUE = "queue.jsonl"
 WEAKER_ANSWER = "the weaker model's own"
 
 
-def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> Found:
+def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> StageResult:
     """Write training and validation groups of a right and wrong answers, and the queue for review by people.
 
     Raises:
@@ -50,7 +50,7 @@ def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> Found:
     return {"groups": len(groups), "rejected": dict(kinds.most_common())}
 
 
-def review(config: ToolCallingConfig, folder: Path) -> Found:
+def review(config: ToolCallingConfig, folder: Path) -> StageResult:
     """Write the training pairs without those that people rejected; the result tells how style predicts the label."""
     rejected, counts = read_verdicts(folder.parent / "pairs" / QUEUE, config.review.verdicts)
     accepted_groups = [
@@ -107,7 +107,7 @@ def _weaker_answers(config: ToolCallingConfig, weaker: str, prompts: Sequence[Te
         max_new_tokens=config.answer_tokens,
         seed=config.seed,
     )
-    return [list(answers) for answers in read_answers(weaker, prompts, sampling, config.data)]
+    return [list(answers) for answers in generate_answers(weaker, prompts, sampling, config.data)]
 
 
 def _group(

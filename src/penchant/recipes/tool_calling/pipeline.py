@@ -18,18 +18,18 @@ from typing import Any
 from penchant.engine.grammars import grammar_library
 from penchant.evaluation.tool_calls.grammars import python_calls
 from penchant.evaluation.tool_calls.questions import read_bfcl
-from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.recipes.fingerprints import file_fingerprint, optional_weights_fingerprint
+from penchant.recipes.stages import Stage, StageResult, run_stages
 from penchant.recipes.tool_calling.checking import new_base, prepare_checked
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.evaluation import Row, evaluate
 from penchant.recipes.tool_calling.pairs import make_pairs, review
 from penchant.recipes.tool_calling.report import write_result
 from penchant.recipes.tool_calling.rewarding import prepare_reward
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
-Run = Callable[[Path], Found]
+Run = Callable[[Path], StageResult]
 Steps = tuple[str, ...]
 
 FILES = {
@@ -42,7 +42,7 @@ FILES = {
 
 def tool_calling(
     config: ToolCallingConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, Found]:
+) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; finished stages are skipped.
 
     Args:
@@ -74,7 +74,7 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
         )
     ]
     if config.model is None:
-        new = settings["new_model"] | {"texts": fingerprint(str(config.new_model.texts))}
+        new = settings["new_model"] | {"texts": file_fingerprint(str(config.new_model.texts))}
         stage_list.append(Stage("base", "training of a base from scratch", new, _train_base(config)))
     sequences = list(
         dict.fromkeys(tuple(steps[:n]) for steps in config.paths.values() for n in range(1, len(steps) + 1))
@@ -141,8 +141,10 @@ def _data_settings(config: ToolCallingConfig, settings: Mapping[str, Any]) -> di
     """The settings and file hashes that decide the result of stage data."""
     data_settings = {key: settings[key] for key in ("style", "held_out", "variants", "mismatched", "seed")}
     files = sorted(Path(config.questions).rglob("BFCL_v*"))
-    data_settings["questions"] = {str(file.relative_to(config.questions)): fingerprint(str(file)) for file in files}
-    data_settings["trajectories"] = None if config.trajectories is None else fingerprint(config.trajectories)
+    data_settings["questions"] = {
+        str(file.relative_to(config.questions)): file_fingerprint(str(file)) for file in files
+    }
+    data_settings["trajectories"] = None if config.trajectories is None else file_fingerprint(config.trajectories)
     return data_settings
 
 
@@ -152,16 +154,16 @@ def _step_folder(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
 
 def _model(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
     """The folder of the model after some steps; an adapter is merged."""
-    return whole_model(_step_folder(config, steps, seed), config.steps[steps[-1]])
+    return full_model_folder(_step_folder(config, steps, seed), config.steps[steps[-1]])
 
 
 def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Stage:
     """The stage of the last of some steps, which starts from the model of the steps before it."""
     step = config.steps[steps[-1]]
     start = str(_model(config, steps[:-1], seed)) if steps[:-1] else base
-    tuned = TunedConfig(training=step.training.model_copy(update={"seed": seed}), lora=step.lora)
+    tuned = TuningConfig(training=step.training.model_copy(update={"seed": seed}), lora=step.lora)
 
-    def run(folder: Path) -> Found:
+    def run(folder: Path) -> StageResult:
         train, validation = FILES[step.learns]
         online = None
         if step.learns == "reward":
@@ -170,10 +172,10 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
         held_out = None if validation is None else folder.parent / validation
         data, keys = folder.parent / train, stage_keys(f"steps.{steps[-1]}", type(step))
         tune(folder, start, data, held_out, step.objective, tuned, keys=keys, online=online, reading=config.data)
-        merge_where_adapted(folder, tuned)
+        write_full_model(folder, tuned)
         return {}
 
-    settings = step.model_dump(mode="json") | {"seed": seed, "model": named_weights(config.model)}
+    settings = step.model_dump(mode="json") | {"seed": seed, "model": optional_weights_fingerprint(config.model)}
     settings |= config.data.settings
     name = "-".join(steps)
     return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)

@@ -12,11 +12,11 @@ import yaml
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.report import RunReport, Table, show, write_report
 from penchant.recipes.headline import tool_calling_headline
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
 
-def write_result(folder: Path, config: ToolCallingConfig, results: Mapping[str, Found]) -> None:
+def write_result(folder: Path, config: ToolCallingConfig, results: Mapping[str, StageResult]) -> None:
     """Write `result.json` and `report.html`."""
     write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
     data, evaluation = results["data"], results["evaluation"]
@@ -41,7 +41,7 @@ def write_result(folder: Path, config: ToolCallingConfig, results: Mapping[str, 
     write_report(folder / "report.html", report)
 
 
-def _pairs(results: Mapping[str, Found]) -> list[tuple[str, str]]:
+def _pairs(results: Mapping[str, StageResult]) -> list[tuple[str, str]]:
     if "pairs" not in results:
         return []
     return [

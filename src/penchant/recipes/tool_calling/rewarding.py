@@ -12,7 +12,7 @@ from penchant.evaluation.files import write_atomically
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.data import REWARDED, as_group, fresh_questions
 
@@ -28,7 +28,7 @@ score = reward_of(Path(__file__).parent / "questions")
 '''
 
 
-def prepare_reward(config: ToolCallingConfig, folder: Path) -> Found:
+def prepare_reward(config: ToolCallingConfig, folder: Path) -> StageResult:
     """Write the prompts, their questions and the reward function in `reward.py`; the result counts the prompts."""
     candidates = fresh_questions(config, folder.parent / "data", REWARDED)
     # The reward function finds a question by its prompt: of two questions with one prompt the first counts.
