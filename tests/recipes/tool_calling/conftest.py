@@ -30,7 +30,7 @@ def make_question(name, category, text, functions, accepted):
 def _latency_in_this_process():
     """Latency is measured without subprocesses, whose imports take seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edge, "run_in_subprocess", lambda function, *arguments: make_function(*arguments))
+        patch.setattr(edge, "run_in_subprocess", lambda function, *arguments: function(*arguments))
         yield
 
 
