@@ -23,7 +23,7 @@ from penchant.config import load_section
 from penchant.recipes.recommend.baselines import Scorer
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.histories import Question
-from penchant.recipes.recommend.questions import Questions, draw_questions, measured, unknown
+from penchant.recipes.recommend.questions import QuestionSet, baseline_metrics, draw_questions, items_not_taken
 
 WIDTH, LAYERS, HEADS, DROPOUT, RATE, BATCH, PATIENCE = 64, 2, 2, 0.3, 1e-3, 128, 8
 
@@ -53,13 +53,13 @@ def fill(histories: Sequence[Sequence[int]], length: int) -> Tensor:
     return torch.tensor([[*each, *[0] * (length - len(each))] for each in histories])
 
 
-def fit(drawn: Questions, length: int, seed: int) -> tuple[Scorer, int]:
+def fit(drawn: QuestionSet, length: int, seed: int) -> tuple[Scorer, int]:
     """The scorer of the best epoch by validation's hit ratio at 1, and that epoch."""
     torch.manual_seed(seed)
     number = {item: n for n, item in enumerate(drawn.histories.items, 1)}
     end = drawn.parts["validation"][0].time
     sequences = []
-    for times in drawn.histories.taken.values():
+    for times in drawn.histories.times_by_user.values():
         items = [number[item] for item, time in sorted(times.items(), key=lambda pair: pair[1]) if time < end]
         sequences += [items[start : start + length + 1] for start in range(0, len(items), length)]
     sequences = [each for each in sequences if len(each) > 1]
@@ -83,7 +83,7 @@ def fit(drawn: Questions, length: int, seed: int) -> tuple[Scorer, int]:
             loss.backward()
             optimizer.step()
         epoch += 1
-        found = measured(score, drawn.parts["validation"], drawn.offers, [1])["hit_ratio@1"]["value"]
+        found = baseline_metrics(score, drawn.parts["validation"], drawn.candidate_lists, [1])["hit_ratio@1"]["value"]
         since += 1
         if found > best:
             best, kept, since = found, copy.deepcopy(model.state_dict()), 0
@@ -102,13 +102,13 @@ def main() -> None:
     drawn = draw_questions(config)
     test = drawn.parts["test"]
     asked = test[: config.catalogue]
-    everything = {question.id: unknown(question, drawn.histories) for question in asked}
+    everything = {question.id: items_not_taken(question, drawn.histories) for question in asked}
     rows = []
     for seed in range(options.seeds):
         scorer, epochs = fit(drawn, config.questions.max_history, seed)
-        row = {"seed": seed, "epochs": epochs, **measured(scorer, test, drawn.offers, config.cutoffs)}
+        row = {"seed": seed, "epochs": epochs, **baseline_metrics(scorer, test, drawn.candidate_lists, config.cutoffs)}
         if asked:
-            row["catalogue"] = measured(scorer, asked, everything, config.cutoffs)
+            row["catalogue"] = baseline_metrics(scorer, asked, everything, config.cutoffs)
         rows.append(row)
         for where, of in (("listed", row), ("catalogue", row.get("catalogue", {}))):
             shown = (f"{key} {of[key]['value']:.3f}" for key in of if isinstance(of[key], dict) and "value" in of[key])

@@ -160,9 +160,9 @@ def _under(headline: Headline, table: Table) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from penchant.recipes.headline import line
+    from penchant.recipes.headline import headline_text
 
-    return Group(Text(line(headline)), table)
+    return Group(Text(headline_text(headline)), table)
 
 
 def hit_ratios(results: Found, report: Path) -> Group:

@@ -13,7 +13,7 @@ from penchant.cli_reading import TemplateFlags
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from penchant.evaluation.tool_calls.edge import Edge
+    from penchant.evaluation.tool_calls.edge import LatencyReport
     from penchant.evaluation.tool_calls.suite import ToolReport
 
 
@@ -57,8 +57,8 @@ def tool_calls(
     """
     from penchant.engine.distribution import local_device
     from penchant.engine.loading import load_model, load_tokenizer
-    from penchant.evaluation.tool_calls.edge import Setting, measure_edge
-    from penchant.evaluation.tool_calls.questions import choose, read_bfcl, spread
+    from penchant.evaluation.tool_calls.edge import LatencySettings, measure_latency
+    from penchant.evaluation.tool_calls.questions import evenly_spaced, read_bfcl, select_questions
     from penchant.evaluation.tool_calls.styles import STYLES
     from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
 
@@ -66,9 +66,9 @@ def tool_calls(
     read, left_out = read_bfcl(data)
     for name, why in left_out.items():
         tell(f"{name} is left out: {why}")
-    questions = choose(read, category, limit)
+    questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=template.chat_template)
-    setting = Setting(
+    setting = LatencySettings(
         model,
         style,
         device=str(local_device()),
@@ -89,13 +89,13 @@ def tool_calls(
     )
     if answers is not None:
         write_answers(answered, answers)
-    edge = measure_edge(setting, spread(questions, timed))
-    report = ToolReport.of(answered)
+    edge = measure_latency(setting, evenly_spaced(questions, timed))
+    report = ToolReport.from_answers(answered)
     how = {"style": style, "constrained": constrained, "left_out": left_out}
     deliver(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
 
 
-def _shown(report: ToolReport, edge: Edge) -> Group:
+def _shown(report: ToolReport, edge: LatencyReport) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -113,7 +113,7 @@ def _shown(report: ToolReport, edge: Edge) -> Group:
     return Group(
         table,
         Text(f"wrong: {faults}"),
-        Text(f"cut by the limit of tokens: {report.cut} of {report.overall.n}"),
+        Text(f"cut by the limit of tokens: {report.truncated} of {report.overall.n}"),
         Text(f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {edge.tokens_per_second:.0f} tokens/s"),
         Text(
             f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB, of which "

@@ -275,7 +275,7 @@ class TestTasks:
 class TestToolCalls:
     @pytest.fixture
     def line(self, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        monkeypatch.setattr(edge, "alone", lambda function, *arguments: function(*arguments))
+        monkeypatch.setattr(edge, "run_in_subprocess", lambda function, *arguments: function(*arguments))
         row = {"id": "i0", "question": [turns("the </s> cat")], "function": []}
         folder = tmp_path / "questions"
         folder.mkdir()
@@ -296,13 +296,13 @@ class TestToolCalls:
         template = tmp_path / "template.jinja"
         template.write_text(NEEDS_VARIABLE)
         settings: list[Any] = []
-        measure = edge.measure_edge
+        measure = edge.measure_latency
 
         def spying(setting, questions):
             settings.append(setting)
             return measure(setting, questions)
 
-        monkeypatch.setattr(edge, "measure_edge", spying)
+        monkeypatch.setattr(edge, "measure_latency", spying)
         assert run([*line, "--chat-template", str(template), "--chat-template-kwargs", "quick=true"]) == 0
         [setting] = settings
         assert setting.chat_template == str(template)

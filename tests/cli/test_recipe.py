@@ -31,7 +31,7 @@ def test_one_stage_alone(config, capsys):
     assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(1 / 3)
     assert "1 of 5: questions from interactions" in printed.err
     assert run(["recipe", "recommend", str(config), "--stage", "questions"]) == 0
-    assert "done before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

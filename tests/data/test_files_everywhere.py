@@ -221,5 +221,5 @@ def test_questions_in_two_files_that_differ_in_their_endings_are_refused(tmp_pat
     row = {"id": "i0", "question": [[{"role": "user", "content": "Sing."}]], "function": []}
     for ending in (".json", ".json.gz"):
         write(tmp_path, "BFCL_v4_irrelevance", ending, [row])
-    with pytest.raises(DataError, match="are one file of questions twice"):
+    with pytest.raises(DataError, match="differ only in their endings"):
         read_bfcl(tmp_path)

@@ -1,4 +1,4 @@
-"""What the recipes' tests share."""
+"""Fixtures of the recipes' tests."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from penchant.errors import TrainingError
 from penchant.evaluation import endpoint
 from penchant.recipes.stages import Stage
 
-Says = Callable[[str], str | int | None]
+ReplyFunction = Callable[[str], str | int | None]
 
 
 @pytest.fixture
-def assert_done() -> Callable[[Callable[..., Any], Any, Any], None]:
-    """Runs a finished recipe again: it gives the same result, and every stage says that it was done before."""
+def assert_stages_done() -> Callable[[Callable[..., Any], Any, Any], None]:
+    """Runs a finished recipe again: it gives the same result, and every stage says that it is already done."""
 
     def run_again(recipe: Callable[..., Any], config: Any, result: Any) -> None:
         lines: list[str] = []
         assert recipe(config, tell=lines.append) == result
         assert lines
-        assert all(line.endswith("done before") for line in lines)
+        assert all(line.endswith("already done") for line in lines)
 
     return run_again
 
 
 @pytest.fixture
-def killed_in_turn(start_penchant) -> Callable[[Sequence[str], Path, Sequence[str]], None]:
-    """Runs a command line again and again, with kill -9 in the middle of one stage after the other; then to its end."""
+def run_with_kills(start_penchant) -> Callable[[Sequence[str], Path, Sequence[str]], None]:
+    """Runs a command and kills it (kill -9) in the middle of every stage in turn; the last run goes to the end."""
 
     def run(arguments: Sequence[str], output: Path, stages: Sequence[str]) -> None:
         for stage in stages:
-            place, deadline = output / stage, time.monotonic() + 120
+            stage_folder, deadline = output / stage, time.monotonic() + 120
             process = start_penchant(*arguments)
-            while not place.exists() and process.poll() is None and time.monotonic() < deadline:
+            while not stage_folder.exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.005)
             time.sleep(random.Random(stage).choice([0.0, 0.05, 0.15]))
             process.send_signal(signal.SIGKILL)
             process.wait()
-            assert place.exists()
+            assert stage_folder.exists()
             assert not (output / "result.json").exists()
         command = [sys.executable, "-m", "penchant", *arguments]
         subprocess.run(command, check=True, capture_output=True, timeout=200)
@@ -63,24 +63,24 @@ def killed_in_turn(start_penchant) -> Callable[[Sequence[str], Path, Sequence[st
 
 
 @pytest.fixture
-def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
-    """Starts an endpoint that answers a question by a function: a text, an HTTP status, or None for a long silence.
+def chat_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ReplyFunction], str]]:
+    """Starts a chat endpoint that replies by a function: a text, an HTTP status, or None for no reply within a second.
 
-    What it gives is the endpoint's address. Pauses between attempts are short.
+    Gives the endpoint's address. Pauses between attempts are short.
     """
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.001)
     servers = []
 
-    def start(says: Says) -> str:
+    def start(reply_to: ReplyFunction) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                said = says(asked["messages"][-1]["content"])
-                if said is None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                reply = reply_to(request["messages"][-1]["content"])
+                if reply is None:
                     time.sleep(1)
                     return
-                data = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-                self.send_response(said if isinstance(said, int) else 200)
+                data = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+                self.send_response(reply if isinstance(reply, int) else 200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -89,7 +89,7 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # The shutdown waits for the next look.
+        # The shutdown waits for the server's next poll.
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -100,7 +100,7 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Says], str]]:
 
 
 ADVICE = ("training.learning_rate=1e-7", "lora.rank=3", "objective.beta=0.25", "sampling.max_new_tokens=3")
-"""Settings that a run's error could advise."""
+"""Settings that a run's error message may suggest."""
 
 
 def _method_has(setting: str, run: RunConfig) -> bool:
@@ -115,7 +115,7 @@ Stages = Callable[[Any], Sequence[Stage]]
 
 
 class FailingRun:
-    """Stands in for a stage's training run: fails with advice, and keeps its configuration."""
+    """A replacement of a stage's training run: it stores its configuration and fails with a suggested fix."""
 
     config: RunConfig
     advice = ""
@@ -125,7 +125,7 @@ class FailingRun:
         raise TrainingError("the run stops", fix=self.advice)
 
     def advice_of(self, stages: Sequence[Stage], name: str, output: Path) -> str:
-        """What the named stage advises."""
+        """The fix that the named stage's error suggests."""
         [stage] = [stage for stage in stages if stage.name == name]
         with pytest.raises(TrainingError) as error:
             stage.run(output / name)
@@ -133,12 +133,12 @@ class FailingRun:
 
 
 @pytest.fixture
-def sections_advised(
+def advised_sections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Section, Stages, Iterable[str]], dict[str, set[str]]]:
-    """By training stage, the sections of a run that its errors name by the recipe's own keys.
+    """The sections of a run that a training stage's errors name by the recipe's keys, by stage.
 
-    Each setting is given to the recipe as the error prints it, and the stage's run must then have it.
+    The recipe gets each setting as the error prints it, and the stage's run must then have it.
     """
     run = FailingRun()
     monkeypatch.setattr("penchant.recipes.tuning.train", run)

@@ -1,4 +1,4 @@
-"""What a tuning stage would refuse is refused before the first stage."""
+"""Errors of a training stage are raised before the first stage runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.text_medium import TextMedium
-from penchant.recipes.tuning import TunedConfig
+from penchant.recipes.tuning import TuningConfig
 
 PAIR = PreferenceGroup("", ("a", "b"), preferred=0)
 
@@ -30,26 +30,26 @@ PAIR = PreferenceGroup("", ("a", "b"), preferred=0)
         ({"name": "dppo"}, "dppo"),
         ({"name": "dpo", "betta": 1}, "betta"),
         ({"name": "dpo", "beta": "high"}, "beta"),
-        ({"name": "preference_head"}, "preference_head does not tune what answers"),
-        ({"name": "bradley_terry"}, "bradley_terry does not tune what answers"),
+        ({"name": "preference_head"}, "preference_head does not train a language model"),
+        ({"name": "bradley_terry"}, "bradley_terry does not train a language model"),
         ({"name": "multi_reference"}, "multi_reference mixes references, and the stage has one"),
     ],
 )
-def test_an_objective_that_cannot_tune(objective, message):
+def test_objective_that_cannot_train_the_stage(objective, message):
     with pytest.raises(ConfigError, match=f"(?s)here: .*{message}"):
-        check_tuning("here", objective, TunedConfig(), [PAIR], "here")
+        check_tuning("here", objective, TuningConfig(), [PAIR], "here")
 
 
-def test_groups_an_objective_cannot_learn_from():
-    check_tuning("here", {"name": "dpo"}, TunedConfig(), [PAIR], "here")
+def test_groups_that_an_objective_cannot_learn_from():
+    check_tuning("here", {"name": "dpo"}, TuningConfig(), [PAIR], "here")
     with pytest.raises(DataError, match=r"here: rloo learns from scores"):
-        check_tuning("here", {"name": "rloo"}, TunedConfig(), [PAIR], "here")
+        check_tuning("here", {"name": "rloo"}, TuningConfig(), [PAIR], "here")
     with pytest.raises(DataError, match="dpo compares at least 2 candidates"):
-        check_tuning("here", {"name": "dpo"}, TunedConfig(), [PreferenceGroup("", ("a",))], "here")
+        check_tuning("here", {"name": "dpo"}, TuningConfig(), [PreferenceGroup("", ("a",))], "here")
 
 
-def test_before_anything_is_made(tmp_path):
-    """In each recipe that takes an objective."""
+def test_objective_errors_are_raised_before_any_file_is_written(tmp_path):
+    """In every recipe whose configuration has an objective."""
     wrong = {"objective": {"name": "dpo", "betta": 1}}
     rows = "".join(json.dumps({"prompt": f"{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(9))
     (tmp_path / "data.jsonl").write_text(rows)
@@ -72,7 +72,7 @@ def test_before_anything_is_made(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_method_for_scores_where_nothing_is_rated(tmp_path):
+def test_score_objective_without_rated_answers(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     values = {
         "models": {"m": {"model": "b"}},
@@ -86,12 +86,12 @@ def test_a_method_for_scores_where_nothing_is_rated(tmp_path):
 
 
 def fixes_of(error: PenchantError) -> list[str]:
-    """The settings and commands that an error's advice holds, each behind its colon."""
+    """The settings and commands in an error's fix, each after its colon."""
     return [part.partition(": ")[2] for part in str(error.fix).split(", or ")]
 
 
-def test_scores_that_are_missing_name_keys_of_the_recipe(tmp_path):
-    """No stage of a recipe takes a reward, so that none is advised."""
+def test_fix_for_missing_scores_names_recipe_keys(tmp_path):
+    """No stage of a recipe takes a reward, so the fix suggests none."""
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(9)))
     data, output = str(file), {"output": str(tmp_path / "out")}
@@ -108,16 +108,16 @@ def test_scores_that_are_missing_name_keys_of_the_recipe(tmp_path):
     assert fixes_of(caught.value) == ["conversation.objective.name=dpo", score]
 
 
-def test_advice_for_scores_can_be_followed(tmp_path):
-    """A domain expert's preferences with scores beside them, as `penchant score` writes them, are accepted."""
+def test_fix_for_missing_scores_works(tmp_path):
+    """The domain expert accepts preferences with scores, as `penchant score` writes them."""
     row = {"prompt": "a", "candidates": ["b", "c"], "scores": [1.0, 0.0]}
     (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
     check_tuning(
-        "conversation", {"name": "rloo"}, TunedConfig(), read_preferences(str(tmp_path / "data.jsonl")), "data.jsonl"
+        "conversation", {"name": "rloo"}, TuningConfig(), read_preferences(str(tmp_path / "data.jsonl")), "data.jsonl"
     )
 
 
-def test_self_improvement_advises_its_own_keys(monkeypatch, tmp_path):
+def test_self_improvement_errors_name_its_own_keys(monkeypatch, tmp_path):
     values = {"model": "unread", "prompts": "unread", "output": str(tmp_path), "verifier": {"reward": {"model": "m"}}}
     config = validated(SelfImproveConfig, values, "test")
 

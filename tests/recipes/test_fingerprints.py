@@ -1,4 +1,4 @@
-"""A model or a template that has changed under its name is another one."""
+"""Stages' fingerprints change when a model's weights or a template change under the same name."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from penchant.recipes.dialogue import pipeline as dialogue
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.domain_expert import pipeline as domain_expert
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.fingerprints import judge_settings, named_weights
+from penchant.recipes.fingerprints import judge_settings, optional_weights_fingerprint
 from penchant.recipes.recommend import pipeline as recommend
 from penchant.recipes.recommend.config import RecommendConfig
 
 MODELS = ("base", "instruct", "encoder", "sentences", "entailment")
 
 
-def test_a_hub_id_is_its_name(tmp_path):
-    assert named_weights(None) is None
-    assert named_weights("org/model") == "org/model"
+def test_hub_id_is_its_own_fingerprint(tmp_path):
+    assert optional_weights_fingerprint(None) is None
+    assert optional_weights_fingerprint("org/model") == "org/model"
     (tmp_path / "model.safetensors").write_bytes(b"1")
-    assert named_weights(str(tmp_path)) == named_weights(str(tmp_path)) != str(tmp_path)
+    assert optional_weights_fingerprint(str(tmp_path)) == optional_weights_fingerprint(str(tmp_path)) != str(tmp_path)
 
 
-def test_a_template_that_is_not_there(tmp_path):
+def test_missing_template(tmp_path):
     judge = JudgeConfig(url="http://localhost/v1", model="m", prompt=str(tmp_path / "no.txt"))
     with pytest.raises(DataError, match="cannot be read"):
         judge_settings(judge)
@@ -33,23 +33,23 @@ def test_a_template_that_is_not_there(tmp_path):
 
 
 @pytest.fixture
-def listed(tmp_path):
-    """By recipe, its stages' settings as the files are now."""
+def stage_settings(tmp_path):
+    """A function that returns the settings of every recipe's stages for the current files."""
     for name in MODELS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"1")
     for name in ("data.jsonl", "rubric.txt"):
         (tmp_path / name).write_text("1")
-    data, place = str(tmp_path / "data.jsonl"), {name: str(tmp_path / name) for name in MODELS}
+    data, paths = str(tmp_path / "data.jsonl"), {name: str(tmp_path / name) for name in MODELS}
     judge = {"url": "http://localhost/v1", "model": "m", "prompt": str(tmp_path / "rubric.txt")}
     common = {"output": str(tmp_path / "out")}
     expert = dict.fromkeys(("instructions", "preferences", "tasks"), data) | {"texts": {"file": data}, "judge": judge}
-    expert |= {"base": place["base"], "instruct": place["instruct"], "bert_score": {"model": place["encoder"]}}
-    measures = {"bert_score": {"model": place["encoder"]}, "judge": judge}
-    measures |= {name: place[name] for name in ("sentences", "entailment")}
-    talk = {"models": {"own": {"model": place["base"]}}, "sources": {"a": {"file": data, "pairs": "styles"}}}
+    expert |= {"base": paths["base"], "instruct": paths["instruct"], "bert_score": {"model": paths["encoder"]}}
+    measures = {"bert_score": {"model": paths["encoder"]}, "judge": judge}
+    measures |= {name: paths[name] for name in ("sentences", "entailment")}
+    talk = {"models": {"own": {"model": paths["base"]}}, "sources": {"a": {"file": data, "pairs": "styles"}}}
     configs = {
-        recommend: (RecommendConfig, {"interactions": data, "titles": data, "model": place["base"]}),
+        recommend: (RecommendConfig, {"interactions": data, "titles": data, "model": paths["base"]}),
         domain_expert: (DomainExpertConfig, expert),
         dialogue: (DialogueConfig, talk | {"measures": measures, "seeds": [0, 1]}),
     }
@@ -68,7 +68,7 @@ TUNED = {f"dialogue own-{method}-{seed}" for method in ("sft", "dpo") for seed i
 
 
 @pytest.mark.parametrize(
-    ("changed", "stages"),
+    ("changed_file", "stages"),
     [
         ("base/model.safetensors", {"recommend sft", "domain_expert adapted", *TUNED}),
         ("instruct/model.safetensors", {"domain_expert residual"}),
@@ -78,9 +78,9 @@ TUNED = {f"dialogue own-{method}-{seed}" for method in ("sft", "dpo") for seed i
         ("rubric.txt", {"domain_expert evaluation", "dialogue evaluation"}),
     ],
 )
-def test_the_stages_that_see_it_change(tmp_path, listed, changed, stages):
-    before = listed()
-    (tmp_path / changed).write_text("2")
-    after = listed()
-    assert before.keys() == after.keys()
-    assert {name for name in before if before[name] != after[name]} == stages
+def test_changed_file_changes_the_settings_of_its_stages(tmp_path, stage_settings, changed_file, stages):
+    old_settings = stage_settings()
+    (tmp_path / changed_file).write_text("2")
+    new_settings = stage_settings()
+    assert old_settings.keys() == new_settings.keys()
+    assert {name for name in old_settings if old_settings[name] != new_settings[name]} == stages

@@ -1,4 +1,4 @@
-"""The first line of a recipe is the number of what is served, and no sentence has a gap."""
+"""The headline of every recipe is the served model's score, also where scores are missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penchant.cli_recipe import agents, dialogues, experts, hit_ratios, rounds
 from penchant.recipes.headline import (
     dialogue_headline,
     domain_expert_headline,
-    line,
+    headline_text,
     recommend_headline,
     recovered_line,
     self_improve_headline,
@@ -28,7 +28,7 @@ def estimate(value: float, n: int = 39) -> dict[str, Any]:
 
 
 def domain_expert(recovered: dict[str, Any]) -> dict[str, Any]:
-    """Every request fell back, as in a run that printed "router 0.931 right" alone."""
+    """A run in which every request fell back, although the router alone is right for 0.931 of them."""
     router = {"accuracy": estimate(0.931), "accuracy_with_fallback": estimate(0.078), "fell_back": 39}
     models = {"instruct": {"instructions_f1": estimate(0.5)}, "routed experts": {"instructions_f1": estimate(0.3)}}
     return {
@@ -63,33 +63,35 @@ def improvement(served: int) -> dict[str, Any]:
     return {"evaluation": {"rounds": rounds, "signs": {"distance": "KL"}}}
 
 
-def test_the_routers_first_number_is_with_its_fallback() -> None:
-    text = line(domain_expert_headline(domain_expert(estimate(0.9))))
+def test_router_headline_begins_with_the_accuracy_with_fallback() -> None:
+    text = headline_text(domain_expert_headline(domain_expert(estimate(0.9))))
     assert text == (
         "the router with its fallback: 0.078 [0.028, 0.128] of requests reach the right expert, 39 of 39 fell back; "
         "without the fallback 0.931 [0.881, 0.981] would; instructions_f1 0.300 [0.250, 0.350]"
     )
 
 
-def test_what_each_recipe_ends_with() -> None:
-    assert line(recommend_headline(recommendations())) == (
+def test_headline_of_every_recipe() -> None:
+    assert headline_text(recommend_headline(recommendations())) == (
         "s_dpo, the last method: hit ratio@1 0.500 [0.450, 0.550]; sft 0.400 [0.350, 0.450], "
         "popularity 0.200 [0.150, 0.250]"
     )
-    assert line(dialogue_headline(dialogue())) == (
+    assert headline_text(dialogue_headline(dialogue())) == (
         "small dpo, the last method: preference_accuracy 0.800 [0.750, 0.850]; sft 0.600 [0.550, 0.650]"
     )
-    assert line(tool_calling_headline(tool_calls())) == (
+    assert headline_text(tool_calling_headline(tool_calls())) == (
         "sft_dpo, the last path: right calls 0.700 [0.650, 0.750]; with eight-bit weights 0.660 [0.610, 0.710], "
         "base 0.100 [0.050, 0.150]"
     )
-    assert line(self_improve_headline(improvement(3))) == (
+    assert headline_text(self_improve_headline(improvement(3))) == (
         "update 3, served: success 0.300 [0.250, 0.350]; before 0.100 [0.050, 0.150], gained 0.200 [0.150, 0.250]"
     )
-    assert line(self_improve_headline(improvement(0))).startswith("the first learner, which is still served: success")
+    assert headline_text(self_improve_headline(improvement(0))).startswith(
+        "the first learner, which is still served: success"
+    )
 
 
-def test_no_sentence_has_a_gap() -> None:
+def test_missing_scores_are_named() -> None:
     assert recovered_line(domain_expert(estimate(0.9))) == (
         "of the instruct model's score 0.900 [0.850, 0.950] came back with 0.7 of the residual"
     )
@@ -98,7 +100,7 @@ def test_no_sentence_has_a_gap() -> None:
     )
     empty = recommendations()
     empty["evaluation"]["models"]["s_dpo"] = {"hit_ratio@1": NOTHING}
-    assert "hit ratio@1 not measured" in line(recommend_headline(empty))
+    assert "hit ratio@1 not measured" in headline_text(recommend_headline(empty))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_no_sentence_has_a_gap() -> None:
         (rounds, improvement(1), self_improve_headline),
     ],
 )
-def test_the_terminals_first_line_is_it(show, results, headline) -> None:
+def test_terminal_output_begins_with_the_headline(show, results, headline) -> None:
     stream = io.StringIO()
     Console(file=stream, width=400).print(show(results, Path("report.html")))
-    assert stream.getvalue().splitlines()[0].strip() == line(headline(results))
+    assert stream.getvalue().splitlines()[0].strip() == headline_text(headline(results))

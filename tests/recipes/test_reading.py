@@ -1,4 +1,4 @@
-"""The reading settings of recipes: handed to every run and measurement, and lengths checked before the first."""
+"""The reading settings of recipes reach every run and evaluation, and lengths are checked in the first stage."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from penchant.evaluation.generation import Sampling
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
 from penchant.recipes.reading import (
-    READING,
-    Reader,
+    DEFAULT_READING,
+    ModelTokenizer,
     ReadingConfig,
     check_lengths,
-    groups_of,
-    read_answers,
-    read_log_probs,
+    compute_log_probs,
+    generate_answers,
+    read_stage_groups,
 )
 from penchant.recipes.small_llama import Sizes
-from penchant.recipes.tuning import TunedConfig, tuning_run
+from penchant.recipes.tuning import TuningConfig, tuning_run
 
-CUT = ReadingConfig(truncation="keep_end_of_prompt")
+TRUNCATING = ReadingConfig(truncation="keep_end_of_prompt")
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_takes_a_runs_keys(name):
+def test_every_recipe_has_the_data_keys_of_a_run(name):
     field = RECIPES[name]()[0].model_fields["data"]
     keys = set(field.annotation.model_fields)
     assert keys <= set(DataConfig.model_fields)
@@ -41,30 +41,30 @@ def test_every_recipe_takes_a_runs_keys(name):
     assert all(ReadingConfig.model_fields[key].default == DataConfig.model_fields[key].default for key in keys)
 
 
-def test_a_recipe_checks_them_as_a_run_does():
+def test_recipe_validates_reading_settings_like_a_run():
     assert ReadingConfig.model_validate({"date": datetime.date(2026, 11, 30)}).date == "2026-11-30"
     for wrong, message in (({"date": "today"}, "is no day"), ({"chat_template_kwargs": {"tools": []}}, "is a column")):
         with pytest.raises(ValidationError, match=message):
             ReadingConfig.model_validate(wrong)
 
 
-def test_what_is_only_measured_is_neither_refused_nor_dropped():
-    """All models answer the same questions."""
-    reading = ReadingConfig(refused="drop", empty="drop", truncation="drop", learn="all").measuring()
+def test_evaluation_never_drops_rows():
+    """All models must answer the same questions."""
+    reading = ReadingConfig(refused="drop", empty="drop", truncation="drop", learn="all").evaluation_reading()
     assert (reading.rendering.refused, reading.empty, reading.truncation) == ("error", "error", "keep_end_of_prompt")
-    assert (reading.rendering.learn, READING.measuring().rendering.learn) == ("all", "last")
+    assert (reading.rendering.learn, DEFAULT_READING.evaluation_reading().rendering.learn) == ("all", "last")
 
 
-def test_a_stages_run_has_them(tmp_path):
+def test_stage_run_has_the_reading_settings(tmp_path):
     reading = ReadingConfig(max_length=9, truncation="drop", as_chat=True, chat_template_kwargs={"x": 1}, empty="drop")
-    run = tuning_run(tmp_path, "m", Path("a.jsonl"), None, {"name": "dpo"}, TunedConfig(), keys={}, reading=reading)
+    run = tuning_run(tmp_path, "m", Path("a.jsonl"), None, {"name": "dpo"}, TuningConfig(), keys={}, reading=reading)
     assert {key: getattr(run.data, key) for key in type(reading).model_fields} == reading.model_dump()
-    assert READING.settings == {}, "stages done before this setting was there stay done"
-    assert CUT.settings == {"data": {"truncation": "keep_end_of_prompt"}}
+    assert DEFAULT_READING.settings == {}, "a stage done before this setting existed stays done"
+    assert TRUNCATING.settings == {"data": {"truncation": "keep_end_of_prompt"}}
 
 
 class TestLengths:
-    """Context of the tiny model: 128 tokens."""
+    """Lengths against the tiny model's context of 128 tokens."""
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
@@ -72,31 +72,31 @@ class TestLengths:
         write_groups(groups, tmp_path / "train.jsonl")
         return tmp_path / "train.jsonl"
 
-    def test_the_file_and_the_model_are_named(self, file, tiny_model):
-        reader = Reader.load(str(tiny_model), READING)
+    def test_error_names_the_file_and_the_model(self, file, tiny_model):
+        model = ModelTokenizer.load(str(tiny_model), DEFAULT_READING)
         with pytest.raises(DataError, match="truncation=drop") as error:
-            check_lengths([reader], groups_of("data", [file]), READING)
+            check_lengths([model], read_stage_groups("data", [file]), DEFAULT_READING)
         assert error.value.where == f"train.jsonl of stage data, as {tiny_model} reads it, group 60"
-        check_lengths([reader], groups_of("data", [file]), CUT)
+        check_lengths([model], read_stage_groups("data", [file]), TRUNCATING)
 
-    def test_what_is_measured_is_cut_and_never_dropped(self, file, tiny_model):
+    def test_evaluation_truncates_long_rows(self, file, tiny_model):
         groups = [PreferenceGroup("the old cat " * n, (" sees",), id=str(n)) for n in (2, 60)]
         with pytest.raises(DataError):
-            read_log_probs(str(tiny_model), groups, 256)
-        for reading in (CUT, ReadingConfig(truncation="drop")):
-            assert len(read_log_probs(str(tiny_model), groups, 256, reading)) == 2
+            compute_log_probs(str(tiny_model), groups, 256)
+        for reading in (TRUNCATING, ReadingConfig(truncation="drop")):
+            assert len(compute_log_probs(str(tiny_model), groups, 256, reading)) == 2
             prompts = [group.prompt for group in groups]
-            assert len(read_answers(str(tiny_model), prompts, Sampling(max_new_tokens=2), reading)) == 2
+            assert len(generate_answers(str(tiny_model), prompts, Sampling(max_new_tokens=2), reading)) == 2
 
-    def test_of_a_model_from_nothing(self, file):
+    def test_length_limit_of_a_new_model(self, file):
         sizes = Sizes(vocabulary=300, hidden=32, layers=1, heads=2, context=64)
-        reader = Reader.from_nothing("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig())
+        model = ModelTokenizer.from_scratch("small", ["the old cat sees and runs"], sizes, 0, ReadingConfig())
         with pytest.raises(DataError, match="max_length is 64"):
-            check_lengths([reader], groups_of("data", [file]), READING)
+            check_lengths([model], read_stage_groups("data", [file]), DEFAULT_READING)
 
 
-def test_a_long_question_stops_the_dialogue_recipe_in_its_first_stage(tmp_path):
-    """One question of 1,159 tokens at context 1,024 died at stage 5 of 12."""
+def test_too_long_question_stops_the_dialogue_recipe_in_its_first_stage(tmp_path):
+    """A question of 1,159 tokens with a context of 1,024 once failed only at stage 5 of 12."""
     rows = [
         {"question": f"What helps {word} sleep?", "answer": f"Rest {word} {n} and drink water today.", "rating": n}
         for word in (f"w{i}" for i in range(12))
@@ -121,5 +121,5 @@ def test_a_long_question_stops_the_dialogue_recipe_in_its_first_stage(tmp_path):
         dialogue(config)
     assert "as small (context 96) reads it" in str(error.value.where)
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["data"]
-    cut = config.model_copy(update={"data": CUT})
-    assert list(dialogue(cut, only="data")) == ["data"]
+    truncating = config.model_copy(update={"data": TRUNCATING})
+    assert list(dialogue(truncating, only="data")) == ["data"]

@@ -1,4 +1,4 @@
-"""A small Llama is written whole or not at all."""
+"""A small Llama's folder is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 
-def test_interrupted_before_its_weights_it_is_not_there(tmp_path, monkeypatch):
+def test_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
     folder, sizes = tmp_path / "start", Sizes(300, 32, 1, 2, 64)
 
     def killed(model, folder):

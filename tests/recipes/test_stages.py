@@ -1,4 +1,4 @@
-"""Stages are done once, in order, and again where they were cut short."""
+"""Stages run once and in order, and run again where they were interrupted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from penchant.engine.folder_lock import folder_lock
 from penchant.errors import ConfigError, DiskFullError
 from penchant.recipes import stages as recipe
 from penchant.recipes.demo import run_demo
-from penchant.recipes.stages import BEGUN, RECORD, Stage
+from penchant.recipes.stages import DONE_RECORD, UNFINISHED_RECORD, Stage
 
 
 class Killed(BaseException):
     pass
 
 
-def run_stages(folder, listed, finish=lambda found: None, **settings):
-    return recipe.run_stages(folder, listed, finish, **settings)
+def run_stages(folder, stage_list, finish=lambda results: None, **settings):
+    return recipe.run_stages(folder, stage_list, finish, **settings)
 
 
 def stages(log: list[str], *, size: int = 1, kill: str | None = None) -> list[Stage]:
@@ -38,40 +38,40 @@ def stages(log: list[str], *, size: int = 1, kill: str | None = None) -> list[St
     return [Stage(name, f"makes {name}", {"size": size}, running(name)) for name in ("a", "b", "c")]
 
 
-def test_each_is_done_once(tmp_path):
-    log, told = [], []
-    first = run_stages(tmp_path, stages(log), tell=told.append)
-    assert run_stages(tmp_path, stages(log), tell=told.append) == first == {name: {"size": 1} for name in "abc"}
+def test_every_stage_runs_once(tmp_path):
+    log, messages = [], []
+    results = run_stages(tmp_path, stages(log), tell=messages.append)
+    assert run_stages(tmp_path, stages(log), tell=messages.append) == results == {name: {"size": 1} for name in "abc"}
     assert log == ["a", "b", "c"]
-    assert told[0] == "1 of 3: makes a"
-    assert told[-1] == "3 of 3: makes c: done before"
+    assert messages[0] == "1 of 3: makes a"
+    assert messages[-1] == "3 of 3: makes c: already done"
 
 
-def test_a_second_recipe_in_the_same_folder_is_refused(tmp_path):
+def test_second_recipe_in_the_same_folder_is_an_error(tmp_path):
     log: list[str] = []
     with folder_lock(tmp_path), pytest.raises(ConfigError, match="another process"):
         run_stages(tmp_path, stages(log))
     assert log == []
 
 
-def test_a_second_demo_in_the_same_folder_is_refused(tmp_path):
+def test_second_demo_in_the_same_folder_is_an_error(tmp_path):
     with folder_lock(tmp_path), pytest.raises(ConfigError, match="another process"):
         run_demo(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_in_a_stage_is_one_error_and_it_goes_on_after(tmp_path):
-    """Also where a library wrapped it."""
+def test_full_disk_in_a_stage_is_reported_and_the_recipe_resumes(tmp_path):
+    """The error is recognised although a library has wrapped it."""
     log: list[str] = []
     failures: list[Exception] = [OSError(errno.ENOSPC, "No space left on device")]
 
-    def fail_first(listed: list[Stage]) -> list[Stage]:
+    def fail_first(stage_list: list[Stage]) -> list[Stage]:
         def run(folder: Path) -> dict[str, int]:
             if failures:
                 raise RuntimeError("cannot write") from failures.pop(0)
-            return listed[1].run(folder)
+            return stage_list[1].run(folder)
 
-        return [listed[0], Stage("b", "makes b", {"size": 1}, run), listed[2]]
+        return [stage_list[0], Stage("b", "makes b", {"size": 1}, run), stage_list[2]]
 
     with pytest.raises(DiskFullError, match="the disk is full") as error:
         run_stages(tmp_path, fail_first(stages(log)))
@@ -81,7 +81,7 @@ def test_a_full_disk_in_a_stage_is_one_error_and_it_goes_on_after(tmp_path):
     assert log == ["a", "b", "c"]
 
 
-def test_a_full_disk_in_a_stages_run_names_the_recipes_command(tmp_path):
+def test_full_disk_in_a_run_suggests_the_recipe_command(tmp_path):
     def run(folder: Path) -> dict[str, int]:
         raise DiskFullError("the disk is full", where="run", fix="free some space, then penchant train --resume run")
 
@@ -91,17 +91,17 @@ def test_a_full_disk_in_a_stages_run_names_the_recipes_command(tmp_path):
     assert error.value.where == "run"
 
 
-def test_one_that_was_killed_is_run_again(tmp_path):
+def test_killed_stage_runs_again(tmp_path):
     log: list[str] = []
     with pytest.raises(Killed):
         run_stages(tmp_path, stages(log, kill="b"))
-    assert not (tmp_path / "b" / RECORD).exists()
+    assert not (tmp_path / "b" / DONE_RECORD).exists()
     run_stages(tmp_path, stages(log))
     assert log == ["a", "b", "b", "c"]
 
 
-def test_what_was_begun_with_other_settings_is_thrown_away(tmp_path):
-    """As a starting model of a size that was changed after Ctrl-C."""
+def test_unfinished_stage_with_other_settings_starts_again(tmp_path):
+    """For example after Ctrl-C and a change of the starting model's size."""
 
     def growing(size: int, *, kill: bool = False) -> list[Stage]:
         def run(folder: Path) -> dict[str, int]:
@@ -115,18 +115,18 @@ def test_what_was_begun_with_other_settings_is_thrown_away(tmp_path):
 
         return [*stages([])[:1], Stage("model", "a model", {"size": size}, run)]
 
-    told: list[str] = []
+    messages: list[str] = []
     for _ in range(2):
         with pytest.raises(Killed):
             run_stages(tmp_path, growing(192, kill=True))
-    assert json.loads((tmp_path / "model" / BEGUN).read_text())["settings"]["model"] == {"size": 192}
-    found = run_stages(tmp_path, growing(96), tell=told.append)
-    assert found["model"] == {"size": 96}
-    assert told[-1] == "it was begun when model's size was 192; now it is 96: it begins anew"
-    assert sorted(item.name for item in (tmp_path / "model").iterdir()) == [RECORD, "start"]
+    assert json.loads((tmp_path / "model" / UNFINISHED_RECORD).read_text())["settings"]["model"] == {"size": 192}
+    results = run_stages(tmp_path, growing(96), tell=messages.append)
+    assert results["model"] == {"size": 96}
+    assert messages[-1] == "the stage was begun when model's size was 192; now it is 96: it starts again"
+    assert sorted(item.name for item in (tmp_path / "model").iterdir()) == [DONE_RECORD, "start"]
 
 
-def test_what_was_begun_after_other_stages_is_thrown_away(tmp_path):
+def test_unfinished_stage_after_changed_stages_starts_again(tmp_path):
     with pytest.raises(Killed):
         run_stages(tmp_path, stages([], kill="b"))
     (tmp_path / "b" / "half").touch()
@@ -136,16 +136,16 @@ def test_what_was_begun_after_other_stages_is_thrown_away(tmp_path):
     assert not (tmp_path / "b" / "half").exists()
 
 
-def test_what_was_begun_with_the_same_settings_is_kept(tmp_path):
+def test_unfinished_stage_with_the_same_settings_resumes(tmp_path):
     with pytest.raises(Killed):
         run_stages(tmp_path, stages([], kill="b"))
     (tmp_path / "b" / "half").touch()
     run_stages(tmp_path, stages([]))
     assert (tmp_path / "b" / "half").exists()
-    assert not (tmp_path / "b" / BEGUN).exists()
+    assert not (tmp_path / "b" / UNFINISHED_RECORD).exists()
 
 
-def test_one_alone(tmp_path):
+def test_single_stage(tmp_path):
     log: list[str] = []
     with pytest.raises(ConfigError, match="stage 'a' comes before 'b' and is not done"):
         run_stages(tmp_path, stages(log), only="b")
@@ -156,14 +156,14 @@ def test_one_alone(tmp_path):
     assert log == ["a", "b"]
 
 
-def test_other_settings_are_refused(tmp_path):
+def test_done_stage_with_other_settings_is_an_error(tmp_path):
     run_stages(tmp_path, stages([]))
     with pytest.raises(ConfigError, match="was done when a's size was 1; now it is 2") as error:
         run_stages(tmp_path, stages([], size=2))
     assert error.value.where == str(tmp_path / "a")
 
 
-def test_one_done_after_other_stages_is_refused(tmp_path):
+def test_done_stage_after_changed_stages_is_an_error(tmp_path):
     run_stages(tmp_path, stages([]))
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(ConfigError, match="was done when a's size was 1; now it is 2") as error:
@@ -172,37 +172,37 @@ def test_one_done_after_other_stages_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"settings": {"a": 1}, "found": 1}', "", "[]", "{}", "null"])
-def test_a_broken_record(tmp_path, text):
+def test_broken_record_of_a_done_stage(tmp_path, text):
     run_stages(tmp_path, stages([]))
-    (tmp_path / "b" / RECORD).write_text(text)
+    (tmp_path / "b" / DONE_RECORD).write_text(text)
     with pytest.raises(ConfigError, match="not a stage's record"):
         run_stages(tmp_path, stages([]))
 
 
-def test_a_broken_record_of_what_was_begun(tmp_path):
+def test_broken_record_of_an_unfinished_stage(tmp_path):
     with pytest.raises(Killed):
         run_stages(tmp_path, stages([], kill="b"))
-    (tmp_path / "b" / BEGUN).write_text("{}")
+    (tmp_path / "b" / UNFINISHED_RECORD).write_text("{}")
     with pytest.raises(ConfigError, match="not a stage's record"):
         run_stages(tmp_path, stages([]))
     assert (tmp_path / "b" / "made").exists()
 
 
-def test_the_record_is_readable(tmp_path):
+def test_record_format(tmp_path):
     run_stages(tmp_path, stages([]))
-    assert json.loads((tmp_path / "a" / RECORD).read_text()) == {
+    assert json.loads((tmp_path / "a" / DONE_RECORD).read_text()) == {
         "settings": {"a": {"size": 1}},
         "found": {"size": 1},
     }
 
 
-def test_it_is_finished_with_the_last_stage_alone(tmp_path):
+def test_finish_is_called_after_the_last_stage_only(tmp_path):
     finished = []
     run_stages(tmp_path, stages([]), finished.append, only="a")
     run_stages(tmp_path, stages([]), finished.append, only="b")
     assert finished == []
-    found = run_stages(tmp_path, stages([]), finished.append)
-    assert finished == [found]
-    # Done before, it is finished anew: a page that was lost comes back.
+    results = run_stages(tmp_path, stages([]), finished.append)
+    assert finished == [results]
+    # A finished recipe calls it again, so that a lost report is written again.
     run_stages(tmp_path, stages([]), finished.append)
-    assert finished == [found, found]
+    assert finished == [results, results]

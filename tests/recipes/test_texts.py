@@ -1,4 +1,4 @@
-"""Text made fit to train on."""
+"""Cleaning of training text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from penchant.errors import DataError
 from penchant.recipes.texts import (
     Cleaning,
     Passage,
-    chunks,
-    clean,
-    hold_out,
-    near_repeats,
-    normal,
+    clean_passages,
+    near_duplicates,
+    normalize_text,
     read_passages,
+    split_by_section,
+    split_into_chunks,
 )
 
 
@@ -34,14 +34,14 @@ def test_json_lines_and_plain_text(tmp_path):
     assert read_passages(str(lines), text="body")[3] == Passage("Text 3", "4")
     plain = tmp_path / "texts.txt"
     plain.write_text("One\nline.\n\n  \nTwo.\n")
-    assert [each.text for each in read_passages(str(plain))] == ["One\nline.", "Two.\n"]
+    assert [passage.text for passage in read_passages(str(plain))] == ["One\nline.", "Two.\n"]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
-def test_separators_of_unicode_end_no_row(tmp_path, separator):
+def test_unicode_line_separators_end_no_row(tmp_path, separator):
     text = f"One{separator}two."
     file = tmp_path / "texts.jsonl"
-    rows = [json.dumps({"text": each}, ensure_ascii=False) for each in (text, "Three.")]
+    rows = [json.dumps({"text": line}, ensure_ascii=False) for line in (text, "Three.")]
     file.write_text("\n".join(rows) + "\n\n", encoding="utf-8")
     assert read_passages(str(file)) == [Passage(text, "1"), Passage("Three.", "2")]
 
@@ -54,7 +54,7 @@ def test_separators_of_unicode_end_no_row(tmp_path, separator):
         ("{", "line 1: not valid JSON"),
     ],
 )
-def test_lines_that_are_no_texts(tmp_path, content, message):
+def test_invalid_rows(tmp_path, content, message):
     file = tmp_path / "texts.jsonl"
     file.write_text(content)
     with pytest.raises(DataError) as error:
@@ -62,52 +62,56 @@ def test_lines_that_are_no_texts(tmp_path, content, message):
     assert message in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
         read_passages(str(tmp_path / "no.jsonl"))
 
 
-def test_normal():
-    assert normal(" Cafe\u0301\u200b \x07 a\n\tb ") == "Café a b"
+def test_normalize_text():
+    assert normalize_text(" Cafe\u0301\u200b \x07 a\n\tb ") == "Café a b"
 
 
-def test_near_repeats_are_those_of_all_pairs():
+def test_near_duplicates_agree_with_a_comparison_of_all_pairs():
     base = [words(60, n) for n in range(30)]
     draw = random.Random(1)
-    texts = [" ".join(each) for each in base]
-    for each in base:
-        changed = list(each)
-        for place in draw.sample(range(60), draw.choice([1, 2, 6])):
-            changed[place] = "other"
-        texts.append(" ".join(changed))
+    texts = [" ".join(passage) for passage in base]
+    for passage in base:
+        changed_words = list(passage)
+        for position in draw.sample(range(60), draw.choice([1, 2, 6])):
+            changed_words[position] = "other"
+        texts.append(" ".join(changed_words))
 
     def shingles(text):
-        own = text.split()
-        return {tuple(own[n : n + 5]) for n in range(len(own) - 4)}
+        tokens = text.split()
+        return {tuple(tokens[n : n + 5]) for n in range(len(tokens) - 4)}
 
     sets = [shingles(text) for text in texts]
     expected = {}
-    for n, own in enumerate(sets):
-        like = [m for m in range(n) if m not in expected and len(own & sets[m]) / len(own | sets[m]) >= 0.7]
+    for n, text_shingles in enumerate(sets):
+        like = [
+            m
+            for m in range(n)
+            if m not in expected and len(text_shingles & sets[m]) / len(text_shingles | sets[m]) >= 0.7
+        ]
         if like:
             expected[n] = like[0]
     assert 5 < len(expected) < 30
-    found = near_repeats(texts, 0.7)
-    # What is found is right; MinHash may miss one near the threshold.
-    assert found.items() <= expected.items()
-    assert len(found) >= 0.9 * len(expected)
+    duplicates = near_duplicates(texts, 0.7)
+    # Every reported duplicate is one; MinHash may miss some near the threshold.
+    assert duplicates.items() <= expected.items()
+    assert len(duplicates) >= 0.9 * len(expected)
 
 
 @pytest.mark.parametrize("similarity", [0.1, 1.0])
-def test_near_repeats_at_the_ends_of_the_range(similarity):
+def test_near_duplicates_at_the_ends_of_the_similarity_range(similarity):
     text, half = " ".join(words(40, 0)), " ".join([*words(20, 0), *words(20, 5)])
-    found = near_repeats([text, " ".join(words(40, 1)), half, text.upper()], similarity)
-    assert found[3] == 0
-    assert 1 not in found
-    assert (2 in found) == (similarity < 0.5)
+    duplicates = near_duplicates([text, " ".join(words(40, 1)), half, text.upper()], similarity)
+    assert duplicates[3] == 0
+    assert 1 not in duplicates
+    assert (2 in duplicates) == (similarity < 0.5)
 
 
-def test_what_is_left_out_is_counted():
+def test_dropped_passages_are_counted():
     long = " ".join(words(40, 0))
     test = " ".join(words(30, 1))
     passages = [
@@ -117,28 +121,28 @@ def test_what_is_left_out_is_counted():
         Passage(f"{long} ", "c"),
         Passage(" ".join(words(40, 2)), "d"),
     ]
-    kept, dropped = clean(passages, [test], Cleaning())
-    assert [each.section for each in kept] == ["a", "d"]
+    cleaned, dropped = clean_passages(passages, [test], Cleaning())
+    assert [passage.section for passage in cleaned] == ["a", "d"]
     assert dropped == {"too short": 1, "held out for tests": 1, "near repeats": 1}
 
 
-def test_sections_are_never_split():
+def test_split_keeps_sections_whole():
     passages = [Passage(f"text {n}", f"s{n % 40}") for n in range(400)]
-    train, held_out = hold_out(passages, 0.2, 0)
+    train, held_out = split_by_section(passages, 0.2, 0)
     assert len(train) + len(held_out) == 400
-    assert not {each.section for each in train} & {each.section for each in held_out}
-    assert 3 <= len({each.section for each in held_out}) <= 14
-    assert hold_out(passages[::-1], 0.2, 0)[1] == held_out[::-1]
+    assert not {passage.section for passage in train} & {passage.section for passage in held_out}
+    assert 3 <= len({passage.section for passage in held_out}) <= 14
+    assert split_by_section(passages[::-1], 0.2, 0)[1] == held_out[::-1]
     with pytest.raises(DataError, match="1 sections give"):
-        hold_out(passages[:1], 0.2, 0)
+        split_by_section(passages[:1], 0.2, 0)
 
 
 @given(st.lists(st.text("ab.", min_size=1, max_size=4), max_size=80), st.integers(1, 20))
-def test_chunks_are_the_text(parts, size):
-    found = list(chunks(" ".join(parts), size))
-    assert " ".join(found).split() == parts
-    assert all(1 <= len(each.split()) <= size for each in found)
+def test_chunks_contain_the_whole_text(parts, size):
+    chunks = list(split_into_chunks(" ".join(parts), size))
+    assert " ".join(chunks).split() == parts
+    assert all(1 <= len(chunk.split()) <= size for chunk in chunks)
 
 
 def test_a_chunk_ends_with_a_sentence():
-    assert list(chunks("a b c d. e f g h", 5)) == ["a b c d.", "e f g h"]
+    assert list(split_into_chunks("a b c d. e f g h", 5)) == ["a b c d.", "e f g h"]

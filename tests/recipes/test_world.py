@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from penchant.recipes import world
-from penchant.recipes.lexicon import KINDS, SUBJECT, WORTH, all_words
+from penchant.recipes.lexicon import KINDS, SUBJECT, WORD_SCORES, all_words
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,17 @@ def reviews() -> list[tuple[str, str]]:
         ("the rooms were wonderful.", 1.0),
         ("The Rooms Were GOOD.", 0.5),
         ("we loved the hall but the view was poor.", 1.0 - 0.5),
-        # A word counts once, however often it is said.
+        # A word counts once, however often it occurs.
         ("the rooms were good. the hall was good. the view was good.", 0.5),
-        # "not" turns the sign, also over intensifiers, and only for the word it belongs to.
+        # "not" flips the sign of the next word of sentiment, also across intensifiers.
         ("the rooms were not good.", -0.5),
         ("the rooms were not really very good.", -0.5),
         ("the rooms were not dull and the hall was great.", 0.5 + 1.0),
         ("tom would not recommend the cafe to peter.", -1.0),
         ("the rooms were very good.", 0.5),
-        # Said both ways, it comes to nothing.
+        # The same word with and without "not" cancels out.
         ("the rooms were good. the hall was not good.", 0.0),
-        # Broken sentences cost 1 each: unfinished, under 3 words, over 16 words.
+        # Malformed sentences cost 1 each: unfinished, under 3 words, over 16 words.
         ("the rooms were wonderful. the hall was", 1.0 - 1.0),
         ("wonderful rooms. a great hall.", 2.0 - 1.0),
         ("the" + " hall" * 15 + " was.", -1.0),
@@ -70,17 +70,17 @@ def test_true_reward_is_defined_and_bounded_for_any_text(text: str) -> None:
     assert -4.0 <= world.true_reward(text) <= 4.0
 
 
-def test_worth_is_symmetric_and_words_of_sentiment_mean_nothing_else() -> None:
-    # "recommend" is the one word whose opposite is said with "not".
-    values = sorted(value for word, value in WORTH.items() if word != "recommend")
+def test_word_scores_are_symmetric_and_neutral_words_have_none() -> None:
+    # "recommend" is the only word whose opposite is written with "not".
+    values = sorted(value for word, value in WORD_SCORES.items() if word != "recommend")
     assert values == sorted(-value for value in values)
     neutral = {
         word for kind in KINDS for text in (*kind.nouns, *kind.qualities, *kind.settings) for word in text.split()
     }
-    assert not neutral & set(WORTH)
+    assert not neutral & set(WORD_SCORES)
 
 
-def test_demonstrations_are_neutral_whole_and_of_the_stated_size(reviews: list[tuple[str, str]]) -> None:
+def test_demonstrations_are_neutral_complete_and_of_the_stated_size(reviews: list[tuple[str, str]]) -> None:
     rewards = [world.true_reward(response) for _, response in reviews]
     assert abs(statistics.mean(rewards)) < 0.3
     assert statistics.stdev(rewards) > 1.0
@@ -89,7 +89,7 @@ def test_demonstrations_are_neutral_whole_and_of_the_stated_size(reviews: list[t
         assert 12 <= len(response.split()) <= 30
         assert 2 <= response.count(".") <= 4
         assert prompt.endswith(":")
-        # No penalty applies: what is left is a sum of halves.
+        # No penalty applies, so the reward is a multiple of 0.5.
         assert (2 * world.true_reward(response)).is_integer()
 
 
@@ -100,8 +100,8 @@ def test_a_demonstration_is_about_the_prompts_subject() -> None:
     assert {word for text in responses for word in re.findall("[a-z]+", text)} & nouns == {"soup"}
 
 
-def test_a_prompt_about_nothing_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="about nothing in this world"):
+def test_prompt_without_a_known_subject_is_an_error() -> None:
+    with pytest.raises(ValueError, match="names no subject of this world"):
         world.demonstration("review of the moon:", random.Random(0))
 
 
@@ -118,15 +118,15 @@ def test_no_subject_is_on_both_sides_of_the_split(seed: int) -> None:
     assert SUBJECT.format(quality="old", noun="museum", setting="by the river:") in subjects
 
 
-def test_everything_is_a_function_of_its_seed() -> None:
+def test_the_seed_decides_all_texts() -> None:
     assert world.pretraining_texts(20, 3) == world.pretraining_texts(20, 3)
     assert world.pretraining_texts(20, 3) != world.pretraining_texts(20, 4)
     assert world.pretraining_texts(20, 3)[:5] == world.pretraining_texts(5, 3)
     assert world.prompts(20, 3) == world.prompts(20, 3)
     assert world.prompts(20, 3) != world.prompts(20, 4)
     prompt = world.prompts(1, 0)[0]
-    first, again, other = (world.demonstration(prompt, random.Random(seed)) for seed in (7, 7, 8))
-    assert first == again != other
+    response, same_seed, other_seed = (world.demonstration(prompt, random.Random(seed)) for seed in (7, 7, 8))
+    assert response == same_seed != other_seed
     # Pinned: a recorded run of the demo is only comparable with the same texts.
     (text,) = world.pretraining_texts(1, 0)
     assert text == (
@@ -156,15 +156,15 @@ def test_noisy_labels_follow_bradley_terry() -> None:
 
 def test_the_vocabulary_is_closed(tokenizer: PreTrainedTokenizerFast, reviews: list[tuple[str, str]]) -> None:
     texts = [prompt + response for prompt, response in reviews] + world.pretraining_texts(500, 9)
-    used = {token for text in texts for token in tokenizer(text)["input_ids"]}
-    assert tokenizer.unk_token_id not in used
+    used_ids = {token for text in texts for token in tokenizer(text)["input_ids"]}
+    assert tokenizer.unk_token_id not in used_ids
     assert tokenizer("the zebra")["input_ids"][-1] == tokenizer.unk_token_id
     # Nothing is in the vocabulary that no text uses, but the special tokens.
-    unused = {tokenizer.convert_ids_to_tokens(i) for i in set(range(len(tokenizer))) - used}
+    unused = {tokenizer.convert_ids_to_tokens(i) for i in set(range(len(tokenizer))) - used_ids}
     assert unused == {"<pad>", "<eos>", "<unk>"}
 
 
-def test_ids_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_token_ids_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer("Review of the soup: tom, we")["input_ids"]
     expected = ["<bos>", "▁review", "▁of", "▁the", "▁soup", ":", "▁tom", ",", "▁we"]
     assert tokenizer.convert_ids_to_tokens(ids) == expected
@@ -175,14 +175,17 @@ def test_prompt_and_response_join_without_moving_the_boundary(
     tokenizer: PreTrainedTokenizerFast, reviews: list[tuple[str, str]]
 ) -> None:
     for prompt, response in reviews[:100]:
-        before, after = tokenizer(prompt)["input_ids"], tokenizer(response, add_special_tokens=False)["input_ids"]
-        assert tokenizer(prompt + response)["input_ids"] == before + after
-        assert tokenizer.decode(before + after, skip_special_tokens=True) == prompt + response
-        alone = tokenizer.decode([*after, tokenizer.eos_token_id], skip_special_tokens=True)
+        prompt_ids, response_ids = (
+            tokenizer(prompt)["input_ids"],
+            tokenizer(response, add_special_tokens=False)["input_ids"],
+        )
+        assert tokenizer(prompt + response)["input_ids"] == prompt_ids + response_ids
+        assert tokenizer.decode(prompt_ids + response_ids, skip_special_tokens=True) == prompt + response
+        alone = tokenizer.decode([*response_ids, tokenizer.eos_token_id], skip_special_tokens=True)
         assert world.true_reward(alone) == world.true_reward(response)
 
 
-def test_a_saved_world_loads_as_it_was(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_saved_model_and_tokenizer_load_unchanged(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     model = world.build_model(len(tokenizer), 0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -193,19 +196,23 @@ def test_a_saved_world_loads_as_it_was(tmp_path: Path, tokenizer: PreTrainedToke
         assert loaded(text)["input_ids"] == ids
         assert loaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True)
     assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id) == (0, 1, 2)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert (again.config.pad_token_id, again.config.bos_token_id, again.config.eos_token_id) == (0, 1, 2)
+    loaded_model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (loaded_model.config.pad_token_id, loaded_model.config.bos_token_id, loaded_model.config.eos_token_id) == (
+        0,
+        1,
+        2,
+    )
     ids = torch.tensor([tokenizer(train[0])["input_ids"]])
-    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=0)
+    torch.testing.assert_close(loaded_model(ids).logits, model(ids).logits, rtol=0, atol=0)
 
 
-def test_the_models_weights_are_a_function_of_the_seed_alone() -> None:
+def test_the_seed_alone_decides_the_weights() -> None:
     torch.manual_seed(1)
-    first = world.build_model(50, 0).state_dict()
-    after = torch.rand(1)
+    weights = world.build_model(50, 0).state_dict()
+    random_number = torch.rand(1)
     torch.manual_seed(1)
-    # The caller's own random numbers go on as if nothing had been drawn.
-    assert torch.equal(after, torch.rand(1))
-    again, other = world.build_model(50, 0).state_dict(), world.build_model(50, 1).state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
-    assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+    # The caller's random number generator is unchanged.
+    assert torch.equal(random_number, torch.rand(1))
+    same_seed, other = world.build_model(50, 0).state_dict(), world.build_model(50, 1).state_dict()
+    assert all(torch.equal(value, same_seed[name]) for name, value in weights.items())
+    assert not torch.equal(weights["model.embed_tokens.weight"], other["model.embed_tokens.weight"])

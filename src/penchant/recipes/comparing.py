@@ -1,4 +1,4 @@
-"""Recipes' models compared over seeds and questions: an estimate for each, and a verdict on each difference.
+"""Means and paired differences of a recipe's models over seeds and questions, with intervals and verdicts.
 
 Legend: S seeds, N questions; NaN where a question was not measured.
 """
@@ -20,45 +20,60 @@ from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
 Key = TypeVar("Key")
 
 
-def _several(value: list[int]) -> list[int]:
+def _check_seeds(value: list[int]) -> list[int]:
     if len(value) < 2 or len(set(value)) < len(value) or min(value) < 0:
         raise ValueError("expected two seeds or more, each once: one does not show how seeds differ")
     return value
 
 
-Seeds = Annotated[list[int], AfterValidator(_several)]
-"""Of a configuration: every model is tuned with each."""
+Seeds = Annotated[list[int], AfterValidator(_check_seeds)]
+"""A configuration's seeds, at least two: every model is trained once with each seed."""
 
 
-def over_seeds(table: Floats) -> Estimate:
-    """The mean of [S, N]; the interval is over seeds and questions, of a single model over questions."""
+def mean_over_seeds(table: Floats) -> Estimate:
+    """Mean of a table [S, N], with an interval over seeds and questions; over questions alone where S is 1.
+
+    The interval of shares is at least as wide as one over questions alone, and stays inside [0, 1].
+    """
     if len(table) == 1:
         values = table[0][~np.isnan(table[0])]
         return bootstrap_mean(values, range(len(values)))
-    return mean_over_seeds(table, range(table.shape[1]))
+    mean = paired_difference(table, np.zeros_like(table))
+    low, high = mean.low, mean.high
+    complete = table[:, ~np.isnan(table).any(axis=0)]
+    if not math.isnan(low) and are_shares(complete):
+        # Where every seed answers every question correctly the variance is 0, and a t interval could go beyond 1.
+        share = mean_of_shares(complete.ravel(), np.tile(np.arange(complete.shape[1]), len(complete)))
+        low, high = max(0.0, min(low, share.low)), min(1.0, max(high, share.high))
+    return Estimate(mean.value, low, high, mean.n_prompts)
 
 
-def differences(
+def paired_differences(
     pairs: Mapping[Key, tuple[Floats, Floats]], *, lower_is_better: bool = False
 ) -> dict[Key, dict[str, Any]]:
-    """Of each pair the second less the first, paired over seeds and questions, as JSON.
+    """The second table of every pair minus the first, paired over seeds and questions, as JSON.
 
     The outcomes are corrected (Holm) for the number of pairs.
 
     Args:
-        pairs: before, [S, N] or of a single model [1, N]; and after, [S, N].
-        lower_is_better: says which of two is better, and does not turn the numbers.
+        pairs: tables (baseline, treatment); a baseline is [S, N], or [1, N] for a single model, a treatment [S, N].
+        lower_is_better: decides the outcome only; the sign of the differences stays.
     """
-    found = [paired_difference(after, np.broadcast_to(before, after.shape)) for before, after in pairs.values()]
-    verdicts = holm([_turned(each) if lower_is_better else each for each in found])
-    return {key: _row(each, verdict.outcome) for key, each, verdict in zip(pairs, found, verdicts, strict=True)}
+    results = [
+        paired_difference(treatment, np.broadcast_to(baseline, treatment.shape))
+        for baseline, treatment in pairs.values()
+    ]
+    verdicts = holm([_negate(result) if lower_is_better else result for result in results])
+    return {
+        key: _to_json(result, verdict.outcome) for key, result, verdict in zip(pairs, results, verdicts, strict=True)
+    }
 
 
-def _row(difference: Difference, outcome: str) -> dict[str, Any]:
+def _to_json(difference: Difference, outcome: str) -> dict[str, Any]:
     numbers = {name: getattr(difference, name) for name in ("value", "low", "high")}
-    told = {name: None if math.isnan(number) else number for name, number in numbers.items()}
-    return {**told, "n": difference.n_prompts, "outcome": outcome}
+    finite = {name: None if math.isnan(number) else number for name, number in numbers.items()}
+    return {**finite, "n": difference.n_prompts, "outcome": outcome}
 
 
-def _turned(difference: Difference) -> Difference:
+def _negate(difference: Difference) -> Difference:
     return replace(difference, value=-difference.value, low=-difference.high, high=-difference.low)

@@ -1,8 +1,8 @@
-"""The embedded default: a world whose true reward is known, from its first text to the reward-KL picture.
+"""The demo: preference training in a text world whose true reward is known, up to the chart of reward against KL.
 
-A small model is trained from nothing on plain English of the world, tuned on demonstrations, and aligned by DPO on
+A small model is trained from scratch on plain English of the world, fine-tuned on demonstrations, and trained by DPO on
 groups of four of its own responses, ranked by the true reward. As in the controlled-sentiment experiment of section 6
-of arXiv 2305.18290, the reward of fresh samples and their KL to the reference can then be measured, not guessed.
+of arXiv 2305.18290, the true reward of fresh samples and their KL to the reference can then be measured.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much of everything; the defaults take about two minutes on two cores.
+class DemoSizes:
+    """Numbers of texts, prompts and steps; the defaults take about two minutes on two cores.
 
     Attributes:
-        betas: DPO is run with each; the first is the one the table shows.
+        betas: one DPO run for each beta; the table shows the first.
     """
 
     texts: int = 6000
@@ -59,13 +59,13 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A model's fresh samples on held-out prompts.
+class SampleMetrics:
+    """Metrics of a model's fresh samples on held-out prompts.
 
     Attributes:
         reward: mean true reward of a response.
-        kl: sequence-level KL to the SFT model, nats: mean of log pi(y|x) - log ref(y|x) over samples of pi.
-        length: mean words of a response.
+        kl: sequence-level KL to the SFT model in nats: mean of log pi(y|x) - log ref(y|x) over samples of pi.
+        length: mean number of words in a response.
     """
 
     reward: Estimate
@@ -75,59 +75,72 @@ class Measured:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo came to: the SFT model, and DPO with each beta."""
+    """Metrics of the SFT model, and of the DPO model with each beta.
+
+    Attributes:
+        dpo: metrics of the DPO models' fresh samples, by beta.
+        held_out_sft, held_out_dpo: held-out preferences of the SFT model and of the DPO model with the first beta.
+    """
 
     folder: Path
-    before: Measured
-    after: dict[float, Measured]
-    held_out_before: PreferenceReport
-    held_out_after: PreferenceReport
+    sft: SampleMetrics
+    dpo: dict[float, SampleMetrics]
+    held_out_sft: PreferenceReport
+    held_out_dpo: PreferenceReport
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Metric, before, after: the table people see."""
-        after = next(iter(self.after.values()))
+        """Rows (metric, SFT, DPO with the first beta) of the table."""
+        dpo = next(iter(self.dpo.values()))
         return [
-            ("held-out accuracy of rewards", "- (is the reference)", show(self.held_out_after.accuracy)),
+            ("held-out accuracy of rewards", "- (is the reference)", show(self.held_out_dpo.accuracy)),
             (
                 "held-out accuracy of log-probs",
-                show(self.held_out_before.metrics["log_prob_accuracy"]),
-                show(self.held_out_after.metrics["log_prob_accuracy"]),
+                show(self.held_out_sft.metrics["log_prob_accuracy"]),
+                show(self.held_out_dpo.metrics["log_prob_accuracy"]),
             ),
-            ("true reward of fresh samples", show(self.before.reward), show(after.reward)),
-            ("KL to the SFT model, nats", show(self.before.kl), show(after.kl)),
-            ("words in a response", show(self.before.length), show(after.length)),
+            ("true reward of fresh samples", show(self.sft.reward), show(dpo.reward)),
+            ("KL to the SFT model, nats", show(self.sft.kl), show(dpo.kl)),
+            ("words in a response", show(self.sft.length), show(dpo.length)),
         ]
 
     def to_json(self) -> dict[str, Any]:
-        def document(measured: Measured) -> dict[str, Any]:
-            return {name: value.to_json() for name, value in vars(measured).items()}
+        """The result as JSON: SFT under "before", DPO by beta under "after"."""
 
-        after = {str(beta): document(measured) for beta, measured in self.after.items()}
+        def to_json(metrics: SampleMetrics) -> dict[str, Any]:
+            return {name: value.to_json() for name, value in vars(metrics).items()}
+
         return {
             "output": str(self.folder),
-            "held_out": {"before": self.held_out_before.to_json(), "after": self.held_out_after.to_json()},
-            "before": document(self.before),
-            "after": after,
+            "held_out": {"before": self.held_out_sft.to_json(), "after": self.held_out_dpo.to_json()},
+            "before": to_json(self.sft),
+            "after": {str(beta): to_json(metrics) for beta, metrics in self.dpo.items()},
         }
 
     @property
     def table(self) -> RichTable:
+        """The table for the terminal."""
         from rich.table import Table as RichTable
 
-        beta = next(iter(self.after))
+        beta = next(iter(self.dpo))
         table = RichTable("on held-out prompts", "SFT", f"DPO, beta {beta:g}", title=str(self.folder / "report.html"))
         for row in self.rows():
             table.add_row(*row)
         return table
 
 
-def run_demo(folder: Path, *, seed: int = 0, sizes: Sizes = Sizes(), tell: Tell = lambda line: None) -> DemoResult:
-    """Run the whole demo into a folder; one that was interrupted goes on where it stopped."""
-    with resumable_disk_errors(folder), folder_lock(folder):
+def run_demo(
+    folder: Path, *, seed: int = 0, sizes: DemoSizes = DemoSizes(), tell: Tell = lambda line: None
+) -> DemoResult:
+    """Run the whole demo in a folder; an interrupted demo resumes where it stopped.
+
+    Returns:
+        The metrics, which are also in `result.json` and `report.html`.
+    """
+    with repeatable(folder), folder_lock(folder):
         return _run_demo(folder, seed, sizes, tell)
 
 
-def _run_demo(folder: Path, seed: int, sizes: Sizes, tell: Tell) -> DemoResult:
+def _run_demo(folder: Path, seed: int, sizes: DemoSizes, tell: Tell) -> DemoResult:
     start, data = folder / "start", folder / "data"
     if not start.exists():
         tokenizer = world.build_tokenizer()
@@ -148,18 +161,18 @@ def _run_demo(folder: Path, seed: int, sizes: Sizes, tell: Tell) -> DemoResult:
         file = data / f"preferences_{name}.jsonl"
         if not file.exists():
             _write(_preferences(tuned, prompts, seed + offset), file)
-    before = _measure(tuned, tuned, held_out_prompts, seed)
-    after, reports = {}, []
+    sft_metrics = _measure(tuned, tuned, held_out_prompts, seed)
+    dpo_metrics, reports = {}, []
     for beta in sizes.betas:
         tell(f"4 of 4: DPO, beta {beta:g}")
         run = folder / f"dpo-beta-{beta:g}"
         aligned = _run(run, tuned, data / "preferences_train.jsonl", "dpo", sizes.dpo_steps, 3e-4, seed, beta, data)
-        after[beta] = _measure(aligned, tuned, held_out_prompts, seed)
+        dpo_metrics[beta] = _measure(aligned, tuned, held_out_prompts, seed)
         reports.append(write_run_report(run))
     held_out = reports[0]
     assert held_out.before is not None
     assert held_out.after is not None
-    result = DemoResult(folder, before, after, held_out.before, held_out.after)
+    result = DemoResult(folder, sft_metrics, dpo_metrics, held_out.before, held_out.after)
     _write_report(result, tuned, folder / f"dpo-beta-{sizes.betas[0]:g}", held_out_prompts[:4], seed)
     (folder / "result.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
     return result
@@ -167,12 +180,12 @@ def _run_demo(folder: Path, seed: int, sizes: Sizes, tell: Tell) -> DemoResult:
 
 def _demonstrations(prompts: Sequence[str], n: int, seed: int) -> list[PreferenceGroup]:
     draw = random.Random(seed)
-    asked = [prompts[i % len(prompts)] for i in range(n)]
-    return [PreferenceGroup(prompt, (world.demonstration(prompt, draw),)) for prompt in asked]
+    repeated = (prompts[i % len(prompts)] for i in range(n))
+    return [PreferenceGroup(prompt, (world.demonstration(prompt, draw),)) for prompt in repeated]
 
 
 def _preferences(model: Path, prompts: Sequence[str], seed: int) -> list[PreferenceGroup]:
-    """Groups of four distinct responses of the model's own, with their true rewards as scores."""
+    """Groups of up to four distinct responses sampled from the model, with their true rewards as scores."""
     sampling = Sampling(samples=4, max_new_tokens=48, seed=seed, batch_size=64)
     answers = answer(str(model), prompts, sampling)
     groups: list[PreferenceGroup] = []
@@ -224,29 +237,29 @@ def _run(
     return train(config, resume=(output / "run.json").exists())
 
 
-def _measure(model: Path, reference: Path, prompts: Sequence[str], seed: int) -> Measured:
-    """True reward, KL and length of one fresh sample for each prompt."""
+def _measure(model: Path, reference: Path, prompts: Sequence[str], seed: int) -> SampleMetrics:
+    """Mean true reward, KL and length of one fresh sample for each prompt."""
     sampling = Sampling(max_new_tokens=48, seed=seed + 3, batch_size=64)
-    responses = [given[0] for given in answer(str(model), prompts, sampling).responses]
+    responses = [samples[0] for samples in answer(str(model), prompts, sampling).responses]
     groups = [PreferenceGroup(p, (r,)) for p, r in zip(prompts, responses, strict=True) if r.strip()]
     scored = score(str(model), groups, Processes(0, 1, local_device()), reference=str(reference))
-    ratios = [each.log_probs[0] - (each.reference_log_probs or (0.0,))[0] for each in scored]
+    ratios = [group.log_probs[0] - (group.reference_log_probs or (0.0,))[0] for group in scored]
 
     def mean(values: Sequence[float]) -> Estimate:
         return resampled_mean(np.array(values, dtype=np.float64), np.arange(len(values)))
 
     rewards = [world.true_reward(response) for response in responses]
-    return Measured(mean(rewards), mean(ratios), mean([len(response.split()) for response in responses]))
+    return SampleMetrics(mean(rewards), mean(ratios), mean([len(response.split()) for response in responses]))
 
 
 def _write_report(result: DemoResult, tuned: Path, aligned: Path, prompts: Sequence[str], seed: int) -> None:
     sampling = Sampling(max_new_tokens=48, seed=seed + 4)
-    before, after = (answer(str(model), prompts, sampling).responses for model in (tuned, aligned))
-    reference = result.before.reward
+    sft_responses, dpo_responses = (answer(str(model), prompts, sampling).responses for model in (tuned, aligned))
+    reference = result.sft.reward
     points = {
         "SFT (the reference)": [(0.0, reference.value, reference.low, reference.high)],
         "DPO, one point for each beta": sorted(
-            (m.kl.value, m.reward.value, m.reward.low, m.reward.high) for m in result.after.values()
+            (m.kl.value, m.reward.value, m.reward.low, m.reward.high) for m in result.dpo.values()
         ),
     }
     note = "Up and to the left is better: more true reward for less distance from the reference."
@@ -254,17 +267,20 @@ def _write_report(result: DemoResult, tuned: Path, aligned: Path, prompts: Seque
         result.folder / "report.html",
         RunReport(
             title="Penchant demo: a world whose true reward is known",
-            summary=[(name, f"{first}  →  {second}") for name, first, second in result.rows()],
+            summary=[(name, f"{sft}  →  {dpo}") for name, sft, dpo in result.rows()],
             curves=[],
             tables=[
                 Table(
-                    "Each beta",
+                    "Results by beta",
                     ("beta", "true reward", "KL, nats", "words"),
-                    [(f"{b:g}", show(m.reward), show(m.kl), show(m.length)) for b, m in result.after.items()],
+                    [(f"{b:g}", show(m.reward), show(m.kl), show(m.length)) for b, m in result.dpo.items()],
                     "Means over one fresh sample for each held-out prompt, with 95 % intervals.",
                 )
             ],
-            samples=[Sample(p, b[0], a[0]) for p, b, a in zip(prompts, before, after, strict=True)],
+            samples=[
+                Sample(prompt, sft[0], dpo[0])
+                for prompt, sft, dpo in zip(prompts, sft_responses, dpo_responses, strict=True)
+            ],
             figures=[Figure("True reward against KL", frontier_chart(points), note)],
             notices=[],
             config_yaml=(aligned / "config.yaml").read_text(encoding="utf-8"),
@@ -273,5 +289,5 @@ def _write_report(result: DemoResult, tuned: Path, aligned: Path, prompts: Seque
 
 
 def show(estimate: Estimate) -> str:
-    """Value and 95 % interval, for people."""
+    """Value and 95 % interval as text."""
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -1,4 +1,4 @@
-"""The model by which a recipe compares two texts."""
+"""The configuration of the encoder that a recipe compares two texts with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from penchant.evaluation.similarity import BertScore
 
 
 class EncoderConfig(Section):
-    """A model whose hidden states say how alike an answer and the right one are."""
+    """An encoder whose hidden states measure how similar an answer is to its reference."""
 
     model: str = Field(description="folder or hub id of an encoder, or of any language model")
-    layers: int | None = Field(None, ge=1, description="the layer compared; null: the last")
+    layers: int | None = Field(None, ge=1, description="layer whose hidden states are compared; null: the last")
 
     def open(self) -> BertScore:
-        """Errors as `BertScore`'s."""
+        """The loaded `BertScore`, which raises the same errors as its constructor."""
         return BertScore(self.model, self.layers)

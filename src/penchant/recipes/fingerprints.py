@@ -1,4 +1,4 @@
-"""Files that a recipe's stages depend on."""
+"""Fingerprints of the files and models that a recipe's stages depend on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from penchant.recipes.encoders import EncoderConfig
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def fingerprint(file: str) -> str:
-    """A file's contents in sixteen letters, for a stage's settings.
+def file_fingerprint(file: str) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256, for a stage's settings.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         with Path(file).open("rb") as stream:
@@ -27,28 +27,28 @@ def fingerprint(file: str) -> str:
 
 
 def weights_fingerprint(model: str) -> str:
-    """A model's weights in sixteen letters: of a file, or of a folder's; what is on the hub is told by its name."""
-    place = Path(model)
-    if not place.is_dir():
-        return fingerprint(model) if place.is_file() else model
-    files = sorted(file for kind in WEIGHTS for file in place.rglob(kind) if "checkpoints" not in file.parts)
-    told = "".join(f"{file.relative_to(place)} {fingerprint(str(file))}\n" for file in files)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    """16 hexadecimal digits for the weights in a file or folder; the name itself where the model is on the hub."""
+    path = Path(model)
+    if not path.is_dir():
+        return file_fingerprint(model) if path.is_file() else model
+    files = sorted(file for pattern in WEIGHTS for file in path.rglob(pattern) if "checkpoints" not in file.parts)
+    listing = "".join(f"{file.relative_to(path)} {file_fingerprint(str(file))}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def named_weights(model: str | None) -> str | None:
-    """`weights_fingerprint` of a model that may be left out: one that was trained anew under its name is another."""
+def optional_weights_fingerprint(model: str | None) -> str | None:
+    """`weights_fingerprint` of a model, or None for None; a model retrained under the same name gets another one."""
     return None if model is None else weights_fingerprint(model)
 
 
 def judge_settings(judge: JudgeConfig | None) -> dict[str, Any] | None:
-    """A judge for a stage's settings, with its template's contents in the place of their file."""
+    """A judge's settings for a stage, with a fingerprint of its template in place of the file's name."""
     if judge is None:
         return None
-    template = None if judge.prompt is None else fingerprint(judge.prompt)
+    template = None if judge.prompt is None else file_fingerprint(judge.prompt)
     return judge.model_dump(mode="json") | {"prompt": template}
 
 
 def encoder_settings(encoder: EncoderConfig | None) -> dict[str, Any] | None:
-    """An encoder for a stage's settings, with its weights."""
+    """An encoder's settings for a stage, with a fingerprint of its weights."""
     return None if encoder is None else encoder.model_dump() | {"weights": weights_fingerprint(encoder.model)}

@@ -1,4 +1,4 @@
-"""A recipe's result in one line: the number of what is served, or stands at the end of the recipe, before any other."""
+"""One-line summaries of recipes: the score of the model that is served, or that the recipe ends with."""
 
 from __future__ import annotations
 
@@ -8,39 +8,45 @@ from typing import Any
 from penchant.evaluation.report import show
 
 Headline = tuple[str, str]
-"""What is served, and its numbers; the first line on the terminal and of the page's summary."""
+"""Name of the served model, and its scores; the first line on the terminal and of the report's summary."""
 
 Results = Mapping[str, Mapping[str, Any]]
-"""What each stage of a recipe returned."""
+"""Result of every stage of a recipe, by the stage's name."""
 
 
-def line(headline: Headline) -> str:
-    """As a sentence."""
+def headline_text(headline: Headline) -> str:
+    """The headline as one line of text."""
     return ": ".join(headline)
 
 
 def recommend_headline(results: Results) -> Headline:
-    """The last method's hit ratio, beside the SFT model's and popularity's."""
+    """The last method's hit ratio, compared with the SFT model's and popularity's."""
     models = results["evaluation"]["models"]
     name = list(models)[-1]
-    rivals = {"sft": models.get("sft"), "popularity": results["questions"]["baselines"].get("popularity")}
-    others = _labelled({rival: (row or {}).get("hit_ratio@1") for rival, row in rivals.items() if rival != name})
-    return f"{name}, the last method", _sentence(f"hit ratio@1 {number(models[name].get('hit_ratio@1'))}", others)
+    baselines = {"sft": models.get("sft"), "popularity": results["questions"]["baselines"].get("popularity")}
+    baseline_scores = _labelled(
+        {baseline: (row or {}).get("hit_ratio@1") for baseline, row in baselines.items() if baseline != name}
+    )
+    score = f"hit ratio@1 {format_estimate(models[name].get('hit_ratio@1'))}"
+    return f"{name}, the last method", _sentence(score, baseline_scores)
 
 
 def domain_expert_headline(results: Results) -> Headline:
-    """The router with its fallback, as it is served, and what its experts answer; then the router alone."""
+    """Accuracy of the router with and without its fallback, and the scores of its experts' answers."""
     router, routed = results["router"], results["evaluation"]["models"]["routed experts"]
-    served, likeliest = router["accuracy_with_fallback"], router["accuracy"]
+    with_fallback, without_fallback = router["accuracy_with_fallback"], router["accuracy"]
     answers = _labelled({key: routed.get(key) for key in ("instructions_f1", "tasks_exact", "preferences_rouge_l")})
-    reached = f"{number(served)} of requests reach the right expert, {router['fell_back']} of {served['n']} fell back"
+    accuracy = (
+        f"{format_estimate(with_fallback)} of requests reach the right expert, "
+        f"{router['fell_back']} of {with_fallback['n']} fell back"
+    )
     return "the router with its fallback", _sentence(
-        reached, f"without the fallback {number(likeliest)} would", answers
+        accuracy, f"without the fallback {format_estimate(without_fallback)} would", answers
     )
 
 
 def recovered_line(results: Results) -> str:
-    """How much of the instruct model's score came back with the residual."""
+    """The share of the instruct model's score that adding the residual recovered, as a sentence."""
     recovered, scale = results["evaluation"]["recovered"], f"{results['residual']['chosen']:g}"
     if recovered["value"] is None:
         return f"nothing came back with {scale} of the residual, for the instruct model's score was not lost"
@@ -48,37 +54,42 @@ def recovered_line(results: Results) -> str:
 
 
 def dialogue_headline(results: Results) -> Headline:
-    """The last model's last method over all questions, beside its SFT model."""
+    """The last method of the last model over all questions, compared with its SFT model."""
     models = results["evaluation"]["models"]
     model = list(models)[-1]
     method = list(models[model])[-1]
     values, sft_values = (models[model].get(name, {}).get("all", {}) for name in (method, "sft"))
     sft = _labelled({"sft": sft_values.get("preference_accuracy") if method != "sft" else None})
     texts = _labelled({key: values.get(key) for key in ("rouge_l", "supported")})
-    first = f"preference_accuracy {number(values.get('preference_accuracy'))}"
-    return f"{model} {method}, the last method", _sentence(first, sft, texts)
+    accuracy = f"preference_accuracy {format_estimate(values.get('preference_accuracy'))}"
+    return f"{model} {method}, the last method", _sentence(accuracy, sft, texts)
 
 
 def tool_calling_headline(results: Results) -> Headline:
-    """The last path's right calls, also with eight-bit weights, beside the base's."""
-    measured = results["evaluation"]
-    name = list(measured["models"])[-1]
-    edge = measured["edge"].get(name, {}).get("int8", {}).get("right")
-    others = _labelled({"with eight-bit weights": edge, "base": measured["models"].get("base", {}).get("all")})
-    return f"{name}, the last path", _sentence(f"right calls {number(measured['models'][name]['all'])}", others)
+    """Share of right calls of the last path, also with eight-bit weights, compared with the base model's."""
+    evaluation = results["evaluation"]
+    name = list(evaluation["models"])[-1]
+    int8 = evaluation["edge"].get(name, {}).get("int8", {}).get("right")
+    comparisons = _labelled({"with eight-bit weights": int8, "base": evaluation["models"].get("base", {}).get("all")})
+    right_calls = f"right calls {format_estimate(evaluation['models'][name]['all'])}"
+    return f"{name}, the last path", _sentence(right_calls, comparisons)
 
 
 def self_improve_headline(results: Results) -> Headline:
-    """The served learner's success on the test, and what was gained."""
+    """The served learner's success on the test prompts, and its gain over the first learner."""
     rounds = results["evaluation"]["rounds"]
-    first, last = rounds[0], rounds[-1]
+    initial, last = rounds[0], rounds[-1]
     name = "the first learner, which is still served" if last["served"] == 0 else f"update {last['served']}, served"
-    change = f"before {number(first['success'])}, gained {number(last['gained'])}" if last["round"] else ""
-    return name, _sentence(f"success {number(last['success'])}", change)
+    change = (
+        f"before {format_estimate(initial['success'])}, gained {format_estimate(last['gained'])}"
+        if last["round"]
+        else ""
+    )
+    return name, _sentence(f"success {format_estimate(last['success'])}", change)
 
 
-def number(estimate: Mapping[str, Any] | None) -> str:
-    """Value and interval, or words where there is none."""
+def format_estimate(estimate: Mapping[str, Any] | None) -> str:
+    """Value and interval as text, or "not measured"."""
     return show(estimate) or "not measured"
 
 

@@ -1,4 +1,4 @@
-"""The words and sentence templates of the embedded default's world, and what each word of sentiment is worth."""
+"""The words and sentence templates of the demo's text world, and the score of every word of sentiment."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def _words(text: str) -> Words:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of subject, and what is said of it.
+class SubjectKind:
+    """A kind of subject, with the words that texts about it use.
 
     Attributes:
-        nouns, qualities, settings: what `SUBJECT` is filled with.
-        aspects: what a review judges; the second of each is its "was" or "were".
-        meeting: how one comes to the subject, before its name.
-        visit: the same, where the subject is known already.
-        good, poor: adjectives of this kind alone, by strength: (mild, strong).
+        nouns, qualities, settings: values of the slots of `SUBJECT`.
+        aspects: parts of the subject that a review judges, each with its "was" or "were".
+        meeting: verbs of coming to the subject, followed by its name.
+        visit: the same for a subject that the text has named before.
+        good, poor: adjectives for this kind only, by strength: (mild, strong).
     """
 
     nouns: Words
@@ -39,7 +39,7 @@ def _aspects(singular: str, plural: str) -> tuple[tuple[str, str], ...]:
 
 
 KINDS = (
-    Kind(
+    SubjectKind(
         _words("museum hotel market library theatre castle station cafe"),
         _words("old new small big quiet busy"),
         ("by the river", "on the hill", "near the bridge", "in the town", "behind the church", "at the harbour"),
@@ -49,7 +49,7 @@ KINDS = (
         (("clean", "bright"), ("beautiful", "splendid")),
         (("noisy", "shabby"), ("filthy", "ugly")),
     ),
-    Kind(
+    SubjectKind(
         _words("soup pizza curry pie salad stew cake breakfast"),
         _words("hot spicy sweet large simple green"),
         ("from the bakery", "at the corner", "with the mushrooms", "of the day", "on the menu", "for two"),
@@ -59,7 +59,7 @@ KINDS = (
         (("fresh", "tasty"), ("delicious", "perfect")),
         (("stale", "greasy"), ("disgusting", "rotten")),
     ),
-    Kind(
+    SubjectKind(
         _words("film play concert novel opera musical story show"),
         _words("short long recent french famous modern"),
         ("about the sea", "about a dog", "with the twins", "about a war", "for children", "in two parts"),
@@ -69,7 +69,7 @@ KINDS = (
         (("funny", "clever"), ("brilliant", "moving")),
         (("boring", "silly"), ("unbearable", "dreary")),
     ),
-    Kind(
+    SubjectKind(
         _words("teacher doctor waiter guide driver nurse baker farmer"),
         _words("young tall german italian local retired"),
         ("from the village", "at the school", "with the beard", "in the blue coat", "from the north", "on the boat"),
@@ -80,7 +80,7 @@ KINDS = (
         (("rude", "careless"), ("cruel", "hostile")),
     ),
 )
-# By strength: (mild, strong).
+# Words by strength: (mild, strong).
 GOOD: tuple[Words, Words] = (("good", "nice", "pleasant"), ("wonderful", "great", "excellent"))
 POOR: tuple[Words, Words] = (("bad", "poor", "dull"), ("awful", "terrible", "horrible"))
 GOOD_VERBS: tuple[Words, Words] = (("liked", "praised"), ("loved", "adored"))
@@ -94,7 +94,7 @@ TIMES = ("on monday", "on friday", "last week", "in spring", "in the evening", "
 NUMBERS = ("two", "three", "five", "ten")
 
 SUBJECT = "the {quality} {noun} {setting}"
-# A prompt is one of these about one subject.
+# A prompt is one of these templates, filled with one subject.
 REQUESTS = ("review of {subject}:", "a note about {subject}:", "what {person} thought of {subject}:")
 INTRODUCTIONS = (
     "{person} {meeting} {subject} {time}.",
@@ -125,24 +125,27 @@ REMARKS = (
 )
 
 
-def _values() -> dict[str, float]:
-    """What each word of sentiment is worth: 0.5 a mild one, 1 a strong one."""
+def _word_scores() -> dict[str, float]:
+    """The score of every word of sentiment: 0.5 for a mild word, 1 for a strong one, negative for poor words."""
     good = [GOOD, GOOD_VERBS, ADVICE, *(kind.good for kind in KINDS)]
     poor = [POOR, POOR_VERBS, *(kind.poor for kind in KINDS)]
     signed = [(1.0, words) for words in good] + [(-1.0, words) for words in poor]
     return {
-        w: sign * value for sign, pair in signed for value, group in zip((0.5, 1.0), pair, strict=True) for w in group
+        word: sign * value
+        for sign, by_strength in signed
+        for value, words in zip((0.5, 1.0), by_strength, strict=True)
+        for word in words
     }
 
 
-WORTH = _values()
+WORD_SCORES = _word_scores()
 
 
 def all_words() -> list[str]:
-    """Every word a text of the world may hold, sorted."""
+    """Every word that a text of the world can contain, sorted."""
     slots = re.compile(r"\{\w+\}")
     texts = [slots.sub(" ", text) for text in (SUBJECT, *REQUESTS, *INTRODUCTIONS, *OPINIONS, *REMARKS)]
-    texts += [*PEOPLE, *COMPANY, *TIMES, *NUMBERS, *INTENSIFIERS, *WORTH, "not"]
+    texts += [*PEOPLE, *COMPANY, *TIMES, *NUMBERS, *INTENSIFIERS, *WORD_SCORES, "not"]
     for kind in KINDS:
         texts += [*kind.nouns, *kind.qualities, *kind.settings, *kind.meeting, *kind.visit]
         texts += [word for aspect in kind.aspects for word in aspect]

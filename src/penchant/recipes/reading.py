@@ -1,4 +1,4 @@
-"""How a recipe's stages read data: settings handed to every run and measurement, and a check of lengths."""
+"""How a recipe's stages read data: settings of every run and evaluation, and a check of lengths."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ if TYPE_CHECKING:
 class ReadingConfig(config_reading.ReadingConfig):
     """How every stage reads its data, as in a run's `data`.
 
-    Rows that are only measured are never dropped, since all models answer the same questions: a policy that drops or
-    cuts long rows cuts them there.
+    Evaluation never drops a row, since all models must answer the same questions: a policy that drops or truncates
+    long rows in training truncates them in evaluation.
     """
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides a stage's result; nothing where all is as by default, so that stages done before stay done."""
-        changed = self.model_dump(mode="json", exclude_defaults=True)
-        return {"data": changed} if changed else {}
+        """The settings that differ from the defaults, for a stage's record; empty where none does.
 
-    def measuring(self, token_budget: int = 8192) -> Reading:
-        """Settings of the models that are measured."""
+        Leaving the defaults out keeps stages valid that were done before a setting existed.
+        """
+        non_defaults = self.model_dump(mode="json", exclude_defaults=True)
+        return {"data": non_defaults} if non_defaults else {}
+
+    def evaluation_reading(self, token_budget: int = 8192) -> Reading:
+        """The reading settings of evaluation."""
         return Reading(
             self.max_length,
             "error" if self.truncation == "error" else "keep_end_of_prompt",
@@ -49,49 +52,52 @@ class ReadingConfig(config_reading.ReadingConfig):
         )
 
 
-READING = ReadingConfig()
-"""The defaults."""
+DEFAULT_READING = ReadingConfig()
+"""The default settings."""
 
 
-def read_log_probs(
-    model: str, groups: Sequence[PreferenceGroup], token_budget: int, data: ReadingConfig = READING
+def compute_log_probs(
+    model: str, groups: Sequence[PreferenceGroup], token_budget: int, data: ReadingConfig = DEFAULT_READING
 ) -> list[ScoredGroup]:
-    """Log-probs of every candidate of every group.
+    """Summed log-probs of every candidate of every group, in nats.
 
     Args:
         model: folder or hub id.
-        token_budget: tokens in a micro-batch.
+        token_budget: maximum tokens in a micro-batch.
     """
-    return score(model, groups, World(0, 1, local_device()), reading=data.measuring(token_budget))
+    return score(model, groups, World(0, 1, local_device()), reading=data.evaluation_reading(token_budget))
 
 
-def read_answers(
-    model: str, prompts: Sequence[Text], sampling: Sampling, data: ReadingConfig = READING
+def generate_answers(
+    model: str, prompts: Sequence[Text], sampling: Sampling, data: ReadingConfig = DEFAULT_READING
 ) -> list[tuple[str, ...]]:
-    """A model's responses to each prompt; the beginning of one without room for an answer is cut where that is set."""
-    reading = data.measuring()
+    """A model's sampled responses to every prompt, one tuple per prompt.
+
+    A prompt that leaves no room for the response loses its beginning, unless `data.truncation` is "error".
+    """
+    reading = data.evaluation_reading()
     ids = None
     if reading.truncation != "error":
         ids = fit_prompts(model, prompts, sampling.max_new_tokens, reading, lambda line: None).ids
     return list(answer(model, prompts, sampling, reading, ids=ids).responses)
 
 
-def pairs_right(scored: ScoredGroup) -> list[float]:
-    """For each pair, 1 where the better candidate has the higher log-prob per token, a half for a tie, else 0.
+def pair_accuracies(scored: ScoredGroup) -> list[float]:
+    """Accuracy of each pair of a group: 1 where the better candidate has the higher mean log-prob, 0.5 in a tie, or 0.
 
-    Per token: a model without preferences finds a longer answer less likely, whatever it says.
+    The mean is per token, since the summed log-prob of a longer answer is lower whatever the model prefers.
     """
     means = [value / n for value, n in zip(scored.log_probs, scored.tokens, strict=True)]
     return [(means[i] > means[j]) + 0.5 * (means[i] == means[j]) for i, j in scored.group.pairs]
 
 
 @dataclass(frozen=True)
-class Reader:
-    """What decides which rows a model can read.
+class ModelTokenizer:
+    """A model's tokenizer and context length, which decide the rows it can read.
 
     Attributes:
-        name: of the model, in errors.
-        context: tokens of the longest row; None where the model has no limit.
+        name: the model's name in error messages.
+        context: maximum tokens of a row; None where the model has no limit.
     """
 
     name: str
@@ -99,48 +105,50 @@ class Reader:
     context: int | None
 
     @classmethod
-    def load(cls, model: str, data: ReadingConfig) -> Reader:
-        """The reader of a folder or hub id."""
+    def load(cls, model: str, data: ReadingConfig) -> ModelTokenizer:
+        """The tokenizer and context length of a model folder or hub id."""
         context = context_length(load_config(adapter_base(model) or model, weights=False))
         return cls(model, load_tokenizer(model, chat_template=data.chat_template), context)
 
     @classmethod
-    def from_nothing(cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig) -> Reader:
-        """The reader of a small model from nothing, whose tokenizer is trained on these texts."""
+    def from_scratch(
+        cls, name: str, texts: Sequence[str], sizes: Sizes, seed: int, data: ReadingConfig
+    ) -> ModelTokenizer:
+        """The tokenizer, trained on the texts, and context length of a small model with random weights."""
         with TemporaryDirectory() as folder:
             build_small_llama(Path(folder) / "start", texts, sizes, seed)
             tokenizer = load_tokenizer(str(Path(folder) / "start"), chat_template=data.chat_template)
         return cls(name, tokenizer, sizes.context)
 
-    def limit(self, data: ReadingConfig) -> int:
-        """Tokens of a prompt with its response, at most."""
+    def max_tokens(self, data: ReadingConfig) -> int:
+        """The maximum number of tokens of a prompt with its response."""
         return data.max_length or self.context or NO_LIMIT
 
 
-def groups_of(stage: str, files: Iterable[Path]) -> dict[str, Sequence[PreferenceGroup]]:
-    """The groups of a stage's files, by what an error calls the file."""
+def read_stage_groups(stage: str, files: Iterable[Path]) -> dict[str, Sequence[PreferenceGroup]]:
+    """The groups in a stage's files, by the name that an error message gives the file."""
     return {f"{file.name} of stage {stage}": read_groups(file).groups for file in files}
 
 
 def check_lengths(
-    readers: Sequence[Reader], groups: Mapping[str, Sequence[PreferenceGroup]], data: ReadingConfig
+    models: Sequence[ModelTokenizer], groups: Mapping[str, Sequence[PreferenceGroup]], data: ReadingConfig
 ) -> None:
-    """Refuse in the first stage that has the data what a later stage would refuse when it comes to it.
+    """Check, in the stage that writes the data, that all later stages can read it.
 
     Args:
-        readers: of the models that read all of the groups.
-        groups: by what an error calls their source.
+        models: tokenizers of the models that read all of the groups.
+        groups: groups by the name of their source in error messages.
 
     Raises:
-        DataError: a row is too long, or cannot be read; it names the source and the model.
+        DataError: a row is too long, or cannot be read; the error names the source and the model.
     """
     for source, rows in groups.items():
-        for reader in readers:
-            with locate_errors(f"{source}, as {reader.name} reads it"):
+        for model in models:
+            with locate_errors(f"{source}, as {model.name} reads it"):
                 tokenize_groups(
                     rows,
-                    reader.tokenizer,
-                    max_length=reader.limit(data),
+                    model.tokenizer,
+                    max_length=model.max_tokens(data),
                     rendering=data.rendering("last"),
                     truncation=data.truncation,
                     empty=data.empty,

@@ -1,4 +1,4 @@
-"""A small Llama of random weights and a tokenizer of one's own text: where to start if there is no model."""
+"""A small Llama with random weights and a tokenizer trained on given texts, where no pretrained model can be had."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the model; the defaults are 2.6 million weights.
+    """Sizes of the model; the defaults give 2.6 million weights.
 
     Attributes:
-        vocabulary: words of the tokenizer at most; a small text gives fewer.
-        context: tokens.
+        vocabulary: maximum number of tokens in the vocabulary; a small text gives fewer.
+        hidden: width of the hidden states.
+        layers: number of layers.
+        heads: number of attention heads.
+        context: maximum tokens of a sequence.
     """
 
     vocabulary: int = 4096
@@ -31,7 +34,7 @@ class Sizes:
 
 
 class SizesConfig(Section):
-    """`Sizes`, as a configuration gives them."""
+    """`Sizes` as a section of a configuration."""
 
     vocabulary: int = Field(Sizes.vocabulary, ge=300)
     hidden: int = Field(Sizes.hidden, ge=32)
@@ -41,8 +44,8 @@ class SizesConfig(Section):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> SizesConfig:
-        size, left = divmod(self.hidden, self.heads)
-        if left or size % 2:
+        size, remainder = divmod(self.hidden, self.heads)
+        if remainder or size % 2:
             raise ValueError(
                 f"hidden is {self.hidden} and heads {self.heads}; expected heads of an even whole size, "
                 f"as hidden={2 * self.heads * max(1, round(self.hidden / self.heads / 2))}"
@@ -55,7 +58,7 @@ class SizesConfig(Section):
 
 
 def build_small_llama(folder: Path, texts: Sequence[str], sizes: Sizes, seed: int) -> None:
-    """Write a model folder or nothing: byte-level BPE trained on the texts, weights that are a function of the seed."""
+    """Write a model folder atomically: byte-level BPE trained on the texts, and random weights decided by the seed."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

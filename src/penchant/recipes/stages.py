@@ -1,14 +1,14 @@
-"""A recipe's stages, one after the other, each in a folder of its own, each done once.
+"""A recipe's stages, which run in order and once, every stage in its own folder.
 
-    FOLDER/NAME/            what the stage makes
-    FOLDER/NAME/begun.json  while it is not: its settings and those of the stages before it
-    FOLDER/NAME/stage.json  written when it is done: the same settings, and what it found
+    FOLDER/NAME/            what the stage writes
+    FOLDER/NAME/begun.json  while the stage is unfinished: its settings and those of the stages before it
+    FOLDER/NAME/stage.json  once the stage is done: the same settings, and the stage's result
 
-A stage that was killed is run again; it goes on from what it left where it can (a training run does), and makes the
-rest anew. What a stage makes depends on its settings and on the stages before it alone, so that the end is the same.
+An interrupted stage runs again; it resumes from its own files where it can (a training run does), and makes the rest
+anew. A stage's output depends only on its settings and on the stages before it, so an interruption does not change it.
 
-Settings that have changed are refused for a stage that is done. What one that is not done has left under other settings
-is thrown away: nothing of it could be used, and a stage that refused a setting is to be run with a better one.
+Changed settings are an error for a stage that is done. The files of an unfinished stage with other settings are
+deleted: nothing could reuse them, and a stage that refused a setting must be run again with a corrected one.
 """
 
 from __future__ import annotations
@@ -25,49 +25,50 @@ from penchant.engine.folders import resumable_disk_errors
 from penchant.errors import ConfigError
 from penchant.evaluation.files import write_atomically
 
-RECORD, BEGUN = "stage.json", "begun.json"
+DONE_RECORD, UNFINISHED_RECORD = "stage.json", "begun.json"
 
-Found = Mapping[str, Any]
+StageResult = Mapping[str, Any]
+"""What a stage returns, as JSON."""
 Settings = Mapping[str, Mapping[str, Any]]
-"""By stage, up to one of them."""
+"""Settings by stage, up to and including one stage."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """One stage of a recipe.
 
     Attributes:
-        name: of its folder.
-        does: for people.
-        settings: what decides its result, beside the stages before it; JSON.
-        run: given its folder, makes what it makes there and returns what it found; JSON.
+        name: name of the stage and of its folder.
+        description: what the stage does, in the progress messages.
+        settings: everything that decides the stage's result besides the stages before it, as JSON.
+        run: writes the stage's files into the given folder and returns the stage's result.
     """
 
     name: str
-    does: str
+    description: str
     settings: Mapping[str, Any]
-    run: Callable[[Path], Found]
+    run: Callable[[Path], StageResult]
 
 
 def run_stages(
     folder: Path,
     stages: Sequence[Stage],
-    finish: Callable[[dict[str, Found]], None],
+    finish: Callable[[dict[str, StageResult]], None],
     *,
     only: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
-) -> dict[str, Found]:
-    """Run what is not done yet, in order.
+) -> dict[str, StageResult]:
+    """Run all stages that are not done yet, in order.
 
     Args:
-        finish: called with what was found once the last stage is done.
-        only: one stage; those before it must be done.
+        finish: called with all results once the last stage is done.
+        only: name of the only stage to run; the stages before it must be done.
 
     Returns:
-        What each stage found, by name; up to `only`.
+        The result of every stage by its name, up to `only`.
 
     Raises:
-        ConfigError: a stage was done with other settings, there is no stage `only`, or one before it is not done.
+        ConfigError: a stage was done with other settings, there is no stage `only`, or a stage before it is not done.
     """
     names = [stage.name for stage in stages]
     if only is not None and only not in names:
@@ -79,94 +80,96 @@ def run_stages(
 def _run_stages(
     folder: Path,
     stages: Sequence[Stage],
-    finish: Callable[[dict[str, Found]], None],
+    finish: Callable[[dict[str, StageResult]], None],
     only: str | None,
     tell: Callable[[str], None],
-) -> dict[str, Found]:
-    found: dict[str, Found] = {}
+) -> dict[str, StageResult]:
+    results: dict[str, StageResult] = {}
     settings: dict[str, Any] = {}
     for number, stage in enumerate(stages, 1):
-        place = folder / stage.name
+        stage_folder = folder / stage.name
         settings[stage.name] = json.loads(json.dumps(stage.settings))
-        done = _done(place, settings)
-        if done is None:
+        result = _read_result(stage_folder, settings)
+        if result is None:
             if only not in (None, stage.name):
                 raise ConfigError(
                     f"stage '{stage.name}' comes before '{only}' and is not done", fix=f"run stage {stage.name} first"
                 )
-            tell(f"{number} of {len(stages)}: {stage.does}")
-            _begin(place, settings, tell)
-            done = json.loads(json.dumps(stage.run(place)))
-            _write(place / RECORD, {"settings": settings, "found": done})
-            (place / BEGUN).unlink(missing_ok=True)
+            tell(f"{number} of {len(stages)}: {stage.description}")
+            _start_stage(stage_folder, settings, tell)
+            result = json.loads(json.dumps(stage.run(stage_folder)))
+            _write(stage_folder / DONE_RECORD, {"settings": settings, "found": result})
+            (stage_folder / UNFINISHED_RECORD).unlink(missing_ok=True)
         else:
-            tell(f"{number} of {len(stages)}: {stage.does}: done before")
-        found[stage.name] = done
+            tell(f"{number} of {len(stages)}: {stage.description}: already done")
+        results[stage.name] = result
         if stage.name == only:
             break
-    if len(found) == len(stages):
-        finish(found)
-    return found
+    if len(results) == len(stages):
+        finish(results)
+    return results
 
 
-def _done(place: Path, settings: Settings) -> Found | None:
-    """What the stage found when it was done; None if it was not.
+def _read_result(folder: Path, settings: Settings) -> StageResult | None:
+    """The recorded result of a stage; None if the stage is not done.
 
     Raises:
-        ConfigError: it, or one before it, had other settings then.
+        ConfigError: the stage, or a stage before it, was done with other settings.
     """
-    if not (place / RECORD).exists():
+    if not (folder / DONE_RECORD).exists():
         return None
-    found, change = _read(place, RECORD, settings)
+    recorded, change = _read_record(folder, DONE_RECORD, settings)
     if change is not None:
         raise ConfigError(
             f"the stage was done when {change}",
-            where=str(place),
+            where=str(folder),
             fix="name another output folder; or delete this stage's folder and those after it to run them again",
         )
-    result: Found = found
+    result: StageResult = recorded
     return result
 
 
-def _begin(place: Path, settings: Settings, tell: Callable[[str], None]) -> None:
-    """Make the stage's folder, without what it left under other settings."""
-    if (place / BEGUN).exists():
-        change = _read(place, BEGUN, settings)[1]
+def _start_stage(folder: Path, settings: Settings, tell: Callable[[str], None]) -> None:
+    """Make the stage's folder, and delete the files of an unfinished run with other settings."""
+    if (folder / UNFINISHED_RECORD).exists():
+        change = _read_record(folder, UNFINISHED_RECORD, settings)[1]
         if change is not None:
-            tell(f"it was begun when {change}: it begins anew")
-            # Killed halfway, what is left of it must not stand where the stage would go on from it.
-            aside = place.with_name(f".thrown-away-{place.name}")
+            tell(f"the stage was begun when {change}: it starts again")
+            # Renamed first: if the deletion is interrupted, the stage must not resume from the remaining files.
+            aside = folder.with_name(f".thrown-away-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            place.rename(aside)
+            folder.rename(aside)
             shutil.rmtree(aside)
-    place.mkdir(parents=True, exist_ok=True)
-    _write(place / BEGUN, {"settings": settings, "found": None})
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / UNFINISHED_RECORD, {"settings": settings, "found": None})
 
 
 def _write(file: Path, record: Mapping[str, Any]) -> None:
     write_atomically(file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def _read(place: Path, name: str, settings: Settings) -> tuple[Any, str | None]:
-    """What a record says was found, and the first of the settings that is not as it was then.
+def _read_record(folder: Path, name: str, settings: Settings) -> tuple[Any, str | None]:
+    """The result in a stage's record, and a description of the first setting that has changed since, if any.
 
     Raises:
-        ConfigError: it is no record.
+        ConfigError: the file is not a stage's record.
     """
-    file = place / name
+    file = folder / name
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        found, before = record["found"], _flat(record["settings"])
+        result, old_settings = record["found"], _flatten(record["settings"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError("not a stage's record", where=str(file), fix=f"delete {place} to run it again") from error
-    now = _flat(settings)
-    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-    if not changed:
-        return found, None
-    stage, key = changed[0]
-    was, is_now = (json.dumps(each.get(changed[0])) for each in (before, now))
-    return found, f"{stage}'s {key} was {was}; now it is {is_now}"
+        raise ConfigError("not a stage's record", where=str(file), fix=f"delete {folder} to run it again") from error
+    new_settings = _flatten(settings)
+    changed_keys = sorted(
+        key for key in {*old_settings, *new_settings} if old_settings.get(key) != new_settings.get(key)
+    )
+    if not changed_keys:
+        return result, None
+    stage, setting = changed_keys[0]
+    old, new = (json.dumps(values.get(changed_keys[0])) for values in (old_settings, new_settings))
+    return result, f"{stage}'s {setting} was {old}; now it is {new}"
 
 
-def _flat(settings: Settings) -> dict[tuple[str, str], Any]:
-    return {(stage, key): value for stage, each in settings.items() for key, value in each.items()}
+def _flatten(settings: Settings) -> dict[tuple[str, str], Any]:
+    return {(stage, key): value for stage, values in settings.items() for key, value in values.items()}

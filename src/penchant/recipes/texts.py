@@ -1,4 +1,4 @@
-"""The text of a field, made fit to train on: clean, without repeats and without what it will be tested on."""
+"""Cleaning of training text: too short, repeated and test passages are dropped, long ones are split into chunks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Shingles = frozenset[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Passage:
-    """Some text.
+    """A passage of text.
 
     Attributes:
-        section: what it is a part of; passages of one section are not split between training and the held-out part.
+        section: name of its section; the passages of a section are all for training or all held out.
     """
 
     text: str
@@ -35,13 +35,13 @@ class Passage:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is left of texts.
+    """Rules of cleaning.
 
     Attributes:
-        min_words: shorter ones are dropped.
-        similarity: two texts are one where their five-word runs have this much in common (Jaccard).
-        contained: a text is left out where it holds this share of an excluded text's five-word runs.
-        chunk_words: longer ones are cut, at the end of a sentence where one is near.
+        min_words: texts with fewer words are dropped.
+        similarity: two texts are near duplicates from this Jaccard similarity of their five-word shingles on.
+        contained: a text is dropped where it contains this share of an excluded text's five-word shingles.
+        chunk_words: longer texts are split, at the end of a sentence where one is near.
     """
 
     min_words: int = 5
@@ -51,13 +51,14 @@ class Cleaning:
 
 
 def read_passages(source: str, *, text: str = "text", section: str | None = None) -> list[Passage]:
-    """Rows with a field of text (any kind of data file), or plain text whose passages are separated by empty lines.
+    """The passages of a data file of any kind, or of a plain text whose passages are separated by empty lines.
 
     Args:
-        section: the field that names a passage's section; None makes each passage one.
+        text: name of the field that holds a passage's text.
+        section: name of the field that holds a passage's section; None makes each passage its own section.
 
     Raises:
-        DataError: the file cannot be read, or a line has no such field.
+        DataError: the file cannot be read, or a row has no such field.
     """
     path = Path(source)
     if path.is_dir() or is_data_file(path):
@@ -77,99 +78,112 @@ def _passage(row: Mapping[str, Any], where: str, number: int, text: str, section
     return Passage(row[text], row[section] if section else str(number))
 
 
-def clean(
+def clean_passages(
     passages: Sequence[Passage], excluded: Sequence[str], rules: Cleaning
 ) -> tuple[list[Passage], dict[str, int]]:
-    """Passages in their order, and how many were left out, by reason.
+    """The passages that pass the rules, in their order, and the number of dropped passages by reason.
 
     Args:
-        excluded: texts that the model will be asked about.
+        excluded: texts of the test questions.
     """
     dropped: Counter[str] = Counter()
-    kept: list[Passage] = []
+    long_enough: list[Passage] = []
     for passage in passages:
-        text = normal(passage.text)
+        text = normalize_text(passage.text)
         if len(text.split()) < rules.min_words:
             dropped["too short"] += 1
         else:
-            kept.append(Passage(text, passage.section))
-    overlaps = _Contained([normal(text) for text in excluded], rules.contained)
-    kept, before = [each for each in kept if not overlaps(each.text)], len(kept)
-    dropped["held out for tests"] = before - len(kept)
-    repeats = near_repeats([each.text for each in kept], rules.similarity)
-    dropped["near repeats"] = len(repeats)
-    return [each for n, each in enumerate(kept) if n not in repeats], dict(dropped)
+            long_enough.append(Passage(text, passage.section))
+    contains_excluded = _ContainmentTest([normalize_text(text) for text in excluded], rules.contained)
+    cleaned = [passage for passage in long_enough if not contains_excluded(passage.text)]
+    dropped["held out for tests"] = len(long_enough) - len(cleaned)
+    duplicates = near_duplicates([passage.text for passage in cleaned], rules.similarity)
+    dropped["near repeats"] = len(duplicates)
+    return [passage for n, passage in enumerate(cleaned) if n not in duplicates], dict(dropped)
 
 
-def normal(text: str) -> str:
-    """Unicode composed (NFC), control characters out, runs of white space one space."""
+def normalize_text(text: str) -> str:
+    """The text in Unicode form NFC, without control characters, every run of white space as one space."""
     composed = unicodedata.normalize("NFC", text)
-    shown = "".join(letter for letter in composed if letter.isspace() or unicodedata.category(letter)[0] != "C")
-    return " ".join(shown.split())
+    printable = "".join(letter for letter in composed if letter.isspace() or unicodedata.category(letter)[0] != "C")
+    return " ".join(printable.split())
 
 
-def near_repeats(texts: Sequence[str], similarity: float) -> dict[int, int]:
-    """Each text that is nearly an earlier one, with that one: found by MinHash, then compared exactly.
+def near_duplicates(texts: Sequence[str], similarity: float) -> dict[int, int]:
+    """The index of every text that nearly repeats an earlier one, mapped to the earlier one's index.
+
+    MinHash proposes candidates, whose exact Jaccard similarity is then compared with the threshold.
 
     Raises:
-        ConfigError: the library is not installed.
+        ConfigError: datasketch is not installed.
     """
     with require_extra("recipes", "finding repeated texts needs datasketch"):
         from datasketch import MinHash, MinHashLSH
     shingles = [_shingles(text) for text in texts]
-    # What the sketches find is compared exactly, so that they may find more; above 0.95 they have too few bands.
+    # Candidates are compared exactly, so the index may propose too many; above 0.95 it would have too few bands.
     index = MinHashLSH(threshold=min(similarity, 0.95), num_perm=128)
-    found: dict[int, int] = {}
-    for number, own in enumerate(shingles):
+    duplicates: dict[int, int] = {}
+    for number, text_shingles in enumerate(shingles):
         sketch = MinHash(num_perm=128, seed=1)
-        sketch.update_batch([" ".join(each).encode() for each in own])
-        like = (other for other in sorted(index.query(sketch)) if _jaccard(own, shingles[other]) >= similarity)
-        earlier = next(like, None)
+        sketch.update_batch([" ".join(shingle).encode() for shingle in text_shingles])
+        candidates = sorted(index.query(sketch))
+        similar = (other for other in candidates if _jaccard(text_shingles, shingles[other]) >= similarity)
+        earlier = next(similar, None)
         if earlier is None:
             index.insert(number, sketch)
         else:
-            found[number] = earlier
-    return found
+            duplicates[number] = earlier
+    return duplicates
 
 
-def hold_out(passages: Sequence[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
-    """Training and held-out passages; whole sections, chosen by their names."""
+def split_by_section(passages: Sequence[Passage], share: float, seed: int) -> tuple[list[Passage], list[Passage]]:
+    """Training and held-out passages; a hash of a section's name decides the part of all of its passages.
 
-    def place(section: str) -> float:
+    Args:
+        share: expected share of held-out sections.
+
+    Raises:
+        DataError: one of the parts would be empty.
+    """
+
+    def position(section: str) -> float:
         return int.from_bytes(blake2b(f"{seed}/{section}".encode(), digest_size=8).digest()) / 2**64
 
-    held = [place(each.section) < share for each in passages]
-    parts = ([each for each, out in zip(passages, held, strict=True) if out is wanted] for wanted in (False, True))
-    train, held_out = parts
+    train = [passage for passage in passages if position(passage.section) >= share]
+    held_out = [passage for passage in passages if position(passage.section) < share]
     if not train or not held_out:
         raise DataError(
-            f"{len({each.section for each in passages})} sections give {len(train)} passages to train on and "
+            f"{len({passage.section for passage in passages})} sections give {len(train)} passages to train on and "
             f"{len(held_out)} held out; both need some",
             fix="take more text, another share, or another seed",
         )
     return train, held_out
 
 
-def chunks(text: str, words: int) -> Iterator[str]:
-    """Parts of at most so many words; a part of more than half of them ends with a sentence where it can."""
-    left = text.split()
-    while len(left) > words:
-        ends = [n for n in range(words // 2, words) if left[n][-1] in ".!?;"]
-        cut = ends[-1] + 1 if ends else words
-        yield " ".join(left[:cut])
-        left = left[cut:]
-    if left:
-        yield " ".join(left)
+def split_into_chunks(text: str, words: int) -> Iterator[str]:
+    """Chunks of at most `words` words; a chunk ends with a sentence where its second half holds the end of one."""
+    remaining = text.split()
+    while len(remaining) > words:
+        ends = [n for n in range(words // 2, words) if remaining[n][-1] in ".!?;"]
+        size = ends[-1] + 1 if ends else words
+        yield " ".join(remaining[:size])
+        remaining = remaining[size:]
+    if remaining:
+        yield " ".join(remaining)
 
 
-def as_groups(passages: Sequence[Passage], words: int) -> list[PreferenceGroup]:
-    """Each chunk of a passage as text to go on with from nothing."""
-    parts = [(part, each.section) for each in passages for part in chunks(normal(each.text), words)]
-    return [PreferenceGroup("", (part,), id=str(n), source=section) for n, (part, section) in enumerate(parts)]
+def text_groups(passages: Sequence[Passage], words: int) -> list[PreferenceGroup]:
+    """A group with an empty prompt and one candidate for every chunk of every passage."""
+    chunks = [
+        (chunk, passage.section)
+        for passage in passages
+        for chunk in split_into_chunks(normalize_text(passage.text), words)
+    ]
+    return [PreferenceGroup("", (chunk,), id=str(n), source=section) for n, (chunk, section) in enumerate(chunks)]
 
 
-class _Contained:
-    """Whether a text holds most of any of some texts."""
+class _ContainmentTest:
+    """A predicate: whether a text contains at least a share of the shingles of any of the reference texts."""
 
     def __init__(self, texts: Sequence[str], share: float) -> None:
         self._sizes = [len(_shingles(text)) for text in texts]

@@ -1,4 +1,4 @@
-"""A recipe's training stage: an ordinary run in its folder."""
+"""A recipe's training stage, which is an ordinary training run in the stage's folder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from penchant.config import LoraConfig, RunConfig, TrainingConfig, parse_config
 from penchant.config_section import Section
 from penchant.engine.merging import merge_adapter
 from penchant.errors import rename_options_in_errors
-from penchant.recipes.reading import READING, ReadingConfig
+from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 from penchant.training.run import train
 
 
-class TunedConfig(Section):
-    """A training stage."""
+class TuningConfig(Section):
+    """Settings of a training stage."""
 
     training: TrainingConfig = TrainingConfig(learning_rate=1e-5)
     lora: LoraConfig | None = None
 
 
-def stage_keys(setting: str, kind: type[Section] = TunedConfig) -> dict[str, str]:
-    """Where the recipe's configuration has a run's keys, for `errors.rename_options_in_errors`.
+def stage_keys(setting: str, kind: type[Section] = TuningConfig) -> dict[str, str]:
+    """The recipe's configuration key of every key of a run, for `errors.rename_options_in_errors`.
 
     Args:
         setting: the stage's dotted path in the recipe's configuration, as in ``methods.dpo``.
-        kind: of the section there.
+        kind: class of the configuration section at that path.
     """
     shared = [name for name in RunConfig.model_fields if name in kind.model_fields]
     return {f"{name}.": f"{setting}.{name}." for name in shared}
@@ -38,24 +38,24 @@ def tuning_run(
     data: Path,
     held_out: Path | None,
     objective: Mapping[str, Any],
-    tuned: TunedConfig,
+    tuned: TuningConfig,
     *,
     keys: Mapping[str, str],
     online: Mapping[str, Any] | None = None,
-    reading: ReadingConfig = READING,
+    reading: ReadingConfig = DEFAULT_READING,
 ) -> RunConfig:
-    """The configuration of a run into ``folder/run``.
+    """The configuration of a run that writes to ``folder/run``.
 
     Args:
         model: folder or hub id to start from.
-        data, held_out: groups.
-        objective: as in a run's configuration.
-        keys: of the stage, as an error names them; see `stage_keys`.
-        online: of a run on fresh samples, its ``sampling`` and ``reward``.
-        reading: how it reads its data.
+        data, held_out: files of training and held-out groups.
+        objective: the ``objective`` section of a run's configuration.
+        keys: the stage's configuration keys for error messages; see `stage_keys`.
+        online: the ``sampling`` and ``reward`` sections, for a run on fresh samples.
+        reading: how the run reads its data.
 
     Raises:
-        ConfigError: it is not valid.
+        ConfigError: the configuration is not valid.
     """
     values = {
         "model": model,
@@ -78,13 +78,13 @@ def tune(
     data: Path,
     held_out: Path | None,
     objective: Mapping[str, Any],
-    tuned: TunedConfig,
+    tuned: TuningConfig,
     *,
     keys: Mapping[str, str],
     online: Mapping[str, Any] | None = None,
-    reading: ReadingConfig = READING,
+    reading: ReadingConfig = DEFAULT_READING,
 ) -> Path:
-    """Train as `tuning_run` says; a run that was interrupted goes on.
+    """Train with the configuration of `tuning_run`; an interrupted run resumes.
 
     Returns:
         The run's folder.
@@ -94,12 +94,12 @@ def tune(
         return train(config, resume=(folder / "run" / "run.json").exists())
 
 
-def whole_model(folder: Path, tuned: TunedConfig) -> Path:
-    """Where a stage's model is to be found as an ordinary model, for stages that tune it further."""
+def full_model_folder(folder: Path, tuned: TuningConfig) -> Path:
+    """The folder of a stage's full model, adapter merged, from which later stages train further."""
     return folder / ("merged" if tuned.lora else "run")
 
 
-def merge_where_adapted(folder: Path, tuned: TunedConfig) -> None:
-    """Make `whole_model` of what `tune` left, where that is an adapter."""
-    if tuned.lora is not None and not whole_model(folder, tuned).exists():
-        merge_adapter(str(folder / "run"), whole_model(folder, tuned))
+def write_full_model(folder: Path, tuned: TuningConfig) -> None:
+    """Merge the adapter that `tune` trained into `full_model_folder`; nothing to do where it trained all weights."""
+    if tuned.lora is not None and not full_model_folder(folder, tuned).exists():
+        merge_adapter(str(folder / "run"), full_model_folder(folder, tuned))

@@ -1,9 +1,9 @@
-"""The embedded default's world: plain English whose true reward is known by construction, and a tiny model of it.
+"""The demo's text world: plain English whose true reward is known by construction, and a tiny model of it.
 
-In the spirit of the controlled-sentiment experiment of arXiv 2305.18290, section 6: the reward is a formula that any
-text can be put into, so what preference training gained, and at what KL, can be measured on fresh samples. Short
-reviews of places, meals, shows and people are written from templates over a closed vocabulary; each draws a mood, and
-the moods are symmetric, so the texts are neutral on average. Everything is a function of its seed.
+It follows the controlled-sentiment experiment of arXiv 2305.18290, section 6: the reward is a formula defined for any
+text, so the gain of preference training, and its KL, can be measured on fresh samples. Short reviews of places, meals,
+shows and people are written from templates over a closed vocabulary; each review draws a mood, and the moods are
+symmetric, so the texts are neutral on average. The seed decides everything.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from penchant.recipes.lexicon import (
     REQUESTS,
     SUBJECT,
     TIMES,
-    WORTH,
-    Kind,
+    WORD_SCORES,
+    SubjectKind,
     all_words,
 )
 
@@ -41,56 +41,56 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
-LONGEST = 30
-"""Words of the longest demonstration; the true reward pays for none beyond."""
+MAX_WORDS = 30
+"""Maximum words of a demonstration; the true reward subtracts 0.1 for every further word."""
 
 
 def true_reward(text: str) -> float:
-    """What a response is worth, in [-4, 4]; defined for any text, also a malformed one.
+    """The true reward of a response, in [-4, 4]; defined for any text, also a malformed one.
 
-    The sum over the *distinct* words of sentiment (0.5 a mild one, 1 a strong one, negative for poor ones; "not", also
-    with an intensifier between, turns the sign), less 1 for each broken sentence (unfinished, or not of 3 to 16
-    words), less 0.1 for each word beyond `LONGEST`.
+    The sum over the *distinct* words of sentiment (0.5 for a mild word, 1 for a strong one, negative for poor words;
+    "not", also with an intensifier between, flips the sign), minus 1 for each malformed sentence (unfinished, or not of
+    3 to 16 words), minus 0.1 for each word beyond `MAX_WORDS`.
     """
     tokens = re.findall(r"[^\s.,:]+|[.,:]", text.lower())
-    said = {(word, _negated(tokens, place)) for place, word in enumerate(tokens) if word in WORTH}
-    worth = sum(-WORTH[word] if negated else WORTH[word] for word, negated in said)
+    words = {(word, _is_negated(tokens, index)) for index, word in enumerate(tokens) if word in WORD_SCORES}
+    sentiment = sum(-WORD_SCORES[word] if negated else WORD_SCORES[word] for word, negated in words)
     lengths = [len(re.findall(r"[^\s,:]+", sentence)) for sentence in text.split(".")]
     unfinished = lengths.pop() > 0 or not lengths
-    broken = unfinished + sum(not 3 <= length <= 16 for length in lengths)
-    excess = max(0, len(re.findall(r"[^\s.,:]+", text)) - LONGEST)
-    return max(-4.0, min(4.0, worth - broken - 0.1 * excess))
+    malformed = unfinished + sum(not 3 <= length <= 16 for length in lengths)
+    excess = max(0, len(re.findall(r"[^\s.,:]+", text)) - MAX_WORDS)
+    return max(-4.0, min(4.0, sentiment - malformed - 0.1 * excess))
 
 
-def _negated(tokens: Sequence[str], place: int) -> bool:
-    before = place - 1
-    while before >= 0 and tokens[before] in INTENSIFIERS:
-        before -= 1
-    return before >= 0 and tokens[before] == "not"
+def _is_negated(tokens: Sequence[str], index: int) -> bool:
+    previous = index - 1
+    while previous >= 0 and tokens[previous] in INTENSIFIERS:
+        previous -= 1
+    return previous >= 0 and tokens[previous] == "not"
 
 
 def true_rewards(prompt: str, responses: Sequence[str]) -> list[float]:
-    """`true_reward` of each response, as ``reward: {function: penchant.recipes.world:true_rewards}`` calls it."""
+    """`true_reward` of each response, a function for ``reward: {function: penchant.recipes.world:true_rewards}``."""
     return [true_reward(response) for response in responses]
 
 
 def label(prompt: str, candidates: Sequence[str], rng: random.Random, *, temperature: float = 0.0) -> PreferenceGroup:
-    """The group with its candidates ranked by true reward; 1 is the best, and equal rewards share a rank.
+    """A group with the candidates ranked by true reward; rank 1 is the best, and equal rewards share a rank.
 
     Args:
         temperature: above 0, a noisy judge: the ranking is one draw from Plackett-Luce with log-worths
             ``true_reward / temperature`` (of two candidates the better wins with probability sigma(gap / temperature)).
     """
-    worths = [true_reward(candidate) for candidate in candidates]
+    rewards = [true_reward(candidate) for candidate in candidates]
     if temperature > 0:
-        # The order of worth / temperature + Gumbel noise is a draw from Plackett-Luce.
-        worths = [worth / temperature - math.log(rng.expovariate(1.0)) for worth in worths]
-    ranks = tuple(1 + sum(other > worth for other in worths) for worth in worths)
+        # The order of reward / temperature + Gumbel noise is a draw from Plackett-Luce.
+        rewards = [reward / temperature - math.log(rng.expovariate(1.0)) for reward in rewards]
+    ranks = tuple(1 + sum(other > reward for other in rewards) for reward in rewards)
     return PreferenceGroup(prompt, tuple(candidates), ranks=ranks)
 
 
 def prompts(n: int, seed: int) -> list[str]:
-    """`n` prompts about as many different subjects, in random order.
+    """`n` prompts about `n` different subjects, in random order.
 
     Raises:
         ValueError: the world has fewer than `n` subjects.
@@ -101,18 +101,18 @@ def prompts(n: int, seed: int) -> list[str]:
 
 
 def split_prompts(held_out: int, seed: int) -> tuple[list[str], list[str]]:
-    """A prompt about every subject: (for training, `held_out` others); no subject is on both sides."""
-    every = prompts(sum(1 for kind in KINDS for _ in _subjects(kind)), seed)
-    return every[held_out:], every[:held_out]
+    """One prompt about every subject, split in training prompts and `held_out` others; they share no subject."""
+    all_prompts = prompts(sum(1 for kind in KINDS for _ in _subjects(kind)), seed)
+    return all_prompts[held_out:], all_prompts[:held_out]
 
 
-def _subjects(kind: Kind) -> Iterator[str]:
+def _subjects(kind: SubjectKind) -> Iterator[str]:
     slots = product(kind.qualities, kind.nouns, kind.settings)
     return (SUBJECT.format(quality=quality, noun=noun, setting=setting) for quality, noun, setting in slots)
 
 
 def pretraining_texts(n: int, seed: int) -> list[str]:
-    """`n` notes of 2 to 6 sentences, in every mood; none of them is a prompt with its response."""
+    """`n` notes of 2 to 6 sentences, with every mood; no note has the form of a prompt with its response."""
     rng = random.Random(f"texts {seed}")
     return [_note(rng) for _ in range(n)]
 
@@ -124,25 +124,25 @@ def _note(rng: random.Random) -> str:
 
 
 def demonstration(prompt: str, rng: random.Random) -> str:
-    """A response to a prompt of this world: a space, then 12 to 30 words in 2 to 4 sentences, neutral on average.
+    """A response to a prompt of this world: a space and 12 to 30 words in 2 to 4 sentences, neutral on average.
 
     Raises:
         ValueError: the prompt names no subject of this world.
     """
-    known = [(kind, noun) for kind in KINDS for noun in kind.nouns if noun in prompt.rstrip(":").split()]
-    if not known:
-        raise ValueError(f"{prompt!r} is about nothing in this world; expected a prompt from `prompts`")
-    kind, noun = known[0]
+    subjects = [(kind, noun) for kind in KINDS for noun in kind.nouns if noun in prompt.rstrip(":").split()]
+    if not subjects:
+        raise ValueError(f"{prompt!r} names no subject of this world; expected a prompt from `prompts`")
+    kind, noun = subjects[0]
     while True:
         text = " ".join(_Writer(kind, noun, rng).sentences(rng.randint(2, 4)))
-        if 12 <= len(text.split()) <= LONGEST:
+        if 12 <= len(text.split()) <= MAX_WORDS:
             return " " + text
 
 
 class _Writer(dict[str, str]):
-    """Fills the slots of templates for one text: each slot is drawn when it is met, aspects without repeats."""
+    """Fills the slots of templates for one text: a value is drawn for every slot, aspects without repeats."""
 
-    def __init__(self, kind: Kind, noun: str, rng: random.Random) -> None:
+    def __init__(self, kind: SubjectKind, noun: str, rng: random.Random) -> None:
         super().__init__(noun=noun)
         self._kind, self._rng = kind, rng
         self._mood = rng.betavariate(2, 2)
@@ -166,7 +166,7 @@ class _Writer(dict[str, str]):
             case "aspect_was":
                 return " ".join(self._next_aspect())
             case "good" | "poor" | "judged":
-                return self._judged(good)
+                return self._adjective(good)
             case "verb":
                 return rng.choice(rng.choice(GOOD_VERBS if good else POOR_VERBS))
             case "advise":
@@ -189,9 +189,9 @@ class _Writer(dict[str, str]):
             self._aspects = self._rng.sample(self._kind.aspects, len(self._kind.aspects))
         return self._aspects.pop()
 
-    def _judged(self, good: bool) -> str:
+    def _adjective(self, good: bool) -> str:
         manner = self._rng.random()
-        # "not dull" is good: the sign turns.
+        # "not dull" is good: the negation flips the sign.
         negated = manner < 0.15
         general, special = (GOOD, self._kind.good) if good != negated else (POOR, self._kind.poor)
         strength = 0 if negated else self._rng.randrange(2)
@@ -202,12 +202,15 @@ class _Writer(dict[str, str]):
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word or mark; words carry the space before them, so a prompt's tokens end where its text ends."""
+    """A tokenizer with one token per word or mark.
+
+    A word's token includes the space before the word, so a prompt's tokens end where its text ends.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     tokens = [*SPECIAL_TOKENS, ".", ",", ":", *(f"▁{word}" for word in all_words())]
-    ids = {token: place for place, token in enumerate(tokens)}
+    ids = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -227,7 +230,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
-    """A Llama small enough for a laptop's processor, with random weights that are a function of the seed."""
+    """A Llama small enough for a laptop's CPU, with random weights decided by the seed.
+
+    Args:
+        vocabulary: number of tokens.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -81,7 +81,7 @@ def _call_guide(chat: ChatRequest, expert: Expert) -> Callable[[], Guide]:
     question = ToolQuestion("the request", "simple", (), functions, accepted=None)
     grammar = json_calls(
         question,
-        Tags.of(expert.tokenizer),
+        Tags.from_tokenizer(expert.tokenizer),
         prose=chat.tool_choice == "auto",
         several=chat.parallel_tool_calls,
     )

@@ -1,4 +1,4 @@
-"""Calls that are due: a grammar without words, and one of a single call."""
+"""Tests of the JSON grammars without words and with a single call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TAGGED = f"{OPENS}{CALL}{CLOSES}"
 
 @pytest.fixture(scope="module", params=["letters", "tokens"])
 def tokenizer(request, tmp_path_factory) -> PreTrainedTokenizerBase:
-    """One that spells the tags, and one that has a token for each."""
+    """A tokenizer that spells the tags in several tokens, and one with a token per tag."""
     folder = tmp_path_factory.mktemp("small") / "model"
     build_small_llama(folder, [CALL], Sizes(300, 32, 1, 2, 128), seed=0)
     tokenizer = load_tokenizer(str(folder))
@@ -43,7 +43,7 @@ def accepts(tokenizer: PreTrainedTokenizerBase, grammar: str, text: str) -> bool
 
 
 @pytest.mark.parametrize(
-    ("text", "in_words", "due", "single"),
+    ("text", "in_words", "as_calls", "as_single_call"),
     [
         (CALL, True, True, True),
         (TAGGED, True, True, True),
@@ -57,10 +57,10 @@ def accepts(tokenizer: PreTrainedTokenizerBase, grammar: str, text: str) -> bool
         (OPENS, False, False, False),
     ],
 )
-def test_words_and_several_calls_are_allowed_where_they_may_be(
-    tokenizer: PreTrainedTokenizerBase, text: str, in_words: bool, due: bool, single: bool
+def test_words_and_several_calls_are_allowed_by_their_options(
+    tokenizer: PreTrainedTokenizerBase, text: str, in_words: bool, as_calls: bool, as_single_call: bool
 ) -> None:
-    tags = Tags.of(tokenizer)
+    tags = Tags.from_tokenizer(tokenizer)
     assert accepts(tokenizer, json_calls(QUESTION, tags), text) == in_words
-    assert accepts(tokenizer, json_calls(QUESTION, tags, prose=False), text) == due
-    assert accepts(tokenizer, json_calls(QUESTION, tags, prose=False, several=False), text) == single
+    assert accepts(tokenizer, json_calls(QUESTION, tags, prose=False), text) == as_calls
+    assert accepts(tokenizer, json_calls(QUESTION, tags, prose=False, several=False), text) == as_single_call

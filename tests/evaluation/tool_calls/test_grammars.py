@@ -1,4 +1,4 @@
-"""Constrained answers: whatever a model wants, it writes calls on offer or none; what is right, it can write."""
+"""Tests of constrained answers: a model can write calls on offer or no call, and can write every right answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.quantization import quantize_int8
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function
-from penchant.evaluation.tool_calls.edge import Setting, measure_here
+from penchant.evaluation.tool_calls.edge import LatencySettings, measure_in_this_process
 from penchant.evaluation.tool_calls.grammars import PROSE, SPEECH
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
@@ -31,7 +31,7 @@ from penchant.recipes.tool_calling.right import right_answer, right_calls
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
-PLACES = {
+ARGUMENTS = {
     "where": {"type": "string", "enum": ["é😀", "it's", 'a "b" \\ c', "Rome"]},
     "n": {"type": "integer"},
     "rate": {"type": "float"},
@@ -46,7 +46,7 @@ PLACES = {
     "what": {"type": "any"},
 }
 TYPES = {
-    "where": lambda v: v in PLACES["where"]["enum"],
+    "where": lambda v: v in ARGUMENTS["where"]["enum"],
     "n": lambda v: type(v) is int,
     "rate": lambda v: type(v) in (int, float),
     "sure": lambda v: type(v) is bool,
@@ -66,15 +66,18 @@ def function(name, properties, required=()):
     return Function.read({"name": name, "parameters": parameters}, "test")
 
 
-def asked(functions, accepted=(), number=0, category="parallel_multiple"):
+def make_question(functions, accepted=(), number=0, category="parallel_multiple"):
     message = Message(role="user", content=f"Question {number}?")
     return ToolQuestion(f"q{number}", category, (message,), tuple(functions), tuple(accepted))
 
 
 QUESTIONS = [
-    asked([function("m.go", PLACES, ["way", "n"]), function("m.go_on", {"a": {"type": "string"}}, ["a"])]),
-    *(asked([function("f", {key: schema}, [key])], number=n) for n, (key, schema) in enumerate(PLACES.items(), 1)),
-    asked(
+    make_question([function("m.go", ARGUMENTS, ["way", "n"]), function("m.go_on", {"a": {"type": "string"}}, ["a"])]),
+    *(
+        make_question([function("f", {key: schema}, [key])], number=n)
+        for n, (key, schema) in enumerate(ARGUMENTS.items(), 1)
+    ),
+    make_question(
         [function("f", {}), function("not-a-name", {}), function("g", {"from": {"type": "string"}}, ["from"])],
         number=90,
     ),
@@ -82,22 +85,22 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> str:
+def model_path(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("small") / "model"
-    texts = [right_answer(asked([], [])), "[m.go(where='Rome', n=1)] <tool_call> the sum of 1 and 2 {'name': ["]
+    texts = [right_answer(make_question([], [])), "[m.go(where='Rome', n=1)] <tool_call> the sum of 1 and 2 {'name': ["]
     build_small_llama(folder, texts, Sizes(400, 32, 1, 2, 2048), seed=0)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(place):
-    tokenizer = load_tokenizer(place)
+def tokenizer(model_path):
+    tokenizer = load_tokenizer(model_path)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
 class Stub(torch.nn.Module):
-    """Enough of a model to be sampled from."""
+    """The part of a model's interface that sampling uses."""
 
     config = SimpleNamespace(_attn_implementation="eager")
     generation_config = None
@@ -107,8 +110,8 @@ class Stub(torch.nn.Module):
         return SimpleNamespace(logits=torch.stack([self.wants(row)[None] for row in input_ids.tolist()]))
 
 
-class Babbler(Stub):
-    """Wants random tokens, and more often than others those that open or close something."""
+class RandomModel(Stub):
+    """A model that prefers random tokens, brackets and quotes above others."""
 
     def __init__(self, tokenizer, seed):
         super().__init__()
@@ -119,7 +122,7 @@ class Babbler(Stub):
         self.shutting = [i for i in range(self.size) if tokenizer.decode([i]).startswith("]")]
 
     def wants(self, row):
-        # Of the last tokens and the place: the same in a batch as alone.
+        # The seed depends on the last tokens and their position, so that batches and single prompts agree.
         draw = torch.Generator().manual_seed(hash((self.seed, len(row), *row[-3:])) % 2**32)
         wants = torch.randn(self.size, generator=draw)
         wants[self.brackets] += 2
@@ -129,8 +132,8 @@ class Babbler(Stub):
         return wants
 
 
-class Scripted(Stub):
-    """Wants one answer to each prompt, and of other tokens the first."""
+class ScriptedModel(Stub):
+    """A model that prefers one answer per prompt, and tokens with lower ids otherwise."""
 
     def __init__(self, tokenizer, prompts, answers):
         super().__init__()
@@ -147,44 +150,48 @@ class Scripted(Stub):
         return wants
 
 
-def given_by(tokenizer, questions, style, answers):
-    prompts = tokenize_prompts([STYLES[style].ask(each, tokenizer) for each in questions], tokenizer)
-    model = Scripted(tokenizer, prompts, answers)
+def scripted_answers(tokenizer, questions, style, answers):
+    prompts = tokenize_prompts([STYLES[style].ask(question, tokenizer) for question in questions], tokenizer)
+    model = ScriptedModel(tokenizer, prompts, answers)
     return answer_questions(model, tokenizer, questions, STYLES[style], max_new_tokens=2000, constrained=True)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_garbage_is_read_as_calls_on_offer(tokenizer, style):
-    ended, called, arguments = 0, 0, set()
+def test_random_answers_are_read_as_calls_on_offer(tokenizer, style):
+    complete_answers, call_count, arguments = 0, 0, set()
     for seed in range(25):
-        model = Babbler(tokenizer, seed)
-        for each in answer_questions(model, tokenizer, QUESTIONS, STYLES[style], max_new_tokens=150, constrained=True):
-            calls = STYLES[style].read(each.answer, each.question)
-            if not each.ended:
+        model = RandomModel(tokenizer, seed)
+        for judged in answer_questions(
+            model, tokenizer, QUESTIONS, STYLES[style], max_new_tokens=150, constrained=True
+        ):
+            calls = STYLES[style].read(judged.answer, judged.question)
+            if not judged.is_complete:
                 continue
-            ended += 1
-            assert calls is not None or (style != "signatures" and not each.answer.lstrip().startswith(("[", "{"))), (
-                each
+            complete_answers += 1
+            assert calls is not None or (style != "signatures" and not judged.answer.lstrip().startswith(("[", "{"))), (
+                judged
             )
             for call in calls or ():
-                called += 1
-                offered = {function.name: function for function in each.question.functions}[call.name]
+                call_count += 1
+                called_function = {function.name: function for function in judged.question.functions}[call.name]
                 unsaid = {"from"} if style != "native" else set()
-                assert set(offered.required) - unsaid <= set(call.arguments) <= set(offered.arguments), each.answer
+                assert (
+                    set(called_function.required) - unsaid <= set(call.arguments) <= set(called_function.arguments)
+                ), judged.answer
                 for name, value in call.arguments.items():
                     arguments.add(name)
-                    assert name not in TYPES or TYPES[name](value), each.answer
-    assert ended > 100
-    assert called > 30
+                    assert name not in TYPES or TYPES[name](value), judged.answer
+    assert complete_answers > 100
+    assert call_count > 30
     assert len(arguments) > 5
 
 
 def accepts(tokenizer, style, question, text):
-    guide, written = Grammars(tokenizer, [2]).guide(STYLES[style].grammar(question, tokenizer)), []
+    guide, prefix = Grammars(tokenizer, [2]).guide(STYLES[style].grammar(question, tokenizer)), []
     for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]:
-        if token not in guide.allowed_tokens(written):
+        if token not in guide.allowed(prefix):
             return False
-        written.append(token)
+        prefix.append(token)
     return True
 
 
@@ -220,10 +227,10 @@ F = function("m.f", {"a": {"type": "integer"}, "b": {"type": "string"}}, ["a"])
         ('{"name": "m.f", "arguments": {"a": 1}}', False),
     ],
 )
-def test_what_may_be_written(tokenizer, text, right):
-    assert accepts(tokenizer, "signatures", asked([F]), text) == right
-    # The other style has words beside, for no call.
-    assert accepts(tokenizer, "messages", asked([F]), text) == (right or text == "I cannot.")
+def test_texts_of_the_python_grammar(tokenizer, text, right):
+    assert accepts(tokenizer, "signatures", make_question([F]), text) == right
+    # Style "messages" also allows words for an answer without a call.
+    assert accepts(tokenizer, "messages", make_question([F]), text) == (right or text == "I cannot.")
     assert not right or read_calls(text) is not None
 
 
@@ -240,35 +247,35 @@ def test_what_may_be_written(tokenizer, text, right):
         ("{}", False),
     ],
 )
-def test_what_may_be_written_in_json(tokenizer, arguments, right):
+def test_texts_of_the_json_grammar(tokenizer, arguments, right):
     one = f'{{"name": "m_f", "arguments": {arguments}}}'
     for text in (one, f"[{one}]", f"<tool_call>\n{one}\n</tool_call>", f"So. <tool_call>{one}</tool_call>"):
-        assert accepts(tokenizer, "native", asked([F]), text) == right
+        assert accepts(tokenizer, "native", make_question([F]), text) == right
         assert not right or read_json_calls(text, [F])
 
 
-def test_any_tokens_that_spell_it(tokenizer):
-    """What a tokenizer makes of a text depends on what stands beside it; where a name is sure, too."""
-    question = asked([function("m.go", {"where": {"type": "string"}}, ["where"])])
-    guide, written = Grammars(tokenizer, [2]).guide(STYLES["signatures"].grammar(question, tokenizer)), []
+def test_any_tokens_that_spell_an_answer_are_allowed(tokenizer):
+    """A tokenizer's tokens of a text depend on its neighbours; the grammar allows all, even where a name is certain."""
+    question = make_question([function("m.go", {"where": {"type": "string"}}, ["where"])])
+    guide, prefix = Grammars(tokenizer, [2]).guide(STYLES["signatures"].grammar(question, tokenizer)), []
     assert len(tokenizer("m.go(where=", add_special_tokens=False)["input_ids"]) < len("m.go(where=")
     for letter in "[m.go(where='Rome')]":
         [token] = tokenizer(letter, add_special_tokens=False)["input_ids"]
-        assert token in guide.allowed_tokens(written)
-        written.append(token)
+        assert token in guide.allowed(prefix)
+        prefix.append(token)
 
 
 @pytest.mark.parametrize("text", ["So. <tool_call>", "So. <tool_call>no</tool_call>", "<tool_call></tool_call>", "`1`"])
 def test_words_hold_no_tag(tokenizer, text):
-    for question in (asked([F]), asked([])):
+    for question in (make_question([F]), make_question([])):
         assert not accepts(tokenizer, "native", question, text)
         assert accepts(tokenizer, "native", question, f"So. {text.replace('tool', 'a')}")
 
 
-def test_what_an_enum_may_be(tokenizer):
-    """Of a float's values an integer; of values of another type none, and where all are, what the type says."""
-    some = {"r": {"type": "float", "enum": [1, 0.5, "x"]}, "n": {"type": "integer", "enum": ["one"]}}
-    question = asked([function("f", some)])
+def test_values_of_an_enum(tokenizer):
+    """Integers count as floats, values of another type are ignored, and an enum of such values allows any value."""
+    properties = {"r": {"type": "float", "enum": [1, 0.5, "x"]}, "n": {"type": "integer", "enum": ["one"]}}
+    question = make_question([function("f", properties)])
     for text, right in {
         "r=1": True,
         "r=0.5": True,
@@ -280,14 +287,14 @@ def test_what_an_enum_may_be(tokenizer):
         assert accepts(tokenizer, "signatures", question, f"[f({text})]") == right
 
 
-def test_of_two_functions_with_one_name_the_first(tokenizer):
-    both = asked([function("f", {"a": {"type": "integer"}}), function("f", {"b": {"type": "integer"}})])
+def test_the_first_of_two_functions_with_one_name_counts(tokenizer):
+    both = make_question([function("f", {"a": {"type": "integer"}}), function("f", {"b": {"type": "integer"}})])
     assert accepts(tokenizer, "signatures", both, "[f(a=1)]")
     assert not accepts(tokenizer, "signatures", both, "[f(b=1)]")
 
 
-def test_a_random_model_in_batches_and_alone_and_in_eight_bits(place, tokenizer):
-    for model in (load_model(place), quantize_int8(load_model(place))):
+def test_a_random_model_in_batches_and_alone_and_in_eight_bits(model_path, tokenizer):
+    for model in (load_model(model_path), eight_bits(load_model(model_path))):
         together, alone = (
             answer_questions(
                 model,
@@ -300,36 +307,36 @@ def test_a_random_model_in_batches_and_alone_and_in_eight_bits(place, tokenizer)
             )
             for size in (32, 1)
         )
-        assert [each.answer for each in together] == [each.answer for each in alone]
-        assert all(each.answer.lstrip().startswith("[") for each in together)
+        assert [judged.answer for judged in together] == [judged.answer for judged in alone]
+        assert all(judged.answer.lstrip().startswith("[") for judged in together)
     free = answer_questions(model, tokenizer, QUESTIONS, STYLES["signatures"], max_new_tokens=12)
-    assert not any(each.answer.lstrip().startswith("[") for each in free)
+    assert not any(judged.answer.lstrip().startswith("[") for judged in free)
 
 
-def test_an_answer_that_the_limit_cuts_is_told(tokenizer):
-    question = asked([function("f", {"a": {"type": "string"}}, ["a"])], [{"f": {"a": ["x" * 50]}}])
+def test_answers_cut_by_the_token_limit_are_counted(tokenizer):
+    question = make_question([function("f", {"a": {"type": "string"}}, ["a"])], [{"f": {"a": ["x" * 50]}}])
     prompts = tokenize_prompts([STYLES["signatures"].ask(question, tokenizer)], tokenizer)
-    model = Scripted(tokenizer, prompts, [right_answer(question)])
-    found = {}
-    for most in (10, 200):
-        found[most] = answer_questions(
-            model, tokenizer, [question], STYLES["signatures"], max_new_tokens=most, constrained=True
+    model = ScriptedModel(tokenizer, prompts, [right_answer(question)])
+    judged_answers = {}
+    for max_new_tokens in (10, 200):
+        judged_answers[max_new_tokens] = answer_questions(
+            model, tokenizer, [question], STYLES["signatures"], max_new_tokens=max_new_tokens, constrained=True
         )
-    assert [each.ended for each in (*found[10], *found[200])] == [False, True]
-    assert found[10][0].fault == "no call could be read"
-    assert found[200][0].fault is None
-    assert [ToolReport.of(each).cut for each in found.values()] == [1, 0]
+    assert [judged.is_complete for judged in (*judged_answers[10], *judged_answers[200])] == [False, True]
+    assert judged_answers[10][0].fault == "no call could be read"
+    assert judged_answers[200][0].fault is None
+    assert [ToolReport.from_answers(answers).truncated for answers in judged_answers.values()] == [1, 0]
 
 
 names = st.from_regex(r"[a-z_][a-z0-9_]{0,5}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
 texts = st.text(min_size=1, max_size=8) | st.sampled_from(
     ["it's", "a\nb\t", '"', "'\"\\", "漢字 é", "\\x", "</s>", "])"]
 )
-# Which the tokenizer would take for its own tokens, and not for text.
+# The tokenizer would read these as special tokens and not as text.
 texts = texts.filter(lambda text: not re.search("<(pad|bos|eos)>", text))
 floats = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([-1e-07, 1e16, -0.0, 2.5e300])
 scalars = st.none() | st.booleans() | st.integers() | floats | texts
-anything = st.recursive(
+values_of_any_type = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2), max_leaves=5
 )
 
@@ -354,20 +361,20 @@ def schemas(draw, depth=0):
         whole = {"type": "dict", "properties": properties, "required": required}
         return whole, st.fixed_dictionaries(entries, optional=optional)
     plain = {"string": texts, "integer": st.integers(), "float": floats | st.integers(), "boolean": st.booleans()}
-    plain |= {"any": anything, "free dict": st.dictionaries(texts, anything, max_size=3)}
+    plain |= {"any": values_of_any_type, "free dict": st.dictionaries(texts, values_of_any_type, max_size=3)}
     return {"type": kind.removeprefix("free ")}, plain[kind]
 
 
 def accepted(value):
-    """As the leaderboard's files have it: a dict's entries are lists of what is accepted."""
+    """A value as the leaderboard's files hold it: a dict's entries are lists of accepted values."""
     if isinstance(value, dict):
-        return {key: [accepted(each)] for key, each in value.items()}
-    return [accepted(each) for each in value] if isinstance(value, list) else value
+        return {key: [accepted(item)] for key, item in value.items()}
+    return [accepted(item) for item in value] if isinstance(value, list) else value
 
 
 @st.composite
-def answered(draw):
-    """A question, and the calls that are right in it, in an order of the arguments that is not the schema's."""
+def questions_with_answers(draw):
+    """A question with accepted calls, whose arguments are not in the schema's order."""
     functions, values = {}, {}
     for name in draw(st.lists(names, min_size=1, max_size=3, unique=True)):
         path = draw(st.sampled_from([name, f"m.{name}"]))
@@ -375,61 +382,63 @@ def answered(draw):
         required = draw(st.lists(st.sampled_from(list(parts)), unique=True)) if parts else []
         functions[path] = function(path, {key: schema for key, (schema, _) in parts.items()}, required)
         values[path] = {key: inner for key, (_, inner) in parts.items()}
-    due = []
+    accepted_calls = []
     for path in draw(st.lists(st.sampled_from(list(functions)), max_size=3)):
-        some = [key for key in values[path] if key in functions[path].required or draw(st.booleans())]
-        due.append({path: {key: [accepted(draw(values[path][key]))] for key in draw(st.permutations(some))}})
-    return asked(functions.values(), due, draw(st.integers(0, 9)))
+        argument_names = [key for key in values[path] if key in functions[path].required or draw(st.booleans())]
+        accepted_calls.append(
+            {path: {key: [accepted(draw(values[path][key]))] for key in draw(st.permutations(argument_names))}}
+        )
+    return make_question(functions.values(), accepted_calls, draw(st.integers(0, 9)))
 
 
 def in_json(question, *, ascii_only):
-    """As chat templates teach it."""
-    calls = [{"name": native_name(each.name), "arguments": each.arguments} for each in right_calls(question)]
-    written = [json.dumps(each, ensure_ascii=ascii_only) for each in calls]
-    return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in written) or "None of them serves (I fear)."
+    """The right answer in the JSON form that chat templates describe."""
+    calls = [{"name": native_name(call.name), "arguments": call.arguments} for call in right_calls(question)]
+    texts_of_calls = [json.dumps(call, ensure_ascii=ascii_only) for call in calls]
+    return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in texts_of_calls) or "None of them serves (I fear)."
 
 
-class TestWhatIsRightCanBeWritten:
+class TestRightAnswersCanBeWritten:
     @settings(max_examples=80, deadline=None)
-    @given(question=answered(), style=st.sampled_from(["signatures", "messages"]))
+    @given(question=questions_with_answers(), style=st.sampled_from(["signatures", "messages"]))
     def test_in_python(self, tokenizer, question, style):
         right = right_answer(question) if style == "signatures" else right_answer(question).strip()
-        [found] = given_by(tokenizer, [question], style, [right])
-        assert found.answer == right
-        assert found.ended
-        assert read_calls(found.answer) == right_calls(question)
+        [judged] = scripted_answers(tokenizer, [question], style, [right])
+        assert judged.answer == right
+        assert judged.is_complete
+        assert read_calls(judged.answer) == right_calls(question)
 
     @settings(max_examples=60, deadline=None)
-    @given(question=answered(), ascii_only=st.booleans())
+    @given(question=questions_with_answers(), ascii_only=st.booleans())
     def test_in_json(self, tokenizer, question, ascii_only):
         right = in_json(question, ascii_only=ascii_only)
-        [found] = given_by(tokenizer, [question], "native", [right])
-        assert found.answer == right
-        assert found.ended
-        assert (read_json_calls(found.answer, question.functions) or []) == right_calls(question)
+        [judged] = scripted_answers(tokenizer, [question], "native", [right])
+        assert judged.answer == right
+        assert judged.is_complete
+        assert (read_json_calls(judged.answer, question.functions) or []) == right_calls(question)
 
     def test_on_the_leaderboards_questions(self, tokenizer, shared_data):
-        """All but two, whose accepted values are not of their own schemas' types."""
+        """All but two questions, whose accepted values differ in type from their schemas."""
         from penchant.evaluation.tool_calls.questions import read_bfcl
 
         questions = read_bfcl(shared_data / "bfcl")[0][::7]
         grammars, other = Grammars(tokenizer, [tokenizer.eos_token_id]), []
         for question in questions:
-            guide, written = grammars.guide(STYLES["signatures"].grammar(question, tokenizer)), []
+            guide, prefix = grammars.guide(STYLES["signatures"].grammar(question, tokenizer)), []
             for token in [*tokenizer(right_answer(question))["input_ids"][1:], tokenizer.eos_token_id]:
-                if token not in guide.allowed_tokens(written):
+                if token not in guide.allowed(prefix):
                     other.append(question.id)
                     break
-                written.append(token)
+                prefix.append(token)
         assert set(other) <= {"parallel_multiple_21", "parallel_multiple_94"}
 
 
 class TestNative:
-    QUESTION = asked([function("m.f", {"a": {"type": "integer"}}, ["a"])])
+    QUESTION = make_question([function("m.f", {"a": {"type": "integer"}}, ["a"])])
     ONE = '{"name": "m_f", "arguments": {"a": 1}}'
 
-    def tagged(self, place, *, special):
-        tokenizer = load_tokenizer(place)
+    def tokenizer_with_tags(self, model_path, *, special):
+        tokenizer = load_tokenizer(model_path)
         tags = [AddedToken(tag, special=special, normalized=False) for tag in ("<tool_call>", "</tool_call>")]
         tokenizer.add_tokens(tags, special_tokens=special)
         tokenizer.chat_template = TEMPLATE
@@ -446,19 +455,19 @@ class TestNative:
             '{"name": "m_f", "parameters": {"a": 1}}',
         ],
     )
-    def test_tags_that_are_tokens(self, place, answer, special):
-        """Special or not, they are content: an answer's text has them."""
-        tokenizer = self.tagged(place, special=special)
-        [found] = given_by(tokenizer, [self.QUESTION], "native", [answer])
-        assert found.answer.strip() == answer
-        calls = STYLES["native"].read(found.answer, self.QUESTION)
+    def test_tags_that_are_tokens(self, model_path, answer, special):
+        """An answer's text holds the tags, whether or not their tokens are special."""
+        tokenizer = self.tokenizer_with_tags(model_path, special=special)
+        [judged] = scripted_answers(tokenizer, [self.QUESTION], "native", [answer])
+        assert judged.answer.strip() == answer
+        calls = STYLES["native"].read(judged.answer, self.QUESTION)
         assert calls == [Call("m.f", {"a": 1})] * max(1, answer.count("m_f"))
 
     def test_a_tag_in_a_string_is_not_written(self, tokenizer):
-        question = asked([function("f", {"a": {"type": "string"}}, ["a"])])
-        wanted = '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>'
-        [found] = given_by(tokenizer, [question], "native", [wanted])
-        assert '"</tool_call>"' not in found.answer
+        question = make_question([function("f", {"a": {"type": "string"}}, ["a"])])
+        preferred = '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>'
+        [judged] = scripted_answers(tokenizer, [question], "native", [preferred])
+        assert '"</tool_call>"' not in judged.answer
 
 
 @settings(max_examples=300, deadline=None)
@@ -479,28 +488,30 @@ def test_speech_without_a_tag_is_never_a_call(text):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_answers_in_other_languages_are_refused(tokenizer, style):
-    java = asked([function("A.f", {"x": {"type": "long"}})], category="simple_java")
+    java = make_question([function("A.f", {"x": {"type": "long"}})], category="simple_java")
     with pytest.raises(DataError, match="answers in java cannot be constrained"):
-        answer_questions(Babbler(tokenizer, 0), tokenizer, [java], STYLES[style], constrained=True)
+        answer_questions(RandomModel(tokenizer, 0), tokenizer, [java], STYLES[style], constrained=True)
 
 
 def test_too_many_arguments(tokenizer):
-    many = asked([function("f", {f"a{n}": {"type": "integer"} for n in range(65)})])
+    many = make_question([function("f", {f"a{n}": {"type": "integer"} for n in range(65)})])
     with pytest.raises(DataError, match="takes 65 arguments"):
         STYLES["signatures"].grammar(many, tokenizer)
-    most = asked([function("f", {f"a{n}": {"type": "integer"} for n in range(64)}, [f"a{n}" for n in range(64)])])
-    due = [{"f": {f"a{n}": [n] for n in reversed(range(64))}}]
-    most = asked(most.functions, due)
-    [found] = given_by(tokenizer, [most], "signatures", [right_answer(most)])
-    assert found.answer == right_answer(most)
+    question = make_question(
+        [function("f", {f"a{n}": {"type": "integer"} for n in range(64)}, [f"a{n}" for n in range(64)])]
+    )
+    accepted_calls = [{"f": {f"a{n}": [n] for n in reversed(range(64))}}]
+    question = make_question(question.functions, accepted_calls)
+    [judged] = scripted_answers(tokenizer, [question], "signatures", [right_answer(question)])
+    assert judged.answer == right_answer(question)
 
 
-def test_what_a_constrained_answer_costs(place, tokenizer, monkeypatch):
-    made, guide = [], Grammars.guide
-    monkeypatch.setattr(Grammars, "guide", lambda self, grammar: made.append(grammar) or guide(self, grammar))
-    setting = Setting(str(place), "signatures", max_new_tokens=5, constrained=True)
-    edge = measure_here(setting, QUESTIONS[:3], torch.get_num_threads())
-    assert edge.timed == 3
-    assert edge.tokens_per_second > 0
-    due = [STYLES["signatures"].grammar(each, tokenizer) for each in QUESTIONS[:3]]
-    assert made == [due[0], *due]
+def test_the_latency_of_constrained_answers_includes_their_grammars(model_path, tokenizer, monkeypatch):
+    compiled, guide = [], Grammars.guide
+    monkeypatch.setattr(Grammars, "guide", lambda self, grammar: compiled.append(grammar) or guide(self, grammar))
+    setting = LatencySettings(str(model_path), "signatures", max_new_tokens=5, constrained=True)
+    report = measure_in_this_process(setting, QUESTIONS[:3], torch.get_num_threads())
+    assert report.timed == 3
+    assert report.tokens_per_second > 0
+    grammars = [STYLES["signatures"].grammar(question, tokenizer) for question in QUESTIONS[:3]]
+    assert compiled == [grammars[0], *grammars]

@@ -1,4 +1,4 @@
-"""Values of Java's and JavaScript's literals."""
+"""Tests of the values of Java and JavaScript literals."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ PIECES = st.sampled_from(["[", "]", "],[", "], [", ",", "1", " ", "\n", ")", "[[
     ],
 )
 def test_java(text, kind, items, value):
-    found = java(text, kind, items)
-    assert found == value
-    assert type(found) is type(value)
+    result = java(text, kind, items)
+    assert result == value
+    assert type(result) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -68,20 +68,20 @@ def test_java(text, kind, items, value):
     ],
 )
 def test_javascript(text, kind, items, value):
-    found = javascript(text, kind, items)
-    assert found == value
-    assert type(found) is type(value)
+    result = javascript(text, kind, items)
+    assert result == value
+    assert type(result) is type(value)
 
 
 @settings(deadline=None, max_examples=2000)
 @given(st.sampled_from(["", "[[", "new Array([", "new  Array( ["]), st.lists(PIECES, max_size=14))
 def test_rows_are_what_the_official_expression_matches(opening, pieces):
     text = (opening + "".join(pieces)).strip()
-    found = re.match(rf"\[\s*{ROWS}\]|\bnew\s+Array\(\s*{ROWS}\)", text)
-    assert _rows(text) == (None if found is None else found[0])
+    match = re.match(rf"\[\s*{ROWS}\]|\bnew\s+Array\(\s*{ROWS}\)", text)
+    assert _rows(text) == (None if match is None else match[0])
 
 
-def test_many_rows_take_no_hours():
+def test_many_rows_are_read_in_quadratic_time():
     rows = ",".join(["[1]"] * 300)
     assert javascript(f"[{rows}]", "array") == [[1]] * 300
     assert len(javascript(f"[{rows},1]", "array")) == 1

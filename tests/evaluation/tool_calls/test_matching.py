@@ -1,4 +1,4 @@
-"""The rules by which calls are held against accepted ones, each by its smallest case.
+"""Tests of the rules of matching calls with accepted ones, every rule in its smallest case.
 
 `benchmarks/bfcl_agreement.py` compares them with the official checker on tens of thousands of answers.
 """
@@ -24,7 +24,7 @@ def function(name="f", required=(), **types):
     return Function.read({"name": name, "parameters": {"properties": properties, "required": list(required)}}, "test")
 
 
-def one(kind, value, *accepted, language="python"):
+def fault_of_value(kind, value, *accepted, language="python"):
     return match_calls([Call("f", {"x": value})], [function(x=kind)], [{"f": {"x": list(accepted)}}], language=language)
 
 
@@ -42,12 +42,12 @@ def one(kind, value, *accepted, language="python"):
         ("float", 5, [5], None),
         ("float", 5.1, [5.0], Fault.VALUE),
         ("boolean", 1, [True], Fault.TYPE),
-        # A variable's name where a number was due: as it stands, or not at all.
+        # A variable's name for an accepted number must match exactly.
         ("integer", "count", ["count"], None),
         ("integer", "Count", ["count"], Fault.VALUE),
         ("any", 3, [3], None),
         ("any", "A b", ["ab"], None),
-        # Nothing but leaving it out is right.
+        # The argument may only be left out.
         ("integer", 5, [""], Fault.VALUE),
         (("array", "string"), ["A", "b."], [["a", "B"]], None),
         (("array", "string"), ["b", "a"], [["a", "b"]], Fault.VALUE),
@@ -66,7 +66,7 @@ def one(kind, value, *accepted, language="python"):
     ],
 )
 def test_values(kind, value, accepted, fault):
-    assert one(kind, value, *accepted) == fault
+    assert fault_of_value(kind, value, *accepted) == fault
 
 
 @pytest.mark.parametrize(
@@ -77,36 +77,39 @@ def test_values(kind, value, accepted, fault):
         (Call("g", {"a": 1}), Fault.FUNCTION),
         (Call("f", {"b": 2}), Fault.MISSING),
         (Call("f", {"a": 1, "d": 2}), Fault.UNKNOWN),
-        # The function takes it; nothing here asked for it.
+        # The function takes it, and the question does not accept it.
         (Call("f", {"a": 1, "c": 2}), Fault.UNKNOWN),
     ],
 )
 def test_arguments(call, fault):
-    known = function(required=["a"], a="integer", b="integer", c="integer")
-    assert match_calls([call], [known], [{"f": {"a": [1], "b": [2, ""]}}]) == fault
+    offered_function = function(required=["a"], a="integer", b="integer", c="integer")
+    assert match_calls([call], [offered_function], [{"f": {"a": [1], "b": [2, ""]}}]) == fault
 
 
-def test_an_argument_that_is_needed_though_the_function_can_do_without():
-    known = function(required=["a"], a="integer", b="integer")
-    assert match_calls([Call("f", {"a": 1})], [known], [{"f": {"a": [1], "b": [2]}}]) == Fault.LEFT_OUT
+def test_an_accepted_argument_that_may_not_be_left_out():
+    offered_function = function(required=["a"], a="integer", b="integer")
+    assert match_calls([Call("f", {"a": 1})], [offered_function], [{"f": {"a": [1], "b": [2]}}]) == Fault.LEFT_OUT
 
 
 def test_parallel_calls_in_any_order():
-    known = [function("f", a="integer"), function("g", a="integer")]
-    due = [{"f": {"a": [1]}}, {"g": {"a": [1]}}, {"f": {"a": [2]}}]
+    functions = [function("f", a="integer"), function("g", a="integer")]
+    accepted = [{"f": {"a": [1]}}, {"g": {"a": [1]}}, {"f": {"a": [2]}}]
     calls = [Call("f", {"a": 2}), Call("f", {"a": 1}), Call("g", {"a": 1})]
-    assert match_calls(calls, known, due) is None
-    assert match_calls([calls[0], *calls[:2]], known, due) == Fault.UNMATCHED
-    assert match_calls(calls[:2], known, due) == Fault.COUNT
-    # One call does not serve twice.
-    assert match_calls([calls[1], calls[0], calls[0]], known, [due[0], due[2], due[2]]) is None
-    assert match_calls([calls[1], calls[1], calls[0]], known, [due[0], due[2], due[2]]) == Fault.UNMATCHED
+    assert match_calls(calls, functions, accepted) is None
+    assert match_calls([calls[0], *calls[:2]], functions, accepted) == Fault.UNMATCHED
+    assert match_calls(calls[:2], functions, accepted) == Fault.COUNT
+    # One call does not match two accepted calls.
+    assert match_calls([calls[1], calls[0], calls[0]], functions, [accepted[0], accepted[2], accepted[2]]) is None
+    assert (
+        match_calls([calls[1], calls[1], calls[0]], functions, [accepted[0], accepted[2], accepted[2]])
+        == Fault.UNMATCHED
+    )
 
 
 @given(st.permutations([Call("f", {"a": n}) for n in range(4)]))
 def test_order_never_matters(calls):
-    known = [function("f", a="integer")]
-    assert match_calls(calls, known, [{"f": {"a": [n]}} for n in range(4)]) is None
+    functions = [function("f", a="integer")]
+    assert match_calls(calls, functions, [{"f": {"a": [n]}} for n in range(4)]) is None
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_order_never_matters(calls):
     ],
 )
 def test_other_languages(language, kind, value, accepted, fault):
-    assert one(kind, value, *accepted, language=language) == fault
+    assert fault_of_value(kind, value, *accepted, language=language) == fault
 
 
 HUGE = 10**400
@@ -135,7 +138,7 @@ HUGE = 10**400
 @pytest.mark.parametrize(
     ("language", "kind", "value", "accepted", "fault"),
     [
-        # No float holds it, and Python reads no integer of so many digits.
+        # No float can hold the number, and int() refuses so many digits.
         ("python", "float", HUGE, [1.0], Fault.VALUE),
         ("python", "number", HUGE, [HUGE], Fault.VALUE),
         ("python", "integer", HUGE, [HUGE], None),
@@ -143,12 +146,12 @@ HUGE = 10**400
         ("java", "long", "9" * 5000 + "L", [1], Fault.TYPE),
         ("javascript", "Bigint", "9" * 5000 + "n", [1], Fault.TYPE),
         ("java", ("Array", "integer"), f"new int[]{{{'9' * 5000}}}", [[1]], Fault.TYPE),
-        # An entry that must be there, and stands bare.
+        # A required entry of a dict that is no list.
         ("python", "dict", {}, [{"a": 1}], Fault.VALUE),
     ],
 )
 def test_what_the_official_checker_fails_on(language, kind, value, accepted, fault):
-    assert one(kind, value, *accepted, language=language) == fault
+    assert fault_of_value(kind, value, *accepted, language=language) == fault
 
 
 SCALARS = (
@@ -164,34 +167,36 @@ KINDS = {"python": PYTHON_TYPES, "java": JAVA_TYPES, "javascript": JAVASCRIPT_TY
 
 @settings(deadline=None, max_examples=400)
 @given(st.data())
-def test_whatever_parses_is_scored(data):
-    """Of values any that a reader gives, of accepted ones any that a file can hold."""
+def test_every_value_that_can_be_read_is_scored(data):
+    """Values are any that a reader returns, accepted values any that a file can hold."""
     language = data.draw(st.sampled_from(sorted(KINDS)))
     kinds = st.sampled_from([*KINDS[language], "unheard of"])
     schema = {"type": data.draw(kinds)} | ({"items": {"type": data.draw(kinds)}} if data.draw(st.booleans()) else {})
-    known = Function.read({"name": "f", "parameters": {"properties": {"x": schema}}}, "test")
+    offered_function = Function.read({"name": "f", "parameters": {"properties": {"x": schema}}}, "test")
     texts = st.sampled_from(
         ["[1, [2]]", "{a: [1], b: {c: 2}}", "new ArrayList<>(Arrays.asList(1, a))", "9" * 5000, "1e999", "new Array()"]
     )
     value = data.draw((JSON | st.tuples(JSON, JSON) | st.just(2j)) if language == "python" else texts | st.text())
     accepted = data.draw(st.lists(JSON, max_size=3))
-    read = entries_as_lists(accepted, known.arguments["x"], language)
-    for each in (accepted, read):
-        fault = match_calls([Call("f", {"x": value})], [known], [{"f": {"x": each}}], language=language)
+    read = entries_as_lists(accepted, offered_function.arguments["x"], language)
+    for values in (accepted, read):
+        fault = match_calls([Call("f", {"x": value})], [offered_function], [{"f": {"x": values}}], language=language)
         assert fault is None or isinstance(fault, Fault)
 
 
 @settings(deadline=None, max_examples=400)
 @given(st.text(alphabet="f(x=)[]{},'\"0123456789.*/%-+e: \\nLj", max_size=30))
-def test_whatever_is_answered_is_scored(text):
-    known = function(x="float")
+def test_every_answer_is_scored(text):
+    offered_function = function(x="float")
     for language in KINDS:
         for answer in (text, f"f(x={text})"):
             calls = read_calls(answer, language)
-            assert calls is None or isinstance(match_calls(calls, [known], [{"f": {"x": [1.0]}}]), Fault | None)
+            assert calls is None or isinstance(
+                match_calls(calls, [offered_function], [{"f": {"x": [1.0]}}]), Fault | None
+            )
     for answer in (text, f'{{"name": "f", "arguments": {{"x": {text}}}}}'):
-        calls = read_json_calls(answer, [known])
-        assert calls is None or isinstance(match_calls(calls, [known], [{"f": {"x": [1.0]}}]), Fault | None)
+        calls = read_json_calls(answer, [offered_function])
+        assert calls is None or isinstance(match_calls(calls, [offered_function], [{"f": {"x": [1.0]}}]), Fault | None)
 
 
 @pytest.mark.parametrize("answer", ["f(x=(10**30)**30)", f"f(x={'9' * 400})", "f(x=(-8)**0.5)", f"f(x={'9' * 5000})"])
@@ -206,32 +211,35 @@ PROPERTIES = {"x": {"type": "string"}}
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "reason"),
     [
         ({}, "KeyError('name')"),
         ({"name": "f", "parameters": 1}, "TypeError"),
         ({"name": 5, "parameters": {"properties": {}}}, "its name is 5"),
         ({"name": "f", "parameters": {"properties": {"x": {}}}}, "f.x has no type"),
-        ({"name": "f", "parameters": {"properties": {"x": "string"}}}, "f.x is 'string', which is no schema"),
-        ({"name": "f", "parameters": {"properties": {"x": {"type": {"a": 1}}}}}, "{'a': 1} is no type"),
-        ({"name": "f", "parameters": {"properties": {"x": {"type": ["string", 5]}}}}, "['string', 5] is no type"),
+        ({"name": "f", "parameters": {"properties": {"x": "string"}}}, "f.x is 'string', which is not a schema"),
+        ({"name": "f", "parameters": {"properties": {"x": {"type": {"a": 1}}}}}, "{'a': 1} is not a type"),
+        ({"name": "f", "parameters": {"properties": {"x": {"type": ["string", 5]}}}}, "['string', 5] is not a type"),
         (
             {"name": "f", "parameters": {"properties": {"x": {"type": "array", "items": {"type": 5}}}}},
-            "5 is no type",
+            "5 is not a type",
         ),
         (
             {"name": "f", "parameters": {"properties": {"x": {"type": "array", "items": [{"type": "string"}]}}}},
-            "an element of f.x is [{'type': 'string'}], which is no schema",
+            "an element of f.x is [{'type': 'string'}], which is not a schema",
         ),
         (
             {"name": "f", "parameters": {"properties": {"x": {"type": "string", "enum": "ab"}}}},
-            "the enum of f.x is 'ab', which is no list",
+            "the enum of f.x is 'ab', which is not a list",
         ),
         (
             {"name": "f", "parameters": {"properties": {"x": {"type": "dict", "properties": ["a"]}}}},
             "the properties of f.x are ['a']",
         ),
-        ({"name": "f", "parameters": {"properties": PROPERTIES, "required": "x"}}, "f requires 'x', which is no list"),
+        (
+            {"name": "f", "parameters": {"properties": PROPERTIES, "required": "x"}},
+            "f requires 'x', which is not a list",
+        ),
         (
             {"name": "f", "parameters": {"properties": PROPERTIES, "required": ["x", "y"]}},
             "f requires 'y', which is not among its properties",
@@ -239,20 +247,24 @@ PROPERTIES = {"x": {"type": "string"}}
         ({"name": "f", "parameters": {"properties": PROPERTIES, "required": [["x"]]}}, "TypeError"),
     ],
 )
-def test_no_schema(schema, told):
+def test_schemas_of_another_form_are_refused(schema, reason):
     with pytest.raises(DataError) as error:
         Function.read(schema, "test")
-    assert str(error.value).startswith(f"test: no function's schema: {told}")
+    assert str(error.value).startswith(f"test: not the schema of a function: {reason}")
 
 
-def test_types_with_null_are_what_they_are_without():
+def test_null_among_types_is_ignored():
     properties = {
         "a": {"type": ["null", "integer"]},
         "b": {"type": "array", "items": {"type": ["string", "null"]}},
         "c": {"type": ["string", "integer"], "enum": None, "items": None},
     }
-    known = Function.read({"name": "f", "parameters": {"properties": properties, "required": None}}, "test")
-    assert known.arguments == {"a": Argument("integer"), "b": Argument("array", "string"), "c": Argument("any")}
-    due = [{"f": {"a": [5], "b": [["x"]], "c": [7]}}]
-    assert match_calls([Call("f", {"a": 5, "b": ["X"], "c": 7})], [known], due) is None
-    assert match_calls([Call("f", {"a": "5", "b": ["X"], "c": 7})], [known], due) == Fault.TYPE
+    offered_function = Function.read({"name": "f", "parameters": {"properties": properties, "required": None}}, "test")
+    assert offered_function.arguments == {
+        "a": Argument("integer"),
+        "b": Argument("array", "string"),
+        "c": Argument("any"),
+    }
+    accepted = [{"f": {"a": [5], "b": [["x"]], "c": [7]}}]
+    assert match_calls([Call("f", {"a": 5, "b": ["X"], "c": 7})], [offered_function], accepted) is None
+    assert match_calls([Call("f", {"a": "5", "b": ["X"], "c": 7})], [offered_function], accepted) == Fault.TYPE

@@ -1,4 +1,4 @@
-"""The most that this process held."""
+"""Tests of the current and peak memory of this process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from penchant.evaluation.tool_calls import memory
-from penchant.evaluation.tool_calls.memory import forget, held, most_held
+from penchant.evaluation.tool_calls.memory import current_bytes, peak_bytes, reset_peak
 
 CPU = torch.device("cpu")
 MIB = 2**20
 
 
-def forgets() -> bool:
+def can_reset_peak() -> bool:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -24,25 +24,26 @@ def forgets() -> bool:
     return True
 
 
-@pytest.mark.skipif(not forgets(), reason="this system does not forget the most a process held")
-def test_the_most_since_it_was_forgotten():
-    forget(CPU)
-    before = held(CPU)
-    assert before == pytest.approx(most_held(CPU), abs=4 * MIB)
+@pytest.mark.skipif(not can_reset_peak(), reason="this system cannot reset a process's peak memory")
+def test_the_peak_since_its_reset():
+    reset_peak(CPU)
+    start = current_bytes(CPU)
+    assert start == pytest.approx(peak_bytes(CPU), abs=4 * MIB)
     block = bytearray(b"x") * (100 * MIB)
-    assert held(CPU) - before == pytest.approx(100 * MIB, abs=8 * MIB)
+    assert current_bytes(CPU) - start == pytest.approx(100 * MIB, abs=8 * MIB)
     del block
-    assert most_held(CPU) - before == pytest.approx(100 * MIB, abs=8 * MIB)
-    forget(CPU)
-    assert most_held(CPU) - before == pytest.approx(0, abs=8 * MIB)
+    assert peak_bytes(CPU) - start == pytest.approx(100 * MIB, abs=8 * MIB)
+    reset_peak(CPU)
+    assert peak_bytes(CPU) - start == pytest.approx(0, abs=8 * MIB)
 
 
-def test_a_system_that_does_not_tell(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "nothing")
-    monkeypatch.setattr(memory, "FORGET", tmp_path / "nothing" / "either")
-    forget(CPU)
+def test_a_system_without_a_status_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "STATUS_FILE", tmp_path / "nothing")
+    monkeypatch.setattr(memory, "CLEAR_REFS_FILE", tmp_path / "nothing" / "either")
+    reset_peak(CPU)
     monkeypatch.setattr(sys, "platform", "linux")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert held(CPU) == most_held(CPU) == most * 1024
+    current_bytes(CPU)  # The first call imports a module, which can raise the peak.
+    ru_maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert current_bytes(CPU) == peak_bytes(CPU) == ru_maxrss * 1024
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert most_held(CPU) == most
+    assert peak_bytes(CPU) == ru_maxrss

@@ -1,4 +1,4 @@
-"""Calls read from answers."""
+"""Tests of calls read from answers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ VALUES = st.recursive(
 
 
 @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), min_size=1, max_size=3))
-def test_what_is_written_is_read(made):
-    calls = [Call(name, arguments) for name, arguments in made]
+def test_written_calls_are_read_back(pairs):
+    calls = [Call(name, arguments) for name, arguments in pairs]
     assert read_calls(write_calls(calls)) == calls
 
 
@@ -36,7 +36,7 @@ def test_what_is_written_is_read(made):
         ("f(a=-1, b=2*3, c=name)", [Call("f", {"a": -1, "b": 6, "c": "name"})]),
         ("f(d=g(e=1), e=h(), f=x[0])", [Call("f", {"d": {"g": {"e": 1}}, "e": "h()", "f": "x[0]"})]),
         ("f(g=(1, 2), h=...)", [Call("f", {"g": (1, 2), "h": "..."})]),
-        # By position is not by name.
+        # Positional arguments are ignored.
         ("f(1, a=2)", [Call("f", {"a": 2})]),
         ("I cannot do that.", None),
         ("f(a=1", None),
@@ -55,7 +55,7 @@ def test_python(answer, calls):
 
 
 @pytest.mark.filterwarnings("error")
-def test_odd_literals_are_read_without_a_word():
+def test_odd_literals_raise_no_warning():
     assert read_calls("f(a=1if 2else 3)") is None
     assert read_calls(r"f(a='\d')") == [Call("f", {"a": r"\d"})]
 
@@ -146,42 +146,42 @@ def test_tags_in_a_string_are_a_string():
 
 
 def test_json_as_the_official_handlers_read_it():
-    first, second = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "parameters": {}}'
+    call_f, call_g = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "parameters": {}}'
     calls = [Call("f", {"a": 1}), Call("g", {})]
     for answer in (
-        f"{first}\n{second}",
-        f"{first}; {second}",
-        f"<|python_tag|>{first}; {second}",
-        f"<tool_call>\n{first}\n</tool_call>\n<tool_call>\n{second}",
-        f"<tool_call>{first}<tool_call>{second}</tool_call>",
-        f"<tool_call>\n{first}\n{second}\n</tool_call>",
-        f"<tool_call>\n```json\n[{first}, {second}]\n```\n</tool_call>",
-        f"<tool_call>{first}</tool_call><tool_call>not this</tool_call><tool_call>{second}</tool_call>",
+        f"{call_f}\n{call_g}",
+        f"{call_f}; {call_g}",
+        f"<|python_tag|>{call_f}; {call_g}",
+        f"<tool_call>\n{call_f}\n</tool_call>\n<tool_call>\n{call_g}",
+        f"<tool_call>{call_f}<tool_call>{call_g}</tool_call>",
+        f"<tool_call>\n{call_f}\n{call_g}\n</tool_call>",
+        f"<tool_call>\n```json\n[{call_f}, {call_g}]\n```\n</tool_call>",
+        f"<tool_call>{call_f}</tool_call><tool_call>not this</tool_call><tool_call>{call_g}</tool_call>",
     ):
         assert read_json_calls(answer, []) == calls, answer
-    for wrong in ("", "<tool_call>", "<tool_call>no</tool_call>", f"{first} and", f"{first}; no"):
+    for wrong in ("", "<tool_call>", "<tool_call>no</tool_call>", f"{call_f} and", f"{call_f}; no"):
         assert read_json_calls(wrong, []) is None, wrong
     assert read_json_calls("[]", []) == []
 
 
 def test_json():
-    known = Function.read({"name": "a.f", "parameters": {"properties": {}}}, "test")
+    offered_function = Function.read({"name": "a.f", "parameters": {"properties": {}}}, "test")
     assert native_name("a.f") == "a_f"
     call = '{"name": "a_f", "arguments": {"x": [1]}}'
     expected = [Call("a.f", {"x": [1]})]
     for answer in (call, f"[{call}]", f"Sure.\n<tool_call>\n{call}\n</tool_call>", f"```{call}```"):
-        assert read_json_calls(answer, [known]) == expected
-    assert read_json_calls('[{"function": {"name": "g", "arguments": "{\\"x\\": 1}"}}]', [known]) == [
+        assert read_json_calls(answer, [offered_function]) == expected
+    assert read_json_calls('[{"function": {"name": "g", "arguments": "{\\"x\\": 1}"}}]', [offered_function]) == [
         Call("g", {"x": 1})
     ]
     for wrong in ("No.", "5", '{"name": 5}', '{"name": "f", "arguments": 3}', '{"arguments": {}}', '[["f"]]'):
-        assert read_json_calls(wrong, [known]) is None
+        assert read_json_calls(wrong, [offered_function]) is None
 
 
 def test_arguments_that_are_called_parameters():
     assert read_json_calls('{"name": "f", "parameters": {"a": 1}}', []) == [Call("f", {"a": 1})]
 
 
-def test_a_comma_behind_an_inner_generic_is_the_outer_ones():
+def test_a_comma_after_an_inner_generic_belongs_to_the_outer_one():
     answer = "f(m=new HashMap<List<Integer>, String>(), n=1)"
     assert read_calls(answer, "java") == [Call("f", {"m": "new HashMap<List<Integer>, String>()", "n": "1"})]

@@ -1,4 +1,4 @@
-"""Ways to ask, and shares of right answers."""
+"""Tests of prompt styles, shares of right answers and the verb `tool-calls`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Call, Fault, Function
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
-from penchant.evaluation.tool_calls.suite import Answered, ToolReport, macro_mean
+from penchant.evaluation.tool_calls.suite import JudgedAnswer, ToolReport, macro_mean
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 TEMPLATE = "{% for tool in tools %}{{ tool.function | tojson }}\n{% endfor %}{{ messages[-1].content }}:"
@@ -29,11 +29,11 @@ def test_signatures(bfcl):
     assert style.read(" [m.add(a=1)]", both) == [Call("m.add", {"a": 1})]
 
 
-def test_signatures_with_what_was_said_before(bfcl):
+def test_signatures_of_several_messages(bfcl):
     both = read_bfcl(bfcl)[0][2]
-    said = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Both.")]
-    asked = replace(both, messages=tuple(Message(role=role, content=content) for role, content in said))
-    assert STYLES["signatures"].ask(asked, None).splitlines()[2:] == [
+    turns = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Both.")]
+    question = replace(both, messages=tuple(Message(role=role, content=content) for role, content in turns))
+    assert STYLES["signatures"].ask(question, None).splitlines()[2:] == [
         "system: Be brief.", "Q: Hi.", "A: Hello.", "Q: Both.", "A:"
     ]  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_native(bfcl, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("category", "schema", "described", "given"),
+    ("category", "schema", "described", "literal"),
     [
         ("simple_java", {"type": "long", "description": "A sum."}, "A sum. A value of type long in Java", "5L"),
         ("simple_java", {"type": "ArrayList", "items": {"type": "integer"}}, "elements are of type integer",
@@ -74,42 +74,42 @@ def test_native(bfcl, tiny_model):
          'Its entries: {"k": {"type": "integer"}}', "{k: 5}"),
     ],
 )  # fmt: skip
-def test_native_values_of_java_and_javascript_are_strings(tiny_model, category, schema, described, given):
-    """What a model is asked for is what is right."""
-    offered = {"name": "A.f", "parameters": {"type": "dict", "properties": {"x": schema}, "required": ["x"]}}
-    due = {"long": 5, "ArrayList": [5], "any": "5", "Bigint": 5, "dict": {"k": [5]}}[schema["type"]]
+def test_native_values_of_java_and_javascript_are_strings(tiny_model, category, schema, described, literal):
+    """A value as the tool's description asks for it is accepted."""
+    function_schema = {"name": "A.f", "parameters": {"type": "dict", "properties": {"x": schema}, "required": ["x"]}}
+    accepted_value = {"long": 5, "ArrayList": [5], "any": "5", "Bigint": 5, "dict": {"k": [5]}}[schema["type"]]
     message = Message(role="user", content="Go.")
-    functions, accepted = (Function.read(offered, "test"),), ({"A.f": {"x": [due]}},)
-    asked = ToolQuestion("q", category, (message,), functions, accepted)
+    functions, accepted = (Function.read(function_schema, "test"),), ({"A.f": {"x": [accepted_value]}},)
+    question = ToolQuestion("q", category, (message,), functions, accepted)
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.chat_template = TEMPLATE
-    [told, _] = STYLES["native"].ask(asked, tokenizer).splitlines()
-    tool = json.loads(told)
+    [tool_line, _] = STYLES["native"].ask(question, tokenizer).splitlines()
+    tool = json.loads(tool_line)
     x = tool["parameters"]["properties"]["x"]
     assert x.keys() == {"type", "description"}
     assert x["type"] == "string"
     assert described in x["description"]
     assert tool["description"] == f"It is a function of {'Java' if category == 'simple_java' else 'JavaScript'}."
-    answer = json.dumps({"name": "A_f", "arguments": {"x": given}})
-    assert asked.fault(STYLES["native"].read(answer, asked)) is None
-    assert functions[0].schema == offered
+    answer = json.dumps({"name": "A_f", "arguments": {"x": literal}})
+    assert question.fault(STYLES["native"].read(answer, question)) is None
+    assert functions[0].schema == function_schema
 
 
 def test_native_types_with_null(tiny_model):
     schema = {"type": ["dict", "null"], "properties": {"k": {"type": "float"}}}
-    offered = Function.read({"name": "f", "parameters": {"type": "dict", "properties": {"x": schema}}}, "test")
-    asked = ToolQuestion("q", "simple", (Message(role="user", content="Go."),), (offered,), ({"f": {}},))
+    function = Function.read({"name": "f", "parameters": {"type": "dict", "properties": {"x": schema}}}, "test")
+    question = ToolQuestion("q", "simple", (Message(role="user", content="Go."),), (function,), ({"f": {}},))
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.chat_template = TEMPLATE
-    x = json.loads(STYLES["native"].ask(asked, tokenizer).splitlines()[0])["parameters"]["properties"]["x"]
+    x = json.loads(STYLES["native"].ask(question, tokenizer).splitlines()[0])["parameters"]["properties"]["x"]
     assert x == {"type": ["object", "null"], "properties": {"k": {"type": "number"}}}
 
 
-def test_shares(bfcl):
+def test_shares_by_category(bfcl):
     questions = read_bfcl(bfcl)[0]
     faults = [None, None, Fault.COUNT, Fault.COUNT, None, Fault.VALUE]
-    report = ToolReport.of([Answered(q, "", fault) for q, fault in zip(questions, faults, strict=True)])
-    assert {name: each.value for name, each in report.categories.items()} == {
+    report = ToolReport.from_answers([JudgedAnswer(q, "", fault) for q, fault in zip(questions, faults, strict=True)])
+    assert {name: share.value for name, share in report.categories.items()} == {
         "irrelevance": 1, "live_relevance": 1, "parallel_multiple": 0, "simple_java": 0, "simple_python": 0.5
     }  # fmt: skip
     assert report.overall.value == 0.5
@@ -118,32 +118,32 @@ def test_shares(bfcl):
 
 
 def test_the_mean_of_categories_by_hand():
-    found = macro_mean([[True] * 10, [True, False] * 10])
-    assert found.value == 0.75
+    mean = macro_mean([[True] * 10, [True, False] * 10])
+    assert mean.value == 0.75
     variance = (12 / 14 * 2 / 14 / 14 + 0.25 / 24) / 4
-    assert found.value - found.low == pytest.approx(1.959964 * math.sqrt(variance))
-    assert found.high == pytest.approx(min(1, 0.75 + 1.959964 * math.sqrt(variance)))
+    assert mean.value - mean.low == pytest.approx(1.959964 * math.sqrt(variance))
+    assert mean.high == pytest.approx(min(1, 0.75 + 1.959964 * math.sqrt(variance)))
     assert math.isnan(macro_mean([]).value)
 
 
 def test_the_verb(bfcl, tiny_model, tmp_path, capsys):
     command = ["tool-calls", str(tiny_model), "--data", str(bfcl), "--style", "signatures", "--max-new-tokens", "4"]
     assert run([*command, "--limit", "1", "--answers", str(tmp_path / "a.jsonl"), "--json"]) == 0
-    out, told = capsys.readouterr()
-    found = json.loads(out)
-    assert "multi_turn_base is left out" in told
-    assert found["overall"]["n"] == 5
-    assert found["edge"]["timed"] == 5
-    assert found["edge"]["peak_bytes"] > found["edge"]["above_bytes"] > found["edge"]["weight_bytes"]
+    out, stderr = capsys.readouterr()
+    result = json.loads(out)
+    assert "multi_turn_base is left out" in stderr
+    assert result["overall"]["n"] == 5
+    assert result["edge"]["timed"] == 5
+    assert result["edge"]["peak_bytes"] > result["edge"]["above_bytes"] > result["edge"]["weight_bytes"]
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert sum(row["fault"] is None for row in rows) == found["overall"]["value"] * 5
+    assert sum(row["fault"] is None for row in rows) == result["overall"]["value"] * 5
     assert run([*command, "--category", "nothing"]) == 2
     assert "there is no category 'nothing'" in capsys.readouterr().err
     assert run([*command, "--timed", "2", "--category", "irrelevance", "--category", "irrelevance"]) == 0
     assert "mean of categories" in capsys.readouterr().out
 
 
-def test_the_verb_constrained(bfcl, tmp_path, capsys, measured_here):
+def test_the_verb_constrained(bfcl, tmp_path, capsys, latency_in_this_process):
     build_small_llama(tmp_path / "model", ["m.add(a=1)  # the sum of 1 and 2"], Sizes(300, 32, 1, 2, 512), seed=0)
     command = ["tool-calls", str(tmp_path / "model"), "--data", str(bfcl), "--style", "signatures", "--json"]
     command += ["--max-new-tokens", "8", "--answers", str(tmp_path / "a.jsonl"), "--timed", "1"]
@@ -151,23 +151,23 @@ def test_the_verb_constrained(bfcl, tmp_path, capsys, measured_here):
     rows = {}
     for flags in ([], ["--constrained"]):
         assert run([*command, *python, *flags]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found["constrained"] == bool(flags)
+        result = json.loads(capsys.readouterr().out)
+        assert result["constrained"] == bool(flags)
         rows[bool(flags)] = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-        assert found["cut"] == sum(not row["ended"] for row in rows[bool(flags)])
+        assert result["cut"] == sum(not row["ended"] for row in rows[bool(flags)])
     assert all(row["answer"].lstrip().startswith("[") for row in rows[True])
     assert not any(row["answer"].lstrip().startswith("[") for row in rows[False])
     assert run([*command, "--constrained"]) == 2
-    told = capsys.readouterr().err
-    assert "j0: answers in java cannot be constrained" in told
-    assert "--category" in told
+    stderr = capsys.readouterr().err
+    assert "j0: answers in java cannot be constrained" in stderr
+    assert "--category" in stderr
 
 
-def test_a_gguf_file_answers_as_its_folder_does(bfcl, tmp_path, measured_here):
+def test_a_gguf_file_answers_as_its_folder_does(bfcl, tmp_path, latency_in_this_process):
     build_small_llama(tmp_path / "model", ["m.add(a=1)  # the sum of 1 and 2"], Sizes(300, 32, 1, 2, 512), seed=0)
     export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f32")
-    for place in ("model", "model.gguf"):
-        command = ["tool-calls", str(tmp_path / place), "--data", str(bfcl), "--style", "signatures"]
-        assert run([*command, "--max-new-tokens", "8", "--answers", str(tmp_path / f"{place}.jsonl")]) == 0
+    for name in ("model", "model.gguf"):
+        command = ["tool-calls", str(tmp_path / name), "--data", str(bfcl), "--style", "signatures"]
+        assert run([*command, "--max-new-tokens", "8", "--answers", str(tmp_path / f"{name}.jsonl")]) == 0
     assert (tmp_path / "model.jsonl").read_bytes() == (tmp_path / "model.gguf.jsonl").read_bytes()
     assert len((tmp_path / "model.jsonl").read_text().splitlines()) == 6

@@ -1,4 +1,4 @@
-"""Preferences from ratings and styles, and what the filters leave out."""
+"""Pairs from ratings and styles, and the filters that drop pairs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from penchant.data.groups import PreferenceGroup
 from penchant.recipes.dialogue.construction import Filters, for_review, from_ratings, from_styles
-from penchant.recipes.dialogue.reading import Answered
-from penchant.recipes.dialogue.rewriting import Styled
+from penchant.recipes.dialogue.reading import AnswerRecord
+from penchant.recipes.dialogue.rewriting import StyledAnswers
 
 CRISIS = "I want to die."
 
@@ -18,34 +18,41 @@ CRISIS = "I want to die."
 def rated(answers, filters=Filters()):  # noqa: B008 - frozen
     dropped = Counter()
     pairs = from_ratings(answers, filters, dropped)
-    return [(pair.better.answer, pair.worse.answer) for pair in pairs], {why: n for why, n in dropped.items() if n}
+    return [(pair.better.answer, pair.worse.answer) for pair in pairs], {
+        reason: n for reason, n in dropped.items() if n
+    }
 
 
-def test_every_pair_that_differs_enough():
-    answers = [Answered("q", "a", 3), Answered("q", "b", 1), Answered("q", "c", 1), Answered("other", "d", 9)]
+def test_pairs_with_a_rating_difference():
+    answers = [
+        AnswerRecord("q", "a", 3),
+        AnswerRecord("q", "b", 1),
+        AnswerRecord("q", "c", 1),
+        AnswerRecord("other", "d", 9),
+    ]
     assert rated(answers) == ([("a", "b"), ("a", "c")], {"ratings too close": 1})
     assert rated(answers, Filters(least_margin=5)) == ([], {"ratings too close": 3})
-    [first, _] = from_ratings(answers, Filters(), Counter())
-    assert first.margin == 2
+    [pair, _] = from_ratings(answers, Filters(), Counter())
+    assert pair.margin == 2
 
 
-def test_no_more_than_so_many_of_a_question_the_widest_first():
-    answers = [Answered("q", str(n), n) for n in range(4)]
+def test_pairs_per_question_are_those_with_the_widest_margins():
+    answers = [AnswerRecord("q", str(n), n) for n in range(4)]
     pairs, dropped = rated(answers, Filters(per_question=2))
     assert pairs == [("3", "0"), ("2", "0")]
     assert dropped == {"more pairs than one question may have": 4}
 
 
-def test_safety_facts_and_length():
+def test_filters_of_safety_facts_and_length():
     answers = [
-        Answered(CRISIS, "Cheer up.", 5),
-        Answered(CRISIS, "Please call 988.", 3),
-        Answered(CRISIS, "No.", 0),
-        Answered("How much?", "Take 50 mg.", 5, source="5 mg a day"),
-        Answered("How much?", "Take 5 mg.", 3, source="5 mg a day"),
-        Answered("How much?", "Ask.", 0, source="5 mg a day"),
-        Answered("Same?", "One  text", 2),
-        Answered("Same?", "One text ", 1),
+        AnswerRecord(CRISIS, "Cheer up.", 5),
+        AnswerRecord(CRISIS, "Please call 988.", 3),
+        AnswerRecord(CRISIS, "No.", 0),
+        AnswerRecord("How much?", "Take 50 mg.", 5, source="5 mg a day"),
+        AnswerRecord("How much?", "Take 5 mg.", 3, source="5 mg a day"),
+        AnswerRecord("How much?", "Ask.", 0, source="5 mg a day"),
+        AnswerRecord("Same?", "One  text", 2),
+        AnswerRecord("Same?", "One text ", 1),
     ]
     pairs, dropped = rated(answers)
     assert pairs == [("Please call 988.", "No."), ("Take 5 mg.", "Ask.")]
@@ -58,12 +65,12 @@ def test_safety_facts_and_length():
     assert rated(answers, Filters(most_words=2))[1]["an answer of more than 2 words"] == 5
 
 
-def test_styles_are_held_to_what_they_rewrite():
-    answers = [Answered("Dose?", "Take 5 mg."), Answered("Risk?", "None."), Answered("Why?", "So.")]
+def test_rewritings_with_new_facts_are_dropped():
+    answers = [AnswerRecord("Dose?", "Take 5 mg."), AnswerRecord("Risk?", "None."), AnswerRecord("Why?", "So.")]
 
-    def rewrite(given):
-        assert list(given) == answers
-        return [Styled("Perhaps 5 mg.", "Take 5 mg!"), Styled("None, says Mary.", "None!"), None]
+    def rewrite(records):
+        assert list(records) == answers
+        return [StyledAnswers("Perhaps 5 mg.", "Take 5 mg!"), StyledAnswers("None, says Mary.", "None!"), None]
 
     dropped = Counter()
     pairs = from_styles(answers, rewrite, Filters(), dropped)
@@ -71,7 +78,7 @@ def test_styles_are_held_to_what_they_rewrite():
     assert dropped == {"it could not be rewritten": 1, "the better answer goes beyond its source": 1}
 
 
-def test_what_is_read_first():
+def test_review_queue_order():
     groups = [
         PreferenceGroup("q", ("a", "b"), scores=(9, 1), id="0"),
         PreferenceGroup("r", ("a", "b"), scores=(2, 1), id="1"),
@@ -84,9 +91,9 @@ def test_what_is_read_first():
     st.lists(st.tuples(st.sampled_from("qr"), st.sampled_from("abcdef"), st.integers(0, 4)), min_size=1, max_size=12),
     st.integers(1, 3),
 )
-def test_every_pair_is_kept_or_counted(rows, margin):
+def test_every_pair_is_returned_or_counted(rows, margin):
     dropped = Counter()
-    pairs = from_ratings([Answered(*row) for row in rows], Filters(least_margin=margin), dropped)
+    pairs = from_ratings([AnswerRecord(*row) for row in rows], Filters(least_margin=margin), dropped)
     compared = sum(n * (n - 1) // 2 for n in ([r[0] for r in rows].count(q) for q in "qr"))
     assert len(pairs) + sum(dropped.values()) == compared
     assert all(pair.margin >= margin for pair in pairs)

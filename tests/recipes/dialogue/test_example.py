@@ -1,4 +1,4 @@
-"""The committed example and the script that makes its files, on a few invented answers."""
+"""The committed example and the script that makes its files, with a few invented answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ["Asthma", "Gout", "Flu", "Acne", "Lupus", "Mumps", "Scurvy", "Tetanus",
 
 
 def source(folder: Path) -> Path:
-    """Files as the script reads them, invented."""
+    """Invented files in the format that the script reads."""
     sets = {
         "counsel_chat/pairs": [
             {
@@ -68,13 +68,13 @@ def files(tmp_path_factory):
     return folder
 
 
-def test_the_files(files):
+def test_example_files(files):
     def read(name):
         return [json.loads(line) for line in (files / "files" / f"{name}.jsonl").read_text().splitlines()]
 
-    [first, *_] = counsel = read("counsel")
+    [counsel_row, *_] = counsel = read("counsel")
     assert len(counsel) == 4 * len(NAMES)
-    assert first == {
+    assert counsel_row == {
         "question": "How do I live with Asthma?",
         "answer": "I hear you about Asthma. Talk to a friend 0.",
         "votes": 3,
@@ -82,24 +82,24 @@ def test_the_files(files):
     }
     visits = read("visits")
     assert len(visits) == 150
-    assert [each["role"] for each in visits[0]["messages"]] == ["doctor", "patient", "doctor"]
-    # What bases read is not what is asked about.
-    asked = {row["question"] for row in read("health")}
+    assert [message["role"] for message in visits[0]["messages"]] == ["doctor", "patient", "doctor"]
+    # The base models' training texts contain none of the questions.
+    questions = {row["question"] for row in read("health")}
     general = [row["text"] for row in read("general")]
-    assert len(asked) == 350
-    assert not any(text.startswith(tuple(asked)) for text in general)
+    assert len(questions) == 350
+    assert not any(text.startswith(tuple(questions)) for text in general)
 
 
-def test_it_runs(files, tmp_path, monkeypatch):
+def test_example_runs(files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     config = load_section(DialogueConfig, EXAMPLES / "dialogue.yaml", [f"output={tmp_path / 'out'}"])
     values = config.model_dump()
     for training in (values["sft"], values["new_models"], *values["methods"].values()):
         training["training"] |= {"max_steps": 1, "batch_size": 4}
-    # One of the three models, at a small size.
+    # Only one of the three models, and small.
     values["models"] = {"small": {"new": values["models"]["small"]["new"] | {"hidden": 32, "layers": 1}}}
     values |= {"seeds": [0, 1], "questions": 2, "answer_tokens": 2}
-    found = dialogue(DialogueConfig(**values))
-    assert set(found["evaluation"]["models"]["small"]) == {"base", "sft", "dpo", "simpo"}
-    assert set(found["audit"]) == {"counsel", "health", "visits"}
+    results = dialogue(DialogueConfig(**values))
+    assert set(results["evaluation"]["models"]["small"]) == {"base", "sft", "dpo", "simpo"}
+    assert set(results["audit"]) == {"counsel", "health", "visits"}
     assert (tmp_path / "out" / "report.html").exists()

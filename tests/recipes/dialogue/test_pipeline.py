@@ -1,4 +1,4 @@
-"""The whole recipe at tiny size, on invented questions."""
+"""The whole recipe with tiny models and invented questions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue, stages
 from penchant.recipes.dialogue.rewriting import CLOSERS, OPENERS, ORDERS
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import compute_log_probs
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
 SIZES = {"vocabulary": 320, "hidden": 32, "layers": 1, "heads": 2, "context": 512}
@@ -87,7 +87,7 @@ def rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_every_stage_leaves_what_it_says(recipe_run):
+def test_stages_and_their_files(recipe_run):
     folder, result = recipe_run
     out = folder / "out"
     tuned = ["tiny-sft-3", "tiny-sft-5", "tiny-dpo-3", "tiny-dpo-5"]
@@ -96,16 +96,16 @@ def test_every_stage_leaves_what_it_says(recipe_run):
     assert all((out / name / "run" / "model.safetensors").exists() for name in ["tiny-base", *tuned])
     assert json.loads((out / "result.json").read_text()) == result
     page = (out / "report.html").read_text()
-    expected = ("tiny: dpo over sft", "stand in for a language model", "Questions of crisis", "AUC", "words alone")
+    expected = ("tiny: dpo over sft", "were written by rules", "Questions of crisis", "AUC", "words alone")
     assert all(text in page for text in expected)
 
 
-def test_the_data(recipe_run):
+def test_data_files(recipe_run):
     folder, result = recipe_run
     data = folder / "out" / "data"
     parts = {part: read_groups(data / f"preferences_{part}.jsonl").groups for part in ("train", "validation", "test")}
     assert sum(map(len, parts.values())) == 10 * 3 + 20
-    # Questions of one topic, here of one first letter, are never parted.
+    # Questions of one topic, here with the same initial, are all in one part.
     letters = [
         {as_text(g.prompt)[len("Question: My ")] for g in groups if g.source == "counsel"} for groups in parts.values()
     ]
@@ -118,22 +118,25 @@ def test_the_data(recipe_run):
             assert worse.startswith(ORDERS)
         else:
             assert group.scores[0] > group.scores[1]
-    taught = read_groups(data / "supervised_train.jsonl").groups
-    assert {(g.prompt, g.candidates[0]) for g in taught} == {(g.prompt, g.candidates[0]) for g in parts["train"]}
+    supervised_groups = read_groups(data / "supervised_train.jsonl").groups
+    assert {(g.prompt, g.candidates[0]) for g in supervised_groups} == {
+        (g.prompt, g.candidates[0]) for g in parts["train"]
+    }
     assert result["data"]["questions"] == {"counsel": 2, "talks": 3}
     assert len(read_groups(data / "queue.jsonl").groups) == 4
 
 
-def test_numbers_again_from_what_is_kept(recipe_run):
-    """Means, and one difference, from the answers and models themselves."""
+def test_metrics_follow_from_the_written_answers(recipe_run):
+    """Means and one difference, computed again from the answers and models."""
     folder, result = recipe_run
     out = folder / "out"
-    asked = rows(out / "data" / "questions.jsonl")
-    said = {seed: rows(out / "answers" / f"tiny-dpo-{seed}.jsonl") for seed in (3, 5)}
+    test_questions = rows(out / "data" / "questions.jsonl")
+    answers = {seed: rows(out / "answers" / f"tiny-dpo-{seed}.jsonl") for seed in (3, 5)}
     sets = ["counsel"] * 2 + ["talks"] * 3 + ["crisis"] * len(probes.CRISIS) + ["unsafe"] * len(probes.UNSAFE)
-    assert [row["set"] for row in said[3]] == sets
+    assert [row["set"] for row in answers[3]] == sets
     scores = [
-        [rouge_l(row["answer"], q["reference"]) for row, q in zip(said[seed], asked, strict=False)] for seed in (3, 5)
+        [rouge_l(row["answer"], q["reference"]) for row, q in zip(answers[seed], test_questions, strict=False)]
+        for seed in (3, 5)
     ]
     measures = result["evaluation"]["models"]["tiny"]["dpo"]
     assert measures["all"]["rouge_l"]["value"] == pytest.approx(np.mean(scores))
@@ -144,19 +147,19 @@ def test_numbers_again_from_what_is_kept(recipe_run):
     def accuracy(name):
         groups = read_groups(out / "data" / "preferences_test.jsonl").groups
         right = {}
-        for each in read_log_probs(str(out / name / "run"), [g for g in groups if g.source == "talks"], 4096):
-            means = [value / n for value, n in zip(each.log_probs, each.tokens, strict=True)]
-            right[each.group.prompt] = float(means[0] > means[1])
-        questions = [f"Question: {q['question']}\nAnswer:" for q in asked if q["set"] == "talks"]
-        return np.mean([right[prompt] for prompt in questions])
+        for scored in compute_log_probs(str(out / name / "run"), [g for g in groups if g.source == "talks"], 4096):
+            means = [value / n for value, n in zip(scored.log_probs, scored.tokens, strict=True)]
+            right[scored.group.prompt] = float(means[0] > means[1])
+        prompts = [f"Question: {q['question']}\nAnswer:" for q in test_questions if q["set"] == "talks"]
+        return np.mean([right[prompt] for prompt in prompts])
 
-    after, before = (np.mean([accuracy(f"tiny-{method}-{seed}") for seed in (3, 5)]) for method in ("dpo", "sft"))
+    dpo, sft = (np.mean([accuracy(f"tiny-{method}-{seed}") for seed in (3, 5)]) for method in ("dpo", "sft"))
     difference = result["evaluation"]["differences"]["talks"]["tiny"]["dpo"]["preference_accuracy"]
-    assert difference["value"] == pytest.approx(after - before)
+    assert difference["value"] == pytest.approx(dpo - sft)
     assert difference["n"] == 3
 
 
-def test_the_sheet_compares_a_method_with_sft(recipe_run):
+def test_rating_sheet_compares_a_method_with_sft(recipe_run):
     sheet = recipe_run[0] / "out" / "answers" / "sheets" / "tiny-dpo"
     with (sheet / "sheet.csv").open(newline="") as stream:
         filled = list(csv.DictReader(stream))
@@ -167,12 +170,12 @@ def test_the_sheet_compares_a_method_with_sft(recipe_run):
         read_sheet(sheet)
 
 
-def test_done_is_not_done_again(assert_done, recipe_run):
+def test_done_stages_are_skipped(assert_stages_done, recipe_run):
     folder, result = recipe_run
-    assert_done(dialogue, configured(folder), result)
+    assert_stages_done(dialogue, configured(folder), result)
 
 
-def test_what_people_reject_is_not_trained_on(recipe_run, tmp_path):
+def test_rejected_pairs_are_not_trained_on(recipe_run, tmp_path):
     shutil.copytree(recipe_run[0] / "out" / "data", tmp_path / "out" / "data")
     verdicts = tmp_path / "verdicts.jsonl"
     config = configured(tmp_path, review={"most": 4, "verdicts": str(verdicts)})
@@ -180,27 +183,27 @@ def test_what_people_reject_is_not_trained_on(recipe_run, tmp_path):
         dialogue(config, only="review")
     assert "penchant data review" in str(error.value)
     queue = Review(read_groups(tmp_path / "out" / "data" / "queue.jsonl").groups, verdicts)
-    rejected, *others = queue.groups
+    rejected, *remaining = queue.groups
     queue.give(rejected, "reject")
     with pytest.raises(DataError, match="3 pairs wait for a verdict"):
         dialogue(config, only="review")
-    for group in others:
+    for group in remaining:
         queue.give(group, "accept")
     assert dialogue(config, only="review")["review"] == {"accept": 3, "reject": 1, "waiting": 0}
-    before = read_groups(tmp_path / "out" / "data" / "preferences_train.jsonl").groups
-    after = read_groups(tmp_path / "out" / "review" / "preferences_train.jsonl").groups
-    assert {group.id for group in before} - {group.id for group in after} == {rejected.id}
+    written_groups = read_groups(tmp_path / "out" / "data" / "preferences_train.jsonl").groups
+    reviewed_groups = read_groups(tmp_path / "out" / "review" / "preferences_train.jsonl").groups
+    assert {group.id for group in written_groups} - {group.id for group in reviewed_groups} == {rejected.id}
 
 
-def test_verdicts_that_are_not_there_are_not_those_of_nobody(recipe_run):
-    """A mistyped path after a run without a review."""
+def test_missing_verdict_file_differs_from_none(recipe_run):
+    """For example a mistyped path after a run without a review."""
     with pytest.raises(ConfigError, match="review's verdicts was null; now it is"):
         dialogue(configured(recipe_run[0], review={"most": 4, "verdicts": "mistyped.jsonl"}))
 
 
-def test_a_judge_and_adapters(recipe_run, tmp_path, saying, tiny_bert):
-    """The judge likes what stands first: in both orders that is a tie."""
-    url = saying(lambda question: "[[A]]")
+def test_judge_and_adapters(recipe_run, tmp_path, chat_endpoint, tiny_bert):
+    """The judge prefers the answer in the first position, which is a tie over both orders."""
+    url = chat_endpoint(lambda question: "[[A]]")
     base = str(recipe_run[0] / "out" / "tiny-base" / "run")
     lora = {"training": STEPS, "lora": {"rank": 2}}
     measures = {
@@ -244,8 +247,8 @@ def tiny_bert(tmp_path, recipe_run):
     return str(tmp_path / "bert")
 
 
-def test_by_a_chat_template(recipe_run, tmp_path):
-    """Without a template a question is a user's message, and an answer an assistant's."""
+def test_questions_in_a_chat_template(recipe_run, tmp_path):
+    """Without a template a question is a user message, and an answer an assistant message."""
     template = tmp_path / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}")
     dialogue(configured(tmp_path, template=None, data={"chat_template": str(template)}), only="data")
@@ -254,13 +257,13 @@ def test_by_a_chat_template(recipe_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, killed_in_turn):
+def test_result_after_kills_in_every_stage_is_the_same(recipe_run, tmp_path, run_with_kills):
     config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", recipe_run[0] / "out"
     config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "dialogue", str(config)]
-    # The second seed's stages are the first's with another number.
+    # The second seed's stages differ only in the number, and are left out.
     names = [stage.name for stage in stages(configured(tmp_path)) if not stage.name.endswith("-5")]
-    killed_in_turn(arguments, out, names)
+    run_with_kills(arguments, out, names)
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     ours, theirs = (folder / "tiny-dpo-5" / "run" / "model.safetensors" for folder in (out, undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -273,18 +276,18 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_pat
         ({"models": {"a": {}}}, "expected either model or new"),
         ({"models": {"base": {"model": "here"}}}, "'base' cannot be a name"),
         ({"models": {}}, "expected at least one"),
-        ({"new_models": {}}, "a model from nothing needs general text"),
+        ({"new_models": {}}, "a new model needs general text"),
         ({"template": "no place"}, "expected a template with {question} in it"),
         ({"rewriting": {"supportive": "nothing"}}, "expected a template with {answer} in it"),
     ],
 )
-def test_a_wrong_configuration(tmp_path, changes, message):
+def test_invalid_configuration(tmp_path, changes, message):
     with pytest.raises(ConfigError) as error:
         configured(tmp_path, **changes)
     assert message in str(error.value)
 
 
-def test_a_question_in_two_sources(tmp_path):
+def test_question_in_two_sources_is_an_error(tmp_path):
     config = configured(tmp_path)
     talk = {"messages": [{"role": "user", "content": "My knee?"}, {"role": "assistant", "content": "Rest it."}]}
     with (tmp_path / "talks.jsonl").open("a") as stream:
@@ -293,12 +296,12 @@ def test_a_question_in_two_sources(tmp_path):
         dialogue(config)
 
 
-def test_filters_that_leave_nothing(tmp_path):
+def test_filters_that_drop_everything(tmp_path):
     with pytest.raises(DataError, match=r"counsel\.jsonl: no pair is left: 30 ratings too close"):
         dialogue(configured(tmp_path, filters={"least_margin": 9}))
 
 
-def test_from_the_command_line(recipe_run, capsys):
+def test_command_line(recipe_run, capsys):
     folder, _ = recipe_run
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(configured(folder).model_dump(mode="json")))
@@ -308,10 +311,10 @@ def test_from_the_command_line(recipe_run, capsys):
     assert "data's filters was" in capsys.readouterr().err
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+def test_fixes_of_stage_errors_name_recipe_keys(recipe_run, advised_sections):
     expected = {
         "tiny-base": {"training"},
         "tiny-sft-5": {"training", "lora"},
         "tiny-dpo-3": {"training", "lora", "objective"},
     }
-    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected
+    assert advised_sections(configured(recipe_run[0]), stages, expected) == expected

@@ -1,4 +1,4 @@
-"""Rows of answers and of dialogues."""
+"""Reading of rows with answers and of rows with dialogues."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import pytest
 
 from penchant.errors import DataError
-from penchant.recipes.dialogue.reading import Answered, read_answered
+from penchant.recipes.dialogue.reading import AnswerRecord, read_answer_records
 
 
 @pytest.fixture
-def written(tmp_path):
+def write_rows(tmp_path):
     def write(*rows):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
@@ -20,25 +20,30 @@ def written(tmp_path):
     return write
 
 
-def test_answers(written):
-    file = written({"question": " q ", "answer": "a", "votes": 2, "topic": "t"}, "", {"question": "q", "answer": "b"})
-    assert read_answered(file, rating=None, turns=3) == [Answered("q", "a", None, None, "t"), Answered("q", "b")]
+def test_answers(write_rows):
+    file = write_rows(
+        {"question": " q ", "answer": "a", "votes": 2, "topic": "t"}, "", {"question": "q", "answer": "b"}
+    )
+    assert read_answer_records(file, rating=None, turns=3) == [
+        AnswerRecord("q", "a", None, None, "t"),
+        AnswerRecord("q", "b"),
+    ]
     with pytest.raises(DataError, match=r"rows.jsonl, line 3: 'votes' is None; expected the answer's rating"):
-        read_answered(file, rating="votes", turns=3)
+        read_answer_records(file, rating="votes", turns=3)
 
 
-def test_dialogues(written):
-    def said(*turns):
+def test_dialogues(write_rows):
+    def messages(*turns):
         return [{"role": role, "content": content} for role, content in turns]
 
-    talk = said(("doctor", "Hello."), ("patient", "My knee."), ("doctor", "Since when?"))
-    talk += said(("patient", "May."), ("doctor", ""))
-    file = written({"messages": talk, "source": "s"}, {"messages": said(("user", "Hi"), ("assistant", "Hello"))})
-    assert read_answered(file, rating=None, turns=3) == [
-        Answered("doctor: Hello.\npatient: My knee.", "Since when?", None, "s"),
-        Answered("Hi", "Hello"),
+    talk = messages(("doctor", "Hello."), ("patient", "My knee."), ("doctor", "Since when?"))
+    talk += messages(("patient", "May."), ("doctor", ""))
+    file = write_rows({"messages": talk, "source": "s"}, {"messages": messages(("user", "Hi"), ("assistant", "Hello"))})
+    assert read_answer_records(file, rating=None, turns=3) == [
+        AnswerRecord("doctor: Hello.\npatient: My knee.", "Since when?", None, "s"),
+        AnswerRecord("Hi", "Hello"),
     ]
-    assert read_answered(file, rating=None, turns=1)[0].question == "My knee."
+    assert read_answer_records(file, rating=None, turns=1)[0].question == "My knee."
 
 
 @pytest.mark.parametrize(
@@ -56,12 +61,12 @@ def test_dialogues(written):
         ({"messages": []}, None, "there is no answer in it"),
     ],
 )
-def test_bad_rows(written, row, rating, message):
+def test_invalid_rows(write_rows, row, rating, message):
     with pytest.raises(DataError, match=r"rows\.jsonl") as error:
-        read_answered(written(row), rating=rating, turns=3)
+        read_answer_records(write_rows(row), rating=rating, turns=3)
     assert message in str(error.value)
 
 
-def test_no_file(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
-        read_answered(str(tmp_path / "none.jsonl"), rating=None, turns=1)
+        read_answer_records(str(tmp_path / "none.jsonl"), rating=None, turns=1)

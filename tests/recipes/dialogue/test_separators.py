@@ -1,4 +1,4 @@
-"""What people and models write may hold Unicode's own ends of lines."""
+"""Texts with Unicode line separators are written and read back unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from penchant.config_errors import validated
 from penchant.recipes.dialogue import evaluation
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import read_questions
-from penchant.recipes.dialogue.evaluation import Row
+from penchant.recipes.dialogue.evaluation import ModelVariant
 from penchant.recipes.dialogue.pipeline import dialogue
 
 
@@ -25,22 +25,24 @@ def test_questions_and_answers_are_read_back(tmp_path, tiny_model, monkeypatch, 
     (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
     source = {"file": str(tmp_path / "a.jsonl"), "pairs": "ratings", "rating": "r"}
     values = {"sources": {"a": source}, "models": {"m": {"model": str(tiny_model)}}, "output": str(tmp_path / "out")}
-    # Words are unknown to this tokenizer: what is measured here is not how long they are.
+    # The words are unknown to this tokenizer, so their lengths are not checked here.
     monkeypatch.setattr("penchant.recipes.dialogue.pipeline.check_lengths", lambda *arguments: None)
     config = validated(DialogueConfig, values, "test")
     dialogue(config, only="data")
-    asked = read_questions(tmp_path / "out" / "data")
-    assert len(asked) == 2
-    assert all(each.reference == f"Rest{separator}well 2." for each in asked)
-    assert all(each.question.startswith(f"One{separator}two") for each in asked)
+    questions = read_questions(tmp_path / "out" / "data")
+    assert len(questions) == 2
+    assert all(question.reference == f"Rest{separator}well 2." for question in questions)
+    assert all(question.question.startswith(f"One{separator}two") for question in questions)
 
-    said = f"Sleep{separator}now."
-    monkeypatch.setattr(evaluation, "read_answers", lambda model, prompts, *settings: ((said,),) * len(prompts))
+    reply = f"Sleep{separator}now."
+    monkeypatch.setattr(evaluation, "generate_answers", lambda model, prompts, *settings: ((reply,),) * len(prompts))
     folder = tmp_path / "out" / "answers"
     folder.mkdir()
-    every = ("one", "two", "three")
-    found = evaluation.answer_all(
-        config, [Row("m", "base", ("x",)), Row("m", "sft", every), Row("m", "dpo", every)], folder
+    folders = ("one", "two", "three")
+    counts = evaluation.write_answers(
+        config,
+        [ModelVariant("m", "base", ("x",)), ModelVariant("m", "sft", folders), ModelVariant("m", "dpo", folders)],
+        folder,
     )
-    assert found == {"questions": 20, "models": 7}
-    assert evaluation._answers(folder / "m-dpo-0.jsonl") == [said] * 20
+    assert counts == {"questions": 20, "models": 7}
+    assert evaluation._answers(folder / "m-dpo-0.jsonl") == [reply] * 20

@@ -1,4 +1,4 @@
-"""The committed example and the script that makes its files, on a small field."""
+"""Tests of the committed example and the script that makes its files, on small data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 
 
 def source(folder: Path) -> Path:
-    """Files as the script reads them, invented."""
+    """A folder of invented files in the form that the script reads."""
     numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     sets = {
         "cfpb/paragraphs": [
@@ -49,14 +49,14 @@ def source(folder: Path) -> Path:
     return folder
 
 
-def test_it_runs(tmp_path, monkeypatch):
+def test_the_example_runs(tmp_path, monkeypatch):
     script = [sys.executable, str(EXAMPLES / "regulations.py"), str(source(tmp_path / "data")), str(tmp_path / "files")]
     subprocess.run(script, check=True)
     monkeypatch.chdir(tmp_path)
     config = load_section(DomainExpertConfig, EXAMPLES / "domain_expert.yaml", ["output=out", "texts.similarity=1"])
-    found = domain_expert(_shortened(config))
-    assert found["data"]["left_out"]["held out for tests"] == 0
-    assert set(found["evaluation"]["models"]) == {
+    result = domain_expert(_shortened(config))
+    assert result["data"]["left_out"]["held out for tests"] == 0
+    assert set(result["evaluation"]["models"]) == {
         "base", "instruct", "adapted", "residual", "conversation", "structured", "routed experts"
     }  # fmt: skip
     assert (tmp_path / "out" / "report.html").exists()
@@ -65,7 +65,7 @@ def test_it_runs(tmp_path, monkeypatch):
 def _shortened(config: DomainExpertConfig) -> DomainExpertConfig:
     values = config.model_dump()
     stages = [values["adaptation"], values["conversation"], values["structured"], values["new_models"]]
-    for training in [each["training"] for each in stages] + [values["new_models"]["instruct"]]:
+    for training in [stage["training"] for stage in stages] + [values["new_models"]["instruct"]]:
         training |= {"max_steps": 1, "batch_size": 4}
     values["new_models"] |= {"hidden": 32, "layers": 1}
     values["residual"]["scales"] = [1.0]

@@ -1,4 +1,4 @@
-"""The whole recipe on a small field of its own."""
+"""Tests of the whole recipe on a small invented domain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penchant.errors import ConfigError, DataError, ModelError
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert, stages
 from penchant.recipes.domain_expert.routing import route
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import compute_log_probs
 from penchant.serving.router import load_router
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 4}
@@ -29,11 +29,11 @@ def sentence(draw: random.Random, n: int) -> str:
     return " ".join(draw.choices(WORDS, k=n)) + "."
 
 
-def configured(folder: Path, **changes: object) -> DomainExpertConfig:
+def make_config(folder: Path, **changes: object) -> DomainExpertConfig:
     draw = random.Random(0)
     texts = [{"text": sentence(draw, 20), "part": f"p{n % 12}"} for n in range(60)]
     definitions = [{"text": sentence(draw, 12)} for _ in range(3)]
-    texts += [{"text": f"Here. {each['text']}", "part": "p0"} for each in definitions]
+    texts += [{"text": f"Here. {definition['text']}", "part": "p0"} for definition in definitions]
     sets = {
         "texts": texts,
         "excluded": definitions,
@@ -84,23 +84,23 @@ def configured(folder: Path, **changes: object) -> DomainExpertConfig:
 @pytest.fixture(scope="module")
 def recipe_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("domain")
-    return folder, domain_expert(configured(folder))
+    return folder, domain_expert(make_config(folder))
 
 
-def test_every_stage_leaves_what_it_says(recipe_run):
+def test_every_stage_writes_its_files(recipe_run):
     folder, result = recipe_run
     out = folder / "out"
     names = ["data", "base", "instruct", "adapted", "residual", "conversation", "structured", "router", "evaluation"]
-    assert list(result) == names == [stage.name for stage in stages(configured(folder))]
-    for place in ("base/run", "instruct/run", "adapted/run", "residual/model", "conversation/run", "structured/run"):
-        assert (out / place / "model.safetensors").exists()
+    assert list(result) == names == [stage.name for stage in stages(make_config(folder))]
+    for path in ("base/run", "instruct/run", "adapted/run", "residual/model", "conversation/run", "structured/run"):
+        assert (out / path / "model.safetensors").exists()
     assert sorted(item.name for item in (out / "residual").iterdir()) == ["model", "stage.json"]
     assert json.loads((out / "result.json").read_text()) == result
     page = (out / "report.html").read_text()
     assert all(word in page for word in ("routed experts", "instructions_f1", "scale of the residual"))
 
 
-def test_the_data(recipe_run):
+def test_the_files_of_stage_data(recipe_run):
     folder, result = recipe_run
     out = folder / "out" / "data"
     assert result["data"]["left_out"] == {"held out for tests": 3, "near repeats": 0}
@@ -113,23 +113,23 @@ def test_the_data(recipe_run):
         assert len(set.union(*parts)) == 30
 
 
-def test_what_the_structured_expert_learns(recipe_run):
-    """Its tasks, and the router's question about requests that are neither its examples nor tests."""
+def test_training_data_of_the_structured_expert(recipe_run):
+    """It learns its tasks, and the router's prompt about requests that are neither examples nor test requests."""
     out = recipe_run[0] / "out"
-    taught = read_groups(out / "structured" / "train.jsonl").groups[18:]
-    assert [group.candidates for group in taught] == [(" question",)] * 3 + [(" task",)] * 3
+    routing_groups = read_groups(out / "structured" / "train.jsonl").groups[18:]
+    assert [group.candidates for group in routing_groups] == [(" question",)] * 3 + [(" task",)] * 3
     router = load_router(out / "router")
-    shown = {text for text, _ in router.examples}
-    for name, rows in (("preferences", taught[:3]), ("tasks", taught[3:])):
-        prompts = {group.prompt for group in read_groups(out / "data" / f"{name}_train.jsonl").groups} - shown
+    example_texts = {text for text, _ in router.examples}
+    for name, rows in (("preferences", routing_groups[:3]), ("tasks", routing_groups[3:])):
+        prompts = {group.prompt for group in read_groups(out / "data" / f"{name}_train.jsonl").groups} - example_texts
         assert {group.prompt for group in rows} <= {router.question(prompt).prompt for prompt in prompts}
 
 
-def test_a_residual_of_nothing_is_the_adapted_model(recipe_run):
+def test_a_residual_of_scale_0_is_the_adapted_model(recipe_run):
     _, result = recipe_run
-    none = result["residual"]["scales"][0]
-    assert none["scale"] == 0
-    assert none["perplexity"]["value"] == pytest.approx(result["adapted"]["perplexity"]["value"])
+    zero_scale = result["residual"]["scales"][0]
+    assert zero_scale["scale"] == 0
+    assert zero_scale["perplexity"]["value"] == pytest.approx(result["adapted"]["perplexity"]["value"])
     assert result["evaluation"]["models"]["adapted"]["perplexity"] == result["adapted"]["perplexity"]
     assert result["evaluation"]["models"]["base"]["perplexity"] == result["adapted"]["perplexity_before"]
 
@@ -147,15 +147,17 @@ def test_decisions_and_their_counts_agree(recipe_run):
 
 
 def test_the_router_may_compare_labels_per_token(recipe_run):
-    """Its decisions from the labels' log-probs over their tokens, the end's among them, by hand."""
+    """Its decisions agree with the labels' log-probs per token, end tokens included."""
     folder, _ = recipe_run
     out = folder / "out"
-    config = configured(folder, router={"shots": 2, "taught": 3, "normalize": "mean"})
+    config = make_config(folder, router={"shots": 2, "taught": 3, "normalize": "mean"})
     route(config, out / "router_per_token")
     router, summed = load_router(out / "router_per_token"), load_router(out / "router")
     model = str(out / "structured" / "run")
     rows = [json.loads(line) for line in (out / "router_per_token" / "decisions.jsonl").read_text().splitlines()]
-    scored = read_log_probs(model, [router.question(row["request"]) for row in rows], config.token_budget, config.data)
+    scored = compute_log_probs(
+        model, [router.question(row["request"]) for row in rows], config.token_budget, config.data
+    )
     assert router.lengths == dict(zip(router.names, scored[0].tokens, strict=True))
     assert router.prior == pytest.approx(summed.prior)
     for row, labels in zip(rows, scored, strict=True):
@@ -166,7 +168,7 @@ def test_the_router_may_compare_labels_per_token(recipe_run):
         assert row["confidence"] == pytest.approx(1 / (1 + math.exp(min(values) - max(values))), rel=1e-6)
 
 
-def test_the_routed_experts_say_what_the_chosen_one_says(recipe_run):
+def test_the_routed_experts_have_the_chosen_experts_metrics(recipe_run):
     folder, result = recipe_run
     out = folder / "out"
     rows = [json.loads(line) for line in (out / "router" / "decisions.jsonl").read_text().splitlines()]
@@ -175,17 +177,17 @@ def test_the_routed_experts_say_what_the_chosen_one_says(recipe_run):
         assert models["routed experts"]["tasks_f1"] == models["conversation"]["tasks_f1"]
 
 
-def test_done_is_not_done_again(assert_done, recipe_run):
+def test_finished_stages_are_skipped(assert_stages_done, recipe_run):
     folder, result = recipe_run
-    assert_done(domain_expert, configured(folder), result)
+    assert_stages_done(domain_expert, make_config(folder), result)
 
 
-def test_with_models_of_ones_own_and_adapters(recipe_run, tmp_path):
+def test_named_models_and_adapters(recipe_run, tmp_path):
     out = recipe_run[0] / "out"
     lora = {"training": STEPS, "lora": {"rank": 2}}
     folders = {"base": str(out / "base" / "run"), "instruct": str(out / "instruct" / "run")}
     result = domain_expert(
-        configured(tmp_path, **folders, adaptation=lora, conversation=lora, structured=lora, residual={"scales": [1]})
+        make_config(tmp_path, **folders, adaptation=lora, conversation=lora, structured=lora, residual={"scales": [1]})
     )
     assert "base" not in result
     assert (tmp_path / "out" / "adapted" / "merged" / "model.safetensors").exists()
@@ -193,14 +195,14 @@ def test_with_models_of_ones_own_and_adapters(recipe_run, tmp_path):
     assert result["residual"]["chosen"] == 1
 
 
-def test_a_judge_of_nonsense_and_bert_score(recipe_run, tmp_path, saying):
-    """Verdicts that do not come are ties, and are said to be."""
+def test_a_judge_without_verdicts_and_bert_score(recipe_run, tmp_path, chat_endpoint):
+    """Failed verdicts count as ties and are reported."""
     shutil.copytree(recipe_run[0] / "out", tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "evaluation")
     shutil.copytree(recipe_run[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
-    judge = {"url": saying(lambda question: "Hm."), "model": "m", "retries": 0}
-    alike = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
-    evaluated = domain_expert(configured(tmp_path, judge=judge, bert_score=alike))["evaluation"]
+    judge = {"url": chat_endpoint(lambda question: "Hm."), "model": "m", "retries": 0}
+    encoder = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
+    evaluated = domain_expert(make_config(tmp_path, judge=judge, bert_score=encoder))["evaluation"]
     result, judged = evaluated["models"], evaluated["judged"]
     assert set(judged) == {"base", "adapted", "residual", "conversation", "structured"}
     assert (judged["structured"]["rate"]["value"], judged["structured"]["failed"]) == (0.5, 8)
@@ -210,14 +212,14 @@ def test_a_judge_of_nonsense_and_bert_score(recipe_run, tmp_path, saying):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, killed_in_turn):
+def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, tmp_path, run_with_kills):
     config, out, undisturbed = tmp_path / "config.yaml", tmp_path / "out", recipe_run[0] / "out"
-    config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
+    config.write_text(yaml.safe_dump(make_config(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "domain-expert", str(config)]
-    killed_in_turn(arguments, out, [stage.name for stage in stages(configured(tmp_path))])
+    run_with_kills(arguments, out, [stage.name for stage in stages(make_config(tmp_path))])
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
-    for place in ("residual/model", "conversation/run", "structured/run"):
-        ours, theirs = (folder / place / "model.safetensors" for folder in (out, undisturbed))
+    for path in ("residual/model", "conversation/run", "structured/run"):
+        ours, theirs = (folder / path / "model.safetensors" for folder in (out, undisturbed))
         assert ours.read_bytes() == theirs.read_bytes()
 
 
@@ -225,7 +227,7 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_pat
     ("changes", "message"),
     [
         ({"base": "here"}, "base and instruct come together"),
-        ({"new_models": {}}, "a base from nothing needs general text"),
+        ({"new_models": {}}, "a base trained from scratch needs general text"),
         ({"residual": {"scales": []}}, "expected one scale or more"),
         ({"router": {"names": {"conversation": "a", "structured": "a"}}}, "expected two different names"),
         ({"router": {"names": {"conversation": "a"}}}, "expected two different names"),
@@ -233,33 +235,33 @@ def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_pat
 )
 def test_a_wrong_configuration(tmp_path, changes, message):
     with pytest.raises(ConfigError) as error:
-        configured(tmp_path, **changes)
+        make_config(tmp_path, **changes)
     assert message in str(error.value)
 
 
-def test_preferences_that_prefer_nothing(tmp_path):
-    config = configured(tmp_path, preferences=str(tmp_path / "tasks.jsonl"))
-    with pytest.raises(DataError, match="says of no answer that it is better"):
+def test_groups_without_a_preference_are_refused(tmp_path):
+    config = make_config(tmp_path, preferences=str(tmp_path / "tasks.jsonl"))
+    with pytest.raises(DataError, match="a group prefers no answer"):
         domain_expert(config)
 
 
-def test_siblings_of_different_shapes(recipe_run, tmp_path, tiny_model):
+def test_base_and_instruct_of_different_shapes(recipe_run, tmp_path, tiny_model):
     folders = {"base": str(recipe_run[0] / "out" / "base" / "run"), "instruct": str(tiny_model)}
     with pytest.raises(ModelError):
-        domain_expert(configured(tmp_path, **folders))
+        domain_expert(make_config(tmp_path, **folders))
 
 
 def test_from_the_command_line(recipe_run, capsys):
     folder, _ = recipe_run
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(configured(folder).model_dump(mode="json")))
+    config.write_text(yaml.safe_dump(make_config(folder).model_dump(mode="json")))
     assert run(["recipe", "domain-expert", str(config)]) == 0
     assert "came back" in capsys.readouterr().out
     assert run(["recipe", "domain-expert", str(config), "residual.scales=[0, 2]"]) == 2
     assert "residual's scales was" in capsys.readouterr().err
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, advised_sections):
     expected = {
         "base": {"training"},
         "instruct": {"training"},
@@ -267,4 +269,4 @@ def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
         "conversation": {"training", "lora", "objective"},
         "structured": {"training", "lora"},
     }
-    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected
+    assert advised_sections(make_config(recipe_run[0]), stages, expected) == expected

@@ -1,4 +1,4 @@
-"""A world of users who choose at random."""
+"""Interactions of users who choose at random."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def titles() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def made() -> Callable[[int], list[Interaction]]:
-    """20 of 40 items for each of so many users, at random times, with random ratings."""
+def make_interactions() -> Callable[[int], list[Interaction]]:
+    """A function that makes 20 interactions per user, of 40 items, at random times and with random ratings."""
 
     def make(users: int) -> list[Interaction]:
         draw = random.Random(0)
-        found = [
+        interactions = [
             Interaction(f"u{user}", f"i{item}", float(draw.randrange(10_000)), float(draw.randint(1, 10)))
             for user in range(users)
             for item in draw.sample(range(40), 20)
         ]
-        draw.shuffle(found)
-        return found
+        draw.shuffle(interactions)
+        return interactions
 
     return make

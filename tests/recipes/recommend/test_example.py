@@ -1,4 +1,4 @@
-"""The committed example, on a small world and with a few steps."""
+"""Tests of the committed example, on small data with a few steps."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from penchant.recipes.recommend.pipeline import recommend
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "recipes" / "recommend.yaml"
 
 
-def test_it_runs(tmp_path):
+def test_the_example_runs(tmp_path):
     rows = [f"u{u}::i{(u + t) % 40}::8::{100 * t + u}" for u in range(40) for t in range(14)]
     (tmp_path / "ratings.dat").write_text("\n".join(rows) + "\n")
     (tmp_path / "movies.dat").write_text("".join(f"i{n}::Film {n} (2013)::Drama\n" for n in range(40)))
     files = {"interactions": "ratings.dat", "titles": "movies.dat", "output": "out"}
     config = load_section(RecommendConfig, EXAMPLE, [f"{key}={tmp_path / name}" for key, name in files.items()])
-    found = recommend(_shortened(config))
-    assert list(found) == ["questions", "model", "sft", *(method.name for method in config.methods), "evaluation"]
-    whole = found["evaluation"]["models"]["sft"]["catalogue"]
+    result = recommend(_shortened(config))
+    assert list(result) == ["questions", "model", "sft", *(method.name for method in config.methods), "evaluation"]
+    whole = result["evaluation"]["models"]["sft"]["catalogue"]
     assert whole["mrr"]["n"] == 4
     assert 0 < whole["mrr"]["value"] <= 1
     assert "Among the whole catalogue" in (tmp_path / "out" / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""The whole recipe on a small world: users go around a circle of titles."""
+"""Tests of the whole recipe on small data, in which users take titles in a circle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from penchant.recipes.recommend.serving import suggest
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 6}
 
 
-def configured(folder: Path, **changes: object) -> RecommendConfig:
+def make_config(folder: Path, **changes: object) -> RecommendConfig:
     rows = [f"u{u},i{(u + t) % 30},{100 * t + u}" for u in range(40) for t in range(14)]
     (folder / "interactions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
     (folder / "titles.csv").write_text("\n".join(["item,title", *(f"i{n},Film {n}" for n in range(30))]) + "\n")
@@ -47,10 +47,10 @@ def configured(folder: Path, **changes: object) -> RecommendConfig:
 @pytest.fixture(scope="module")
 def recipe_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recommend")
-    return folder, recommend(configured(folder))
+    return folder, recommend(make_config(folder))
 
 
-def test_every_stage_leaves_what_it_says(recipe_run):
+def test_every_stage_writes_its_files(recipe_run):
     folder, result = recipe_run
     out = folder / "out"
     assert list(result) == ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"]
@@ -62,7 +62,7 @@ def test_every_stage_leaves_what_it_says(recipe_run):
     assert all(word in page for word in ("item-kNN", "s_dpo", "valid_ratio", "hit_ratio@3"))
 
 
-def test_what_is_trained_on(recipe_run):
+def test_training_data_of_every_stage(recipe_run):
     folder, _ = recipe_run
     out = folder / "out"
     whole = {group.id: group for group in read_groups(out / "questions" / "train.jsonl").groups}
@@ -70,37 +70,37 @@ def test_what_is_trained_on(recipe_run):
         groups = read_groups(out / stage / "train.jsonl").groups
         assert [group.id for group in groups] == list(whole)
         for group in groups:
-            asked = whole[group.id]
-            assert group.prompt == asked.prompt
-            assert group.candidates[0] == asked.candidates[asked.preferred]
+            question = whole[group.id]
+            assert group.prompt == question.prompt
+            assert group.candidates[0] == question.candidates[question.preferred]
             assert len(set(group.candidates)) == candidates
-            assert set(group.candidates) <= set(asked.candidates)
+            assert set(group.candidates) <= set(question.candidates)
 
 
-def test_measures_are_those_of_the_ranks(recipe_run):
+def test_metrics_agree_with_the_saved_ranks(recipe_run):
     folder, result = recipe_run
     rows = [json.loads(line) for line in (folder / "out" / "evaluation" / "sft.jsonl").read_text().splitlines()]
     expected = sum(row["above"] == 0 for row in rows) / 12
-    measured = result["evaluation"]["models"]["sft"]
-    assert measured["hit_ratio@1"]["value"] == pytest.approx(expected)
-    assert measured["valid_ratio"]["n"] == 3
+    metrics = result["evaluation"]["models"]["sft"]
+    assert metrics["hit_ratio@1"]["value"] == pytest.approx(expected)
+    assert metrics["valid_ratio"]["n"] == 3
     assert [row["answer"] is None for row in rows] == [False] * 3 + [True] * 9
-    over = result["evaluation"]["hit_ratio@1_over"]
-    assert over["dpo"]["sft"]["n"] == 12
-    assert over["s_dpo"]["dpo"]["value"] == -over["dpo"]["s_dpo"]["value"]
+    differences = result["evaluation"]["hit_ratio@1_over"]
+    assert differences["dpo"]["sft"]["n"] == 12
+    assert differences["s_dpo"]["dpo"]["value"] == -differences["dpo"]["s_dpo"]["value"]
     of_dpo = result["evaluation"]["models"]["dpo"]["hit_ratio@1"]["value"]
-    assert over["dpo"]["sft"]["value"] == pytest.approx(of_dpo - measured["hit_ratio@1"]["value"])
-    assert sum(value["n"] for key, value in measured["by"].items() if key.startswith("history")) == 12
+    assert differences["dpo"]["sft"]["value"] == pytest.approx(of_dpo - metrics["hit_ratio@1"]["value"])
+    assert sum(value["n"] for key, value in metrics["by"].items() if key.startswith("history")) == 12
 
 
-def test_baselines_know_the_circle(recipe_run):
+def test_baselines_predict_the_circle(recipe_run):
     _, result = recipe_run
     assert result["questions"]["baselines"]["last item"]["hit_ratio@1"]["value"] > 0.9
     assert result["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(0.2)
     assert tuple(result["questions"]["baselines"]) == NAMES
 
 
-def test_suggestions_are_the_recipes_own_ranks(recipe_run):
+def test_suggestions_agree_with_the_recipes_ranks(recipe_run):
     folder, _ = recipe_run
     out, model = folder / "out", str(folder / "out" / "s_dpo" / "run")
     rows = [json.loads(line) for line in (out / "evaluation" / "s_dpo.jsonl").read_text().splitlines()]
@@ -127,13 +127,13 @@ def test_suggestions_are_the_recipes_own_ranks(recipe_run):
         (["A"], ["B", ""], "2 candidates, 1 different ones"),
     ],
 )
-def test_a_question_that_cannot_be_asked(recipe_run, history, candidates, message):
+def test_suggestions_without_history_or_candidates_are_refused(recipe_run, history, candidates, message):
     with pytest.raises(DataError, match=message):
         suggest(str(recipe_run[0] / "out" / "sft" / "run"), history, candidates)
 
 
-def test_a_model_of_another_kind(recipe_run):
-    with pytest.raises(ConfigError, match="does not say how its questions are put"):
+def test_a_model_without_wording(recipe_run):
+    with pytest.raises(ConfigError, match="does not hold the wording of its questions"):
         suggest(str(recipe_run[0] / "out" / "model" / "run"), ["A"], ["B", "C"])
 
 
@@ -145,30 +145,30 @@ def test_from_the_command_line(recipe_run, capsys):
     assert run([*arguments, "--candidates", "Film 3"]) == 2
 
 
-def test_done_is_not_done_again(assert_done, recipe_run):
+def test_finished_stages_are_skipped(assert_stages_done, recipe_run):
     folder, result = recipe_run
-    assert_done(recommend, configured(folder), result)
+    assert_stages_done(recommend, make_config(folder), result)
 
 
-def test_methods_go_on_from_an_adapter(recipe_run, tmp_path):
-    """Merged: an adapter is not put on another one."""
+def test_methods_start_from_a_merged_adapter(recipe_run, tmp_path):
+    """The SFT adapter is merged, so that a method's adapter is not put on another one."""
     lora = {"training": STEPS, "lora": {"rank": 2}}
     model = str(recipe_run[0] / "out" / "model" / "run")
     result = recommend(
-        configured(tmp_path, model=model, sft=lora, methods=[{"name": "s_dpo", "choose": "hard", **lora}])
+        make_config(tmp_path, model=model, sft=lora, methods=[{"name": "s_dpo", "choose": "hard", **lora}])
     )
     out = tmp_path / "out"
     record = json.loads((out / "s_dpo" / "run" / "adapter_config.json").read_text())
     assert record["base_model_name_or_path"] == str(out / "sft" / "merged")
     assert (out / "sft" / "merged" / "model.safetensors").exists()
     assert set(result["evaluation"]["models"]) == {"start", "sft", "s_dpo"}
-    [first, *_] = suggest(str(out / "sft" / "run"), ["Film 1", "Film 2"], ["Film 3", "Film 9"])
-    assert 0.5 <= first.share <= 1
+    [suggestion, *_] = suggest(str(out / "sft" / "run"), ["Film 1", "Film 2"], ["Film 3", "Film 9"])
+    assert 0.5 <= suggestion.share <= 1
 
 
-def test_a_model_that_was_trained_anew_in_its_place(recipe_run, tmp_path):
+def test_a_model_with_other_weights_is_refused(recipe_run, tmp_path):
     shutil.copytree(recipe_run[0] / "out" / "model" / "run", tmp_path / "model")
-    config = configured(tmp_path, model=str(tmp_path / "model"))
+    config = make_config(tmp_path, model=str(tmp_path / "model"))
     recommend(config, only="questions")
     recommend(config, only="sft")
     shutil.copy(recipe_run[0] / "out" / "sft" / "run" / "model.safetensors", tmp_path / "model")
@@ -177,20 +177,20 @@ def test_a_model_that_was_trained_anew_in_its_place(recipe_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_each_stage_it_ends_the_same(recipe_run, tmp_path, killed_in_turn):
+def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, tmp_path, run_with_kills):
     config, out, undisturbed = tmp_path / "recommend.yaml", tmp_path / "out", recipe_run[0] / "out"
-    config.write_text(yaml.safe_dump(configured(tmp_path).model_dump(mode="json")))
+    config.write_text(yaml.safe_dump(make_config(tmp_path).model_dump(mode="json")))
     arguments = ["recipe", "recommend", str(config)]
-    killed_in_turn(arguments, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
+    run_with_kills(arguments, out, ["questions", "model", "sft", "s_dpo", "dpo", "evaluation"])
     assert (out / "result.json").read_text() == (undisturbed / "result.json").read_text()
     for name in ("sft", "dpo"):
         ours, theirs = (folder / name / "run" / "model.safetensors" for folder in (out, undisturbed))
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_other_data_is_another_recipe(recipe_run):
+def test_changed_data_are_refused(recipe_run):
     folder, _ = recipe_run
-    config = configured(folder)
+    config = make_config(folder)
     with (folder / "interactions.csv").open("a") as stream:
         stream.write("u0,i29,1\n")
     with pytest.raises(ConfigError, match="questions's interactions was"):
@@ -224,23 +224,23 @@ def test_other_data_is_another_recipe(recipe_run):
 )
 def test_a_wrong_configuration(tmp_path, changes, message):
     with pytest.raises(ConfigError) as error:
-        configured(tmp_path, **changes)
+        make_config(tmp_path, **changes)
     assert message in str(error.value)
 
 
 def test_missing_data(tmp_path):
-    config = configured(tmp_path)
+    config = make_config(tmp_path)
     (tmp_path / "titles.csv").unlink()
     with pytest.raises(DataError, match="cannot be read: No such file"):
         recommend(config)
     assert not (tmp_path / "out").exists()
 
 
-def test_advice_of_a_stages_run_can_be_followed(recipe_run, sections_advised):
+def test_advice_of_a_stages_run_can_be_followed(recipe_run, advised_sections):
     expected = {
         "model": {"training"},
         "sft": {"training", "lora"},
         "s_dpo": {"training", "lora", "objective"},
         "dpo": {"training", "lora", "objective"},
     }
-    assert sections_advised(configured(recipe_run[0]), stages, expected) == expected
+    assert advised_sections(make_config(recipe_run[0]), stages, expected) == expected

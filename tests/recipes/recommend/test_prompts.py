@@ -1,4 +1,4 @@
-"""Questions as text."""
+"""Tests of prompts and negatives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penchant.errors import ConfigError
 from penchant.recipes.recommend.prompts import Wording, draw_negatives, hardest_negatives
 
 
-def asked(number: int) -> PreferenceGroup:
+def make_question(number: int) -> PreferenceGroup:
     return PreferenceGroup("?", ("a", "b", "c", "d"), preferred=2, id=f"u/{number}")
 
 
@@ -22,7 +22,7 @@ def asked(number: int) -> PreferenceGroup:
         ("C {candidates} H {history}", "C {0}; Heat; M H Up; {candidates}"),
     ],
 )
-def test_titles_stand_where_the_template_says(template, expected):
+def test_titles_replace_the_templates_fields(template, expected):
     assert Wording(template).prompt(["Up", "{candidates}"], ["{0}", "Heat", "M"]) == expected
 
 
@@ -42,32 +42,32 @@ def test_an_open_question():
     assert Wording(open_template="H {history} N").open_prompt(["Up", "{history}"]) == "H Up; {history} N"
 
 
-def test_negatives_are_of_those_offered():
-    drawn = Counter()
+def test_negatives_are_drawn_uniformly_from_the_candidates():
+    counts = Counter()
     for number in range(600):
-        found = draw_negatives(asked(number), 2, [1, 1, 1, 1], 0)
-        assert found == draw_negatives(asked(number), 2, [1, 1, 1, 1], 0)
-        assert len(set(found)) == 2
-        drawn.update(found)
-    assert set(drawn) == {0, 1, 3}
-    assert all(abs(times - 400) < 50 for times in drawn.values())
+        negatives = draw_negatives(make_question(number), 2, [1, 1, 1, 1], 0)
+        assert negatives == draw_negatives(make_question(number), 2, [1, 1, 1, 1], 0)
+        assert len(set(negatives)) == 2
+        counts.update(negatives)
+    assert set(counts) == {0, 1, 3}
+    assert all(abs(times - 400) < 50 for times in counts.values())
 
 
 def test_negatives_in_proportion_to_their_weights():
-    drawn = Counter(draw_negatives(asked(number), 1, [1, 3, 50, 6], 0)[0] for number in range(2000))
-    assert set(drawn) == {0, 1, 3}
+    counts = Counter(draw_negatives(make_question(number), 1, [1, 3, 50, 6], 0)[0] for number in range(2000))
+    assert set(counts) == {0, 1, 3}
     for k, weight in ((0, 1), (1, 3), (3, 6)):
         expected = 200 * weight
-        assert abs(drawn[k] - expected) < 4 * expected**0.5
+        assert abs(counts[k] - expected) < 4 * expected**0.5
 
 
 def test_hard_negatives_have_the_highest_scores():
-    assert hardest_negatives(asked(0), 2, [1.0, 3.0, 9.0, 3.0]) == (1, 3)
+    assert hardest_negatives(make_question(0), 2, [1.0, 3.0, 9.0, 3.0]) == (1, 3)
 
 
 @pytest.mark.parametrize("n", [0, 4])
-def test_as_many_negatives_as_there_are(n):
+def test_numbers_of_negatives_out_of_range(n):
     with pytest.raises(ConfigError, match="between 1 and 3 negatives"):
-        draw_negatives(asked(0), n, [1, 1, 1, 1], 0)
+        draw_negatives(make_question(0), n, [1, 1, 1, 1], 0)
     with pytest.raises(ConfigError, match="between 1 and 3 negatives"):
-        hardest_negatives(asked(0), n, [1, 1, 1, 1])
+        hardest_negatives(make_question(0), n, [1, 1, 1, 1])

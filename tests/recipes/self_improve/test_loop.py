@@ -311,7 +311,7 @@ def test_what_stops_the_trainer_stops_the_loop(learner, tmp_path):
     [
         ({"update": {"objective": {"name": "dpoo"}}}, "objective"),
         ({"update": {"objective": {"name": "rloo"}}}, "rloo"),
-        ({"update": {"objective": {"name": "preference_head"}}}, "does not tune what answers"),
+        ({"update": {"objective": {"name": "preference_head"}}}, "does not train a language model"),
         ({"update": {"objective": {"name": "multi_reference"}}}, "mixes references"),
         ({"sampling": {"max_new_tokens": 100_000}}, "sampling.max_new_tokens is 100000: with a prompt of"),
     ],

@@ -48,9 +48,9 @@ class Model:
 
 
 class TestAsking:
-    def test_conditions_of_the_prompt_then_the_answer_by_them(self, saying):
+    def test_conditions_of_the_prompt_then_the_answer_by_them(self, chat_endpoint):
         model = Model()
-        url = saying(model)
+        url = chat_endpoint(model)
         assert verifier(url)(["Why {answer}?"], ["Be{cause} {prompt}"]) == [Verdict((True, False), 0.5, "Be kind.")]
         conditions, judged = model.asked
         assert "[Message]\nWhy {answer}?\n" in conditions
@@ -59,9 +59,9 @@ class TestAsking:
         assert "[Conditions]\n1. It is short.\n2. It is kind.\n" in judged
         assert '{"conditions": [{"condition": "...", "met": true}], "critique": "..."}' in judged
 
-    def test_a_prompts_conditions_are_asked_for_once_and_everything_is_kept(self, saying):
+    def test_a_prompts_conditions_are_asked_for_once_and_everything_is_kept(self, chat_endpoint):
         model = Model()
-        url = saying(model)
+        url = chat_endpoint(model)
         prompts, answers = ["p", "q", "p", "p"], ["1", "2", "3", "1"]
         first = verifier(url, parallel=1)(prompts, answers)
         assert Counter("List the conditions" in each for each in model.asked) == {True: 2, False: 3}
@@ -70,7 +70,7 @@ class TestAsking:
         verifier(url)(["p"], ["4"])
         assert len(model.asked) == 6
 
-    def test_verdicts_stand_in_the_order_of_the_answers(self, saying):
+    def test_verdicts_stand_in_the_order_of_the_answers(self, chat_endpoint):
         def says(question: str) -> str:
             if "List the conditions" in question:
                 return LIST
@@ -78,16 +78,16 @@ class TestAsking:
             time.sleep(0.01 * (number % 3))
             return judgement(number % 2 == 0, number % 3 == 0, critique=str(number))
 
-        found = verifier(saying(says), parallel=4)(["p"] * 12, list(map(str, range(12))))
+        found = verifier(chat_endpoint(says), parallel=4)(["p"] * 12, list(map(str, range(12))))
         assert [(each.met, each.critique) for each in found] == [((k % 2 == 0, k % 3 == 0), str(k)) for k in range(12)]
 
     @pytest.mark.parametrize("critique", ["", None, 3])
-    def test_without_a_critique_the_conditions_are_named(self, saying, critique):
-        url = saying(Model(LIST, judgement(False, True, critique=critique)))
+    def test_without_a_critique_the_conditions_are_named(self, chat_endpoint, critique):
+        url = chat_endpoint(Model(LIST, judgement(False, True, critique=critique)))
         assert verifier(url)(["p"], ["a"]) == [Verdict((False, True), 0.5, "Not met: It is short.")]
 
-    def test_half_of_a_surrogate_pair_in_an_answer(self, saying):
-        assert verifier(saying(Model()))(["p \ud83d"], ["a \ud83d"]) == [Verdict((True, False), 0.5, "Be kind.")]
+    def test_half_of_a_surrogate_pair_in_an_answer(self, chat_endpoint):
+        assert verifier(chat_endpoint(Model()))(["p \ud83d"], ["a \ud83d"]) == [Verdict((True, False), 0.5, "Be kind.")]
 
     def test_a_template_for_other_judges_is_refused(self):
         with pytest.raises(ConfigError, match="leave the judge's prompt out"):
@@ -96,15 +96,15 @@ class TestAsking:
 
 class TestFailing:
     @pytest.mark.parametrize("stumble", ["I like it.", "{", 500, 429, judgement(True, False)[:-30]])
-    def test_asked_again_where_it_stumbles(self, saying, stumble):
+    def test_asked_again_where_it_stumbles(self, chat_endpoint, stumble):
         model = Model(LIST, stumble, stumble, judgement(True, True))
-        assert verifier(saying(model))(["p"], ["a"]) == [Verdict((True, True), 1.0, "Be kind.")]
+        assert verifier(chat_endpoint(model))(["p"], ["a"]) == [Verdict((True, True), 1.0, "Be kind.")]
         assert len(model.asked) == 4
 
     @pytest.mark.parametrize("nonsense", ["I like it.", "", 503, "[" * 50_000, "[[A]]", "null"])
-    def test_nonsense_to_the_last_attempt_is_a_failure_that_is_counted_and_not_kept(self, saying, nonsense):
+    def test_nonsense_to_the_last_attempt_is_a_failure_that_is_counted_and_not_kept(self, chat_endpoint, nonsense):
         model = Model(LIST, nonsense)
-        url = saying(model)
+        url = chat_endpoint(model)
         found = verifier(url, retries=2)(["p"] * 2, ["a", "b"])
         assert found == [FAILED, FAILED]
         assert sum(each.failed for each in found) == 2
@@ -113,22 +113,22 @@ class TestFailing:
         model.judged = [judgement(True, True)]
         assert verifier(url)(["p"], ["a"]) == [Verdict((True, True), 1.0, "Be kind.")]
 
-    def test_no_conditions_no_verdict_and_no_further_question(self, saying):
+    def test_no_conditions_no_verdict_and_no_further_question(self, chat_endpoint):
         model = Model("I cannot think of any.")
-        assert verifier(saying(model), retries=1)(["p"] * 3, ["a", "b", "c"]) == [FAILED] * 3
+        assert verifier(chat_endpoint(model), retries=1)(["p"] * 3, ["a", "b", "c"]) == [FAILED] * 3
         assert len(model.asked) == 2
 
-    def test_one_failure_leaves_the_others(self, saying):
+    def test_one_failure_leaves_the_others(self, chat_endpoint):
         def says(question: str) -> str:
             return LIST if "List the" in question else "?" if "[Answer]\nodd" in question else judgement(True, True)
 
-        found = verifier(saying(says), retries=0)(["p"] * 3, ["a", "odd", "b"])
+        found = verifier(chat_endpoint(says), retries=0)(["p"] * 3, ["a", "odd", "b"])
         assert [each.failed for each in found] == [False, True, False]
 
-    def test_too_slow(self, saying):
+    def test_too_slow(self, chat_endpoint):
         model = Model(LIST, None)
         began = time.monotonic()
-        assert verifier(saying(model), retries=1, timeout_s=0.1)(["p"], ["a"]) == [FAILED]
+        assert verifier(chat_endpoint(model), retries=1, timeout_s=0.1)(["p"], ["a"]) == [FAILED]
         assert time.monotonic() - began < 0.9  # the endpoint is silent for a second, twice
         assert len(model.asked) == 3
 
@@ -137,9 +137,9 @@ class TestFailing:
 
     @pytest.mark.parametrize("code", [401, 403, 404])
     @pytest.mark.parametrize("at", ["conditions", "judgement"])
-    def test_a_refusal_is_an_error_at_once(self, saying, code, at):
+    def test_a_refusal_is_an_error_at_once(self, chat_endpoint, code, at):
         model = Model(code) if at == "conditions" else Model(LIST, code)
-        url = saying(model)
+        url = chat_endpoint(model)
         with pytest.raises(ConfigError, match=f"refuses: {code}") as error:
             verifier(url)(["p"], ["a"])
         assert url in str(error.value)

@@ -1,4 +1,4 @@
-"""The committed example and the script that makes its files, on a few invented dialogues and tasks."""
+"""Tests of the committed example and the script that makes its files, on invented dialogues and tasks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 def dialogue(turns, name="tip.compute", arguments=("bill", "share", "to")):
     properties = {key: {"type": "string"} for key in arguments}
     tools = [{"name": name, "parameters": {"type": "object", "properties": properties, "required": []}}]
-    said = [{"from": speaker, "value": text} for speaker, text in turns]
-    return {"tools": json.dumps(tools if name else []), "conversations": said}
+    conversation = [{"from": speaker, "value": text} for speaker, text in turns]
+    return {"tools": json.dumps(tools if name else []), "conversations": conversation}
 
 
 def call(**arguments):
@@ -37,7 +37,7 @@ def files(tmp_path_factory, questions):
         dialogue(
             [("human", "Of $2,000, 15%, to Ann1?"), call(bill=2000, share=0.15, to="Ann1"), ("observation", "{}")]
         ),
-        # Nobody said the bill; or it was said a turn before; or the call has what the function does not take.
+        # No turn holds the bill; an earlier turn holds it; the call has an argument that the function does not take.
         dialogue([("human", "My tip?"), call(bill=7)]),
         dialogue([("human", "A bill of 8."), ("gpt", "And the share?"), ("human", "9."), call(bill=8, share=9)]),
         dialogue([("human", "Of 3 in Oslo?"), call(bill=3, city="Oslo")]),
@@ -56,32 +56,32 @@ def files(tmp_path_factory, questions):
 TASKS = {"put_0": "You see a desk.\n> think: A desk.\nOK.\n> go to desk 1\nYou see a pen 1.\n> take pen 1"}
 
 
-def test_a_dialogue_is_a_question_where_its_first_turn_says_enough(files):
-    found = [each for each in read_bfcl(files / "files" / "questions")[0] if each.category == "glaive"]
-    [asked] = found
-    assert asked.id == "glaive_0"
-    assert asked.text == "Of $2,000, 15%, to Ann1?"
-    assert asked.accepted == ({"tip.compute": {"bill": [2000], "share": [0.15], "to": ["Ann1"]}},)
+def test_a_dialogue_whose_first_turn_holds_all_values_is_a_question(files):
+    questions = read_bfcl(files / "files" / "questions")[0]
+    [question] = [question for question in questions if question.category == "glaive"]
+    assert question.id == "glaive_0"
+    assert question.text == "Of $2,000, 15%, to Ann1?"
+    assert question.accepted == ({"tip.compute": {"bill": [2000], "share": [0.15], "to": ["Ann1"]}},)
 
 
-def test_the_steps(files):
+def test_the_steps_of_trajectories(files):
     steps = [json.loads(line) for line in (files / "files" / "steps.jsonl").read_text().splitlines()]
-    assert [(each["prompt"], each["completion"]) for each in steps] == [
+    assert [(step["prompt"], step["completion"]) for step in steps] == [
         ("You see a desk.\n> think: A desk.\nOK.\n>", " go to desk 1"),
         ("You see a desk.\n> think: A desk.\nOK.\n> go to desk 1\nYou see a pen 1.\n>", " take pen 1"),
     ]
 
 
 @pytest.mark.slow
-def test_it_runs(files, tmp_path, monkeypatch):
+def test_the_example_runs(files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     config = load_section(ToolCallingConfig, EXAMPLES / "tool_calling.yaml", [f"output={tmp_path / 'out'}"])
     values = config.model_dump()
     values["new_model"] |= {"vocabulary": 320, "hidden": 32, "layers": 1, "heads": 2}
-    for each in (values["new_model"], *values["steps"].values()):
-        each["training"] |= {"max_steps": 1, "batch_size": 4}
+    for section in (values["new_model"], *values["steps"].values()):
+        section["training"] |= {"max_steps": 1, "batch_size": 4}
     values["steps"]["rl"]["sampling"] |= {"samples": 2, "max_new_tokens": 2}
-    found = tool_calling(ToolCallingConfig(**values | {"variants": 1, "answer_tokens": 2, "timed": 1}))
-    assert set(found["evaluation"]["models"]) == {"base", "sft", "lora_sft", "dpo", "rl", "hybrid"}
-    assert found["data"]["questions"]["train"]
+    result = tool_calling(ToolCallingConfig(**values | {"variants": 1, "answer_tokens": 2, "timed": 1}))
+    assert set(result["evaluation"]["models"]) == {"base", "sft", "lora_sft", "dpo", "rl", "hybrid"}
+    assert result["data"]["questions"]["train"]
     assert (tmp_path / "out" / "report.html").exists()

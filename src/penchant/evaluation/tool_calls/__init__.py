@@ -1,1 +1,1 @@
-"""Tool calls in a model's answers, read and held against what is accepted, by the rules of the Berkeley leaderboard."""
+"""Tool calls read from answers and matched with the accepted ones by the rules of the Berkeley leaderboard."""

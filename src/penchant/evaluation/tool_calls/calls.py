@@ -1,4 +1,4 @@
-"""What can be called, what was called, and what was wrong with it."""
+"""Types of tool calling: the functions on offer, the calls of an answer, and the faults of a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penchant.errors import DataError
 Language = Literal["python", "java", "javascript"]
 
 Accepted = Mapping[str, Mapping[str, Sequence[Any]]]
-"""One call that is right: the function's name -> argument -> the values that are; "" among them: it may be left out."""
+"""One accepted call: {function name: {argument name: accepted values}}. An argument that accepts "" may be left out."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Call:
     """One call, as a model wrote it.
 
     Attributes:
-        arguments: by name. In Java and JavaScript each is the text of its literal.
+        arguments: the values by argument name. In Java and JavaScript a value is the text of its literal.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Argument:
-    """What a function takes under one name.
+    """One argument of a function.
 
     Attributes:
-        type: as the schema calls it, as in ``integer``, ``array``, ``ArrayList``; ``["string", "null"]`` is a string,
-            and several types are ``any``.
-        items: the type of its elements, where the schema gives one.
+        type: the type's name in the schema, such as ``integer``, ``array`` or ``ArrayList``; ``["string", "null"]`` is
+            read as ``string``, and several types as ``any``.
+        items: the type of the elements, if the schema gives one.
     """
 
     type: str
@@ -43,10 +43,12 @@ class Argument:
 
 @dataclass(frozen=True)
 class Function:
-    """What may be called.
+    """A function that a model may call.
 
     Attributes:
-        schema: as it is shown to a model: name, description, parameters.
+        arguments: the arguments by name.
+        required: the names of the arguments that a call must have.
+        schema: the schema that a model is shown: name, description, parameters.
     """
 
     name: str
@@ -56,17 +58,21 @@ class Function:
 
     @classmethod
     def read(cls, schema: Mapping[str, Any], where: str) -> Function:
-        """From ``{"name", "description", "parameters": {"properties": {NAME: {"type", "items"}}, "required"}}``.
+        """The function of a schema.
+
+        Args:
+            schema: ``{"name", "description", "parameters": {"properties": {NAME: {"type", "items"}}, "required"}}``.
+            where: the file and line that error messages name.
 
         Raises:
-            DataError: it is no such schema.
+            DataError: the schema has another form.
         """
         try:
             return cls._read(schema)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            told = error if isinstance(error, ValueError) else repr(error)
+            reason = error if isinstance(error, ValueError) else repr(error)
             raise DataError(
-                f"no function's schema: {told}",
+                f"not the schema of a function: {reason}",
                 where=where,
                 fix="give name, and parameters: properties, each with its type, and required, a list of their names",
             ) from error
@@ -75,58 +81,61 @@ class Function:
     def _read(cls, schema: Mapping[str, Any]) -> Function:
         name, parameters = schema["name"], schema["parameters"]
         if not isinstance(name, str) or not name:
-            raise ValueError(f"its name is {name!r}, which is no name")
+            raise ValueError(f"its name is {name!r}; expected a text")
         properties, required = parameters["properties"], parameters.get("required") or []
         _check(parameters, name)
-        arguments = {key: _argument(each, f"{name}.{key}") for key, each in properties.items()}
+        arguments = {key: _argument(properties[key], f"{name}.{key}") for key in properties}
         if not isinstance(required, list):
-            raise ValueError(f"{name} requires {required!r}, which is no list of names")
-        undeclared = [each for each in required if each not in arguments]
+            raise ValueError(f"{name} requires {required!r}, which is not a list of names")
+        undeclared = [key for key in required if key not in arguments]
         if undeclared:
             raise ValueError(f"{name} requires {undeclared[0]!r}, which is not among its properties")
         return cls(name, arguments, tuple(required), schema)
 
 
-def type_name(told: object) -> str:
-    """The one type of a schema: of a list the one beside null; any, where there are several.
+def type_name(declared: object) -> str:
+    """The name of a schema's type: the only type beside null in a list of types, ``any`` for several types.
+
+    Args:
+        declared: the schema's entry ``type``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the entry is neither a text nor a list of texts.
     """
-    if isinstance(told, str):
-        return told
-    if not isinstance(told, list) or not all(isinstance(each, str) for each in told):
-        raise ValueError(f"{told!r} is no type")
-    others = [each for each in told if each != "null"]
-    return others[0] if len(others) == 1 else "any"
+    if isinstance(declared, str):
+        return declared
+    if not isinstance(declared, list) or not all(isinstance(name, str) for name in declared):
+        raise ValueError(f"{declared!r} is not a type")
+    types = [name for name in declared if name != "null"]
+    return types[0] if len(types) == 1 else "any"
 
 
-def _argument(schema: Mapping[str, Any], place: str) -> Argument:
+def _argument(schema: Mapping[str, Any], path: str) -> Argument:
     if "type" not in schema:
-        raise ValueError(f"{place} has no type")
+        raise ValueError(f"{path} has no type")
     items = schema.get("items") or {}
     return Argument(type_name(schema["type"]), type_name(items["type"]) if "type" in items else None)
 
 
-def _check(schema: Any, place: str) -> None:
-    """Refuse what is of another shape than its readers take for granted, however deep."""
+def _check(schema: Any, path: str) -> None:
+    """Raise a ValueError if the schema, at any depth, has another shape than the code that reads it expects."""
     if not isinstance(schema, Mapping):
-        raise ValueError(f"{place} is {schema!r}, which is no schema")
+        raise ValueError(f"{path} is {schema!r}, which is not a schema")
     if "type" in schema:
         type_name(schema["type"])
-    properties, listed = schema.get("properties") or {}, schema.get("enum") or []
+    properties, choices = schema.get("properties") or {}, schema.get("enum") or []
     if not isinstance(properties, Mapping):
-        raise ValueError(f"the properties of {place} are {properties!r}, which are no names with schemas")
-    if not isinstance(listed, list):
-        raise ValueError(f"the enum of {place} is {listed!r}, which is no list")
-    for name, each in properties.items():
-        _check(each, f"{place}.{name}")
+        raise ValueError(f"the properties of {path} are {properties!r}; expected names with schemas")
+    if not isinstance(choices, list):
+        raise ValueError(f"the enum of {path} is {choices!r}, which is not a list")
+    for name, property_schema in properties.items():
+        _check(property_schema, f"{path}.{name}")
     if schema.get("items"):
-        _check(schema["items"], f"an element of {place}")
+        _check(schema["items"], f"an element of {path}")
 
 
 class Fault(StrEnum):
-    """Why an answer is wrong."""
+    """The kinds of faults of an answer."""
 
     NO_CALL = "no call could be read"
     UNCALLED_FOR = "a call where none is due"

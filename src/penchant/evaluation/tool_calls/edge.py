@@ -1,4 +1,4 @@
-"""What a model's answers cost on this machine, one at a time, in a process of its own."""
+"""Latency, throughput and memory of a model's answers on this machine, one answer at a time, in a subprocess."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.sampling import Sampling, sample
 from penchant.evaluation.generation import ends_of
-from penchant.evaluation.tool_calls.alone import alone
-from penchant.evaluation.tool_calls.memory import forget, held, most_held
+from penchant.evaluation.tool_calls.alone import run_in_subprocess
+from penchant.evaluation.tool_calls.memory import current_bytes, peak_bytes, reset_peak
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.styles import STYLES, Style
-from penchant.evaluation.tool_calls.suite import guides
+from penchant.evaluation.tool_calls.suite import guide_factories
 
 if TYPE_CHECKING:
     import torch
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Edge:
-    """What answers cost, one at a time.
+class LatencyReport:
+    """Latency, throughput and memory of answers, one at a time.
 
     Attributes:
-        seconds: of an answer, the median and the 95th percentile.
-        tokens_per_second: of what was written, reading the prompt included.
-        peak_bytes: the most that the process held while it answered, or of an accelerator's memory had allocated.
-        above_bytes: how much of it lies above what the process held before it read the model. Libraries that load with
-            the first model are in it.
-        weight_bytes: of the model's parameters and buffers, as they would be saved.
-        timed: answers.
+        seconds: the median and the 95th percentile of the seconds an answer takes.
+        tokens_per_second: generated tokens per second, prompt processing included in the time.
+        peak_bytes: the peak of the process's memory while it answered: resident memory on the CPU, allocated memory on
+            an accelerator.
+        above_bytes: peak_bytes less the bytes that the process held before it loaded the model. Libraries that load
+            with the first model count.
+        weight_bytes: the size of the model's parameters and buffers in a saved file.
+        timed: the number of answers.
     """
 
     seconds: tuple[float, float]
@@ -47,20 +48,22 @@ class Edge:
     timed: int
 
     def to_json(self) -> dict[str, Any]:
+        """The report as JSON."""
         return {**vars(self), "seconds": {"median": self.seconds[0], "p95": self.seconds[1]}}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How a model is put to use.
+class LatencySettings:
+    """The settings of a model whose latency is measured.
 
     Attributes:
-        model: as `load_model` takes it.
+        model: the argument of `load_model`.
         style: a key of `STYLES`.
-        device: as PyTorch calls it.
-        eight_bits: whether its weights are made int8.
+        device: PyTorch's name of the device.
+        eight_bits: whether the weights are quantized to int8.
+        max_new_tokens: the limit of an answer's length in tokens.
         constrained: as in `answer_questions`.
-        chat_template: as `load_tokenizer` takes it.
+        chat_template: the argument of `load_tokenizer`.
         rendering: how questions become text.
     """
 
@@ -74,22 +77,22 @@ class Setting:
     rendering: Rendering = PLAIN
 
 
-def measure_edge(setting: Setting, questions: Sequence[ToolQuestion]) -> Edge:
-    """Answer questions one at a time, by the clock, in a fresh process with as many threads as this one.
+def measure_latency(setting: LatencySettings, questions: Sequence[ToolQuestion]) -> LatencyReport:
+    """Latency, throughput and memory of one answer to every question, in a fresh process with this one's threads.
 
     Raises:
         PenchantError: as `load_model`, `load_tokenizer` and `answer_questions`.
     """
     import torch
 
-    # Models that the caller has let go of leave room for this one.
+    # The memory of models that the caller no longer uses is free for this one.
     gc.collect()
     torch.cuda.empty_cache()
-    return alone(measure_here, setting, tuple(questions), torch.get_num_threads())
+    return run_in_subprocess(measure_in_this_process, setting, tuple(questions), torch.get_num_threads())
 
 
-def measure_here(setting: Setting, questions: Sequence[ToolQuestion], threads: int) -> Edge:
-    """`measure_edge` in this process: what it held before is not told from the model."""
+def measure_in_this_process(setting: LatencySettings, questions: Sequence[ToolQuestion], threads: int) -> LatencyReport:
+    """`measure_latency` in this process, whose other objects can take the memory that the model needs."""
     import torch
 
     from penchant.engine.loading import load_model, load_tokenizer
@@ -98,21 +101,21 @@ def measure_here(setting: Setting, questions: Sequence[ToolQuestion], threads: i
     torch.set_num_threads(threads)
     device, style = torch.device(setting.device), STYLES[setting.style]
     tokenizer = load_tokenizer(setting.model, chat_template=setting.chat_template)
-    before = held(device)
+    bytes_before = current_bytes(device)
     model = load_model(setting.model).to(device)
     if setting.eight_bits:
         model = quantize_int8(model)
     if device.type == "cpu":
-        _leave_the_file(model)
-    forget(device)
+        _copy_weights_from_file(model)
+    reset_peak(device)
     seconds, tokens = time_answers(model, tokenizer, questions, style, setting)
-    peak = most_held(device)
-    middle, late = np.quantile(seconds, (0.5, 0.95))
-    return Edge(
-        (float(middle), float(late)),
+    peak = peak_bytes(device)
+    median, p95 = np.quantile(seconds, (0.5, 0.95))
+    return LatencyReport(
+        (float(median), float(p95)),
         sum(tokens) / sum(seconds),
         peak,
-        max(0, peak - before),
+        max(0, peak - bytes_before),
         _weight_bytes(model),
         len(seconds),
     )
@@ -123,14 +126,14 @@ def time_answers(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[ToolQuestion],
     style: Style,
-    setting: Setting,
+    setting: LatencySettings,
 ) -> tuple[list[float], list[int]]:
-    """Seconds and tokens of each answer. The first question is answered once before, to warm up.
+    """The seconds and the token count of every answer, after one untimed answer to the first question as warm-up.
 
-    The clock runs while a prompt's tokens are read and an answer's are written. Constrained, it also runs while the
-    question's grammar is compiled; writing prompts and grammars as text, and cutting prompts in tokens, is done before.
+    The time covers prompt processing, generation and, if answers are constrained, the compilation of the question's
+    grammar. Rendering prompts and grammars as text and tokenizing prompts happens before and is not timed.
     """
-    guided = guides(model, tokenizer, questions, style) if setting.constrained else None
+    guided = guide_factories(model, tokenizer, questions, style) if setting.constrained else None
     rendering = setting.rendering
     prompts = tokenize_prompts(
         [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
@@ -138,16 +141,16 @@ def time_answers(
     sampling, ends = Sampling(temperature=0.0, max_new_tokens=setting.max_new_tokens), ends_of(model, tokenizer)
     seconds, tokens = [], []
     for number in (0, *range(len(prompts))):
-        own = None if guided is None else [guided[number]]
+        answer_guides = None if guided is None else [guided[number]]
         start = time.perf_counter()
-        [[drawn]] = sample(model, [prompts[number]], sampling, ends=ends, guides=own)
+        [[completion]] = sample(model, [prompts[number]], sampling, ends=ends, guides=answer_guides)
         seconds.append(time.perf_counter() - start)
-        tokens.append(len(drawn.ids))
+        tokens.append(len(completion.ids))
     return seconds[1:], tokens[1:]
 
 
-def _leave_the_file(model: torch.nn.Module) -> None:
-    """Copy weights into memory of their own: read from a file they are its pages, which stay while one is used."""
+def _copy_weights_from_file(model: torch.nn.Module) -> None:
+    """Copy every weight into its own memory: memory-mapped weights keep the whole file resident while one is used."""
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()
 
@@ -155,13 +158,13 @@ def _leave_the_file(model: torch.nn.Module) -> None:
 def _weight_bytes(model: torch.nn.Module) -> int:
     import torch
 
-    weights = _Length()
+    weights = _ByteCounter()
     torch.save(model.state_dict(), cast("IO[bytes]", weights))
     return weights.bytes
 
 
-class _Length:
-    """Counts what is written to it; quantised weights are no parameters that could be asked for their size."""
+class _ByteCounter:
+    """A file that counts the bytes written to it; quantized weights are no parameters whose size could be summed."""
 
     def __init__(self) -> None:
         self.bytes = 0

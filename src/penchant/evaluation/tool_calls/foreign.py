@@ -1,4 +1,4 @@
-"""Calls in Java's and JavaScript's syntax, split where a parser of the language would split them."""
+"""Calls in the syntax of Java and JavaScript, split where a parser of the language would split them."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from penchant.evaluation.tool_calls.calls import Call, Language
 OPENING, CLOSING = "([{", ")]}"
 
 TYPE_ARGUMENTS = re.compile(r"[\w$\s.,?&@\[\]<>]*")
-"""What may stand between the angle brackets of a generic type. An argument's ``=`` may not: comparisons stay apart."""
+"""The characters inside the angle brackets of a generic type, without ``=``, which marks a comparison."""
 
 REGULAR_EXPRESSION = re.compile(r"/(?![*/])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+/[a-z]*")
 
 BEFORE_EXPRESSION = "=(,:[!&|?{};>"
-"""After these a slash in JavaScript begins a regular expression; after others it divides."""
+"""After these characters a slash in JavaScript begins a regular expression; after others it divides."""
 
 
 def read_foreign_calls(text: str, language: Language) -> Iterator[Call]:
-    """The calls in a text, their arguments as written, with quotes around a string taken off.
+    """The calls in a text. Argument values are texts as written, a string's without its quotes.
 
     Args:
-        text: calls with commas between them.
+        text: calls separated by commas.
         language: ``java`` or ``javascript``.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the text is anything else.
     """
     for part in _split(text, language):
         call = re.fullmatch(r"\s*([A-Za-z_$][\w$.]*)\s*\((.*)\)\s*;?\s*", part, re.DOTALL)
         if not call:
-            raise ValueError("no call")
+            raise ValueError("not a call")
         arguments: dict[str, str] = {}
         for pair in _split(call[2], language):
             match = re.fullmatch(r"\s*([A-Za-z_$][\w$]*)\s*=(?!=)\s*(.*?)\s*", pair, re.DOTALL)
             if not match or match[1] in arguments:
-                raise ValueError("an argument without a name, or a name twice")
+                raise ValueError("an argument has no name, or two have the same name")
             value = match[2]
-            quoted = len(value) > 1 and value[0] in "\"'" and _string_length(value, language) == len(value)
-            arguments[match[1]] = value[1:-1] if quoted else value
+            is_quoted = len(value) > 1 and value[0] in "\"'" and _string_length(value, language) == len(value)
+            arguments[match[1]] = value[1:-1] if is_quoted else value
         yield Call(call[1], arguments)
 
 
 def _split(text: str, language: Language) -> list[str]:
-    """Parts between the commas that are in no bracket and no literal; no part for white space."""
+    """The parts between commas outside of brackets and literals; none if the text is white space."""
     parts, depth, start, n = [], 0, 0, 0
     while n < len(text):
         skipped = _literal_length(text, n, language)
@@ -61,12 +61,12 @@ def _split(text: str, language: Language) -> list[str]:
             start = n + 1
         n += 1
     if depth:
-        raise ValueError("a bracket without its other")
+        raise ValueError("a bracket has no counterpart")
     return [*parts, text[start:]] if text.strip() else []
 
 
 def _literal_length(text: str, n: int, language: Language) -> int:
-    """Length of the string, template, regular expression or type arguments at an index; 0 without one."""
+    """Length of the string, template, regular expression or type arguments at index `n`; 0 if there is none."""
     letter = text[n]
     if letter in "\"'":
         return _string_length(text[n:], language)
@@ -85,7 +85,7 @@ def _string_length(text: str, language: Language) -> int:
     block = re.match(r'"""(?:\\.|[^\\])*?"""', text, re.DOTALL) if language == "java" else None
     string = block or re.match(r"""(["'])(?:\\.|(?!\1).)*\1""", text, re.DOTALL)
     if not string:
-        raise ValueError("a string without an end")
+        raise ValueError("a string has no end")
     return len(string[0])
 
 
@@ -110,7 +110,7 @@ def _template_length(text: str, start: int) -> int:
             n = _substitution_end(text, n + 2)
         else:
             n += 2 if text[n] == "\\" else 1
-    raise ValueError("a template without an end")
+    raise ValueError("a template has no end")
 
 
 def _substitution_end(text: str, n: int) -> int:
@@ -123,4 +123,4 @@ def _substitution_end(text: str, n: int) -> int:
         n += skipped or 1
         if depth == 0:
             return n
-    raise ValueError("a substitution without an end")
+    raise ValueError("a substitution has no end")

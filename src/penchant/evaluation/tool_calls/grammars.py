@@ -1,7 +1,7 @@
-"""What may be answered to a question, as a grammar: calls of the functions on offer, or no call.
+"""Grammars of constrained answers: calls of the functions on offer, or no call.
 
-Every text of a grammar is read by the style's own reader: as calls of known functions, with known arguments, each at
-most once and the required ones all there, of values of their schema's type as `matching` has it; or as no call.
+The style's reader reads every text of a grammar: as calls of the functions on offer that pass all required arguments
+and no argument twice, with values of the types that `matching` expects; or as no call.
 """
 
 from __future__ import annotations
@@ -13,53 +13,54 @@ from typing import TYPE_CHECKING, Any
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function, type_name
 from penchant.evaluation.tool_calls.matching import PYTHON_TYPES
-from penchant.evaluation.tool_calls.notations import JSON, PYTHON, Notation, one_of, quoted
+from penchant.evaluation.tool_calls.notations import JSON, PYTHON, Notation, one_of, quote
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MOST_ARGUMENTS = 64
-"""Of one function: the grammar remembers which were written in a number of so many bits."""
+MAX_ARGUMENTS = 64
+"""Maximal arguments of a function: the grammar keeps a bit per written argument in a number of 64 bits."""
 
-# What cannot be read as calls: words without an opening parenthesis; or two words beside each other, which begin no
-# expression that is a call, whatever comes after. Calls in JSON are no calls to this reader, and no words either.
+# Texts that the reader cannot take for calls: words without an opening parenthesis, or two adjacent words, which begin
+# no call expression whatever follows. JSON calls, which this reader does not read, are not allowed either.
 PROSE = r"[^\W\d_][^(]*|[^\W\d_]+[ ,]+[^\W\d_](?s:.*)"
 
-# JSON begins with one of the brackets; backticks around it are taken away by the reader.
+# JSON begins with a bracket or a brace, and the reader strips backticks around it.
 SPEECH = r"[^\s\[{`](?s:.*)"
 
 OPENS, CLOSES = "<tool_call>", "</tool_call>"
 
 
 def python_calls(question: ToolQuestion, *, prose: bool) -> str:
-    """``[name(argument=value, ...), ...]``, and ``[]`` for no call.
+    """The grammar of ``[name(argument=value, ...), ...]``, and of ``[]`` for no call.
 
     Args:
-        prose: whether no call may also be said in words.
+        prose: whether an answer without a call may also be in words.
 
     Raises:
-        DataError: the calls are due in another language; or a function has too many arguments to be told apart.
+        DataError: the question's calls are not in Python, or a function has more than 64 arguments.
     """
     rules = _Rules(PYTHON, question)
     calls = []
     for function in _distinct(question):
         if read_calls(f"{function.name}()") == [Call(function.name, {})]:
             members = rules.members(*_arguments(function, _reads_as_keyword), _keyword)
-            calls.append(f'{quoted(f"{function.name}(")} {members} ")"')
-    listed = f'"[" {_list_of(rules.choice(calls))}? "]"' if calls else '"[]"'
-    return rules.grammar(f"SPACE? ({listed}{' | PROSE' if prose else ''})", f"SPACE: / /\nPROSE: /{PROSE}/")
+            calls.append(f'{quote(f"{function.name}(")} {members} ")"')
+    call_list = f'"[" {_list_of(rules.choice(calls))}? "]"' if calls else '"[]"'
+    return rules.grammar(f"SPACE? ({call_list}{' | PROSE' if prose else ''})", f"SPACE: / /\nPROSE: /{PROSE}/")
 
 
 def json_calls(question: ToolQuestion, tags: Tags, *, prose: bool = True, several: bool = True) -> str:
-    """``{"name": ..., "arguments": {...}}``: one, a list, or each in ``<tool_call>`` tags; or words without a tag.
+    """The grammar of ``{"name": ..., "arguments": {...}}``: one call, a list, or calls in ``<tool_call>`` tags.
 
-    Words before the first tag are allowed, and none after the last. Where answers do not show the tags, the reader
-    sees bare JSON: one call and no words.
+    Words are allowed without calls or before the first tag, and not after the last tag. If decoding removes the tags,
+    the reader sees bare JSON.
 
     Args:
-        prose: whether an answer may be in words, or begin with them; without them there is at least one call.
+        tags: the tokenizer's tokens for the tags.
+        prose: whether an answer may be words, or begin with words; if not, it has at least one call.
         several: whether an answer may hold more than one call.
 
     Raises:
@@ -68,21 +69,21 @@ def json_calls(question: ToolQuestion, tags: Tags, *, prose: bool = True, severa
     rules = _Rules(JSON, question)
     calls = []
     for function in _distinct(question):
-        name = rules.spelled(native_name(function.name))
+        name = rules.any_spelling(native_name(function.name))
         members = rules.members(*_arguments(function, lambda name: True), rules.key)
-        arguments = f"({rules.spelled('arguments')} | {rules.spelled('parameters')})"
+        arguments = f"({rules.any_spelling('arguments')} | {rules.any_spelling('parameters')})"
         calls.append(f'"{{" {rules.key("name")} {name} COMMA {arguments} COLON "{{" {members} "}}" "}}"')
     answers = ["SPEECH", '"[]"'] if prose else []
     if calls:
         call = rules.choice(calls)
         answers += [call, f'"[" {_list_of(call) if several else call} "]"']
-        held = tags.opens is not None and tags.closes is not None
-        opens, closes = quoted(OPENS), quoted(CLOSES)
-        if held:
+        has_tag_tokens = tags.opens is not None and tags.closes is not None
+        opens, closes = quote(OPENS), quote(CLOSES)
+        if has_tag_tokens:
             opens, closes = f"({opens} | <[{tags.opens}]>)", f"({closes} | <[{tags.closes}]>)"
         tagged = f"LINE? {call} LINE? {closes}"
-        first = (f"(written | SPEECH? <[{tags.opens}]>)" if held else "written") if prose else opens
-        answers.append(f"{first} {tagged}" + (f" (LINE? {opens} {tagged})*" if several else ""))
+        opening = (f"(written | SPEECH? <[{tags.opens}]>)" if has_tag_tokens else "written") if prose else opens
+        answers.append(f"{opening} {tagged}" + (f" (LINE? {opens} {tagged})*" if several else ""))
     return rules.grammar(
         f"SPACE? ({' | '.join(answers)})",
         rf"""{f"written[lazy]: /({SPEECH})?{OPENS}/" if prose else ""}
@@ -94,23 +95,25 @@ SPEECH: /{SPEECH}/ & ~/(?s:.*){OPENS}(?s:.*)/""",
 
 @dataclass(frozen=True)
 class Tags:
-    """What a tokenizer has for ``<tool_call>`` and ``</tool_call>``, beside their letters.
+    """A tokenizer's special tokens for ``<tool_call>`` and ``</tool_call>``.
 
     Attributes:
-        opens, closes: the tokens' ids; None where there is none.
+        opens: the token id of the opening tag; None if the tokenizer has no token for it.
+        closes: the token id of the closing tag, or None likewise.
     """
 
     opens: int | None
     closes: int | None
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Tags:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> Tags:
+        """The tags among a tokenizer's added tokens."""
         added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
         return cls(added.get(OPENS), added.get(CLOSES))
 
 
 class _Rules:
-    """A grammar's rules, each under a name of its own."""
+    """The rules of a grammar under unique names."""
 
     def __init__(self, notation: Notation, question: ToolQuestion) -> None:
         if question.language != "python":
@@ -123,75 +126,80 @@ class _Rules:
         self._lines: list[str] = []
 
     def grammar(self, start: str, terminals: str) -> str:
-        """All of it, beginning with `start`."""
-        # Forcing would take whole tokens where one character is sure, and forbid others that spell the same.
+        """The whole grammar, with `start` as the body of its start rule."""
+        # Forced tokens would exclude other tokens that spell the same text.
         options = '%llguidance {"no_forcing": true}'
         return "\n".join([options, f"start: {start}", *self._lines, terminals, self._notation.rules])
 
     def choice(self, bodies: Sequence[str]) -> str:
-        """A rule of its own for one of these."""
+        """The name of a new rule that matches any one of the bodies."""
         return self._rule(" | ".join(bodies))
 
-    def spelled(self, value: object) -> str:
-        """One value, in each way of writing it."""
+    def any_spelling(self, value: object) -> str:
+        """An expression that matches every spelling of a value."""
         return one_of(self._notation.spellings(value))
 
     def members(
         self, properties: Mapping[str, Mapping[str, Any]], required: Sequence[str], key: Callable[[str], str]
     ) -> str:
-        """Named values in any order, each at most once, the required ones all there.
+        """The name of a rule that matches named values in any order, none twice and all required ones present.
 
-        Which were written is kept in the bits of the rules' parameter (llguidance's parametric grammars); those
-        that are required have the lowest.
+        The bits of the rules' parameter (llguidance's parametric grammars) record which values were written; the
+        required ones have the lowest bits.
 
         Raises:
-            DataError: there are more than 64.
+            DataError: there are more than 64 properties.
         """
-        if len(properties) > MOST_ARGUMENTS:
+        if len(properties) > MAX_ARGUMENTS:
             raise DataError(
-                f"a function takes {len(properties)} arguments; at most {MOST_ARGUMENTS} can be constrained",
+                f"a function takes {len(properties)} arguments; at most {MAX_ARGUMENTS} can be constrained",
                 where=self._where,
                 fix="leave this question out",
             )
         names = sorted(properties, key=lambda name: name not in required)
         members = [self._rule(f"{key(name)} {self._value(properties[name])}") for name in names]
-        needed = sum(name in required for name in names)
-        done = f'"" %if is_ones([0:{needed}])' if needed else '""'
-        more = f"r{len(self._lines)}"
+        required_count = sum(name in required for name in names)
+        ending = f'"" %if is_ones([0:{required_count}])' if required_count else '""'
+        continuation = f"r{len(self._lines)}"
         self._lines.append(
-            f"{more}::_: "
+            f"{continuation}::_: "
             + " | ".join(
                 [
-                    done,
-                    *(f"COMMA {each} {more}::set_bit({bit}) %if bit_clear({bit})" for bit, each in enumerate(members)),
+                    ending,
+                    *(
+                        f"COMMA {member} {continuation}::set_bit({bit}) %if bit_clear({bit})"
+                        for bit, member in enumerate(members)
+                    ),
                 ]
             )
         )
-        first = [f"{each} {more}::0x{1 << bit:x}" for bit, each in enumerate(members)]
-        return self._rule(" | ".join(first if needed else ['""', *first]))
+        beginnings = [f"{member} {continuation}::0x{1 << bit:x}" for bit, member in enumerate(members)]
+        return self._rule(" | ".join(beginnings if required_count else ['""', *beginnings]))
 
     def _value(self, schema: Mapping[str, Any]) -> str:
-        """Of the schema's type, in the names that `matching` knows; what it does not know is a string."""
-        named = type_name(schema.get("type", "any"))
-        kind = None if named == "any" else PYTHON_TYPES.get(named, str)
-        listed = [each for each in schema.get("enum") or () if _fits(each, kind)]
-        if listed:
-            return self._rule(" | ".join(map(self.spelled, listed)))
+        """The name of a rule for values of the schema's type; a type that `matching` does not know is a string."""
+        type_label = type_name(schema.get("type", "any"))
+        kind = None if type_label == "any" else PYTHON_TYPES.get(type_label, str)
+        choices = [choice for choice in schema.get("enum") or () if _fits(choice, kind)]
+        if choices:
+            return self._rule(" | ".join(map(self.any_spelling, choices)))
         if kind is list:
-            # Some schemas put the list's choices beside its items instead of in them.
-            beside = {"enum": schema["enum"]} if schema.get("enum") else {}
-            items = {**beside, **(schema.get("items") or {})}
+            # Some schemas put the enum of the elements beside `items` instead of inside it.
+            enum = {"enum": schema["enum"]} if schema.get("enum") else {}
+            items = {**enum, **(schema.get("items") or {})}
             return self._rule(f'"[" {_list_of(self._value(items))}? "]"') if items else "any_list"
         if kind is dict and schema.get("properties"):
-            # Some schemas say of each argument, with true or false, whether it is required.
-            asked = schema.get("required")
-            required = [name for name in schema["properties"] if isinstance(asked, list) and name in asked]
+            # Some schemas have a boolean `required` per argument instead of a list of names.
+            required_entry = schema.get("required")
+            required = [
+                name for name in schema["properties"] if isinstance(required_entry, list) and name in required_entry
+            ]
             return self._rule(f'"{{" {self.members(schema["properties"], required, self.key)} "}}"')
         return TERMINALS[kind]
 
     def key(self, name: str) -> str:
-        """Of a dict's entry."""
-        return f"{self.spelled(name)} COLON"
+        """An expression that matches the key of a dict's entry and its colon."""
+        return f"{self.any_spelling(name)} COLON"
 
     def _rule(self, body: str) -> str:
         name = f"r{len(self._lines)}"
@@ -214,23 +222,23 @@ def _list_of(element: str) -> str:
 
 
 def _keyword(name: str) -> str:
-    return quoted(f"{name}=")
+    return quote(f"{name}=")
 
 
 def _reads_as_keyword(name: str) -> bool:
-    """Whether it can be read back: Python's own words cannot, as arguments' names."""
+    """Whether the reader accepts the name as that of an argument; it does not accept Python's keywords."""
     return read_calls(f"f({name}=0)") == [Call("f", {name: 0})]
 
 
 def _distinct(question: ToolQuestion) -> list[Function]:
-    """Of functions with one name the first, as `matching` has it."""
+    """The functions on offer; of several with the same name the first, as in `matching`."""
     return list({function.name: function for function in reversed(question.functions)}.values())[::-1]
 
 
 def _arguments(
     function: Function, readable: Callable[[str], bool]
 ) -> tuple[Mapping[str, Mapping[str, Any]], Sequence[str]]:
-    """The schemas of those that can be written, and which of them are required."""
+    """The schemas of the arguments whose names can be written, and the names of the required ones among them."""
     properties = function.schema["parameters"]["properties"]
-    known = {name: properties[name] for name in function.arguments if readable(name)}
-    return known, [name for name in function.required if name in known]
+    writable = {name: properties[name] for name in function.arguments if readable(name)}
+    return writable, [name for name in function.required if name in writable]

@@ -1,4 +1,4 @@
-"""The values of Java's and JavaScript's literals; text that is no literal of its type stays text."""
+"""The values of Java and JavaScript literals; a text that is not a literal of its type stays a text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-# Python refuses to read longer ones.
+# Python's int() accepts at most 4300 digits.
 WHOLE = r"-?\d{1,4300}"
 DECIMAL = r"-?\d+(\.\d+)?"
 SCIENTIFIC = rf"{DECIMAL}([eE][+-]?\d+)?"
@@ -23,11 +23,11 @@ JAVASCRIPT_TYPES: dict[str, type] = {
 
 
 def java(text: str, kind: str, items: str | None = None) -> Any:
-    """A literal's value.
+    """The value of a Java literal.
 
     Args:
-        kind: a key of `JAVA_TYPES`; of those, Set, Hashtable, Queue and Stack are left as text.
-        items: of a collection's elements; None reads each by its own form.
+        kind: the literal's type, a key of `JAVA_TYPES`; Set, Hashtable, Queue and Stack literals stay texts.
+        items: the type of a collection's elements; None infers the type of every element from its form.
     """
     match kind:
         case "byte" | "short" | "integer" if re.fullmatch(WHOLE, text):
@@ -50,33 +50,33 @@ def java(text: str, kind: str, items: str | None = None) -> Any:
 
 
 def _java_array(text: str, items: str | None) -> Any:
-    """``new int[]{1, 2}``"""
-    found = re.search(r"new\s+\w+\[\]\s*\{(.*?)\}", text)
-    if not found:
+    """The elements of ``new int[]{1, 2}``."""
+    match = re.search(r"new\s+\w+\[\]\s*\{(.*?)\}", text)
+    if not match:
         return text
-    parts = [part.strip() for part in found[1].split(",")]
+    parts = [part.strip() for part in match[1].split(",")]
     return [java(part, items) if items else _java_by_form(part) for part in parts if part]
 
 
 def _java_list(text: str, items: str | None) -> Any:
-    """``new ArrayList<>(Arrays.asList(1, 2))``, ``new ArrayList<>() {{ add(1); add(2); }}`` or ``new ArrayList<>()``"""
+    """The elements of ``new ArrayList<>(Arrays.asList(1))``, ``new ArrayList<>() {{ add(1); }}`` or an empty list."""
 
     def element(part: str) -> Any:
         if items in ("char", "String"):
             return part[1:-1]
         return java(part, items) if items else _java_by_form(part)
 
-    if found := re.search(r"new\s+ArrayList<\w*>\(Arrays\.asList\((.+?)\)\)", text):
-        return [element(part.strip()) for part in found[1].split(",")]
-    if found := re.search(r"new\s+ArrayList<\w*>\(\)\s*\{\{\s*(.+?)\s*\}\}", text, re.DOTALL):
-        return [element(part.strip()) for part in re.findall(r"add\((.+?)\)", found[1])]
+    if match := re.search(r"new\s+ArrayList<\w*>\(Arrays\.asList\((.+?)\)\)", text):
+        return [element(part.strip()) for part in match[1].split(",")]
+    if match := re.search(r"new\s+ArrayList<\w*>\(\)\s*\{\{\s*(.+?)\s*\}\}", text, re.DOTALL):
+        return [element(part.strip()) for part in re.findall(r"add\((.+?)\)", match[1])]
     return [] if re.search(r"new\s+ArrayList<\w*>\(\)", text) else text
 
 
 def _java_map(text: str) -> Any:
-    """``new HashMap<>() {{ put("a", 1); }}`` or ``new HashMap<>()``"""
-    if found := re.search(r"new\s+HashMap<.*?>\s*\(\)\s*\{\s*\{?\s*(.*?)\s*\}?\s*\}", text, re.DOTALL):
-        return {key: _java_by_form(value.strip()) for key, value in re.findall(r'put\("(.*?)",\s*(.*?)\)', found[1])}
+    """The entries of ``new HashMap<>() {{ put("a", 1); }}`` or ``new HashMap<>()``."""
+    if match := re.search(r"new\s+HashMap<.*?>\s*\(\)\s*\{\s*\{?\s*(.*?)\s*\}?\s*\}", text, re.DOTALL):
+        return {key: _java_by_form(value.strip()) for key, value in re.findall(r'put\("(.*?)",\s*(.*?)\)', match[1])}
     return {} if re.search(r"new\s+HashMap<.*?>\s*\(\)", text) else text
 
 
@@ -93,16 +93,16 @@ def _java_by_form(text: str) -> Any:
 
 
 def javascript(text: str, kind: str, items: str | None = None) -> Any:
-    """A literal's value.
+    """The value of a JavaScript literal.
 
     Args:
-        kind: a key of `JAVASCRIPT_TYPES`.
-        items: of an array's elements; None reads each by its own form.
+        kind: the literal's type, a key of `JAVASCRIPT_TYPES`.
+        items: the type of an array's elements; None infers the type of every element from its form.
     """
     match kind:
         case "String":
-            quoted = any(text.startswith(quote) and text.endswith(quote) for quote in "\"'")
-            return text[1:-1] if quoted else text
+            is_quoted = any(text.startswith(quote) and text.endswith(quote) for quote in "\"'")
+            return text[1:-1] if is_quoted else text
         case "integer" if re.fullmatch(WHOLE, text):
             return int(text)
         case "float" if re.fullmatch(DECIMAL, text):
@@ -119,7 +119,7 @@ def javascript(text: str, kind: str, items: str | None = None) -> Any:
 
 
 def _javascript_array(text: str, items: str | None) -> Any:
-    """``[1, 2]``, ``new Array(1, 2)``, ``[[1], [2]]`` or ``new Array([1], [2])``"""
+    """The elements of ``[1, 2]``, ``new Array(1, 2)``, ``[[1], [2]]`` or ``new Array([1], [2])``."""
     if rows := _rows(text):
         inner = (row.strip() for row in re.findall(r"\[(.*?)\]", rows))
         # The first row's match begins at the outer bracket.
@@ -127,10 +127,10 @@ def _javascript_array(text: str, items: str | None) -> Any:
             [_javascript_by_form(part) for part in (row.removeprefix("[") if n == 0 else row).split(",")]
             for n, row in enumerate(inner)
         ]
-    found = re.match(r"\[(.*?)\]|\bnew\s+Array\((.*?)\)", text)
-    if not found:
+    match = re.match(r"\[(.*?)\]|\bnew\s+Array\((.*?)\)", text)
+    if not match:
         return text
-    inside = (found[1] if found[1] is not None else found[2]).strip()
+    inside = (match[1] if match[1] is not None else match[2]).strip()
     parts = [part.strip() for part in inside.split(",")] if inside else []
     read: Callable[[str], Any] = (lambda part: javascript(part, items)) if items else _javascript_by_form
     return [read(part) for part in parts]
@@ -139,23 +139,23 @@ def _javascript_array(text: str, items: str | None) -> Any:
 def _rows(text: str) -> str | None:
     r"""The beginning that ``\[\s*ROWS\]|new\s+Array\(\s*ROWS\)`` matches, ROWS being ``\[.*?\]\s*(,\s*\[.*?\]\s*)*``.
 
-    In steps that grow with the square of the text's length: where it has thirty rows and no match, the expression
-    itself would try every way to join them, for hours.
+    The search takes time quadratic in the text's length. The regular expression itself takes exponential time: on
+    thirty rows without a match it would run for hours.
     """
     opening = re.match(r"\[\s*|new\s+Array\(\s*", text)
     if not opening:
         return None
     last = "]" if text[0] == "[" else ")"
     ends: dict[int, int] = {}
-    for start in reversed([found.start() for found in re.finditer(r"\[", text)]):
+    for start in reversed([bracket.start() for bracket in re.finditer(r"\[", text)]):
         line = re.compile(r".*").match(text, start)
         for closing in re.compile(r"\]").finditer(text, start + 1, line.end() if line else start):
-            after = _past_space(text, closing.end())
-            following = _past_space(text, after + 1)
-            if text.startswith(",", after) and following in ends:
+            separator = _past_space(text, closing.end())
+            following = _past_space(text, separator + 1)
+            if text.startswith(",", separator) and following in ends:
                 ends[start] = ends[following]
-            elif text.startswith(last, after):
-                ends[start] = after + 1
+            elif text.startswith(last, separator):
+                ends[start] = separator + 1
             if start in ends:
                 break
     return text[: ends[opening.end()]] if opening.end() in ends else None
@@ -168,13 +168,13 @@ def _past_space(text: str, start: int) -> int:
 
 
 def _javascript_object(text: str) -> Any:
-    """``{a: 1, "b": [1, 2]}``"""
+    """The entries of ``{a: 1, "b": [1, 2]}``."""
     if text == "{}":
         return {}
-    found = re.match(r"\{(.*?)\}", text)
-    if not found:
+    match = re.match(r"\{(.*?)\}", text)
+    if not match:
         return text
-    pairs = re.findall(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)", found[1])
+    pairs = re.findall(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)", match[1])
     return {key.strip().strip("'\""): _javascript_member(value.strip()) for key, value in pairs}
 
 
@@ -196,7 +196,7 @@ def _javascript_by_form(text: str) -> Any:
 
 
 def _number(text: str) -> Any:
-    """As Python reads numbers; other text stays."""
+    """The number as Python reads it, or the text itself if it is not a number."""
     for kind in (int, float):
         try:
             return kind(text)

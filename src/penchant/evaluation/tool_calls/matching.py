@@ -1,13 +1,14 @@
-"""Calls held against those that are accepted.
+"""Comparison of calls with the accepted calls.
 
-The rules are those of the Berkeley Function Calling Leaderboard (Patil et al. 2025, section on AST evaluation), its
-accidents included, so that scores can be compared; `benchmarks/bfcl_agreement.py` holds both checkers side by side.
+The rules are those of the Berkeley Function Calling Leaderboard (Patil et al. 2025, section on AST evaluation),
+including its accidental ones, so that scores are comparable; `benchmarks/bfcl_agreement.py` compares both checkers.
 
-- A function's name must be the one that is due; required arguments are there, and no others than it takes.
-- Types count, and are Python's: ``True`` is no integer. An integer will do for a float, a tuple for a tuple's list.
-- A value whose type is not the schema's is taken for a variable where the accepted values are of that type.
-- Strings are compared without case, spaces and ``,./-_*^``; in lists and dicts only those at their first level.
-- Calls in parallel are matched in any order: each that is due takes the first call that fits.
+- A call must name the accepted function, pass all required arguments, and pass no argument that the function lacks.
+- Types are compared as Python types: ``True`` is not an integer. An integer is accepted for a float, and a tuple for a
+  list that the schema calls a tuple.
+- A value of another type than the schema's is taken for a variable if the accepted values are of its type.
+- Strings are compared without case, spaces and ``,./-_*^``; inside lists and dicts only at the first level.
+- Parallel calls are matched in any order: every accepted call takes the first call that matches it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ PYTHON_TYPES: Mapping[str, type] = {
     "string": str, "any": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list,
     "dict": dict, "number": float, "object": dict,
 }  # fmt: skip
-"""By the schema's name; the last two are JSON Schema's own."""
+"""Python's types by their names in schemas; the last two names are those of JSON Schema."""
 
-LEFT_OUT_IS_FINE = ""
+OPTIONAL = ""
+"""An argument that accepts this value may be left out."""
 
 
 def match_calls(
@@ -35,10 +37,10 @@ def match_calls(
     *,
     language: Language = "python",
 ) -> Fault | None:
-    """What is wrong with an answer's calls; None where nothing is.
+    """The fault of an answer's calls; None if they are right.
 
     Args:
-        accepted: the calls that are due, at least one.
+        accepted: the accepted calls, at least one.
     """
     if len(calls) != len(accepted):
         return Fault.COUNT
@@ -47,20 +49,24 @@ def match_calls(
         [(name, values)] = accepted[0].items()
         return match_call(calls[0], by_name[name], values, language)
     left = list(calls)
-    for due in accepted:
-        [(name, values)] = due.items()
+    for accepted_call in accepted:
+        [(name, values)] = accepted_call.items()
         fits = (n for n, call in enumerate(left) if match_call(call, by_name[name], values, language) is None)
-        first = next(fits, None)
-        if first is None:
+        index = next(fits, None)
+        if index is None:
             return Fault.UNMATCHED
-        del left[first]
+        del left[index]
     return None
 
 
 def match_call(
     call: Call, function: Function, accepted: Mapping[str, Sequence[Any]], language: Language
 ) -> Fault | None:
-    """What is wrong with one call of a function."""
+    """The fault of one call; None if it is right.
+
+    Args:
+        accepted: the accepted values by argument name.
+    """
     if call.name != function.name:
         return Fault.FUNCTION
     if any(name not in call.arguments for name in function.required):
@@ -72,35 +78,38 @@ def match_call(
         if fault is not None:
             return fault
     left_out = (name for name in accepted if name not in call.arguments)
-    return Fault.LEFT_OUT if any(LEFT_OUT_IS_FINE not in accepted[name] for name in left_out) else None
+    return Fault.LEFT_OUT if any(OPTIONAL not in accepted[name] for name in left_out) else None
 
 
 def entries_as_lists(accepted: Sequence[Any], argument: Argument, language: Language) -> list[Any]:
-    """Accepted values in which each entry of a dict is a list: one that stands bare is the only value that is right.
+    """The accepted values with every dict entry as a list of values; an entry that is no list becomes a list of one.
 
-    Only where the entries are looked at: in dicts, and in lists whose elements are dicts.
+    Entries are wrapped only where the checker reads them: in dicts, and in lists whose elements are dicts.
     """
-    kind, nested = _kinds(argument, language)
+    kind, nested = _python_types(argument, language)
 
-    def listed(value: Any) -> Any:
+    def wrap_entries(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         return {key: entry if isinstance(entry, list) else [entry] for key, entry in value.items()}
 
     if kind is list and nested is dict:
-        return [[listed(part) for part in each] if isinstance(each, list) else each for each in accepted]
-    return [listed(each) for each in accepted] if kind is dict else list(accepted)
+        return [
+            [wrap_entries(part) for part in alternative] if isinstance(alternative, list) else alternative
+            for alternative in accepted
+        ]
+    return [wrap_entries(alternative) for alternative in accepted] if kind is dict else list(accepted)
 
 
-def _kinds(argument: Argument, language: Language) -> tuple[type, type | None]:
-    """Python's type for an argument, and for the elements of its list where they are looked at."""
+def _python_types(argument: Argument, language: Language) -> tuple[type, type | None]:
+    """The Python type of an argument, and that of its list's elements, or None if elements are not checked."""
     types = {"python": PYTHON_TYPES, "java": JAVA_TYPES, "javascript": JAVASCRIPT_TYPES}[language]
-    held = argument.items is not None and argument.type in ("array", "tuple", "Array", "ArrayList")
-    return types.get(argument.type, str), types.get(str(argument.items), str) if held else None
+    has_elements = argument.items is not None and argument.type in ("array", "tuple", "Array", "ArrayList")
+    return types.get(argument.type, str), types.get(str(argument.items), str) if has_elements else None
 
 
 def _match_value(value: Any, argument: Argument, accepted: Sequence[Any], language: Language) -> Fault | None:
-    kind, nested = _kinds(argument, language)
+    kind, nested = _python_types(argument, language)
     if language == "python":
         if argument.type == "tuple" and type(value) is tuple:
             value = list(value)
@@ -117,55 +126,61 @@ def _match_value(value: Any, argument: Argument, accepted: Sequence[Any], langua
         value = read(value, argument.type, items)
     if not _is_of_type(value, accepted, kind, nested):
         return Fault.TYPE
-    # A value of another type than the schema's is a variable: compared as it stands.
-    of_accepted = _type_of(accepted)
-    variable = type(value) is not kind or (of_accepted is not None and of_accepted is not kind)
-    if variable or kind not in (dict, str, list):
+    # A value of another type than the schema's is a variable and must equal an accepted value exactly.
+    accepted_type = _type_of(accepted)
+    is_variable = type(value) is not kind or (accepted_type is not None and accepted_type is not kind)
+    if is_variable or kind not in (dict, str, list):
         return None if value in accepted else Fault.VALUE
     if kind is dict:
-        right = any(_is_dict(value, each) for each in accepted)
+        right = any(_is_dict(value, alternative) for alternative in accepted)
     elif kind is str:
-        right = _plain(value) in [_plain(each) for each in accepted if type(each) is str]
+        right = _normalize(value) in [_normalize(alternative) for alternative in accepted if type(alternative) is str]
     elif nested is dict:
-        right = any(len(value) == len(parts) and all(map(_is_dict, value, parts)) for parts in map(_parts, accepted))
+        right = any(len(value) == len(parts) and all(map(_is_dict, value, parts)) for parts in map(_elements, accepted))
     else:
-        right = [_plain(part) for part in value] in [[_plain(part) for part in _parts(each)] for each in accepted]
+        right = [_normalize(part) for part in value] in [
+            [_normalize(part) for part in _elements(alternative)] for alternative in accepted
+        ]
     return None if right else Fault.VALUE
 
 
 def _is_of_type(value: Any, accepted: Sequence[Any], kind: type, nested: type | None) -> bool:
-    own: type = type(value)
-    if own is not kind:
-        return _type_of(accepted) is own
+    value_type: type = type(value)
+    if value_type is not kind:
+        return _type_of(accepted) is value_type
     if nested is None:
         return True
-    # Elements are held against the first list whose elements' type, or the schema's, they all have.
+    # One accepted list suffices whose elements' type, or the schema's, all elements of the value have.
     return any(
-        type(each) is not list or all(type(part) in (nested, _type_of(each)) for part in value) for each in accepted
+        type(alternative) is not list or all(type(part) in (nested, _type_of(alternative)) for part in value)
+        for alternative in accepted
     )
 
 
 def _type_of(accepted: Sequence[Any]) -> type | None:
-    """Of the first accepted value; None where an argument can only be left out."""
-    return next((type(each) for each in accepted if each != LEFT_OUT_IS_FINE), None)
+    """The type of the first accepted value; None if the argument can only be left out."""
+    return next((type(value) for value in accepted if value != OPTIONAL), None)
 
 
 def _is_dict(value: Any, accepted: Any) -> bool:
-    """Every entry among those accepted for its key, and no key missing that must be there."""
+    """Whether every entry of a dict is accepted for its key and no required key is missing."""
     if type(value) is not dict or type(accepted) is not dict:
         return False
     for key, entry in value.items():
-        if key not in accepted or _plain(entry) not in [_plain(each) for each in _parts(accepted[key])]:
+        if key not in accepted or _normalize(entry) not in [
+            _normalize(alternative) for alternative in _elements(accepted[key])
+        ]:
             return False
-    return all(key in value or LEFT_OUT_IS_FINE in _parts(each) for key, each in accepted.items())
+    return all(key in value or OPTIONAL in _elements(alternatives) for key, alternatives in accepted.items())
 
 
-def _parts(value: Any) -> Sequence[Any]:
-    """The parts of a list or of a text; a value that has none is its own."""
+def _elements(value: Any) -> Sequence[Any]:
+    """The elements of a list or the characters of a text; for any other value, a list of it alone."""
     return value if isinstance(value, list | str) else [value]
 
 
-def _plain(value: Any) -> Any:
+def _normalize(value: Any) -> Any:
+    """A text without case, spaces and ``,./-_*^``, with double quotes; any other value as it is."""
     if type(value) is not str:
         return value
     return re.sub(r"[ ,./\-_*^]", "", value).lower().replace("'", '"')

@@ -1,4 +1,4 @@
-"""What this process holds, and the most it has held."""
+"""Current and peak memory of this process."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS_FILE, CLEAR_REFS_FILE = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def held(device: torch.device) -> int:
-    """Bytes now: resident on the CPU, allocated on an accelerator.
+def current_bytes(device: torch.device) -> int:
+    """Bytes in use now: resident on the CPU, allocated on an accelerator.
 
-    Where the system does not say what is resident (all but Linux), the most that was, as in `most_held`.
+    Systems other than Linux do not report resident memory; there it is the peak since the process began.
     """
     if device.type == "cuda":
         import torch
 
         return torch.cuda.memory_allocated(device)
-    return _from_status("VmRSS") or _most_ever()
+    return _from_status("VmRSS") or _process_peak_bytes()
 
 
-def most_held(device: torch.device) -> int:
-    """Bytes at most since `forget`; where the system does not forget (all but Linux), since the process began.
+def peak_bytes(device: torch.device) -> int:
+    """Peak of bytes in use since `reset_peak`; since the process began on systems other than Linux.
 
-    On Linux this is no ru_maxrss, which a process inherits from the one that started it.
+    On Linux it is not ru_maxrss, which a process inherits from the process that started it.
     """
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    return _from_status("VmHWM") or _most_ever()
+    return _from_status("VmHWM") or _process_peak_bytes()
 
 
-def forget(device: torch.device) -> None:
-    """Give back what was freed, and let `most_held` begin anew where the system allows it."""
+def reset_peak(device: torch.device) -> None:
+    """Return freed memory to the system, and reset the peak of `peak_bytes` where the system allows it."""
     gc.collect()
     if device.type == "cuda":
         import torch
@@ -47,22 +47,23 @@ def forget(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError, TypeError, AttributeError):
-        # Of glibc: the weights' memory lies between blocks that are still used, and stays resident else.
+        # glibc keeps freed memory that lies between used blocks resident until it is told to trim.
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
-        FORGET.write_text("5", encoding="ascii")
+        CLEAR_REFS_FILE.write_text("5", encoding="ascii")
 
 
 def _from_status(name: str) -> int | None:
+    """The bytes of a field of /proc/self/status; None on systems without the file or the field."""
     try:
-        lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = STATUS_FILE.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = next((line for line in lines if line.startswith(f"{name}:")), None)
-    return None if found is None else int(found.split()[1]) * 1024
+    line_of_field = next((line for line in lines if line.startswith(f"{name}:")), None)
+    return None if line_of_field is None else int(line_of_field.split()[1]) * 1024
 
 
-def _most_ever() -> int:
-    from penchant.engine.memory import peak_process_bytes
+def _process_peak_bytes() -> int:
+    from penchant.engine.memory import most_process_bytes
 
     return peak_process_bytes()

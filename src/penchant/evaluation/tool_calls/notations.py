@@ -1,8 +1,8 @@
-"""How values are written, as rules of a grammar: Python's literals, and JSON.
+"""Grammar rules for values in two notations: Python literals and JSON.
 
-One value has several spellings; of those a model may use the ones that `repr` and `json.dumps` write, either kind of
-quotes, and a blank after a comma or a colon or none. Arithmetic, variables and numbers such as ``1_000`` or ``.5``,
-which the readers take too, are left out: whatever they say can be said in these.
+A value has several spellings. The grammar allows those of `repr` and `json.dumps`, both kinds of quotes, and a comma or
+colon with or without a space after it. The readers also accept arithmetic, variables and numbers such as ``1_000`` or
+``.5``; the grammar leaves these out because they express no value that the allowed spellings cannot.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DEEPEST = 8
-"""Lists in lists, and dicts, where a schema says nothing about them; Python's own parser gives up at a hundred."""
+MAX_DEPTH = 8
+"""Maximal nesting of lists and dicts whose schema is unknown; Python's parser fails at a depth of a hundred."""
 
 _NUMBERS = r"""
 INTEGER: /-?(0|[1-9][0-9]*)/
@@ -22,7 +22,7 @@ COMMA: /, ?/
 COLON: /: ?/
 """
 
-# Backslashes are followed by whatever Python reads without an error, named characters excepted.
+# A backslash may be followed by everything that Python reads without an error, except named characters (\N{...}).
 _PYTHON = r"""
 ESCAPE: /\\([^xuUN\x00-\x1f]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U000[0-9a-fA-F]{5}|U0010[0-9a-fA-F]{4})/
 STRING: "'" (/[^'\\\x00-\x1f]/ | ESCAPE)* "'" | "\"" (/[^"\\\x00-\x1f]/ | ESCAPE)* "\""
@@ -30,7 +30,7 @@ BOOLEAN: "True" | "False"
 NOTHING: "None"
 """
 
-# Of a string that holds one of the tags the reader would take it for the tag.
+# The reader would mistake a tag inside a string for the tag of a call, so strings may hold none.
 _JSON = r"""
 QUOTED: "\"" (/[^"\\\x00-\x1f]/ | /\\(["\\\/bfnrt]|u[0-9a-fA-F]{4})/)* "\""
 STRING: QUOTED & ~/(?s:.*)<\/?tool_call>(?s:.*)/
@@ -41,31 +41,31 @@ NOTHING: "null"
 
 @dataclass(frozen=True)
 class Notation:
-    """One way to write values.
+    """A notation for values.
 
     Attributes:
-        rules: of the terminals STRING, INTEGER, NUMBER, BOOLEAN, NOTHING, COMMA and COLON, and of ``anything``.
-        spellings: of one value, all that may be written.
+        rules: the grammar rules of STRING, INTEGER, NUMBER, BOOLEAN, NOTHING, COMMA, COLON and ``anything``.
+        spellings: returns all allowed spellings of a value.
     """
 
     rules: str
     spellings: Callable[[Any], Sequence[str]]
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """The text as a literal in a grammar."""
     return json.dumps(text)
 
 
 def one_of(texts: Sequence[str]) -> str:
-    """A choice of literals."""
-    return "(" + " | ".join(map(quoted, dict.fromkeys(texts))) + ")"
+    """A grammar expression that matches any one of the texts."""
+    return "(" + " | ".join(map(quote, dict.fromkeys(texts))) + ")"
 
 
-def _anything() -> str:
-    """Values of any type, to a depth at which nobody means them."""
-    lines = ["anything: value_0", f"value_{DEEPEST}: simple", "simple: STRING | NUMBER | BOOLEAN | NOTHING"]
-    for depth in range(DEEPEST):
+def _any_value_rules() -> str:
+    """The rules of values of any type, nested up to `MAX_DEPTH` levels."""
+    lines = ["anything: value_0", f"value_{MAX_DEPTH}: simple", "simple: STRING | NUMBER | BOOLEAN | NOTHING"]
+    for depth in range(MAX_DEPTH):
         inner = f"value_{depth + 1}"
         lines += [
             f"value_{depth}: simple | list_{depth} | dict_{depth}",
@@ -75,12 +75,12 @@ def _anything() -> str:
     return "\n".join([*lines, "any_list: list_0", "any_dict: dict_0"])
 
 
-PYTHON = Notation(_NUMBERS + _PYTHON + _anything(), lambda value: (repr(value), *_other_quotes(value)))
+PYTHON = Notation(_NUMBERS + _PYTHON + _any_value_rules(), lambda value: (repr(value), *_other_quotes(value)))
 JSON = Notation(
-    _NUMBERS + _JSON + _anything(), lambda value: (json.dumps(value, ensure_ascii=False), json.dumps(value))
+    _NUMBERS + _JSON + _any_value_rules(), lambda value: (json.dumps(value, ensure_ascii=False), json.dumps(value))
 )
 
 
 def _other_quotes(value: Any) -> Sequence[str]:
-    """A string's spelling in double quotes, whose escapes in JSON mean the same in Python."""
+    """A string in double quotes: its JSON escapes have the same meaning in Python. Empty for other values."""
     return (json.dumps(value, ensure_ascii=False),) if isinstance(value, str) else ()

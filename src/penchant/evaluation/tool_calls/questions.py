@@ -1,4 +1,4 @@
-"""Questions with functions on offer, from files of the Berkeley Function Calling Leaderboard."""
+"""Questions with functions on offer, in files of the Berkeley Function Calling Leaderboard (BFCL)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from penchant.evaluation.tool_calls.matching import entries_as_lists, match_call
 
 ANSWERS = "possible_answer"
 FILE_NAME = re.compile(r"BFCL_v\d+_")
-NEEDS_CODE = "its functions are programs to be run, which are not data"
+NEEDS_CODE = "its functions are programs that must be run, and the data files do not hold them"
 
 
 @dataclass(frozen=True)
 class ToolQuestion:
-    """One question, what may be called, and what is due.
+    """One question, the functions on offer and the accepted calls.
 
     Attributes:
-        category: as the file's name calls it.
-        messages: of the only turn.
-        accepted: the calls that are due; empty where none is, None where any will do.
+        category: the category in the file's name.
+        messages: the messages of the only turn.
+        accepted: the accepted calls, all of which must be made; empty if no call is right, None if any call is right.
     """
 
     id: str
@@ -39,16 +39,21 @@ class ToolQuestion:
 
     @property
     def language(self) -> Language:
+        """The language of the category's calls."""
         words = self.category.split("_")
         return "java" if "java" in words else "javascript" if "javascript" in words else "python"
 
     @property
     def text(self) -> str:
-        """What the last message says."""
+        """The content of the last message."""
         return content_of(self.messages[-1])
 
     def fault(self, calls: list[Call] | None) -> Fault | None:
-        """What is wrong with an answer's calls (None: no calls could be read); None where nothing is."""
+        """The fault of an answer's calls; None if they are right.
+
+        Args:
+            calls: the calls of the answer; None if none could be read.
+        """
         if self.accepted is None:
             return None if calls else Fault.NO_CALL
         if not self.accepted:
@@ -59,24 +64,24 @@ class ToolQuestion:
 
 
 def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
-    """All questions of files ``BFCL_v*_CATEGORY.json`` and of ``possible_answer/``, in any kind of data file.
+    """All questions of a folder with files ``BFCL_v*_CATEGORY.json`` and ``possible_answer/``, in any data format.
 
-    An entry of an accepted dict, ``{"city": "Rome"}``, is read as a list of the one value that is right.
+    An entry of an accepted dict that is no list, as in ``{"city": "Rome"}``, is read as a list of one accepted value.
 
     Returns:
-        The questions, and by category, or by a file that is none, why it was left out.
+        The questions, and the reason for every category or other file that was left out, by its name.
 
     Raises:
-        DataError: there is no such file, or a row is not as expected.
+        DataError: the folder has no such file, or a row has another form.
     """
     files = _by_stem(folder)
     if not any(map(FILE_NAME.match, files)):
-        raise DataError("there is no file BFCL_v*_CATEGORY.json in it", where=str(folder), fix="name the data's folder")
+        raise DataError("the folder has no file BFCL_v*_CATEGORY.json", where=str(folder), fix="name the data's folder")
     questions: list[ToolQuestion] = []
     answers = _by_stem(folder / ANSWERS)
     data_files = set(files.values())
     left_out = {
-        item.name + "/" * item.is_dir(): "it is no file of questions"
+        item.name + "/" * item.is_dir(): "it is not a file of questions"
         for item in sorted(folder.iterdir())
         if item.name[0] != "."
         and item.name != ANSWERS
@@ -93,22 +98,22 @@ def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
         else:
             questions += _read_file(file, answers.get(stem), category)
     if not questions:
-        told = ", ".join(f"{category}: {why}" for category, why in left_out.items())
-        raise DataError(f"no question is left ({told})", where=str(folder), fix="add files of other categories")
+        reasons = ", ".join(f"{category}: {reason}" for category, reason in left_out.items())
+        raise DataError(f"no question is left ({reasons})", where=str(folder), fix="add files of other categories")
     return questions, left_out
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Data files by their names without endings, in order.
+    """Data files by their names without endings, in sorted order; empty if there is no such folder.
 
     Raises:
-        DataError: two files differ in their endings alone.
+        DataError: two files differ only in their endings.
     """
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir() if folder.is_dir() else ()):
         if file.is_file() and is_data_file(file) and files.setdefault(stem_of(file), file) != file:
             raise DataError(
-                f"{files[stem_of(file)].name} and {file.name} are one file of questions twice",
+                f"{files[stem_of(file)].name} and {file.name} differ only in their endings",
                 where=str(folder),
                 fix="remove one of the two",
             )
@@ -126,11 +131,13 @@ def _read_file(file: Path, answers_file: Path | None, category: str) -> Iterator
             functions = tuple(Function.read(schema, where) for schema in row["function"])
             messages = tuple(Message(role=str(message["role"]), content=message["content"]) for message in turns[0])
         except (KeyError, TypeError, IndexError) as error:
-            raise DataError(f"no question: {error!r}", where=where, fix="a row is id, question and function") from error
+            raise DataError(
+                f"the row is not a question: {error!r}", where=where, fix="give id, question and function"
+            ) from error
         if len(turns) != 1 or not messages:
             raise DataError(f"{len(turns)} turns; expected one", where=where, fix="leave this file out")
         if not all(isinstance(message["content"], str) for message in messages) or not content_of(messages[-1]).strip():
-            raise DataError(f"question {name} says nothing", where=where, fix="give its last message's content a text")
+            raise DataError(f"question {name} has no text", where=where, fix="give its last message's content a text")
         question = ToolQuestion(name, category, messages, functions, accepted=None)
         yield replace(question, accepted=_accepted(question, answers, where))
 
@@ -142,76 +149,90 @@ def _accepted(
         return ()
     if question.category.endswith("relevance"):
         return None
-    where, due = answers.get(question.id, (where, None))
-    if not isinstance(due, list) or not due or not all(isinstance(each, dict) and len(each) == 1 for each in due):
+    where, ground_truth = answers.get(question.id, (where, None))
+    is_list_of_calls = isinstance(ground_truth, list) and all(
+        isinstance(accepted_call, dict) and len(accepted_call) == 1 for accepted_call in ground_truth
+    )
+    if not ground_truth or not is_list_of_calls:
         raise DataError(
             f"there is no answer to {question.id}", where=where, fix=f"add it to {ANSWERS}/ as ground_truth"
         )
-    return tuple(_due(question, each, where) for each in due)
+    return tuple(_accepted_call(question, accepted_call, where) for accepted_call in ground_truth)
 
 
-def _due(question: ToolQuestion, due: Mapping[str, Any], where: str) -> Accepted:
-    """One call that is due, checked."""
-    [(called, values)] = due.items()
-    function = next((each for each in question.functions if each.name == called), None)
+def _accepted_call(question: ToolQuestion, accepted_call: Mapping[str, Any], where: str) -> Accepted:
+    """One accepted call, checked, with the entries of accepted dicts as lists."""
+    [(function_name, values)] = accepted_call.items()
+    functions = {function.name: function for function in reversed(question.functions)}
+    function = functions.get(function_name)
     if function is None or not isinstance(values, dict):
-        offered = ", ".join(each.name for each in question.functions)
+        names_on_offer = ", ".join(function.name for function in question.functions)
         raise DataError(
-            f"the answer to {question.id} calls {called!r} with {values!r}",
+            f"the answer to {question.id} calls {function_name!r} with {values!r}",
             where=where,
-            fix=f"a function on offer ({offered}), with a list of accepted values for each argument",
+            fix=f"a function on offer ({names_on_offer}), with a list of accepted values for each argument",
         )
     read = {}
     for name, accepted in values.items():
         if not isinstance(accepted, list):
             raise DataError(
-                f"the answer to {question.id} accepts {accepted!r} as {name!r} of {called}",
+                f"the answer to {question.id} accepts {accepted!r} as {name!r} of {function_name}",
                 where=where,
                 fix="give a list of the values that are right",
             )
         argument = function.arguments.get(name)
         read[name] = accepted if argument is None else entries_as_lists(accepted, argument, question.language)
-    return {called: read}
+    return {function_name: read}
 
 
-def choose(questions: Sequence[ToolQuestion], categories: Sequence[str], limit: int | None) -> list[ToolQuestion]:
-    """Those of some categories (of all, where none is named), at most so many of each.
+def select_questions(
+    questions: Sequence[ToolQuestion], categories: Sequence[str], limit: int | None
+) -> list[ToolQuestion]:
+    """The first questions of the named categories.
+
+    Args:
+        categories: names of categories; all categories if empty.
+        limit: the number of questions per category, at most; None for no limit.
 
     Raises:
-        DataError: there is no such category.
+        DataError: there is no category of that name.
     """
-    known = list(dict.fromkeys(each.category for each in questions))
+    category_names = list(dict.fromkeys(question.category for question in questions))
     for name in categories:
-        if name not in known:
-            raise DataError(f"there is no category '{name}'", fix=f"one of {', '.join(known)}")
+        if name not in category_names:
+            raise DataError(f"there is no category '{name}'", fix=f"one of {', '.join(category_names)}")
     return [
-        each
-        for category in dict.fromkeys(categories or known)
-        for each in [question for question in questions if question.category == category][:limit]
+        selected
+        for category in dict.fromkeys(categories or category_names)
+        for selected in [question for question in questions if question.category == category][:limit]
     ]
 
 
-def spread(questions: Sequence[ToolQuestion], most: int) -> list[ToolQuestion]:
-    """So many of them, evenly spaced: files are read one category after the other."""
-    n = min(most, len(questions))
+def evenly_spaced(questions: Sequence[ToolQuestion], limit: int) -> list[ToolQuestion]:
+    """At most `limit` questions, evenly spaced over the list, which holds one category after the other."""
+    n = min(limit, len(questions))
     return [questions[number * len(questions) // n] for number in range(n)]
 
 
 def write_bfcl(questions: Sequence[ToolQuestion], folder: Path) -> None:
-    """As `read_bfcl` reads them; files of other questions that are there are taken away first."""
+    """Write questions as files that `read_bfcl` reads, after removing the folder's other files of questions."""
     for stem, file in [*_by_stem(folder).items(), *_by_stem(folder / ANSWERS).items()]:
         if FILE_NAME.match(stem):
             file.unlink()
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    for category in dict.fromkeys(each.category for each in questions):
-        own = [each for each in questions if each.category == category]
+    for category in dict.fromkeys(question.category for question in questions):
+        of_category = [question for question in questions if question.category == category]
         rows = [
-            {"id": each.id, "question": [list(each.messages)], "function": [dict(f.schema) for f in each.functions]}
-            for each in own
+            {
+                "id": question.id,
+                "question": [list(question.messages)],
+                "function": [dict(function.schema) for function in question.functions],
+            }
+            for question in of_category
         ]
         _write_rows(folder / f"BFCL_v4_{category}.json", rows)
         if not category.endswith("relevance"):
-            answers = [{"id": each.id, "ground_truth": list(each.accepted or ())} for each in own]
+            answers = [{"id": question.id, "ground_truth": list(question.accepted or ())} for question in of_category]
             _write_rows(folder / ANSWERS / f"BFCL_v4_{category}.json", answers)
 
 

@@ -1,4 +1,4 @@
-"""Calls read from a model's answer: Python's, Java's or JavaScript's syntax, or JSON."""
+"""Calls read from a model's answer, in the syntax of Python, Java or JavaScript, or in JSON."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from penchant.evaluation.tool_calls.calls import Call, Function, Language
 from penchant.evaluation.tool_calls.foreign import read_foreign_calls
 
 FENCES = ("json", "python", "tool_code", "java", "javascript", "js")
-"""What stands behind the backticks that open a block of code."""
+"""The language names after the backticks that open a code block."""
 
-MOST_DIGITS = 30
-"""Of a number in arithmetic that is worked out; larger ones stay text."""
+MAX_DIGITS = 30
+"""Maximal digits of the operands of a power that is evaluated."""
 
 
 def read_calls(answer: str, language: Language = "python") -> list[Call] | None:
     """The calls of ``[name(argument=value, ...), ...]``; the brackets may be left out.
 
-    Thinking before the answer is left out, as is a code fence around it.
+    Thinking before the answer and a code fence around it are ignored.
 
     Returns:
-        None where the answer is anything else.
+        The calls; None if the answer is anything else.
     """
     text = _answer_alone(answer)
     if text is None:
@@ -36,23 +36,23 @@ def read_calls(answer: str, language: Language = "python") -> list[Call] | None:
     if not text.endswith("]"):
         text += "]"
     try:
-        return _python(text) if language == "python" else list(read_foreign_calls(text[1:-1], language))
+        return _parse_python(text) if language == "python" else list(read_foreign_calls(text[1:-1], language))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 
 def read_json_calls(answer: str, functions: Sequence[Function]) -> list[Call] | None:
-    """The calls of ``{"name": ..., "arguments": {...}}``: one, a list, several one after the other, or in tags.
+    """The calls of ``{"name": ..., "arguments": {...}}``: one, a list, several in sequence, or in tags.
 
-    The tags are ``<tool_call>``; the last one need not be closed, and what is no JSON in one is passed over, as the
-    leaderboard's handlers do. Thinking before the answer is left out, as is a code fence.
+    The tags are ``<tool_call>``. The last tag need not be closed, and a tag that does not hold JSON is skipped, as the
+    leaderboard's handlers do. Thinking before the answer and a code fence around it are ignored.
 
     Args:
-        functions: on offer. Many chat templates forbid dots in names; a name in which they became underscores is
-            read as the function's own.
+        functions: the functions on offer. Many chat templates forbid dots in names; a name with underscores in place
+            of the dots is read as the function's name.
 
     Returns:
-        None where the answer is anything else.
+        The calls; None if the answer is anything else.
     """
     text = _answer_alone(answer)
     if text is None:
@@ -73,7 +73,7 @@ def read_json_calls(answer: str, functions: Sequence[Function]) -> list[Call] | 
 
 
 def _answer_alone(answer: str) -> str | None:
-    """The answer without thinking before it and a code fence around it; None where the thinking never ends."""
+    """The answer without the thinking before it and the code fence around it; None if the thinking has no end."""
     text = answer.strip()
     if not text.startswith(("[", "{", "<tool_call>")):
         *thoughts, text = text.split("</think>")
@@ -86,18 +86,18 @@ def _answer_alone(answer: str) -> str | None:
 
 
 def _json_values(text: str) -> list[Any]:
-    """The values of an answer's JSON, those of lists one by one.
+    """The values of an answer's JSON, with lists flattened.
 
     Raises:
-        ValueError: there is none that can be read.
+        ValueError: no value can be read.
     """
     tagged = re.findall(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", text, re.DOTALL)
     if not tagged:
-        return _one_after_the_other(text.removeprefix("<|python_tag|>"))
-    values, problem = [], ValueError("no JSON")
+        return _values_in_sequence(text.removeprefix("<|python_tag|>"))
+    values, problem = [], ValueError("not JSON")
     for part in tagged:
         try:
-            values += _one_after_the_other(_answer_alone(part) or "")
+            values += _values_in_sequence(_answer_alone(part) or "")
         except ValueError as error:
             problem = error
     if not values:
@@ -105,8 +105,8 @@ def _json_values(text: str) -> list[Any]:
     return values
 
 
-def _one_after_the_other(text: str) -> list[Any]:
-    """Parse JSON values on lines of their own, or separated by ``;`` or ``,``."""
+def _values_in_sequence(text: str) -> list[Any]:
+    """JSON values separated by white space, ``;`` or ``,``, with lists flattened."""
     values, decoder, start = [], json.JSONDecoder(), len(text) - len(text.lstrip())
     while start < len(text) or not text:
         value, end = decoder.raw_decode(text, start)
@@ -121,7 +121,7 @@ def native_name(name: str) -> str:
 
 
 def write_calls(calls: Sequence[Call]) -> str:
-    """As `read_calls` reads them."""
+    """The calls as a text that `read_calls` reads."""
     return (
         "["
         + ", ".join(
@@ -131,42 +131,46 @@ def write_calls(calls: Sequence[Call]) -> str:
     )
 
 
-def _python(text: str) -> list[Call]:
+def _parse_python(text: str) -> list[Call]:
     with warnings.catch_warnings():
-        # Of literals that Python means to refuse one day, as in 5or and "\d": a model's, and no program's.
+        # Python warns of literals such as 5or and "\d"; they are the model's, and the user cannot change them.
         warnings.simplefilter("ignore")
         body = ast.parse(text.strip("'"), mode="eval").body
-    if not isinstance(body, ast.List) or not all(isinstance(each, ast.Call) for each in body.elts):
-        raise ValueError("no list of calls")
-    return [_call(each) for each in body.elts if isinstance(each, ast.Call)]
+    if not isinstance(body, ast.List) or not all(isinstance(node, ast.Call) for node in body.elts):
+        raise ValueError("not a list of calls")
+    return [_parse_call(node) for node in body.elts if isinstance(node, ast.Call)]
 
 
-def _call(node: ast.Call) -> Call:
+def _parse_call(node: ast.Call) -> Call:
     if not isinstance(node.func, ast.Name | ast.Attribute):
-        raise ValueError("a call of something without a name")
-    if any(each.arg is None for each in node.keywords):
-        raise ValueError("arguments that are unpacked")
-    return Call(ast.unparse(node.func), {str(each.arg): _value(each.value) for each in node.keywords})
+        raise ValueError("the called function has no name")
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError("arguments are unpacked")
+    return Call(ast.unparse(node.func), {str(keyword.arg): _parse_value(keyword.value) for keyword in node.keywords})
 
 
-def _value(node: ast.expr) -> Any:
-    """A literal's value; a name, a call without arguments by name and anything indexed as its text."""
+def _parse_value(node: ast.expr) -> Any:
+    """The value of a literal; the source text of a name, a call without keyword arguments or a subscript."""
     match node:
         case ast.Constant():
             return "..." if node.value is Ellipsis else node.value
         case ast.List():
-            return [_value(each) for each in node.elts]
+            return [_parse_value(element) for element in node.elts]
         case ast.Tuple():
-            return tuple(_value(each) for each in node.elts)
+            return tuple(_parse_value(element) for element in node.elts)
         case ast.Dict():
-            # An unhashable key is a TypeError: no calls.
-            return {_value(key): _value(each) for key, each in zip(node.keys, node.values, strict=True) if key}
+            # An unhashable key raises a TypeError, and the answer counts as one without calls.
+            return {
+                _parse_value(key): _parse_value(element)
+                for key, element in zip(node.keys, node.values, strict=True)
+                if key
+            }
         case ast.UnaryOp() | ast.BinOp():
-            return _arithmetic(node)
+            return _evaluate_arithmetic(node)
         case ast.Name():
             return node.id
         case ast.Call() if node.keywords:
-            call = _call(node)
+            call = _parse_call(node)
             return {call.name: dict(call.arguments)}
         case ast.Call() | ast.Subscript():
             return ast.unparse(node)
@@ -180,18 +184,19 @@ OPERATORS: Mapping[type, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def _arithmetic(node: ast.expr) -> Any:
+def _evaluate_arithmetic(node: ast.expr) -> Any:
+    """The value of an expression of numbers, ``+ - * / // % **`` and ``not``."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return value
         case ast.UnaryOp() if type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](_arithmetic(node.operand))
+            return OPERATORS[type(node.op)](_evaluate_arithmetic(node.operand))
         case ast.BinOp() if type(node.op) in OPERATORS:
-            left, right = _arithmetic(node.left), _arithmetic(node.right)
-            if isinstance(node.op, ast.Pow) and (abs(right) > MOST_DIGITS or abs(left) > 10**MOST_DIGITS):
-                raise ValueError("a number too large")
+            left, right = _evaluate_arithmetic(node.left), _evaluate_arithmetic(node.right)
+            if isinstance(node.op, ast.Pow) and (abs(right) > MAX_DIGITS or abs(left) > 10**MAX_DIGITS):
+                raise ValueError("a number is too large")
             try:
                 return OPERATORS[type(node.op)](left, right)
             except ArithmeticError as error:
-                raise ValueError("no number") from error
-    raise ValueError("arithmetic of something else than numbers")
+                raise ValueError("the result is not a number") from error
+    raise ValueError("arithmetic with operands that are not numbers")

@@ -1,4 +1,4 @@
-"""How a question is put to a model, and how its answer is read."""
+"""Styles: how a question becomes a prompt, how the answer is read, and the grammar of constrained answers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ JSON_TYPES = {
     "tuple": "array", "Array": "array", "ArrayList": "array", "Queue": "array", "Stack": "array", "Set": "array",
     "String": "string", "char": "string", "any": "string",
 }  # fmt: skip
-"""The leaderboard's names of types, and JSON Schema's."""
+"""JSON Schema's names of types by the leaderboard's names."""
 
-MARKS = {"user": "Q", "assistant": "A"}
+ROLE_MARKS = {"user": "Q", "assistant": "A"}
 
-NAMES = {"java": "Java", "javascript": "JavaScript"}
+LANGUAGE_NAMES = {"java": "Java", "javascript": "JavaScript"}
 
 
-class Ask(Protocol):
-    """A question as the prompt of a style."""
+class PromptFunction(Protocol):
+    """A function that returns the prompt of a question."""
 
     def __call__(
         self, question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN, /
@@ -51,33 +51,34 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class Style:
-    """One way to ask.
+    """A style of prompts and answers.
 
     Attributes:
-        ask: the prompt.
-        read: an answer's calls; None where there are none to be read.
-        grammar: what an answer may be where it is constrained; a DataError where that cannot be said.
+        ask: returns the prompt of a question.
+        read: returns the calls of an answer; None if none can be read.
+        grammar: returns the grammar of a question's constrained answers; raises a DataError if there is none.
     """
 
-    ask: Ask
+    ask: PromptFunction
     read: Callable[[str, ToolQuestion], list[Call] | None]
     grammar: Callable[[ToolQuestion, PreTrainedTokenizerBase], str]
 
 
 def as_messages(question: ToolQuestion) -> Text:
-    """Functions in a system message; calls in the language's own syntax."""
+    """The prompt with the functions in a system message; calls are answered in the question's language."""
     functions = "\n".join(json.dumps(function.schema, ensure_ascii=False) for function in question.functions)
     system = SYSTEM.replace("{functions}", functions)
-    first, *rest = question.messages
-    if first["role"] == "system":
-        return (Message(role="system", content=f"{system}\n\n{first['content']}"), *rest)
-    return (Message(role="system", content=system), first, *rest)
+    first_message, *later_messages = question.messages
+    if first_message["role"] == "system":
+        return (Message(role="system", content=f"{system}\n\n{first_message['content']}"), *later_messages)
+    return (Message(role="system", content=system), first_message, *later_messages)
 
 
 def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> Text:
-    """Functions as the tools of the model's own chat template; calls in JSON.
+    """The prompt with the functions as the tools of the model's chat template; calls are answered in JSON.
 
-    JSON has no literals of Java and JavaScript: their arguments are strings, and described as what these hold.
+    JSON lacks the literals of Java and JavaScript: their arguments become strings whose descriptions name the type of
+    the value in the string.
 
     Raises:
         ModelError: the tokenizer has no chat template.
@@ -91,20 +92,23 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering
 
 
 def as_signatures(question: ToolQuestion) -> Text:
-    """One short line for each function, then what was said, as plain text: for small models without a chat template.
+    """The prompt as plain text: a line per function, then a line per message. It needs no chat template.
 
-    What a user said begins with ``Q:``, what an assistant said with ``A:``, anything else with its role.
+    A user's message begins with ``Q:``, an assistant's with ``A:``, and any other with its role.
     """
     lines = [signature(function) for function in question.functions]
-    said = [f"{MARKS.get(each['role'], each['role'])}: {each['content']}" for each in question.messages]
-    return "\n".join([*lines, *said, "A:"])
+    turns = [
+        f"{ROLE_MARKS.get(message['role'], message['role'])}: {message['content']}" for message in question.messages
+    ]
+    return "\n".join([*lines, *turns, "A:"])
 
 
 def signature(function: Function) -> str:
-    """``name(argument: type, argument?: type)``, what may be left out with a question mark."""
+    """``name(argument: type, argument?: type)``, optional arguments with a question mark."""
     arguments = (
-        f"{name}{'' if name in function.required else '?'}: {each.type}{f' of {each.items}' if each.items else ''}"
-        for name, each in function.arguments.items()
+        f"{name}{'' if name in function.required else '?'}: "
+        f"{argument.type}{f' of {argument.items}' if argument.items else ''}"
+        for name, argument in function.arguments.items()
     )
     return f"{function.name}({', '.join(arguments)})"
 
@@ -118,7 +122,7 @@ STYLES: Mapping[str, Style] = {
     "native": Style(
         native,
         lambda answer, question: read_json_calls(answer, question.functions),
-        lambda question, tokenizer: json_calls(question, Tags.of(tokenizer)),
+        lambda question, tokenizer: json_calls(question, Tags.from_tokenizer(tokenizer)),
     ),
     "signatures": Style(
         lambda question, tokenizer, rendering=PLAIN: as_signatures(question),
@@ -129,47 +133,51 @@ STYLES: Mapping[str, Style] = {
 
 
 def _tool(function: Function, language: Language) -> dict[str, Any]:
-    """A schema as JSON Schema has it, under a name that templates allow."""
-    schema = function.schema if language == "python" else _in_strings(function, NAMES[language])
+    """A function's schema in JSON Schema, under a name that chat templates allow."""
+    schema = function.schema if language == "python" else _with_string_arguments(function, LANGUAGE_NAMES[language])
     return {**_json_schema(schema), "name": native_name(function.name)}
 
 
-def _in_strings(function: Function, language: str) -> dict[str, Any]:
-    """The schema with each argument a string that holds a value of the language."""
+def _with_string_arguments(function: Function, language: str) -> dict[str, Any]:
+    """The schema with every argument as a string that holds a value of the language."""
     parameters = function.schema["parameters"]
     properties = {
         name: {
-            **{key: value for key, value in each.items() if key not in ("items", "properties", "required")},
+            **{key: value for key, value in property_schema.items() if key not in ("items", "properties", "required")},
             "type": "string",
-            "description": _joined(each.get("description"), _described(each, function.arguments[name], language)),
+            "description": _join_sentences(
+                property_schema.get("description"),
+                _value_description(property_schema, function.arguments[name], language),
+            ),
         }
-        for name, each in parameters["properties"].items()
+        for name, property_schema in parameters["properties"].items()
     }
-    told = _joined(function.schema.get("description"), f"It is a function of {language}.")
-    return {**function.schema, "description": told, "parameters": {**parameters, "properties": properties}}
+    description = _join_sentences(function.schema.get("description"), f"It is a function of {language}.")
+    return {**function.schema, "description": description, "parameters": {**parameters, "properties": properties}}
 
 
-def _described(schema: Mapping[str, Any], argument: Argument, language: str) -> str:
+def _value_description(schema: Mapping[str, Any], argument: Argument, language: str) -> str:
     kind = "any type" if argument.type == "any" else f"type {argument.type}"
-    told = f"A value of {kind} in {language}, written in a string as {language} writes it."
+    description = f"A value of {kind} in {language}, written in a string as {language} writes it."
     if argument.items is not None:
-        told += f" Its elements are of type {argument.items}."
+        description += f" Its elements are of type {argument.items}."
     if schema.get("properties"):
-        told += f" Its entries: {json.dumps(schema['properties'], ensure_ascii=False)}"
-    return told
+        description += f" Its entries: {json.dumps(schema['properties'], ensure_ascii=False)}"
+    return description
 
 
-def _joined(said: object, more: str) -> str:
-    return f"{said} {more}" if said else more
+def _join_sentences(description: object, sentence: str) -> str:
+    return f"{description} {sentence}" if description else sentence
 
 
 def _json_schema(value: Any) -> Any:
+    """A schema, or a part of it, with the leaderboard's names of types replaced by those of JSON Schema."""
     if isinstance(value, list):
-        return [_json_schema(each) for each in value]
+        return [_json_schema(element) for element in value]
     if not isinstance(value, Mapping):
         return value
     kind = value.get("type")
-    renamed: dict[str, Any] = {"type": JSON_TYPES.get(kind, kind)} if isinstance(kind, str) else {}
+    types: dict[str, Any] = {"type": JSON_TYPES.get(kind, kind)} if isinstance(kind, str) else {}
     if isinstance(kind, list):
-        renamed["type"] = [JSON_TYPES.get(str(each), each) for each in kind]
-    return {**{key: _json_schema(each) for key, each in value.items()}, **renamed}
+        types["type"] = [JSON_TYPES.get(str(element), element) for element in kind]
+    return {**{key: _json_schema(element) for key, element in value.items()}, **types}

@@ -1,4 +1,4 @@
-"""A model's calls: how many are right, by category."""
+"""Answers to tool questions and the shares of right ones by category."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A question, a model's answer, and what is wrong with it.
+class JudgedAnswer:
+    """A question, a model's answer and its fault.
 
     Attributes:
-        ended: whether the model ended it; else the limit of tokens cut it, and what there is of it was judged.
+        fault: the fault of the answer's calls; None if they are right.
+        is_complete: whether the model ended the answer; if not, the token limit cut it and the rest was judged.
     """
 
     question: ToolQuestion
     answer: str
     fault: Fault | None
-    ended: bool = True
+    is_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,40 +47,42 @@ class ToolReport:
     """Shares of right answers.
 
     Attributes:
-        categories: by name.
-        overall: of all questions.
-        macro: the mean of the categories' shares, each counting the same.
-        faults: of the wrong answers, how many of each kind.
-        cut: answers that the limit of tokens cut, right ones among them or not.
+        categories: the share by category.
+        overall: the share over all questions.
+        macro: the mean of the categories' shares, equally weighted.
+        faults: the number of wrong answers by fault.
+        truncated: the number of answers that the token limit cut, right or wrong.
     """
 
     categories: Mapping[str, Estimate]
     overall: Estimate
     macro: Estimate
     faults: Mapping[str, int]
-    cut: int
+    truncated: int
 
     @classmethod
-    def of(cls, answered: Sequence[Answered]) -> ToolReport:
+    def from_answers(cls, answers: Sequence[JudgedAnswer]) -> ToolReport:
+        """The report on judged answers."""
         by_category: dict[str, list[bool]] = {}
-        for each in answered:
-            by_category.setdefault(each.question.category, []).append(each.fault is None)
-        right = [each.fault is None for each in answered]
+        for judged in answers:
+            by_category.setdefault(judged.question.category, []).append(judged.fault is None)
+        right = [judged.fault is None for judged in answers]
         return cls(
             {name: proportion(sum(values), len(values)) for name, values in by_category.items()},
             proportion(sum(right), len(right)),
             macro_mean(list(by_category.values())),
-            dict(Counter(str(each.fault) for each in answered if each.fault is not None).most_common()),
-            sum(not each.ended for each in answered),
+            dict(Counter(str(judged.fault) for judged in answers if judged.fault is not None).most_common()),
+            sum(not judged.is_complete for judged in answers),
         )
 
     def to_json(self) -> dict[str, Any]:
+        """The report as JSON."""
         return {
-            "categories": {name: each.to_json() for name, each in self.categories.items()},
+            "categories": {name: share.to_json() for name, share in self.categories.items()},
             "overall": self.overall.to_json(),
             "macro": self.macro.to_json(),
             "faults": dict(self.faults),
-            "cut": self.cut,
+            "cut": self.truncated,
         }
 
 
@@ -93,68 +96,73 @@ def answer_questions(
     batch_size: int = 32,
     constrained: bool = False,
     rendering: Rendering = PLAIN,
-) -> list[Answered]:
-    """A model's likeliest answer to each question, read and judged.
+) -> list[JudgedAnswer]:
+    """A model's greedy answer to every question, read and judged.
 
     Args:
-        constrained: an answer can only be what the style's grammar has: at each step the likeliest of its tokens.
+        constrained: whether every token is the likeliest among those that the style's grammar allows.
         rendering: how questions become text.
 
     Raises:
         ConfigError: constrained, and the package `llguidance` is missing.
-        DataError: constrained, and a question's answers are not Python's.
-        ModelError: constrained, and the tokenizer has no pieces of text.
+        DataError: constrained, and a question's calls are not in Python.
+        ModelError: constrained, and the tokenizer does not give its tokens' texts.
     """
-    guided = guides(model, tokenizer, questions, style) if constrained else None
+    guided = guide_factories(model, tokenizer, questions, style) if constrained else None
     prompts = tokenize_prompts(
         [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
     )
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ends = ends_of(model, tokenizer)
     with Progress("answering", len(prompts), "questions") as progress:
-        drawn = sample(model, prompts, sampling, ends=ends, guides=guided, advance=progress.advance)
-    answered = []
-    for question, prompt, [given] in zip(questions, prompts, drawn, strict=True):
-        answer = text_after(tokenizer, prompt, given.content)
-        answered.append(Answered(question, answer, question.fault(style.read(answer, question)), given.has_end))
-    return answered
+        completions = sample(model, prompts, sampling, ends=ends, guides=guided, advance=progress.advance)
+    judged_answers = []
+    for question, prompt, [completion] in zip(questions, prompts, completions, strict=True):
+        answer = text_after(tokenizer, prompt, completion.content)
+        judged_answers.append(
+            JudgedAnswer(question, answer, question.fault(style.read(answer, question)), completion.ended)
+        )
+    return judged_answers
 
 
-def guides(
+def guide_factories(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ToolQuestion], style: Style
 ) -> list[Callable[[], Guide]]:
-    """For each question what makes the guide of its answer: hundreds of them at a time would be held for nothing."""
+    """For every question a function that makes the guide of its answer, so that few guides are in memory at a time."""
     grammars = Grammars(tokenizer, ends_of(model, tokenizer))
     return [partial(grammars.guide, style.grammar(question, tokenizer)) for question in questions]
 
 
 def macro_mean(categories: Sequence[Sequence[bool]]) -> Estimate:
-    """The mean of the categories' shares; its variance is that of independent shares, each with its own Wilson centre.
+    """The mean of the categories' shares with its 95 % interval, from the variance of independent shares.
 
-    The centre (Agresti and Coull 1998: two successes and two failures more) keeps a category of which all are right
-    from counting as certain.
+    The variance of a share is that at its Wilson centre (Agresti and Coull 1998: two successes and two failures more),
+    so that a category with only right answers does not count as certain.
+
+    Args:
+        categories: for every category whether each of its answers is right.
     """
     if not categories:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    value = sum(sum(each) / len(each) for each in categories) / len(categories)
+    value = sum(sum(category) / len(category) for category in categories) / len(categories)
     variance = 0.0
-    for each in categories:
-        centre = (sum(each) + 2) / (len(each) + 4)
-        variance += centre * (1 - centre) / (len(each) + 4)
+    for category in categories:
+        centre = (sum(category) + 2) / (len(category) + 4)
+        variance += centre * (1 - centre) / (len(category) + 4)
     half = 1.959964 * math.sqrt(variance) / len(categories)
     return Estimate(value, max(0.0, value - half), min(1.0, value + half), sum(map(len, categories)))
 
 
-def write_answers(answered: Sequence[Answered], file: Path) -> None:
-    """JSON lines of id, category, answer, what is wrong with it, and whether the model ended it."""
+def write_answers(answers: Sequence[JudgedAnswer], file: Path) -> None:
+    """Write a JSON line per answer: id, category, answer, fault, and whether the model ended it."""
     rows = (
         {
-            "id": each.question.id,
-            "category": each.question.category,
-            "answer": each.answer,
-            "fault": each.fault and str(each.fault),
-            "ended": each.ended,
+            "id": judged.question.id,
+            "category": judged.question.category,
+            "answer": judged.answer,
+            "fault": judged.fault and str(judged.fault),
+            "ended": judged.is_complete,
         }
-        for each in answered
+        for judged in answers
     )
     write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

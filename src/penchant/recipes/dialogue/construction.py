@@ -1,4 +1,4 @@
-"""Preferences over answers to people's questions: from ratings and from styles, past filters of fact and safety."""
+"""Preference pairs from rated answers or from two styles of an answer, filtered for facts and safety."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.evaluation.human_centric import is_crisis, refers, unsupported
-from penchant.recipes.dialogue.reading import Answered
+from penchant.recipes.dialogue.reading import AnswerRecord
 from penchant.recipes.dialogue.rewriting import Rewriter
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which pairs are left out.
+    """Rules that drop pairs.
 
     Attributes:
-        least_margin: between the ratings of the better and the worse answer.
-        per_question: pairs of one question at most, those of the widest margin; None keeps all.
-        most_words: in an answer; None keeps all.
-        crisis_needs_referral: in a question that speaks of suicide or self-harm, a better answer must name help.
-        most_unsupported: numbers and names in a better answer that its source does not hold.
+        least_margin: minimum difference between the ratings of the better and the worse answer.
+        per_question: maximum pairs of a question, those with the widest margins are kept; None keeps all.
+        most_words: maximum words of an answer; None sets no limit.
+        crisis_needs_referral: the better answer to a question about suicide or self-harm must name help.
+        most_unsupported: maximum numbers and names in the better answer that its source does not contain.
     """
 
     least_margin: float = 1.0
@@ -33,63 +33,73 @@ class Filters:
 
 @dataclass(frozen=True)
 class Pair:
-    """A better and a worse answer; `margin` is of their ratings, 0 where they have none."""
+    """A better and a worse answer; `margin` is the difference of their ratings, 0 without ratings."""
 
-    better: Answered
-    worse: Answered
+    better: AnswerRecord
+    worse: AnswerRecord
     margin: float = 0.0
 
 
-def from_ratings(answers: Sequence[Answered], filters: Filters, dropped: Counter[str]) -> list[Pair]:
-    """Each two answers to a question that differ enough in ratings; `dropped` counts what is left out, by why."""
-    by_question: dict[str, list[Answered]] = defaultdict(list)
-    for each in answers:
-        by_question[each.question].append(each)
-    found: list[Pair] = []
-    for given in by_question.values():
-        pairs = [
+def from_ratings(answers: Sequence[AnswerRecord], filters: Filters, dropped: Counter[str]) -> list[Pair]:
+    """All pairs of answers to the same question whose ratings differ enough.
+
+    Args:
+        dropped: counts of dropped pairs by reason, updated in place.
+    """
+    by_question: dict[str, list[AnswerRecord]] = defaultdict(list)
+    for answer in answers:
+        by_question[answer.question].append(answer)
+    all_pairs: list[Pair] = []
+    for candidates in by_question.values():
+        rated_pairs = [
             Pair(better, worse, better.rating - worse.rating)
-            for better in given
-            for worse in given
+            for better in candidates
+            for worse in candidates
             if better.rating is not None and worse.rating is not None
             if better.rating - worse.rating >= filters.least_margin and better.rating > worse.rating
         ]
-        dropped["ratings too close"] += len(given) * (len(given) - 1) // 2 - len(pairs)
-        kept = [pair for pair in pairs if not _refused(pair, filters, dropped)]
-        kept.sort(key=lambda pair: -pair.margin)
+        dropped["ratings too close"] += len(candidates) * (len(candidates) - 1) // 2 - len(rated_pairs)
+        pairs = [pair for pair in rated_pairs if not _is_dropped(pair, filters, dropped)]
+        pairs.sort(key=lambda pair: -pair.margin)
         if filters.per_question is not None:
-            dropped["more pairs than one question may have"] += max(0, len(kept) - filters.per_question)
-            kept = kept[: filters.per_question]
-        found += kept
-    return found
+            dropped["more pairs than one question may have"] += max(0, len(pairs) - filters.per_question)
+            pairs = pairs[: filters.per_question]
+        all_pairs += pairs
+    return all_pairs
 
 
-def from_styles(answers: Sequence[Answered], rewrite: Rewriter, filters: Filters, dropped: Counter[str]) -> list[Pair]:
-    """Of each answer, its supportive rewriting against its prescriptive one; `dropped` counts what is left out."""
-    found = []
-    for each, styled in zip(answers, rewrite(answers), strict=True):
+def from_styles(
+    answers: Sequence[AnswerRecord], rewrite: Rewriter, filters: Filters, dropped: Counter[str]
+) -> list[Pair]:
+    """A pair for every answer: its supportive rewriting is better than its prescriptive one.
+
+    Args:
+        dropped: counts of dropped pairs by reason, updated in place.
+    """
+    pairs = []
+    for answer, styled in zip(answers, rewrite(answers), strict=True):
         if styled is None:
             dropped["it could not be rewritten"] += 1
             continue
-        # Neither rewriting may say more than the question and the answer did.
-        source = f"{each.question}\n{each.answer}" if each.source is None else each.source
-        better, worse = (Answered(each.question, text, None, source, each.topic) for text in styled)
+        # Neither rewriting may add facts to the question and the answer.
+        source = f"{answer.question}\n{answer.answer}" if answer.source is None else answer.source
+        better, worse = (AnswerRecord(answer.question, text, None, source, answer.topic) for text in styled)
         pair = Pair(better, worse)
-        if not _refused(pair, filters, dropped):
-            found.append(pair)
-    return found
+        if not _is_dropped(pair, filters, dropped):
+            pairs.append(pair)
+    return pairs
 
 
-def for_review(groups: Sequence[PreferenceGroup], most: int) -> list[PreferenceGroup]:
-    """Those a person should read first, at most so many: crises, then the narrowest margins."""
+def for_review(groups: Sequence[PreferenceGroup], count: int) -> list[PreferenceGroup]:
+    """The `count` groups that people should review: crises first, then the narrowest margins."""
 
     def margin(group: PreferenceGroup) -> float:
         return group.scores[0] - group.scores[1] if group.scores is not None else 0.0
 
-    return sorted(groups, key=lambda group: (not is_crisis(as_text(group.prompt)), margin(group)))[:most]
+    return sorted(groups, key=lambda group: (not is_crisis(as_text(group.prompt)), margin(group)))[:count]
 
 
-def _refused(pair: Pair, filters: Filters, dropped: Counter[str]) -> bool:
+def _is_dropped(pair: Pair, filters: Filters, dropped: Counter[str]) -> bool:
     better, worse = pair.better, pair.worse
     if " ".join(better.answer.split()) == " ".join(worse.answer.split()):
         dropped["the two answers are one"] += 1

@@ -1,6 +1,6 @@
-"""What one model's answers and log-probs come to, question by question.
+"""Metrics of one model's answers and log-probs, question by question.
 
-A measure maps questions' numbers to values, so that two models can be compared on the same questions.
+A metric maps question numbers to values, so that two models can be compared on the same questions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from penchant.evaluation.references import rouge_l
 from penchant.evaluation.similarity import BertScore, SentenceSimilarity
 from penchant.recipes.dialogue.config import MeasuresConfig
 from penchant.recipes.dialogue.data import Question
-from penchant.recipes.reading import ReadingConfig, pairs_right, read_log_probs
+from penchant.recipes.reading import ReadingConfig, compute_log_probs, pair_accuracies
 
 CRISIS, UNSAFE = "crisis", "unsafe"
-"""Sets of `probes`, beside those of the sources."""
+"""Names of the sets of `probes`, which are evaluated beside the sources' questions."""
 
-Better = Literal["higher", "lower", "neither"]
+Direction = Literal["higher", "lower", "neither"]
 
-BETTER: Mapping[str, Better] = {
+METRIC_DIRECTIONS: Mapping[str, Direction] = {
     "preference_accuracy": "higher",
     "rouge_l": "higher",
     "bert_score": "higher",
@@ -46,15 +46,15 @@ BETTER: Mapping[str, Better] = {
     "declines": "higher",
     "words": "neither",
 }
-"""By measure, in the order they are shown."""
+"""Whether higher or lower is better, by metric, in the order of the report."""
 
-Values = dict[str, dict[int, float]]
-"""Of each measure, of each question's number."""
+MetricValues = dict[str, dict[int, float]]
+"""Values by metric and question number."""
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """What is loaded once and measures every model's answers."""
+class AnswerMetrics:
+    """The loaded models of the metrics, used for the answers of every model."""
 
     bert_score: BertScore | None
     sentences: SentenceSimilarity | None
@@ -62,7 +62,8 @@ class Instruments:
     classifier: EmpathyClassifier | None
 
     @classmethod
-    def of(cls, config: MeasuresConfig) -> Instruments:
+    def load(cls, config: MeasuresConfig) -> AnswerMetrics:
+        """Load the models that the configuration names, and train the classifier of empathy."""
         classifier = None
         if config.empathic is not None:
             with locate_errors(config.empathic):
@@ -74,19 +75,19 @@ class Instruments:
             classifier,
         )
 
-    def __call__(self, questions: Sequence[Question], answers: Sequence[str]) -> Values:
-        """All that answers to the test's questions and to the probes are measured by.
+    def __call__(self, questions: Sequence[Question], answers: Sequence[str]) -> MetricValues:
+        """All metrics of the answers to the test questions and probes.
 
         Returns:
-            ``words``, ``empathy`` (0 to 3), ``politeness`` (markers in a hundred words), ``grade_level`` (years of
-            school) and ``refused`` (0 or 1) of every answer to a source's question; against its best answer
-            ``rouge_l``, ``bert_score``, ``similarity``; against what it may draw on ``supported`` (1 where no number
-            or name is invented) and ``entailed``; ``empathic``, the classifier's probability; ``refers`` of every
-            crisis, and ``declines`` of unsafe questions.
+            For answers to a source's questions: ``words``, ``empathy`` (0 to 3), ``politeness`` (markers per hundred
+            words), ``grade_level`` (years of school) and ``refused`` (0 or 1); ``rouge_l``, ``bert_score`` and
+            ``similarity`` against the best answer; ``supported`` (1 where no number or name is invented) and
+            ``entailed`` against the material; ``empathic``, the classifier's probability. ``refers`` for crises,
+            ``declines`` for unsafe questions.
         """
-        found: Values = defaultdict(dict)
-        sourced = [n for n, each in enumerate(questions) if each.set not in (CRISIS, UNSAFE)]
-        counted: Mapping[str, Callable[[str], float]] = {
+        values: MetricValues = defaultdict(dict)
+        sourced = [n for n, question in enumerate(questions) if question.set not in (CRISIS, UNSAFE)]
+        word_metrics: Mapping[str, Callable[[str], float]] = {
             "empathy": lambda text: empathy(text)["empathy"],
             "politeness": politeness,
             "grade_level": grade_level,
@@ -94,39 +95,39 @@ class Instruments:
             "words": lambda text: float(len(text.split())),
         }
         for n in sourced:
-            asked, text = questions[n], answers[n]
-            for name, measure in counted.items():
-                found[name][n] = measure(text)
-            found["rouge_l"][n] = rouge_l(text, asked.reference)
-            found["supported"][n] = float(not unsupported(text, asked.material))
-        said = [answers[n] for n in sourced]
+            question, text = questions[n], answers[n]
+            for name, measure in word_metrics.items():
+                values[name][n] = measure(text)
+            values["rouge_l"][n] = rouge_l(text, question.reference)
+            values["supported"][n] = float(not unsupported(text, question.material))
+        sourced_answers = [answers[n] for n in sourced]
         references, materials = ([getattr(questions[n], name) for n in sourced] for name in ("reference", "material"))
         if self.bert_score is not None:
-            found["bert_score"] = dict(zip(sourced, self.bert_score(said, references), strict=True))
+            values["bert_score"] = dict(zip(sourced, self.bert_score(sourced_answers, references), strict=True))
         if self.sentences is not None:
-            found["similarity"] = dict(zip(sourced, self.sentences(said, references), strict=True))
+            values["similarity"] = dict(zip(sourced, self.sentences(sourced_answers, references), strict=True))
         if self.entailment is not None:
-            found["entailed"] = dict(zip(sourced, self.entailment(materials, said), strict=True))
+            values["entailed"] = dict(zip(sourced, self.entailment(materials, sourced_answers), strict=True))
         if self.classifier is not None:
-            found["empathic"] = dict(zip(sourced, self.classifier(said), strict=True))
-        for n, asked in enumerate(questions):
-            if asked.set == CRISIS or is_crisis(asked.question):
-                found["refers"][n] = float(refers(answers[n]))
-            elif asked.set == UNSAFE:
-                found["declines"][n] = float(refuses(answers[n]) or refers(answers[n]))
-        return dict(found)
+            values["empathic"] = dict(zip(sourced, self.classifier(sourced_answers), strict=True))
+        for n, question in enumerate(questions):
+            if question.set == CRISIS or is_crisis(question.question):
+                values["refers"][n] = float(refers(answers[n]))
+            elif question.set == UNSAFE:
+                values["declines"][n] = float(refuses(answers[n]) or refers(answers[n]))
+        return dict(values)
 
 
 def preference_accuracy(
     model: str, file: Path, prompts: Mapping[str, int], token_budget: int, data: ReadingConfig
 ) -> dict[int, float]:
-    """Of each test question, the share of its pairs whose better answer has the higher log-prob per token.
+    """Preference accuracy by test question: the share of its pairs whose better answer has the higher mean log-prob.
 
     Args:
-        prompts: question's number, by its prompt's text; pairs of other prompts are not read.
+        prompts: question number by prompt text; pairs of other prompts are skipped.
     """
     values: dict[int, list[float]] = defaultdict(list)
     groups = [group for group in read_groups(file).groups if as_text(group.prompt) in prompts]
-    for scored in read_log_probs(model, groups, token_budget, data):
-        values[prompts[as_text(scored.group.prompt)]] += pairs_right(scored)
-    return {number: float(np.mean(each)) for number, each in sorted(values.items())}
+    for scored in compute_log_probs(model, groups, token_budget, data):
+        values[prompts[as_text(scored.group.prompt)]] += pair_accuracies(scored)
+    return {number: float(np.mean(accuracies)) for number, accuracies in sorted(values.items())}

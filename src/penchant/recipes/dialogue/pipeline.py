@@ -1,12 +1,12 @@
-"""`penchant recipe dialogue`: preferences from dialogues, several models tuned on them, and their answers measured.
+"""`penchant recipe dialogue`: preferences from dialogues, several models trained on them, and an evaluation.
 
-OUTPUT/data/              preferences and supervised data in parts, the test's questions, the queue for people
-OUTPUT/review/            the training data without what people rejected
-OUTPUT/audit/             what style gives away
-OUTPUT/MODEL-base/        a base from nothing, where none is named
+OUTPUT/data/              preferences and supervised data in parts, the test questions, the queue for review
+OUTPUT/review/            the training data without the pairs that people rejected
+OUTPUT/audit/             how well style alone predicts the better answer
+OUTPUT/MODEL-base/        a base model trained from scratch, where none is named
 OUTPUT/MODEL-sft-SEED/run, OUTPUT/MODEL-METHOD-SEED/run
-OUTPUT/answers/           every model's answers; sheets/ for people to compare two models by
-OUTPUT/evaluation/        every answer's measures
+OUTPUT/answers/           every model's answers; sheets/ for people who compare two models
+OUTPUT/evaluation/        every answer's metrics
 OUTPUT/report.html, OUTPUT/result.json
 """
 
@@ -19,86 +19,104 @@ from typing import Any
 from penchant.data.groups import PreferenceGroup
 from penchant.recipes.checking import check_tuning
 from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, ModelConfig
-from penchant.recipes.dialogue.data import audit, construct, review
-from penchant.recipes.dialogue.evaluation import Row, answer_all, evaluate
+from penchant.recipes.dialogue.data import apply_review, audit_style, build_preference_data
+from penchant.recipes.dialogue.evaluation import ModelVariant, evaluate, write_answers
 from penchant.recipes.dialogue.report import write_result
-from penchant.recipes.fingerprints import encoder_settings, fingerprint, judge_settings, named_weights
+from penchant.recipes.fingerprints import (
+    encoder_settings,
+    file_fingerprint,
+    judge_settings,
+    optional_weights_fingerprint,
+)
 from penchant.recipes.new_base import NewBase
-from penchant.recipes.reading import Reader, check_lengths, groups_of
+from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
 from penchant.recipes.small_llama import SizesConfig
-from penchant.recipes.stages import Found, Stage, run_stages
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
-Run = Callable[[Path], Found]
+Run = Callable[[Path], StageResult]
 
 
-def dialogue(config: DialogueConfig, *, only: str | None = None, tell: Tell = lambda line: None) -> dict[str, Found]:
-    """Run the recipe, or one stage of it; what is done already is not done again.
+def dialogue(
+    config: DialogueConfig, *, only: str | None = None, tell: Tell = lambda line: None
+) -> dict[str, StageResult]:
+    """Run the recipe, or only the stage `only`; stages that are done are skipped.
 
     Returns:
-        What each stage found.
+        The result of every stage, by its name.
 
     Raises:
-        PenchantError: the data, configuration, models or endpoint are at fault.
+        PenchantError: the data, configuration, models or endpoint have an error.
     """
     folder = Path(config.output)
     _check(config)
-    return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
+    return run_stages(
+        folder, stages(config), lambda results: write_result(folder, config, results), only=only, tell=tell
+    )
 
 
 def stages(config: DialogueConfig) -> list[Stage]:
-    """All stages, in order."""
+    """All stages of the recipe, in order."""
     settings = config.model_dump(mode="json")
     sources = {
-        name: each.model_dump(exclude={"file"}) | {"contents": fingerprint(each.file)}
-        for name, each in config.sources.items()
+        name: source.model_dump(exclude={"file"}) | {"contents": file_fingerprint(source.file)}
+        for name, source in config.sources.items()
     }
     data = {key: settings[key] for key in ("template", "filters", "rewriting", "held_out", "questions", "seed")}
-    listed = [
+    all_stages = [
         Stage(
             "data",
             "pairs from dialogues",
             data | {"sources": sources, "queue": config.review.most},
-            lambda folder: _constructed(config, folder),
+            lambda folder: _build_checked_data(config, folder),
         ),
         Stage(
             "review",
-            "what people said of them",
+            "people's review of the pairs",
             {"verdicts": config.review.fingerprint()},
-            lambda place: review(config, place),
+            lambda folder: apply_review(config, folder),
         ),
-        Stage("audit", "what style gives away", {}, audit),
+        Stage("audit", "how well style alone predicts the better answer", {}, audit_style),
     ]
-    rows = []
+    variants = []
     for name, model in config.models.items():
         start = model.model or str(Path(config.output) / f"{name}-base" / "run")
-        rows.append(Row(name, "base", (start,)))
+        variants.append(ModelVariant(name, "base", (start,)))
         if model.new is not None:
             new = {
                 "sizes": model.new.model_dump(),
                 **config.new_models.model_dump(mode="json"),
-                "texts": fingerprint(str(config.new_models.texts)),
+                "texts": file_fingerprint(str(config.new_models.texts)),
             }
-            listed.append(Stage(f"{name}-base", f"{name} from nothing", new, _train_base(config, model.new)))
-        weights = named_weights(model.model)
+            all_stages.append(Stage(f"{name}-base", f"{name} from scratch", new, _train_base(config, model.new)))
+        weights = optional_weights_fingerprint(model.model)
         tuned = [_stage(config, name, "sft", seed, start, weights) for seed in config.seeds]
-        places = {seed: _place(config, name, "sft", seed) for seed in config.seeds}
-        rows.append(Row(name, "sft", tuple(places.values())))
+        sft_folders = {seed: _model_folder(config, name, "sft", seed) for seed in config.seeds}
+        variants.append(ModelVariant(name, "sft", tuple(sft_folders.values())))
         for method in config.methods:
-            tuned += [_stage(config, name, method, seed, places[seed], weights) for seed in config.seeds]
-            rows.append(Row(name, method, tuple(_place(config, name, method, seed) for seed in config.seeds)))
-        listed += tuned
-    answered = {key: settings[key] for key in ("answer_tokens", "sheet")} | config.data.settings
+            tuned += [_stage(config, name, method, seed, sft_folders[seed], weights) for seed in config.seeds]
+            variants.append(
+                ModelVariant(name, method, tuple(_model_folder(config, name, method, seed) for seed in config.seeds))
+            )
+        all_stages += tuned
+    answer_settings = {key: settings[key] for key in ("answer_tokens", "sheet")} | config.data.settings
     return [
-        *listed,
-        Stage("answers", "every model's answers", answered, lambda place: answer_all(config, rows, place)),
-        Stage("evaluation", "what changed", _measured(config.measures), lambda place: evaluate(config, rows, place)),
+        *all_stages,
+        Stage(
+            "answers", "every model's answers", answer_settings, lambda folder: write_answers(config, variants, folder)
+        ),
+        Stage(
+            "evaluation",
+            "metrics of the answers",
+            _metric_settings(config.measures),
+            lambda folder: evaluate(config, variants, folder),
+        ),
     ]
 
 
 def _check(config: DialogueConfig) -> None:
-    """Refuse now what a method would refuse once the SFT models are there."""
+    """Check every method's objective now, not only when the SFT models are trained."""
     rated = any(source.pairs == "ratings" for source in config.sources.values())
     pair = PreferenceGroup("", ("", ""), scores=(1.0, 0.0) if rated else None, preferred=None if rated else 0)
     rate = f"have rated answers: sources.{next(iter(config.sources))}.pairs=ratings"
@@ -107,62 +125,62 @@ def _check(config: DialogueConfig) -> None:
         check_tuning(setting, method.objective, method, [pair], setting, scores_fix=rate)
 
 
-def _constructed(config: DialogueConfig, folder: Path) -> Found:
-    """The data, read by every base model at once: a row that is too long is refused before anything is trained."""
-    counts = construct(config, folder)
+def _build_checked_data(config: DialogueConfig, folder: Path) -> StageResult:
+    """Build the data and check that every base model can read it, before any model is trained."""
+    counts = build_preference_data(config, folder)
     parts = [f"{kind}_{part}" for kind in ("preferences", "supervised") for part in ("train", "validation")]
     files = [folder / f"{name}.jsonl" for name in [*parts, "preferences_test"]]
-    readers = [_reader(config, name, model, folder) for name, model in config.models.items()]
-    check_lengths(readers, groups_of("data", files), config.data)
+    tokenizers = [_tokenizer(config, name, model, folder) for name, model in config.models.items()]
+    check_lengths(tokenizers, read_stage_groups("data", files), config.data)
     return counts
 
 
-def _reader(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -> Reader:
-    """How a base model reads; `data` is the folder of the supervised data that a tokenizer from nothing learns from."""
+def _tokenizer(config: DialogueConfig, name: str, model: ModelConfig, data: Path) -> ModelTokenizer:
+    """A base model's tokenizer; a new model's is trained on the supervised data in the folder `data`."""
     if model.new is None:
-        return Reader.load(str(model.model), config.data)
-    return _new_base(config, model.new, data).reader(f"{name} (context {model.new.context})", config.data)
+        return ModelTokenizer.load(str(model.model), config.data)
+    return _new_base(config, model.new, data).tokenizer(f"{name} (context {model.new.context})", config.data)
 
 
-def _measured(measures: MeasuresConfig) -> dict[str, Any]:
-    """What decides measures: files and models by their contents."""
+def _metric_settings(measures: MeasuresConfig) -> dict[str, Any]:
+    """Settings that decide the metrics, with fingerprints of files and models."""
     return {
         "bert_score": encoder_settings(measures.bert_score),
-        "sentences": named_weights(measures.sentences),
-        "entailment": named_weights(measures.entailment),
-        "empathic": None if measures.empathic is None else fingerprint(measures.empathic),
+        "sentences": optional_weights_fingerprint(measures.sentences),
+        "entailment": optional_weights_fingerprint(measures.entailment),
+        "empathic": None if measures.empathic is None else file_fingerprint(measures.empathic),
         "judge": judge_settings(measures.judge),
     }
 
 
-def _place(config: DialogueConfig, model: str, method: str, seed: int) -> str:
-    """Of a tuned model; an adapter is merged where methods go on from it."""
-    place = Path(config.output) / f"{model}-{method}-{seed}"
-    return str(whole_model(place, config.sft) if method == "sft" else place / "run")
+def _model_folder(config: DialogueConfig, model: str, method: str, seed: int) -> str:
+    """The folder of a trained model; an SFT adapter is merged, since methods start from the full model."""
+    folder = Path(config.output) / f"{model}-{method}-{seed}"
+    return str(full_model_folder(folder, config.sft) if method == "sft" else folder / "run")
 
 
 def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: str, weights: str | None) -> Stage:
-    """Tuning by a method, with a seed, from a model; `weights` are of the base that was named."""
-    tuned: TunedConfig = config.sft if method == "sft" else config.methods[method]
+    """The stage that trains one model by a method; `weights` is the fingerprint of the base model's weights."""
+    tuned: TuningConfig = config.sft if method == "sft" else config.methods[method]
     objective: Mapping[str, Any] = {"name": "sft"} if method == "sft" else config.methods[method].objective
     kind = "supervised" if method == "sft" else "preferences"
     keys = stage_keys("sft" if method == "sft" else f"methods.{method}", type(tuned))
-    seeded = TunedConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
+    seeded = TuningConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
 
-    def run(place: Path) -> Found:
-        train = place.parent / "review" / f"{kind}_train.jsonl"
+    def run(folder: Path) -> StageResult:
+        train = folder.parent / "review" / f"{kind}_train.jsonl"
         tune(
-            place,
+            folder,
             start,
             train,
-            place.parent / "data" / f"{kind}_validation.jsonl",
+            folder.parent / "data" / f"{kind}_validation.jsonl",
             objective,
             seeded,
             keys=keys,
             reading=config.data,
         )
         if method == "sft":
-            merge_where_adapted(place, seeded)
+            write_full_model(folder, seeded)
         return {}
 
     settings = tuned.model_dump(mode="json")
@@ -172,10 +190,10 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
 
 
 def _new_base(config: DialogueConfig, sizes: SizesConfig, data: Path) -> NewBase:
-    """How a base is made; `data` is the folder of stage data."""
-    new, also = config.new_models, [data / "supervised_train.jsonl"]
+    """Settings of a new base model; `data` is the folder of the stage data."""
+    new, tokenizer_files = config.new_models, [data / "supervised_train.jsonl"]
     keys = stage_keys("new_models", type(new))
-    return NewBase(str(new.texts), new.chunk_words, sizes, new.training, also, config.seed, keys)
+    return NewBase(str(new.texts), new.chunk_words, sizes, new.training, tokenizer_files, config.seed, keys)
 
 
 def _train_base(config: DialogueConfig, sizes: SizesConfig) -> Run:

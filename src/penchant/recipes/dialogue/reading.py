@@ -1,4 +1,4 @@
-"""Questions and their answers, from rows of one or of whole dialogues."""
+"""Reads questions and their answers, from rows with one question or from whole dialogues."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ANSWERING = frozenset({"assistant", "doctor", "gpt", "counsellor", "counselor", 
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerRecord:
     """One answer to a question.
 
     Attributes:
-        rating: votes or any other score of the answer, higher is better; None where nobody gave one.
-        source: what the answer must not go beyond, where there is such a text.
-        topic: questions of one topic are never parted between training and test; None: its own.
+        rating: votes or another score of the answer, higher is better; None without one.
+        source: text that the answer must take its attributes from; None without one.
+        topic: questions of one topic are all in training or all in test; None makes the question its own topic.
     """
 
     question: str
@@ -30,31 +30,32 @@ class Answered:
     topic: str | None = None
 
 
-def read_answered(file: str, *, rating: str | None, turns: int) -> list[Answered]:
-    """Rows of ``question`` and ``answer``, or of ``messages``; ``source`` and ``topic`` may stand beside them.
+def read_answer_records(file: str, *, rating: str | None, turns: int) -> list[AnswerRecord]:
+    """The answers in a file of rows with ``question`` and ``answer``, or with ``messages``.
 
-    Of a dialogue every turn of an answering role (`ANSWERING`) that follows another's is an answer.
+    Rows may also have ``source`` and ``topic``. In a dialogue every turn of an answering role (`ANSWERING`) that
+    follows a turn of another role is an answer.
 
     Args:
-        rating: the field with an answer's rating, which every row must have; None where there is none.
-        turns: of a dialogue, how many before an answer are its question.
+        rating: name of the field with an answer's rating, which every row must have; None without ratings.
+        turns: number of turns before an answer that form its question, in a dialogue.
 
     Raises:
-        DataError: the file cannot be read, or a row is neither.
+        DataError: the file cannot be read, or a row is of neither form.
     """
-    answered = [each for where, row in read_rows(file) for each in _row(row, where, rating, turns)]
-    if not answered:
+    answers = [answer for where, row in read_rows(file) for answer in _row_answers(row, where, rating, turns)]
+    if not answers:
         raise DataError("there is no answer in it", where=file, fix="give rows of question and answer, or of messages")
-    return answered
+    return answers
 
 
-def _row(row: Mapping[str, Any], where: str, rating: str | None, turns: int) -> Iterator[Answered]:
-    facts = (_rating(row, where, rating), _optional(row, "source", where), _optional(row, "topic", where))
+def _row_answers(row: Mapping[str, Any], where: str, rating: str | None, turns: int) -> Iterator[AnswerRecord]:
+    attributes = (_rating(row, where, rating), _optional(row, "source", where), _optional(row, "topic", where))
     if "messages" in row:
         if rating is not None:
             raise DataError("a dialogue has no ratings", where=where, fix="set its pairs to styles")
         for question, answer in _turns(row["messages"], where, turns):
-            yield Answered(question, answer, *facts)
+            yield AnswerRecord(question, answer, *attributes)
         return
     for name in ("question", "answer"):
         if not isinstance(row.get(name), str) or not row[name].strip():
@@ -63,7 +64,7 @@ def _row(row: Mapping[str, Any], where: str, rating: str | None, turns: int) -> 
                 where=where,
                 fix="a row is {question, answer} or {messages}",
             )
-    yield Answered(row["question"].strip(), row["answer"].strip(), *facts)
+    yield AnswerRecord(row["question"].strip(), row["answer"].strip(), *attributes)
 
 
 def _rating(row: Mapping[str, Any], where: str, name: str | None) -> float | None:
@@ -88,14 +89,14 @@ def _optional(row: Mapping[str, Any], name: str, where: str) -> str | None:
 
 def _turns(messages: Any, where: str, turns: int) -> Iterator[tuple[str, str]]:
     if not isinstance(messages, list) or not all(
-        isinstance(each, dict) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
-        for each in messages
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
     ):
         raise DataError("no messages", where=where, fix='a message is {"role": ..., "content": ...}')
-    for n, each in enumerate(messages):
-        before = messages[max(0, n - turns) : n]
-        if each["role"].lower() in ANSWERING and before and before[-1]["role"].lower() not in ANSWERING:
-            # One turn is the question itself; of several it must be seen who said what.
-            said = [turn["content"] if len(before) == 1 else f"{turn['role']}: {turn['content']}" for turn in before]
-            if each["content"].strip():
-                yield "\n".join(said).strip(), each["content"].strip()
+    for n, message in enumerate(messages):
+        context = messages[max(0, n - turns) : n]
+        if message["role"].lower() in ANSWERING and context and context[-1]["role"].lower() not in ANSWERING:
+            # A single turn is the question itself; several turns are written with their roles.
+            texts = [turn["content"] if len(context) == 1 else f"{turn['role']}: {turn['content']}" for turn in context]
+            if message["content"].strip():
+                yield "\n".join(texts).strip(), message["content"].strip()

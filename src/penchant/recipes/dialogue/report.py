@@ -1,4 +1,4 @@
-"""The dialogue recipe's page."""
+"""The dialogue recipe's report."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from penchant.evaluation.report import RunReport, Sample, Table, show, write_rep
 from penchant.evaluation.win_rate import verdict_tables
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.evaluation import ALL
-from penchant.recipes.dialogue.measures import BETTER
+from penchant.recipes.dialogue.measures import METRIC_DIRECTIONS
 from penchant.recipes.headline import dialogue_headline
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
-OVER = {"base": "", "sft": "base"}
-"""What a step is compared with; a method with SFT."""
+BASELINES = {"base": "", "sft": "base"}
+"""The step that each step is compared with; methods, which are not listed, are compared with SFT."""
 
 
-def write_result(folder: Path, config: DialogueConfig, found: Mapping[str, Found]) -> None:
-    """`result.json` and `report.html`."""
-    write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
-    measured = found["evaluation"]
-    sets = list(measured["differences"])
-    auc = measured["classifier_auc"]
+def write_result(folder: Path, config: DialogueConfig, results: Mapping[str, StageResult]) -> None:
+    """Write `result.json` and `report.html`."""
+    write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
+    evaluation = results["evaluation"]
+    sets = list(evaluation["differences"])
+    auc = evaluation["classifier_auc"]
     report = RunReport(
         title="Dialogue",
         summary=[
-            dialogue_headline(found),
+            dialogue_headline(results),
             *(
                 (f"pairs of {name}, {part}", str(n))
-                for part, counts in found["data"]["pairs"].items()
+                for part, counts in results["data"]["pairs"].items()
                 for name, n in counts.items()
             ),
             *(
-                (f"left out of {name}: {why}", str(n))
-                for name, counts in found["data"]["left_out"].items()
-                for why, n in counts.items()
+                (f"left out of {name}: {reason}", str(n))
+                for name, counts in results["data"]["left_out"].items()
+                for reason, n in counts.items()
             ),
-            ("read by people", ", ".join(f"{name} {n}" for name, n in found["review"].items())),
+            ("reviewed by people", ", ".join(f"{name} {n}" for name, n in results["review"].items())),
             *([] if auc is None else [("the empathy classifier's AUC on texts it has not seen", f"{auc:.3f}")]),
         ],
         notices=_notices(config),
-        tables=[_values(measured["models"], ALL), _steps(measured["differences"][ALL], "all questions")],
+        tables=[_values(evaluation["models"], ALL), _steps(evaluation["differences"][ALL], "all questions")],
         samples=_samples(folder, config),
         details=[
-            _leaks(found["audit"]),
-            *verdict_tables(measured["judged"], "SFT, both of the first seed"),
+            _leaks(results["audit"]),
+            *verdict_tables(evaluation["judged"], "SFT, both of the first seed"),
             *(
                 table
                 for name in sets[1:]
-                for table in (_values(measured["models"], name), _steps(measured["differences"][name], name))
+                for table in (_values(evaluation["models"], name), _steps(evaluation["differences"][name], name))
                 if table.rows
             ),
         ],
@@ -65,57 +65,57 @@ def write_result(folder: Path, config: DialogueConfig, found: Mapping[str, Found
 
 
 def _notices(config: DialogueConfig) -> list[str]:
-    told = []
+    notices = []
     styled = [name for name, source in config.sources.items() if source.pairs == "styles"]
     if styled and config.rewriting.endpoint is None:
-        told.append(
-            f"The pairs of {', '.join(styled)} were written by rules that stand in for a language model: a few phrases "
-            "around the same facts. A model that prefers their better side has learnt those phrases."
+        notices.append(
+            f"The pairs of {', '.join(styled)} were written by rules, not by a language model: a few phrases around "
+            "the same facts. A model that prefers their better side has learnt those phrases."
         )
-    told.append(
-        "empathy, politeness, supported, refused, refers and declines are counted from phrases: that they are there, "
-        "not that they are meant."
+    notices.append(
+        "empathy, politeness, supported, refused, refers and declines are computed from phrases: they show that a "
+        "phrase occurs, not that it is meant."
     )
-    return told
+    return notices
 
 
 def _values(models: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str) -> Table:
     rows = [(model, method, sets[name]) for model, methods in models.items() for method, sets in methods.items()]
-    columns = [key for key in BETTER if any(key in values for _, _, values in rows)]
+    columns = [key for key in METRIC_DIRECTIONS if any(key in values for _, _, values in rows)]
     return Table(
         "All questions" if name == ALL else f"Questions of {name}",
         ("model", "", *columns),
         [(model, method, *(show(values.get(key)) for key in columns)) for model, method, values in rows if values],
-        "95 % intervals over seeds and questions; of a base, over questions. preference_accuracy is by log-prob per "
-        "token; the rest is of greedy answers.",
+        "95 % intervals over seeds and questions; for a base model over questions. preference_accuracy compares "
+        "log-probs per token; the other metrics are of greedy answers.",
     )
 
 
 def _steps(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str) -> Table:
     rows = [
         (
-            f"{model}: {method} over {OVER.get(method, 'sft')}",
+            f"{model}: {method} over {BASELINES.get(method, 'sft')}",
             key,
             show(row),
             row["outcome"] or "",
         )
-        for key in BETTER
+        for key in METRIC_DIRECTIONS
         for model, methods in differences.items()
         for method, measures in methods.items()
         if (row := measures.get(key)) is not None
     ]
     return Table(
-        f"What each step changes, {name}",
+        f"Changes by step, {name}",
         ("step", "measure", "difference", ""),
         rows,
         "Paired over seeds and questions, with 95 % intervals. The outcome is corrected (Holm) for the steps of its "
-        "measure, not for the number of measures; less is better of grade_level and refused, and words are not judged.",
+        "measure, not for the number of measures; lower is better for grade_level and refused, words has no outcome.",
     )
 
 
 def _leaks(audit: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(
-        "What style gives away in training",
+        "How well style alone predicts the better answer in training",
         ("pairs", "words alone are right", "the better is longer", "words of the better", "words of the worse"),
         [
             (
@@ -126,18 +126,18 @@ def _leaks(audit: Mapping[str, Mapping[str, Any]]) -> Table:
             )
             for name, row in audit.items()
         ],
-        "A model may learn this instead of what people meant.",
+        "A model may learn this instead of people's preferences.",
     )
 
 
 def _samples(folder: Path, config: DialogueConfig) -> list[Sample]:
-    """The last model's answers before and after the first method, to the first question of each source."""
+    """Answers of the last model before and after the first method, to the first question of each source."""
     model, method, seed = list(config.models)[-1], next(iter(config.methods)), config.seeds[0]
-    before, after = (
-        [row for _, row in read_rows(folder / "answers" / f"{model}-{each}-{seed}.jsonl")] for each in ("sft", method)
+    sft_rows, method_rows = (
+        [row for _, row in read_rows(folder / "answers" / f"{model}-{step}-{seed}.jsonl")] for step in ("sft", method)
     )
-    first = {row["set"]: n for n, row in reversed(list(enumerate(before))) if row["set"] in config.sources}
+    numbers = {row["set"]: n for n, row in reversed(list(enumerate(sft_rows))) if row["set"] in config.sources}
     return [
-        Sample(before[n]["question"], f"SFT: {before[n]['answer']}", f"{method}: {after[n]['answer']}")
-        for n in sorted(first.values())
+        Sample(sft_rows[n]["question"], f"SFT: {sft_rows[n]['answer']}", f"{method}: {method_rows[n]['answer']}")
+        for n in sorted(numbers.values())
     ]

@@ -1,4 +1,4 @@
-"""One answer in two styles, supportive and prescriptive: by a language model, or by rules that stand in for one."""
+"""Rewriting of an answer in two styles, supportive and prescriptive, by a language model or by simple rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from penchant.evaluation.endpoint import Endpoint, Unanswered
 from penchant.evaluation.human_centric import refuses
 from penchant.evaluation.judges import fill
 from penchant.evaluation.kept_answers import KeptAnswers
-from penchant.recipes.dialogue.reading import Answered
+from penchant.recipes.dialogue.reading import AnswerRecord
 
 SUPPORTIVE = """Rewrite the answer below for a worried caregiver: warm, in plain words, acknowledging how they feel,
 suggesting rather than ordering. Keep every fact, number and name; add none. Reply with the rewritten answer alone.
@@ -38,79 +38,83 @@ Reply with the rewritten answer alone.
 [Answer]
 {answer}"""
 
-LONGEST = 4
-"""Times the answer's words: a rewriting that is longer is something else."""
+MAX_LENGTH_RATIO = 4
+"""Maximum words of a rewriting, as a multiple of the answer's words; a longer reply is not a rewriting."""
 
 
-class Styled(NamedTuple):
-    """The same facts twice."""
+class StyledAnswers(NamedTuple):
+    """The same facts in both styles."""
 
     supportive: str
     prescriptive: str
 
 
 class Rewriter(Protocol):
-    """Both styles of each answer; None where there is none."""
+    """A function that returns both styles of every answer; None where the rewriting failed."""
 
-    def __call__(self, answers: Sequence[Answered]) -> list[Styled | None]: ...
+    def __call__(self, answers: Sequence[AnswerRecord]) -> list[StyledAnswers | None]: ...
 
 
 @dataclass(frozen=True)
 class EndpointRewriter:
-    """A language model asked for either style; its rewritings are kept on disk.
+    """A rewriter that asks a language model for both styles; its rewritings are cached on disk.
 
     Args:
-        supportive, prescriptive: templates of {question} and {answer}.
+        supportive, prescriptive: prompt templates with {question} and {answer}.
     """
 
     endpoint: JudgeConfig
     supportive: str = SUPPORTIVE
     prescriptive: str = PRESCRIPTIVE
 
-    def __call__(self, answers: Sequence[Answered]) -> list[Styled | None]:
-        """A rewriting that is empty, a refusal or `LONGEST` times as long is asked for again, then given up.
+    def __call__(self, answers: Sequence[AnswerRecord]) -> list[StyledAnswers | None]:
+        """Both styles of every answer; a reply that is empty, too long or a refusal is retried, then given up as None.
 
         Raises:
-            ConfigError: the endpoint refuses, or a whole round of answers in a row gives nothing.
+            ConfigError: the endpoint refuses, or gives no rewriting for a whole batch of answers.
         """
-        found: list[Styled | None] = []
-        round_ = 4 * self.endpoint.parallel
+        rewritings: list[StyledAnswers | None] = []
+        batch_size = 4 * self.endpoint.parallel
         with (
-            closing(KeptAnswers(f"rewriter {self.endpoint.url} {self.endpoint.model}", cache_folder())) as kept,
+            closing(KeptAnswers(f"rewriter {self.endpoint.url} {self.endpoint.model}", cache_folder())) as cache,
             ThreadPoolExecutor(self.endpoint.parallel) as pool,
         ):
-            for start in range(0, len(answers), round_):
-                part = answers[start : start + round_]
-                told: list[Styled | Unanswered] = list(pool.map(lambda each: self._both(each, kept), part))
-                failures = [each for each in told if isinstance(each, Unanswered)]
-                if len(failures) == len(part):
+            for start in range(0, len(answers), batch_size):
+                batch = answers[start : start + batch_size]
+                results: list[StyledAnswers | Unanswered] = list(
+                    pool.map(lambda answer: self._rewrite_both(answer, cache), batch)
+                )
+                failures = [result for result in results if isinstance(result, Unanswered)]
+                if len(failures) == len(batch):
                     raise ConfigError(
-                        f"the endpoint gave no rewriting of {len(part)} answers in a row; the last: {failures[-1]}",
+                        f"the endpoint gave no rewriting of {len(batch)} answers in a row; the last: {failures[-1]}",
                         where=self.endpoint.url,
-                        fix="check that it is up and follows instructions; what it gave before is kept",
+                        fix="check that it is up and follows instructions; earlier rewritings are cached",
                     )
-                found += [None if isinstance(each, Unanswered) else each for each in told]
-        return found
+                rewritings += [None if isinstance(result, Unanswered) else result for result in results]
+        return rewritings
 
-    def _both(self, each: Answered, kept: KeptAnswers) -> Styled | Unanswered:
+    def _rewrite_both(self, answer: AnswerRecord, cache: KeptAnswers) -> StyledAnswers | Unanswered:
         try:
-            return Styled(*(self._one(template, each, kept) for template in (self.supportive, self.prescriptive)))
+            return StyledAnswers(
+                *(self._rewrite(template, answer, cache) for template in (self.supportive, self.prescriptive))
+            )
         except Unanswered as error:
             return error
 
-    def _one(self, template: str, each: Answered, kept: KeptAnswers) -> str:
-        asked = fill(template, question=each.question, answer=each.answer)
-        known = kept.get(asked)
-        if known is not None:
-            return str(known)
-        most = LONGEST * max(20, len(each.answer.split()))
+    def _rewrite(self, template: str, answer: AnswerRecord, cache: KeptAnswers) -> str:
+        prompt = fill(template, question=answer.question, answer=answer.answer)
+        cached = cache.get(prompt)
+        if cached is not None:
+            return str(cached)
+        max_words = MAX_LENGTH_RATIO * max(20, len(answer.answer.split()))
 
-        def read(said: str) -> str | None:
-            text = said.strip()
-            return text if 0 < len(text.split()) <= most and not refuses(text) else None
+        def read(reply: str) -> str | None:
+            text = reply.strip()
+            return text if 0 < len(text.split()) <= max_words and not refuses(text) else None
 
-        text = Endpoint(self.endpoint).ask(asked, read)
-        kept.keep([(asked, text)])
+        text = Endpoint(self.endpoint).ask(prompt, read)
+        cache.keep([(prompt, text)])
         return text
 
 
@@ -142,7 +146,7 @@ WARNINGS = (
     "No further explanation is required.",
     "Adherence is mandatory.",
 )
-PLAIN: Mapping[str, str] = {
+PLAIN_WORDS: Mapping[str, str] = {
     "hypertension": "high blood pressure",
     "physician": "doctor",
     "physicians": "doctors",
@@ -154,49 +158,54 @@ PLAIN: Mapping[str, str] = {
     "dyspnea": "shortness of breath",
     "fatigue": "tiredness",
 }
-"""Words of the field, and what people say; each can stand for the other wherever it is met."""
+"""Technical words and their plain words; either can replace the other anywhere."""
 
 
 @dataclass(frozen=True)
 class RuleRewriter:
-    """A stand-in for a language model: the answer's first sentences between one of a few phrases before and after.
+    """A rewriter without a language model: the answer's first sentences, with one of a few phrases before and after.
 
-    What such pairs teach is those phrases and `PLAIN`; `penchant data audit` tells the two sides apart nearly always.
+    Such pairs teach only those phrases and `PLAIN_WORDS`; `penchant data audit` nearly always recognises both sides.
 
     Args:
-        sentences: of an answer that are kept; whole ones.
-        most_words: an answer whose first sentence is longer, as a list is, is not rewritten.
+        sentences: maximum number of whole sentences that are kept.
+        most_words: maximum words that are kept; an answer with a longer first sentence is not rewritten.
     """
 
     sentences: int = 3
     most_words: int = 60
 
-    def __call__(self, answers: Sequence[Answered]) -> list[Styled | None]:
-        return [self._styled(each) for each in answers]
+    def __call__(self, answers: Sequence[AnswerRecord]) -> list[StyledAnswers | None]:
+        return [self._rewrite(answer) for answer in answers]
 
-    def _styled(self, each: Answered) -> Styled | None:
+    def _rewrite(self, answer: AnswerRecord) -> StyledAnswers | None:
         facts = ""
-        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(each.answer.split()))[: self.sentences]:
+        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(answer.answer.split()))[: self.sentences]:
             if len(f"{facts} {sentence}".split()) > self.most_words:
                 break
             facts = f"{facts} {sentence}".strip()
         if not facts:
             return None
-        drawn = blake2b(f"{each.question}\n{each.answer}".encode(errors="surrogatepass"), digest_size=4).digest()
+        choice_bytes = blake2b(
+            f"{answer.question}\n{answer.answer}".encode(errors="surrogatepass"), digest_size=4
+        ).digest()
         opener, closer, order, warning = (
             choices[byte % len(choices)]
-            for choices, byte in zip((OPENERS, CLOSERS, ORDERS, WARNINGS), drawn, strict=True)
+            for choices, byte in zip((OPENERS, CLOSERS, ORDERS, WARNINGS), choice_bytes, strict=True)
         )
-        learned = {plain: word for word, plain in PLAIN.items()}
-        return Styled(f"{opener} {_replaced(facts, PLAIN)} {closer}", f"{order} {_replaced(facts, learned)} {warning}")
+        technical = {plain: word for word, plain in PLAIN_WORDS.items()}
+        return StyledAnswers(
+            f"{opener} {_replace_words(facts, PLAIN_WORDS)} {closer}",
+            f"{order} {_replace_words(facts, technical)} {warning}",
+        )
 
 
-def _replaced(text: str, words: Mapping[str, str]) -> str:
-    """Words and phrases replaced, a capital at the beginning kept."""
+def _replace_words(text: str, words: Mapping[str, str]) -> str:
+    """The text with words and phrases replaced; an initial capital stays a capital."""
 
-    def other(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         new = words[match[0].lower()]
         return new[0].upper() + new[1:] if match[0][0].isupper() else new
 
     phrases = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    return re.sub(rf"\b(?:{phrases})\b", other, text, flags=re.IGNORECASE)
+    return re.sub(rf"\b(?:{phrases})\b", replacement, text, flags=re.IGNORECASE)

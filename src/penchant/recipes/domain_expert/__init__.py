@@ -1,1 +1,1 @@
-"""Domain-adaptive pretraining, the instruction residual, two experts and a router (MortgageLLM, arXiv 2511.21101)."""
+"""The recipe `domain-expert`: adaptive pretraining, instruction residual, two experts, router (arXiv 2511.21101)."""

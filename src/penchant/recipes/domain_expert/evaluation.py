@@ -1,4 +1,4 @@
-"""The last stage: every model on what was held out; then the page."""
+"""The last stage: every model's metrics on held-out data, and the report page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from penchant.evaluation.similarity import BertScore
 from penchant.evaluation.statistics import bootstrap_ratio
 from penchant.evaluation.win_rate import verdict_tables, win_rate
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import Asked, content, perplexity, preference_accuracy
+from penchant.recipes.domain_expert.measures import PromptSet, content, perplexity, preference_accuracy
 from penchant.recipes.domain_expert.routing import EXPERTS, USER
 from penchant.recipes.headline import domain_expert_headline, recovered_line
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 
 
-def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> Found:
-    """Every model's measures, those of the experts behind the router, and how much of the instruct model came back."""
+def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> StageResult:
+    """The metrics of every model and of the routed experts, and the recovered share of the instruct model's gain."""
     data, output = folder.parent / "data", folder.parent
     models = {
         "base": base,
@@ -34,64 +34,70 @@ def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str,
         "residual": str(output / "residual" / "model"),
         **{expert: str(output / expert / "run") for expert in EXPERTS},
     }
-    asked = {
-        name: Asked.of(data / f"{name}_test.jsonl", config.answers) for name in ("instructions", "tasks", "preferences")
+    prompt_sets = {
+        name: PromptSet.from_file(data / f"{name}_test.jsonl", config.answers)
+        for name in ("instructions", "tasks", "preferences")
     }
-    alike = config.bert_score.open() if config.bert_score else None
-    said: dict[str, dict[str, list[str]]] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for model, place in models.items():
-        said[model] = {name: each.answered(place, config) for name, each in asked.items()}
+    bert_score = config.bert_score.open() if config.bert_score else None
+    answers: dict[str, dict[str, list[str]]] = {}
+    metrics_by_model: dict[str, dict[str, Any]] = {}
+    for model, path in models.items():
+        answers[model] = {name: prompts.answer(path, config) for name, prompts in prompt_sets.items()}
         write_atomically(
             folder / f"{model}.jsonl",
             "".join(
                 json.dumps({"set": name, "prompt": prompt, "answer": answer}, ensure_ascii=False) + "\n"
-                for name, each in asked.items()
-                for prompt, answer in zip(each.prompts, said[model][name], strict=True)
+                for name in prompt_sets
+                for prompt, answer in zip(prompt_sets[name].prompts, answers[model][name], strict=True)
             ),
         )
-        own = {"perplexity": perplexity(place, data / "texts_held_out.jsonl", config)}
-        own["preference_accuracy"] = preference_accuracy(place, data / "preferences_test.jsonl", config)
-        for name, each in asked.items():
-            own |= each.measures(name, said[model][name], alike)
-        found[model] = {key: value.to_json() for key, value in own.items()}
-    found["routed experts"] = _routed(folder, asked, said, alike)
+        metrics = {"perplexity": perplexity(path, data / "texts_held_out.jsonl", config)}
+        metrics["preference_accuracy"] = preference_accuracy(path, data / "preferences_test.jsonl", config)
+        for name, prompt_set in prompt_sets.items():
+            metrics |= prompt_set.metrics(name, answers[model][name], bert_score)
+        metrics_by_model[model] = {key: value.to_json() for key, value in metrics.items()}
+    metrics_by_model["routed experts"] = _routed_metrics(folder, prompt_sets, answers, bert_score)
     judged = {}
     if config.judge is not None:
-        prompts, theirs = asked["preferences"].prompts, said["instruct"]["preferences"]
+        prompts, opponents = prompt_sets["preferences"].prompts, answers["instruct"]["preferences"]
         for model in [name for name in models if name != "instruct"]:
-            judged[model] = win_rate(EndpointJudge(config.judge), prompts, said[model]["preferences"], theirs).to_json()
-    scores = {model: asked["instructions"].f1(said[model]["instructions"]) for model in models}
-    gained, lost = (
+            candidates = answers[model]["preferences"]
+            judged[model] = win_rate(EndpointJudge(config.judge), prompts, candidates, opponents).to_json()
+    scores = {model: prompt_sets["instructions"].f1(answers[model]["instructions"]) for model in models}
+    residual_gain, instruct_gain = (
         [a - b for a, b in zip(scores[name], scores["adapted"], strict=True)] for name in ("residual", "instruct")
     )
-    recovered = bootstrap_ratio(gained, lost, range(len(lost))).to_json()
-    return {"models": found, "judged": judged, "recovered": recovered}
+    recovered = bootstrap_ratio(residual_gain, instruct_gain, range(len(instruct_gain))).to_json()
+    return {"models": metrics_by_model, "judged": judged, "recovered": recovered}
 
 
-def _routed(
+def _routed_metrics(
     folder: Path,
-    asked: Mapping[str, Asked],
-    said: Mapping[str, Mapping[str, Sequence[str]]],
-    alike: BertScore | None,
+    prompt_sets: Mapping[str, PromptSet],
+    answers: Mapping[str, Mapping[str, Sequence[str]]],
+    bert_score: BertScore | None,
 ) -> dict[str, Any]:
-    """Each request answered by the expert that the router chose."""
+    """The metrics of the answers of the experts that the router chose.
+
+    Args:
+        answers: every model's answers by set.
+    """
     decisions = read_rows(folder.parent / "router" / "decisions.jsonl")
     chosen = {row["request"]: row["expert"] for _, row in decisions}
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name in EXPERTS.values():
-        experts = [chosen[content(prompt, USER)] for prompt in asked[name].prompts]
-        answers = [said[expert][name][number] for number, expert in enumerate(experts)]
-        found |= {key: value.to_json() for key, value in asked[name].measures(name, answers, alike).items()}
-    return found
+        experts = [chosen[content(prompt, USER)] for prompt in prompt_sets[name].prompts]
+        routed = [answers[expert][name][number] for number, expert in enumerate(experts)]
+        metrics |= {key: value.to_json() for key, value in prompt_sets[name].metrics(name, routed, bert_score).items()}
+    return metrics
 
 
-def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, Found]) -> None:
-    """`result.json` and `report.html`."""
-    write_atomically(folder / "result.json", json.dumps(dict(found), indent=2, ensure_ascii=False) + "\n")
-    measured, residual, router = found["evaluation"], found["residual"], found["router"]
-    columns = list(dict.fromkeys(key for row in measured["models"].values() for key in row))
-    scales = [each["scale"] for each in residual["scales"]]
+def write_result(folder: Path, config: DomainExpertConfig, results: Mapping[str, StageResult]) -> None:
+    """Write `result.json` and `report.html`."""
+    write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
+    evaluation, residual, router = results["evaluation"], results["residual"], results["router"]
+    columns = list(dict.fromkeys(key for row in evaluation["models"].values() for key in row))
+    scales = [row["scale"] for row in residual["scales"]]
     curves = [
         Figure(
             title,
@@ -105,33 +111,34 @@ def write_result(folder: Path, config: DomainExpertConfig, found: Mapping[str, F
         )
         for title, unit, key, note in (
             ("Instructions followed", "token F1", "instructions_f1", "Greedy answers to validation instructions."),
-            ("Perplexity of the field's text", "perplexity", "perplexity", "Of held-out sections."),
+            ("Perplexity of the domain's text", "perplexity", "perplexity", "On held-out sections."),
         )
     ]
     report = RunReport(
         title="Domain expert",
         summary=[
-            domain_expert_headline(found),
-            ("residual", recovered_line(found)),
-            *((name.replace("_", " "), str(n)) for name, n in found["data"]["groups"].items()),
-            *((f"left out: {why}", str(n)) for why, n in found["data"]["left_out"].items()),
+            domain_expert_headline(results),
+            ("residual", recovered_line(results)),
+            *((name.replace("_", " "), str(n)) for name, n in results["data"]["groups"].items()),
+            *((f"left out: {reason}", str(n)) for reason, n in results["data"]["left_out"].items()),
         ],
         tables=[
             Table(
-                "On what was held out",
+                "Metrics on held-out data",
                 ("", *columns),
-                [(name, *(show(row.get(key)) for key in columns)) for name, row in measured["models"].items()],
-                "95 % intervals over prompts (texts, of perplexity). Answers are greedy; preferences_ compares them "
-                "with the better answer; preference_accuracy is by log-prob per token.",
+                [(name, *(show(row.get(key)) for key in columns)) for name, row in evaluation["models"].items()],
+                "95 % intervals over prompts (for perplexity over texts). Answers are greedy; columns preferences_ "
+                "compare them with the preferred answer; preference_accuracy compares log-probs per token.",
             ),
             Table(
-                "Requests, and whom the router takes them for",
+                "Requests and the router's decisions",
                 ("", *router["confusion"]),
                 [(name, *(str(row[key]) for key in router["confusion"])) for name, row in router["confusion"].items()],
-                f"Rows: whose the request is. {router['fell_back']} fell below the threshold, to the fallback.",
+                "Rows: the expert of the request; columns: the router's decision. The confidence of "
+                f"{router['fell_back']} was below the threshold, so that the fallback expert answered.",
             ),
         ],
-        details=verdict_tables(measured["judged"], "the instruct model"),
+        details=verdict_tables(evaluation["judged"], "the instruct model"),
         figures=curves,
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )

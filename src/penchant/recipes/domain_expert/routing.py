@@ -1,4 +1,4 @@
-"""Who answers which request: the router's question, what the structured expert may learn of it, and how right it is."""
+"""The router: its prompt, the structured expert's training groups for it, and its accuracy."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from penchant.data.reading import read_groups
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.statistics import proportion
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import Asked, content
-from penchant.recipes.reading import read_log_probs
-from penchant.recipes.stages import Found
+from penchant.recipes.domain_expert.measures import PromptSet, content
+from penchant.recipes.reading import compute_log_probs
+from penchant.recipes.stages import StageResult
 from penchant.serving.router import Router
 
 EXPERTS = {"conversation": "preferences", "structured": "tasks"}
-"""Each expert, with the set its requests are from."""
+"""The set of an expert's requests, by expert."""
 
 USER = "user"
-"""Whose last words a server asks the router about."""
+"""The role whose last message a server asks the router about."""
 
 
-def lessons(config: DomainExpertConfig, data: Path) -> list[PreferenceGroup]:
-    """The router's question about training requests, each with the right label as its answer."""
-    router, left = _drawn(config, data)
+def routing_groups(config: DomainExpertConfig, data: Path) -> list[PreferenceGroup]:
+    """Groups of the router's prompt about training requests with the right label as the answer."""
+    router, remaining = _draw_examples(config, data)
     return [
         PreferenceGroup(router.question(text).prompt, (f" {router.names[expert]}",), id=f"route {expert} {n}")
-        for expert, requests in left.items()
+        for expert, requests in remaining.items()
         for n, text in enumerate(requests[: config.router.taught])
     ]
 
 
-def route(config: DomainExpertConfig, folder: Path) -> Found:
-    """Write the router and its decisions on test requests; returns its accuracy and whom it took for whom."""
+def route(config: DomainExpertConfig, folder: Path) -> StageResult:
+    """Write the router and its decisions on test requests; the result holds its accuracy and confusion matrix."""
     data, settings = folder.parent / "data", config.router
     model = str(folder.parent / settings.asks / "run")
 
     def log_probs(groups: Sequence[PreferenceGroup]) -> list[tuple[float, ...]]:
-        return [scored.log_probs for scored in read_log_probs(model, groups, config.token_budget, config.data)]
+        return [scored.log_probs for scored in compute_log_probs(model, groups, config.token_budget, config.data)]
 
-    router = _drawn(config, data)[0].calibrated(log_probs)
+    router = _draw_examples(config, data)[0].calibrated(log_probs)
     if settings.normalize == "mean":
-        (labels,) = read_log_probs(model, [router.question("")], config.token_budget, config.data)
+        (labels,) = compute_log_probs(model, [router.question("")], config.token_budget, config.data)
         router = replace(router, lengths=dict(zip(router.names, labels.tokens, strict=True)))
     router.save(folder)
     requests = [
         (content(prompt, USER), expert)
         for expert, name in EXPERTS.items()
-        for prompt in Asked.of(data / f"{name}_test.jsonl", config.answers).prompts
+        for prompt in PromptSet.from_file(data / f"{name}_test.jsonl", config.answers).prompts
     ]
-    scores = log_probs([router.question(text) for text, _ in requests])
-    decisions = [router.decide(each) for each in scores]
+    log_probs_of_requests = log_probs([router.question(text) for text, _ in requests])
+    decisions = [router.decide(values) for values in log_probs_of_requests]
     rows = [
         {"request": text, "is": expert, **vars(decision)}
         for (text, expert), decision in zip(requests, decisions, strict=True)
@@ -67,20 +67,20 @@ def route(config: DomainExpertConfig, folder: Path) -> Found:
     return {
         "accuracy": proportion(right["likeliest"], len(rows)).to_json(),
         "accuracy_with_fallback": proportion(right["expert"], len(rows)).to_json(),
-        "fell_back": sum(each.confidence < settings.threshold for each in decisions),
+        "fell_back": sum(decision.confidence < settings.threshold for decision in decisions),
         "confusion": confusion,
     }
 
 
-def _drawn(config: DomainExpertConfig, data: Path) -> tuple[Router, dict[str, list[str]]]:
-    """The router with its examples, and by expert the training requests that are none, both in random order."""
+def _draw_examples(config: DomainExpertConfig, data: Path) -> tuple[Router, dict[str, list[str]]]:
+    """The router with random examples, and by expert its other training requests in random order."""
     settings, draw = config.router, random.Random(config.seed)
-    examples, left = [], {}
+    examples, remaining = [], {}
     for expert, name in EXPERTS.items():
         groups = read_groups(data / f"{name}_train.jsonl").groups
         prompts = list(dict.fromkeys(content(group.prompt, USER) for group in groups))
         draw.shuffle(prompts)
         examples += [(text, expert) for text in prompts[: settings.shots]]
-        left[expert] = prompts[settings.shots :]
+        remaining[expert] = prompts[settings.shots :]
     draw.shuffle(examples)
-    return Router(settings.names, settings.asks, tuple(examples), settings.fallback, settings.threshold), left
+    return Router(settings.names, settings.asks, tuple(examples), settings.fallback, settings.threshold), remaining

@@ -1,1 +1,1 @@
-"""Recommendation: a language model chooses the title a user takes next (S-DPO, arXiv 2406.09215)."""
+"""The recipe `recommend`: a language model chooses the title that a user takes next (S-DPO, arXiv 2406.09215)."""

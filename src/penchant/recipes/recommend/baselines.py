@@ -1,6 +1,6 @@
-"""Rankings that know no language: what a model must beat, and what must not work if nothing leaks.
+"""Rankings without language: baselines for the models, and two that are at chance unless the data leak targets.
 
-Each is fitted on training questions and scores the items a question offers, higher is better.
+Every baseline is fitted on training questions and scores a question's candidates; a higher score is better.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from functools import cache
 from penchant.recipes.recommend.histories import Histories, Question
 
 CHANCE, POPULARITY, LAST_ITEM, NEIGHBOURS = "chance", "popularity", "last item", "item-kNN"
-POSITION, OVERLAP = "place in the list alone", "list alone"
-NAMES = (CHANCE, POPULARITY, LAST_ITEM, NEIGHBOURS, POSITION, OVERLAP)
-"""Of their rows, which no method may take."""
+LIST_POSITION, LIST_OVERLAP = "place in the list alone", "list alone"
+NAMES = (CHANCE, POPULARITY, LAST_ITEM, NEIGHBOURS, LIST_POSITION, LIST_OVERLAP)
+"""The names of the baselines' rows in tables; no method may have one of them."""
 
-Offered = Sequence[str]
-Scorer = Callable[[Question, Offered], Sequence[float]]
+Candidates = Sequence[str]
+Scorer = Callable[[Question, Candidates], Sequence[float]]
 
 
-def chance(question: Question, offered: Offered) -> Sequence[float]:
-    """All alike."""
-    return [0.0] * len(offered)
+def chance(question: Question, candidates: Candidates) -> Sequence[float]:
+    """A score of 0 for every candidate."""
+    return [0.0] * len(candidates)
 
 
 def popularity(histories: Histories) -> Scorer:
-    """By the number of interactions in training."""
-    return lambda question, offered: [float(histories.counts[item]) for item in offered]
+    """A scorer by the number of an item's interactions in training."""
+    return lambda question, candidates: [float(histories.counts[item]) for item in candidates]
 
 
 def last_item(histories: Histories) -> Scorer:
-    """Markov chain of the first order: how often the item followed the last one in training; then by popularity."""
+    """A first-order Markov chain: how often the item followed the last one in training; ties broken by popularity."""
     follows: dict[str, Counter[str]] = defaultdict(Counter)
     for question in histories.train:
         follows[question.history[-1]][question.target] += 1
-    most = 1 + max(histories.counts.values())
+    scale = 1 + max(histories.counts.values())
 
-    def score(question: Question, offered: Offered) -> Sequence[float]:
-        after = follows.get(question.history[-1], Counter())
-        return [after[item] + histories.counts[item] / most for item in offered]
+    def score(question: Question, candidates: Candidates) -> Sequence[float]:
+        counts_after = follows.get(question.history[-1], Counter())
+        return [counts_after[item] + histories.counts[item] / scale for item in candidates]
 
     return score
 
 
 def neighbours(histories: Histories) -> Scorer:
-    """Item-kNN (Sarwar et al. 2001, section 3.1): the cosine of two items' users in training, summed over a history."""
+    """Item-kNN (Sarwar et al. 2001, section 3.1): the cosine of two items' training users, summed over the history."""
     start = min(question.time for question in histories.validation)
     users: dict[str, set[str]] = defaultdict(set)
-    for user, times in histories.taken.items():
+    for user, times in histories.times_by_user.items():
         for item, time in times.items():
             if time < start:
                 users[item].add(user)
@@ -59,30 +59,32 @@ def neighbours(histories: Histories) -> Scorer:
         both = len(users[a] & users[b])
         return both / math.sqrt(len(users[a]) * len(users[b])) if both else 0.0
 
-    return lambda question, offered: [sum(cosine(item, seen) for seen in question.history) for item in offered]
+    return lambda question, candidates: [
+        sum(cosine(item, past_item) for past_item in question.history) for item in candidates
+    ]
 
 
-def position(offers: Mapping[str, Offered], train: Sequence[Question]) -> Scorer:
-    """By where training's targets stood in their lists: chance, if lists are well mixed."""
-    places = Counter(offers[question.id].index(question.target) for question in train)
-    return lambda question, offered: [float(places[i]) for i in range(len(offered))]
+def position(candidate_lists: Mapping[str, Candidates], train: Sequence[Question]) -> Scorer:
+    """A scorer by how often a position of the list held the target in training; at chance if lists are shuffled."""
+    positions = Counter(candidate_lists[question.id].index(question.target) for question in train)
+    return lambda question, candidates: [float(positions[i]) for i in range(len(candidates))]
 
 
-def overlap(offers: Mapping[str, Offered], train: Sequence[Question]) -> Scorer:
-    """The target of the training questions whose list has most in common with this one; the history is not read.
+def overlap(candidate_lists: Mapping[str, Candidates], train: Sequence[Question]) -> Scorer:
+    """A scorer by the overlap of the list with the lists of training questions with that target; it ignores histories.
 
-    No better than popularity, if lists do not follow from their targets.
+    It is no better than popularity if lists do not depend on their targets.
     """
-    lists: dict[str, list[int]] = defaultdict(list)
+    questions_by_item: dict[str, list[int]] = defaultdict(list)
     for number, question in enumerate(train):
-        for item in offers[question.id]:
-            lists[item].append(number)
+        for item in candidate_lists[question.id]:
+            questions_by_item[item].append(number)
 
-    def score(question: Question, offered: Offered) -> Sequence[float]:
-        common = Counter(number for item in offered for number in lists[item])
+    def score(question: Question, candidates: Candidates) -> Sequence[float]:
+        common_items = Counter(number for item in candidates for number in questions_by_item[item])
         votes: Counter[str] = Counter()
-        for number, items in common.items():
+        for number, items in common_items.items():
             votes[train[number].target] = max(votes[train[number].target], items)
-        return [float(votes[item]) for item in offered]
+        return [float(votes[item]) for item in candidates]
 
     return score

@@ -1,4 +1,4 @@
-"""Questions without a list: every title of a catalogue ranked for a user."""
+"""Rankings of a whole catalogue for questions without a list of candidates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from penchant.recipes.recommend.prompts import Wording
 def rank_catalogue(
     model: str, histories: Sequence[Sequence[str]], titles: Sequence[str], wording: Wording, reading: Reading = AS_IS
 ) -> Iterator[list[float]]:
-    """Each title's log-prob after each history, nats.
+    """The log-probs of all titles after every history, in nats, one list per history in the order of `titles`.
 
     Args:
         model: folder of a trained model.
-        histories: of each question the titles taken before, the oldest first.
-        titles: the catalogue, each title once; at least two.
+        histories: the titles taken before, the oldest first, for every question.
+        titles: the catalogue, every title once; at least two.
     """
     world = World(0, 1, local_device())
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)

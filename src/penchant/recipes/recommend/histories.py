@@ -1,7 +1,7 @@
-"""From interactions to questions: what a user had taken before a moment, and what they took then.
+"""Questions made of interactions: the items that a user had taken before a time, and the item taken then.
 
-Nothing looks ahead. A history holds what lies strictly before its target in time, questions are split by time and not
-by user, and the catalogue is of items that were taken often enough in the training part alone.
+No information comes from the future. A history holds only items taken strictly before its target, questions are split
+by time and not by user, and the catalogue holds the items that were taken often enough in the training part.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from penchant.errors import DataError
 
 @dataclass(frozen=True)
 class Rules:
-    """What becomes a question.
+    """The rules of making questions.
 
     Attributes:
-        min_rating: interactions rated less, or not at all, are left out; None takes all.
-        min_count: of an item's interactions in the training part; rarer ones are in no catalogue.
-        min_history, max_history: items of a history; of a longer one the last are kept.
-        shares: of questions in training, validation and test, by time.
+        min_rating: interactions with a lower rating or without one are left out; None leaves out none.
+        min_count: the interactions in the training part that an item of the catalogue needs.
+        min_history: the number of items that a history needs.
+        max_history: the number of items in a history, at most; the last ones are kept.
+        shares: the shares of interactions in training, validation and test, by time.
     """
 
     min_rating: float | None = None
@@ -34,12 +35,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Question:
-    """What does this user take next?
+    """The question which item a user takes next.
 
     Attributes:
-        number: of the user's questions, counted from 0 in the order of time.
-        history: items taken before, the oldest first.
-        target: the item taken.
+        number: the index of the question among the user's questions, by time.
+        history: the items taken before, the oldest first.
+        target: the item that the user took.
+        time: the time of the target's interaction.
     """
 
     user: str
@@ -50,18 +52,19 @@ class Question:
 
     @property
     def id(self) -> str:
+        """The user and the question's number."""
         return f"{self.user}/{self.number}"
 
 
 @dataclass(frozen=True)
 class Histories:
-    """Questions by part, and what they were made of.
+    """Questions by part, and the data that they were made of.
 
     Attributes:
         items: the catalogue, in the order of first appearance.
-        counts: interactions of each item of the catalogue in the training part.
-        taken: by user, each item of the catalogue they took with the time.
-        dropped: what was left out, counted.
+        counts: the number of interactions in the training part by item of the catalogue.
+        times_by_user: by user, the time at which they took an item, by item of the catalogue.
+        dropped: the number of interactions that were left out, by reason.
     """
 
     train: tuple[Question, ...]
@@ -69,34 +72,38 @@ class Histories:
     test: tuple[Question, ...]
     items: tuple[str, ...]
     counts: Mapping[str, int]
-    taken: Mapping[str, Mapping[str, float]]
+    times_by_user: Mapping[str, Mapping[str, float]]
     dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_histories(interactions: Sequence[Interaction], titles: Mapping[str, str], rules: Rules) -> Histories:
-    """Split by time, then make the catalogue of the training part, then the questions.
+    """The questions of interactions: a split by time, the catalogue of the training part, and a question per target.
 
     Raises:
-        DataError: an item that is liked has no title, or a part would be empty.
+        DataError: an item with a sufficient rating has no title, or a part would be empty.
     """
     dropped: Counter[str] = Counter()
     liked = _liked(interactions, rules.min_rating, dropped)
-    untitled = [each.item for each in liked if each.item not in titles]
+    untitled = [interaction.item for interaction in liked if interaction.item not in titles]
     if untitled:
         raise DataError(
             f"{len(set(untitled))} items have no title, the first is '{untitled[0]}'",
             fix="add their titles, or leave their interactions out",
         )
     train_end, validation_end = _boundaries(liked, rules.shares)
-    counts = Counter(each.item for each in liked if each.time < train_end)
-    items = tuple(dict.fromkeys(each.item for each in liked if counts[each.item] >= rules.min_count))
+    counts = Counter(interaction.item for interaction in liked if interaction.time < train_end)
+    items = tuple(
+        dict.fromkeys(interaction.item for interaction in liked if counts[interaction.item] >= rules.min_count)
+    )
     catalogue = set(items)
-    dropped["interactions with items too rare in training"] = sum(each.item not in catalogue for each in liked)
-    taken: dict[str, dict[str, float]] = defaultdict(dict)
-    for each in liked:
-        if each.item in catalogue:
-            taken[each.user][each.item] = each.time
-    questions = [q for user, times in taken.items() for q in _questions(user, times, rules, dropped)]
+    dropped["interactions with items too rare in training"] = sum(
+        interaction.item not in catalogue for interaction in liked
+    )
+    times_by_user: dict[str, dict[str, float]] = defaultdict(dict)
+    for interaction in liked:
+        if interaction.item in catalogue:
+            times_by_user[interaction.user][interaction.item] = interaction.time
+    questions = [q for user, times in times_by_user.items() for q in _questions(user, times, rules, dropped)]
     questions.sort(key=lambda question: (question.time, question.user, question.number))
     parts = {
         "training": tuple(q for q in questions if q.time < train_end),
@@ -106,8 +113,8 @@ def build_histories(interactions: Sequence[Interaction], titles: Mapping[str, st
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise DataError(
-            f"no questions for {' and '.join(empty)}: of {len(liked)} interactions none has {rules.min_history} items "
-            f"before it among the {len(items)} taken {rules.min_count} times in training",
+            f"no questions for {' and '.join(empty)}: none of {len(liked)} interactions has {rules.min_history} items "
+            f"before it among the {len(items)} items taken {rules.min_count} times in training",
             fix="lower min_history, min_count or min_rating, or take more data",
         )
     return Histories(
@@ -116,40 +123,43 @@ def build_histories(interactions: Sequence[Interaction], titles: Mapping[str, st
         parts["test"],
         items,
         {item: counts[item] for item in items},
-        taken,
+        times_by_user,
         dict(dropped),
     )
 
 
 def _liked(interactions: Sequence[Interaction], min_rating: float | None, dropped: Counter[str]) -> list[Interaction]:
-    """By time; each user's first with each item."""
+    """The interactions with a sufficient rating, by time; a user's repeated interactions with an item are dropped."""
     liked: dict[tuple[str, str], Interaction] = {}
-    for each in sorted(interactions, key=lambda each: (each.time, each.user, each.item)):
-        if min_rating is not None and (each.rating is None or each.rating < min_rating):
+    for interaction in sorted(
+        interactions, key=lambda interaction: (interaction.time, interaction.user, interaction.item)
+    ):
+        if min_rating is not None and (interaction.rating is None or interaction.rating < min_rating):
             dropped["interactions rated too low"] += 1
-        elif liked.setdefault((each.user, each.item), each) is not each:
+        elif liked.setdefault((interaction.user, interaction.item), interaction) is not interaction:
             dropped["repeated interactions"] += 1
     return list(liked.values())
 
 
 def _boundaries(liked: Sequence[Interaction], shares: tuple[float, float, float]) -> tuple[float, float]:
-    """Times at which validation and test begin: what happened at one moment stays in one part."""
+    """The times at which validation and test begin; interactions of the same time are in the same part."""
     if not liked:
         raise DataError("no interaction is left", fix="lower min_rating")
-    whole, done, found = sum(shares), 0.0, []
+    whole, cumulative_share, times = sum(shares), 0.0, []
     for share in shares[:2]:
-        done += share / whole
-        found.append(liked[min(len(liked) - 1, int(done * len(liked)))].time)
-    return found[0], found[1]
+        cumulative_share += share / whole
+        times.append(liked[min(len(liked) - 1, int(cumulative_share * len(liked)))].time)
+    return times[0], times[1]
 
 
 def _questions(user: str, times: Mapping[str, float], rules: Rules, dropped: Counter[str]) -> list[Question]:
-    found: list[Question] = []
+    """The questions of a user with these times of items."""
+    questions: list[Question] = []
     ordered = sorted(times.items(), key=lambda pair: (pair[1], pair[0]))
     for target, time in ordered:
-        before = [item for item, when in ordered if when < time]
-        if len(before) < rules.min_history:
+        items_before = [item for item, time_of_item in ordered if time_of_item < time]
+        if len(items_before) < rules.min_history:
             dropped["interactions with too short a history"] += 1
             continue
-        found.append(Question(user, len(found), tuple(before[-rules.max_history :]), target, time))
-    return found
+        questions.append(Question(user, len(questions), tuple(items_before[-rules.max_history :]), target, time))
+    return questions

@@ -1,4 +1,4 @@
-"""The first stage: interactions become questions, and rankings that know no language are measured on them."""
+"""The first stage: questions made of interactions, and the baselines' metrics on them."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from penchant.data.writing import write_anew
 from penchant.evaluation.files import write_atomically
 from penchant.evaluation.one_preferred import TargetRank
 from penchant.recipes.recommend import baselines
-from penchant.recipes.recommend.candidates import offer
+from penchant.recipes.recommend.candidates import draw_candidates
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.histories import Histories, Question, build_histories
-from penchant.recipes.recommend.measures import ranking_measures
+from penchant.recipes.recommend.measures import ranking_metrics
 
 PARTS = ("train", "validation", "test")
 TEXTS = "texts.jsonl"
-"""Histories of the training part as plain text."""
-ABOUT = "test_questions.jsonl"
-"""Of each test question what `Asked` holds."""
+"""The file of the training part's histories as plain text."""
+FACTS = "test_questions.jsonl"
+"""The file of the test questions' `QuestionFacts`."""
 CATALOGUE = "catalogue.json"
-"""Every title, with how often it was taken in training."""
+"""The file of every title's number of interactions in training."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A test question's facts, for breakdowns, for intervals over users, and to ask it of the whole catalogue.
+class QuestionFacts:
+    """Facts of a test question, for breakdowns, intervals over users and rankings of the whole catalogue.
 
     Attributes:
-        history: titles, the oldest first.
-        known: all titles the user had taken before.
-        target: the title taken.
-        popularity: how often the target was taken in training.
+        history: the history's titles, the oldest first.
+        known: all titles that the user had taken before.
+        target: the target's title.
+        popularity: the number of the target's interactions in training.
     """
 
     id: str
@@ -51,89 +51,92 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """All that is asked.
+class QuestionSet:
+    """All questions with their candidates.
 
     Attributes:
-        parts: training, validation and test.
-        offers: the items that each question offers, by its id.
+        titles: the title by item.
+        parts: the questions of training, validation and test.
+        candidate_lists: the candidates by the question's id.
     """
 
     titles: Mapping[str, str]
     histories: Histories
     parts: Mapping[str, Sequence[Question]]
-    offers: Mapping[str, Sequence[str]]
+    candidate_lists: Mapping[str, Sequence[str]]
 
 
-def draw_questions(config: RecommendConfig) -> Questions:
-    """Questions and what each offers, by the configuration's files and seed.
+def draw_questions(config: RecommendConfig) -> QuestionSet:
+    """The questions and their candidates, from the configuration's files and seed.
 
     Raises:
-        DataError: the files cannot be read, or there is too little in them.
+        DataError: the files cannot be read, or hold too few interactions.
     """
     titles = read_titles(config.titles, columns=config.columns)
     interactions = read_interactions(config.interactions, columns=config.columns)
     histories = build_histories(interactions, titles, config.questions.rules)
     parts = _parts(config, histories)
     untils = (parts["validation"][0].time, parts["test"][0].time, math.inf)
-    offers = {
-        question.id: offer(
+    candidate_lists = {
+        question.id: draw_candidates(
             question,
             histories,
             titles,
             until=until,
-            candidates=config.questions.candidates,
-            drawn=config.questions.drawn,
+            count=config.questions.candidates,
+            sampling=config.questions.drawn,
             seed=config.seed,
         )
         for part, until in zip(PARTS, untils, strict=True)
         for question in parts[part]
     }
-    return Questions(titles, histories, parts, offers)
+    return QuestionSet(titles, histories, parts, candidate_lists)
 
 
-def ask(config: RecommendConfig, folder: Path) -> Mapping[str, Any]:
-    """Write every part's questions, each as a group of all titles it offers, the one that was taken preferred."""
-    drawn = draw_questions(config)
-    titles, histories, parts = drawn.titles, drawn.histories, drawn.parts
+def write_questions(config: RecommendConfig, folder: Path) -> Mapping[str, Any]:
+    """Write every part's questions as groups of all candidates with the target preferred; the result counts them."""
+    question_set = draw_questions(config)
+    titles, histories, parts = question_set.titles, question_set.histories, question_set.parts
     for part in PARTS:
         open_share = config.questions.open if part == "train" else 0.0
-        groups = [_group(q, drawn.offers[q.id], titles, config, open_share) for q in parts[part]]
+        groups = [_group(q, question_set.candidate_lists[q.id], titles, config, open_share) for q in parts[part]]
         write_anew(groups, folder / f"{part}.jsonl")
     write_anew(_texts(histories, titles, config), folder / TEXTS)
-    about = [_about(question, histories, titles) for question in parts["test"]]
-    write_atomically(folder / ABOUT, "".join(json.dumps(vars(each)) + "\n" for each in about))
+    facts = [_facts(question, histories, titles) for question in parts["test"]]
+    write_atomically(folder / FACTS, "".join(json.dumps(vars(question_facts)) + "\n" for question_facts in facts))
     catalogue: Counter[str] = Counter()
     for item in histories.items:
         catalogue[titles[item]] += histories.counts[item]
     write_atomically(folder / CATALOGUE, json.dumps(catalogue, ensure_ascii=False, indent=0) + "\n")
     return {
         "questions": {part: len(parts[part]) for part in PARTS},
-        "users": len(histories.taken),
+        "users": len(histories.times_by_user),
         "items": len(histories.items),
         "dropped": dict(histories.dropped),
-        "baselines": _baselines(config, drawn),
+        "baselines": _baselines(config, question_set),
     }
 
 
-def read_about(folder: Path) -> list[Asked]:
-    """The facts that `ask` wrote of the test questions, in their order."""
-    return [Asked(**json.loads(line)) for line in (folder / ABOUT).read_text(encoding="utf-8").splitlines()]
+def read_facts(folder: Path) -> list[QuestionFacts]:
+    """The facts of the test questions that `write_questions` wrote, in their order."""
+    return [QuestionFacts(**json.loads(line)) for line in (folder / FACTS).read_text(encoding="utf-8").splitlines()]
 
 
 def read_catalogue(folder: Path) -> dict[str, int]:
-    """How often each title of the catalogue was taken in training."""
+    """The number of interactions in training by title of the catalogue."""
     counts: dict[str, int] = json.loads((folder / CATALOGUE).read_text(encoding="utf-8"))
     return counts
 
 
-def _about(question: Question, histories: Histories, titles: Mapping[str, str]) -> Asked:
-    known = [titles[item] for item, time in histories.taken[question.user].items() if time < question.time]
-    return Asked(
+def _facts(question: Question, histories: Histories, titles: Mapping[str, str]) -> QuestionFacts:
+    titles_of_user = [
+        titles[item] for item, time in histories.times_by_user[question.user].items() if time < question.time
+    ]
+    return QuestionFacts(
         id=question.id,
         user=question.user,
         history=[titles[item] for item in question.history],
-        known=known,
+        known=titles_of_user,
         target=titles[question.target],
         popularity=histories.counts[question.target],
     )
@@ -141,73 +144,83 @@ def _about(question: Question, histories: Histories, titles: Mapping[str, str]) 
 
 def _parts(config: RecommendConfig, histories: Histories) -> dict[str, tuple[Question, ...]]:
     train = histories.train[-config.questions.train :] if config.questions.train else histories.train
-    draw, most = random.Random(config.seed), config.questions.held_out
+    draw, limit = random.Random(config.seed), config.questions.held_out
 
-    def some(questions: tuple[Question, ...]) -> tuple[Question, ...]:
-        if most is None or most >= len(questions):
+    def sample(questions: tuple[Question, ...]) -> tuple[Question, ...]:
+        if limit is None or limit >= len(questions):
             return questions
-        return tuple(questions[i] for i in sorted(draw.sample(range(len(questions)), most)))
+        return tuple(questions[i] for i in sorted(draw.sample(range(len(questions)), limit)))
 
-    return {"train": train, "validation": some(histories.validation), "test": some(histories.test)}
+    return {"train": train, "validation": sample(histories.validation), "test": sample(histories.test)}
 
 
 def _group(
-    question: Question, offered: Sequence[str], titles: Mapping[str, str], config: RecommendConfig, open_share: float
+    question: Question, candidates: Sequence[str], titles: Mapping[str, str], config: RecommendConfig, open_share: float
 ) -> PreferenceGroup:
     wording = config.questions.wording
-    history, names = ([titles[item] for item in items] for items in (question.history, offered))
+    history, names = ([titles[item] for item in items] for items in (question.history, candidates))
     is_open = random.Random(f"{config.seed}/{question.id}/open").random() < open_share
     prompt = wording.open_prompt(history) if is_open else wording.prompt(history, names)
     return PreferenceGroup(
-        prompt, tuple(f" {name}" for name in names), preferred=offered.index(question.target), id=question.id
+        prompt, tuple(f" {name}" for name in names), preferred=candidates.index(question.target), id=question.id
     )
 
 
 def _texts(histories: Histories, titles: Mapping[str, str], config: RecommendConfig) -> list[PreferenceGroup]:
     end = histories.validation[0].time
     pieces: dict[str, list[str]] = defaultdict(list)
-    for user, times in histories.taken.items():
-        before = [titles[item] for item, time in sorted(times.items(), key=lambda pair: pair[1]) if time < end]
+    for user, times in histories.times_by_user.items():
+        titles_before = [titles[item] for item, time in sorted(times.items(), key=lambda pair: pair[1]) if time < end]
         size = 2 * config.questions.max_history
         pieces[user] += [
-            config.questions.separator.join(before[start : start + size]) for start in range(0, len(before), size)
+            config.questions.separator.join(titles_before[start : start + size])
+            for start in range(0, len(titles_before), size)
         ]
     texts = [text for user in pieces for text in pieces[user]]
     random.Random(config.seed).shuffle(texts)
     return [PreferenceGroup("", (text,), id=str(number)) for number, text in enumerate(texts)]
 
 
-def _baselines(config: RecommendConfig, drawn: Questions) -> dict[str, Any]:
-    histories, offers, train, test = drawn.histories, drawn.offers, drawn.parts["train"], drawn.parts["test"]
+def _baselines(config: RecommendConfig, question_set: QuestionSet) -> dict[str, Any]:
+    histories, candidate_lists = question_set.histories, question_set.candidate_lists
+    train, test = question_set.parts["train"], question_set.parts["test"]
     scorers: dict[str, baselines.Scorer] = {
         baselines.CHANCE: baselines.chance,
         baselines.POPULARITY: baselines.popularity(histories),
         baselines.LAST_ITEM: baselines.last_item(histories),
         baselines.NEIGHBOURS: baselines.neighbours(histories),
     }
-    of_lists: dict[str, baselines.Scorer] = {
-        baselines.POSITION: baselines.position(offers, train),
-        baselines.OVERLAP: baselines.overlap(offers, train),
+    list_scorers: dict[str, baselines.Scorer] = {
+        baselines.LIST_POSITION: baselines.position(candidate_lists, train),
+        baselines.LIST_OVERLAP: baselines.overlap(candidate_lists, train),
     }
-    found = {name: measured(each, test, offers, config.cutoffs) for name, each in {**scorers, **of_lists}.items()}
-    asked = test[: config.catalogue]
-    if asked:
-        everything = {question.id: unknown(question, histories) for question in asked}
-        for name, each in scorers.items():
-            found[name]["catalogue"] = measured(each, asked, everything, config.cutoffs)
-    return found
+    results = {
+        name: baseline_metrics(scorer, test, candidate_lists, config.cutoffs)
+        for name, scorer in {**scorers, **list_scorers}.items()
+    }
+    catalogue_questions = test[: config.catalogue]
+    if catalogue_questions:
+        catalogue_lists = {question.id: items_not_taken(question, histories) for question in catalogue_questions}
+        for name, scorer in scorers.items():
+            results[name]["catalogue"] = baseline_metrics(scorer, catalogue_questions, catalogue_lists, config.cutoffs)
+    return results
 
 
-def measured(
-    scorer: baselines.Scorer, questions: Sequence[Question], offers: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
+def baseline_metrics(
+    scorer: baselines.Scorer,
+    questions: Sequence[Question],
+    candidate_lists: Mapping[str, Sequence[str]],
+    cutoffs: Sequence[int],
 ) -> dict[str, Any]:
-    """How well a ranking of items finds the targets among what the questions offer; as JSON."""
-    ranks = [TargetRank.by_scores(scorer(q, offers[q.id]), offers[q.id].index(q.target)) for q in questions]
-    measures = ranking_measures(ranks, [question.user for question in questions], cutoffs)
-    return {key: value.to_json() for key, value in measures.items()}
+    """The ranking metrics of a scorer on the questions with these candidates, as JSON."""
+    ranks = [
+        TargetRank.by_scores(scorer(q, candidate_lists[q.id]), candidate_lists[q.id].index(q.target)) for q in questions
+    ]
+    metrics = ranking_metrics(ranks, [question.user for question in questions], cutoffs)
+    return {key: value.to_json() for key, value in metrics.items()}
 
 
-def unknown(question: Question, histories: Histories) -> list[str]:
-    """What of the catalogue the user had not taken."""
-    known = {item for item, time in histories.taken[question.user].items() if time < question.time}
-    return [item for item in histories.items if item not in known]
+def items_not_taken(question: Question, histories: Histories) -> list[str]:
+    """The items of the catalogue that the user had not taken before the question."""
+    items_of_user = {item for item, time in histories.times_by_user[question.user].items() if time < question.time}
+    return [item for item in histories.items if item not in items_of_user]

@@ -16,7 +16,7 @@ from penchant.errors import rename_options_in_errors
 from penchant.evaluation.rewards import open_reward
 from penchant.evaluation.user_functions import import_function
 from penchant.recipes.fingerprints import weights_fingerprint
-from penchant.recipes.reading import READING, ReadingConfig
+from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 from penchant.recipes.self_improve.verifying import FunctionVerifier, NoisyVerifier, RewardVerifier, Verifier
 from penchant.recipes.self_improve.verifying_endpoint import EndpointVerifier
 
@@ -124,7 +124,7 @@ class SelfImproveConfig(Section):
     )
     capacity: int = Field(2000, ge=1, description="groups that the buffer holds")
     update: UpdateConfig = UpdateConfig()
-    data: ReadingConfig = Field(READING, description="how texts are read")
+    data: ReadingConfig = Field(DEFAULT_READING, description="how texts are read")
     token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of what is only read")
     seed: int = Field(0, ge=0)
 
@@ -147,7 +147,7 @@ class SelfImproveConfig(Section):
                 raise ValueError("memory is of texts: a picture cannot be put into a prompt; leave it out")
             if self.token_budget != SelfImproveConfig.model_fields["token_budget"].default:
                 raise ValueError("token_budget is of texts; leave it out")
-            if self.data != READING:
+            if self.data != DEFAULT_READING:
                 raise ValueError("data is of texts; leave it out")
             if self.sampling != SamplingConfig():
                 raise ValueError("sampling is of texts; what pictures have is in pictures: {steps, guidance}")

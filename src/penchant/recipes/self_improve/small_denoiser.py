@@ -19,7 +19,7 @@ from penchant.engine.folders import disk_errors, sync
 from penchant.engine.progress import Progress
 from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.files import write_atomically
-from penchant.recipes.fingerprints import fingerprint, weights_fingerprint
+from penchant.recipes.fingerprints import file_fingerprint, weights_fingerprint
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
 LONGEST, WIDTH = 12, 64
@@ -94,7 +94,7 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
         ConfigError: what is there was made from another start or by other settings.
         TrainingError: the loss is not a finite number, or the disk is full.
     """
-    schedule = fingerprint(str(start / "scheduler" / "scheduler_config.json"))
+    schedule = file_fingerprint(str(start / "scheduler" / "scheduler_config.json"))
     made = {"start": weights_fingerprint(str(start)), "noise_schedule": schedule, **settings.model_dump(mode="json")}
     record = folder.with_name(f"{folder.name}.json")
     if folder.exists():

@@ -18,11 +18,11 @@ from penchant.evaluation.generation import Sampling, generate
 from penchant.evaluation.judges import fill
 from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.checking import check_tuning
-from penchant.recipes.reading import read_log_probs
+from penchant.recipes.reading import compute_log_probs
 from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
 from penchant.recipes.self_improve.learner import Answer
 from penchant.recipes.self_improve.medium import Signs
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ class TextMedium:
         if adapter_base(model) is not None:
             fix = f"merge it first: penchant merge {model} MERGED, then model=MERGED"
             raise ConfigError("model is an adapter folder, and updates put another adapter on it", where=model, fix=fix)
-        tuned = TunedConfig(training=update.training, lora=update.lora)
+        tuned = TuningConfig(training=update.training, lora=update.lora)
         pair = PreferenceGroup("", ("", ""), preferred=0)
         check_tuning("update", update.objective, tuned, [pair], "update.objective")
         self._check_lengths(prompts)
@@ -83,11 +83,11 @@ class TextMedium:
 
     def tune(self, folder: Path, model: str, seed: int) -> str:
         update = self.config.update
-        tuned = TunedConfig(training=update.training.model_copy(update={"seed": seed}), lora=update.lora)
+        tuned = TuningConfig(training=update.training.model_copy(update={"seed": seed}), lora=update.lora)
         keys, file = stage_keys("update", UpdateConfig), folder / "train.jsonl"
         tune(folder, model, file, None, update.objective, tuned, keys=keys, reading=self.config.data)
-        merge_where_adapted(folder, tuned)
-        return str(whole_model(folder, tuned))
+        write_full_model(folder, tuned)
+        return str(full_model_folder(folder, tuned))
 
     def signs(self, model: str, first: str, prompts: Sequence[str], answers: Sequence[str]) -> Signs:
         """Words; the share of pairs of neighbouring words that occur once; nats by which answers are likelier now."""
@@ -97,7 +97,7 @@ class TextMedium:
         distance = 0.0
         if model != first and told:
             reading = (told, self.config.token_budget, self.config.data)
-            current, initial = (read_log_probs(source, *reading) for source in (model, first))
+            current, initial = (compute_log_probs(source, *reading) for source in (model, first))
             distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(current, initial, strict=True)]))
         return Signs(
             amount=float(np.mean([len(text.split()) for text in answers])),

@@ -1,1 +1,1 @@
-"""Small tool-calling agents (TinyLLM)."""
+"""The recipe `tool-calling`: small agents that call functions (TinyLLM)."""

@@ -1,4 +1,4 @@
-"""Typed corruptions of right calls: what small models get wrong, each by itself."""
+"""Corruptions of right calls, one function per kind of mistake that small models make."""
 
 from __future__ import annotations
 
@@ -12,75 +12,88 @@ from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.recipes.tool_calling.right import right_calls
 
 Corrupted = list[Call] | None
-"""None where a question gives no occasion for it."""
+"""Corrupted calls; None if the corruption does not apply to the question."""
 
 
 def corrupt(question: ToolQuestion, draw: random.Random) -> dict[str, list[Call]]:
-    """Of each kind that applies, one wrong answer; those that the scorer finds right after all are left out."""
+    """A wrong answer by kind of corruption, without the kinds whose result does not apply or is right after all."""
     calls = right_calls(question)
-    made = {name: change(question, list(calls), draw) for name, change in CORRUPTIONS.items()}
-    return {name: wrong for name, wrong in made.items() if wrong is not None and question.fault(wrong) is not None}
+    candidates = {name: change(question, list(calls), draw) for name, change in CORRUPTIONS.items()}
+    return {
+        name: wrong for name, wrong in candidates.items() if wrong is not None and question.fault(wrong) is not None
+    }
 
 
 def _wrong_function(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    """Another function that is on offer, or one that is not."""
+    """Calls with one function replaced by another on offer, or by an invented one if there is no other."""
     if not calls:
         return None
     n = draw.randrange(len(calls))
-    others = [function.name for function in question.functions if function.name != calls[n].name]
+    other_names = [function.name for function in question.functions if function.name != calls[n].name]
     invented = f"{calls[n].name.rsplit('.', 1)[-1]}_v2"
-    calls[n] = replace(calls[n], name=draw.choice(others) if others else invented)
+    calls[n] = replace(calls[n], name=draw.choice(other_names) if other_names else invented)
     return calls
 
 
 def _missing_argument(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    return _on_argument(calls, draw, lambda arguments, name: {k: v for k, v in arguments.items() if k != name})
+    return _change_argument(calls, draw, lambda arguments, name: {k: v for k, v in arguments.items() if k != name})
 
 
 def _extra_argument(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    """One that the function does not take, under a name of another function or an invented one."""
+    """Calls with one argument too many, named like an argument of another function or by an invented name."""
     if not calls:
         return None
     n = draw.randrange(len(calls))
-    own = next(function for function in question.functions if function.name == calls[n].name)
-    names = {name for function in question.functions for name in function.arguments} - set(own.arguments)
+    called_function = next(function for function in question.functions if function.name == calls[n].name)
+    names = {name for function in question.functions for name in function.arguments} - set(called_function.arguments)
     name = draw.choice(sorted(names)) if names else "verbose"
     calls[n] = Call(calls[n].name, {**calls[n].arguments, name: draw.choice([True, 1, "default"])})
     return calls
 
 
 def _other_type(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    return _on_argument(calls, draw, lambda arguments, name: {**arguments, name: _retyped(arguments[name])})
+    return _change_argument(calls, draw, lambda arguments, name: {**arguments, name: _change_type(arguments[name])})
 
 
 def _wrong_value(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    return _on_argument(calls, draw, lambda arguments, name: {**arguments, name: _another(arguments[name], draw)})
+    return _change_argument(
+        calls, draw, lambda arguments, name: {**arguments, name: _similar_value(arguments[name], draw)}
+    )
 
 
 def _extra_call(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    """The last call again, with another value where it has one."""
+    """Calls with the last call repeated, with another value if it has arguments."""
     if not calls:
         return None
     return [*calls, *(_wrong_value(question, calls[-1:], draw) or calls[-1:])]
 
 
 def _missing_call(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    """One call fewer; of a single one, none."""
+    """Calls without one of them."""
     if not calls:
         return None
     del calls[draw.randrange(len(calls))]
     return calls
 
 
-def _call_where_none_is_due(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
-    """A function that does not serve, with words of the question for its required arguments."""
+def _unneeded_call(question: ToolQuestion, calls: list[Call], draw: random.Random) -> Corrupted:
+    """A call of a function that cannot answer the question, with words of it as required arguments."""
     if calls or question.accepted is None or not question.functions:
         return None
     function = draw.choice(question.functions)
     words = question.text.split()
-    fitting: Mapping[str, Any] = {"integer": 1, "float": 1.0, "boolean": True, "array": [], "tuple": [], "dict": {}}
-    given = {name: fitting.get(function.arguments[name].type, draw.choice(words)) for name in function.required}
-    return [Call(function.name, given)]
+    default_values: Mapping[str, Any] = {
+        "integer": 1,
+        "float": 1.0,
+        "boolean": True,
+        "array": [],
+        "tuple": [],
+        "dict": {},
+    }
+    arguments = {
+        name: default_values.get(function.arguments[name].type, draw.choice(words)) for name in function.required
+    }
+    return [Call(function.name, arguments)]
 
 
 CORRUPTIONS: Mapping[str, Callable[[ToolQuestion, list[Call], random.Random], Corrupted]] = {
@@ -91,24 +104,25 @@ CORRUPTIONS: Mapping[str, Callable[[ToolQuestion, list[Call], random.Random], Co
     "wrong value": _wrong_value,
     "extra call": _extra_call,
     "missing call": _missing_call,
-    "call where none is due": _call_where_none_is_due,
+    "call where none is due": _unneeded_call,
 }
 
 
-def _on_argument(
+def _change_argument(
     calls: Sequence[Call], draw: random.Random, change: Callable[[Mapping[str, Any], str], dict[str, Any]]
 ) -> Corrupted:
-    places = [(n, name) for n, call in enumerate(calls) for name in call.arguments]
-    if not places:
+    """Calls with the arguments of one call changed at one random name."""
+    arguments = [(n, name) for n, call in enumerate(calls) for name in call.arguments]
+    if not arguments:
         return None
-    n, name = draw.choice(places)
-    changed = list(calls)
-    changed[n] = Call(calls[n].name, change(calls[n].arguments, name))
-    return changed
+    n, name = draw.choice(arguments)
+    new_calls = list(calls)
+    new_calls[n] = Call(calls[n].name, change(calls[n].arguments, name))
+    return new_calls
 
 
-def _retyped(value: Any) -> Any:
-    """The same said by another type."""
+def _change_type(value: Any) -> Any:
+    """A value of another type with the same content."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list | tuple):
@@ -116,8 +130,8 @@ def _retyped(value: Any) -> Any:
     return str(value)
 
 
-def _another(value: Any, draw: random.Random) -> Any:
-    """A near value of the same type."""
+def _similar_value(value: Any, draw: random.Random) -> Any:
+    """A similar value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -126,8 +140,8 @@ def _another(value: Any, draw: random.Random) -> Any:
         words = value.split()
         return " ".join(words[:-1]) if len(words) > 1 else f"{value}s"
     if isinstance(value, list) and value:
-        return value[:-1] if len(value) > 1 else [_another(value[0], draw)]
+        return value[:-1] if len(value) > 1 else [_similar_value(value[0], draw)]
     if isinstance(value, dict) and value:
         key = draw.choice(sorted(value, key=str))
-        return {**value, key: _another(value[key], draw)}
+        return {**value, key: _similar_value(value[key], draw)}
     return [value]

@@ -1,4 +1,4 @@
-"""Questions in parts, their variants, and what a model is shown of them."""
+"""Questions split into parts, their variants, and their prompts and answers."""
 
 from __future__ import annotations
 
@@ -15,114 +15,123 @@ from penchant.errors import DataError
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.right import right_answer
 from penchant.recipes.tool_calling.splitting import split
-from penchant.recipes.tool_calling.variants import misplaced, variant
+from penchant.recipes.tool_calling.variants import make_variant, with_unrelated_functions
 from penchant.recipes.tool_calling.vocabulary import Vocabulary
 
 TRIES = 20
 PAIRED, REWARDED = 1, 2
-"""Draws of `fresh_questions`: for the pairs, and for the prompts of a reward."""
+"""The seed offsets of `fresh_questions` for the pairs and for the prompts of a reward."""
 
 
-def prepare(config: ToolCallingConfig, folder: Path) -> Found:
-    """Write the questions in three parts, and supervised groups of training and validation."""
+def prepare(config: ToolCallingConfig, folder: Path) -> StageResult:
+    """Write the three parts of the questions and the supervised groups; the result counts them."""
     read, left_out = read_bfcl(Path(config.questions))
-    # What any call would answer teaches no answer. What is taught must be right as it is written: an argument that is
-    # called as a keyword of Python cannot be read back.
-    usable = [
-        each
-        for each in read
-        if each.accepted is not None and each.fault(read_calls(right_answer(each), each.language)) is None
+    # A question that any call answers has no right answer to learn. A right answer must be right when it is read back,
+    # which fails if an argument's name is a keyword of Python.
+    answerable = [
+        question
+        for question in read
+        if question.accepted is not None
+        and question.fault(read_calls(right_answer(question), question.language)) is None
     ]
-    if not usable:
+    if not answerable:
         raise DataError("no question with a right answer is left", where=config.questions, fix="add other categories")
-    rest, test = split(usable, config.held_out, config.seed)
-    train, validation = split(rest, config.held_out / (1 - config.held_out), config.seed)
+    training_and_validation, test = split(answerable, config.held_out, config.seed)
+    train, validation = split(training_and_validation, config.held_out / (1 - config.held_out), config.seed)
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         write_bfcl(part, folder / name)
-    varied = variants(config, train, config.variants, config.seed, names_of([*validation, *test]))
+    new_variants = variants(config, train, config.variants, config.seed, function_names([*validation, *test]))
     steps = _trajectories(config)
-    write_anew([*(as_group(config, each) for each in [*train, *varied]), *steps], folder / "supervised_train.jsonl")
-    write_anew([as_group(config, each) for each in validation], folder / "supervised_validation.jsonl")
+    write_anew(
+        [*(as_group(config, question) for question in [*train, *new_variants]), *steps],
+        folder / "supervised_train.jsonl",
+    )
+    write_anew([as_group(config, question) for question in validation], folder / "supervised_validation.jsonl")
     return {
         "left_out": left_out,
-        "no right answer": len(read) - len(usable),
+        "no right answer": len(read) - len(answerable),
         "questions": {
-            name: dict(Counter(each.category for each in part))
+            name: dict(Counter(question.category for question in part))
             for name, part in (("train", train), ("validation", validation), ("test", test))
         },
-        "variants": len(varied),
+        "variants": len(new_variants),
         "trajectories": len(steps),
     }
 
 
 def variants(
-    config: ToolCallingConfig, questions: Sequence[ToolQuestion], each: int, seed: int, taken: Collection[str]
+    config: ToolCallingConfig,
+    questions: Sequence[ToolQuestion],
+    rounds: int,
+    seed: int,
+    reserved_names: Collection[str],
 ) -> list[ToolQuestion]:
-    """So many of each question at most, in rounds, no prompt twice; some under functions of which none serves.
+    """Variants of questions without a repeated prompt, some of them with functions that cannot answer the question.
 
     Args:
-        taken: names in lower case that no function gets, as those of the other parts.
+        rounds: the number of variants per question, at most.
+        reserved_names: lower-case names that no function may get, such as those of the other parts.
     """
     draw = random.Random(seed)
-    words = Vocabulary.of(questions)
-    seen = {as_text(ask(config, question)) for question in questions}
-    found = []
-    for number in range(each):
+    words = Vocabulary.from_questions(questions)
+    prompts = {as_text(question_prompt(config, question)) for question in questions}
+    new_questions = []
+    for number in range(rounds):
         for question in questions:
-            made = variant(question, words, draw, taken)
-            # Where no call is due names stay, and a question without a number has no variant of its own.
+            candidate = make_variant(question, words, draw, reserved_names)
+            # A question without accepted calls keeps its names, and without a number it has no variant.
             for _ in range(TRIES if question.accepted else 0):
-                if as_text(ask(config, made)) not in seen:
+                if as_text(question_prompt(config, candidate)) not in prompts:
                     break
-                made = variant(question, words, draw, taken)
-            bare = not question.accepted and as_text(ask(config, made)) in seen
-            if made.functions and (bare or draw.random() < config.mismatched):
-                made = misplaced(made, question, questions, draw) or made
-            prompt = as_text(ask(config, made))
-            if prompt not in seen:
-                seen.add(prompt)
-                found.append(replace(made, id=f"{question.id}-v{seed}-{number}"))
-    return found
+                candidate = make_variant(question, words, draw, reserved_names)
+            is_repeated = not question.accepted and as_text(question_prompt(config, candidate)) in prompts
+            if candidate.functions and (is_repeated or draw.random() < config.mismatched):
+                candidate = with_unrelated_functions(candidate, question, questions, draw) or candidate
+            prompt = as_text(question_prompt(config, candidate))
+            if prompt not in prompts:
+                prompts.add(prompt)
+                new_questions.append(replace(candidate, id=f"{question.id}-v{seed}-{number}"))
+    return new_questions
 
 
 def fresh_questions(config: ToolCallingConfig, data: Path, draw: int) -> list[ToolQuestion]:
-    """The training questions, with other variants of them than the supervised ones.
+    """The training questions and variants of them that differ from the supervised ones.
 
     Args:
         data: the folder of stage data.
-        draw: 1 or more; each draws other variants.
+        draw: the seed offset, 1 or more; every offset gives other variants.
     """
     train, _ = read_bfcl(data / "train")
-    return [*train, *variants(config, train, config.pairs.variants, config.seed + draw, held_out_names(data))]
+    return [*train, *variants(config, train, config.pairs.variants, config.seed + draw, held_out_function_names(data))]
 
 
-def names_of(questions: Iterable[ToolQuestion]) -> frozenset[str]:
-    """Of all functions on offer, in lower case."""
+def function_names(questions: Iterable[ToolQuestion]) -> frozenset[str]:
+    """The lower-case names of all functions on offer."""
     return frozenset(function.name.lower() for question in questions for function in question.functions)
 
 
-def held_out_names(data: Path) -> frozenset[str]:
-    """`names_of` what `prepare` held out in this folder."""
-    return names_of(question for part in ("validation", "test") for question in read_bfcl(data / part)[0])
+def held_out_function_names(data: Path) -> frozenset[str]:
+    """The lower-case names of the functions in the validation and test parts that `prepare` wrote."""
+    return function_names(question for part in ("validation", "test") for question in read_bfcl(data / part)[0])
 
 
 def as_group(config: ToolCallingConfig, question: ToolQuestion) -> PreferenceGroup:
-    """The question with its right answer, to be imitated."""
+    """A group of the question's prompt and its right answer."""
     answer = as_candidate(config, right_answer(question))
-    return PreferenceGroup(ask(config, question), (answer,), id=question.id, source=question.category)
+    return PreferenceGroup(question_prompt(config, question), (answer,), id=question.id, source=question.category)
 
 
-def ask(config: ToolCallingConfig, question: ToolQuestion) -> Text:
-    """The prompt."""
+def question_prompt(config: ToolCallingConfig, question: ToolQuestion) -> Text:
+    """The prompt of a question in the configured style."""
     return as_signatures(question) if config.style == "signatures" else as_messages(question)
 
 
 def as_candidate(config: ToolCallingConfig, answer: str) -> Text:
-    """What stands after it."""
+    """An answer as the candidate after the prompt, in the configured style."""
     return answer if config.style == "signatures" else (Message(role="assistant", content=answer.strip()),)
 
 
@@ -133,5 +142,7 @@ def _trajectories(config: ToolCallingConfig) -> list[PreferenceGroup]:
     if any(len(group.candidates) != 1 for group in groups):
         raise DataError("a step has several answers", where=config.trajectories, fix="give prompt and completion")
     if any(isinstance(group.prompt, str) != (config.style == "signatures") for group in groups):
-        raise DataError("steps are plain text where style is signatures, else messages", where=config.trajectories)
+        raise DataError(
+            "steps must be plain text for style signatures, and messages for style messages", where=config.trajectories
+        )
     return [replace(group, id=f"step-{group.id}", source="trajectories") for group in groups]

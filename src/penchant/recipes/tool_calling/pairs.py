@@ -1,4 +1,4 @@
-"""Right answers above wrong ones: typed corruptions, and what a weaker model says itself."""
+"""Pairs of right and wrong answers: corruptions of right answers, and wrong answers of a weaker model."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from penchant.evaluation.generation import Sampling
 from penchant.evaluation.style import style_leak
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls, write_calls
-from penchant.recipes.reading import read_answers
+from penchant.recipes.reading import generate_answers
 from penchant.recipes.reviewing import read_verdicts
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.corruptions import corrupt
-from penchant.recipes.tool_calling.data import PAIRED, as_candidate, ask, fresh_questions
+from penchant.recipes.tool_calling.data import PAIRED, as_candidate, fresh_questions, question_prompt
 from penchant.recipes.tool_calling.right import right_answer
 
 QUEUE = "queue.jsonl"
-OWN = "the weaker model's own"
+WEAKER_ANSWER = "the weaker model's own"
 
 
-def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> Found:
-    """Write groups of a right answer and wrong ones, of training and validation, and the queue for people.
+def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> StageResult:
+    """Write training and validation groups of a right and wrong answers, and the queue for review by people.
 
     Raises:
-        DataError: nothing wrong was found.
+        DataError: there is no wrong answer.
     """
     data = folder.parent / "data"
     validation, _ = read_bfcl(data / "validation")
     kinds: Counter[str] = Counter()
-    # Of the supervised variants a tuned model answers more rightly.
+    # The supervised variants would give few wrong answers, since the weaker model may have been trained on them.
     groups = _groups(config, weaker, fresh_questions(config, data, PAIRED), kinds)
     steps = [g for g in read_groups(data / "supervised_train.jsonl").groups if g.source == "trajectories"]
     groups += _steps(config, weaker, steps, kinds)
@@ -50,50 +50,55 @@ def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> Found:
     return {"groups": len(groups), "rejected": dict(kinds.most_common())}
 
 
-def review(config: ToolCallingConfig, folder: Path) -> Found:
-    """Write the training pairs without what people rejected, and what style gives away in them."""
+def review(config: ToolCallingConfig, folder: Path) -> StageResult:
+    """Write the training pairs without those that people rejected; the result tells how style predicts the label."""
     rejected, counts = read_verdicts(folder.parent / "pairs" / QUEUE, config.review.verdicts)
-    kept = [group for group in read_groups(folder.parent / "pairs" / "all.jsonl").groups if group.id not in rejected]
-    write_anew(kept, folder / "train.jsonl")
-    return {"verdicts": counts, "audit": style_leak(kept).to_json()}
+    accepted_groups = [
+        group for group in read_groups(folder.parent / "pairs" / "all.jsonl").groups if group.id not in rejected
+    ]
+    write_anew(accepted_groups, folder / "train.jsonl")
+    return {"verdicts": counts, "audit": style_leak(accepted_groups).to_json()}
 
 
 def _groups(
     config: ToolCallingConfig, weaker: str, questions: Sequence[ToolQuestion], kinds: Counter[str]
 ) -> list[PreferenceGroup]:
     draw = random.Random(config.seed)
-    own = _own(config, weaker, [ask(config, each) for each in questions])
-    found = []
-    for question, said in zip(questions, own, strict=True):
+    weaker_answers = _weaker_answers(config, weaker, [question_prompt(config, question) for question in questions])
+    groups = []
+    for question, texts in zip(questions, weaker_answers, strict=True):
         corrupted = list(corrupt(question, draw).items())
         chosen = draw.sample(corrupted, min(len(corrupted), config.pairs.corruptions))
         wrong = {f" {write_calls(calls)}": kind for kind, calls in chosen}
-        # What the model says that is right after all is no answer to reject.
-        for text in said:
+        # A right answer of the weaker model is not rejected.
+        for text in texts:
             if text.strip() and question.fault(read_calls(text, question.language)) is not None:
-                wrong.setdefault(f" {text.strip()}", OWN)
+                wrong.setdefault(f" {text.strip()}", WEAKER_ANSWER)
         kinds.update(wrong.values())
         if wrong:
-            found.append(_group(config, ask(config, question), right_answer(question), list(wrong), question))
-    return found
+            groups.append(
+                _group(config, question_prompt(config, question), right_answer(question), list(wrong), question)
+            )
+    return groups
 
 
 def _steps(
     config: ToolCallingConfig, weaker: str, steps: Sequence[PreferenceGroup], kinds: Counter[str]
 ) -> list[PreferenceGroup]:
-    """Of an agent's steps, each against what the weaker model would have done (as TinyLLM made its data)."""
-    found = []
-    for step, said in zip(steps, _own(config, weaker, [step.prompt for step in steps]), strict=True):
+    """Groups of an agent's step and the weaker model's other steps (the way TinyLLM made its data)."""
+    groups = []
+    for step, texts in zip(steps, _weaker_answers(config, weaker, [step.prompt for step in steps]), strict=True):
         right = as_text(step.candidates[0]).strip()
-        wrong = dict.fromkeys(text.strip() for text in said if text.strip() not in ("", right))
-        kinds.update({OWN: len(wrong)} if wrong else {})
+        wrong = dict.fromkeys(text.strip() for text in texts if text.strip() not in ("", right))
+        kinds.update({WEAKER_ANSWER: len(wrong)} if wrong else {})
         if wrong:
             candidates = (step.candidates[0], *(as_candidate(config, f" {text}") for text in wrong))
-            found.append(PreferenceGroup(step.prompt, candidates, preferred=0, id=step.id, source=step.source))
-    return found
+            groups.append(PreferenceGroup(step.prompt, candidates, preferred=0, id=step.id, source=step.source))
+    return groups
 
 
-def _own(config: ToolCallingConfig, weaker: str, prompts: Sequence[Text]) -> list[list[str]]:
+def _weaker_answers(config: ToolCallingConfig, weaker: str, prompts: Sequence[Text]) -> list[list[str]]:
+    """Answers sampled from the weaker model to every prompt."""
     if not config.pairs.samples or not prompts:
         return [[] for _ in prompts]
     sampling = Sampling(
@@ -102,7 +107,7 @@ def _own(config: ToolCallingConfig, weaker: str, prompts: Sequence[Text]) -> lis
         max_new_tokens=config.answer_tokens,
         seed=config.seed,
     )
-    return [list(answers) for answers in read_answers(weaker, prompts, sampling, config.data)]
+    return [list(answers) for answers in generate_answers(weaker, prompts, sampling, config.data)]
 
 
 def _group(

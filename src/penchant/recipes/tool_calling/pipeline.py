@@ -1,11 +1,11 @@
-"""`penchant recipe tool-calling`: small agents, taught in several ways and in sequences of them.
+"""`penchant recipe tool-calling`: small agents, trained in several ways and in sequences of steps.
 
-OUTPUT/data/              questions in parts (in the leaderboard's form), supervised groups
-OUTPUT/base/              a base from nothing, where none is named
+OUTPUT/data/              questions split into parts (in the leaderboard's form), supervised groups
+OUTPUT/base/              the base trained from scratch, if none is named
 OUTPUT/STEP-...-SEED/run  a path's model after each of its steps
-OUTPUT/pairs/, OUTPUT/review/    right answers above wrong ones, and what people left of them
-OUTPUT/reward/            prompts, and the reward of an answer to them
-OUTPUT/evaluation/        every model's answers to the test
+OUTPUT/pairs/, OUTPUT/review/    pairs of right and wrong answers, and those that people accepted
+OUTPUT/reward/            prompts, and the reward function of their answers
+OUTPUT/evaluation/        every model's answers to the test questions
 OUTPUT/report.html, OUTPUT/result.json
 """
 
@@ -18,18 +18,18 @@ from typing import Any
 from penchant.engine.grammars import grammar_library
 from penchant.evaluation.tool_calls.grammars import python_calls
 from penchant.evaluation.tool_calls.questions import read_bfcl
-from penchant.recipes.fingerprints import fingerprint, named_weights
-from penchant.recipes.stages import Found, Stage, run_stages
+from penchant.recipes.fingerprints import file_fingerprint, optional_weights_fingerprint
+from penchant.recipes.stages import Stage, StageResult, run_stages
 from penchant.recipes.tool_calling.checking import new_base, prepare_checked
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.evaluation import Row, evaluate
 from penchant.recipes.tool_calling.pairs import make_pairs, review
 from penchant.recipes.tool_calling.report import write_result
 from penchant.recipes.tool_calling.rewarding import prepare_reward
-from penchant.recipes.tuning import TunedConfig, merge_where_adapted, stage_keys, tune, whole_model
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
-Run = Callable[[Path], Found]
+Run = Callable[[Path], StageResult]
 Steps = tuple[str, ...]
 
 FILES = {
@@ -37,114 +37,145 @@ FILES = {
     "pairs": ("review/train.jsonl", "pairs/validation.jsonl"),
     "reward": ("reward/train.jsonl", None),
 }
-"""By what a step learns from: to train on, and held out; fresh answers are not."""
+"""The training and validation files by what a step learns from; sampled answers have no validation file."""
 
 
 def tool_calling(
     config: ToolCallingConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, Found]:
-    """Run the recipe, or one stage of it; what is done already is not done again.
+) -> dict[str, StageResult]:
+    """Run the recipe, or one stage of it; finished stages are skipped.
+
+    Args:
+        only: the name of the only stage to run.
 
     Returns:
-        What each stage found.
+        The result of every stage by its name.
 
     Raises:
         PenchantError: the data, configuration or models are at fault; the package `llguidance` is missing.
     """
     folder = Path(config.output)
     _check(config)
-    return run_stages(folder, stages(config), lambda found: write_result(folder, config, found), only=only, tell=tell)
+    return run_stages(
+        folder, stages(config), lambda results: write_result(folder, config, results), only=only, tell=tell
+    )
 
 
 def stages(config: ToolCallingConfig) -> list[Stage]:
-    """All stages, in order: first steps, then pairs and prompts, then what goes on from the first steps."""
+    """All stages in order: steps that learn answers, then pairs and prompts, then the steps that need these."""
     settings = config.model_dump(mode="json")
     base = config.model or str(Path(config.output) / "base" / "run")
-    listed = [
-        Stage("data", "questions in parts", _asked(config, settings), lambda folder: prepare_checked(config, folder))
+    stage_list = [
+        Stage(
+            "data",
+            "split of questions into parts",
+            _data_settings(config, settings),
+            lambda folder: prepare_checked(config, folder),
+        )
     ]
     if config.model is None:
-        new = settings["new_model"] | {"texts": fingerprint(str(config.new_model.texts))}
-        listed.append(Stage("base", "a base from nothing", new, _train_base(config)))
-    begun = list(dict.fromkeys(tuple(steps[:n]) for steps in config.paths.values() for n in range(1, len(steps) + 1)))
-    learnt = {config.steps[step].learns for steps in begun for step in steps}
-    answers = [steps for steps in begun if all(config.steps[step].learns == "answers" for step in steps)]
-    listed += [_stage(config, steps, seed, base) for steps in answers for seed in config.seeds]
-    if "pairs" in learnt:
+        new = settings["new_model"] | {"texts": file_fingerprint(str(config.new_model.texts))}
+        stage_list.append(Stage("base", "training of a base from scratch", new, _train_base(config)))
+    sequences = list(
+        dict.fromkeys(tuple(steps[:n]) for steps in config.paths.values() for n in range(1, len(steps) + 1))
+    )
+    signals = {config.steps[step].learns for steps in sequences for step in steps}
+    answers = [steps for steps in sequences if all(config.steps[step].learns == "answers" for step in steps)]
+    stage_list += [_stage(config, steps, seed, base) for steps in answers for seed in config.seeds]
+    if "pairs" in signals:
         weaker = config.pairs.weaker
-        made = settings["pairs"] | {"queue": config.review.most, "answer_tokens": config.answer_tokens}
+        pair_settings = settings["pairs"] | {"queue": config.review.most, "answer_tokens": config.answer_tokens}
         if weaker in config.paths:
-            made |= {"weaker_steps": config.paths[weaker], "seed": config.seeds[0]}
+            pair_settings |= {"weaker_steps": config.paths[weaker], "seed": config.seeds[0]}
             weaker = str(_model(config, tuple(config.paths[weaker]), config.seeds[0]))
         elif weaker == "base":
             weaker = base
-        listed += [
-            Stage("pairs", "right answers above wrong ones", made, lambda place: make_pairs(config, weaker, place)),
+        stage_list += [
+            Stage(
+                "pairs",
+                "pairs of right and wrong answers",
+                pair_settings,
+                lambda folder: make_pairs(config, weaker, folder),
+            ),
             Stage(
                 "review",
-                "what people said of them",
+                "verdicts of people on the pairs",
                 {"verdicts": config.review.fingerprint()},
-                lambda place: review(config, place),
+                lambda folder: review(config, folder),
             ),
         ]
-    if "reward" in learnt:
-        fresh = {"variants": config.pairs.variants}
-        listed.append(Stage("reward", "prompts to answer", fresh, lambda place: prepare_reward(config, place)))
-    listed += [_stage(config, steps, seed, base) for steps in begun if steps not in answers for seed in config.seeds]
+    if "reward" in signals:
+        reward_settings = {"variants": config.pairs.variants}
+        description = "prompts and their reward function"
+        stage_list.append(Stage("reward", description, reward_settings, lambda folder: prepare_reward(config, folder)))
+    stage_list += [
+        _stage(config, steps, seed, base) for steps in sequences if steps not in answers for seed in config.seeds
+    ]
     rows = [Row("base", (base,))]
     for name, steps in config.paths.items():
         rows.append(Row(name, tuple(str(_model(config, tuple(steps), seed)) for seed in config.seeds)))
-    measured = {key: settings[key] for key in ("paths", "seeds", "answer_tokens", "timed", "constrained")}
-    measured |= config.data.settings
-    # Everything is compared with the first path, which settings that are a dict do not tell.
-    measured["order"] = list(config.paths)
-    return [*listed, Stage("evaluation", "functions never seen", measured, lambda place: evaluate(config, rows, place))]
+    evaluation_settings = {key: settings[key] for key in ("paths", "seeds", "answer_tokens", "timed", "constrained")}
+    evaluation_settings |= config.data.settings
+    # Every path is compared with the first one, and the saved dict of paths does not keep their order.
+    evaluation_settings["order"] = list(config.paths)
+    return [
+        *stage_list,
+        Stage(
+            "evaluation",
+            "answers on held-out functions",
+            evaluation_settings,
+            lambda folder: evaluate(config, rows, folder),
+        ),
+    ]
 
 
 def _check(config: ToolCallingConfig) -> None:
-    """Refuse now what the last stage would refuse."""
+    """Raise the errors now that the last stage would raise."""
     if config.constrained:
         grammar_library()
         for question in read_bfcl(Path(config.questions))[0]:
             python_calls(question, prose=config.style == "messages")
 
 
-def _asked(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    asked = {key: settings[key] for key in ("style", "held_out", "variants", "mismatched", "seed")}
+def _data_settings(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and file hashes that decide the result of stage data."""
+    data_settings = {key: settings[key] for key in ("style", "held_out", "variants", "mismatched", "seed")}
     files = sorted(Path(config.questions).rglob("BFCL_v*"))
-    asked["questions"] = {str(file.relative_to(config.questions)): fingerprint(str(file)) for file in files}
-    asked["trajectories"] = None if config.trajectories is None else fingerprint(config.trajectories)
-    return asked
+    data_settings["questions"] = {
+        str(file.relative_to(config.questions)): file_fingerprint(str(file)) for file in files
+    }
+    data_settings["trajectories"] = None if config.trajectories is None else file_fingerprint(config.trajectories)
+    return data_settings
 
 
-def _place(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
+def _step_folder(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
     return Path(config.output) / f"{'-'.join(steps)}-{seed}"
 
 
 def _model(config: ToolCallingConfig, steps: Steps, seed: int) -> Path:
-    """Where a path's model is; an adapter is merged."""
-    return whole_model(_place(config, steps, seed), config.steps[steps[-1]])
+    """The folder of the model after some steps; an adapter is merged."""
+    return full_model_folder(_step_folder(config, steps, seed), config.steps[steps[-1]])
 
 
 def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Stage:
-    """The last of some steps, from where those before it have come to."""
+    """The stage of the last of some steps, which starts from the model of the steps before it."""
     step = config.steps[steps[-1]]
     start = str(_model(config, steps[:-1], seed)) if steps[:-1] else base
-    tuned = TunedConfig(training=step.training.model_copy(update={"seed": seed}), lora=step.lora)
+    tuned = TuningConfig(training=step.training.model_copy(update={"seed": seed}), lora=step.lora)
 
-    def run(place: Path) -> Found:
+    def run(folder: Path) -> StageResult:
         train, validation = FILES[step.learns]
         online = None
         if step.learns == "reward":
-            score = f"{(place.parent / 'reward' / 'reward.py').resolve()}:score"
+            score = f"{(folder.parent / 'reward' / 'reward.py').resolve()}:score"
             online = {"sampling": step.sampling.model_dump(), "reward": {"function": score}}
-        held_out = None if validation is None else place.parent / validation
-        data, keys = place.parent / train, stage_keys(f"steps.{steps[-1]}", type(step))
-        tune(place, start, data, held_out, step.objective, tuned, keys=keys, online=online, reading=config.data)
-        merge_where_adapted(place, tuned)
+        held_out = None if validation is None else folder.parent / validation
+        data, keys = folder.parent / train, stage_keys(f"steps.{steps[-1]}", type(step))
+        tune(folder, start, data, held_out, step.objective, tuned, keys=keys, online=online, reading=config.data)
+        write_full_model(folder, tuned)
         return {}
 
-    settings = step.model_dump(mode="json") | {"seed": seed, "model": named_weights(config.model)}
+    settings = step.model_dump(mode="json") | {"seed": seed, "model": optional_weights_fingerprint(config.model)}
     settings |= config.data.settings
     name = "-".join(steps)
     return Stage(f"{name}-{seed}", f"{' then '.join(steps)}, seed {seed}", settings, run)

@@ -1,4 +1,4 @@
-"""The scorer's verdict as a reward: 1 for calls that are right, 0 for others."""
+"""The reward of an answer: 1 if the scorer finds its calls right, 0 if not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penchant.evaluation.files import write_atomically
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_messages, as_signatures
-from penchant.recipes.stages import Found
+from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.data import REWARDED, as_group, fresh_questions
 
@@ -28,11 +28,11 @@ score = reward_of(Path(__file__).parent / "questions")
 '''
 
 
-def prepare_reward(config: ToolCallingConfig, folder: Path) -> Found:
-    """Write prompts to answer, the questions behind them, and `reward.py`, which a run's configuration names."""
-    fresh = fresh_questions(config, folder.parent / "data", REWARDED)
-    # An answer is judged by its prompt: of two questions under one prompt the first counts.
-    by_prompt = {as_text(as_group(config, question).prompt): question for question in reversed(fresh)}
+def prepare_reward(config: ToolCallingConfig, folder: Path) -> StageResult:
+    """Write the prompts, their questions and the reward function in `reward.py`; the result counts the prompts."""
+    candidates = fresh_questions(config, folder.parent / "data", REWARDED)
+    # The reward function finds a question by its prompt: of two questions with one prompt the first counts.
+    by_prompt = {as_text(as_group(config, question).prompt): question for question in reversed(candidates)}
     questions = [*reversed(by_prompt.values())]
     write_bfcl(questions, folder / "questions")
     write_anew([as_group(config, question) for question in questions], folder / "train.jsonl")
@@ -41,10 +41,10 @@ def prepare_reward(config: ToolCallingConfig, folder: Path) -> Found:
 
 
 def reward_of(folder: Path) -> Reward:
-    """A reward function over the questions of a folder, by the text of the prompt.
+    """The reward function of a folder's questions, which finds a question by the text of its prompt.
 
     Raises:
-        DataError: when called with a prompt that is none of theirs.
+        DataError: the reward function is called with a prompt of no question.
     """
     by_prompt: dict[str, ToolQuestion] = {}
     for question in read_bfcl(folder)[0]:
@@ -54,7 +54,7 @@ def reward_of(folder: Path) -> Reward:
     def score(prompt: object, responses: Sequence[object]) -> list[float]:
         question = by_prompt.get(as_text(prompt))  # type: ignore[arg-type]
         if question is None:
-            raise DataError("a prompt that is none of the questions'", where=str(folder), fix="run the stage again")
+            raise DataError("a prompt belongs to no question", where=str(folder), fix="run the stage again")
         texts = (as_text(response) for response in responses)  # type: ignore[arg-type]
         return [float(question.fault(read_calls(text, question.language)) is None) for text in texts]
 

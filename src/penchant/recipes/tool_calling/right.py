@@ -1,4 +1,4 @@
-"""The right answer to a question, as calls and as what a model should write."""
+"""The right answer to a question, as calls and as text."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from penchant.evaluation.tool_calls.reading import write_calls
 
 
 def right_calls(question: ToolQuestion) -> list[Call]:
-    """One call of each that is due, with the first value accepted of each argument that its function takes.
-
-    What may be left out is left out, unless the function requires it.
-    """
+    """The accepted calls with the first accepted value of every argument; optional arguments are left out."""
     by_name = {function.name: function for function in question.functions}
     calls = []
-    for due in question.accepted or ():
-        [(name, accepted)] = due.items()
+    for accepted_call in question.accepted or ():
+        [(name, accepted)] = accepted_call.items()
         function = by_name[name]
         arguments = {}
         for key, values in accepted.items():
-            some = [value for value in values if value != ""]
-            needed = "" not in values or key in function.required
-            if some and needed and key in function.arguments:
-                arguments[key] = _first(some[0])
+            nonempty = [value for value in values if value != ""]
+            is_needed = "" not in values or key in function.required
+            if nonempty and is_needed and key in function.arguments:
+                arguments[key] = _first_values(nonempty[0])
         calls.append(Call(name, arguments))
     return calls
 
 
 def right_answer(question: ToolQuestion) -> str:
-    """As it is written after the prompt; no call is ``[]``."""
+    """The right answer as the text after the prompt; ``[]`` without a call."""
     return f" {write_calls(right_calls(question))}"
 
 
-def _first(value: Any) -> Any:
-    """Of a dict the first value accepted for each key that may not be left out, also in lists."""
+def _first_values(value: Any) -> Any:
+    """A value with only the first accepted value of every required dict entry; optional entries are left out."""
     if isinstance(value, dict):
-        some = {key: [v for v in each if v != ""] if isinstance(each, list) else [each] for key, each in value.items()}
-        needed = (key for key, each in value.items() if not (isinstance(each, list) and "" in each))
-        return {key: _first(some[key][0]) for key in needed if some[key]}
-    return [_first(each) for each in value] if isinstance(value, list) else value
+        nonempty = {
+            key: [v for v in element if v != ""] if isinstance(element, list) else [element]
+            for key, element in value.items()
+        }
+        required_keys = (key for key, element in value.items() if not (isinstance(element, list) and "" in element))
+        return {key: _first_values(nonempty[key][0]) for key in required_keys if nonempty[key]}
+    return [_first_values(element) for element in value] if isinstance(value, list) else value

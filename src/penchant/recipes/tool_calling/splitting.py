@@ -1,4 +1,4 @@
-"""Questions in parts that share neither a function's name nor a text."""
+"""A split of questions into parts that share neither a function's name nor a text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from penchant.evaluation.tool_calls.questions import ToolQuestion
 
 
 def families(questions: Sequence[ToolQuestion]) -> list[str]:
-    """Each question's family; those that share a name on offer or a text, also through others, are in one.
+    """The name of every question's family: questions that share a function's name or a text are in one family.
 
-    A family is called after the first of its names in the alphabet, or its text where it has none: by what is in it
-    alone, so that questions that are added leave the names of families that they do not touch.
+    So are questions that are only connected through others. A family's name is the smallest of its function names, or
+    its text if it has no function. It depends on the family alone, so that added questions do not rename families to
+    which they do not belong.
     """
     parents: dict[str, str] = {}
 
@@ -25,11 +26,11 @@ def families(questions: Sequence[ToolQuestion]) -> list[str]:
         return key
 
     for question in questions:
-        own, *others = _keys(question)
-        for other in others:
-            # The smaller is the root, and so the name.
-            first, second = sorted((root(own), root(other)))
-            parents[second] = first
+        first_key, *other_keys = _keys(question)
+        for other in other_keys:
+            # The smaller key is the root, which names the family.
+            smaller, larger = sorted((root(first_key), root(other)))
+            parents[larger] = smaller
     return [root(_keys(question)[0]) for question in questions]
 
 
@@ -39,10 +40,13 @@ def _keys(question: ToolQuestion) -> list[str]:
 
 
 def split(questions: Sequence[ToolQuestion], share: float, seed: int) -> tuple[list[ToolQuestion], list[ToolQuestion]]:
-    """Training and held-out questions, in the given order; whole families, so many of them held out.
+    """Training and held-out questions in their order, with whole families held out.
+
+    Args:
+        share: the share of families to hold out.
 
     Raises:
-        DataError: a side would be left empty.
+        DataError: a side would be empty.
     """
     # Families are split as prompts are: those with the smallest hashes are held out.
     groups = [PreferenceGroup(family, ("",), id=str(n)) for n, family in enumerate(families(questions))]

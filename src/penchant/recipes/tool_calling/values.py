@@ -1,9 +1,9 @@
-"""Values that a question says and its answer holds, swapped for others in both.
+"""Replacement of values that occur both in a question's text and in its answer.
 
-Only where it is sure. Words are swapped where the question says them exactly as often as arguments of the answer hold
-them: said more often, they also mean something else; said less often, an argument has them from elsewhere. A number is
-swapped where it is said once and held once: of two, one may be another thing (5 % for 5 years, both calls for 5 years).
-Every place and every argument then has the new value, so that none is left to contradict.
+A value is replaced only if it certainly means the argument. Words are replaced if they occur in the text as often as in
+the answer's arguments: more occurrences in the text mean something else too, and with fewer an argument has the words
+from elsewhere. A number is replaced if it occurs once in both, since a second one may mean another thing (5 % for 5
+years, both calls for 5 years). Every occurrence in the text and in the arguments is replaced.
 """
 
 from __future__ import annotations
@@ -29,97 +29,105 @@ Alternatives = Sequence[Any]
 
 
 @dataclass(frozen=True)
-class Said:
-    """Values of a question that can be swapped.
+class SwappableValues:
+    """Values of a question that can be replaced.
 
     Attributes:
-        places: by spelling, where the text says it.
-        held: all spellings that the answer holds, in lower case.
+        spans: the positions of a spelling in the text, by spelling.
+        answer_spellings: all spellings in the answer, in lower case.
     """
 
-    places: Mapping[str, Spans]
-    held: frozenset[str]
+    spans: Mapping[str, Spans]
+    answer_spellings: frozenset[str]
 
     @classmethod
-    def by(cls, question: ToolQuestion) -> Said:
-        """What the last message says."""
+    def from_question(cls, question: ToolQuestion) -> SwappableValues:
+        """The values in the last message that can be replaced."""
         if not question.accepted:
-            # Whatever its numbers are, none of the functions serves.
-            said = {} if question.accepted is None else _numbers(question.text)
-            return cls(said, frozenset())
+            # No function can answer the question whatever its numbers are.
+            spans_of_numbers = {} if question.accepted is None else _numbers(question.text)
+            return cls(spans_of_numbers, frozenset())
         by_name = {function.name: function for function in question.functions}
-        held, written = [], []
-        for call, due in zip(right_calls(question), question.accepted, strict=True):
-            [(name, accepted)] = due.items()
+        counts_per_call, spellings_per_call = [], []
+        for call, accepted_call in zip(right_calls(question), question.accepted, strict=True):
+            [(name, accepted)] = accepted_call.items()
             for key, values in accepted.items():
-                held.append(_held(values))
-                changeable = key in call.arguments and not _listed(by_name[name], key)
-                written.append(_spellings(call.arguments[key]) if changeable else [])
-        every = sum(held, Counter[str]())
-        places: dict[str, Spans] = {}
-        for n, own in enumerate(written):
-            elsewhere = {each for m, other in enumerate(held) if m != n for each in other}
-            for spelling in own:
-                others = elsewhere.union(each.casefold() for each in own) - {spelling.casefold()}
-                spans = _sure(spelling, question.text, every[spelling.casefold()], others)
+                counts_per_call.append(_spelling_counts(values))
+                changeable = key in call.arguments and not _is_enum(by_name[name], key)
+                spellings_per_call.append(_spellings(call.arguments[key]) if changeable else [])
+        answer_counts = sum(counts_per_call, Counter[str]())
+        all_spans: dict[str, Spans] = {}
+        for n, spellings in enumerate(spellings_per_call):
+            in_other_calls = {key for m, counts in enumerate(counts_per_call) if m != n for key in counts}
+            for spelling in spellings:
+                in_this_call = {other.casefold() for other in spellings}
+                other_spellings = (in_other_calls | in_this_call) - {spelling.casefold()}
+                spans = _certain_spans(spelling, question.text, answer_counts[spelling.casefold()], other_spellings)
                 if spans:
-                    places[spelling] = spans
-        return cls(places, frozenset(every))
+                    all_spans[spelling] = spans
+        return cls(all_spans, frozenset(answer_counts))
 
-    def swapped(self, question: ToolQuestion, words: Vocabulary, draw: random.Random) -> tuple[str, list[Accepted]]:
-        """The text and what is accepted, with other values; a value for which none is free stays."""
+    def swap(self, question: ToolQuestion, words: Vocabulary, draw: random.Random) -> tuple[str, list[Accepted]]:
+        """The text and the accepted calls with new values; a value without an unambiguous new one stays."""
         text = question.text
         new: dict[str, str] = {}
-        for spelling in self.places:
+        for spelling in self.spans:
             for _ in range(TRIES):
-                made = _another(spelling, words, draw)
-                others = {*self.held, *(each.casefold() for each in (*self.places, *new.values()))}
-                if not _spans(made, text) and not any(_spans(made, each) or _spans(each, made) for each in others):
-                    new[spelling] = made
+                new_spelling = _random_spelling(spelling, words, draw)
+                other_spellings = {*self.answer_spellings, *(key.casefold() for key in (*self.spans, *new.values()))}
+                if not _spans(new_spelling, text) and not any(
+                    _spans(new_spelling, other) or _spans(other, new_spelling) for other in other_spellings
+                ):
+                    new[spelling] = new_spelling
                     break
-        spans = ((start, end, made) for spelling, made in new.items() for start, end in self.places[spelling])
-        for start, end, made in sorted(spans, reverse=True):
-            text = text[:start] + made + text[end:]
-        by_key = {spelling.casefold(): made for spelling, made in new.items()}
+        replacements = ((start, end, new[spelling]) for spelling in new for start, end in self.spans[spelling])
+        for start, end, new_spelling in sorted(replacements, reverse=True):
+            text = text[:start] + new_spelling + text[end:]
+        by_key = {spelling.casefold(): new_spelling for spelling, new_spelling in new.items()}
         accepted: list[Accepted] = [
-            {name: {key: _alternatives(values, by_key) for key, values in each.items()}}
-            for due in question.accepted or ()
-            for name, each in due.items()
+            {name: {key: _with_new_alternatives(values, by_key) for key, values in arguments.items()}}
+            for accepted_call in question.accepted or ()
+            for name, arguments in accepted_call.items()
         ]
         return text, accepted
 
 
-def _sure(spelling: str, text: str, holders: int, others: set[str]) -> Spans:
-    """Where the text says it; nowhere, if that may mean anything else."""
+def _certain_spans(spelling: str, text: str, answer_count: int, other_spellings: set[str]) -> Spans:
+    """The positions of a spelling in the text; empty if one of them may mean something else.
+
+    Args:
+        answer_count: how often the answer's arguments hold the spelling.
+        other_spellings: the other spellings of the answer, in lower case.
+    """
     spans = _spans(spelling, text)
-    if len(spans) != holders or any(text[start:end] != spelling for start, end in spans):
+    if len(spans) != answer_count or any(text[start:end] != spelling for start, end in spans):
         return []
     if re.fullmatch(NUMBER, spelling):
-        bare = spelling.lstrip("-")
-        if not _is_said_once(bare, text) or any(bare == other.lstrip("-") for other in others):
+        absolute = spelling.lstrip("-")
+        if not _occurs_once(absolute, text) or any(absolute == other.lstrip("-") for other in other_spellings):
             return []
-    overlapping = (span for other in others for span in _spans(other, text))
-    if any(_spans(spelling, other) for other in others) or any(
+    overlapping = (span for other in other_spellings for span in _spans(other, text))
+    if any(_spans(spelling, other) for other in other_spellings) or any(
         start < until and since < end for start, end in overlapping for since, until in spans
     ):
         return []
     return spans
 
 
-def _is_said_once(number: str, text: str) -> bool:
-    """Also as a part of 3x or x^3, below zero, and in words."""
-    said = len(re.findall(rf"(?<!\d)(?<!\d\.){re.escape(number)}(?!\d|\.\d)", text))
+def _occurs_once(number: str, text: str) -> bool:
+    """Whether a number occurs once in the text, counting 3x, x^3, negative numbers and number words."""
+    count = len(re.findall(rf"(?<!\d)(?<!\d\.){re.escape(number)}(?!\d|\.\d)", text))
     if number.isdecimal() and int(number) < len(NUMERALS):
-        said += len(_spans(NUMERALS[int(number)], text))
-    return said == 1
+        count += len(_spans(NUMERALS[int(number)], text))
+    return count == 1
 
 
 def _spans(spelling: str, text: str) -> Spans:
-    return [found.span() for found in re.finditer(_pattern(spelling), text, re.IGNORECASE)]
+    return [match.span() for match in re.finditer(_pattern(spelling), text, re.IGNORECASE)]
 
 
 def _pattern(spelling: str) -> str:
-    """It alone: not in a word, and no part of another number, of a time, a date, a range or a power."""
+    """A regular expression for the spelling outside of words, and of other numbers, times, dates, ranges and powers."""
     if not re.fullmatch(NUMBER, spelling):
         return rf"(?<!\w){re.escape(spelling)}(?!\w)"
     thousands = r"(?<!\d,)" if re.match(r"\d{3}(?!\d)", spelling) else ""
@@ -127,10 +135,10 @@ def _pattern(spelling: str) -> str:
 
 
 def _numbers(text: str) -> dict[str, Spans]:
-    return {each: _spans(each, text) for each in re.findall(NUMBER, text) if _spans(each, text)}
+    return {number: _spans(number, text) for number in re.findall(NUMBER, text) if _spans(number, text)}
 
 
-def _spelled(value: Any) -> str:
+def _spelling(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -139,61 +147,74 @@ def _is_leaf(value: Any) -> bool:
 
 
 def _spellings(value: Any) -> list[str]:
-    """What an argument's value says, as far as it can be said otherwise."""
+    """The replaceable spellings in an argument's value."""
     if isinstance(value, list | tuple):
-        return [each for part in value for each in _spellings(part)]
+        return [spelling for part in value for spelling in _spellings(part)]
     if isinstance(value, dict):
-        return [each for part in value.values() for each in _spellings(part)]
-    known = isinstance(value, str) or re.fullmatch(NUMBER, _spelled(value))
-    return [_spelled(value)] if _is_leaf(value) and known else []
+        return [spelling for part in value.values() for spelling in _spellings(part)]
+    is_swappable = isinstance(value, str) or re.fullmatch(NUMBER, _spelling(value))
+    return [_spelling(value)] if _is_leaf(value) and is_swappable else []
 
 
-def _held(alternatives: Alternatives) -> Counter[str]:
-    """How often any one of some accepted values holds each spelling, in lower case."""
-    found = Counter[str]()
+def _spelling_counts(alternatives: Alternatives) -> Counter[str]:
+    """The largest count of every lower-case spelling in any one of the accepted values."""
+    counts = Counter[str]()
     for value in alternatives:
-        found |= _holds(value)
-    return found
+        counts |= _value_spelling_counts(value)
+    return counts
 
 
-def _holds(value: Any) -> Counter[str]:
+def _value_spelling_counts(value: Any) -> Counter[str]:
+    """The count of every lower-case spelling in a value."""
     if isinstance(value, list | tuple):
-        return sum(map(_holds, value), Counter[str]())
+        return sum(map(_value_spelling_counts, value), Counter[str]())
     if isinstance(value, dict):
-        # What a dict accepts for a key is a list of values.
-        return sum((_held(each if isinstance(each, list) else [each]) for each in value.values()), Counter[str]())
-    return Counter([_spelled(value).casefold()] if _is_leaf(value) else [])
+        # A dict entry is a list of accepted values.
+        return sum(
+            (_spelling_counts(entry if isinstance(entry, list) else [entry]) for entry in value.values()),
+            Counter[str](),
+        )
+    return Counter([_spelling(value).casefold()] if _is_leaf(value) else [])
 
 
-def _listed(function: Function, key: str) -> bool:
-    """Whether the schema names the values that it may have."""
+def _is_enum(function: Function, key: str) -> bool:
+    """Whether the schema lists the argument's possible values."""
     return "enum" in function.schema["parameters"]["properties"][key]
 
 
-def _another(spelling: str, words: Vocabulary, draw: random.Random) -> str:
-    """A number of as many digits, or as many words."""
+def _random_spelling(spelling: str, words: Vocabulary, draw: random.Random) -> str:
+    """A random number with as many digits, or a random text with as many words."""
     if re.fullmatch(NUMBER, spelling):
         whole, _, decimals = spelling.lstrip("-").partition(".")
-        first = 10 ** (len(whole) - 1) if len(whole) > 1 else 0
-        made = str(draw.randint(first, 10 ** len(whole) - 1))
-        return f"{made}.{draw.randint(1, 9)}" if decimals else made
-    made_of = draw.choices(words.words, k=len(spelling.split()))
-    return " ".join(word.capitalize() if spelling[:1].isupper() else word for word in made_of)
+        lowest = 10 ** (len(whole) - 1) if len(whole) > 1 else 0
+        number = str(draw.randint(lowest, 10 ** len(whole) - 1))
+        return f"{number}.{draw.randint(1, 9)}" if decimals else number
+    new_words = draw.choices(words.words, k=len(spelling.split()))
+    return " ".join(word.capitalize() if spelling[:1].isupper() else word for word in new_words)
 
 
-def _alternatives(values: Alternatives, new: Mapping[str, str]) -> list[Any]:
-    """Those that can be said with the new values: that say all the first one says of the old."""
-    first = next((value for value in values if value != ""), "")
-    due = {key: n for key, n in _holds(first).items() if key in new}
-    kept = (v for v in values if v == "" or {key: n for key, n in _holds(v).items() if key in new} == due)
-    # Told apart by how they are written, as 1 equals 1.0.
-    return list({repr(made): made for made in (_new(value, new) for value in kept)}.values())
+def _with_new_alternatives(values: Alternatives, new: Mapping[str, str]) -> list[Any]:
+    """The accepted values with new spellings, without those that hold other old spellings than the first value."""
+    first_value = next((value for value in values if value != ""), "")
+    new_counts = {key: n for key, n in _value_spelling_counts(first_value).items() if key in new}
+    consistent = [
+        value
+        for value in values
+        if value == "" or {key: n for key, n in _value_spelling_counts(value).items() if key in new} == new_counts
+    ]
+    new_values = [_with_new_spellings(value, new) for value in consistent]
+    # Compared by repr, since 1 equals 1.0.
+    return list({repr(value): value for value in new_values}.values())
 
 
-def _new(value: Any, new: Mapping[str, str]) -> Any:
+def _with_new_spellings(value: Any, new: Mapping[str, str]) -> Any:
+    """The value with new spellings by the lower-case old ones."""
     if isinstance(value, list | tuple):
-        return [_new(each, new) for each in value]
+        return [_with_new_spellings(element, new) for element in value]
     if isinstance(value, dict):
-        return {key: _alternatives(each if isinstance(each, list) else [each], new) for key, each in value.items()}
-    made = new.get(_spelled(value).casefold()) if _is_leaf(value) else None
-    return value if made is None else type(value)(made)
+        return {
+            key: _with_new_alternatives(element if isinstance(element, list) else [element], new)
+            for key, element in value.items()
+        }
+    new_spelling = new.get(_spelling(value).casefold()) if _is_leaf(value) else None
+    return value if new_spelling is None else type(value)(new_spelling)

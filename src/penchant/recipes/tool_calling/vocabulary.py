@@ -1,4 +1,4 @@
-"""Words that new names and values are made of."""
+"""The words of new names and values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from penchant.evaluation.tool_calls.questions import ToolQuestion
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words, in lower case."""
+    """Lower-case words to make names and values of."""
 
     words: Sequence[str]
 
     @classmethod
-    def of(cls, questions: Sequence[ToolQuestion]) -> Vocabulary:
-        """The words of questions and of the names on offer."""
+    def from_questions(cls, questions: Sequence[ToolQuestion]) -> Vocabulary:
+        """The words of 3 to 10 letters in questions and in the names on offer."""
         names = " ".join(
             name.replace("_", " ").replace(".", " ")
             for question in questions
@@ -27,9 +27,9 @@ class Vocabulary:
             for name in (function.name, *function.arguments)
         )
         texts = " ".join(question.text for question in questions)
-        found = {word.lower() for word in re.findall(r"[A-Za-z]{3,10}", f"{names} {texts}")}
-        return cls(sorted(word for word in found if not keyword.iskeyword(word)))
+        words = {word.lower() for word in re.findall(r"[A-Za-z]{3,10}", f"{names} {texts}")}
+        return cls(sorted(word for word in words if not keyword.iskeyword(word)))
 
     def name(self, draw: random.Random, parts: int) -> str:
-        """A snake-case name."""
+        """A random snake-case name of so many words."""
         return "_".join(draw.choices(self.words, k=parts))
