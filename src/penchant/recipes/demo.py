@@ -136,7 +136,7 @@ def run_demo(
     Returns:
         The metrics, which are also in `result.json` and `report.html`.
     """
-    with repeatable(folder), folder_lock(folder):
+    with resumable_disk_errors(folder), folder_lock(folder):
         return _run_demo(folder, seed, sizes, tell)
 
 

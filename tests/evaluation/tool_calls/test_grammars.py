@@ -294,7 +294,7 @@ def test_the_first_of_two_functions_with_one_name_counts(tokenizer):
 
 
 def test_a_random_model_in_batches_and_alone_and_in_eight_bits(model_path, tokenizer):
-    for model in (load_model(model_path), eight_bits(load_model(model_path))):
+    for model in (load_model(model_path), quantize_int8(load_model(model_path))):
         together, alone = (
             answer_questions(
                 model,

@@ -64,6 +64,6 @@ def _from_status(name: str) -> int | None:
 
 
 def _process_peak_bytes() -> int:
-    from penchant.engine.memory import most_process_bytes
+    from penchant.engine.memory import peak_process_bytes
 
     return peak_process_bytes()

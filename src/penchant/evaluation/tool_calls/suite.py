@@ -120,7 +120,7 @@ def answer_questions(
     for question, prompt, [completion] in zip(questions, prompts, completions, strict=True):
         answer = text_after(tokenizer, prompt, completion.content)
         judged_answers.append(
-            JudgedAnswer(question, answer, question.fault(style.read(answer, question)), completion.ended)
+            JudgedAnswer(question, answer, question.fault(style.read(answer, question)), completion.has_end)
         )
     return judged_answers
 

@@ -17,7 +17,7 @@ from penchant.evaluation.tool_calls.edge import LatencySettings, measure_latency
 from penchant.evaluation.tool_calls.questions import ToolQuestion, evenly_spaced, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
-from penchant.recipes.comparing import mean_over_seeds, paired_differences
+from penchant.recipes.comparing import mean_over_questions, paired_differences
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
@@ -80,7 +80,9 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> St
 def _by_category(right: Floats, test: Sequence[ToolQuestion]) -> dict[str, Any]:
     categories = sorted({question.category for question in test})
     columns = {name: [n for n, question in enumerate(test) if question.category == name] for name in categories}
-    return {name: mean_over_seeds(right[:, numbers]).to_json() for name, numbers in (_subsets(test) | columns).items()}
+    return {
+        name: mean_over_questions(right[:, numbers]).to_json() for name, numbers in (_subsets(test) | columns).items()
+    }
 
 
 def _subsets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
@@ -101,7 +103,7 @@ def _latency_reports(
     """The share of right answers, latency and memory on the CPU, in float32 and with int8 weights."""
     style, tokenizer = STYLES[config.style], load_tokenizer(path)
     max_new_tokens, constrained, timed = config.answer_tokens, config.constrained, evenly_spaced(test, config.timed)
-    quantized = eight_bits(load_model(path))
+    quantized = quantize_int8(load_model(path))
     judged_answers = answer_questions(
         quantized, tokenizer, test, style, max_new_tokens=max_new_tokens, constrained=constrained
     )
