@@ -16,6 +16,7 @@ from simulations.comparing import (
 from simulations.shares import (
     SHARES,
     SIZES,
+    SeededShare,
     clustered_coverage,
     exact_coverage,
     length_control_coverage,
@@ -30,6 +31,7 @@ def tables(runs: int, seed: int) -> Iterator[str]:
     yield _power(runs, seed)
     yield _shares()
     yield _clustered(runs, seed)
+    yield _seeded(runs, seed)
     yield _length_control(runs, seed)
     yield _gate(runs, seed)
 
@@ -92,6 +94,21 @@ def _clustered(runs: int, seed: int) -> str:
             rows.append([str(clusters), f"{alike:g}", *cells])
     columns = ["prompts, of 1 to 7 values", "correlation", *(f"share {share:g}" for share in SHARES)]
     return _table("Coverage where a prompt has several values", columns, rows)
+
+
+def _seeded(runs: int, seed: int) -> str:
+    rows = []
+    for seeds in (3, 5):
+        for prompts in (20, 100, 300):
+            for of_seeds in (0.001, 0.01, 0.1):
+                settings = [SeededShare(share, seeds, prompts, of_seeds) for share in SHARES]
+                coverages = [setting.coverage(runs // 2, seed) for setting in settings]
+                # Of a small shift of the threshold at a share of 1/2, where the normal density is 0.399.
+                points = f"{100 * 0.399 * of_seeds**0.5:.1f}"
+                cells = [f"{over_seeds:.3f} / {ours:.3f}" for over_seeds, ours in coverages]
+                rows.append([str(seeds), str(prompts), points, *cells])
+    columns = ["seeds", "prompts", "seeds differ by, points at 0.5", *(f"share {share:g}" for share in SHARES)]
+    return _table("Coverage of a method's share over seeds and prompts: t over the seeds' means / now", columns, rows)
 
 
 def _length_control(runs: int, seed: int) -> str:

@@ -1,17 +1,20 @@
 """Coverage of 95 % intervals of shares, of win rates at equal lengths, and the self-improvement recipe's gate.
 
-Legend: R runs, N values, C clusters.
+Legend: R runs, S seeds, N values (of prompts), C clusters.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from penchant.evaluation.comparisons import across_seeds
 from penchant.evaluation.length_control import length_controlled
+from penchant.evaluation.seed_means import mean_over_seeds
 from penchant.evaluation.statistics import mean_of_shares, proportion
 from penchant.recipes.self_improve.gate import choose_served
 
@@ -52,6 +55,42 @@ def clustered_coverage(clusters: int, alike: float, share: float, runs: int, see
         estimate = mean_of_shares(generator.random(len(cluster)) < rates[cluster], cluster)
         covered += estimate.low <= share <= estimate.high
     return covered / runs
+
+
+@dataclass(frozen=True)
+class SeededShare:
+    """Yes-or-no values of a model trained with several seeds: 1 where a normal variable is above a threshold.
+
+    Attributes:
+        share: true share of ones, over all seeds and prompts.
+        of_seeds, of_prompts: parts of the variable's variance that a seed's values share, and a prompt's.
+    """
+
+    share: float
+    seeds: int
+    prompts: int
+    of_seeds: float
+    of_prompts: float = 0.5
+
+    def draw(self, generator: np.random.Generator) -> Floats:
+        """[S, N] values."""
+        shape = (self.seeds, self.prompts)
+        values = (
+            math.sqrt(self.of_seeds) * generator.standard_normal((self.seeds, 1))
+            + math.sqrt(self.of_prompts) * generator.standard_normal(self.prompts)
+            + math.sqrt(1 - self.of_seeds - self.of_prompts) * generator.standard_normal(shape)
+        )
+        return (values > stats.norm.isf(self.share)).astype(np.float64)
+
+    def coverage(self, runs: int, seed: int) -> tuple[float, float]:
+        """Share of runs whose interval holds the truth: of Student's t over the seeds' means, and of ours."""
+        generator = np.random.default_rng(seed)
+        covered = np.zeros(2)
+        for _ in range(runs):
+            values = self.draw(generator)
+            estimates = across_seeds(values.mean(axis=1)), mean_over_seeds(values, range(self.prompts))
+            covered += [estimate.low <= self.share <= estimate.high for estimate in estimates]
+        return covered[0] / runs, covered[1] / runs
 
 
 def length_control_coverage(

@@ -189,6 +189,11 @@ class RunConfig(Section):
     references: list[str] = Field(
         [], description="folders or hub ids, the first is the primary, for objectives of several references"
     )
+    reference_update: Literal["never", "best"] = Field(
+        "never",
+        description="best: at each evaluation while training that is the best so far, the policy becomes the primary "
+        "reference; never: it stays the one that is named",
+    )
     data: DataConfig
     output: str = Field(description="the run's folder")
     objective: dict[str, Any] = Field(description="name, and the hyper-parameters of that objective")
@@ -320,6 +325,11 @@ def _without_effect(config: RunConfig) -> list[str]:
                 f"evaluation.{name} is {value!r}, and evaluation.every is null, so nothing is judged while training: "
                 f"give evaluation.every, or leave evaluation.{name} out"
             )
+    if config.reference_update == "best" and evaluation.every is None:
+        problems.append(
+            "reference_update is best, and evaluation.every is null, so no evaluation is the best: give "
+            "evaluation.every and data.held_out, or leave reference_update out"
+        )
     if config.training.decay_towards == "start":
         if not config.training.weight_decay:
             problems.append(

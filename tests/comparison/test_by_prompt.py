@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from penchant.comparison.by_prompt import by_prompt
 from penchant.comparison.pair_values import first_of_prompt
 from penchant.comparison.results import Cell, Comparison
 from penchant.comparison.summary import summarise
 from penchant.data.groups import PreferenceGroup
+from penchant.evaluation.by_prompt import by_prompt
 from penchant.evaluation.comparisons import paired_difference
 
 DRAW = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""Length bias and its bootstrap over prompts, against closed forms and a plain resampling."""
+"""Length bias and its interval over prompts, against closed forms, the evaluation's interval and a plain resampling."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.data.check_lengths import resampled_share
+from penchant.data.check_lengths import share_of_pairs
 from penchant.data.check_report import LengthBias, Share
 from penchant.data.checks import check_groups
 from penchant.data.groups import PreferenceGroup
+from penchant.evaluation.statistics import mean_of_shares
 
 
 def bias(*rows: tuple[str, str, str]) -> LengthBias:
@@ -21,8 +22,8 @@ def bias(*rows: tuple[str, str, str]) -> LengthBias:
     return found
 
 
-def share(hits: list[int], sizes: list[int], seed: int = 0) -> Share:
-    return resampled_share(np.array(hits), np.array(sizes), seed=seed)
+def share(hits: list[int], sizes: list[int]) -> Share:
+    return share_of_pairs(np.array(hits), np.array(sizes))
 
 
 def test_hand_worked():
@@ -37,8 +38,13 @@ def test_no_pairs_is_no_bias():
 
 
 def test_all_longer():
-    found = bias(("p", "aa", "b"), ("q", "aaa", "b"))
-    assert found.longer == found.longer_where_unequal == Share(1.0, 1.0, 1.0, 2)
+    found = bias(*((f"p{number}", "aa", "b") for number in range(20)))
+    assert found.longer == found.longer_where_unequal
+    # 20 of 20 by Agresti and Coull with Student's quantile for 19 degrees of freedom, 2.0930.
+    total = 20 + 2.0930**2
+    centre = (20 + 2.0930**2 / 2) / total
+    assert found.longer.low == pytest.approx(centre - 2.0930 * (centre * (1 - centre) / total) ** 0.5, abs=1e-4)
+    assert (found.longer.value, found.longer.high, found.longer.n) == (1.0, 1.0, 20)
 
 
 def test_one_prompt_has_no_interval():
@@ -52,8 +58,9 @@ def test_one_prompt_with_unequal_pairs_has_no_interval_there():
 
 
 def test_all_equal():
-    found = bias(("p", "a", "b"), ("q", "c", "d"))
-    assert (found.longer, found.equal) == (Share(0.0, 0.0, 0.0, 2), 1.0)
+    found = bias(*((f"p{number}", "a", "b") for number in range(20)))
+    assert (found.longer.value, found.longer.low, found.longer.n, found.equal) == (0.0, 0.0, 20, 1.0)
+    assert 0.1 < found.longer.high < 0.25
     assert found.longer_where_unequal == Share(None, None, None, 0)
 
 
@@ -115,10 +122,32 @@ def test_as_drawing_prompts_one_by_one():
     assert found.high == pytest.approx(high, abs=0.012)
 
 
-def test_the_same_seed_gives_the_same_interval():
-    hits, sizes = [0, 1, 2, 1, 0, 3], [1, 2, 2, 3, 1, 3]
-    assert share(hits, sizes) == share(hits, sizes)
-    assert share(hits, sizes) != share(hits, sizes, seed=1)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_the_interval_is_the_evaluations(rows):
+    values = [value for hit, miss in rows for value in [1.0] * hit + [0.0] * miss]
+    prompts = [number for number, (hit, miss) in enumerate(rows) for _ in range(hit + miss)]
+    counted, expected = (
+        share([hit for hit, _ in rows], [hit + miss for hit, miss in rows]),
+        mean_of_shares(values, prompts),
+    )
+    if counted.low is None:
+        assert len(set(prompts)) < 2
+    else:
+        assert (counted.low, counted.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.95, 0.99])
+def test_the_interval_covers_near_its_bounds(truth):
+    """40 prompts of one to four pairs; the percentile bootstrap covers a share of 0.95 in 87 %, and of 0.99 in 55 %."""
+    draw, covered, runs = np.random.default_rng(0), 0, 400
+    for _ in range(runs):
+        sizes = draw.integers(1, 5, 40)
+        hits = draw.binomial(sizes, draw.beta(3 * truth, 3 * (1 - truth), 40))
+        estimate = share_of_pairs(hits, sizes)
+        covered += estimate.low <= truth <= estimate.high
+    # Two standard errors of the simulation below 93 %.
+    assert covered / runs >= 0.905
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=30))

@@ -48,7 +48,7 @@ def client(tiny_model) -> Iterator[OpenAI]:
         yield OpenAI(base_url="http://testserver/v1", api_key="none", max_retries=0, http_client=http)
 
 
-def test_an_answer_is_appended_and_asked_again(client: OpenAI) -> None:
+def test_an_answer_is_appended_and_the_conversation_goes_on(client: OpenAI) -> None:
     messages: list = [{"role": "system", "content": "the house"}, {"role": "user", "content": "the old cat"}]
     words = 5
     for question in ("a dog", "a bird", "the tree"):

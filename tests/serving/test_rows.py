@@ -14,7 +14,7 @@ import torch
 
 from penchant.serving.batch import Batch
 from penchant.serving.experts import Experts
-from penchant.serving.jobs import End, Failure, Job, Outcomes, Piece
+from penchant.serving.jobs import End, Event, Failure, Job, Outcomes, Piece
 from penchant.serving.worker import Worker
 
 
@@ -139,6 +139,26 @@ def test_a_listener_that_is_gone_takes_nobody_with_it(write):
     write([Told().job(deliver=closed, prompt=np.array([2])), good.job()], [[likeliest(3)] * 2] * 3, outcomes)
     assert good == [Piece("d")] * 3 + [End("length", 3)]
     assert outcomes.counts == {"failed": 1, "answered": 1, "tokens": 4}
+
+
+def test_a_row_whose_end_is_delivered_is_not_counted_as_running(monkeypatch):
+    """Of three rows one answers, one fails on its way, and the last fails with its batch."""
+    running: list[tuple[str, int]] = []
+    batch = Batch(Outcomes())
+    script = Script([[likeliest(3)] * 3, [likeliest(3), [math.nan] * 10, likeliest(3)]])
+    monkeypatch.setattr("penchant.serving.batch.read_joinable", lambda model, prompts: script)
+
+    def record(event: Event) -> None:
+        running.append((type(event).__name__, len(batch)))
+
+    jobs = [Told().job(deliver=record, prompt=np.array([row]), max_tokens=1 + row) for row in range(3)]
+    batch.add(jobs, EXPERT)
+    batch.step()
+    assert running == [("Piece", 3), ("End", 2), ("Piece", 2), ("Piece", 2)]
+    batch.step()
+    assert running[4:] == [("Failure", 1), ("Piece", 1)]
+    batch.fail(Failure("no memory"))
+    assert running[6:] == [("Failure", 0)]
 
 
 def test_who_is_cancelled_leaves_before_the_next_token_and_is_counted_once(monkeypatch):

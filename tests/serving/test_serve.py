@@ -336,16 +336,23 @@ def test_mistakes_exit_with_2(tmp_path, tiny_model, capsys):
 
 
 @pytest.mark.slow
-def test_a_served_key_is_asked_for(tiny_model, monkeypatch):
-    """By the official client, at every address; a message of several megabytes is refused, and nobody waits for it."""
+def test_a_server_with_a_key_answers_only_clients_that_send_it(tiny_model, monkeypatch):
+    """By the official client, at every endpoint; a body over the limit is refused from a client with the key too."""
     monkeypatch.setenv("PENCHANT_API_KEY", "sk-7")
     with serving(f"one={tiny_model}", "--host", "0.0.0.0", "--max-body-bytes", "100000") as (address, _):
-        client = OpenAI(base_url=f"{address}/v1", api_key="sk-7", max_retries=0)
+        client, stranger = (OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) for key in ("sk-7", "sk-8"))
         assert [model.id for model in client.models.list()] == ["one"]
         assert client.completions.create(model="one", prompt="the old", max_tokens=2, n=2).choices[1].index == 1
         with pytest.raises(APIStatusError) as error:
             client.chat.completions.create(model="one", messages=user("word " * 1_000_000))
         assert (error.value.status_code, error.value.code) == (413, "request_too_large")
-        with pytest.raises(APIStatusError) as error:
-            OpenAI(base_url=f"{address}/v1", api_key="sk-8", max_retries=0).models.list()
-        assert (error.value.status_code, error.value.code) == (401, "invalid_api_key")
+        for request in (
+            stranger.models.list,
+            lambda: stranger.completions.create(model="one", prompt="the old", max_tokens=2),
+            lambda: stranger.chat.completions.create(model="one", messages=user("Go"), max_tokens=2),
+        ):
+            with pytest.raises(APIStatusError) as error:
+                request()
+            assert (error.value.status_code, error.value.code) == (401, "invalid_api_key")
+        status, answered = raw(address, b"{}")
+        assert (status, answered["error"]["code"]) == (401, "invalid_api_key")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from penchant.serving.jobs import Failure, Job
+from penchant.serving.jobs import Event, Failure, Job, Outcomes
 from penchant.serving.worker import Overloaded, Worker
 
 
@@ -113,19 +114,46 @@ def test_stopping_fails_calls_that_wait(held_worker, wait_until):
         late.result(timeout=5)
 
 
-def test_an_answer_that_nobody_waits_for_makes_room_for_others(held_worker):
-    """It is dropped while it waits, whatever is ahead of it."""
+class HeldBatch:
+    """Stands for a batch: its rows write on until `release` is set."""
+
+    release = threading.Event()
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._jobs: list[Job] = []
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, jobs, expert) -> None:
+        self._jobs += jobs
+
+    def step(self) -> None:
+        if self.release.wait(0.01):
+            self._jobs.clear()
+
+
+def test_an_answer_that_nobody_waits_for_makes_room_for_others(monkeypatch, wait_until):
+    """It leaves the queue behind one that cannot begin yet, since the only row is taken."""
     events: queue.Queue = queue.Queue()
-    worker, holding, release = held_worker(waiting=2)
-    dropped = [job(events), job(events, seconds=0.01)]
-    worker.submit(*dropped)
-    dropped[0].cancelled.set()
-    time.sleep(0.02)
-    release.set()
-    assert holding.result(timeout=5)
+    monkeypatch.setattr(HeldBatch, "release", threading.Event())
+    monkeypatch.setattr("penchant.serving.worker.Batch", HeldBatch)
+    worker = Worker(SimpleNamespace(get=lambda name: None), batch=1, waiting=3)
+    worker.submit(job(events))
+    wait_until(lambda: worker.running == 1)
+    cancelled, late = job(events), job(events)
+    worker.submit(job(events), cancelled, late)
+    with pytest.raises(Overloaded):
+        worker.submit(job(events))
+    cancelled.cancelled.set()
+    late.deadline = 0.0
     assert events.get(timeout=5) == Failure("it waited too long for its turn", timed_out=True)
-    assert worker.call(lambda: 7).result(timeout=5) == 7
+    wait_until(lambda: worker.waiting == 1)
+    worker.submit(job(events), job(events))
+    assert (worker.running, worker.waiting) == (1, 3)
     assert worker.counts == {"cancelled": 1, "failed": 1}
+    HeldBatch.release.set()
+    worker.stop()
 
 
 def test_the_answers_of_a_request_wait_together_or_not_at_all(held_worker):
@@ -137,4 +165,24 @@ def test_the_answers_of_a_request_wait_together_or_not_at_all(held_worker):
     assert worker.waiting == 2
     worker.submit(job(events))
     release.set()
+    worker.stop()
+
+
+def test_a_job_whose_time_ends_in_the_queue_is_not_counted_as_waiting(held_worker):
+    """The worker delivers its end, and pauses there."""
+    events: queue.Queue = queue.Queue()
+    worker, _, release = held_worker(waiting=2)
+    late = job(events, seconds=0.01)
+
+    def deliver(event: Event) -> None:
+        events.put(event)
+        time.sleep(0.3)
+
+    late.deliver = deliver
+    worker.submit(late)
+    assert worker.waiting == 1
+    time.sleep(0.02)
+    release.set()
+    assert events.get(timeout=5) == Failure("it waited too long for its turn", timed_out=True)
+    assert worker.waiting == 0
     worker.stop()

@@ -93,18 +93,35 @@ def _folder(parent: Path, rank: int) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: index.update(format=3), "format 3; this Penchant reads format 2"),
-        (lambda index: index.pop("tensors"), "no readable index.json"),
-        (lambda index: index["tensors"].pop("rows"), "the tensor rows cannot be read"),
-        (
+        pytest.param(
+            lambda index: index.update(format=3), "format 3; this Penchant reads format 2", id="another format"
+        ),
+        pytest.param(lambda index: index.pop("tensors"), "no readable index.json", id="no tensors"),
+        pytest.param(
+            lambda index: index["tensors"].pop("rows"), "the tensor rows cannot be read: 'rows'", id="no such tensor"
+        ),
+        pytest.param(
             lambda index: index["tensors"]["rows"].update(shape=[5, 7]),
             r"rows .*float32 \[5, 7\] there, and float32 \[7",
+            id="another shape",
         ),
-        (lambda index: index["tensors"]["rows"].update(dtype="float16"), "rows .*float16"),
-        (lambda index: index["tensors"]["rows"].update(shards=[]), "rows .*0 of its 35 values"),
-        (lambda index: index["tensors"]["rows"]["shards"][0].update(file="../x.safetensors"), "rows cannot be read"),
-        (lambda index: index["tensors"]["rows"]["shards"][0].update(offset=[-1, 0]), "rows cannot be read"),
-        (lambda index: index["tensors"].update(rows=[]), "rows cannot be read"),
+        pytest.param(lambda index: index["tensors"]["rows"].update(dtype="float16"), "rows .*float16", id="dtype"),
+        pytest.param(
+            lambda index: index["tensors"]["rows"].update(shards=[]), "rows .*hold 0 of its 35 values", id="no shards"
+        ),
+        pytest.param(
+            lambda index: index["tensors"]["rows"]["shards"][0].update(file="x.safetensors"),
+            "rows cannot be read: No such file",
+            id="missing file",
+        ),
+        pytest.param(
+            lambda index: index["tensors"]["rows"]["shards"][0].update(offset=[-1, 0]),
+            "rows .*hold 30 of its 35 values",
+            id="offset below zero",
+        ),
+        pytest.param(
+            lambda index: index["tensors"].update(rows=[]), "rows cannot be read: list indices", id="list for a tensor"
+        ),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(tmp_path, change, message):
@@ -149,5 +166,5 @@ def test_a_full_disk_of_another_process_is_this_ones_error_too(tmp_path):
     world = OtherRankFails(0, 2, torch.device("cpu"))
     store = checkpoints.Checkpoints(tmp_path / "checkpoints", world, 2)
     with pytest.raises(DiskFullError, match="the disk is full"):
-        store.save(1, model, optimizer, {}, {})
+        store.save(1, model, optimizer, {}, {}, {})
     assert list((tmp_path / "checkpoints").glob("step-*")) == []

@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 
 from penchant.engine.distribution import World
 
+UPDATED = {"reference_update": "best", "evaluation": {"every": 2}}
+"""The policy of step 2 is the reference from there on."""
+
 
 def penchant(processes: int, *arguments: object) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -43,8 +46,14 @@ def drop_checkpoints_after(folder: Path, step: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
-    [{}, {"lora": {"rank": 4}}, {"lora": {"rank": 4, "targets": ["embed_tokens", "lm_head"]}}],
-    ids=["full", "lora", "lora on embedding and head"],
+    [
+        {},
+        {"lora": {"rank": 4}},
+        {"lora": {"rank": 4, "targets": ["embed_tokens", "lm_head"]}},
+        UPDATED,
+        {"lora": {"rank": 4}, **UPDATED},
+    ],
+    ids=["full", "lora", "lora on embedding and head", "updated reference", "lora and updated reference"],
 )
 def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_path, sections):
     file = write_config(**sections, checkpoints={"every": 2, "keep": 5})
@@ -52,7 +61,7 @@ def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_
     penchant(1, file, f"output={one}")
     penchant(2, file, f"output={two}")
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
-    name = "adapter_model.safetensors" if sections else "model.safetensors"
+    name = "adapter_model.safetensors" if "lora" in sections else "model.safetensors"
     expected = load_file(one / name)
     for written, processes in ((two, 1), (one, 2)):
         moved = tmp_path / f"moved-to-{processes}"

@@ -87,6 +87,15 @@ class TestParts:
         assert memory.gradients == 4 * adapters
         assert memory.optimizer == 8 * adapters + 4 * sum(p.requires_grad for p in model.parameters())
 
+    @pytest.mark.parametrize("changes", [(), ("lora.rank=4",)], ids=["full", "lora"])
+    def test_an_updated_reference_is_one_more_copy_of_what_is_trained(self, config, changes):
+        memory, _, _ = counted_memory(config, *changes)
+        updated, _, _ = counted_memory(config, *changes, "evaluation.every=2", "reference_update=best")
+        for phase in ("weights", "training", "step", "held_out"):
+            assert getattr(updated, phase) == getattr(memory, phase) + memory.gradients, phase
+        for part in ("gradients", "optimizer", "activations", "reference_pass"):
+            assert getattr(updated, part) == getattr(memory, part), part
+
     def test_bfloat16_lora_halves_the_frozen_weights(self, config):
         whole, _, _ = counted_memory(config, "lora.rank=4")
         half, _, _ = counted_memory(config, "lora.rank=4", "training.dtype=bfloat16")
@@ -283,6 +292,15 @@ class TestTime:
         every = sum(group.length for group in [*inputs.train, *inputs.held_out])
         held_out = sum(group.length for group in inputs.held_out)
         assert work.reading() == {"reference_pass": every, "held_out": 2 * held_out, "training": 0}
+
+    def test_counts_of_work_with_an_updated_reference(self, config):
+        """Evaluated before the first step and after 2, 4 and 6; read again after those three; steps 3 to 6 are too."""
+        config = changed(config, ("evaluation.every=2", "reference_update=best"))
+        inputs, _, limit = read_run(config, 1, lambda line: None)
+        work = lay_out(config, inputs, limit, lambda group: group.length)
+        held_out = sum(group.length for group in inputs.held_out)
+        assert work.reading()["held_out"] == (4 + 3) * held_out
+        assert work.reading()["training"] == pytest.approx(4 * work.tokens)
 
     def test_seconds_add_up(self, planned, config):
         plan = planned(config)

@@ -22,8 +22,8 @@ def _frontier(summary: Summary) -> list[Figure]:
             points.setdefault(row.method, []).append((kl.value, reward.value, reward.low, reward.high))
     if not points:
         return []
-    note = "Up and to the left is better: more reward for less distance from the start. Means across seeds, with the "
-    note += "reward's 95 % interval; a method's variants are joined in the order of their KL."
+    note = "Up and to the left is better: more reward for less distance from the start. Means over seeds and prompts, "
+    note += "with the reward's 95 % interval; a method's variants are joined in the order of their KL."
     return [Figure("Reward against KL", frontier_chart(points), note)]
 
 
@@ -38,7 +38,7 @@ def _sizes(summary: Summary) -> list[Figure]:
             xs.append(float(row.size))
             ys.append(row.metrics[primary].value)
     picture = line_chart(f"{primary} by data size", "training groups", primary, series)
-    note = "Means across seeds; the smaller sets are contained in the larger. The intervals are in the table."
+    note = "Means over seeds and prompts; the smaller sets are contained in the larger. The intervals are in the table."
     return [Figure(f"{primary} by data size", picture, note)]
 
 

@@ -1,20 +1,21 @@
-"""From cells to what may be said: each variant's metrics across seeds, and its difference from the baseline."""
+"""From cells to what may be said: each variant's means over seeds and prompts, and its difference from the baseline."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from penchant.comparison.by_prompt import by_prompt
 from penchant.comparison.config import START
 from penchant.comparison.pair_values import is_pooled
 from penchant.comparison.results import Cell, Comparison
+from penchant.evaluation.by_prompt import by_prompt
 from penchant.evaluation.comparisons import Difference, Verdict, across_seeds, holm, paired_difference, paired_seeds
-from penchant.evaluation.statistics import Estimate
+from penchant.evaluation.seed_means import mean_over_seeds, unbounded_mean_over_seeds
+from penchant.evaluation.statistics import Estimate, Floats
 
 MAIN = (
     "accuracy",
@@ -37,6 +38,9 @@ MAIN = (
 )
 """What tables show, in this order, where it was measured."""
 
+_UNBOUNDED = ("kl", "words")
+"""Never a share, even where all values happen to lie between 0 and 1; nor is a margin or Kendall's tau."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -46,7 +50,7 @@ class Row:
         variant: label and varying hyper-parameters, as people read them.
         cells: those that were measured, by seed.
         failed: seed -> why.
-        metrics: mean across seeds with a 95 % interval; n is the seeds.
+        metrics: mean over seeds and prompts with a 95 % interval for new ones of both; n is the seeds.
         verdict: on the primary metric against the baseline; None for the baseline itself.
     """
 
@@ -170,19 +174,40 @@ def _rows(comparison: Comparison, size: int) -> list[Row]:
         verdicts = dict(zip(compared, holm(differences), strict=True))
         if baseline != START and START in cells:
             verdicts[START] = holm([difference(cells[START], cells[baseline], comparison)])[0]
-    return [_row(name, of, verdicts.get(name)) for name, of in cells.items()]
+    return [_row(name, of, verdicts.get(name), comparison.prompts) for name, of in cells.items()]
 
 
-def _row(name: str, cells: Sequence[Cell], verdict: Verdict | None) -> Row:
+def _row(name: str, cells: Sequence[Cell], verdict: Verdict | None, prompts: Mapping[str, str]) -> Row:
     measured = {cell.seed: cell for cell in cells if cell.failed is None}
     names = dict.fromkeys(metric for cell in measured.values() for metric in cell.metrics)
-    metrics = {
-        metric: across_seeds([cell.metrics[metric] for cell in measured.values() if metric in cell.metrics])
-        for metric in names
-    }
+    metrics = {metric: _estimate(metric, list(measured.values()), prompts) for metric in names}
     first = cells[0]
     failed = {cell.seed: cell.failed for cell in cells if cell.failed is not None}
     return Row(name, first.method, first.settings, first.size, measured, failed, metrics, verdict)
+
+
+def _estimate(metric: str, cells: Sequence[Cell], prompts: Mapping[str, str]) -> Estimate:
+    """The mean of the cells' values, with an interval over seeds and prompts; of what is pooled, over seeds alone."""
+    cells = [cell for cell in cells if metric in cell.metrics]
+    over_seeds = across_seeds([cell.metrics[metric] for cell in cells])
+    if is_pooled(metric):
+        return replace(over_seeds, low=float(np.maximum(0, over_seeds.low)), high=float(np.minimum(1, over_seeds.high)))
+    names = sorted({name for cell in cells for name in cell.values.get(metric, {})})
+    if not names:
+        return over_seeds
+    table = _table(metric, cells, names)
+    groups = [prompts.get(name, name) for name in names]
+    unbounded = metric in _UNBOUNDED or metric.endswith(("margin", "kendall_tau"))
+    estimate = (unbounded_mean_over_seeds if unbounded else mean_over_seeds)(table, groups)
+    # A group that some seed did not measure is in the mean alone. NumPy's functions keep NaN: no interval.
+    low, high = np.minimum(over_seeds.value, estimate.low), np.maximum(over_seeds.value, estimate.high)
+    return replace(over_seeds, low=float(low), high=float(high))
+
+
+def _table(metric: str, cells: Sequence[Cell], names: Sequence[str]) -> Floats:
+    """[S, G] values of groups or fresh samples; NaN where one was not measured."""
+    rows = [[cell.values[metric].get(name, math.nan) for name in names] for cell in cells]
+    return np.array(rows, dtype=np.float64).reshape(len(cells), len(names))
 
 
 def name_of(cell: Cell) -> str:
@@ -202,11 +227,7 @@ def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Compa
     if is_pooled(metric):
         return _pooled([left[seed].metrics[metric] - right[seed].metrics[metric] for seed in seeds])
     names = sorted({name for cells in (left, right) for seed in seeds for name in cells[seed].values[metric]})
-    shape = (len(seeds), len(names))
-    pair = [
-        np.array([[cells[s].values[metric].get(n, math.nan) for n in names] for s in seeds]).reshape(shape)
-        for cells in (left, right)
-    ]
+    pair = [_table(metric, [cells[seed] for seed in seeds], names) for cells in (left, right)]
     # A fresh sample has a prompt to itself.
     return paired_difference(*by_prompt(pair, [comparison.prompts.get(name, name) for name in names]))
 

@@ -21,8 +21,12 @@ from penchant.evaluation.statistics import Estimate
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+MEANS = (
+    "Means over seeds and held-out prompts with a 95 % interval for new seeds and new prompts; of an AUC, for new "
+    "seeds alone."
+)
 HOW = (
-    "Means across seeds with a 95 % Student t interval. The verdict is on {primary} against {baseline}: the difference "
+    "{means} The verdict is on {primary} against {baseline}: the difference "
     "over the same seeds and held-out prompts, its interval from {parts}, corrected for the number of methods (Holm; "
     "narrower where seeds differ no more than chance explains). A method is better or worse only where the corrected "
     "interval excludes zero."
@@ -63,7 +67,9 @@ def how(summary: Summary) -> str:
     """How to read the table."""
     of = summary.comparison
     baseline = "the starting model" if of.baseline == START else of.baseline
-    return HOW.format(primary=of.primary, baseline=baseline, parts=POOLED if is_pooled(of.primary) else PARTS)
+    return HOW.format(
+        means=MEANS, primary=of.primary, baseline=baseline, parts=POOLED if is_pooled(of.primary) else PARTS
+    )
 
 
 def shown(estimate: Estimate | None) -> str:
@@ -151,7 +157,7 @@ def write_page(path: Path, summary: Summary) -> None:
     ]
     definitions = [(name, definition) for name, definition in of.definitions.items()]
     details = [
-        Table("Every metric", every, metrics, "Means across seeds with a 95 % Student t interval."),
+        Table("Every metric", every, metrics, MEANS),
         *_sources(summary),
         _costs(summary),
         *([_judged(of.judge)] if of.judge else []),

@@ -68,7 +68,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of n pairs with its 95 % interval over prompts drawn with replacement.
+    """A share of n pairs with its 95 % interval over prompts.
 
     Attributes:
         value: None where n is 0.

@@ -81,7 +81,7 @@ def _length_bias(bias: LengthBias) -> str:
     return (
         f"The chosen is longer in {_share(bias.longer)} of {bias.longer.n} pairs and of equal length in "
         f"{bias.equal:.1%}, in {bias.unit}; where lengths differ, the longer wins in "
-        f"{_share(bias.longer_where_unequal)}. Intervals: 95 %, prompts drawn with replacement."
+        f"{_share(bias.longer_where_unequal)}. Intervals: 95 %, over prompts."
     )
 
 

@@ -16,8 +16,8 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 
-from penchant.evaluation.student_t import critical_ratio, critical_value, f_tail, two_sided_p
 from penchant.evaluation.variance_components import Variances, falling_root
+from penchant.intervals.student_t import critical_ratio, critical_value, f_tail, two_sided_p
 
 Shape = tuple[Variances, int, int]
 """A difference's variance components, with a residual above zero, its seeds and its prompts."""

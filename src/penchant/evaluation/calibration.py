@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_mean
+from penchant.evaluation.statistics import Estimate, Floats, Ints, mean_of_shares
 
 _BINS = 10
 _SIMULATIONS = 200
@@ -64,12 +64,12 @@ class Calibration:
         return {"beta": self.beta, "expected_calibration_error": error, "calibrated_error": chance, "bins": bins}
 
 
-def calibrate(log_ratio_margins: Floats, clusters: Ints, beta: float, *, resamples: int, seed: int) -> Calibration:
+def calibrate(log_ratio_margins: Floats, clusters: Ints, beta: float, *, seed: int) -> Calibration:
     """Calibration of sigmoid(|beta h|) as the probability that the higher-scored response is preferred.
 
     Args:
         log_ratio_margins: [P] h, chosen minus rejected log-ratio, nats.
-        clusters: [P] integers; pairs with equal ones are drawn together for the intervals.
+        clusters: [P] integers; pairs with equal ones are not independent.
     """
     predicted = 1 / (1 + np.exp(-np.abs(beta * log_ratio_margins)))
     won = np.where(log_ratio_margins == 0, 0.5, log_ratio_margins > 0)
@@ -78,7 +78,8 @@ def calibrate(log_ratio_margins: Floats, clusters: Ints, beta: float, *, resampl
     bins = [
         CalibrationBin(
             float(predicted[part].mean()),
-            bootstrap_mean(shared[part], clusters[part], resamples=resamples, seed=seed),
+            # Not `bootstrap_mean`: a bin of equally confident pairs, which share one rate, would be certain of it.
+            mean_of_shares(shared[part], clusters[part]),
         )
         for part in parts
     ]

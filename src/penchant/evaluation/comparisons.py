@@ -31,8 +31,8 @@ from numpy.typing import ArrayLike
 
 from penchant.evaluation import agreeing_seeds
 from penchant.evaluation.statistics import Estimate, Floats
-from penchant.evaluation.student_t import critical_value
 from penchant.evaluation.variance_components import Variances, components
+from penchant.intervals.student_t import critical_value
 
 Outcome = Literal["better", "worse", "not distinguishable"]
 
@@ -116,7 +116,9 @@ class Verdict:
 
 
 def across_seeds(per_seed_means: ArrayLike) -> Estimate:
-    """Mean over seeds with a 95 % Student t interval; `n` counts the seeds, and one seed has no interval.
+    """Mean over seeds with a 95 % Student t interval; `n` counts the seeds.
+
+    One seed has no interval, nor have seeds that change nothing: they are no sample of runs.
 
     Args:
         per_seed_means: [S].
@@ -125,8 +127,8 @@ def across_seeds(per_seed_means: ArrayLike) -> Estimate:
     if not len(means):
         return Estimate(math.nan, math.nan, math.nan, 0)
     value = float(means.mean())
-    if len(means) == 1:
-        return Estimate(value, math.nan, math.nan, 1)
+    if len(means) == 1 or np.ptp(means) < 1e-12:
+        return Estimate(value, math.nan, math.nan, len(means))
     half = critical_value(0.05, len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
     return Estimate(value, value - half, value + half, len(means))
 

@@ -9,8 +9,8 @@ import math
 from statistics import NormalDist
 
 from penchant.evaluation.agreeing_seeds import half_width, method_agrees
-from penchant.evaluation.student_t import critical_ratio
 from penchant.evaluation.variance_components import Variances
+from penchant.intervals.student_t import critical_ratio
 
 POWER = 0.8
 """Share of comparisons in which the difference is to be found."""

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from penchant.evaluation.statistics import Estimate, Floats, share_interval
-from penchant.evaluation.student_t import critical_value
+from penchant.evaluation.statistics import Estimate, Floats
+from penchant.intervals.shares import pseudo_interval
+from penchant.intervals.student_t import critical_value
 
 PRECISION = 0.1
 """Of the normal prior on phi around 0: its standard deviation is 3.2 in log-odds, whatever the number of prompts."""
@@ -54,7 +55,8 @@ def length_controlled(values: Sequence[float], words: Sequence[int], rival_words
     freedom = n - (2 if spread > 0 else 1)
     if freedom < 1:
         return Estimate(rate, math.nan, math.nan, n)
-    return share_interval(rate, square, sample, critical_value(0.05, freedom), n)
+    low, high = pseudo_interval(rate, square, sample, critical_value(0.05, freedom))
+    return Estimate(rate, low, high, n)
 
 
 def _controlled(wins: Floats, inputs: Floats) -> tuple[float, float, float]:

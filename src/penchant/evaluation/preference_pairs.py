@@ -90,7 +90,7 @@ class PreferencePairs:
     def calibrate(self, rewards: Floats, beta: float) -> Calibration:
         """Whether [C] log-ratios times beta are calibrated."""
         clusters = self.prompt[self.group]
-        return calibrate(self.margins(rewards), clusters, beta, resamples=self.resamples, seed=self.seed)
+        return calibrate(self.margins(rewards), clusters, beta, seed=self.seed)
 
 
 def row_of(values: Sequence[Sequence[float]]) -> Floats:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from penchant.evaluation.student_t import critical_value
+from penchant.intervals.shares import Bounds, clustered_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -91,9 +91,7 @@ def difference_of_shares(ours: ArrayLike, baseline: ArrayLike, clusters: ArrayLi
     return _with_pseudo_observations(values, clusters, bounds=(-1.0, 1.0), weight=0.5)
 
 
-def _with_pseudo_observations(
-    values: ArrayLike, clusters: ArrayLike, bounds: tuple[float, float], weight: float
-) -> Estimate:
+def _with_pseudo_observations(values: ArrayLike, clusters: ArrayLike, bounds: Bounds, weight: float) -> Estimate:
     numbers = np.asarray(values, dtype=np.float64)
     n = len(numbers)
     if not n:
@@ -102,55 +100,10 @@ def _with_pseudo_observations(
     # Sums are rounded by their order: in this one they do not depend on the caller's.
     order = np.lexsort((numbers, inverse))
     numbers, inverse = numbers[order], inverse[order]
-    mean, count = float(numbers.mean()), int(inverse.max()) + 1
-    if count < 2:
-        return Estimate(mean, math.nan, math.nan, n)
-    t = critical_value(0.05, count - 1)
-    sample, square = _effective_size(numbers - mean, inverse, mean), float((numbers**2).mean())
-    return share_interval(mean, square, sample, t, n, bounds=bounds, weight=weight)
-
-
-def share_interval(
-    mean: float,
-    square: float,
-    sample: float,
-    t: float,
-    n: int,
-    *,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    weight: float = 1.0,
-) -> Estimate:
-    """An interval around the mean of a sample and ``weight * t**2`` pseudo-observations, which bring it off the bounds.
-
-    Args:
-        mean, square: of the sample's values and of their squares.
-        sample: how many independent observations it is worth.
-        t: quantile of Student's t.
-        n: observations, as the estimate tells them.
-        bounds: 0 and 1, with half of the pseudo-observations at either; or -1 and 1, with a quarter at either and half
-            at 0.
-    """
-    pseudo = weight * t * t
-    total = sample + pseudo
-    centre = (sample * mean + pseudo * sum(bounds) / 2) / total
-    # The mean square of the pseudo-observations is 1/2 for either bounds.
-    half = t * math.sqrt(((sample * square + pseudo / 2) / total - centre**2) / total)
-    low, high = max(bounds[0], centre - half), min(bounds[1], centre + half)
-    return Estimate(mean, min(mean, low), max(mean, high), n)
-
-
-def _effective_size(deviations: Floats, cluster: Ints, mean: float) -> float:
-    """How many independent observations have the variance of the mean that whole clusters show; at most N.
-
-    Where hardly any value differs from the others the clusters show little: half a cluster more, of average size and
-    all of the rarer outcome, stands for what a few clusters do not show.
-    """
-    n = len(deviations)
-    sizes, sums = np.bincount(cluster), np.bincount(cluster, weights=deviations)
-    average = float((sizes**2).sum()) / n
-    unseen = 0.5 * average * max(mean, 1 - mean) ** 2
-    of_values, of_clusters = float((deviations**2).sum()) + unseen, float((sums**2).sum()) + average * unseen
-    return min(float(n), n * of_values / of_clusters)
+    mean, square = float(numbers.mean()), float((numbers**2).mean())
+    deviations = np.bincount(inverse, weights=numbers - mean).astype(np.float64)
+    low, high = clustered_interval(mean, square, deviations, np.bincount(inverse), bounds=bounds, weight=weight)
+    return Estimate(mean, low, high, n)
 
 
 def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penchant.evaluation.statistics import Floats
-from penchant.evaluation.student_t import Mixture, critical_value, two_sided_p
+from penchant.intervals.student_t import Mixture, critical_value, two_sided_p
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class MultiReference:
     Differs from the authors' code (two references), whose harmonic branch has the weights swapped: the primary's
     ``1 / ref_1`` is multiplied by the weight of the other. Its multi-loss branch is the right way round. ``weighting:
     authors_weights`` gives the numbers of their default: harmonic, adaptive, swapped. Their primary is replaced by the
-    policy at each best checkpoint; here it stays the model that training starts from.
+    policy at each best checkpoint, as ``reference_update: best`` does; without it the primary stays the one that is
+    named.
 
     Attributes:
         beta: strength of the pull towards the mixture, > 0.

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import AfterValidator
 
 from penchant.evaluation.comparisons import Difference, holm, paired_difference
-from penchant.evaluation.statistics import Estimate, Floats, are_shares, bootstrap_mean, mean_of_shares
+from penchant.evaluation.seed_means import mean_over_seeds
+from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
 
 Key = TypeVar("Key")
 
@@ -29,22 +30,12 @@ Seeds = Annotated[list[int], AfterValidator(_check_seeds)]
 """A configuration's seeds, at least two: every model is trained once with each seed."""
 
 
-def mean_over_seeds(table: Floats) -> Estimate:
-    """Mean of a table [S, N], with an interval over seeds and questions; over questions alone where S is 1.
-
-    The interval of shares is at least as wide as one over questions alone, and stays inside [0, 1].
-    """
+def estimate_over_seeds(table: Floats) -> Estimate:
+    """Mean of a table [S, N], with an interval over seeds and questions; over questions alone where S is 1."""
     if len(table) == 1:
         values = table[0][~np.isnan(table[0])]
         return bootstrap_mean(values, range(len(values)))
-    mean = paired_difference(table, np.zeros_like(table))
-    low, high = mean.low, mean.high
-    complete = table[:, ~np.isnan(table).any(axis=0)]
-    if not math.isnan(low) and are_shares(complete):
-        # Where every seed answers every question correctly the variance is 0, and a t interval could go beyond 1.
-        share = mean_of_shares(complete.ravel(), np.tile(np.arange(complete.shape[1]), len(complete)))
-        low, high = max(0.0, min(low, share.low)), min(1.0, max(high, share.high))
-    return Estimate(mean.value, low, high, mean.n_prompts)
+    return mean_over_seeds(table, range(table.shape[1]))
 
 
 def paired_differences(

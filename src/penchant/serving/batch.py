@@ -32,7 +32,8 @@ class Batch:
         self._state: CachedRows | RereadRows | None = None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        """Rows whose answers have not ended; a row leaves the count before its end is delivered."""
+        return sum(not row.job.ended for row in self._rows)
 
     @torch.no_grad()
     def add(self, jobs: Sequence[Job], expert: Expert) -> None:

@@ -72,7 +72,9 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        # Under the lock, so that a job whose time ends in the queue has left it once its end can be read.
+        with self._changed:
+            return len(self._queue)
 
     @property
     def running(self) -> int:

@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent, checked when read, and loadable at another number of processes.
 
 checkpoints/step-00000100/
-    rank-*.safetensors      weights, optimizer and objective state: each process's shards
+    rank-*.safetensors      weights, optimizer and objective state, a reference that moves: each process's shards
     index.json              which shards a tensor has, and where they begin
     state.json              the loop's own state
     manifest.json           size and hash of each file; written last
@@ -40,9 +40,18 @@ class Checkpoints:
         return found[-1] if found else None
 
     def save(
-        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, loop: Mapping[str, Any]
+        self,
+        step: int,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        reference: Tensors,
+        loop: Mapping[str, Any],
     ) -> Path:
         """Write a checkpoint aside, sync it to disk, then give it its name; drop those beyond the kept number.
+
+        Args:
+            reference: tensors of a reference that moves; none of one that stays.
 
         Raises:
             DiskFullError: the disk is full; earlier checkpoints are untouched.
@@ -53,7 +62,7 @@ class Checkpoints:
             if self._world.is_main:
                 new_folder(aside)
             self._world.barrier()
-            tensors = _tensors(module, optimizer, state)
+            tensors = _tensors(module, optimizer, state, reference)
             shards = self._write(tensors, aside)
             if self._world.is_main:
                 write_index(tensors, aside, shards)
@@ -68,16 +77,21 @@ class Checkpoints:
         return final
 
     def load(
-        self, checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: State
+        self,
+        checkpoint: Path,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        reference: Tensors,
     ) -> tuple[State, dict[str, Any]]:
-        """Put a checkpoint into module and optimizer; returns the objective's state and the loop's.
+        """Put a checkpoint into module, optimizer and reference; returns the objective's state and the loop's.
 
         Raises:
             CheckpointError: a file is missing, cut short or changed.
         """
         _verify(checkpoint)
         state = {name: value.clone() for name, value in state.items()}
-        read_shards(_tensors(module, optimizer, state), checkpoint)
+        read_shards(_tensors(module, optimizer, state, reference), checkpoint)
         loop = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         return state, loop
 
@@ -99,7 +113,9 @@ class Checkpoints:
         return [index for index, _ in reports]
 
 
-def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Tensor]:
+def _tensors(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state: State, reference: Tensors
+) -> dict[str, Tensor]:
     """Everything a checkpoint holds, by the parameters' names, sharded as they are; loading fills it in place."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for parameter in trained.values():
@@ -117,6 +133,7 @@ def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, state: State) 
             for key, value in optimizer.state[parameter].items()
         },
         **{f"objective.{name}": value for name, value in state.items()},
+        **{f"reference.{name}": value for name, value in reference.items()},
     }
 
 

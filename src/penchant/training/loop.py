@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from penchant.training.batches import Order, Source, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.directions import direction
 from penchant.training.log import JsonLines
+from penchant.training.moving_reference import MovingReference
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
 
@@ -58,6 +59,7 @@ class Loop:
         order: of the training groups; says how many steps an epoch has.
         state: what the objective remembers before the first step.
         held_out: groups and references; may be empty.
+        moving_reference: becomes the policy at each best evaluation; None where the references stay.
         save_best: called when a held-out evaluation during training is the best so far.
     """
 
@@ -69,6 +71,7 @@ class Loop:
         order: Order,
         state: State,
         held_out: Split,
+        moving_reference: MovingReference | None,
         world: World,
         folder: Path,
         save_best: Callable[[], None],
@@ -77,6 +80,7 @@ class Loop:
         self.config, self.scorer, self.world, self.folder = config, scorer, world, folder
         self.source, self.order, self.state = source, order, state
         self.held_out, self.save_best = held_out, save_best
+        self.moving_reference = moving_reference
         self.objective: Objective = config.method
         self.total = settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.optimizer = build_optimizer(scorer, settings, config.head.weight_decay)
@@ -89,10 +93,13 @@ class Loop:
         """Go back to the last complete checkpoint, or to the start where there is none."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is not None:
-            self.state, saved = self.checkpoints.load(checkpoint, self.scorer, self.optimizer, self.state)
+            self.state, saved = self.checkpoints.load(
+                checkpoint, self.scorer, self.optimizer, self.state, self._reference_tensors()
+            )
             values = {name: saved[name] for name in vars(self.at)}
             values["sums"] = {name: tuple(pair) for name, pair in saved["sums"].items()}
             self.at = LoopState(**values)
+            self._rescore_held_out()
         if self.world.is_main:
             self.metrics.cut(self.at.log_size, self.at.log_digest)
             self.timing.cut_last_part()
@@ -128,10 +135,12 @@ class Loop:
         started = time.perf_counter()
         settings = self.config.training
         drawn = self.source.batch(self.at.step)
-        groups = drawn.groups
+        groups, references = drawn.groups, drawn.references
+        if self.moving_reference is not None:
+            references = self.moving_reference.rescore(groups, references)
         # Only LoRA's own dropout draws random numbers; a seed of its own for each step leaves nothing to save.
         torch.manual_seed(settings.seed * 1_000_003 + self.at.step)
-        batch = Batch(groups, drawn.references, settings.token_budget, settings.dtype, drawn.temperature)
+        batch = Batch(groups, references, settings.token_budget, settings.dtype, drawn.temperature)
         result, self.state = backward(self.scorer, self.objective, self.state, batch, self.world)
         sums, number = self._reduce(result.sums, signals)
         sums.update(drawn.sums)
@@ -163,8 +172,11 @@ class Loop:
         result.add(self.objective.evaluate(policy, reference, facts, self.state), groups, counts=True)
         sums = {name: value.tolist() for name, value in result.sums.items()}
         means = {name: total / count for name, (total, count) in sums.items() if count}
+        line = {"step": self.at.step, **{f"eval_{name}": value for name, value in means.items()}}
+        if self.moving_reference is not None:
+            line["reference_step"] = self.moving_reference.step
         if self.world.is_main:
-            self.metrics.write({"step": self.at.step, **{f"eval_{name}": value for name, value in means.items()}})
+            self.metrics.write(line)
         if self.config.evaluation.every:
             self._judge(means)
 
@@ -172,7 +184,9 @@ class Loop:
         """Write a checkpoint of everything."""
         self.at.log_size = self.metrics.size
         self.at.log_digest = self.metrics.digest(self.at.log_size)
-        self.checkpoints.save(self.at.step, self.scorer, self.optimizer, self.state, vars(self.at))
+        self.checkpoints.save(
+            self.at.step, self.scorer, self.optimizer, self.state, self._reference_tensors(), vars(self.at)
+        )
 
     def _due(self, every: int | None) -> bool:
         return self.at.step == self.total or (every is not None and self.at.step % every == 0)
@@ -192,10 +206,22 @@ class Loop:
         if self.at.best is None or value < self.at.best:
             self.at.best, self.at.worse = value, 0
             self.save_best()
+            if self.moving_reference is not None:
+                self.moving_reference.update(self.at.step)
+                self._rescore_held_out()
         else:
             self.at.worse += 1
         patience = self.config.evaluation.patience
         self.at.stopped = patience is not None and self.at.worse >= patience
+
+    def _reference_tensors(self) -> Mapping[str, Tensor]:
+        return {} if self.moving_reference is None else self.moving_reference.tensors
+
+    def _rescore_held_out(self) -> None:
+        """Let the reference that moves read the held-out groups, once for all evaluations until its next update."""
+        if self.moving_reference is not None:
+            references = self.moving_reference.rescore(self.held_out.groups, self.held_out.references)
+            self.held_out = replace(self.held_out, references=references)
 
     def _reduce(
         self, sums: Mapping[str, Tensor], signals: StopSignals

@@ -160,6 +160,7 @@ def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
         rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in hyper_parameters.items())))
     names = [base.name if source is None else describe_source(source).name for source in reference_sources(config)]
     if names:
+        names[0] += " (replaced by the policy at each best evaluation)" if config.reference_update == "best" else ""
         rows.append(("reference" if len(names) == 1 else "references", ", ".join(names)))
     if config.reward is not None:
         judge = config.reward.judge

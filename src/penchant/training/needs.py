@@ -23,7 +23,8 @@ def check_references(config: RunConfig) -> str | None:
     """Refuse more references than the objective takes; returns a notice where one is named and none is used.
 
     Raises:
-        ConfigError: too many, or none for an objective that mixes them; or no pairs to fit their weights to.
+        ConfigError: too many, or none for an objective that mixes them; or no pairs to fit their weights to; or the
+            primary is updated, and there is none, or the weights were fitted to the one before.
     """
     objective, named = config.method, len(config.references) or int(config.reference is not None)
     needs = objective.needs
@@ -38,6 +39,13 @@ def check_references(config: RunConfig) -> str | None:
             f"{objective.name} mixes references, and none is named",
             fix="references=[MODEL, MODEL, ...], the first is the primary; of the starting model alone it is "
             "objective.name=dpo",
+        )
+    if config.reference_update != "never" and (not needs.references or needs.fitting_pairs):
+        reason = "its reference weights are fitted before training" if needs.references else "it has no reference"
+        raise ConfigError(
+            f"reference_update is {config.reference_update}, and {objective.name} cannot follow it: {reason}",
+            fix="reference_update=never"
+            + (", or another weighting, as in objective.weighting=adaptive" if needs.references else ""),
         )
     if named and not needs.references:
         return f"{objective.name} has no reference: the one that is named is not used"
@@ -91,6 +99,8 @@ def check_sampled(config: RunConfig, processes: int) -> None:
     reason = None
     if needs.many_references:
         reason = f"{objective.name} takes its references' log-probs from a table made before training"
+    elif config.reference_update != "never":
+        reason = f"reference_update={config.reference_update} is of log-probs of the data's own candidates"
     elif needs.mismatched:
         reason = f"{objective.name} needs responses to other prompts"
     elif needs.trains == "rewards" or needs.head:

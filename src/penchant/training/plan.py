@@ -280,6 +280,8 @@ def not_predicted(config: RunConfig) -> list[str]:
         notes.append("not predicted: the time and memory of drawing candidates and of scoring them")
     elif config.reward is not None:
         notes.append("not predicted: the time and memory of scoring the data before training")
+    if config.reference_update == "best":
+        notes.append("each evaluation is taken to be the best so far: the reference is updated at all of them")
     if any(source is not None for source in [config.reference, *config.references]):
         notes.append("a named reference is taken to read the policy's tokens, at the policy's pace")
     return notes

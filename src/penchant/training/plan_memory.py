@@ -19,6 +19,7 @@ from penchant.engine.output_head import lora_rank
 from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.vocabulary import LowRank
+from penchant.training.moving_reference import copy_trained_weights
 from penchant.training.optimizer import build_optimizer
 from penchant.training.plan_layers import find_depths
 from penchant.training.plan_model import Blueprint, meta_reference, read_shape, shallow
@@ -33,7 +34,8 @@ class Memory:
     Parts need not add up to a phase: not all of them are alive at once.
 
     Attributes:
-        weights: of the model, adapters and a head included; of two models where a reference stays in memory.
+        weights: of the model, adapters and a head included; of two models where a reference stays in memory, and twice
+            of what is trained where the reference is updated to the policy.
         gradients: of the trained weights.
         optimizer: AdamW's moments.
         activations: what the forward keeps for the backward of the heaviest micro-batch.
@@ -189,12 +191,14 @@ def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
     scorer = blueprint.meta_scorer()
     with counted(heap) as ledger:
         without_data(scorer, device)
-        weights = ledger.live
         if None in beside.references:
             reference_peaks.append(_forward(scorer, load.reference, ledger, device, dtype))
+        moving_reference = copy_trained_weights(scorer) if blueprint.config.reference_update == "best" else {}
+        weights = ledger.live
         counts = _count_steps(blueprint, scorer.train(), load.steps, ledger, device)
         held_out = _forward(scorer, load.held_out, ledger, device, dtype) if load.held_out else 0
         resident = ledger.held
+        del moving_reference
     phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
     phases = {name: size + live if size else 0 for name, size in phases.items()}
     alive = max(*reference_peaks, *phases.values())

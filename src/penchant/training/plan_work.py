@@ -77,17 +77,23 @@ class Work:
         return every[int(np.searchsorted(sums, sums[-1] / 2))]
 
     def reading(self) -> dict[str, float]:
-        """Tokens read without gradients: by references before training, and of the held-out part while it goes on."""
+        """Tokens read without gradients: by references before training, and of the held-out part while it goes on.
+
+        A reference that is updated reads every step after the first evaluation, and the held-out part after all of
+        them, as if all were the best so far.
+        """
         every = sum(map(self.cost, [*self.train, *self.held_out, *self.reference_held_out]))
         held_out = sum(map(self.cost, self.held_out))
         often = self.config.evaluation.every
-        times = 2 + ((self.steps - 1) // often if often else 0)
+        judged = (self.steps - 1) // often if often else 0
+        moves = self.config.reference_update == "best" and often is not None
+        times = 2 + judged * (1 + moves) + moves
         coupled = self.config.method.coupled and self.micro_batches > 1
         live = self.config.candidates == "sampled" and bool(self.config.method.needs.references)
         return {
             "reference_pass": float(every * len(self.references)),
             "held_out": float(held_out * times),
-            "training": self.tokens * self.steps * (coupled + live),
+            "training": self.tokens * (self.steps * (coupled + live) + max(0, self.steps - (often or 0)) * moves),
         }
 
     def load(self) -> Load:

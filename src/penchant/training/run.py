@@ -32,6 +32,7 @@ from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Loop
 from penchant.training.model import Trained, load_trained, trained_responses
 from penchant.training.model_card import write_model_card
+from penchant.training.moving_reference import MovingReference
 from penchant.training.needs import (
     check_head,
     check_live_reference,
@@ -198,11 +199,13 @@ def _prepare(
         order = Order(first, settings.batch_size, settings.seed, settings.shuffle)
         source = Given(train, order)
 
+    moving = MovingReference(model.scorer, settings, world) if config.reference_update == "best" else None
+
     def save_best() -> None:
         (folder / "best").mkdir(exist_ok=True)
         model.save(folder / "best", world)
 
-    loop = Loop(config, model.scorer, source, order, state, held_out, world, folder, save_best)
+    loop = Loop(config, model.scorer, source, order, state, held_out, moving, world, folder, save_best)
     return loop, model
 
 

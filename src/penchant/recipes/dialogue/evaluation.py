@@ -20,7 +20,7 @@ from penchant.evaluation.judges import EndpointJudge
 from penchant.evaluation.rating_sheet import write_sheet
 from penchant.evaluation.statistics import Floats
 from penchant.evaluation.win_rate import win_rate
-from penchant.recipes.comparing import mean_over_seeds, paired_differences
+from penchant.recipes.comparing import estimate_over_seeds, paired_differences
 from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import Question, question_prompt, read_questions
@@ -115,7 +115,7 @@ def evaluate(config: DialogueConfig, variants: Sequence[ModelVariant], folder: P
         method_rows = models.setdefault(model, {}).setdefault(method, {})
         for name, numbers in sets.items():
             method_rows[name] = {
-                key: mean_over_seeds(table).to_json() for key, table in _tables(per_seed, name, numbers)
+                key: estimate_over_seeds(table).to_json() for key, table in _tables(per_seed, name, numbers)
             }
     return {
         "models": models,

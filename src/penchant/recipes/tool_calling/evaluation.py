@@ -17,7 +17,7 @@ from penchant.evaluation.tool_calls.edge import Setting, measure_edge
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl, spread
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
-from penchant.recipes.comparing import mean_over_seeds, paired_differences
+from penchant.recipes.comparing import estimate_over_seeds, paired_differences
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
@@ -76,7 +76,7 @@ def evaluate(config: ToolCallingConfig, rows: Sequence[Row], folder: Path) -> St
 def _by_category(right: Floats, test: Sequence[ToolQuestion]) -> dict[str, Any]:
     categories = sorted({each.category for each in test})
     columns = {name: [n for n, each in enumerate(test) if each.category == name] for name in categories}
-    return {name: mean_over_seeds(right[:, numbers]).to_json() for name, numbers in (_sets(test) | columns).items()}
+    return {name: estimate_over_seeds(right[:, numbers]).to_json() for name, numbers in (_sets(test) | columns).items()}
 
 
 def _sets(test: Sequence[ToolQuestion]) -> dict[str, list[int]]:
