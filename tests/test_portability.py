@@ -64,10 +64,10 @@ def test_every_module_is_imported_without_what_only_posix_has(tmp_path: Path) ->
 
 
 def test_a_missing_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from penchant.recipes.self_improve.trainer import _alone
+    from penchant.recipes.self_improve.trainer import _trainer_lock
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(ConfigError, match="fcntl"), _alone(tmp_path):
+    with pytest.raises(ConfigError, match="fcntl"), _trainer_lock(tmp_path):
         pass
 
 

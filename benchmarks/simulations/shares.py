@@ -16,7 +16,7 @@ from penchant.evaluation.comparisons import across_seeds
 from penchant.evaluation.length_control import length_controlled
 from penchant.evaluation.seed_means import mean_over_seeds
 from penchant.evaluation.statistics import mean_of_shares, proportion
-from penchant.recipes.self_improve.gate import choose
+from penchant.recipes.self_improve.gate import choose_served
 
 Floats = NDArray[np.float64]
 
@@ -124,5 +124,5 @@ def served_rates(points: float, prompts: int, answers: int, runs: int, seed: int
         new = np.clip(new + points / 100 + served.mean() - new.mean(), 0, 1)
         satisfied = [(generator.binomial(answers, rates) / answers).tolist() for rates in (served, new)]
         larger += np.mean(satisfied[1]) >= np.mean(satisfied[0])
-        by_gate += choose(dict(enumerate(satisfied)), 0, answers, 0.05)[0] == 1
+        by_gate += choose_served(dict(enumerate(satisfied)), 0, answers, 0.05)[0] == 1
     return float(larger) / runs, by_gate / runs

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from penchant.config import TrainingConfig
-from penchant.recipes.self_improve.shapes import TASKS, distinct, draw_prompts, prompts, render
+from penchant.recipes.self_improve.shapes import TASKS, draw_prompts, prompts, render, unique_prompts
 from penchant.recipes.self_improve.small_denoiser import Batch, build_denoiser, train_denoiser
 
 SIZE, WIDTHS = 16, (32, 64)
@@ -38,7 +38,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     mixed = random.Random(0).sample(everything := prompts(), len(everything))
-    single = distinct(mixed)
+    single = unique_prompts(mixed)
     asked = [prompt for task in TASKS for prompt in [each for each in single if each.task == task][:PROMPTS]]
     rows = [{"prompt": prompt.text, "source": prompt.task} for prompt in asked]
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

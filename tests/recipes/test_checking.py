@@ -18,7 +18,7 @@ from penchant.recipes.domain_expert.pipeline import domain_expert
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.text_medium import TextMedium
+from penchant.recipes.self_improve.text_medium import TextBackend
 from penchant.recipes.tuning import TuningConfig
 
 PAIR = PreferenceGroup("", ("a", "b"), preferred=0)
@@ -128,7 +128,7 @@ def test_self_improvement_errors_name_its_own_keys(monkeypatch, tmp_path):
 
     monkeypatch.setattr("penchant.recipes.tuning.train", train)
     with pytest.raises(TrainingError) as error:
-        TextMedium(config).tune(tmp_path, "unread", 0)
+        TextBackend(config).tune(tmp_path, "unread", 0)
     assert error.value.fix == (
         "update.training.seed=1, update.lora.rank=2, update.objective.beta=1 or data.truncation=drop"
     )

@@ -15,9 +15,10 @@ BEFORE = DRAW.normal(size=(3, 40))
 AFTER = BEFORE + 1 + 0.1 * DRAW.normal(size=(3, 40))
 
 
-def test_mean_over_seeds():
+def test_mean_over_questions():
     estimate, expected = mean_over_questions(AFTER), paired_difference(AFTER, 0 * AFTER)
-    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (AFTER.mean(), expected.low, expected.high, 40)
+    assert (estimate.value, estimate.n) == (pytest.approx(AFTER.mean()), 40)
+    assert (estimate.low, estimate.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     single = np.array([[1.0, np.nan, 3.0, 5.0]])
     assert mean_over_questions(single) == bootstrap_mean([1, 3, 5], range(3))
 
@@ -28,10 +29,10 @@ def test_interval_of_shares_has_a_width_where_all_seeds_agree():
     # One seed is much worse: the interval over seeds is wider, and ends at 1.
     table = np.ones((3, 20))
     table[2, :10] = 0.0
-    apart = paired_difference(table, 0 * table)
-    assert apart.high > 1
+    assert paired_difference(table, 0 * table).high > 1
     estimate = mean_over_questions(table)
-    assert (estimate.low, estimate.high) == (max(0.0, apart.low), 1.0)
+    assert 0 < estimate.low < right.low - 0.5
+    assert estimate.high == 1.0
 
 
 def test_paired_differences():

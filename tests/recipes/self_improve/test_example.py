@@ -1,4 +1,4 @@
-"""The committed example and the script that makes its learner, shortened."""
+"""The committed example and the script that makes its learner, with few steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def script():
 
 
 def test_conditions():
-    judged = script().conditions("Review of the cozy cafe on the corner:", " The cafe was perfect. The soup was good.")
-    assert judged == {
+    conditions = script().conditions(
+        "Review of the cozy cafe on the corner:", " The cafe was perfect. The soup was good."
+    )
+    assert conditions == {
         "it is favourable": True,
         "it is two or three whole sentences": True,
         "it says what it is about": True,
@@ -32,7 +34,7 @@ def test_conditions():
     assert list(script().conditions("Review of the cozy cafe:", "It was terrible").values()) == [False, False, False]
 
 
-def test_it_runs(tmp_path, monkeypatch):
+def test_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = script()
     for name in ("TEXTS", "DEMONSTRATIONS", "PROMPTS"):
@@ -43,12 +45,12 @@ def test_it_runs(tmp_path, monkeypatch):
     module.main()
     prompts = [json.loads(line)["prompt"] for line in Path("files/prompts.jsonl").read_text().splitlines()]
     assert len(set(prompts)) == 40
-    told = {json.loads(line)["prompt"] for line in Path("files/demonstrations.jsonl").read_text().splitlines()}
-    assert told.isdisjoint(prompts)
-    assert told <= set(world.split_prompts(0, 0)[0])
+    demonstrated = {json.loads(line)["prompt"] for line in Path("files/demonstrations.jsonl").read_text().splitlines()}
+    assert demonstrated.isdisjoint(prompts)
+    assert demonstrated <= set(world.split_prompts(0, 0)[0])
     file = EXAMPLES / "self_improve.yaml"
     function = f"verifier.function={EXAMPLES / 'reviews.py'}:conditions"
     config = load_section(SelfImproveConfig, file, [function, "rounds=1", "prompts_per_round=4", "attempts=2"])
     rounds = improve(config)
-    assert [each["round"] for each in rounds] == [0, 1]
+    assert [round_["round"] for round_ in rounds] == [0, 1]
     assert len(rounds[0]["test"]["satisfied"]) == 10

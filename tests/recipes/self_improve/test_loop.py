@@ -1,4 +1,4 @@
-"""The loop with its trainer beside it, at tiny size: killed, filled up, and gone on with."""
+"""The loop and its trainer with tiny models: results, kills, full disks and resumed runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.learner import Learner
 from penchant.recipes.self_improve.loop import improve, read_rounds
-from penchant.recipes.self_improve.measuring import measure
-from penchant.recipes.self_improve.parts import open_buffer, open_folder
+from penchant.recipes.self_improve.measuring import evaluate_learner
+from penchant.recipes.self_improve.parts import open_buffer, open_run_folder
 from penchant.recipes.self_improve.pipeline import self_improve
 from penchant.recipes.self_improve.report import alarms, summarise, write_result
-from penchant.recipes.self_improve.served import Served, read_served, serve
-from penchant.recipes.self_improve.text_medium import TextMedium
-from penchant.recipes.self_improve.trainer import idle, next_update, update
+from penchant.recipes.self_improve.served import ServedModel, read_served, write_served
+from penchant.recipes.self_improve.text_medium import TextBackend
+from penchant.recipes.self_improve.trainer import is_idle, next_update, run_update
 from penchant.recipes.self_improve.verifying import Verdict
 
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
@@ -42,7 +42,7 @@ RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()
 
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
-    """A random Llama that knows the world's words; a handful of its answers are short by chance."""
+    """A random Llama with the world's tokenizer; a few of its answers are short by chance."""
     folder = tmp_path_factory.mktemp("learner") / "model"
     tokenizer = world.build_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -77,229 +77,232 @@ def configured(folder, learner, **changes):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, learner):
+def finished_run(tmp_path_factory, learner):
     folder = tmp_path_factory.mktemp("improve")
     config = configured(folder, learner)
     return config, improve(config), Path(config.output)
 
 
-def test_a_second_loop_in_the_same_folder_is_refused(tmp_path, learner):
+def test_second_loop_in_the_same_folder_is_an_error(tmp_path, learner):
     config = configured(tmp_path, learner)
     with folder_lock(tmp_path / "out"), pytest.raises(ConfigError, match="another process"):
         self_improve(config)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_it_leaves(done, counted):
-    config, rounds, output = done
-    assert [each["round"] for each in rounds] == [0, 1, 2]
-    parts = json.loads((output / "prompts.json").read_text())
-    assert {name: len(part) for name, part in parts.items()} == {"train": 14, "gate": 5, "test": 5, "categories": 24}
-    assert len({text for name in ("train", "gate", "test") for text in parts[name].values()}) == 24
-    assert counted(output)["judgements"] == rounds[1]["judgements"] + rounds[2]["judgements"]
+def test_files_of_a_run(finished_run, buffer_counts):
+    config, rounds, output = finished_run
+    assert [round_["round"] for round_ in rounds] == [0, 1, 2]
+    splits = json.loads((output / "prompts.json").read_text())
+    assert {name: len(part) for name, part in splits.items()} == {"train": 14, "gate": 5, "test": 5, "categories": 24}
+    assert len({text for name in ("train", "gate", "test") for text in splits[name].values()}) == 24
+    assert buffer_counts(output)["judgements"] == rounds[1]["judgements"] + rounds[2]["judgements"]
     updates = next_update(output) - 1
     buffer = open_buffer(config)
-    assert updates == buffer.added() // 2 > 0
-    assert idle(config, buffer)
+    assert updates == buffer.count_added() // 2 > 0
+    assert is_idle(config, buffer)
     for number in range(1, updates + 1):
-        told = json.loads((output / "updates" / str(number) / "result.json").read_text())
-        passes = min(told["gate_p"].values()) <= 0.05 / len(told["gate_p"])
-        assert (told["served"] != told["from"]) == passes
-        assert told["gate"].keys() == {"0", str(told["from"]), str(number)}
+        result = json.loads((output / "updates" / str(number) / "result.json").read_text())
+        passes = min(result["gate_p"].values()) <= 0.05 / len(result["gate_p"])
+        assert (result["served"] != result["from"]) == passes
+        assert result["gate"].keys() == {"0", str(result["from"]), str(number)}
         assert (output / "updates" / str(number) / "merged" / "model.safetensors").exists()
-    assert read_served(output).update == rounds[-1]["served"] == told["served"]
-    # The next round does not start with the prompts of the last.
-    names = [set(loop._names(config, parts, number)) for number in (1, 2)]
+    assert read_served(output).update == rounds[-1]["served"] == result["served"]
+    # The second round does not start with the prompts of the first.
+    names = [set(loop._names(config, splits, number)) for number in (1, 2)]
     assert len(names[0] | names[1]) == 14
 
 
-def shown(rounds):
-    """Answers that the page shows, as it writes them."""
-    return [html.escape(each["test"]["answers"][0].strip()) for each in (rounds[0], rounds[-1])]
+def shown_answers(rounds):
+    """Answers in the report, as HTML."""
+    return [html.escape(round_["test"]["answers"][0].strip()) for round_ in (rounds[0], rounds[-1])]
 
 
-def test_the_page(done):
-    config, rounds, output = done
-    found = write_result(config, rounds)
-    assert found == summarise(config, rounds)
-    first, last = found["rounds"][0], found["rounds"][-1]
-    assert first["gained"]["value"] == 0
-    before, after = (each["test"]["satisfied"] for each in (rounds[0], rounds[-1]))
-    assert last["success"]["value"] == pytest.approx(sum(after) / 5)
-    gained = sum(each["prompts"] * each["gained"]["value"] for each in found["categories"].values())
-    assert sum(each["prompts"] for each in found["categories"].values()) == 5
-    assert gained == pytest.approx(sum(after) - sum(before))
+def test_report(finished_run):
+    config, rounds, output = finished_run
+    result = write_result(config, rounds)
+    assert result == summarise(config, rounds)
+    first_row, last_row = result["rounds"][0], result["rounds"][-1]
+    assert first_row["gained"]["value"] == 0
+    first_shares, last_shares = (round_["test"]["satisfied"] for round_ in (rounds[0], rounds[-1]))
+    assert last_row["success"]["value"] == pytest.approx(sum(last_shares) / 5)
+    gained = sum(row["prompts"] * row["gained"]["value"] for row in result["categories"].values())
+    assert sum(row["prompts"] for row in result["categories"].values()) == 5
+    assert gained == pytest.approx(sum(last_shares) - sum(first_shares))
     page = (output / "report.html").read_text()
     assert all(text in page for text in ("Updates, and the gate", "Success on held-out prompts", "Distance from"))
     assert "By category" in page
-    assert all(" ".join(said.split()) in " ".join(page.split()) for said in shown(rounds))
+    assert all(" ".join(answer.split()) in " ".join(page.split()) for answer in shown_answers(rounds))
 
 
-def test_done_is_not_done_again(done, counted):
-    config, rounds, output = done
-    before = counted(output)
+def test_done_is_not_done_again(finished_run, buffer_counts):
+    config, rounds, output = finished_run
+    counts = buffer_counts(output)
     assert improve(config) == rounds == read_rounds(config)
-    assert counted(output) == before
+    assert buffer_counts(output) == counts
 
 
-def test_another_configuration_of_the_same_folder(done, learner):
-    config, _, _ = done
+def test_other_configuration_in_the_same_folder_is_an_error(finished_run, learner):
+    config, _, _ = finished_run
     with pytest.raises(ConfigError, match="the folder is another configuration's"):
         improve(config.model_copy(update={"attempts": 2}))
 
 
-def test_a_swap_between_batches(learner, done):
-    """The same prompts and draws: another answer only where another learner was taken, and then its own."""
-    config, _, output = done
-    load, other = TextMedium(config).load, str(output / "updates" / "1" / "merged")
-    mine = Learner(Served(0, learner), load)
-    prompts, numbers = world.prompts(40, 1), range(40)
-    first = mine.answer(prompts, numbers)
-    assert mine.answer(prompts, numbers) == first
-    mine.take(Served(0, learner))
+def test_learner_is_replaced_between_batches(learner, finished_run):
+    """With the same prompts and seeds, answers change only when another learner is loaded, and to its answers."""
+    config, _, output = finished_run
+    load, updated = TextBackend(config).load, str(output / "updates" / "1" / "merged")
+    mine = Learner(ServedModel(0, learner), load)
+    prompts, seeds = world.prompts(40, 1), range(40)
+    answers = mine.answer(prompts, seeds)
+    assert mine.answer(prompts, seeds) == answers
+    mine.switch_to(ServedModel(0, learner))
     assert mine.swaps == []
-    mine.take(Served(1, other))
+    mine.switch_to(ServedModel(1, updated))
     assert len(mine.swaps) == 1
     assert mine.served.update == 1
-    assert mine.answer(prompts, numbers) == load(other)(prompts, numbers) != first
+    assert mine.answer(prompts, seeds) == load(updated)(prompts, seeds) != answers
 
 
-def test_a_learner_that_cannot_be_loaded_leaves_the_old_one(learner, done, tmp_path):
-    config, _, _ = done
-    mine = Learner(Served(0, learner), TextMedium(config).load)
+def test_failed_load_keeps_the_old_learner(learner, finished_run, tmp_path):
+    config, _, _ = finished_run
+    mine = Learner(ServedModel(0, learner), TextBackend(config).load)
     prompts = world.prompts(3, 1)
-    before = mine.answer(prompts, range(3))
+    answers = mine.answer(prompts, range(3))
     with pytest.raises(Exception, match="no such folder"):
-        mine.take(Served(2, str(tmp_path / "none")))
+        mine.switch_to(ServedModel(2, str(tmp_path / "none")))
     assert mine.served.update == 0
-    assert mine.answer(prompts, range(3)) == before
+    assert mine.answer(prompts, range(3)) == answers
 
 
-def test_learners_exchanged_while_they_answer(learner, done, tmp_path, monkeypatch):
-    """Another process exchanges the served one all the time: each batch is one learner's, whole, and some of each."""
+def test_learners_replaced_while_they_answer(learner, finished_run, tmp_path, monkeypatch):
+    """Another process replaces the served learner all the time: each batch comes from one learner, and both occur."""
     config = configured(tmp_path, learner, update={"new": 1000}, rounds=1, attempts=2, batch=2)
-    folders = [learner, str(done[2] / "updates" / "1" / "merged")]
+    folders = [learner, str(finished_run[2] / "updates" / "1" / "merged")]
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom penchant.recipes.self_improve.served import Served, serve\n"
-        "while True:\n    for n in (0, 1):\n        serve(Path(sys.argv[1]), Served(n, sys.argv[2 + n]))\n"
+        "import sys, time\nfrom pathlib import Path\nfrom penchant.recipes.self_improve.served import "
+        "ServedModel, write_served\n"
+        "while True:\n    for n in (0, 1):\n        write_served(Path(sys.argv[1]), ServedModel(n, sys.argv[2 + n]))\n"
         "        time.sleep(0.01)\n"
     )
-    by_folder = {folder: TextMedium(config).load(folder) for folder in folders}
-    batches, plain = [], loop.attempt
+    by_folder = {folder: TextBackend(config).load(folder) for folder in folders}
+    batches, attempt_prompts = [], loop.attempt_prompts
 
-    def watched(batch, number, answer, *rest, **more):
+    def watched(batch, number, answer, *arguments, **options):
         def noted(prompts, numbers):
-            said = answer(prompts, numbers)
-            batches.append((list(prompts), list(numbers), said))
-            return said
+            answers = answer(prompts, numbers)
+            batches.append((list(prompts), list(numbers), answers))
+            return answers
 
-        return plain(batch, number, noted, *rest, **more)
+        return attempt_prompts(batch, number, noted, *arguments, **options)
 
-    monkeypatch.setattr(loop, "attempt", watched)
-    open_folder(config)
-    exchanging = subprocess.Popen([sys.executable, "-c", script, config.output, *folders])
+    monkeypatch.setattr(loop, "attempt_prompts", watched)
+    open_run_folder(config)
+    replacer = subprocess.Popen([sys.executable, "-c", script, config.output, *folders])
     try:
         while read_served(Path(config.output)) is None:
             time.sleep(0.01)
-        [_, told] = improve(config)
+        [_, last_round] = improve(config)
     finally:
-        exchanging.kill()
-        exchanging.wait()
-    mine = [[by_folder[folder](prompts, numbers) for folder in folders] for prompts, numbers, _ in batches]
-    assert all(said in both for (_, _, said), both in zip(batches, mine, strict=True))
-    assert len(told["swaps"]) >= 1
-    differing = [both.index(said) for (_, _, said), both in zip(batches, mine, strict=True) if both[0] != both[1]]
+        replacer.kill()
+        replacer.wait()
+    expected = [[by_folder[folder](prompts, numbers) for folder in folders] for prompts, numbers, _ in batches]
+    assert all(answers in both for (_, _, answers), both in zip(batches, expected, strict=True))
+    assert len(last_round["swaps"]) >= 1
+    differing = [
+        both.index(answers) for (_, _, answers), both in zip(batches, expected, strict=True) if both[0] != both[1]
+    ]
     assert set(differing) == {0, 1}
 
 
-def test_the_pointer_is_whole_while_it_is_replaced(tmp_path):
-    """A thousand exchanges under a reader: it never sees half of one."""
-    serve(tmp_path, Served(0, "m" * 5000))
-    seen, stop = [], threading.Event()
+def test_served_file_is_replaced_atomically(tmp_path):
+    """A reader never sees a partly written file during a thousand replacements."""
+    write_served(tmp_path, ServedModel(0, "m" * 5000))
+    served_models, stop = [], threading.Event()
 
     def read():
         while not stop.is_set():
-            seen.append(read_served(tmp_path))
+            served_models.append(read_served(tmp_path))
 
     reader = threading.Thread(target=read)
     reader.start()
     for number in range(1, 1001):
-        serve(tmp_path, Served(number, "m" * 5000))
+        write_served(tmp_path, ServedModel(number, "m" * 5000))
     stop.set()
     reader.join()
-    assert all(each is not None and len(each.model) == 5000 for each in seen)
-    assert [each.update for each in seen] == sorted(each.update for each in seen)
+    assert all(served is not None and len(served.model) == 5000 for served in served_models)
+    assert [served.update for served in served_models] == sorted(served.update for served in served_models)
 
 
-def ready_to_update(config, done):
-    """The buffer of a folder that was begun, with four groups of a run that is done."""
-    open_folder(config)
-    serve(Path(config.output), Served(0, config.model))
+def ready_to_update(config, finished_run):
+    """The buffer of a new run folder, with four groups of the finished run."""
+    open_run_folder(config)
+    write_served(Path(config.output), ServedModel(0, config.model))
     buffer = open_buffer(config)
-    for group in ReplayBuffer(done[2] / "buffer.sqlite", 100).draw(4, seed=0):
+    for group in ReplayBuffer(finished_run[2] / "buffer.sqlite", 100).draw(4, seed=0):
         buffer.add(group, 1.0)
     return buffer
 
 
-def test_an_update_that_was_killed_ends_the_same(done, tmp_path, learner):
-    """After the draw and before the decision: the same draw, the same weights."""
+def test_killed_update_resumes_to_the_same_result(finished_run, tmp_path, learner):
+    """A kill between draw and decision: the repeated update has the same data and weights."""
     config = configured(tmp_path, learner)
-    buffer = ready_to_update(config, done)
-    update(config, buffer, 1)
+    buffer = ready_to_update(config, finished_run)
+    run_update(config, buffer, 1)
     folder = tmp_path / "out" / "updates" / "1"
-    drawn, decided = (folder / "train.jsonl").read_bytes(), json.loads((folder / "result.json").read_text())
+    training_data, decided = (folder / "train.jsonl").read_bytes(), json.loads((folder / "result.json").read_text())
     weights = (folder / "merged" / "model.safetensors").read_bytes()
     lowered = buffer.priorities()
     assert sorted(lowered.values()) == [0.5] * 4
     for left in ("result.json", "merged", "run"):
         shutil.rmtree(folder / left) if (folder / left).is_dir() else (folder / left).unlink()
-    update(config, buffer, 1)
-    again = json.loads((folder / "result.json").read_text())
-    assert (folder / "train.jsonl").read_bytes() == drawn
+    run_update(config, buffer, 1)
+    repeated = json.loads((folder / "result.json").read_text())
+    assert (folder / "train.jsonl").read_bytes() == training_data
     assert (folder / "merged" / "model.safetensors").read_bytes() == weights
-    assert {**again, "seconds": 0} == {**decided, "seconds": 0}
+    assert {**repeated, "seconds": 0} == {**decided, "seconds": 0}
     assert buffer.counts()["draws"] == 4
     assert buffer.priorities() == lowered
 
 
-def test_an_update_that_finds_no_room(done, tmp_path, learner, monkeypatch):
-    """Whoever wrote what did not fit; the trainer would start again after anything but an error in words."""
+def test_update_on_a_full_disk(finished_run, tmp_path, learner, monkeypatch):
+    """The error is recognised whichever library raised it; any other exception would restart the trainer."""
     config = configured(tmp_path, learner)
-    buffer = ready_to_update(config, done)
+    buffer = ready_to_update(config, finished_run)
 
     def full(*_):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(TextMedium, "tune", full)
+    monkeypatch.setattr(TextBackend, "tune", full)
     with pytest.raises(DiskFullError, match="the disk is full") as error:
-        update(config, buffer, 1)
+        run_update(config, buffer, 1)
     assert error.value.fix == "free some space, then go on with: the same command"
 
 
-def test_an_update_that_was_killed_before_it_began(done, tmp_path, learner, monkeypatch):
-    """After the draw: it draws again, and priorities are lowered once."""
+def test_update_killed_before_its_record_is_written(finished_run, tmp_path, learner, monkeypatch):
+    """After a kill between draw and record the groups are drawn again, and priorities are lowered once."""
     config = configured(tmp_path, learner)
-    buffer = ready_to_update(config, done)
+    buffer = ready_to_update(config, finished_run)
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    for name in ("write_atomically", "lower"):
+    for name in ("write_atomically", "lower_priorities"):
         with monkeypatch.context() as patched:
             patched.setattr(trainer if name == "write_atomically" else ReplayBuffer, name, killed)
             with pytest.raises(KeyboardInterrupt):
-                update(config, buffer, 1)
-    update(config, buffer, 1)
+                run_update(config, buffer, 1)
+    run_update(config, buffer, 1)
     assert set(buffer.priorities().values()) == {0.5}
 
 
 @pytest.mark.slow
-def test_killed_anywhere_no_judgement_is_lost_or_doubled(done, learner, tmp_path, killed_anywhere):
-    killed_anywhere(configured(tmp_path, learner), tmp_path)
+def test_kills_lose_and_duplicate_no_judgement(finished_run, learner, tmp_path, check_resume_after_kills):
+    check_resume_after_kills(configured(tmp_path, learner), tmp_path)
 
 
-def test_what_stops_the_trainer_stops_the_loop(learner, tmp_path):
-    """A mistake that only the trainer meets: one error, and no process left."""
+def test_trainer_error_stops_the_loop(learner, tmp_path):
+    """An error that only the trainer can detect is raised once, and no process is left."""
     targets = {"rank": 2, "targets": ["no_such_layer"]}
     config = configured(tmp_path, learner, update={"new": 2, "lora": targets, "training": {"max_steps": 2}})
     with pytest.raises(TrainingError, match=r"the trainer stopped: .*no_such_layer"):
@@ -316,7 +319,7 @@ def test_what_stops_the_trainer_stops_the_loop(learner, tmp_path):
         ({"sampling": {"max_new_tokens": 100_000}}, "sampling.max_new_tokens is 100000: with a prompt of"),
     ],
 )
-def test_what_could_not_be_tuned_or_answered_is_refused_before_anything_is_made(tmp_path, learner, changes, message):
+def test_configuration_errors_are_raised_before_the_first_round(tmp_path, learner, changes, message):
     config = configured(tmp_path, learner, **changes)
     with pytest.raises(PenchantError, match=message):
         improve(config)
@@ -324,7 +327,7 @@ def test_what_could_not_be_tuned_or_answered_is_refused_before_anything_is_made(
     assert not (tmp_path / "out" / "buffer.sqlite").exists()
 
 
-def test_a_learner_that_is_an_adapter(tmp_path, learner):
+def test_learner_that_is_an_adapter_is_an_error(tmp_path, learner):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": learner}))
     with pytest.raises(ConfigError, match="model is an adapter folder") as error:
@@ -332,30 +335,30 @@ def test_a_learner_that_is_an_adapter(tmp_path, learner):
     assert "penchant merge" in error.value.fix
 
 
-@pytest.mark.parametrize("what", ["verifier", "model"])
-def test_a_run_goes_on_only_with_what_it_began_with(tmp_path, learner, what):
+@pytest.mark.parametrize("changed_part", ["verifier", "model"])
+def test_changed_model_or_verifier_is_an_error(tmp_path, learner, changed_part):
     model = tmp_path / "model"
     shutil.copytree(learner, model)
     config = configured(tmp_path, str(model))
-    open_folder(config)
-    open_folder(config)
-    if what == "verifier":
+    open_run_folder(config)
+    open_run_folder(config)
+    if changed_part == "verifier":
         (tmp_path / "rule.py").write_text(RULE.replace("< 4", "< 3"))
     else:
         weights = load_file(model / "model.safetensors")
         save_file({name: value + 1 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=f"the {what} is no longer what it was when the run began"):
+    with pytest.raises(ConfigError, match=f"the {changed_part} is no longer what it was when the run began"):
         improve(config)
 
 
-def test_an_output_that_is_a_file(tmp_path, learner):
+def test_output_that_is_a_file_is_an_error(tmp_path, learner):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ConfigError, match="output cannot be made"):
         improve(configured(tmp_path, learner))
 
 
-def test_a_verifier_that_is_down_is_no_measurement(tmp_path, learner):
-    """Nothing is kept of it: once the verifier is up, the first learner is measured as it is."""
+def test_evaluation_without_verdicts_is_an_error(tmp_path, learner):
+    """No metrics are written, so the first learner is evaluated once the verifier is up."""
     silence = "from penchant.recipes.self_improve.verifying import Verdict\n"
     silence += "def conditions(prompt, answer):\n    return Verdict((), 0.0, '', failed=True)\n"
     config = configured(tmp_path, learner)
@@ -365,23 +368,23 @@ def test_a_verifier_that_is_down_is_no_measurement(tmp_path, learner):
     assert not list((tmp_path / "out" / "rounds").glob("*.json"))
 
 
-def test_a_few_answers_without_a_verdict_are_counted(tmp_path, learner):
-    medium, prompts = TextMedium(configured(tmp_path, learner)), world.prompts(40, 3)
+def test_unjudged_answers_are_counted(tmp_path, learner):
+    backend, prompts = TextBackend(configured(tmp_path, learner)), world.prompts(40, 3)
 
-    def but_one(asked, answers):
-        return [Verdict((), 0.0, "", failed=True), *[Verdict((True,), 1.0, "")] * (len(asked) - 1)]
+    def but_one(prompts, answers):
+        return [Verdict((), 0.0, "", failed=True), *[Verdict((True,), 1.0, "")] * (len(prompts) - 1)]
 
-    found = measure(medium, learner, learner, prompts, but_one, 0)
-    assert (found.unjudged, sum(found.satisfied)) == (1, 39)
-    assert measure(medium, learner, learner, prompts, but_one, 0) == found
-    assert measure(medium, learner, learner, prompts, but_one, 1).answers != found.answers
+    metrics = evaluate_learner(backend, learner, learner, prompts, but_one, 0)
+    assert (metrics.unjudged, sum(metrics.satisfied)) == (1, 39)
+    assert evaluate_learner(backend, learner, learner, prompts, but_one, 0) == metrics
+    assert evaluate_learner(backend, learner, learner, prompts, but_one, 1).answers != metrics.answers
 
 
-def test_a_trainer_that_is_killed_again_and_again(learner, tmp_path, monkeypatch):
+def test_trainer_that_is_killed_too_often_is_an_error(learner, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "RESTARTS", 1)
     config = configured(tmp_path, learner)
-    open_folder(config)
-    with loop.Trainer(Path(config.output)) as trainer:
+    open_run_folder(config)
+    with loop.TrainerProcess(Path(config.output)) as trainer:
         for _ in range(2):
             os.kill(trainer.pid, signal.SIGKILL)
             trainer._process.wait()
@@ -391,8 +394,8 @@ def test_a_trainer_that_is_killed_again_and_again(learner, tmp_path, monkeypatch
             trainer.check()
 
 
-def test_a_trainer_without_room_on_the_disk(learner, tmp_path, monkeypatch, counted):
-    """Its files may not grow beyond 200 kB: its weights do not fit, the loop stops, and goes on once there is room."""
+def test_trainer_on_a_full_disk(learner, tmp_path, monkeypatch, buffer_counts):
+    """With files of at most 200 kB the weights do not fit: the loop stops, and resumes once there is room."""
     narrow = tmp_path / "narrow"
     narrow.write_text(f"#!/bin/bash\nulimit -f 200\nexec {sys.executable} $@\n")
     narrow.chmod(0o755)
@@ -403,9 +406,9 @@ def test_a_trainer_without_room_on_the_disk(learner, tmp_path, monkeypatch, coun
         with pytest.raises(TrainingError, match="the trainer stopped: "):
             improve(config)
     assert not (tmp_path / "out" / "updates" / "1" / "result.json").exists()
-    assert read_served(tmp_path / "out") == Served(0, learner)
+    assert read_served(tmp_path / "out") == ServedModel(0, learner)
     rounds = improve(config)
-    assert counted(tmp_path / "out")["judgements"] == sum(each.get("judgements", 0) for each in rounds)
+    assert buffer_counts(tmp_path / "out")["judgements"] == sum(round_.get("judgements", 0) for round_ in rounds)
     assert next_update(tmp_path / "out") > 1
 
 
@@ -419,19 +422,19 @@ def test_a_trainer_without_room_on_the_disk(learner, tmp_path, monkeypatch, coun
         ),
         ({"memory": "{prompt} again"}, "memory: expected a template"),
         ({"attempts": 1}, "attempts"),
-        ({"update": {"training": {"seed": 3}}}, "update.training.seed: each update has its own"),
-        ({"sampling": {"samples": 2}}, "sampling.samples and sampling.every are of runs on fresh samples"),
+        ({"update": {"training": {"seed": 3}}}, "update.training.seed: every update derives its own"),
+        ({"sampling": {"samples": 2}}, "sampling.samples and sampling.every belong to runs on fresh samples"),
         ({"verifier": {"function": "a.py:f", "threshold": 0.5}}, "threshold is a reward's"),
         ({"verifier": {"reward": {"judge": {"url": "http://x/v1", "model": "m"}}}}, "ratings are 1 to 10"),
     ],
 )
-def test_a_wrong_configuration(tmp_path, learner, changes, message):
+def test_invalid_configuration(tmp_path, learner, changes, message):
     with pytest.raises(ConfigError) as error:
         configured(tmp_path, learner, **changes)
     assert message in str(error.value)
 
 
-def test_prompts_of_messages(learner, tmp_path):
+def test_prompts_of_messages_are_an_error(learner, tmp_path):
     config = configured(tmp_path, learner)
     row = {"prompt": [{"role": "user", "content": "Hello."}]}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
@@ -439,73 +442,79 @@ def test_prompts_of_messages(learner, tmp_path):
         improve(config)
 
 
-def told(success, amount=10.0, distinct=0.5, old=0.5, distance=0.0):
-    signs = {"amount": amount, "distinct": distinct, "distance": distance, "unjudged": 0}
+def round_result(success, amount=10.0, distinct=0.5, first_round=0.5, distance=0.0):
+    metrics = {"amount": amount, "distinct": distinct, "distance": distance, "unjudged": 0}
     return {
-        "test": {"satisfied": [float(n < success) for n in range(10)], **signs},
-        "first round": {"satisfied": [float(n < old * 10) for n in range(10)]},
+        "test": {"satisfied": [float(n < success) for n in range(10)], **metrics},
+        "first round": {"satisfied": [float(n < first_round * 10) for n in range(10)]},
     }
 
 
 def test_alarms():
-    def found(*rounds):
-        return alarms(TextMedium, rounds)
+    def alarms_of(*rounds):
+        return alarms(TextBackend, rounds)
 
-    assert found(told(1), told(3), told(4)) == []
-    assert found(told(1), told(3), told(3), told(2)) == ["no better on the test since round 1"]
-    assert found(told(1), told(2, distinct=0.2)) == [
+    assert alarms_of(round_result(1), round_result(3), round_result(4)) == []
+    assert alarms_of(round_result(1), round_result(3), round_result(3), round_result(2)) == [
+        "no better on the test since round 1"
+    ]
+    assert alarms_of(round_result(1), round_result(2, distinct=0.2)) == [
         "answers have become alike: distinct pairs of words 0.20, at first 0.50"
     ]
-    assert found(told(1), told(2, amount=4)) == ["answers have changed: words 4, at first 10"]
-    assert found(told(1, old=0.6), told(2, old=0.3)) == ["the first round's prompts are forgotten: 0.30, at best 0.60"]
-    assert found(told(1), told(3, distance=1.0), told(3, distance=1.9)) == []
-    assert found(told(1), told(3, distance=1.0), told(2, distance=2.5)) == [
-        "far from the first learner for nothing: KL, nats 2.5, 1 at its best"
+    assert alarms_of(round_result(1), round_result(2, amount=4)) == ["answers have changed: words 4, at first 10"]
+    assert alarms_of(round_result(1, first_round=0.6), round_result(2, first_round=0.3)) == [
+        "the first round's prompts are forgotten: 0.30, at best 0.60"
     ]
-    # None was better than the first.
-    assert found(told(3), told(2, distance=1.0), told(2, distance=1.9)) == ["no better on the test since round 0"]
-    assert found(told(3), told(2, distance=1.0), told(3, distance=2.5)) == [
+    assert alarms_of(round_result(1), round_result(3, distance=1.0), round_result(3, distance=1.9)) == []
+    assert alarms_of(round_result(1), round_result(3, distance=1.0), round_result(2, distance=2.5)) == [
+        "far from the first learner without a better result: KL, nats 2.5, 1 at its best"
+    ]
+    # No learner was better than the first.
+    assert alarms_of(round_result(3), round_result(2, distance=1.0), round_result(2, distance=1.9)) == [
+        "no better on the test since round 0"
+    ]
+    assert alarms_of(round_result(3), round_result(2, distance=1.0), round_result(3, distance=2.5)) == [
         "no better on the test since round 0",
-        "far from the first learner for nothing: KL, nats 2.5, 1 at first",
+        "far from the first learner without a better result: KL, nats 2.5, 1 at first",
     ]
-    assert found(told(1), told(2) | {"unjudged": 3}) == [
-        "the verifier gave no verdict on 3 answers: none of them is learnt, or counts as right"
+    assert alarms_of(round_result(1), round_result(2) | {"unjudged": 3}) == [
+        "the verifier gave no verdict on 3 answers: they are not trained on and count as failures"
     ]
 
 
-def test_patience(done, tmp_path, learner):
-    """A learner that updates make worse, as the gate finds: rounds without an update do not count."""
-    never = configured(tmp_path, learner, rounds=3, patience=1, update={"new": 1000})
-    assert len(improve(never)) == 4
+def test_patience(finished_run, tmp_path, learner):
+    """The loop stops after rounds whose updates the gate rejected; rounds without an update do not count."""
+    no_updates = configured(tmp_path, learner, rounds=3, patience=1, update={"new": 1000})
+    assert len(improve(no_updates)) == 4
     folder = tmp_path / "kept"
     folder.mkdir()
     config = configured(folder, learner, rounds=6, patience=2)
-    found = [{"round": n, "served": s, "updates": u} for n, (s, u) in enumerate([(0, 0), (1, 1), (1, 1), (1, 3)])]
-    assert [loop.stopped(config, found[:n]) for n in range(1, 5)] == [None] * 4
-    found.append({"round": 4, "served": 1, "updates": 4})
-    why = "stopped after round 4: the gate kept what was served (rounds with updates since the last that passed: 2)"
-    assert loop.stopped(config, found) == why
-    # All were run that should be.
-    assert loop.stopped(config.model_copy(update={"rounds": 4}), found) is None
-    assert loop.stopped(config.model_copy(update={"patience": None}), found) is None
-    assert loop.stopped(config, [*found, {"round": 5, "served": 5, "updates": 5}]) is None
+    rounds = [{"round": n, "served": s, "updates": u} for n, (s, u) in enumerate([(0, 0), (1, 1), (1, 1), (1, 3)])]
+    assert [loop.stop_reason(config, rounds[:n]) for n in range(1, 5)] == [None] * 4
+    rounds.append({"round": 4, "served": 1, "updates": 4})
+    reason = "stopped after round 4: the gate kept what was served (rounds with updates since the last that passed: 2)"
+    assert loop.stop_reason(config, rounds) == reason
+    # All rounds were run.
+    assert loop.stop_reason(config.model_copy(update={"rounds": 4}), rounds) is None
+    assert loop.stop_reason(config.model_copy(update={"patience": None}), rounds) is None
+    assert loop.stop_reason(config, [*rounds, {"round": 5, "served": 5, "updates": 5}]) is None
 
 
-def test_a_run_that_patience_stopped(tmp_path, learner, monkeypatch):
-    """The gate is made to keep the first: it stops, says so, and stays stopped."""
+def test_run_stopped_by_patience(tmp_path, learner, monkeypatch):
+    """A gate that keeps the first learner stops the run with a message, and the run stays stopped."""
     config = configured(tmp_path, learner, rounds=6, patience=1, update={"new": 1000})
     monkeypatch.setattr(loop, "next_update", lambda output: 1 + len(list((output / "rounds").glob("*.json"))))
-    told = []
-    rounds = improve(config, told.append)
-    why = "stopped after round 1: the gate kept what was served (rounds with updates since the last that passed: 1)"
-    assert [each["round"] for each in rounds] == [0, 1]
-    assert why in told
+    messages = []
+    rounds = improve(config, messages.append)
+    reason = "stopped after round 1: the gate kept what was served (rounds with updates since the last that passed: 1)"
+    assert [round_["round"] for round_ in rounds] == [0, 1]
+    assert reason in messages
     assert improve(config) == rounds
-    assert summarise(config, rounds)["alarms"][0] == why
+    assert summarise(config, rounds)["alarms"][0] == reason
 
 
-def test_from_the_command_line(done, tmp_path, capsys):
-    config, _, _ = done
+def test_command_line(finished_run, tmp_path, capsys):
+    config, _, _ = finished_run
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert run(["recipe", "self-improve", str(file)]) == 0

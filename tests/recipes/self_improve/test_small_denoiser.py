@@ -1,4 +1,4 @@
-"""A model of pictures from nothing: what it learns, and that what is there already is its own."""
+"""Training of a small model of pictures from scratch: learning, resuming, and checks of an existing model."""
 
 from __future__ import annotations
 
@@ -22,64 +22,64 @@ from penchant.recipes.self_improve.small_denoiser import train_denoiser
 CPU = torch.device("cpu")
 
 
-class Cut(Exception):
+class Interrupted(Exception):
     pass
 
 
 def noise(step, last=math.inf):
     """Two random pictures, until the last step."""
     if step == last:
-        raise Cut
+        raise Interrupted
     draw = torch.Generator().manual_seed(step)
     return ["a circle", "a red square"], torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1
 
 
-def test_a_denoiser_from_nothing_goes_on_to_the_same_bits(tmp_path, small_denoiser, monkeypatch):
-    monkeypatch.setattr(module, "EVERY", 2)
+def test_resumed_training_gives_the_same_weights(tmp_path, small_denoiser, monkeypatch):
+    monkeypatch.setattr(module, "CHECKPOINT_STEPS", 2)
     settings = TrainingConfig(max_steps=5, learning_rate=1e-3)
     train_denoiser(small_denoiser, noise, settings, tmp_path / "whole")
-    saved, synced = tmp_path / "cut.checkpoint", []
-    monkeypatch.setattr(module, "sync", lambda file: synced.append((file.stat().st_size, saved.exists())))
-    with pytest.raises(Cut):
+    checkpoint, synced = tmp_path / "cut.checkpoint", []
+    monkeypatch.setattr(module, "sync", lambda file: synced.append((file.stat().st_size, checkpoint.exists())))
+    with pytest.raises(Interrupted):
         train_denoiser(small_denoiser, lambda step: noise(step, 3), settings, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
-    # All of it was on the disk before it had its name.
-    assert synced == [(saved.stat().st_size, False)]
-    seen = []
-    train_denoiser(small_denoiser, lambda step: seen.append(step) or noise(step), settings, tmp_path / "cut")
-    assert seen == [2, 3, 4]
+    # The checkpoint was synced to disk before it got its name.
+    assert synced == [(checkpoint.stat().st_size, False)]
+    steps = []
+    train_denoiser(small_denoiser, lambda step: steps.append(step) or noise(step), settings, tmp_path / "cut")
+    assert steps == [2, 3, 4]
     for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
         assert (tmp_path / "whole" / name).read_bytes() != (small_denoiser / name).read_bytes()
 
 
-def test_a_denoiser_made_otherwise_is_not_taken_for_this_one(tmp_path, small_denoiser, monkeypatch):
-    monkeypatch.setattr(module, "EVERY", 1)
+def test_existing_model_with_other_settings_is_an_error(tmp_path, small_denoiser, monkeypatch):
+    monkeypatch.setattr(module, "CHECKPOINT_STEPS", 1)
     settings, folder = TrainingConfig(max_steps=2, learning_rate=1e-3), tmp_path / "new"
-    others = settings.model_copy(update={"learning_rate": 1e-2, "seed": 1})
+    other_settings = settings.model_copy(update={"learning_rate": 1e-2, "seed": 1})
     start = tmp_path / "start"
     shutil.copytree(small_denoiser, start)
-    with pytest.raises(Cut):
+    with pytest.raises(Interrupted):
         train_denoiser(start, lambda step: noise(step, 1), settings, folder)
     with pytest.raises(ConfigError, match="was made with other settings: learning_rate, seed") as error:
-        train_denoiser(start, noise, others, folder)
+        train_denoiser(start, noise, other_settings, folder)
     assert error.value.where == str(tmp_path / "new.checkpoint")
     assert error.value.fix == "name another folder or remove it"
     train_denoiser(start, noise, settings, folder)
     assert json.loads((tmp_path / "new.json").read_text())["learning_rate"] == 1e-3
     train_denoiser(start, lambda step: noise(step, step), settings, folder)
     with pytest.raises(ConfigError, match="was made with other settings: learning_rate, seed") as error:
-        train_denoiser(start, noise, others, folder)
+        train_denoiser(start, noise, other_settings, folder)
     assert error.value.where == str(folder)
     (start / "scheduler" / "scheduler_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="was made with other settings: noise_schedule"):
         train_denoiser(start, noise, settings, folder)
     (tmp_path / "new.json").unlink()
-    with pytest.raises(ConfigError, match="was made with other settings: it does not say which"):
+    with pytest.raises(ConfigError, match="was made with other settings: it has no record of them"):
         train_denoiser(small_denoiser, noise, settings, folder)
 
 
-def test_a_denoiser_from_another_start(tmp_path, small_denoiser):
+def test_existing_model_from_another_start_is_an_error(tmp_path, small_denoiser):
     start, settings = tmp_path / "start", TrainingConfig(max_steps=1, learning_rate=1e-3)
     shutil.copytree(small_denoiser, start)
     train_denoiser(start, noise, settings, tmp_path / "new")
@@ -89,20 +89,20 @@ def test_a_denoiser_from_another_start(tmp_path, small_denoiser):
         train_denoiser(start, noise, settings, tmp_path / "new")
 
 
-def test_a_denoiser_stops_at_what_is_no_number(tmp_path, small_denoiser):
-    def broken(step):
+def test_loss_that_is_not_finite_is_an_error(tmp_path, small_denoiser):
+    def nan_batch(step):
         prompts, pictures = noise(step)
         return prompts, pictures * (math.nan if step == 1 else 1)
 
     settings = TrainingConfig(max_steps=3, learning_rate=1e-3)
     with pytest.raises(TrainingError, match="the loss or its gradient is not a finite number at step 2"):
-        train_denoiser(small_denoiser, broken, settings, tmp_path / "new")
+        train_denoiser(small_denoiser, nan_batch, settings, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_denoiser_from_nothing_on_a_full_disk(tmp_path, small_denoiser, monkeypatch):
-    """The second checkpoint finds no room; what goes on begins at the first."""
-    monkeypatch.setattr(module, "EVERY", 1)
+def test_full_disk_during_training(tmp_path, small_denoiser, monkeypatch):
+    """The second checkpoint does not fit; training resumes from the first."""
+    monkeypatch.setattr(module, "CHECKPOINT_STEPS", 1)
     settings, limits = TrainingConfig(max_steps=3, learning_rate=1e-3), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def batch(step):
@@ -115,12 +115,12 @@ def test_a_denoiser_from_nothing_on_a_full_disk(tmp_path, small_denoiser, monkey
             train_denoiser(small_denoiser, batch, settings, tmp_path / "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    seen = []
-    train_denoiser(small_denoiser, lambda step: seen.append(step) or noise(step), settings, tmp_path / "new")
-    assert seen == [1, 2]
+    steps = []
+    train_denoiser(small_denoiser, lambda step: steps.append(step) or noise(step), settings, tmp_path / "new")
+    assert steps == [1, 2]
 
 
-def test_a_denoiser_that_finds_no_room_at_its_end(tmp_path, small_denoiser, monkeypatch):
+def test_full_disk_at_the_end_of_training(tmp_path, small_denoiser, monkeypatch):
     def full(self, folder):
         raise OSError(28, "No space left on device")
 
@@ -130,8 +130,8 @@ def test_a_denoiser_that_finds_no_room_at_its_end(tmp_path, small_denoiser, monk
     assert error.value.where == str(tmp_path / "new")
 
 
-def test_it_learns_its_pictures(tmp_path, small_denoiser):
-    """The noise error of pictures it was shown falls well below that of random weights, about 1."""
+def test_training_lowers_the_noise_error(tmp_path, small_denoiser):
+    """The noise error on training pictures falls well below that of random weights, which is about 1."""
     picture = torch.from_numpy(shapes.render(shapes.prompts()[0], 16, np.random.default_rng(0)))
     settings = TrainingConfig(max_steps=40, learning_rate=3e-3, schedule="constant")
     train_denoiser(

@@ -1,4 +1,4 @@
-"""Verifiers: functions with all that can be wrong with them, rewards, and verifiers that are wrong on purpose."""
+"""Verifiers: functions and their possible errors, rewards, and verifiers with flipped conditions."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def file(tmp_path):
 
 
 class Lengths:
-    """The reward is the response's length, less the prompt's."""
+    """A reward that is the response's length minus the prompt's."""
 
     name = "lengths"
 
     def __call__(self, prompts, responses):
         pairs = zip(prompts, responses, strict=True)
-        return [[float(len(each) - len(prompt)) for each in given] for prompt, given in pairs]
+        return [[float(len(response) - len(prompt)) for response in candidates] for prompt, candidates in pairs]
 
 
 class Scripted:
-    """Three conditions, of which as many are met as the answer's number says."""
+    """A verifier with three conditions; the answer's number is the number of conditions that are met."""
 
     def __call__(self, prompts, answers):
         counts = [int(answer.split()[0]) for answer in answers]
@@ -86,17 +86,18 @@ class Scripted:
 
 class TestVerdict:
     @pytest.mark.parametrize(
-        ("met", "satisfied"), [((True,), True), ((True, True), True), ((True, False), False), ((False,), False)]
+        ("conditions_met", "satisfied"),
+        [((True,), True), ((True, True), True), ((True, False), False), ((False,), False)],
     )
-    def test_satisfied_where_all_is_met(self, met, satisfied):
-        assert Verdict(met, 0.5, "").satisfied is satisfied
+    def test_satisfied_if_all_conditions_are_met(self, conditions_met, satisfied):
+        assert Verdict(conditions_met, 0.5, "").satisfied is satisfied
 
-    def test_no_conditions_are_not_all_of_them(self):
+    def test_verdict_without_conditions_is_not_satisfied(self):
         assert not Verdict((), 0.0, "", failed=True).satisfied
 
 
 class TestFunctions:
-    def test_the_share_met_and_the_names_of_what_fails(self, file):
+    def test_score_is_the_share_met_and_critique_names_the_failures(self, file):
         verify = FunctionVerifier.load(f"{file}:fine")
         assert verify(["ab", "ab", "x"], ["abe", "long enough", "other"]) == [
             Verdict((True, True, True), 1.0, ""),
@@ -105,18 +106,18 @@ class TestFunctions:
         ]
         assert verify([], []) == []
 
-    def test_numpys_comparisons_are_yes_or_no(self, file):
+    def test_numpy_comparisons_are_accepted(self, file):
         [yes, no] = FunctionVerifier.load(f"{file}:of_numpy")(["p", "p"], ["long", "no"])
         assert (yes.met, no.met) == ((True,), (False,))
         assert type(yes.met[0]) is bool
 
-    def test_a_verdict_of_its_own_can_be_stored(self, file):
-        [told] = FunctionVerifier.load(f"{file}:own")(["p"], ["a"])
-        assert told == Verdict((True, False), 0.25, "too long")
-        assert [type(each) for each in (*told.met, told.score)] == [bool, bool, float]
+    def test_returned_verdict_has_python_types(self, file):
+        [verdict] = FunctionVerifier.load(f"{file}:own")(["p"], ["a"])
+        assert verdict == Verdict((True, False), 0.25, "too long")
+        assert [type(value) for value in (*verdict.met, verdict.score)] == [bool, bool, float]
 
     @pytest.mark.parametrize(
-        ("name", "found"),
+        ("name", "message"),
         [
             ("own_of_numbers", "returned met=(1,), failed=False, expected True or False for each condition"),
             ("own_of_nothing", "returned met=(), failed=False, expected True or False for each condition"),
@@ -130,14 +131,14 @@ class TestFunctions:
             ("no_name", "returned 3: True, expected a condition's name and True or False"),
         ],
     )
-    def test_what_it_returns(self, file, name, found):
+    def test_invalid_results(self, file, name, message):
         with pytest.raises(ConfigError) as error:
             FunctionVerifier.load(f"{file}:{name}")(["which colour?"], ["a"])
-        assert str(error.value).startswith(f"{file}:{name}, prompt 'which colour?': the verifier's function {found}")
+        assert str(error.value).startswith(f"{file}:{name}, prompt 'which colour?': the verifier's function {message}")
         assert "what to do: return a True or False for each condition" in str(error.value)
 
     @pytest.mark.parametrize(
-        ("where", "found"),
+        ("where", "message"),
         [
             ("{file}:absent", "absent has no such name"),
             ("{file}:constant", "constant is no function"),
@@ -146,24 +147,24 @@ class TestFunctions:
             ("just_a_name", "verifier.function is 'just_a_name', expected a module and a name"),
         ],
     )
-    def test_where_it_is(self, file, where, found):
+    def test_invalid_function_paths(self, file, where, message):
         with pytest.raises(ConfigError) as error:
             FunctionVerifier.load(where.format(file=file))
-        assert found in str(error.value)
+        assert message in str(error.value)
 
 
 class TestRewards:
-    def test_the_logistic_of_what_lies_above_the_threshold(self):
-        below, at, above = RewardVerifier(Lengths(), 2.0)(["p", "p", ""], ["ab", "abc", "abcde"])
-        assert (below.met, at.met, above.met) == ((False,), (True,), (True,))
-        assert (below.score, at.score, above.score) == pytest.approx(
+    def test_score_is_the_logistic_of_the_difference_to_the_threshold(self):
+        low, equal, high = RewardVerifier(Lengths(), 2.0)(["p", "p", ""], ["ab", "abc", "abcde"])
+        assert (low.met, equal.met, high.met) == ((False,), (True,), (True,))
+        assert (low.score, equal.score, high.score) == pytest.approx(
             (1 / (1 + math.e), 0.5, 1 / (1 + math.exp(-3))), abs=1e-15
         )
-        assert below.critique == "Not met: the reward is 1, expected at least 2."
-        assert at.critique == above.critique == ""
+        assert low.critique == "Not met: the reward is 1, expected at least 2."
+        assert equal.critique == high.critique == ""
 
     @pytest.mark.parametrize(("threshold", "score"), [(-1e6, 1.0), (1e6, 0.0)])
-    def test_far_from_the_threshold(self, threshold, score):
+    def test_scores_far_from_the_threshold(self, threshold, score):
         [verdict] = RewardVerifier(Lengths(), threshold)(["p"], ["a"])
         assert verdict.score == score
 
@@ -174,43 +175,47 @@ ANSWERS = [f"{k % 4} of three" for k in range(3000)]
 
 class TestNoise:
     @pytest.mark.parametrize("rate", [0.05, 0.3])
-    def test_conditions_are_turned_as_often_as_the_rate_says_each_by_itself(self, rate):
+    def test_conditions_are_flipped_independently_at_the_stated_rate(self, rate):
         true = Scripted()(PROMPTS, ANSWERS)
         noisy = NoisyVerifier(Scripted(), rate, 1)(PROMPTS, ANSWERS)
-        turned = np.array(
+        flipped = np.array(
             [[a != b for a, b in zip(x.met, y.met, strict=True)] for x, y in zip(true, noisy, strict=True)]
         )
         # Four standard deviations.
-        assert turned.mean() == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / turned.size))
-        for place in range(3):
-            assert turned[:, place].mean() == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 3000))
-        assert np.abs(np.corrcoef(turned.T) - np.eye(3)).max() < 4 / math.sqrt(3000)
+        assert flipped.mean() == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / flipped.size))
+        for index in range(3):
+            assert flipped[:, index].mean() == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 3000))
+        assert np.abs(np.corrcoef(flipped.T) - np.eye(3)).max() < 4 / math.sqrt(3000)
 
-    def test_nothing_at_rate_0_everything_at_rate_1(self):
+    def test_rate_0_flips_nothing_and_rate_1_everything(self):
         true = Scripted()(PROMPTS[:8], ANSWERS[:8])
         assert NoisyVerifier(Scripted(), 0, 1)(PROMPTS[:8], ANSWERS[:8]) == true
         wrong = NoisyVerifier(Scripted(), 1, 1)(PROMPTS[:8], ANSWERS[:8])
-        assert [each.met for each in wrong] == [tuple(not fine for fine in each.met) for each in true]
+        assert [verdict.met for verdict in wrong] == [tuple(not fine for fine in verdict.met) for verdict in true]
         assert wrong[0] == Verdict((True, True, True), 1.0, "")
         assert wrong[2] == Verdict((False, False, True), 1 / 3, "Not met: condition 1 of 3; condition 2 of 3.")
 
     @given(order=st.permutations(range(30)))
-    def test_the_prompt_the_answer_and_the_seed_decide(self, order):
+    def test_prompt_answer_and_seed_decide_the_flips(self, order):
         prompts, answers = PROMPTS[:30], ANSWERS[:30]
         whole = NoisyVerifier(Scripted(), 0.5, 1)(prompts, answers)
         shuffled = NoisyVerifier(Scripted(), 0.5, 1)([prompts[k] for k in order], [answers[k] for k in order])
         assert shuffled == [whole[k] for k in order]
 
-    def test_another_seed_prompt_or_answer_other_noise(self):
-        def turned(seed: int, prompt: str, ending: str) -> list[bool]:
+    def test_other_seed_prompt_or_answer_gives_other_flips(self):
+        def flips_of(seed: int, prompt: str, ending: str) -> list[bool]:
             answers = [f"3 {k} {ending}" for k in range(100)]
-            return [not each for v in NoisyVerifier(Scripted(), 0.5, seed)([prompt] * 100, answers) for each in v.met]
+            return [
+                not is_met for v in NoisyVerifier(Scripted(), 0.5, seed)([prompt] * 100, answers) for is_met in v.met
+            ]
 
-        every = [turned(1, "p", "x"), turned(2, "p", "x"), turned(1, "q", "x"), turned(1, "p", "y")]
-        for k, one in enumerate(every):
-            for other in every[:k]:
-                assert 100 < sum(a != b for a, b in zip(one, other, strict=True)) < 200  # 150 of 300, 5.8 deviations
+        flips = [flips_of(1, "p", "x"), flips_of(2, "p", "x"), flips_of(1, "q", "x"), flips_of(1, "p", "y")]
+        for k, a_flips in enumerate(flips):
+            for b_flips in flips[:k]:
+                assert (
+                    100 < sum(a != b for a, b in zip(a_flips, b_flips, strict=True)) < 200
+                )  # 150 of 300, 5.8 deviations
 
-    def test_a_verdict_that_failed_stays_as_it_is(self):
+    def test_failed_verdict_stays_unchanged(self):
         failed = Verdict((), 0.0, "", failed=True)
         assert NoisyVerifier(lambda prompts, answers: [failed], 1, 0)(["p"], ["a"]) == [failed]

@@ -1,4 +1,4 @@
-"""A language model as the verifier: one that is exact, chatty, rambling, silent or gone."""
+"""A language model as the verifier: exact, verbose, invalid and missing replies."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from penchant.recipes.self_improve.verifying_endpoint import (
 LIST = '["It is short.", "It is kind."]'
 
 
-def judgement(*met: object, critique: object = "Be kind.", names: tuple[str, ...] = ("It is short.", "It is kind.")):
-    items = [{"condition": name, "met": each} for name, each in zip(names, met, strict=True)]
+def judgement(
+    *conditions_met: object, critique: object = "Be kind.", names: tuple[str, ...] = ("It is short.", "It is kind.")
+):
+    items = [{"condition": name, "met": is_met} for name, is_met in zip(names, conditions_met, strict=True)]
     return json.dumps({"conditions": items, "critique": critique})
 
 
@@ -34,116 +36,118 @@ def verifier(url: str, **settings) -> EndpointVerifier:
 
 
 class Model:
-    """Gives `conditions` where it is asked for them, else `judged`, one reply after the other, the last for ever."""
+    """A model that replies `conditions` if asked for them, else the `judgements` in turn and then the last one."""
 
-    def __init__(self, conditions: object = LIST, *judged: object) -> None:
-        self.conditions, self.judged = conditions, list(judged) or [judgement(True, False)]
-        self.asked: list[str] = []
+    def __init__(self, conditions: object = LIST, *judgements: object) -> None:
+        self.conditions, self.judgements = conditions, list(judgements) or [judgement(True, False)]
+        self.requests: list[str] = []
 
     def __call__(self, question: str):
-        self.asked.append(question)
+        self.requests.append(question)
         if "List the conditions" in question:
             return self.conditions
-        return self.judged.pop(0) if len(self.judged) > 1 else self.judged[0]
+        return self.judgements.pop(0) if len(self.judgements) > 1 else self.judgements[0]
 
 
-class TestAsking:
-    def test_conditions_of_the_prompt_then_the_answer_by_them(self, chat_endpoint):
+class TestRequests:
+    def test_request_for_conditions_then_for_a_judgement(self, chat_endpoint):
         model = Model()
         url = chat_endpoint(model)
         assert verifier(url)(["Why {answer}?"], ["Be{cause} {prompt}"]) == [Verdict((True, False), 0.5, "Be kind.")]
-        conditions, judged = model.asked
-        assert "[Message]\nWhy {answer}?\n" in conditions
-        assert "[Message]\nWhy {answer}?\n" in judged
-        assert "[Answer]\nBe{cause} {prompt}\n" in judged
-        assert "[Conditions]\n1. It is short.\n2. It is kind.\n" in judged
-        assert '{"conditions": [{"condition": "...", "met": true}], "critique": "..."}' in judged
+        conditions_request, judge_request = model.requests
+        assert "[Message]\nWhy {answer}?\n" in conditions_request
+        assert "[Message]\nWhy {answer}?\n" in judge_request
+        assert "[Answer]\nBe{cause} {prompt}\n" in judge_request
+        assert "[Conditions]\n1. It is short.\n2. It is kind.\n" in judge_request
+        assert '{"conditions": [{"condition": "...", "met": true}], "critique": "..."}' in judge_request
 
-    def test_a_prompts_conditions_are_asked_for_once_and_everything_is_kept(self, chat_endpoint):
+    def test_replies_are_cached(self, chat_endpoint):
         model = Model()
         url = chat_endpoint(model)
         prompts, answers = ["p", "q", "p", "p"], ["1", "2", "3", "1"]
-        first = verifier(url, parallel=1)(prompts, answers)
-        assert Counter("List the conditions" in each for each in model.asked) == {True: 2, False: 3}
-        assert verifier(url, parallel=3)(prompts, answers) == first
-        assert len(model.asked) == 5
+        verdicts = verifier(url, parallel=1)(prompts, answers)
+        assert Counter("List the conditions" in request for request in model.requests) == {True: 2, False: 3}
+        assert verifier(url, parallel=3)(prompts, answers) == verdicts
+        assert len(model.requests) == 5
         verifier(url)(["p"], ["4"])
-        assert len(model.asked) == 6
+        assert len(model.requests) == 6
 
-    def test_verdicts_stand_in_the_order_of_the_answers(self, chat_endpoint):
-        def says(question: str) -> str:
+    def test_verdicts_are_in_the_order_of_the_answers(self, chat_endpoint):
+        def reply(question: str) -> str:
             if "List the conditions" in question:
                 return LIST
             number = int(re.search(r"\[Answer\]\n(\d+)", question)[1])
             time.sleep(0.01 * (number % 3))
             return judgement(number % 2 == 0, number % 3 == 0, critique=str(number))
 
-        found = verifier(chat_endpoint(says), parallel=4)(["p"] * 12, list(map(str, range(12))))
-        assert [(each.met, each.critique) for each in found] == [((k % 2 == 0, k % 3 == 0), str(k)) for k in range(12)]
+        verdicts = verifier(chat_endpoint(reply), parallel=4)(["p"] * 12, list(map(str, range(12))))
+        assert [(verdict.met, verdict.critique) for verdict in verdicts] == [
+            ((k % 2 == 0, k % 3 == 0), str(k)) for k in range(12)
+        ]
 
     @pytest.mark.parametrize("critique", ["", None, 3])
-    def test_without_a_critique_the_conditions_are_named(self, chat_endpoint, critique):
+    def test_missing_critique_is_replaced_by_the_failing_conditions(self, chat_endpoint, critique):
         url = chat_endpoint(Model(LIST, judgement(False, True, critique=critique)))
         assert verifier(url)(["p"], ["a"]) == [Verdict((False, True), 0.5, "Not met: It is short.")]
 
     def test_half_of_a_surrogate_pair_in_an_answer(self, chat_endpoint):
         assert verifier(chat_endpoint(Model()))(["p \ud83d"], ["a \ud83d"]) == [Verdict((True, False), 0.5, "Be kind.")]
 
-    def test_a_template_for_other_judges_is_refused(self):
+    def test_judge_template_is_an_error(self):
         with pytest.raises(ConfigError, match="leave the judge's prompt out"):
             verifier("http://localhost:1/v1", prompt="judge.txt")
 
 
-class TestFailing:
+class TestFailures:
     @pytest.mark.parametrize("stumble", ["I like it.", "{", 500, 429, judgement(True, False)[:-30]])
-    def test_asked_again_where_it_stumbles(self, chat_endpoint, stumble):
+    def test_invalid_replies_are_retried(self, chat_endpoint, stumble):
         model = Model(LIST, stumble, stumble, judgement(True, True))
         assert verifier(chat_endpoint(model))(["p"], ["a"]) == [Verdict((True, True), 1.0, "Be kind.")]
-        assert len(model.asked) == 4
+        assert len(model.requests) == 4
 
     @pytest.mark.parametrize("nonsense", ["I like it.", "", 503, "[" * 50_000, "[[A]]", "null"])
-    def test_nonsense_to_the_last_attempt_is_a_failure_that_is_counted_and_not_kept(self, chat_endpoint, nonsense):
+    def test_invalid_replies_to_all_retries_are_a_failure_and_not_cached(self, chat_endpoint, nonsense):
         model = Model(LIST, nonsense)
         url = chat_endpoint(model)
-        found = verifier(url, retries=2)(["p"] * 2, ["a", "b"])
-        assert found == [FAILED, FAILED]
-        assert sum(each.failed for each in found) == 2
+        verdicts = verifier(url, retries=2)(["p"] * 2, ["a", "b"])
+        assert verdicts == [FAILED, FAILED]
+        assert sum(verdict.failed for verdict in verdicts) == 2
         assert (FAILED.met, FAILED.score, FAILED.satisfied) == ((), 0.0, False)
-        assert len(model.asked) == 1 + 2 * 3
-        model.judged = [judgement(True, True)]
+        assert len(model.requests) == 1 + 2 * 3
+        model.judgements = [judgement(True, True)]
         assert verifier(url)(["p"], ["a"]) == [Verdict((True, True), 1.0, "Be kind.")]
 
-    def test_no_conditions_no_verdict_and_no_further_question(self, chat_endpoint):
+    def test_no_conditions_give_no_verdict_and_no_further_request(self, chat_endpoint):
         model = Model("I cannot think of any.")
         assert verifier(chat_endpoint(model), retries=1)(["p"] * 3, ["a", "b", "c"]) == [FAILED] * 3
-        assert len(model.asked) == 2
+        assert len(model.requests) == 2
 
-    def test_one_failure_leaves_the_others(self, chat_endpoint):
-        def says(question: str) -> str:
+    def test_one_failure_does_not_affect_the_others(self, chat_endpoint):
+        def reply(question: str) -> str:
             return LIST if "List the" in question else "?" if "[Answer]\nodd" in question else judgement(True, True)
 
-        found = verifier(chat_endpoint(says), retries=0)(["p"] * 3, ["a", "odd", "b"])
-        assert [each.failed for each in found] == [False, True, False]
+        verdicts = verifier(chat_endpoint(reply), retries=0)(["p"] * 3, ["a", "odd", "b"])
+        assert [verdict.failed for verdict in verdicts] == [False, True, False]
 
-    def test_too_slow(self, chat_endpoint):
+    def test_timeout(self, chat_endpoint):
         model = Model(LIST, None)
         began = time.monotonic()
         assert verifier(chat_endpoint(model), retries=1, timeout_s=0.1)(["p"], ["a"]) == [FAILED]
         assert time.monotonic() - began < 0.9  # the endpoint is silent for a second, twice
-        assert len(model.asked) == 3
+        assert len(model.requests) == 3
 
-    def test_nobody_there(self):
+    def test_no_server(self):
         assert verifier("http://127.0.0.1:9/v1", retries=0)(["p"], ["a"]) == [FAILED]
 
     @pytest.mark.parametrize("code", [401, 403, 404])
-    @pytest.mark.parametrize("at", ["conditions", "judgement"])
-    def test_a_refusal_is_an_error_at_once(self, chat_endpoint, code, at):
-        model = Model(code) if at == "conditions" else Model(LIST, code)
+    @pytest.mark.parametrize("failing_request", ["conditions", "judgement"])
+    def test_refusal_is_an_error_without_retries(self, chat_endpoint, code, failing_request):
+        model = Model(code) if failing_request == "conditions" else Model(LIST, code)
         url = chat_endpoint(model)
         with pytest.raises(ConfigError, match=f"refuses: {code}") as error:
             verifier(url)(["p"], ["a"])
         assert url in str(error.value)
-        assert len(model.asked) == (1 if at == "conditions" else 2)
+        assert len(model.requests) == (1 if failing_request == "conditions" else 2)
 
 
 class TestReading:
@@ -201,15 +205,15 @@ class TestReading:
     def test_no_judgement(self, reply):
         assert read_judgement(reply, ["It is short.", "It is kind."]) is None
 
-    def test_what_no_tokenizer_reads_is_taken_out(self):
+    def test_surrogate_halves_are_replaced(self):
         assert read_conditions('["a \\ud83d"]') == ["a ?"]
         assert read_judgement(judgement(True, True, critique="b \ud83d"), ["x", "y"]) == [[True, True], "b ?"]
 
     @given(st.text('[]{}",:\\ \n1tru\ud83de', max_size=40), st.booleans(), st.text("abc ([", max_size=9))
-    def test_whatever_stands_before_and_after(self, noise, met, after):
-        """Noise alone is read or not, but never raises; an object on its own line after words is found."""
+    def test_text_before_and_after_the_reply(self, noise, is_met, suffix):
+        """Noise alone never raises; a JSON object on its own line after words is read."""
         read_conditions(noise)
         read_judgement(noise, ["x"])
         words = re.sub(r'[{\["]', "", noise)
-        reply = f"{words}\n{judgement(met, names=('x',))}\n{after}"
-        assert read_judgement(reply, ["x"]) == [[met], "Be kind."]
+        reply = f"{words}\n{judgement(is_met, names=('x',))}\n{suffix}"
+        assert read_judgement(reply, ["x"]) == [[is_met], "Be kind."]

@@ -1,4 +1,4 @@
-"""A round: each prompt is tried until the verifier is satisfied, or often enough; what helped goes into the buffer."""
+"""A round of attempts: every prompt is tried until an answer satisfies the verifier; progress goes into the buffer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
 from penchant.evaluation.judges import fill
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
-from penchant.recipes.self_improve.learner import Answer, number_of
+from penchant.recipes.self_improve.learner import AnswerFunction, answer_seed
 from penchant.recipes.self_improve.verifying import Verifier
 
-LEAST = 0.05
-"""The least priority of a group."""
+MIN_PRIORITY = 0.05
+"""Minimum priority of a group."""
 
 
-def attempt(
+def attempt_prompts(
     prompts: Mapping[str, str],
     number: int,
-    answer: Answer,
+    answer: AnswerFunction,
     verifier: Verifier,
     buffer: ReplayBuffer,
     *,
@@ -26,65 +26,70 @@ def attempt(
     memory: str | None,
     seed: int,
 ) -> None:
-    """One batch of a round; what an interrupted one has judged already is not judged again.
+    """Attempt one batch of a round's prompts; judgements of an interrupted batch are reused.
 
     Args:
-        prompts: by id.
-        number: of the round.
-        answer: the learner's answers.
-        attempts: at a prompt, at most.
-        memory: the prompt of another attempt, of {prompt}, {answer} and {critique}; None asks as the first time.
+        prompts: prompts by id.
+        number: number of the round.
+        answer: the learner's answer function.
+        attempts: maximum attempts at a prompt.
+        memory: template of a repeated attempt's prompt, with {prompt}, {answer} and {critique}; None: the prompt.
 
     Raises:
-        ConfigError: the verifier judges none of a batch's prompts.
+        ConfigError: the verifier gives no verdict on any prompt of the batch.
     """
-    so_far = {name: buffer.judged(number, name) for name in prompts}
+    judgements = {name: buffer.judgements(number, name) for name in prompts}
     for nth in range(1, attempts + 1):
-        open_ = [name for name, told in so_far.items() if len(told) < nth and not (told and satisfied(told[-1]))]
-        if not open_:
+        unfinished = [
+            name
+            for name, earlier in judgements.items()
+            if len(earlier) < nth and not (earlier and is_satisfied(earlier[-1]))
+        ]
+        if not unfinished:
             continue
-        asked = [_again(prompts[name], so_far[name], memory) for name in open_]
-        answers = answer(asked, [number_of(seed, number, name, nth) for name in open_])
-        # The verifier judges by what was asked first; the memory is the learner's own.
-        verdicts = verifier([prompts[name] for name in open_], answers)
-        if all(verdict.failed for verdict in verdicts) and _is_down(so_far):
+        requests = [_request(prompts[name], judgements[name], memory) for name in unfinished]
+        answers = answer(requests, [answer_seed(seed, number, name, nth) for name in unfinished])
+        # The verifier judges by the original prompt; only the learner sees the memory.
+        verdicts = verifier([prompts[name] for name in unfinished], answers)
+        if all(verdict.failed for verdict in verdicts) and _is_down(judgements):
             raise ConfigError(
-                f"the verifier gave no verdict on {len(verdicts)} answers", fix="check that it is up; then go on"
+                f"the verifier gave no verdict on {len(verdicts)} answers",
+                fix="check that it is up, then run the recipe again",
             )
-        for name, said, verdict in zip(open_, answers, verdicts, strict=True):
-            judgement = Judgement(number, name, nth, prompts[name], said, verdict.met, verdict.score, verdict.critique)
+        for name, text, verdict in zip(unfinished, answers, verdicts, strict=True):
+            judgement = Judgement(number, name, nth, prompts[name], text, verdict.met, verdict.score, verdict.critique)
             buffer.record(judgement)
-            so_far[name].append(judgement)
-    for name, told in so_far.items():
-        group = progress(name, told)
+            judgements[name].append(judgement)
+    for name, prompt_judgements in judgements.items():
+        group = progress_group(name, prompt_judgements)
         if group is not None:
-            worst = min(each.score for each in told if each.met)
-            buffer.add(group, max(LEAST, told[-1].score - worst))
+            worst = min(judgement.score for judgement in prompt_judgements if judgement.met)
+            buffer.add(group, max(MIN_PRIORITY, prompt_judgements[-1].score - worst))
 
 
-def satisfied(judgement: Judgement) -> bool:
-    """Whether every condition is met, of which there is one at least."""
+def is_satisfied(judgement: Judgement) -> bool:
+    """Whether the answer meets every condition, and there is at least one."""
     return bool(judgement.met) and all(judgement.met)
 
 
-def progress(name: str, told: Sequence[Judgement]) -> PreferenceGroup | None:
-    """The answer that satisfied above those before it that were judged and did not; None where there are no such."""
-    if len(told) < 2 or not satisfied(told[-1]):
+def progress_group(name: str, judgements: Sequence[Judgement]) -> PreferenceGroup | None:
+    """A group that prefers the satisfying last answer to the failed earlier ones; None without progress."""
+    if len(judgements) < 2 or not is_satisfied(judgements[-1]):
         return None
-    best = told[-1].answer
-    earlier = dict.fromkeys(each.answer for each in told[:-1] if each.met)
+    best = judgements[-1].answer
+    earlier = dict.fromkeys(judgement.answer for judgement in judgements[:-1] if judgement.met)
     failed = [text for text in earlier if text != best and text.strip()]
     if not failed or not best.strip():
         return None
-    return PreferenceGroup(told[-1].prompt, (best, *failed), preferred=0, id=f"{told[-1].round}-{name}")
+    return PreferenceGroup(judgements[-1].prompt, (best, *failed), preferred=0, id=f"{judgements[-1].round}-{name}")
 
 
-def _again(prompt: str, told: Sequence[Judgement], memory: str | None) -> str:
-    if memory is None or not told:
+def _request(prompt: str, judgements: Sequence[Judgement], memory: str | None) -> str:
+    if memory is None or not judgements:
         return prompt
-    return fill(memory, prompt=prompt, answer=told[-1].answer, critique=told[-1].critique)
+    return fill(memory, prompt=prompt, answer=judgements[-1].answer, critique=judgements[-1].critique)
 
 
-def _is_down(so_far: Mapping[str, Sequence[Judgement]]) -> bool:
-    """Whether several prompts, asked together, have no verdict yet: one alone may be a prompt that cannot be judged."""
-    return len(so_far) > 1 and not any(judgement.met for told in so_far.values() for judgement in told)
+def _is_down(judgements: Mapping[str, Sequence[Judgement]]) -> bool:
+    """Whether none of several prompts has a verdict; a single prompt may just be impossible to judge."""
+    return len(judgements) > 1 and not any(judgement.met for earlier in judgements.values() for judgement in earlier)

@@ -1,4 +1,4 @@
-"""What a learner's verifier said, each judgement once, and the trajectories that progressed, drawn by priority."""
+"""The replay buffer: every judgement of the verifier once, and groups that show progress, drawn by priority."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from penchant.data.writing import row_of
 from penchant.errors import DataError
 from penchant.evaluation.database import Database
 
-APPLICATION = 0x50524201
-"""In the file's header: says that it is a replay buffer, and of which version."""
+APPLICATION_ID = 0x50524201
+"""SQLite application id in the file's header, which identifies a replay buffer and its version."""
 SCHEMA = """
 CREATE TABLE judgements (
     round INTEGER, prompt_id TEXT, attempt INTEGER, body TEXT NOT NULL, PRIMARY KEY (round, prompt_id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE groups (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice, so it is the group's age
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused, so it orders the groups by age
     text BLOB NOT NULL UNIQUE,
     id TEXT NOT NULL UNIQUE,
     body TEXT NOT NULL,
@@ -34,17 +34,17 @@ CREATE TABLE groups (
     uses INTEGER NOT NULL DEFAULT 0
 )
 """
-SMALLEST = math.ulp(0.0)
-"""Lowered priorities stop here: what is held can be drawn."""
+MIN_PRIORITY = math.ulp(0.0)
+"""Minimum priority after lowering, so that every group can still be drawn."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One answer and what the verifier said of it.
+    """One answer with the verifier's judgement.
 
     Attributes:
-        attempt: the learner's, at this prompt in this round.
-        met: a yes or no for each condition; empty where the verifier gave none.
+        attempt: number of the learner's attempt at this prompt in this round.
+        met: whether each condition is met; empty without a verdict.
         score: finite, higher is better.
     """
 
@@ -59,76 +59,78 @@ class Judgement:
 
 
 class ReplayBuffer:
-    """One SQLite file, safe against several processes, each with a buffer of its own on it; a call is one transaction.
+    """A replay buffer in one SQLite file, which several processes may open; every call is one transaction.
 
     Args:
-        path: the file; made if missing, with its folder.
-        capacity: groups held; beyond it the one with the lowest priority goes, of equals the oldest.
-        alpha: how much priorities count in `draw`: 0 not at all, 1 in full (Schaul et al. 2016, arXiv 1511.05952,
-            equation 1, whose value for proportional priorities is the default).
+        path: the file, created with its folder if missing.
+        capacity: maximum groups; beyond it the group with the lowest priority is removed, the oldest among equals.
+        alpha: exponent of priorities in `draw`: 0 ignores them, 1 uses them in full (Schaul et al. 2016, arXiv
+            1511.05952, equation 1, whose value for proportional priorities is the default).
 
     Raises:
-        DataError: the file is no database, is another program's, or cannot be opened.
-        DiskFullError: here and wherever something is written.
+        DataError: the file is no database, belongs to another program, or cannot be opened.
+        DiskFullError: the disk is full; all methods that write raise it too.
     """
 
     def __init__(self, path: Path, capacity: int, alpha: float = 0.6) -> None:
         self._path, self._capacity, self._alpha = path, capacity, alpha
-        self._database = Database(path, APPLICATION, SCHEMA)
+        self._database = Database(path, APPLICATION_ID, SCHEMA)
 
     def record(self, judgement: Judgement) -> None:
-        """Store a judgement; an equal one of the same round, prompt and attempt is there already and left as it is.
+        """Store a judgement; does nothing if an equal judgement of the same round, prompt and attempt is stored.
 
         Raises:
-            DataError: another judgement of the same round, prompt and attempt is stored, or the score is not finite.
+            DataError: a different judgement of the same attempt is stored, or the score is not finite.
         """
-        place = (judgement.round, judgement.prompt_id, judgement.attempt)
-        where = "round {}, prompt {!r}, attempt {}".format(*place)
+        key = (judgement.round, judgement.prompt_id, judgement.attempt)
+        where = "round {}, prompt {!r}, attempt {}".format(*key)
         if not math.isfinite(judgement.score):
             raise DataError(f"the score is {judgement.score}, expected a finite number", where=where)
         with self._database.writing() as connection:
-            stored = connection.execute(
-                "SELECT body FROM judgements WHERE round = ? AND prompt_id = ? AND attempt = ?", place
+            stored_row = connection.execute(
+                "SELECT body FROM judgements WHERE round = ? AND prompt_id = ? AND attempt = ?", key
             ).fetchone()
-            if stored is None:
-                row = (*place, json.dumps(asdict(judgement)))
-                connection.execute("INSERT INTO judgements VALUES (?, ?, ?, ?)", row)
-            elif _judgement(stored[0]) != judgement:
+            if stored_row is None:
+                new_row = (*key, json.dumps(asdict(judgement)))
+                connection.execute("INSERT INTO judgements VALUES (?, ?, ?, ?)", new_row)
+            elif _judgement(stored_row[0]) != judgement:
                 raise DataError(
                     "another judgement of this attempt is stored",
                     where=f"{self._path}, {where}",
-                    fix="go on from the judgements that are stored, or start anew with another file",
+                    fix="continue from the stored judgements, or start with another file",
                 )
 
-    def judged(self, round: int, prompt_id: str) -> list[Judgement]:
-        """The judgements of a round at a prompt, in the order of attempts."""
+    def judgements(self, round: int, prompt_id: str) -> list[Judgement]:
+        """The judgements of a prompt in a round, in the order of attempts."""
         query = "SELECT body FROM judgements WHERE round = ? AND prompt_id = ? ORDER BY attempt"
         rows = self._database.read(query, (round, prompt_id))
         return [_judgement(body) for (body,) in rows]
 
     def add(self, group: PreferenceGroup, priority: float) -> bool:
-        """Hold a group, unless others have all the room; one of the same prompt and candidates stays as it is.
+        """Add a group, unless the buffer is full of groups with higher priorities; an equal group stays as it is.
 
         Args:
-            priority: above 0 and finite; higher is drawn more often.
+            priority: finite and above 0; a higher priority is drawn more often.
 
         Returns:
-            Whether a group of this text is held now.
+            Whether the buffer contains a group with this text now.
 
         Raises:
-            DataError: a group of another text has this id, or the group holds what its row cannot say.
+            DataError: a group with another text has this id, or the group cannot be stored as a row.
         """
         if not 0 < priority < math.inf:
             raise ValueError(f"the priority is {priority}, expected a finite number above 0")
         body, text = _body(group), _text(group)
         with self._database.writing() as connection:
-            named = connection.execute("SELECT text FROM groups WHERE id = ?", (group.id,)).fetchone()
-            if named not in (None, (text,)):
+            same_id = connection.execute("SELECT text FROM groups WHERE id = ?", (group.id,)).fetchone()
+            if same_id not in (None, (text,)):
                 raise DataError(
-                    f"another group has the id {group.id!r}", where=str(self._path), fix="give each group its own id"
+                    f"another group has the id {group.id!r}",
+                    where=str(self._path),
+                    fix="give every group a different id",
                 )
             if connection.execute("SELECT 1 FROM groups WHERE text = ?", (text,)).fetchone() is not None:
-                # An insertion that is refused would take a number, and count among those that were ever added.
+                # A failed insertion would use up a number, and `count_added` would count it.
                 return True
             connection.execute(
                 "INSERT INTO groups (text, id, body, priority) VALUES (?, ?, ?, ?)",
@@ -142,29 +144,29 @@ class ReplayBuffer:
             return connection.execute("SELECT 1 FROM groups WHERE text = ?", (text,)).fetchone() is not None
 
     def draw(self, n: int, seed: int) -> list[PreferenceGroup]:
-        """At most n different groups, one after the other, each with probability proportional to priority ** alpha.
+        """At most n different groups, drawn in turn with probability proportional to priority ** alpha.
 
-        The groups' texts, their priorities and the seed decide it, whatever the order in which they were added: the
+        The groups' texts, their priorities and the seed decide the draw, not the order in which groups were added: the
         n largest of alpha * log(priority) + Gumbel noise are such a draw (Efraimidis and Spirakis 2006).
         """
         with self._database.writing() as connection:
             rows = connection.execute("SELECT number, text, priority FROM groups").fetchall()
-            drawn = heapq.nlargest(n, rows, key=lambda row: self._alpha * math.log(row[2]) + _gumbel(seed, row[1]))
-            numbers = [(number,) for number, _, _ in drawn]
+            chosen = heapq.nlargest(n, rows, key=lambda row: self._alpha * math.log(row[2]) + _gumbel(seed, row[1]))
+            numbers = [(number,) for number, _, _ in chosen]
             connection.executemany("UPDATE groups SET uses = uses + 1 WHERE number = ?", numbers)
             query = "SELECT body FROM groups WHERE number = ?"
             return [_group(connection.execute(query, number).fetchone()[0]) for number in numbers]
 
     def priorities(self) -> dict[str, float]:
-        """Of each group, by id, from the oldest to the newest."""
+        """The priority of every group by id, from the oldest group to the newest."""
         return dict(self._database.read("SELECT id, priority FROM groups ORDER BY number"))
 
-    def lower(self, priorities: Mapping[str, float]) -> None:
-        """Give groups, by id, a lower priority; one that has a lower one, or is no longer held, is left as it is.
+    def lower_priorities(self, priorities: Mapping[str, float]) -> None:
+        """Lower the priorities of groups, by id; lower priorities stay, and removed groups are ignored.
 
-        So a call that is made again, after a crash, changes nothing.
+        Repeating the call after a crash therefore changes nothing.
         """
-        rows = [(max(priority, SMALLEST), name) for name, priority in priorities.items()]
+        rows = [(max(priority, MIN_PRIORITY), name) for name, priority in priorities.items()]
         with self._database.writing() as connection:
             connection.executemany("UPDATE groups SET priority = min(priority, ?) WHERE id = ?", rows)
 
@@ -173,19 +175,20 @@ class ReplayBuffer:
         return dict(self._database.read("SELECT id, uses FROM groups ORDER BY number"))
 
     def counts(self) -> dict[str, int]:
-        """Judgements stored; groups held, those of them drawn at least once, and how often all of them were drawn."""
+        """Numbers of judgements, of groups, of groups that were drawn at least once, and of draws."""
         [row] = self._database.read(
             "SELECT (SELECT count(*) FROM judgements), count(*), count(*) FILTER (WHERE uses > 0),"
             " coalesce(sum(uses), 0) FROM groups"
         )
         return dict(zip(("judgements", "groups", "groups drawn", "draws"), row, strict=True))
 
-    def added(self) -> int:
-        """Groups that were ever taken in; those that had to go count too."""
-        found = self._database.read("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'groups'")
-        return int(found[0][0])
+    def count_added(self) -> int:
+        """Number of groups that were ever added, including removed ones."""
+        rows = self._database.read("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'groups'")
+        return int(rows[0][0])
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
 
@@ -195,14 +198,16 @@ def _judgement(body: str) -> Judgement:
 
 
 def _body(group: PreferenceGroup) -> str:
-    """The group as JSON, from which the same group can be read."""
+    """The group as JSON, checked to read back as an equal group."""
     try:
         body = json.dumps(row_of(group), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise DataError(f"it cannot be kept: {error}", where=f"group {group.id!r}", fix="correct it") from error
+        raise DataError(f"it cannot be stored: {error}", where=f"group {group.id!r}", fix="correct it") from error
     if _group(body) != group:
         raise DataError(
-            "it cannot be kept: it would be read as another", where=f"group {group.id!r}", fix="leave out what is odd"
+            "it cannot be stored: it would read back as a different group",
+            where=f"group {group.id!r}",
+            fix="leave out fields that a data row cannot hold",
         )
     return body
 
@@ -217,6 +222,6 @@ def _text(group: PreferenceGroup) -> bytes:
 
 
 def _gumbel(seed: int, text: bytes) -> float:
-    """Standard Gumbel noise of a group's own, from the 52 bits that leave a number strictly between 0 and 1."""
-    drawn = int.from_bytes(hashlib.blake2b(b"%d " % seed + text, digest_size=8).digest()) >> 12
-    return -math.log(-math.log((drawn + 0.5) / 2**52))
+    """Standard Gumbel noise from a hash of a group's text; 52 bits give a number strictly between 0 and 1."""
+    bits = int.from_bytes(hashlib.blake2b(b"%d " % seed + text, digest_size=8).digest()) >> 12
+    return -math.log(-math.log((bits + 0.5) / 2**52))

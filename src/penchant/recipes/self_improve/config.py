@@ -22,33 +22,37 @@ from penchant.recipes.self_improve.verifying_endpoint import EndpointVerifier
 
 
 class VerifierConfig(Section):
-    """Who judges: exactly one of function, reward and endpoint."""
+    """The verifier: exactly one of function, reward and endpoint."""
 
-    function: str | None = Field(None, description="package.module:name or file.py:name; gives {condition: bool}")
-    reward: RewardConfig | None = Field(None, description="one condition: the reward is at least the threshold")
-    threshold: float | None = Field(None, description="of the reward; 0 where it is not said")
-    endpoint: JudgeConfig | None = Field(None, description="a language model, asked for conditions and verdicts")
-    wrong: float = Field(0.0, ge=0, le=1, description="share of verdicts on conditions turned wrong: an experiment")
+    function: str | None = Field(
+        None, description="package.module:name or file.py:name of a function that returns {condition: bool}"
+    )
+    reward: RewardConfig | None = Field(None, description="reward whose value must reach the threshold")
+    threshold: float | None = Field(None, description="threshold of the reward; null: 0")
+    endpoint: JudgeConfig | None = Field(
+        None, description="language model that derives conditions and judges answers by them"
+    )
+    wrong: float = Field(0.0, ge=0, le=1, description="share of conditions whose verdict is flipped, for experiments")
 
     @model_validator(mode="after")
-    def _one(self) -> VerifierConfig:
-        given = [name for name in ("function", "reward", "endpoint") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected one of function, reward and endpoint, found {' and '.join(given) or 'none'}")
+    def _check_verifier(self) -> VerifierConfig:
+        names = [name for name in ("function", "reward", "endpoint") if getattr(self, name) is not None]
+        if len(names) != 1:
+            raise ValueError(f"expected one of function, reward and endpoint, found {' and '.join(names) or 'none'}")
         if self.threshold is not None and self.reward is None:
             raise ValueError("threshold is a reward's: leave it out")
         if self.reward is not None and self.reward.judge is not None and self.threshold is None:
-            raise ValueError("threshold: a judge's ratings are 1 to 10, say which is enough")
+            raise ValueError("threshold: a judge's ratings are 1 to 10, set the rating that is enough")
         return self
 
     def open(self, read: Callable[[str], object] = str) -> Verifier:
-        """As it would judge if it were never wrong.
+        """The verifier without flipped verdicts.
 
         Args:
-            read: what a function is given of an answer.
+            read: converts an answer to the argument of a verifier function.
 
         Raises:
-            PenchantError: it cannot be loaded.
+            PenchantError: the verifier cannot be loaded.
         """
         if self.function is not None:
             return FunctionVerifier.load(self.function, read)
@@ -59,7 +63,7 @@ class VerifierConfig(Section):
         return EndpointVerifier(self.endpoint)
 
     def fingerprint(self) -> str:
-        """Of the code or weights that judge; an endpoint's model is known by its name alone."""
+        """A fingerprint of the verifier's code or weights; empty for an endpoint, known only by its name."""
         function = self.function or (self.reward and self.reward.function)
         if function:
             return import_function(function, "verifier.function").digest
@@ -67,92 +71,107 @@ class VerifierConfig(Section):
             return weights_fingerprint(self.reward.model)
         return ""
 
-    def open_wrong(self, seed: int, read: Callable[[str], object] = str) -> Verifier:
-        """As the learner is judged."""
+    def open_noisy(self, seed: int, read: Callable[[str], object] = str) -> Verifier:
+        """The verifier that judges the learner, with a share of flipped verdicts."""
         verifier = self.open(read)
         return NoisyVerifier(verifier, self.wrong, seed) if self.wrong else verifier
 
 
 class UpdateConfig(Section):
-    """How the learner is tuned beside its work."""
+    """Training of the learner, in parallel with its attempts."""
 
-    new: int = Field(16, ge=1, description="so many new groups in the buffer start an update")
-    groups: int = Field(64, ge=2, description="drawn from the buffer for it, new and old, at most")
-    objective: dict[str, Any] = Field({"name": "dpo", "beta": 0.1}, description="as in a run")
+    new: int = Field(16, ge=1, description="number of new groups in the buffer that start an update")
+    groups: int = Field(
+        64, ge=2, description="maximum number of groups drawn from the buffer for an update, new and old"
+    )
+    objective: dict[str, Any] = Field({"name": "dpo", "beta": 0.1}, description="objective section of a run")
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig(learning_rate=1e-4, epochs=2)
-    forgets: float = Field(0.5, gt=0, le=1, description="factor of a group's priority after it was used")
+    forgets: float = Field(0.5, gt=0, le=1, description="factor on a group's priority after an update used it")
 
 
 class PicturesConfig(Section):
-    """How a learner of pictures paints, and is tuned."""
+    """Generation of pictures, and training of a learner that makes them."""
 
-    steps: int = Field(25, ge=1, description="of a picture's way from noise")
-    guidance: float = Field(4.0, ge=1, description="1 paints as trained; above 1 more as the prompt says")
-    batch: int = Field(64, ge=1, description="pictures painted at a time")
-    draws: int = Field(4, ge=1, description="number of (timestep, noise) samples for each group in a step of tuning")
+    steps: int = Field(25, ge=1, description="number of denoising steps for a picture")
+    guidance: float = Field(4.0, ge=1, description="classifier-free guidance scale; 1 is without guidance")
+    batch: int = Field(64, ge=1, description="number of pictures generated at a time")
+    draws: int = Field(4, ge=1, description="number of (timestep, noise) samples per group and step of training")
     latents: LatentChoice = Field(
         "mode",
-        description="of a picture, where the model has a VAE: its mode, or a sample as in the authors' code",
+        description="latents of a picture, if the model has a VAE: the mode, or a sample as in the authors' code",
     )
     empty_prompts: float = Field(
-        0.0, ge=0, lt=1, description="share of those samples with an empty prompt; 0.2 in the authors' code"
+        0.0, ge=0, lt=1, description="share of samples with an empty prompt; 0.2 in the authors' code"
     )
 
 
 class SelfImproveConfig(Section):
-    """A learner that tries, is judged, tries again, and learns from where that helped."""
+    """A learner that attempts prompts, is judged by a verifier, tries again, and is trained on its progress."""
 
-    model: str = Field(description="the learner: folder or hub id; of pictures, a folder in diffusers' format")
-    prompts: str = Field(description="preference or prompt file; the prompts of it")
+    model: str = Field(description="the learner: folder or hub id; for pictures a folder in diffusers' format")
+    prompts: str = Field(description="preference or prompt file whose prompts are used")
     output: str = Field(description="the recipe's folder")
     verifier: VerifierConfig
-    rounds: int = Field(5, ge=1)
-    patience: int | None = Field(None, ge=1, description="rounds in which the gate keeps what is served, then stop")
-    prompts_per_round: int = Field(64, ge=1)
-    attempts: int = Field(3, ge=2, description="at a prompt in a round, at most")
-    batch: int = Field(32, ge=1, description="prompts attempted at a time; between batches a new learner is taken")
+    rounds: int = Field(5, ge=1, description="number of rounds")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many rounds whose updates the gate rejected; null: never"
+    )
+    prompts_per_round: int = Field(64, ge=1, description="number of prompts in a round")
+    attempts: int = Field(3, ge=2, description="maximum number of attempts at a prompt in a round")
+    batch: int = Field(
+        32, ge=1, description="number of prompts attempted at a time; a new learner takes over between batches"
+    )
     memory: str | None = Field(
-        None, description="the prompt of another attempt, of {prompt}, {answer} and {critique}; null: as the first"
+        None,
+        description="template of a repeated attempt's prompt, with {prompt}, {answer} and {critique}; null: the prompt",
     )
-    sampling: SamplingConfig = Field(SamplingConfig(), description="of answers: max_new_tokens, temperature and top_p")
-    pictures: PicturesConfig | None = Field(None, description="for a learner that paints; null: it writes")
-    held_out: float = Field(0.3, gt=0, lt=1, description="share of prompts, half for the gate and half for the test")
-    measured: int = Field(1, ge=1, description="answers to a prompt where a learner is measured, by the gate too")
+    sampling: SamplingConfig = Field(
+        SamplingConfig(), description="sampling of answers: max_new_tokens, temperature and top_p"
+    )
+    pictures: PicturesConfig | None = Field(
+        None, description="settings of a learner of pictures; null: the learner writes text"
+    )
+    held_out: float = Field(
+        0.3, gt=0, lt=1, description="share of held-out prompts, half for the gate and half for the test"
+    )
+    measured: int = Field(1, ge=1, description="number of answers per prompt in evaluations, also by the gate")
     gate_error: float = Field(
-        0.05, gt=0, lt=1, description="probability that an update that is no better replaces what is served"
+        0.05, gt=0, lt=1, description="probability that an update that is no better replaces the served learner"
     )
-    capacity: int = Field(2000, ge=1, description="groups that the buffer holds")
+    capacity: int = Field(2000, ge=1, description="maximum number of groups in the buffer")
     update: UpdateConfig = UpdateConfig()
-    data: ReadingConfig = Field(DEFAULT_READING, description="how texts are read")
-    token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of what is only read")
-    seed: int = Field(0, ge=0)
+    data: ReadingConfig = Field(DEFAULT_READING, description="how text prompts and answers are read")
+    token_budget: int = Field(8192, ge=1, description="maximum tokens in a micro-batch of evaluation")
+    seed: int = Field(0, ge=0, description="seed of the splits, draws and training")
 
     @model_validator(mode="after")
-    def _remembers(self) -> SelfImproveConfig:
+    def _check_text_settings(self) -> SelfImproveConfig:
         if self.memory is not None and not all(name in self.memory for name in ("{prompt}", "{answer}", "{critique}")):
             raise ValueError("memory: expected a template with {prompt}, {answer} and {critique}")
         if (self.sampling.samples, self.sampling.every) != (SamplingConfig().samples, SamplingConfig().every):
-            raise ValueError("sampling.samples and sampling.every are of runs on fresh samples; leave them out")
+            raise ValueError("sampling.samples and sampling.every belong to runs on fresh samples; leave them out")
         if self.update.training.seed != TrainingConfig.model_fields["seed"].default:
-            raise ValueError("update.training.seed: each update has its own, from seed; leave it out")
+            raise ValueError("update.training.seed: every update derives its own from seed; leave it out")
         return self
 
     @model_validator(mode="after")
-    def _one_medium(self) -> SelfImproveConfig:
+    def _check_picture_settings(self) -> SelfImproveConfig:
         if self.pictures is not None:
             if self.verifier.function is None:
-                raise ValueError("verifier: expected a function: nothing else here looks at pictures")
+                raise ValueError("verifier: expected a function, the only verifier of pictures")
             if self.memory is not None:
-                raise ValueError("memory is of texts: a picture cannot be put into a prompt; leave it out")
+                raise ValueError("memory is for text: a picture cannot be put into a prompt; leave it out")
             if self.token_budget != SelfImproveConfig.model_fields["token_budget"].default:
-                raise ValueError("token_budget is of texts; leave it out")
+                raise ValueError("token_budget is for text; leave it out")
             if self.data != DEFAULT_READING:
-                raise ValueError("data is of texts; leave it out")
+                raise ValueError("data is for text; leave it out")
             if self.sampling != SamplingConfig():
-                raise ValueError("sampling is of texts; what pictures have is in pictures: {steps, guidance}")
-            given, unused = self.update.training, ("token_budget", "dtype", "gradient_checkpointing")
-            of_texts = [name for name in unused if getattr(given, name) != TrainingConfig.model_fields[name].default]
-            if of_texts:
-                raise ValueError(f"update.training: pictures are not tuned by {', '.join(of_texts)}; leave it out")
+                raise ValueError("sampling is for text; set pictures: {steps, guidance} instead")
+            training, unused = self.update.training, ("token_budget", "dtype", "gradient_checkpointing")
+            text_only = [
+                name for name in unused if getattr(training, name) != TrainingConfig.model_fields[name].default
+            ]
+            if text_only:
+                raise ValueError(f"update.training: {', '.join(text_only)} have no effect on pictures; leave them out")
         return self

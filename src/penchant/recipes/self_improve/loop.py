@@ -1,10 +1,10 @@
-"""The learner's process: rounds of attempts, with the trainer beside it.
+"""The learner's process: rounds of attempts, while the trainer's process updates the learner.
 
-OUTPUT/config.json, OUTPUT/prompts.json    the settings, and the prompts in three parts
-OUTPUT/buffer.sqlite                       every judgement once, and the groups that updates draw from
-OUTPUT/served.json                         which learner answers now
-OUTPUT/updates/                            the trainer's
-OUTPUT/rounds/N.json                       the learner on the test's prompts after round N; 0: before the first
+OUTPUT/config.json, OUTPUT/prompts.json    the settings, and the prompts in three splits
+OUTPUT/buffer.sqlite                       all judgements, and the groups that updates draw from
+OUTPUT/served.json                         the served learner
+OUTPUT/updates/                            folders of the updates, written by the trainer
+OUTPUT/rounds/N.json                       metrics of the learner on the test prompts after round N; 0: before the first
 OUTPUT/report.html, OUTPUT/result.json
 """
 
@@ -26,28 +26,28 @@ import torch
 
 from penchant.errors import TrainingError
 from penchant.evaluation.files import read_record, write_atomically
-from penchant.recipes.self_improve.attempts import attempt, satisfied
+from penchant.recipes.self_improve.attempts import attempt_prompts, is_satisfied
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.gate import findable_gain
+from penchant.recipes.self_improve.gate import detectable_gain
 from penchant.recipes.self_improve.learner import Learner
-from penchant.recipes.self_improve.measuring import measure
-from penchant.recipes.self_improve.media import medium_of
-from penchant.recipes.self_improve.parts import Parts, open_buffer, open_folder
-from penchant.recipes.self_improve.served import DAMAGED, Served, read_served, serve
-from penchant.recipes.self_improve.trainer import ERROR, idle, next_update
+from penchant.recipes.self_improve.measuring import evaluate_learner
+from penchant.recipes.self_improve.media import build_backend
+from penchant.recipes.self_improve.parts import PromptSplits, open_buffer, open_run_folder
+from penchant.recipes.self_improve.served import DAMAGED, ServedModel, read_served, write_served
+from penchant.recipes.self_improve.trainer import ERROR, is_idle, next_update
 
 Tell = Callable[[str], None]
-ASKED = ("train", "gate", "test")
+SPLITS = ("train", "gate", "test")
 RESTARTS = 3
-"""How often in a row a trainer that was killed is started again."""
+"""Maximum restarts in a row of a trainer that ended unexpectedly."""
 
 
-class Trainer:
-    """The trainer's process; started again where it was killed.
+class TrainerProcess:
+    """The trainer's process, which is restarted if it is killed.
 
     Raises:
-        TrainingError: it gave up, or was killed again and again.
+        TrainingError: the trainer failed, or ended unexpectedly too often.
     """
 
     def __init__(self, output: Path) -> None:
@@ -55,7 +55,7 @@ class Trainer:
         (output / ERROR).unlink(missing_ok=True)
         self._process = self._start()
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> TrainerProcess:
         return self
 
     def __exit__(
@@ -66,28 +66,33 @@ class Trainer:
 
     @property
     def pid(self) -> int:
+        """The process id."""
         return self._process.pid
 
     def check(self) -> None:
-        """Start it again where it was killed."""
+        """Restart the process if it was killed; raise its error if it failed."""
         code = self._process.poll()
         if code is None:
             return
         if (self._output / ERROR).exists():
-            told = json.loads((self._output / ERROR).read_text(encoding="utf-8"))["error"]
-            raise TrainingError(f"the trainer stopped: {told}", where=str(self._output), fix="then run it again")
+            message = json.loads((self._output / ERROR).read_text(encoding="utf-8"))["error"]
+            raise TrainingError(
+                f"the trainer stopped: {message}",
+                where=str(self._output),
+                fix="correct this, then run the recipe again",
+            )
         self._killed += 1
         if self._killed > RESTARTS:
             raise TrainingError(
                 f"the trainer ended {self._killed} times, the last time with {code}",
                 where=str(self._output / "trainer.log"),
-                fix="see its log; then run it again",
+                fix="see its log, then run the recipe again",
             )
         self._process = self._start()
 
     def wait(self, config: SelfImproveConfig, buffer: ReplayBuffer) -> None:
-        """Until no update is under way, nor enough for one."""
-        while not idle(config, buffer):
+        """Wait until no update is running and too few new groups are there for another."""
+        while not is_idle(config, buffer):
             self.check()
             time.sleep(0.05)
         self._killed = 0
@@ -99,31 +104,31 @@ class Trainer:
 
 
 def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[dict[str, Any]]:
-    """Run all rounds; one that was interrupted is gone on with.
+    """Run all rounds; an interrupted round resumes.
 
     Returns:
-        Of each round, and before the first, what the learner was measured by.
+        The metrics before the first round and after every round.
 
     Raises:
-        PenchantError: the data, configuration, learner, verifier or disk is at fault.
+        PenchantError: the data, configuration, learner, verifier or disk has an error.
     """
-    parts = open_folder(config)
+    splits = open_run_folder(config)
     output = Path(config.output)
-    medium_of(config).check([prompt for name in ASKED for prompt in parts[name].values()])
-    tell(gate_note(config, len(parts["gate"])))
+    build_backend(config).check([prompt for name in SPLITS for prompt in splits[name].values()])
+    tell(gate_note(config, len(splits["gate"])))
     if read_served(output) is None:
-        serve(output, Served(0, config.model))
+        write_served(output, ServedModel(0, config.model))
     buffer = open_buffer(config)
-    _measure_round(config, parts, 0, {"updates": 0})
-    with half_the_threads(), Trainer(output) as trainer:
+    _measure_round(config, splits, 0, {"updates": 0})
+    with halved_threads(), TrainerProcess(output) as trainer:
         for number in range(1, config.rounds + 1):
-            if why := stopped(config, read_rounds(config)):
-                tell(why)
+            if reason := stop_reason(config, read_rounds(config)):
+                tell(reason)
                 break
             if (output / "rounds" / f"{number}.json").exists():
                 continue
             tell(f"round {number} of {config.rounds}")
-            _round(config, parts, number, buffer, trainer)
+            _round(config, splits, number, buffer, trainer)
     counts = buffer.counts()
     buffer.close()
     tell(f"{counts['judgements']} judgements, {counts['groups']} groups")
@@ -131,9 +136,9 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
 
 
 def gate_note(config: SelfImproveConfig, prompts: int) -> str:
-    """What the gate can find, for people."""
+    """A sentence on the gain that the gate can detect."""
     size = f"the gate: {prompts:,} prompts, {config.measured} answer{'s' * (config.measured > 1)} to each; "
-    gain = findable_gain(prompts, config.measured, config.gate_error)
+    gain = detectable_gain(prompts, config.measured, config.gate_error)
     if gain is None:
         return f"{size}no update can pass at gate_error {config.gate_error:g}: give more prompts, or raise held_out"
     better = f"an update better by about {100 * gain:.0f} points passes 8 times in 10"
@@ -141,51 +146,52 @@ def gate_note(config: SelfImproveConfig, prompts: int) -> str:
 
 
 @contextmanager
-def half_the_threads() -> Iterator[None]:
-    """Two processes with as many threads as there are cores would wait for each other most of the time."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(max(1, own // 2))
+def halved_threads() -> Iterator[None]:
+    """Use half of PyTorch's threads: two processes with a thread per core would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
     try:
         yield
     finally:
-        torch.set_num_threads(own)
+        torch.set_num_threads(threads)
 
 
-def stopped(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:
-    """Why no more rounds are run, where there should be more: the last with updates, as many as the patience, changed
-    nothing."""
+def stop_reason(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:
+    """Why the rounds stop early, if the gate rejected all updates of the last `patience` rounds with updates."""
     if config.patience is None or len(rounds) > config.rounds:
         return None
-    kept = 0
+    rejected_rounds = 0
     for earlier, later in zip(rounds[-2::-1], rounds[:0:-1], strict=True):
         if earlier["served"] != later["served"]:
             break
-        kept += later["updates"] > earlier["updates"]
-    if kept < config.patience:
+        rejected_rounds += later["updates"] > earlier["updates"]
+    if rejected_rounds < config.patience:
         return None
     last = f"stopped after round {rounds[-1]['round']}"
-    return f"{last}: the gate kept what was served (rounds with updates since the last that passed: {kept})"
+    return f"{last}: the gate kept what was served (rounds with updates since the last that passed: {rejected_rounds})"
 
 
 def read_rounds(config: SelfImproveConfig) -> list[dict[str, Any]]:
-    """What is measured so far, from before the first round on."""
+    """The metrics so far, from before the first round on."""
     folder = Path(config.output) / "rounds"
     files = (folder / f"{number}.json" for number in range(config.rounds + 1))
     return [read_record(file, ("round", "served", "updates"), DAMAGED) for file in files if file.exists()]
 
 
-def _round(config: SelfImproveConfig, parts: Parts, number: int, buffer: ReplayBuffer, trainer: Trainer) -> None:
-    output, started = Path(config.output), time.perf_counter()
-    medium = medium_of(config)
-    verifier = config.verifier.open_wrong(config.seed, medium.read)
-    names = _names(config, parts, number)
+def _round(
+    config: SelfImproveConfig, splits: PromptSplits, number: int, buffer: ReplayBuffer, trainer: TrainerProcess
+) -> None:
+    output, start_time = Path(config.output), time.perf_counter()
+    backend = build_backend(config)
+    verifier = config.verifier.open_noisy(config.seed, backend.read)
+    names = _names(config, splits, number)
     served = read_served(output)
     assert served is not None
-    learner = Learner(served, medium.load)
-    for start in range(0, len(names), config.batch):
-        batch = {name: parts["train"][name] for name in names[start : start + config.batch]}
-        learner.take(read_served(output) or served)
-        attempt(
+    learner = Learner(served, backend.load)
+    for offset in range(0, len(names), config.batch):
+        batch = {name: splits["train"][name] for name in names[offset : offset + config.batch]}
+        learner.switch_to(read_served(output) or served)
+        attempt_prompts(
             batch,
             number,
             learner.answer,
@@ -196,49 +202,52 @@ def _round(config: SelfImproveConfig, parts: Parts, number: int, buffer: ReplayB
             seed=config.seed,
         )
         trainer.check()
-    answered = time.perf_counter()
-    # A round is measured with all that it led to.
+    end_of_attempts = time.perf_counter()
+    # A round's metrics include the updates that its groups started.
     trainer.wait(config, buffer)
-    waited = time.perf_counter() - answered
-    told = [judgement for name in names for judgement in buffer.judged(number, name)]
-    facts = {
-        "judgements": len(told),
-        "first attempts satisfied": sum(each.attempt == 1 and satisfied(each) for each in told) / len(names),
-        "unjudged": sum(not each.met for each in told),
+    seconds_waited = time.perf_counter() - end_of_attempts
+    judgements = [judgement for name in names for judgement in buffer.judgements(number, name)]
+    details = {
+        "judgements": len(judgements),
+        "first attempts satisfied": sum(judgement.attempt == 1 and is_satisfied(judgement) for judgement in judgements)
+        / len(names),
+        "unjudged": sum(not judgement.met for judgement in judgements),
         "swaps": learner.swaps,
-        "groups": buffer.added(),
+        "groups": buffer.count_added(),
         "updates": next_update(output) - 1,
-        "seconds": time.perf_counter() - started,
-        "waited": waited,
+        "seconds": time.perf_counter() - start_time,
+        "waited": seconds_waited,
     }
-    _measure_round(config, parts, number, facts)
+    _measure_round(config, splits, number, details)
 
 
-def _measure_round(config: SelfImproveConfig, parts: Parts, number: int, facts: dict[str, Any]) -> None:
-    """By the verifier as it would be if it were never wrong, on the test's prompts and on those of the first round."""
+def _measure_round(config: SelfImproveConfig, splits: PromptSplits, number: int, details: dict[str, Any]) -> None:
+    """Write a round's metrics on the test prompts and on the first round's, by the verifier without flips."""
     output = Path(config.output)
     file = output / "rounds" / f"{number}.json"
     if file.exists():
         return
     served = read_served(output)
     assert served is not None
-    medium = medium_of(config)
-    verifier = config.verifier.open(medium.read)
-    earlier = [parts["train"][name] for name in _names(config, parts, 1)]
-    found = {
-        name: measure(medium, served.model, config.model, prompts, verifier, config.seed, config.measured).to_json()
-        for name, prompts in (("test", list(parts["test"].values())), ("first round", earlier))
+    backend = build_backend(config)
+    verifier = config.verifier.open(backend.read)
+    first_round = [splits["train"][name] for name in _names(config, splits, 1)]
+    metrics = {
+        name: evaluate_learner(
+            backend, served.model, config.model, prompts, verifier, config.seed, config.measured
+        ).to_json()
+        for name, prompts in (("test", list(splits["test"].values())), ("first round", first_round))
     }
     file.parent.mkdir(exist_ok=True)
-    written = {"round": number, "served": served.update, **found, **facts}
-    write_atomically(file, json.dumps(written, ensure_ascii=False) + "\n")
+    record = {"round": number, "served": served.update, **metrics, **details}
+    write_atomically(file, json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _names(config: SelfImproveConfig, parts: Parts, number: int) -> list[str]:
-    """The prompts of a round: all are asked once before one is asked again, in another order each time."""
-    names, start = sorted(parts["train"]), (number - 1) * config.prompts_per_round
+def _names(config: SelfImproveConfig, splits: PromptSplits, number: int) -> list[str]:
+    """The ids of a round's prompts: all prompts are used once, in random order, before one is used again."""
+    names, start = sorted(splits["train"]), (number - 1) * config.prompts_per_round
     chosen: list[str] = []
     while len(chosen) < min(config.prompts_per_round, len(names)):
-        turn, place = divmod(start + len(chosen), len(names))
-        chosen.append(random.Random(f"{config.seed} {turn}").sample(names, len(names))[place])
+        turn, position = divmod(start + len(chosen), len(names))
+        chosen.append(random.Random(f"{config.seed} {turn}").sample(names, len(names))[position])
     return list(dict.fromkeys(chosen))

@@ -1,4 +1,4 @@
-"""What differs between a learner that writes and one that paints; the loop is the same for both."""
+"""The learner backend: what differs between learners of text and of pictures; the loop is the same for both."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from penchant.evaluation.report import Figure, Sample
-from penchant.recipes.self_improve.learner import Answer
+from penchant.recipes.self_improve.learner import AnswerFunction
 
 
 @dataclass(frozen=True)
-class Signs:
-    """What shows that a learner collapses, of its answers to some prompts.
+class CollapseMetrics:
+    """Metrics that show whether a learner collapses, from its answers to some prompts.
 
     Attributes:
-        amount: how much is in an answer, the mean.
-        distinct: falls where answers become one another.
-        distance: from the learner it all began with; 0 of that one.
+        amount: mean size of an answer, in the backend's unit.
+        distinct: variety of the answers; it falls when they become alike.
+        distance: distance from the first learner; 0 for the first learner.
     """
 
     amount: float
@@ -26,11 +26,11 @@ class Signs:
     distance: float
 
 
-class Medium(Protocol):
-    """Texts or pictures.
+class LearnerBackend(Protocol):
+    """What the loop needs from a learner of texts or of pictures.
 
     Attributes:
-        amount, distinct, distance: in words, what `Signs` are counted in.
+        amount, distinct, distance: descriptions of the `CollapseMetrics` in words, with units.
     """
 
     amount: ClassVar[str]
@@ -38,35 +38,37 @@ class Medium(Protocol):
     distance: ClassVar[str]
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuse, before anything is made, what could not be answered or tuned.
+        """Check that the learner can answer the prompts and be trained, before any file is written.
 
         Raises:
-            ConfigError: says which key, and why.
+            ConfigError: the error names the key and the reason.
         """
         ...
 
-    def load(self, model: str) -> Answer:
-        """Make a model's folder or hub id answer."""
+    def load(self, model: str) -> AnswerFunction:
+        """Load a model folder or hub id and return its answer function."""
         ...
 
     def read(self, answer: str) -> object:
-        """What a verifier's function is given of an answer."""
+        """The argument of a verifier function for an answer: the text, or the picture's pixels."""
         ...
 
     def tune(self, folder: Path, model: str, seed: int) -> str:
-        """Tune a model on ``folder/train.jsonl``; what was interrupted goes on, or begins anew, to the same bits.
+        """Train a model on ``folder/train.jsonl``; an interrupted training gives the same weights when it is repeated.
 
         Returns:
             The new model's folder.
         """
         ...
 
-    def signs(self, model: str, first: str, prompts: Sequence[str], answers: Sequence[str]) -> Signs:
-        """Of a model's answers, where it all began with `first`."""
+    def collapse_metrics(
+        self, model: str, first_model: str, prompts: Sequence[str], answers: Sequence[str]
+    ) -> CollapseMetrics:
+        """Collapse metrics of a model's answers, with the distance from `first_model`."""
         ...
 
     def show(
-        self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+        self, prompts: Sequence[str], first_answers: Sequence[str], last_answers: Sequence[str]
     ) -> tuple[list[Sample], list[Figure]]:
-        """Some prompts' answers before the first round and after the last, for the page."""
+        """Samples and figures of the report: answers before the first round and after the last."""
         ...

@@ -1,4 +1,4 @@
-"""What the learner's process and the trainer's share on disk, beside the buffer and the served learner."""
+"""Files that the learner's process and the trainer share: configuration, prompts in splits, and replay buffer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from penchant.recipes.self_improve.served import DAMAGED
 
 CONFIG, INPUTS, BUFFER, PROMPTS = "config.json", "inputs.json", "buffer.sqlite", "prompts.json"
 
-Parts = dict[str, dict[str, str]]
-"""`train`, `gate` and `test`: prompts by id; `categories`: by id too, of the prompts whose row has a source."""
+PromptSplits = dict[str, dict[str, str]]
+"""Prompts by id in `train`, `gate` and `test`; `categories`: category by id, for prompts whose row has a source."""
 
 
-def open_folder(config: SelfImproveConfig) -> Parts:
-    """Make the folder, or find that it is this configuration's.
+def open_run_folder(config: SelfImproveConfig) -> PromptSplits:
+    """Create the run's folder, or check that it belongs to this configuration.
+
+    Returns:
+        The prompts in their splits.
 
     Raises:
-        ConfigError: it is another's, what the settings name has changed, or it cannot be made.
-        DataError: there are too few prompts, or they are no plain text.
+        ConfigError: the folder belongs to another configuration, the model or verifier has changed, or the folder
+            cannot be created.
+        DataError: there are too few prompts, or they are not plain text.
     """
     output = Path(config.output)
     try:
@@ -39,47 +43,47 @@ def open_folder(config: SelfImproveConfig) -> Parts:
     if file.exists() and read_config(output) != config:
         raise ConfigError("the folder is another configuration's", where=str(output), fix="name another output folder")
     if not (output / PROMPTS).exists():
-        write_atomically(output / PROMPTS, json.dumps(_parts(config), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(output / PROMPTS, json.dumps(_split_prompts(config), indent=1, ensure_ascii=False) + "\n")
     write_atomically(file, config.model_dump_json(indent=2) + "\n")
     _check_inputs(output / INPUTS, config)
-    return read_parts(output)
+    return read_splits(output)
 
 
 def _check_inputs(file: Path, config: SelfImproveConfig) -> None:
-    """Rounds are compared with each other: all have to begin with the same learner and be judged by the same rule."""
-    found = {"model": weights_fingerprint(config.model), "verifier": config.verifier.fingerprint()}
-    began = read_record(file, found, DAMAGED) if file.exists() else found
-    for name, value in found.items():
-        if began[name] != value:
+    """Check that the first learner and the verifier are unchanged, since the rounds are compared with each other."""
+    fingerprints = {"model": weights_fingerprint(config.model), "verifier": config.verifier.fingerprint()}
+    initial = read_record(file, fingerprints, DAMAGED) if file.exists() else fingerprints
+    for name, value in fingerprints.items():
+        if initial[name] != value:
             raise ConfigError(
                 f"the {name} is no longer what it was when the run began",
                 where=str(file.parent),
                 fix="put it back as it was, or name another output folder",
             )
-    write_atomically(file, json.dumps(found) + "\n")
+    write_atomically(file, json.dumps(fingerprints) + "\n")
 
 
 def read_config(output: Path) -> SelfImproveConfig:
-    """As `open_folder` kept it."""
+    """The configuration that `open_run_folder` wrote."""
     return validated(SelfImproveConfig, read_record(output / CONFIG, (), DAMAGED), str(output / CONFIG))
 
 
-def read_parts(output: Path) -> Parts:
-    """As `open_folder` split them."""
+def read_splits(output: Path) -> PromptSplits:
+    """The prompts in their splits, as `open_run_folder` wrote them."""
     return read_record(output / PROMPTS, ("train", "gate", "test"), DAMAGED)
 
 
 def open_buffer(config: SelfImproveConfig) -> ReplayBuffer:
-    """The folder's; each process opens its own."""
+    """The run folder's replay buffer; every process opens its own connection."""
     return ReplayBuffer(Path(config.output) / BUFFER, config.capacity)
 
 
-def _parts(config: SelfImproveConfig) -> Parts:
+def _split_prompts(config: SelfImproveConfig) -> PromptSplits:
     sources: dict[str, str | None] = {}
     for group in read_groups(config.prompts).groups:
         if not isinstance(group.prompt, str):
             raise DataError(
-                "a prompt is messages", where=config.prompts, fix="give plain text, as the verifier reads it"
+                "a prompt is messages", where=config.prompts, fix="give plain text, which the verifier reads"
             )
         sources.setdefault(group.prompt, group.source)
     groups = [PreferenceGroup(prompt, ("",), id=str(n)) for n, prompt in enumerate(sources)]

@@ -1,4 +1,7 @@
-"""Learners that paint: diffusion models, tuned by Diffusion-DPO. An answer names a file of OUTPUT/pictures/."""
+"""Learner backend of pictures: diffusion models trained by Diffusion-DPO.
+
+An answer is the name of a file in OUTPUT/pictures/.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +27,24 @@ from penchant.engine.folders import disk_errors, sync
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig
-from penchant.recipes.self_improve.learner import Answer
-from penchant.recipes.self_improve.medium import Signs
+from penchant.recipes.self_improve.learner import AnswerFunction
+from penchant.recipes.self_improve.medium import CollapseMetrics
 from penchant.training.denoiser import check_objective, tune_denoiser
 
 Picture = NDArray[np.float32]
 """[3, size, size], RGB in [-1, 1], in steps of 1/127.5."""
-FOLDER = "pictures"
-INK = 0.1
-"""How far from a picture's median colour a pixel is ink."""
-SHOWN = 96
-"""Width of a picture on the page, pixels."""
-AGAIN = "the same command"
-"""What goes on with a run that stopped."""
+PICTURES = "pictures"
+INK_THRESHOLD = 0.1
+"""Minimum distance of an ink pixel from the picture's median colour, for values in [-1, 1]."""
+DISPLAY_WIDTH = 96
+"""Width of a picture in the report, in pixels."""
+RERUN = "the same command"
+"""How to resume a stopped run, for error messages."""
 
 
 @dataclass(frozen=True)
-class PictureMedium:
-    """Answers name pictures by their content, so the same picture is kept once; the protocol is `Medium`'s."""
+class PictureBackend:
+    """The backend of pictures. Answers are names derived from the pixels, so equal pictures are stored once."""
 
     config: SelfImproveConfig
     settings: PicturesConfig
@@ -53,27 +56,27 @@ class PictureMedium:
     def check(self, prompts: Sequence[str]) -> None:
         check_objective(build_objective(self.config.update.objective))
 
-    def load(self, model: str) -> Answer:
+    def load(self, model: str) -> AnswerFunction:
         denoiser, settings = Denoiser(model, local_device()), self.settings
 
-        def answer(prompts: Sequence[str], numbers: Sequence[int]) -> list[str]:
-            named = []
+        def answer(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+            names = []
             for start in range(0, len(prompts), settings.batch):
-                part = slice(start, start + settings.batch)
-                painted = denoiser.generate(
-                    prompts[part], numbers[part], steps=settings.steps, guidance=settings.guidance
+                batch = slice(start, start + settings.batch)
+                pictures = denoiser.generate(
+                    prompts[batch], seeds[batch], steps=settings.steps, guidance=settings.guidance
                 )
-                named += [self.keep(picture) for picture in painted.cpu().numpy()]
-            return named
+                names += [self.keep(picture) for picture in pictures.cpu().numpy()]
+            return names
 
         return answer
 
     def keep(self, picture: NDArray[np.float32]) -> str:
-        """Store a picture, [3, height, width] in [-1, 1]; its name.
+        """Store a picture, [3, height, width] in [-1, 1], and return its name.
 
         Raises:
-            DiskFullError: there is no room for it.
-            ConfigError: it cannot be stored for another reason.
+            DiskFullError: the disk is full.
+            ConfigError: the picture cannot be stored for another reason.
         """
         from PIL import Image
 
@@ -81,36 +84,38 @@ class PictureMedium:
         pixels = np.round((picture + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
         Image.fromarray(pixels).save(stream, "png")
         name = f"{hashlib.blake2b(pixels.tobytes(), digest_size=10).hexdigest()}.png"
-        file = Path(self.config.output) / FOLDER / name
+        file = Path(self.config.output) / PICTURES / name
         if not file.exists():
-            # The learner's process and the trainer's may paint the same.
+            # The learner's process and the trainer's may write the same picture at once.
             aside = file.with_name(f".{os.getpid()}-{name}")
             try:
-                with disk_errors(file, AGAIN):
+                with disk_errors(file, RERUN):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     aside.unlink(missing_ok=True)
                     with aside.open("xb") as file_stream:
                         file_stream.write(stream.getvalue())
-                    # Judgements name it: after a power cut it must not be an empty file.
+                    # Judgements name the file, so after a power cut it must not be empty.
                     sync(aside)
                     aside.rename(file)
             except OSError as error:
                 raise ConfigError(
                     f"the picture cannot be stored: {error.strerror}",
                     where=str(file),
-                    fix=f"see that output is a folder you can write to, then go on with: {AGAIN}",
+                    fix=f"see that output is a folder you can write to, then go on with: {RERUN}",
                 ) from error
         return name
 
     def read(self, answer: str) -> Picture:
         from PIL import Image, UnidentifiedImageError
 
-        file = Path(self.config.output) / FOLDER / answer
+        file = Path(self.config.output) / PICTURES / answer
         try:
             with Image.open(file) as image:
                 return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1
         except (OSError, UnidentifiedImageError) as error:
-            raise DataError("a picture cannot be read", where=str(file), fix="start anew in another folder") from error
+            raise DataError(
+                "a picture cannot be read", where=str(file), fix="start again with another output folder"
+            ) from error
 
     def tune(self, folder: Path, model: str, seed: int) -> str:
         new, update = folder / "merged", self.config.update
@@ -131,48 +136,63 @@ class PictureMedium:
             denoiser.save(new)
         return str(new)
 
-    def signs(self, model: str, first: str, prompts: Sequence[str], answers: Sequence[str]) -> Signs:
-        """Pixels unlike the picture's median; root of the mean square between two pictures; of predicted noises."""
+    def collapse_metrics(
+        self, model: str, first_model: str, prompts: Sequence[str], answers: Sequence[str]
+    ) -> CollapseMetrics:
+        """Share of ink pixels; root mean square distance between pictures; distance of noise predictions."""
         pictures = np.stack([self.read(answer) for answer in answers])
         median = np.median(pictures, axis=(2, 3), keepdims=True)
         # Over all pairs, from the spread about the mean picture: E|x - y|^2 = 2 n / (n - 1) E|x - mean|^2.
-        spread = float(np.square(pictures - pictures.mean(0)).mean()) * 2 * len(pictures) / max(1, len(pictures) - 1)
-        distance = 0.0 if model == first else self._between(model, first, prompts, torch.from_numpy(pictures))
-        return Signs(
-            amount=float((np.abs(pictures - median).max(axis=1) > INK).mean()),
-            distinct=spread**0.5,
+        mean_square = (
+            float(np.square(pictures - pictures.mean(0)).mean()) * 2 * len(pictures) / max(1, len(pictures) - 1)
+        )
+        distance = (
+            0.0
+            if model == first_model
+            else self._prediction_distance(model, first_model, prompts, torch.from_numpy(pictures))
+        )
+        return CollapseMetrics(
+            amount=float((np.abs(pictures - median).max(axis=1) > INK_THRESHOLD).mean()),
+            distinct=mean_square**0.5,
             distance=distance,
         )
 
     def show(
-        self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+        self, prompts: Sequence[str], first_answers: Sequence[str], last_answers: Sequence[str]
     ) -> tuple[list[Sample], list[Figure]]:
-        rows = [*zip(prompts, before, after, strict=True)]
-        step = SHOWN + 8
+        rows = [*zip(prompts, first_answers, last_answers, strict=True)]
+        step = DISPLAY_WIDTH + 8
         parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * step + 320}" height="{len(rows) * step}">']
-        for row, (prompt, *named) in enumerate(rows):
-            for column, name in enumerate(named):
-                data = base64.b64encode((Path(self.config.output) / FOLDER / name).read_bytes()).decode()
+        for row, (prompt, *names) in enumerate(rows):
+            for column, name in enumerate(names):
+                data = base64.b64encode((Path(self.config.output) / PICTURES / name).read_bytes()).decode()
                 parts.append(
-                    f'<image x="{column * step}" y="{row * step}" width="{SHOWN}" height="{SHOWN}" '
+                    f'<image x="{column * step}" y="{row * step}" width="{DISPLAY_WIDTH}" height="{DISPLAY_WIDTH}" '
                     f'style="image-rendering: pixelated" href="data:image/png;base64,{data}"/>'
                 )
-            said = prompt.replace("&", "&amp;").replace("<", "&lt;")
-            parts.append(f'<text x="{2 * step + 8}" y="{row * step + SHOWN // 2}" font-size="13">{said}</text>')
+            text = prompt.replace("&", "&amp;").replace("<", "&lt;")
+            parts.append(f'<text x="{2 * step + 8}" y="{row * step + DISPLAY_WIDTH // 2}" font-size="13">{text}</text>')
         return [], [Figure("Before the first round, and after the last", "".join([*parts, "</svg>"]))]
 
     @torch.no_grad()
-    def _between(self, model: str, first: str, prompts: Sequence[str], pictures: Tensor) -> float:
-        """Mean square of the difference of two learners' predictions, at each picture's own timestep and noise."""
-        ours, theirs = (Denoiser(each, local_device()) for each in (model, first))
+    def _prediction_distance(self, model: str, first_model: str, prompts: Sequence[str], pictures: Tensor) -> float:
+        """Mean squared difference of two learners' noise predictions, with a random timestep and noise per picture."""
+        model_denoiser, first_denoiser = (Denoiser(source, local_device()) for source in (model, first_model))
         draw = torch.Generator().manual_seed(0)
         total = 0.0
         for start in range(0, len(pictures), self.settings.batch):
-            part = slice(start, start + self.settings.batch)
-            latents = ours.to_latents(pictures[part])
-            timesteps = torch.randint(ours.schedule.config.num_train_timesteps, (len(latents),), generator=draw)
+            batch = slice(start, start + self.settings.batch)
+            latents = model_denoiser.to_latents(pictures[batch])
+            timesteps = torch.randint(
+                model_denoiser.schedule.config.num_train_timesteps, (len(latents),), generator=draw
+            )
             noise = torch.randn(latents.shape, generator=draw)
-            shared = latents, ours.encode_prompts(prompts[part]), timesteps.to(ours.device), noise.to(ours.device)
-            apart = (ours.predict(*shared) - theirs.predict(*shared)).square().flatten(1).mean(1)
-            total += float(apart.sum())
+            inputs = (
+                latents,
+                model_denoiser.encode_prompts(prompts[batch]),
+                timesteps.to(model_denoiser.device),
+                noise.to(model_denoiser.device),
+            )
+            errors = (model_denoiser.predict(*inputs) - first_denoiser.predict(*inputs)).square().flatten(1).mean(1)
+            total += float(errors.sum())
         return total / len(pictures)

@@ -1,4 +1,4 @@
-"""`penchant recipe self-improve`: the loop, then the page."""
+"""`penchant recipe self-improve`: the rounds, then the report."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from penchant.recipes.self_improve.report import write_result
 def self_improve(
     config: SelfImproveConfig, *, only: str | None = None, tell: Callable[[str], None] = lambda line: None
 ) -> dict[str, Mapping[str, Any]]:
-    """Run all rounds; one that was interrupted is gone on with.
+    """Run all rounds and write the report; an interrupted round resumes.
 
     Raises:
-        PenchantError: as `improve`; ConfigError also where a stage is named.
+        PenchantError: see `improve`; also ConfigError if `only` names a stage.
     """
     if only is not None:
         raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")

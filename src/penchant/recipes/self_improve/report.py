@@ -1,4 +1,4 @@
-"""What the rounds came to: success by round, alarms, updates; the page."""
+"""The report of the rounds: success by round and category, alarms, and updates."""
 
 from __future__ import annotations
 
@@ -17,120 +17,132 @@ from penchant.evaluation.report import Figure, RunReport, Table, show, write_rep
 from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean, difference_of_shares
 from penchant.recipes.headline import self_improve_headline
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.learner import folder_of
-from penchant.recipes.self_improve.loop import stopped
-from penchant.recipes.self_improve.media import medium_of
-from penchant.recipes.self_improve.medium import Medium
-from penchant.recipes.self_improve.parts import read_parts
+from penchant.recipes.self_improve.learner import update_folder
+from penchant.recipes.self_improve.loop import stop_reason
+from penchant.recipes.self_improve.media import build_backend
+from penchant.recipes.self_improve.medium import LearnerBackend
+from penchant.recipes.self_improve.parts import read_splits
 
-SIGNS = ("amount", "distinct", "distance")
-STUCK = 2
-"""Rounds in a row without a better test are an alarm."""
-NARROW, FAR = 0.5, 2.0
-"""Share of the first learner's distinctness, and times its answers' amount, beyond which is an alarm; also times the
-distance of the best learner, once none is better."""
-SHOWN = 12
-"""Prompts whose answers before and after are on the page, the categories in turn."""
+COLLAPSE_METRICS = ("amount", "distinct", "distance")
+STALLED_ROUNDS = 2
+"""Number of rounds in a row without a better test result that raises an alarm."""
+MIN_DISTINCT, MAX_CHANGE = 0.5, 2.0
+"""Limits that raise alarms: minimum `distinct` as a share of the first learner's, and maximum factor of change of
+`amount`; also the maximum factor on the best learner's `distance`, once no learner is better."""
+N_EXAMPLES = 12
+"""Number of prompts whose first and last answers are in the report, with the categories in turn."""
 
 
 def summarise(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Success by round and by category, with intervals over prompts; what was gained, alarms, and every update."""
-    medium = medium_of(config)
-    tests = [np.array(each["test"]["satisfied"]) for each in rounds]
-    earlier = [np.array(each["first round"]["satisfied"]) for each in rounds]
+    """The result as JSON: success by round and category with intervals over prompts, gains, alarms and updates."""
+    backend = build_backend(config)
+    tests = [np.array(round_["test"]["satisfied"]) for round_ in rounds]
+    first_round = [np.array(round_["first round"]["satisfied"]) for round_ in rounds]
     return {
         "rounds": [
             {
-                "round": each["round"],
-                "served": each["served"],
+                "round": round_["round"],
+                "served": round_["served"],
                 "success": bootstrap_mean(test, range(len(test))).to_json(),
-                "gained": _gained(each["served"] == rounds[0]["served"], test, tests[0]).to_json(),
-                "first round's prompts": bootstrap_mean(old, range(len(old))).to_json(),
-                **{key: each["test"][key] for key in SIGNS},
-                **{key: each[key] for key in ("judgements", "groups", "swaps", "seconds", "waited") if key in each},
+                "gained": _gained(round_["served"] == rounds[0]["served"], test, tests[0]).to_json(),
+                "first round's prompts": bootstrap_mean(first_test, range(len(first_test))).to_json(),
+                **{key: round_["test"][key] for key in COLLAPSE_METRICS},
+                **{key: round_[key] for key in ("judgements", "groups", "swaps", "seconds", "waited") if key in round_},
             }
-            for each, test, old in zip(rounds, tests, earlier, strict=True)
+            for round_, test, first_test in zip(rounds, tests, first_round, strict=True)
         ],
-        "signs": {name: getattr(medium, name) for name in SIGNS},
+        "signs": {name: getattr(backend, name) for name in COLLAPSE_METRICS},
         "categories": _by_category(config, tests[0], tests[-1]),
-        "alarms": [*([why] if (why := stopped(config, rounds)) else []), *alarms(medium, rounds)],
+        "alarms": [*([reason] if (reason := stop_reason(config, rounds)) else []), *alarms(backend, rounds)],
         "updates": _updates(config),
     }
 
 
-def _gained(same: bool, ours: Floats, first: Floats) -> Estimate:
-    """Paired by prompt; the first learner gains nothing on itself, exactly."""
-    if same:
-        return Estimate(0.0, 0.0, 0.0, len(ours))
-    return difference_of_shares(ours, first, range(len(ours)))
+def _gained(unchanged: bool, shares: Floats, first_shares: Floats) -> Estimate:
+    """The gain over the first learner, paired by prompt; exactly 0 if the first learner is still served."""
+    if unchanged:
+        return Estimate(0.0, 0.0, 0.0, len(shares))
+    return difference_of_shares(shares, first_shares, range(len(shares)))
 
 
-def alarms(medium: Medium, rounds: Sequence[dict[str, Any]]) -> list[str]:
-    """What a person should look at, in words."""
-    found = []
-    success = [float(np.mean(each["test"]["satisfied"])) for each in rounds]
-    best, since = 0, 0
+def alarms(backend: LearnerBackend, rounds: Sequence[dict[str, Any]]) -> list[str]:
+    """Warnings about stalled progress, collapse, unjudged answers and forgetting, as sentences."""
+    messages = []
+    success = [float(np.mean(round_["test"]["satisfied"])) for round_ in rounds]
+    best, rounds_since = 0, 0
     for number, share in enumerate(success):
-        best, since = (number, 0) if share > success[best] else (best, since + 1)
-    if len(success) > STUCK and since >= STUCK:
-        found.append(f"no better on the test since round {best}")
-    first, last = rounds[0]["test"], rounds[-1]["test"]
-    if last["distinct"] < NARROW * first["distinct"]:
-        found.append(
-            f"answers have become alike: {medium.distinct} {last['distinct']:.2f}, at first {first['distinct']:.2f}"
+        best, rounds_since = (number, 0) if share > success[best] else (best, rounds_since + 1)
+    if len(success) > STALLED_ROUNDS and rounds_since >= STALLED_ROUNDS:
+        messages.append(f"no better on the test since round {best}")
+    initial, last = rounds[0]["test"], rounds[-1]["test"]
+    if last["distinct"] < MIN_DISTINCT * initial["distinct"]:
+        messages.append(
+            f"answers have become alike: {backend.distinct} {last['distinct']:.2f}, at first {initial['distinct']:.2f}"
         )
-    if not first["amount"] / FAR <= last["amount"] <= first["amount"] * FAR:
-        found.append(f"answers have changed: {medium.amount} {last['amount']:.3g}, at first {first['amount']:.3g}")
-    away = [each["test"]["distance"] for each in rounds]
-    # Where none was better than the first, which is no distance from itself: of the nearest other.
-    there = away[best] or min((distance for distance in away if distance), default=0.0)
-    if since and there and away[-1] > FAR * there:
-        at = f"{there:.3g} {'at its best' if away[best] else 'at first'}"
-        found.append(f"far from the first learner for nothing: {medium.distance} {away[-1]:.3g}, {at}")
-    unjudged = sum(each.get("unjudged", 0) + each["test"]["unjudged"] for each in rounds)
+    if not initial["amount"] / MAX_CHANGE <= last["amount"] <= initial["amount"] * MAX_CHANGE:
+        messages.append(
+            f"answers have changed: {backend.amount} {last['amount']:.3g}, at first {initial['amount']:.3g}"
+        )
+    distances = [round_["test"]["distance"] for round_ in rounds]
+    # The first learner's distance is 0: if it is the best, the nearest other learner's distance is taken.
+    reference = distances[best] or min((distance for distance in distances if distance), default=0.0)
+    if rounds_since and reference and distances[-1] > MAX_CHANGE * reference:
+        comparison = f"{reference:.3g} {'at its best' if distances[best] else 'at first'}"
+        messages.append(
+            f"far from the first learner without a better result: {backend.distance} {distances[-1]:.3g}, {comparison}"
+        )
+    unjudged = sum(round_.get("unjudged", 0) + round_["test"]["unjudged"] for round_ in rounds)
     if unjudged:
-        found.append(f"the verifier gave no verdict on {unjudged} answers: none of them is learnt, or counts as right")
-    old = [float(np.mean(each["first round"]["satisfied"])) for each in rounds]
-    if len(old) > 1 and old[-1] < max(old) - 0.1:
-        found.append(f"the first round's prompts are forgotten: {old[-1]:.2f}, at best {max(old):.2f}")
-    return found
+        messages.append(
+            f"the verifier gave no verdict on {unjudged} answers: they are not trained on and count as failures"
+        )
+    first_round = [float(np.mean(round_["first round"]["satisfied"])) for round_ in rounds]
+    if len(first_round) > 1 and first_round[-1] < max(first_round) - 0.1:
+        messages.append(
+            f"the first round's prompts are forgotten: {first_round[-1]:.2f}, at best {max(first_round):.2f}"
+        )
+    return messages
 
 
 def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`result.json` and `report.html`."""
-    output, found, medium = Path(config.output), summarise(config, rounds), medium_of(config)
-    write_atomically(output / "result.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    told = found["rounds"]
-    last, xs = told[-1], [each["round"] for each in told]
+    """Write `result.json` and `report.html`.
+
+    Returns:
+        The result as JSON.
+    """
+    output, result, backend = Path(config.output), summarise(config, rounds), build_backend(config)
+    write_atomically(output / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    rounds_rows = result["rounds"]
+    last, xs = rounds_rows[-1], [row["round"] for row in rounds_rows]
     curves = [
         Figure("Success on held-out prompts", _curve("share", xs, {
-            "test": [each["success"]["value"] for each in told],
-            "first round's prompts": [each["first round's prompts"]["value"] for each in told],
+            "test": [row["success"]["value"] for row in rounds_rows],
+            "first round's prompts": [row["first round's prompts"]["value"] for row in rounds_rows],
         })),
-        Figure("Distance from the first learner", _curve(medium.distance, xs, {
-            "test": [each["distance"] for each in told],
+        Figure("Distance from the first learner", _curve(backend.distance, xs, {
+            "test": [row["distance"] for row in rounds_rows],
         })),
     ]  # fmt: skip
-    samples, pictures = medium.show(*_examples(config, rounds))
+    samples, pictures = backend.show(*_examples(config, rounds))
     report = RunReport(
         title="Self-improvement",
         summary=[
-            self_improve_headline({"evaluation": found}),
-            ("success before", show(told[0]["success"])),
+            self_improve_headline({"evaluation": result}),
+            ("success before", show(rounds_rows[0]["success"])),
             (f"after {last['round']} rounds", show(last["success"])),
             ("gained", show(last["gained"])),
-            ("groups that progress made", str(last.get("groups", 0))),
-            ("updates", f"{len(found['updates'])}, {sum(u['kept'] for u in found['updates'])} kept by the gate"),
+            ("groups from progress", str(last.get("groups", 0))),
+            ("updates", f"{len(result['updates'])}, {sum(u['kept'] for u in result['updates'])} kept by the gate"),
         ],
-        notices=found["alarms"],
-        tables=[_rounds(medium, told), *_categories(found["categories"])],
+        notices=result["alarms"],
+        tables=[_rounds(backend, rounds_rows), *_categories(result["categories"])],
         samples=samples,
-        details=[_gates(found["updates"])],
+        details=[_gates(result["updates"])],
         figures=[*curves, *pictures],
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     write_report(output / "report.html", report)
-    return found
+    return result
 
 
 def _curve(unit: str, xs: Sequence[int], series: dict[str, list[float]]) -> str:
@@ -138,73 +150,76 @@ def _curve(unit: str, xs: Sequence[int], series: dict[str, list[float]]) -> str:
 
 
 def _updates(config: SelfImproveConfig) -> list[dict[str, Any]]:
-    found, number = [], 1
-    while (file := folder_of(Path(config.output), number) / "result.json").exists():
-        told = json.loads(file.read_text(encoding="utf-8"))
-        found.append({"update": number, "kept": told["served"] == number, **told})
+    updates, number = [], 1
+    while (file := update_folder(Path(config.output), number) / "result.json").exists():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        updates.append({"update": number, "kept": record["served"] == number, **record})
         number += 1
-    return found
+    return updates
 
 
-def _by_category(config: SelfImproveConfig, first: Floats, last: Floats) -> dict[str, Any]:
-    """Of each category of the test's prompts, before the first round and after the last."""
-    parts = read_parts(Path(config.output))
-    of = np.array([parts["categories"].get(name, "") for name in parts["test"]])
-    found = {}
-    for category in sorted({*of.tolist()} - {""}):
-        before, after = first[of == category], last[of == category]
-        numbers = range(len(before))
-        found[category] = {
-            "prompts": len(before),
-            "before": bootstrap_mean(before, numbers).to_json(),
-            "after": bootstrap_mean(after, numbers).to_json(),
-            "gained": difference_of_shares(after, before, numbers).to_json(),
+def _by_category(config: SelfImproveConfig, first_shares: Floats, last_shares: Floats) -> dict[str, Any]:
+    """Success by category of the test prompts, before the first round and after the last, with the gain."""
+    parts = read_splits(Path(config.output))
+    category_of = np.array([parts["categories"].get(name, "") for name in parts["test"]])
+    by_category = {}
+    for category in sorted({*category_of.tolist()} - {""}):
+        category_first, category_last = first_shares[category_of == category], last_shares[category_of == category]
+        numbers = range(len(category_first))
+        by_category[category] = {
+            "prompts": len(category_first),
+            "before": bootstrap_mean(category_first, numbers).to_json(),
+            "after": bootstrap_mean(category_last, numbers).to_json(),
+            "gained": difference_of_shares(category_last, category_first, numbers).to_json(),
         }
-    return found
+    return by_category
 
 
-def _categories(found: dict[str, Any]) -> list[Table]:
-    if not found:
+def _categories(by_category: dict[str, Any]) -> list[Table]:
+    if not by_category:
         return []
     columns = ("before", "after", "gained")
-    rows = [(name, str(each["prompts"]), *(show(each[column]) for column in columns)) for name, each in found.items()]
-    return [Table("By category", ("category", "prompts", *columns), rows, "Of the prompts never tuned on.")]
+    rows = [
+        (name, str(row["prompts"]), *(show(row[column]) for column in columns)) for name, row in by_category.items()
+    ]
+    return [Table("By category", ("category", "prompts", *columns), rows, "Test prompts, which are never trained on.")]
 
 
 def _examples(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:
-    """Prompts of the test, and their answers before and after; the categories in turn."""
-    parts = read_parts(Path(config.output))
-    seen: Counter[str] = Counter()
+    """Test prompts with their first and last answers; the categories take turns."""
+    parts = read_splits(Path(config.output))
+    category_counts: Counter[str] = Counter()
     turns = []
-    for place, name in enumerate(parts["test"]):
+    for index, name in enumerate(parts["test"]):
         category = parts["categories"].get(name, "")
-        seen[category] += 1
-        turns.append((seen[category], category, place))
-    places = [place for _, _, place in sorted(turns)[:SHOWN]]
+        category_counts[category] += 1
+        turns.append((category_counts[category], category, index))
+    indices = [index for _, _, index in sorted(turns)[:N_EXAMPLES]]
     prompts = list(parts["test"].values())
-    said = (prompts, rounds[0]["test"]["answers"], rounds[-1]["test"]["answers"])
-    first, before, after = ([each[place] for place in places] for each in said)
-    return first, before, after
+    columns = (prompts, rounds[0]["test"]["answers"], rounds[-1]["test"]["answers"])
+    shown_prompts, first_answers, last_answers = ([column[index] for index in indices] for column in columns)
+    return shown_prompts, first_answers, last_answers
 
 
-def _rounds(medium: Medium, told: Sequence[dict[str, Any]]) -> Table:
-    columns, counted = ("success", "gained", "first round's prompts"), ("judgements", "groups", "seconds", "waited")
+def _rounds(backend: LearnerBackend, rows: Sequence[dict[str, Any]]) -> Table:
+    columns = ("success", "gained", "first round's prompts")
+    count_columns = ("judgements", "groups", "seconds", "waited")
     return Table(
         "By round",
-        ("round", "served", *columns, medium.amount, medium.distinct, medium.distance, *counted),
+        ("round", "served", *columns, backend.amount, backend.distinct, backend.distance, *count_columns),
         [
             (
-                str(each["round"]),
-                f"update {each['served']}",
-                *(show(each[name]) for name in columns),
-                *(f"{each[name]:.3g}" for name in SIGNS),
-                *(f"{each[name]:.0f}" if name in each else "" for name in counted),
+                str(row["round"]),
+                f"update {row['served']}",
+                *(show(row[name]) for name in columns),
+                *(f"{row[name]:.3g}" for name in COLLAPSE_METRICS),
+                *(f"{row[name]:.0f}" if name in row else "" for name in count_columns),
             )
-            for each in told
+            for row in rows
         ],
-        "Prompts are never tuned on, but for the first round's. 95 % intervals over prompts; gained is paired with "
-        "before the first round. The verdicts are as the verifier's would be if none were turned wrong. Seconds are "
-        "those since the round was last gone on with; the learner waited in the last of them for updates to end.",
+        "The prompts are never trained on, except the first round's. 95 % intervals over prompts; gained is paired "
+        "with the state before the first round. The verdicts are those without flipped conditions. Seconds count from "
+        "the round's last start; waited is the time of them in which the learner waited for updates to end.",
     )
 
 
@@ -214,22 +229,21 @@ def _gates(updates: Sequence[dict[str, Any]]) -> Table:
         ("update", "from", "first learner", "served until then", "new", "p of new", "served from then on", "seconds"),
         [
             (
-                str(each["update"]),
-                str(each["from"]),
-                *(f"{each['gate'][str(n)]:.3f}" for n in (0, each["from"], each["update"])),
-                _p_value(each),
-                str(each["served"]),
-                f"{each['seconds']:.0f}",
+                str(update["update"]),
+                str(update["from"]),
+                *(f"{update['gate'][str(n)]:.3f}" for n in (0, update["from"], update["update"])),
+                _p_value(update),
+                str(update["served"]),
+                f"{update['seconds']:.0f}",
             )
-            for each in updates
+            for update in updates
         ],
-        "Shares of the gate's prompts that satisfy the verifier the learner is judged by. p is one-sided and paired, "
-        "of the new learner against the one served until then; where it, or the first learner's, is small enough, "
-        "that one is served from then on.",
+        "Shares of satisfying answers to the gate's prompts, by the learner's verifier. p is one-sided and paired, of "
+        "the new learner against the one served until then; a learner with a small enough p is served from then on.",
     )
 
 
 def _p_value(update: dict[str, Any]) -> str:
-    """Of an update's learner; updates of earlier versions have none."""
+    """The p-value of an update's learner as text; updates of earlier versions have none."""
     p_values = update.get("gate_p", {})
     return f"{p_values[str(update['update'])]:.3f}" if p_values else "not tested"

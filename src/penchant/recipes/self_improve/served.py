@@ -1,4 +1,4 @@
-"""Which learner answers now: one small file, replaced whole."""
+"""The file that names the served learner; it is replaced atomically."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from penchant.evaluation.files import read_record, write_atomically
 
 FILE = "served.json"
 DAMAGED = "put the whole file back, or name another output folder"
-"""What to do about a damaged file of the loop's."""
+"""Suggested fix for a damaged file of the run."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """A learner.
+class ServedModel:
+    """A learner that is or was served.
 
     Attributes:
-        update: 0 is the one it all began with.
+        update: number of the update that made it; 0 for the first learner.
         model: folder or hub id.
     """
 
@@ -26,15 +26,15 @@ class Served:
     model: str
 
 
-def read_served(folder: Path) -> Served | None:
-    """None before the first is named."""
+def read_served(folder: Path) -> ServedModel | None:
+    """The served learner; None before the first one is written."""
     file = folder / FILE
     if not file.exists():
         return None
     record = read_record(file, ("update", "model"), DAMAGED)
-    return Served(record["update"], record["model"])
+    return ServedModel(record["update"], record["model"])
 
 
-def serve(folder: Path, served: Served) -> None:
-    """From now on this one answers."""
+def write_served(folder: Path, served: ServedModel) -> None:
+    """Serve this learner from now on."""
     write_atomically(folder / FILE, json.dumps(asdict(served)) + "\n")

@@ -1,8 +1,8 @@
-"""The world of the self-improvement recipe: small pictures of coloured shapes, and prompts that say what is in them.
+"""The picture world of the self-improvement recipe: small pictures of coloured shapes, and prompts that describe them.
 
 The prompts have the six tasks of GenEval (Ghosh et al. 2023, arXiv 2310.11513, section 3) and its four relations. Where
-GenEval asks for at least one of a thing in every task but counting, this world asks for exactly one: its pictures hold
-nothing that the prompt does not name. Lengths are in pixels, x runs right and y down from the upper left corner.
+GenEval asks for at least one of an object in every task but counting, this world asks for exactly one: its pictures
+have no object that the prompt does not name. Lengths are in pixels, x runs right and y down from the upper left corner.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Floats = npt.NDArray[np.float64]
 TASKS: tuple[Task, ...] = get_args(Task)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 SIDES: dict[Side, tuple[int, int]] = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-"""For each relation the unit vector (x, y) that points from the second thing to the first."""
+"""Unit vector (x, y) from the anchor to the subject, by relation."""
 MIRRORED: dict[Side, Side] = {"right of": "left of", "below": "above"}
-"""The relations that are others told from the second thing."""
+"""Relations mapped to the equal relation with subject and anchor exchanged."""
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.9, -0.9, -0.9),
     "orange": (0.95, 0.05, -0.95),
@@ -45,24 +45,24 @@ COLORS: dict[str, tuple[float, float, float]] = {
 """RGB in [-1, 1]; the hues are at least 25 degrees apart."""
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 AREAS: dict[Shape, float] = {"circle": math.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 5 / 9}
-"""The share of its bounding box, a square, that each shape fills."""
+"""Share of the square bounding box that each shape fills."""
 
 SMALLEST, LARGEST = 16, 32
 BACKGROUND, GRAIN = 0.85, 0.02
-"""Mean and standard deviation of every channel where no thing is, in [-1, 1]."""
+"""Mean and standard deviation of every channel of the background, in [-1, 1]."""
 WIDTHS = (0.3, 0.42)
-"""The bounds of a thing's width, in shares of the picture's."""
-CROWDED = 0.62
-"""Of `n` things none is wider than this by the root of `n`: four of the widest would hardly ever find room."""
+"""Minimum and maximum width of an object, as shares of the picture's width."""
+MAX_TOTAL_WIDTH = 0.62
+"""Maximum width of an object times the root of the number of objects: four of the widest would rarely fit."""
 MARGIN, GAP = 0.5, 2.0
-"""The least distance of things from the picture's edge and from each other, in pixels."""
+"""Minimum distance of objects from the picture's edge and from each other, in pixels."""
 ATTEMPTS = 256
-"""Arrangements drawn at once, of which the first that fits is taken."""
+"""Number of arrangements drawn at once; the first one that fits is used."""
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A shape of a colour, or, where the colour is None, of any."""
+class ObjectSpec:
+    """An object's shape and colour; any colour if it is None."""
 
     shape: Shape
     color: str | None = None
@@ -72,28 +72,30 @@ class Thing:
 
     @property
     def plural(self) -> str:
+        """The object's name in the plural."""
         return f"{self}es" if self.shape == "cross" else f"{self}s"
 
     @property
     def with_article(self) -> str:
+        """The object's name with an indefinite article."""
         return f"an {self}" if self.color == "orange" else f"a {self}"
 
 
 @dataclass(frozen=True)
 class Count:
-    """The condition that there are exactly `number` of a thing."""
+    """The condition that a picture has exactly `number` of an object."""
 
-    thing: Thing
+    target: ObjectSpec
     number: int = 1
 
 
 @dataclass(frozen=True)
 class Relation:
-    """The condition that the first thing is on a side of the second."""
+    """The condition that the subject is on a side of the anchor."""
 
-    first: Thing
+    subject: ObjectSpec
     side: Side
-    second: Thing
+    anchor: ObjectSpec
 
 
 Condition = Count | Relation
@@ -101,7 +103,7 @@ Condition = Count | Relation
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, and what must be seen in a picture of it."""
+    """A prompt's text and the conditions that its picture must meet."""
 
     task: Task
     text: str
@@ -109,8 +111,8 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A shape in a picture: its colour, and the centre and width of its bounding box."""
+class PlacedObject:
+    """An object in a picture: shape, colour, and the centre and width of its bounding box in pixels."""
 
     shape: Shape
     color: str
@@ -120,78 +122,82 @@ class Placed:
 
 
 def prompts() -> list[Prompt]:
-    """Every prompt of this world, task by task; two things of a prompt differ in shape and, where named, in colour."""
-    shapes = [Thing(shape) for shape in SHAPES]
-    colored = [Thing(shape, color) for shape, color in product(SHAPES, COLORS)]
+    """All prompts of this world by task; two objects of a prompt differ in shape and, where named, in colour."""
+    shapes = [ObjectSpec(shape) for shape in SHAPES]
+    colored = [ObjectSpec(shape, color) for shape, color in product(SHAPES, COLORS)]
     pairs = [(a, b) for a, b in permutations(colored, 2) if a.shape != b.shape and a.color != b.color]
     return [
-        *(_one("single_object", thing) for thing in shapes),
-        *(_both("two_object", first, second) for first, second in permutations(shapes, 2)),
+        *(_single_prompt("single_object", shape) for shape in shapes),
+        *(_pair_prompt("two_object", a, b) for a, b in permutations(shapes, 2)),
         *(
-            Prompt("counting", f"{word} {thing.plural}", (Count(thing, number),))
-            for thing, (number, word) in product(shapes + colored, NUMBERS.items())
+            Prompt("counting", f"{word} {spec.plural}", (Count(spec, number),))
+            for spec, (number, word) in product(shapes + colored, NUMBERS.items())
         ),
-        *(_one("colors", thing) for thing in colored),
-        *(_beside(first, side, second) for (first, second), side in product(pairs, SIDES)),
-        *(_both("color_attr", first, second) for first, second in pairs),
+        *(_single_prompt("colors", spec) for spec in colored),
+        *(_relation_prompt(a, side, b) for (a, b), side in product(pairs, SIDES)),
+        *(_pair_prompt("color_attr", a, b) for a, b in pairs),
     ]
 
 
-def _one(task: Task, thing: Thing) -> Prompt:
-    return Prompt(task, thing.with_article, (Count(thing),))
+def _single_prompt(task: Task, object_spec: ObjectSpec) -> Prompt:
+    return Prompt(task, object_spec.with_article, (Count(object_spec),))
 
 
-def _both(task: Task, first: Thing, second: Thing) -> Prompt:
-    return Prompt(task, f"{first.with_article} and {second.with_article}", (Count(first), Count(second)))
+def _pair_prompt(task: Task, first_object: ObjectSpec, second_object: ObjectSpec) -> Prompt:
+    return Prompt(
+        task,
+        f"{first_object.with_article} and {second_object.with_article}",
+        (Count(first_object), Count(second_object)),
+    )
 
 
-def _beside(first: Thing, side: Side, second: Thing) -> Prompt:
-    conditions = (Count(first), Count(second), Relation(first, side, second))
-    return Prompt("position", f"{first.with_article} {side} {second.with_article}", conditions)
+def _relation_prompt(subject: ObjectSpec, side: Side, anchor: ObjectSpec) -> Prompt:
+    conditions = (Count(subject), Count(anchor), Relation(subject, side, anchor))
+    return Prompt("position", f"{subject.with_article} {side} {anchor.with_article}", conditions)
 
 
-def distinct(told: Iterable[Prompt]) -> list[Prompt]:
-    """The first prompt of each meaning: "a circle and a square" and "a square and a circle" have one.
+def unique_prompts(candidates: Iterable[Prompt]) -> list[Prompt]:
+    """The first prompt of every meaning; "a circle and a square" and "a square and a circle" have the same meaning.
 
-    Of such twins, one could be held out and the other tried.
+    Otherwise a training prompt could have the meaning of a held-out prompt.
     """
-    firsts: dict[frozenset[Condition], Prompt] = {}
-    for prompt in told:
-        firsts.setdefault(frozenset(map(_from_one_side, prompt.conditions)), prompt)
-    return list(firsts.values())
+    by_meaning: dict[frozenset[Condition], Prompt] = {}
+    for prompt in candidates:
+        by_meaning.setdefault(frozenset(map(_from_one_side, prompt.conditions)), prompt)
+    return list(by_meaning.values())
 
 
 def _from_one_side(condition: Condition) -> Condition:
     if isinstance(condition, Relation) and condition.side in MIRRORED:
-        return Relation(condition.second, MIRRORED[condition.side], condition.first)
+        return Relation(condition.anchor, MIRRORED[condition.side], condition.subject)
     return condition
 
 
 def draw_prompts(n: int, seed: int) -> list[Prompt]:
-    """`n` random prompts, the tasks in turn and so in equal shares; small tasks repeat theirs."""
+    """`n` random prompts with the tasks in turn, so in equal shares; tasks with few prompts repeat them."""
     rng = random.Random(f"shapes {seed}")
     by_task = _by_task()
-    return [rng.choice(by_task[TASKS[place % len(TASKS)]]) for place in range(n)]
+    return [rng.choice(by_task[TASKS[index % len(TASKS)]]) for index in range(n)]
 
 
 @cache
 def _by_task() -> dict[Task, list[Prompt]]:
-    # Kept: a model from nothing is trained on thousands of draws.
-    every = prompts()
-    return {task: [prompt for prompt in every if prompt.task == task] for task in TASKS}
+    # Cached, since training a new model draws thousands of prompts.
+    all_prompts = prompts()
+    return {task: [prompt for prompt in all_prompts if prompt.task == task] for task in TASKS}
 
 
 def render(prompt: Prompt, size: int, draw: np.random.Generator) -> Picture:
-    """A random picture of one of `prompts`: places, widths and unnamed colours are drawn.
+    """A random picture [3, size, size] of one of `prompts`; positions, widths and unnamed colours are drawn.
 
     Raises:
         ConfigError: the size is not within 16 to 32.
     """
-    return paint(arrange(prompt, size, draw), size, draw)
+    return paint(place_objects(prompt, size, draw), size, draw)
 
 
-def arrange(prompt: Prompt, size: int, draw: np.random.Generator) -> tuple[Placed, ...]:
-    """Random things that meet the prompt's conditions and do not overlap.
+def place_objects(prompt: Prompt, size: int, draw: np.random.Generator) -> tuple[PlacedObject, ...]:
+    """Random objects that meet the prompt's conditions and do not overlap.
 
     Raises:
         ConfigError: the size is not within 16 to 32.
@@ -199,41 +205,41 @@ def arrange(prompt: Prompt, size: int, draw: np.random.Generator) -> tuple[Place
     if not SMALLEST <= size <= LARGEST:
         raise ConfigError(f"pictures of {size} pixels, expected {SMALLEST} to {LARGEST}", fix=f"use {LARGEST} pixels")
     counts = [condition for condition in prompt.conditions if isinstance(condition, Count)]
-    named = [count.thing for count in counts for _ in range(count.number)]
-    colors = [thing.color or str(draw.choice(list(COLORS))) for thing in named]
+    objects = [count.target for count in counts for _ in range(count.number)]
+    colors = [spec.color or str(draw.choice(list(COLORS))) for spec in objects]
     sides = [SIDES[condition.side] for condition in prompt.conditions if isinstance(condition, Relation)]
-    widest = min(WIDTHS[1], CROWDED / math.sqrt(len(named)))
+    widest = min(WIDTHS[1], MAX_TOTAL_WIDTH / math.sqrt(len(objects)))
     while True:
-        widths = draw.uniform(WIDTHS[0], widest, (ATTEMPTS, len(named))) * size
+        widths = draw.uniform(WIDTHS[0], widest, (ATTEMPTS, len(objects))) * size
         free = size - widths - 2 * MARGIN
-        centres = draw.random((2, ATTEMPTS, len(named))) * free + widths / 2 + MARGIN
-        fits = _apart(centres, widths) & np.all([_beyond(centres, side) for side in sides], axis=0)
+        centres = draw.random((2, ATTEMPTS, len(objects))) * free + widths / 2 + MARGIN
+        fits = _without_overlap(centres, widths) & np.all([_on_side(centres, side) for side in sides], axis=0)
         if fits.any():
-            first = int(fits.argmax())
-            places = zip(named, colors, *centres[:, first].tolist(), widths[first].tolist(), strict=True)
-            return tuple(Placed(thing.shape, color, x, y, width) for thing, color, x, y, width in places)
+            index = int(fits.argmax())
+            placements = zip(objects, colors, *centres[:, index].tolist(), widths[index].tolist(), strict=True)
+            return tuple(PlacedObject(spec.shape, color, x, y, width) for spec, color, x, y, width in placements)
 
 
-def _apart(centres: Floats, widths: Floats) -> npt.NDArray[np.bool_]:
-    """Of each attempt, whether the bounding boxes of its things leave the gap; centres [2, attempts, things]."""
+def _without_overlap(centres: Floats, widths: Floats) -> npt.NDArray[np.bool_]:
+    """[attempts] whether the bounding boxes keep the gap, from centres [2, attempts, objects] and widths."""
     far = np.abs(centres[..., :, None] - centres[..., None, :]).max(axis=0)
     room = far - (widths[:, :, None] + widths[:, None, :]) / 2
     return (room >= GAP)[:, *np.triu_indices(widths.shape[1], 1)].all(axis=1)
 
 
-def _beyond(centres: Floats, side: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Of each attempt, whether the first thing is within 45 degrees of that side of the second."""
+def _on_side(centres: Floats, side: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """[attempts] whether the first object is within 45 degrees of that side of the second."""
     offset = centres[..., 0] - centres[..., 1]
     along = side[0] * offset[0] + side[1] * offset[1]
     return along >= np.abs(offset).max(axis=0)
 
 
-def paint(scene: tuple[Placed, ...], size: int, draw: np.random.Generator) -> Picture:
-    """The picture of placed things, with soft edges, on a light background with grain."""
+def paint(scene: tuple[PlacedObject, ...], size: int, draw: np.random.Generator) -> Picture:
+    """The picture [3, size, size] of placed objects, with soft edges, on a light background with noise."""
     picture = np.full((3, size, size), BACKGROUND) + draw.normal(0, GRAIN, (3, size, size))
-    for placed in scene:
-        cover = coverage(placed.shape, placed.x, placed.y, placed.width, size)
-        picture += cover * (np.array(COLORS[placed.color])[:, None, None] - picture)
+    for item in scene:
+        cover = coverage(item.shape, item.x, item.y, item.width, size)
+        picture += cover * (np.array(COLORS[item.color])[:, None, None] - picture)
     return picture.astype(np.float32)
 
 
@@ -245,7 +251,7 @@ def coverage(shape: Shape, x: float, y: float, width: float, size: int) -> Float
 
 
 def _depth(shape: Shape, across: Floats, down: Floats, half: float) -> Floats:
-    """How deep inside the shape points lie, negative outside, from their distances from its centre."""
+    """Distance of points from the shape's edge, negative outside, from their offsets from its centre."""
     match shape:
         case "circle":
             return half - np.hypot(across, down)

@@ -1,4 +1,4 @@
-"""A small text-to-picture model from nothing, in diffusers' format, for where none can be downloaded."""
+"""A small text-to-picture model trained from scratch, in diffusers' format, where no pretrained one can be had."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from penchant.evaluation.files import write_atomically
 from penchant.recipes.fingerprints import file_fingerprint, weights_fingerprint
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
-LONGEST, WIDTH = 12, 64
-"""Tokens of a prompt, its beginning and end included; the width of its encoding."""
-WITHOUT = 0.1
-"""Share of pictures shown without their prompt, so that painting can be guided."""
-EVERY = 250
+MAX_PROMPT_TOKENS, ENCODING_WIDTH = 12, 64
+"""Maximum tokens of a prompt with its start and end tokens; width of the text encoding."""
+EMPTY_PROMPT_SHARE = 0.1
+"""Share of training pictures with an empty prompt, for classifier-free guidance."""
+CHECKPOINT_STEPS = 250
 """Steps between two checkpoints."""
-AGAIN = "the same command"
-"""What goes on with training that stopped."""
+RERUN = "the same command"
+"""How to resume stopped training, for error messages."""
 
 Batch = tuple[Sequence[str], Tensor]
 """Prompts, and pictures [N, 3, size, size] in [-1, 1]."""
 
 
 def build_denoiser(folder: Path, prompts: Iterable[str], size: int, widths: tuple[int, ...], seed: int) -> None:
-    """Random weights, with a token for each word of the prompts; works on pixels, without a VAE.
+    """Write a model with random weights and a token for each word of the prompts; it works on pixels, without a VAE.
 
     Args:
-        size: height and width of its pictures, pixels.
-        widths: channels of the UNet at full size, at half, and so on; multiples of 8.
+        size: height and width of the pictures in pixels.
+        widths: channels of the UNet at full resolution, at half, and so on; multiples of 8.
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -55,18 +55,18 @@ def build_denoiser(folder: Path, prompts: Iterable[str], size: int, widths: tupl
         down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (blocks - 1)),
         up_block_types=(*["CrossAttnUpBlock2D"] * (blocks - 1), "UpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=ENCODING_WIDTH,
         attention_head_dim=4,
         norm_num_groups=8,
     )
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
+            hidden_size=ENCODING_WIDTH,
+            intermediate_size=2 * ENCODING_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=LONGEST,
+            max_position_embeddings=MAX_PROMPT_TOKENS,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -76,43 +76,43 @@ def build_denoiser(folder: Path, prompts: Iterable[str], size: int, widths: tupl
     parts = {"unet": unet, "text_encoder": encoder, "tokenizer": tokenizer, "scheduler": schedule}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    # Not by diffusers' own pipeline: it would forbid the schedule to keep pixels within bounds, as befits latents.
+    # diffusers' pipeline is not used: for latents it turns off the schedule's clipping, which pixels need.
     index = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
-    written = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": library.__version__, **index}
-    write_atomically(folder / INDEX, json.dumps(written, indent=2) + "\n")
+    index_record = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": library.__version__, **index}
+    write_atomically(folder / INDEX, json.dumps(index_record, indent=2) + "\n")
 
 
 def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: TrainingConfig, folder: Path) -> None:
-    """Train UNet and text encoder on pictures with prompts; what was interrupted goes on to the same bits.
+    """Train UNet and text encoder on pictures with prompts; resumed training gives the same weights.
 
     Args:
-        batch: of a 0-based step; the same each time it is asked.
-        settings: of `max_steps`; `batch_size` and what is of texts is not used.
-        folder: where the model goes; FOLDER.json beside it says from what and by which settings.
+        batch: function from a 0-based step to its batch; it must return the same batch every time.
+        settings: training settings; `batch_size` and settings for text have no effect.
+        folder: folder of the trained model; FOLDER.json beside it records the start and the settings.
 
     Raises:
-        ConfigError: what is there was made from another start or by other settings.
+        ConfigError: the existing model or checkpoint has another start or other settings.
         TrainingError: the loss is not a finite number, or the disk is full.
     """
     schedule = file_fingerprint(str(start / "scheduler" / "scheduler_config.json"))
-    made = {"start": weights_fingerprint(str(start)), "noise_schedule": schedule, **settings.model_dump(mode="json")}
+    recipe = {"start": weights_fingerprint(str(start)), "noise_schedule": schedule, **settings.model_dump(mode="json")}
     record = folder.with_name(f"{folder.name}.json")
     if folder.exists():
-        _refuse_other(made, _recorded(record), folder)
+        _check_recipe(recipe, _read_recipe(record), folder)
         return
     denoiser = Denoiser(str(start), local_device())
     trained = torch.nn.ModuleList([denoiser.unet, denoiser.text_encoder]).requires_grad_(True)
     optimizer = build_optimizer(trained, settings)
-    saved, total = folder.with_name(f"{folder.name}.checkpoint"), settings.max_steps or 1
-    first = 0
-    if saved.exists():
-        state: dict[str, Any] = torch.load(saved, weights_only=True)
-        _refuse_other(made, state.get("made", {}), saved)
+    checkpoint, total = folder.with_name(f"{folder.name}.checkpoint"), settings.max_steps or 1
+    first_step = 0
+    if checkpoint.exists():
+        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        _check_recipe(recipe, state.get("made", {}), checkpoint)
         trained.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    with Progress("training", total, "steps", start=first) as progress:
-        for step in range(first, total):
+        first_step = state["step"]
+    with Progress("training", total, "steps", start=first_step) as progress:
+        for step in range(first_step, total):
             loss = _step(denoiser, *batch(step), seed=settings.seed * 1_000_003 + step)
             loss.backward()
             norm = scale_and_clip(trained, 1.0, settings.max_grad_norm)
@@ -127,21 +127,25 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
             optimizer.step()
             optimizer.zero_grad()
             progress.advance(1, f"loss {loss.item():.4f}")
-            if (step + 1) % EVERY == 0:
+            if (step + 1) % CHECKPOINT_STEPS == 0:
                 state = {"weights": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                _save({**state, "made": made}, saved)
-    with disk_errors(folder, AGAIN):
-        # First: a model whose making is not told counts as another's.
-        write_atomically(record, json.dumps(made, indent=2) + "\n")
+                _save({**state, "made": recipe}, checkpoint)
+    with disk_errors(folder, RERUN):
+        # The record is written first: a model without a record counts as one with other settings.
+        write_atomically(record, json.dumps(recipe, indent=2) + "\n")
         denoiser.save(folder)
-    saved.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
 
 
 def _save(state: dict[str, Any], file: Path) -> None:
-    """Raises DiskFullError; what was saved before stays."""
+    """Save a checkpoint atomically.
+
+    Raises:
+        DiskFullError: the disk is full; the previous checkpoint stays.
+    """
     aside = file.with_name(f".writing-{file.name}")
-    with disk_errors(file, AGAIN):
-        # Given a name in place of a stream, torch tells a full disk without its number.
+    with disk_errors(file, RERUN):
+        # With a file name in place of a stream, torch's error for a full disk has no errno.
         aside.unlink(missing_ok=True)  # It may be a link to another file.
         with aside.open("xb") as stream:
             torch.save(state, stream)
@@ -149,31 +153,34 @@ def _save(state: dict[str, Any], file: Path) -> None:
         aside.rename(file)
 
 
-def _recorded(file: Path) -> dict[str, Any]:
-    """How a model was made; nothing where that is not told."""
+def _read_recipe(file: Path) -> dict[str, Any]:
+    """The recorded start and settings of a model; empty without a record."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
-def _refuse_other(made: dict[str, Any], found: dict[str, Any], where: Path) -> None:
-    """Raise ConfigError where what was found was made otherwise."""
-    other = [name for name, value in made.items() if name not in found or found[name] != value]
-    if other:
+def _check_recipe(recipe: dict[str, Any], recorded: dict[str, Any], where: Path) -> None:
+    """Raise ConfigError if the recorded start or settings differ."""
+    differing = [name for name, value in recipe.items() if name not in recorded or recorded[name] != value]
+    if differing:
         raise ConfigError(
-            f"the learner there was made with other settings: {', '.join(other) if found else 'it does not say which'}",
+            f"the learner there was made with other settings: "
+            f"{', '.join(differing) if recorded else 'it has no record of them'}",
             where=str(where),
             fix="name another folder or remove it",
         )
 
 
 def _step(denoiser: Denoiser, prompts: Sequence[str], pictures: Tensor, seed: int) -> Tensor:
-    """Mean noise error of a batch; some pictures without their prompt."""
+    """Mean noise error of a batch, with an empty prompt for some pictures."""
     draw = torch.Generator().manual_seed(seed)
-    without = torch.rand(len(prompts), generator=draw) < WITHOUT
-    encoded = denoiser.encode_prompts(["" if alone else prompt for prompt, alone in zip(prompts, without, strict=True)])
+    empty = torch.rand(len(prompts), generator=draw) < EMPTY_PROMPT_SHARE
+    encoded = denoiser.encode_prompts(
+        ["" if is_empty else prompt for prompt, is_empty in zip(prompts, empty, strict=True)]
+    )
     latents = denoiser.to_latents(pictures)
     steps = denoiser.schedule.config.num_train_timesteps
     timesteps = torch.randint(steps, (len(prompts),), generator=draw).to(denoiser.device)
@@ -182,7 +189,7 @@ def _step(denoiser: Denoiser, prompts: Sequence[str], pictures: Tensor, seed: in
 
 
 def word_tokenizer(prompts: Iterable[str]) -> Any:
-    """A token for each word, after CLIP's fashion."""
+    """A tokenizer with one token per word, and CLIP's special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -197,5 +204,5 @@ def word_tokenizer(prompts: Iterable[str]) -> Any:
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        model_max_length=LONGEST,
+        model_max_length=MAX_PROMPT_TOKENS,
     )

@@ -1,4 +1,4 @@
-"""Learners that write: causal language models, tuned by ordinary runs."""
+"""Learner backend of text: causal language models, trained by ordinary runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from penchant.evaluation.report import Figure, Sample
 from penchant.recipes.checking import check_tuning
 from penchant.recipes.reading import compute_log_probs
 from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
-from penchant.recipes.self_improve.learner import Answer
-from penchant.recipes.self_improve.medium import Signs
+from penchant.recipes.self_improve.learner import AnswerFunction
+from penchant.recipes.self_improve.medium import CollapseMetrics
 from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TextMedium:
-    """Answers are texts; the protocol is `Medium`'s."""
+class TextBackend:
+    """The backend of text, whose answers are the texts themselves."""
 
     config: SelfImproveConfig
 
@@ -50,31 +50,33 @@ class TextMedium:
 
     def _check_lengths(self, prompts: Sequence[str]) -> None:
         limit, tokenizer = context_length(load_config(self.config.model)), self._tokenizer(self.config.model)
-        asked, answer = [*prompts], self.config.sampling.max_new_tokens
+        requests, answer_tokens = [*prompts], self.config.sampling.max_new_tokens
         if self.config.memory is not None:
-            asked = [fill(self.config.memory, prompt=prompt, answer="", critique="") for prompt in prompts]
-        longest = max(map(len, tokenize_prompts(asked, tokenizer, self.config.data.rendering("last"))))
-        # Another attempt has the last answer before it; a critique's length is not known.
-        answers = answer if self.config.memory is None else 2 * answer
-        if limit is not None and longest + answers > limit:
+            requests = [fill(self.config.memory, prompt=prompt, answer="", critique="") for prompt in prompts]
+        longest = max(map(len, tokenize_prompts(requests, tokenizer, self.config.data.rendering("last"))))
+        # A repeated attempt's prompt includes the last answer; the length of the critique is unknown.
+        reserved_tokens = answer_tokens if self.config.memory is None else 2 * answer_tokens
+        if limit is not None and longest + reserved_tokens > limit:
             raise ConfigError(
-                f"sampling.max_new_tokens is {answer}: with a prompt of {longest} tokens that is beyond the model's "
-                f"{limit}",
+                f"sampling.max_new_tokens is {answer_tokens}: with a prompt of {longest} tokens that is beyond the "
+                f"model's {limit}",
                 fix="lower sampling.max_new_tokens, or shorten the prompts",
             )
 
     def _tokenizer(self, model: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(model, chat_template=self.config.data.chat_template)
 
-    def load(self, model: str) -> Answer:
+    def load(self, model: str) -> AnswerFunction:
         sampling = self.config.sampling
-        writer, tokenizer = load_model(model).to(local_device()), self._tokenizer(model)
+        loaded_model, tokenizer = load_model(model).to(local_device()), self._tokenizer(model)
 
-        drawn = Sampling(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
+        settings = Sampling(
+            max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p
+        )
 
-        def answer(prompts: Sequence[str], numbers: Sequence[int]) -> list[str]:
+        def answer(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
             ids = tokenize_prompts(prompts, tokenizer, self.config.data.rendering("last"))
-            return [given[0] for given in generate(writer, tokenizer, ids, drawn, numbers=numbers)]
+            return [samples[0] for samples in generate(loaded_model, tokenizer, ids, settings, numbers=seeds)]
 
         return answer
 
@@ -89,23 +91,25 @@ class TextMedium:
         write_full_model(folder, tuned)
         return str(full_model_folder(folder, tuned))
 
-    def signs(self, model: str, first: str, prompts: Sequence[str], answers: Sequence[str]) -> Signs:
-        """Words; the share of pairs of neighbouring words that occur once; nats by which answers are likelier now."""
+    def collapse_metrics(
+        self, model: str, first_model: str, prompts: Sequence[str], answers: Sequence[str]
+    ) -> CollapseMetrics:
+        """Mean words; share of distinct pairs of neighbouring words; KL from the first learner, in nats per answer."""
         pairs = [pair for text in answers for pair in zip(text.split(), text.split()[1:], strict=False)]
-        asked = zip(prompts, answers, strict=True)
-        told = [PreferenceGroup(p, (a,), id=str(n)) for n, (p, a) in enumerate(asked) if a.strip()]
+        prompt_answers = zip(prompts, answers, strict=True)
+        groups = [PreferenceGroup(p, (a,), id=str(n)) for n, (p, a) in enumerate(prompt_answers) if a.strip()]
         distance = 0.0
-        if model != first and told:
-            reading = (told, self.config.token_budget, self.config.data)
-            current, initial = (compute_log_probs(source, *reading) for source in (model, first))
+        if model != first_model and groups:
+            reading = (groups, self.config.token_budget, self.config.data)
+            current, initial = (compute_log_probs(source, *reading) for source in (model, first_model))
             distance = float(np.mean([a.log_probs[0] - b.log_probs[0] for a, b in zip(current, initial, strict=True)]))
-        return Signs(
+        return CollapseMetrics(
             amount=float(np.mean([len(text.split()) for text in answers])),
             distinct=len(set(pairs)) / len(pairs) if pairs else 0.0,
             distance=distance,
         )
 
     def show(
-        self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+        self, prompts: Sequence[str], first_answers: Sequence[str], last_answers: Sequence[str]
     ) -> tuple[list[Sample], list[Figure]]:
-        return [Sample(*each) for each in zip(prompts, before, after, strict=True)], []
+        return [Sample(*row) for row in zip(prompts, first_answers, last_answers, strict=True)], []

@@ -1,12 +1,12 @@
-"""The process that tunes the learner while it works: `python -m penchant.recipes.self_improve.trainer OUTPUT PARENT`.
+"""The process that trains the learner: `python -m penchant.recipes.self_improve.trainer OUTPUT PARENT`.
 
-PARENT is the learner's process: without it nobody would wait for an update.
+PARENT is the learner's process id; the trainer stops when that process is gone.
 
-OUTPUT/updates/N/      begun.json: what it starts from, and what it lowers of the priorities; train.jsonl;
-                       run/; merged/; result.json once it is decided
+OUTPUT/updates/N/      begun.json: the model it starts from and the lowered priorities; train.jsonl; run/;
+                       merged/; result.json once the gate has decided
 
-An update that was killed is gone on with from what it left. It ends by the gate: the learner that is served stays,
-unless the new one or the first is better by a paired test on the gate's prompts, with draws of this update's own.
+An interrupted update resumes. At its end the gate decides: the served learner stays unless the new learner or the first
+is better by a paired test on the gate's prompts, with sampling seeds of this update.
 """
 
 from __future__ import annotations
@@ -28,99 +28,101 @@ from penchant.errors import ConfigError, PenchantError
 from penchant.evaluation.files import read_record, write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.gate import choose
-from penchant.recipes.self_improve.learner import folder_of
-from penchant.recipes.self_improve.measuring import measure
-from penchant.recipes.self_improve.media import medium_of
-from penchant.recipes.self_improve.parts import open_buffer, read_config, read_parts
-from penchant.recipes.self_improve.served import DAMAGED, Served, read_served, serve
+from penchant.recipes.self_improve.gate import choose_served
+from penchant.recipes.self_improve.learner import update_folder
+from penchant.recipes.self_improve.measuring import evaluate_learner
+from penchant.recipes.self_improve.media import build_backend
+from penchant.recipes.self_improve.parts import open_buffer, read_config, read_splits
+from penchant.recipes.self_improve.served import DAMAGED, ServedModel, read_served, write_served
 
 ERROR, LOCK = "trainer_error.json", "trainer.lock"
 PAUSE = 0.1
-"""Seconds between two looks at the buffer."""
+"""Seconds between two checks of the buffer."""
 
 
 def run(output: Path, parent: int) -> None:
-    """Update whenever there is enough that is new, until the parent process is gone."""
+    """Run an update whenever the buffer has enough new groups, until the parent process is gone."""
     config = read_config(output)
-    with _alone(output):
+    with _trainer_lock(output):
         buffer = open_buffer(config)
         while os.getppid() == parent:
             number = next_update(output)
-            if idle(config, buffer):
+            if is_idle(config, buffer):
                 time.sleep(PAUSE)
             else:
-                update(config, buffer, number)
+                run_update(config, buffer, number)
 
 
 def next_update(output: Path) -> int:
-    """The first that is not decided; updates count from 1."""
+    """Number of the first update without a result; updates count from 1."""
     number = 1
-    while (folder_of(output, number) / "result.json").exists():
+    while (update_folder(output, number) / "result.json").exists():
         number += 1
     return number
 
 
-def idle(config: SelfImproveConfig, buffer: ReplayBuffer) -> bool:
-    """Whether no update is under way, nor enough new groups in the buffer for one."""
+def is_idle(config: SelfImproveConfig, buffer: ReplayBuffer) -> bool:
+    """Whether no update is running and the buffer has too few new groups for another."""
     output = Path(config.output)
     number = next_update(output)
-    begun = (folder_of(output, number) / "begun.json").exists()
-    return not begun and buffer.added() < number * config.update.new
+    is_running = (update_folder(output, number) / "begun.json").exists()
+    return not is_running and buffer.count_added() < number * config.update.new
 
 
-def update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> None:
-    """Tune what is served on a draw from the buffer, and let the gate decide."""
+def run_update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> None:
+    """Train the served learner on groups drawn from the buffer, and let the gate decide which learner to serve."""
     output = Path(config.output)
-    folder, started = folder_of(output, number), time.perf_counter()
+    folder, start_time = update_folder(output, number), time.perf_counter()
     with disk_errors(folder, "the same command"):
         folder.mkdir(parents=True, exist_ok=True)
-        before = _begin(config, buffer, number)
-        new = Served(number, medium_of(config).tune(folder, before.model, config.seed + number))
-    learners = {learner.update: learner for learner in (Served(0, config.model), before, new)}
-    satisfied = {update: _gate(config, learner, number) for update, learner in learners.items()}
-    best, p_values = choose(satisfied, before.update, config.measured, config.gate_error)
+        base = _start_update(config, buffer, number)
+        candidate = ServedModel(number, build_backend(config).tune(folder, base.model, config.seed + number))
+    learners = {learner.update: learner for learner in (ServedModel(0, config.model), base, candidate)}
+    satisfied = {update: _gate_shares(config, learner, number) for update, learner in learners.items()}
+    best, p_values = choose_served(satisfied, base.update, config.measured, config.gate_error)
     if learners[best] != read_served(output):
-        serve(output, learners[best])
+        write_served(output, learners[best])
     result = {
-        "from": before.update,
+        "from": base.update,
         "served": best,
         "gate": {update: float(np.mean(shares)) for update, shares in satisfied.items()},
         "gate_p": p_values,
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - start_time,
     }
     write_atomically(folder / "result.json", json.dumps(result) + "\n")
 
 
-def _begin(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> Served:
-    """What the update starts from; its data is drawn, once."""
+def _start_update(config: SelfImproveConfig, buffer: ReplayBuffer, number: int) -> ServedModel:
+    """The learner that the update starts from; the first call draws the update's data."""
     output = Path(config.output)
-    folder = folder_of(output, number)
+    folder = update_folder(output, number)
     file = folder / "begun.json"
     if not file.exists():
         groups = buffer.draw(config.update.groups, seed=config.seed + number)
         write_anew(groups, folder / "train.jsonl")
-        served, held = read_served(output), buffer.priorities()
+        served, priorities = read_served(output), buffer.priorities()
         assert served is not None
-        lowered = {group.id: held[group.id] * config.update.forgets for group in groups if group.id in held}
-        write_atomically(file, json.dumps({"served": vars(served), "priorities": lowered}) + "\n")
-    begun = read_record(file, ("served", "priorities"), DAMAGED)
-    buffer.lower(begun["priorities"])
-    return Served(**begun["served"])
+        new_priorities = {
+            group.id: priorities[group.id] * config.update.forgets for group in groups if group.id in priorities
+        }
+        write_atomically(file, json.dumps({"served": vars(served), "priorities": new_priorities}) + "\n")
+    record = read_record(file, ("served", "priorities"), DAMAGED)
+    buffer.lower_priorities(record["priorities"])
+    return ServedModel(**record["served"])
 
 
-def _gate(config: SelfImproveConfig, served: Served, number: int) -> tuple[float, ...]:
-    """The share of each gate prompt's answers that satisfies, by the verifier the learner is judged by."""
-    prompts = list(read_parts(Path(config.output))["gate"].values())
-    medium = medium_of(config)
-    verifier = config.verifier.open_wrong(config.seed, medium.read)
-    found = measure(medium, served.model, served.model, prompts, verifier, number, config.measured)
-    return found.satisfied
+def _gate_shares(config: SelfImproveConfig, served: ServedModel, number: int) -> tuple[float, ...]:
+    """[N] share of satisfying answers by gate prompt, by the learner's verifier."""
+    prompts = list(read_splits(Path(config.output))["gate"].values())
+    backend = build_backend(config)
+    verifier = config.verifier.open_noisy(config.seed, backend.read)
+    metrics = evaluate_learner(backend, served.model, served.model, prompts, verifier, number, config.measured)
+    return metrics.satisfied
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Waits for another trainer of the folder, whose parent was killed, to end.
+def _trainer_lock(output: Path) -> Iterator[None]:
+    """Hold the folder's lock; waits for another trainer of the folder, whose parent was killed, to end.
 
     Raises:
         ConfigError: the system has no POSIX file locks.
@@ -139,8 +141,9 @@ def _alone(output: Path) -> Iterator[None]:
 
 
 def main() -> int:
+    """Run the trainer; returns the exit code, 2 after an error that a file records."""
     output, parent = Path(sys.argv[1]), int(sys.argv[2])
-    # The learner's process has the other half.
+    # The learner's process uses the other half.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
         run(output, parent)

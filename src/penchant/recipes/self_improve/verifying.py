@@ -1,4 +1,4 @@
-"""Verifiers: whether an answer meets a prompt's conditions, how far, and what is wrong with it."""
+"""Verifiers judge whether an answer meets a prompt's conditions, with a score and a critique."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from penchant.evaluation.user_functions import UserFunction, import_function, sh
 
 @dataclass(frozen=True)
 class Verdict:
-    """One answer, judged.
+    """The judgement of one answer.
 
     Attributes:
-        met: a yes or no for each condition.
-        score: in [0, 1], higher is better.
-        critique: what to do better; empty where nothing is wrong.
-        failed: the verifier gave no verdict; no condition is known then, and the score is 0.
+        met: whether each condition is met.
+        score: score in [0, 1], higher is better.
+        critique: what to improve; empty if nothing is wrong.
+        failed: whether the verifier gave no verdict; then `met` is empty and the score 0.
     """
 
     met: tuple[bool, ...]
@@ -34,36 +34,36 @@ class Verdict:
 
     @property
     def satisfied(self) -> bool:
-        """Whether every condition is met, of which there is at least one."""
+        """Whether every condition is met, and there is at least one."""
         return bool(self.met) and all(self.met)
 
 
 class Verifier(Protocol):
-    """Judges answers; the same prompt and answer get the same verdict."""
+    """A judge of answers; the same prompt and answer get the same verdict."""
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """A verdict for each prompt and its answer."""
+        """The verdict on every prompt's answer."""
         ...
 
 
-def share(met: Sequence[bool]) -> float:
-    """Of all conditions, at least one, those that are met."""
-    return sum(met) / len(met)
+def met_share(conditions_met: Sequence[bool]) -> float:
+    """The share of conditions that are met; there must be at least one."""
+    return sum(conditions_met) / len(conditions_met)
 
 
-def naming(failing: Sequence[str]) -> str:
-    """The critique that names these conditions; empty where there are none."""
-    return f"Not met: {'; '.join(each.rstrip('.') for each in failing)}." if failing else ""
+def failure_critique(failing: Sequence[str]) -> str:
+    """The critique that lists the failing conditions; empty without any."""
+    return f"Not met: {'; '.join(condition.rstrip('.') for condition in failing)}." if failing else ""
 
 
 @dataclass(frozen=True)
 class FunctionVerifier:
-    """A user's function ``f(prompt, answer) -> {condition: bool}``, or one that returns a `Verdict` of its own.
+    """A verifier from a user's function ``f(prompt, answer)`` that returns ``{condition: bool}`` or a `Verdict`.
 
-    Of conditions the score is the share that is met, and the critique names the others.
+    For conditions the score is the share that is met, and the critique lists the others.
 
     Args:
-        read: what the function is given of an answer.
+        read: converts an answer to the function's argument.
     """
 
     function: UserFunction
@@ -74,49 +74,58 @@ class FunctionVerifier:
         """Import ``package.module:name`` or ``file.py:name``.
 
         Raises:
-            ConfigError: it is not there, cannot be imported, or is no function.
+            ConfigError: it does not exist, cannot be imported, or is not a function.
         """
         return cls(import_function(where, "verifier.function"), read)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """A verdict for each prompt and its answer.
+        """The verdict on every prompt's answer.
 
         Raises:
-            ConfigError: the function raised something, or returned anything but conditions.
+            ConfigError: the function raised an exception, or returned neither conditions nor a verdict.
         """
-        return [self._one(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return [self._judge(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
-    def _one(self, prompt: str, answer: str) -> Verdict:
-        given = self.read(answer)
+    def _judge(self, prompt: str, answer: str) -> Verdict:
+        argument = self.read(answer)
         try:
-            found = self.function.call(prompt, given)
+            result = self.function.call(prompt, argument)
         except Exception as error:
-            raise self._wrong(f"raised {type(error).__name__}: {' '.join(str(error).split())}", prompt) from error
-        if isinstance(found, Verdict):
-            return self._plain(found, prompt)
-        if not isinstance(found, Mapping) or not found:
-            raise self._wrong(f"returned {shown(found)}, expected a dictionary of at least one condition", prompt)
-        for condition, met in found.items():
-            # Comparisons of numpy's numbers are no bool of Python's.
-            if not isinstance(condition, str) or not isinstance(met, bool | np.bool_):
-                what = f"returned {shown(condition)}: {shown(met)}, expected a condition's name and True or False"
-                raise self._wrong(what, prompt)
-        met = tuple(map(bool, found.values()))
-        return Verdict(met, share(met), naming([condition for condition, fine in found.items() if not fine]))
+            raise self._error(f"raised {type(error).__name__}: {' '.join(str(error).split())}", prompt) from error
+        if isinstance(result, Verdict):
+            return self._normalized(result, prompt)
+        if not isinstance(result, Mapping) or not result:
+            raise self._error(f"returned {shown(result)}, expected a dictionary of at least one condition", prompt)
+        for condition, is_met in result.items():
+            # Comparisons of numpy numbers give numpy's bool, not Python's.
+            if not isinstance(condition, str) or not isinstance(is_met, bool | np.bool_):
+                problem = f"returned {shown(condition)}: {shown(is_met)}, expected a condition's name and True or False"
+                raise self._error(problem, prompt)
+        conditions_met = tuple(map(bool, result.values()))
+        return Verdict(
+            conditions_met,
+            met_share(conditions_met),
+            failure_critique([condition for condition, fine in result.items() if not fine]),
+        )
 
-    def _plain(self, found: Verdict, prompt: str) -> Verdict:
-        """A verdict of the user's in Python's own types, as it is stored."""
-        if not all(isinstance(met, bool | np.bool_) for met in found.met) or bool(found.met) == found.failed:
-            what = f"returned met={shown(found.met)}, failed={found.failed}, expected True or False for each condition"
-            raise self._wrong(what, prompt)
-        score = found.score
+    def _normalized(self, verdict: Verdict, prompt: str) -> Verdict:
+        """The user's verdict in Python's types, in which it is stored."""
+        if (
+            not all(isinstance(is_met, bool | np.bool_) for is_met in verdict.met)
+            or bool(verdict.met) == verdict.failed
+        ):
+            problem = (
+                f"returned met={shown(verdict.met)}, failed={verdict.failed}, expected True or False for each condition"
+            )
+            raise self._error(problem, prompt)
+        score = verdict.score
         if not isinstance(score, int | float | np.number) or not math.isfinite(score):
-            raise self._wrong(f"returned a score of {shown(score)}, expected a finite number", prompt)
-        return Verdict(tuple(map(bool, found.met)), float(score), str(found.critique), bool(found.failed))
+            raise self._error(f"returned a score of {shown(score)}, expected a finite number", prompt)
+        return Verdict(tuple(map(bool, verdict.met)), float(score), str(verdict.critique), bool(verdict.failed))
 
-    def _wrong(self, what: str, prompt: str) -> ConfigError:
+    def _error(self, problem: str, prompt: str) -> ConfigError:
         return ConfigError(
-            f"the verifier's function {what}",
+            f"the verifier's function {problem}",
             where=f"{self.function.where}, prompt {shown(prompt)}",
             fix='return a True or False for each condition, as in {"short": len(answer) < 100}',
         )
@@ -124,34 +133,34 @@ class FunctionVerifier:
 
 @dataclass(frozen=True)
 class RewardVerifier:
-    """One condition: the reward is at least a threshold. The score is the logistic of what lies between them."""
+    """A verifier whose one condition is a minimum reward; the score is the logistic of the difference."""
 
     reward: Reward
     threshold: float
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """A verdict for each prompt and its answer; errors as the reward's."""
+        """The verdict on every prompt's answer; raises the reward's errors."""
         rewards = self.reward(prompts, [[answer] for answer in answers])
-        return [self._one(reward) for (reward,) in rewards]
+        return [self._judge(reward) for (reward,) in rewards]
 
-    def _one(self, reward: float) -> Verdict:
-        met = reward >= self.threshold
+    def _judge(self, reward: float) -> Verdict:
+        is_met = reward >= self.threshold
         # The logistic, without an exponential that overflows.
         score = 0.5 + 0.5 * math.tanh((reward - self.threshold) / 2)
-        wanted = f"the reward is {reward:.3g}, expected at least {self.threshold:.3g}"
-        return Verdict((met,), score, "" if met else naming([wanted]))
+        failure = f"the reward is {reward:.3g}, expected at least {self.threshold:.3g}"
+        return Verdict((is_met,), score, "" if is_met else failure_critique([failure]))
 
 
 @dataclass(frozen=True)
 class NoisyVerifier:
-    """Another verifier with conditions turned wrong at random, each by itself: what a wrong verifier does to a learner.
+    """A verifier with randomly flipped conditions, for experiments on how a wrong verifier affects a learner.
 
-    A verdict of which none is turned stays as it is. In others the score is the share of conditions that seem met,
-    and the critique has the places of those that do not: their names would give away which of them are turned.
+    A verdict without flipped conditions stays unchanged. Otherwise the score is the share of conditions that seem met,
+    and the critique lists the numbers of the others: their names would show which of them are flipped.
 
     Args:
-        rate: probability that a condition is turned, in [0, 1].
-        seed: with the prompt and the answer, decides which.
+        rate: probability that a condition is flipped, in [0, 1]; conditions are flipped independently.
+        seed: decides the flipped conditions, together with the prompt and the answer.
     """
 
     verifier: Verifier
@@ -160,16 +169,20 @@ class NoisyVerifier:
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         verdicts = self.verifier(prompts, answers)
-        return [self._one(*each) for each in zip(prompts, answers, verdicts, strict=True)]
+        return [self._judge(*row) for row in zip(prompts, answers, verdicts, strict=True)]
 
-    def _one(self, prompt: str, answer: str, verdict: Verdict) -> Verdict:
-        met = tuple(fine != self._turned(prompt, answer, place) for place, fine in enumerate(verdict.met))
-        if met == verdict.met:
+    def _judge(self, prompt: str, answer: str, verdict: Verdict) -> Verdict:
+        conditions_met = tuple(
+            fine != self._is_flipped(prompt, answer, index) for index, fine in enumerate(verdict.met)
+        )
+        if conditions_met == verdict.met:
             return verdict
-        failing = [f"condition {place} of {len(met)}" for place, fine in enumerate(met, 1) if not fine]
-        return Verdict(met, share(met), naming(failing))
+        failing = [
+            f"condition {number} of {len(conditions_met)}" for number, fine in enumerate(conditions_met, 1) if not fine
+        ]
+        return Verdict(conditions_met, met_share(conditions_met), failure_critique(failing))
 
-    def _turned(self, prompt: str, answer: str, place: int) -> bool:
-        text = json.dumps([self.seed, place, prompt, answer]).encode()
-        drawn = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest())
-        return drawn < self.rate * 2**48
+    def _is_flipped(self, prompt: str, answer: str, index: int) -> bool:
+        text = json.dumps([self.seed, index, prompt, answer]).encode()
+        bits = int.from_bytes(hashlib.blake2b(text, digest_size=6).digest())
+        return bits < self.rate * 2**48

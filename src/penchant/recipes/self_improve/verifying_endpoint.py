@@ -15,7 +15,7 @@ from penchant.errors import ConfigError
 from penchant.evaluation.endpoint import Endpoint, Unanswered
 from penchant.evaluation.judges import fill
 from penchant.evaluation.kept_answers import KeptAnswers
-from penchant.recipes.self_improve.verifying import Verdict, naming, share
+from penchant.recipes.self_improve.verifying import Verdict, failure_critique, met_share
 
 CONDITIONS = """Someone will answer the message below. List the conditions that a good answer must meet: two to six
 short statements, each of which can be checked by reading the answer alone, and each about something else.
@@ -41,17 +41,17 @@ Reply with JSON and nothing else. Keep the conditions in their order and repeat 
 a sentence or two what to change so that all are met:
 {"conditions": [{"condition": "...", "met": true}], "critique": "..."}"""
 
-MOST_CONDITIONS = 10
-"""A list that is longer was not what was asked for."""
+MAX_CONDITIONS = 10
+"""Maximum number of conditions; a longer list is an invalid reply."""
 FAILED = Verdict((), 0.0, "", failed=True)
 
 
 @dataclass(frozen=True)
 class EndpointVerifier:
-    """An OpenAI-compatible model; what it says is kept on disk, failures are not.
+    """A verifier that asks an OpenAI-compatible model; replies are cached on disk, failures are not.
 
     Raises:
-        ConfigError: the configuration has a template, which is for comparing two answers.
+        ConfigError: the configuration has a prompt template, which is for comparing two answers.
     """
 
     config: JudgeConfig
@@ -59,71 +59,73 @@ class EndpointVerifier:
     def __post_init__(self) -> None:
         if self.config.prompt is not None:
             raise ConfigError(
-                "the verifier's questions are its own", where=self.config.prompt, fix="leave the judge's prompt out"
+                "the verifier has fixed prompts", where=self.config.prompt, fix="leave the judge's prompt out"
             )
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """A verdict for each prompt and its answer, `FAILED` where no reply to the last attempt can be read.
+        """The verdict on every prompt's answer; `FAILED` if no reply can be read after all retries.
 
         Raises:
             ConfigError: the endpoint refuses the key, the model or the address.
         """
         with (
-            closing(KeptAnswers(f"verifier {self.config.url} {self.config.model}", cache_folder())) as kept,
+            closing(KeptAnswers(f"verifier {self.config.url} {self.config.model}", cache_folder())) as cache,
             ThreadPoolExecutor(self.config.parallel) as pool,
         ):
-            # Each prompt once: all of its answers are judged by the same conditions.
+            # Every prompt is asked once, so that all of its answers are judged by the same conditions.
             distinct = list(dict.fromkeys(prompts))
-            derived = pool.map(lambda prompt: self._conditions(prompt, kept), distinct)
+            derived = pool.map(lambda prompt: self._conditions(prompt, cache), distinct)
             conditions = dict(zip(distinct, derived, strict=True))
 
             def judge(prompt: str, answer: str) -> Verdict:
-                found = conditions[prompt]
-                return FAILED if found is None else self._judge(prompt, answer, found, kept)
+                prompt_conditions = conditions[prompt]
+                return FAILED if prompt_conditions is None else self._judge(prompt, answer, prompt_conditions, cache)
 
             return list(pool.map(judge, prompts, answers))
 
-    def _conditions(self, prompt: str, kept: KeptAnswers) -> list[str] | None:
-        return self._ask(fill(CONDITIONS, prompt=prompt), read_conditions, kept)
+    def _conditions(self, prompt: str, cache: KeptAnswers) -> list[str] | None:
+        return self._ask(fill(CONDITIONS, prompt=prompt), read_conditions, cache)
 
-    def _judge(self, prompt: str, answer: str, conditions: Sequence[str], kept: KeptAnswers) -> Verdict:
-        numbered = "\n".join(f"{place}. {condition}" for place, condition in enumerate(conditions, 1))
+    def _judge(self, prompt: str, answer: str, conditions: Sequence[str], cache: KeptAnswers) -> Verdict:
+        numbered = "\n".join(f"{number}. {condition}" for number, condition in enumerate(conditions, 1))
         question = fill(JUDGE, prompt=prompt, answer=answer, conditions=numbered)
-        found = self._ask(question, lambda reply: read_judgement(reply, conditions), kept)
-        if found is None:
+        judgement = self._ask(question, lambda reply: read_judgement(reply, conditions), cache)
+        if judgement is None:
             return FAILED
-        met, critique = found
-        named = naming([condition for condition, fine in zip(conditions, met, strict=True) if not fine])
-        return Verdict(tuple(met), share(met), critique or named)
+        conditions_met, critique = judgement
+        failures = failure_critique(
+            [condition for condition, fine in zip(conditions, conditions_met, strict=True) if not fine]
+        )
+        return Verdict(tuple(conditions_met), met_share(conditions_met), critique or failures)
 
-    def _ask(self, question: str, read: Callable[[str], list[Any] | None], kept: KeptAnswers) -> list[Any] | None:
-        # Half of a surrogate pair, which a model's answer may end in, can neither be kept nor sent.
+    def _ask(self, question: str, read: Callable[[str], list[Any] | None], cache: KeptAnswers) -> list[Any] | None:
+        # Half of a surrogate pair, which a model's answer may end in, can neither be stored nor sent.
         question = question.encode(errors="replace").decode()
-        found = kept.get(question)
-        if found is None:
+        answer = cache.get(question)
+        if answer is None:
             try:
-                found = Endpoint(self.config).ask(question, read)
+                answer = Endpoint(self.config).ask(question, read)
             except Unanswered:
                 return None
-            kept.keep([(question, found)])
-        return found
+            cache.keep([(question, answer)])
+        return answer
 
 
 def read_conditions(reply: str) -> list[str] | None:
-    """The statements of the last list of texts in a reply, or of an object's "conditions"; None where there is none."""
+    """The conditions in the last JSON list of texts, or object with "conditions", of a reply; None without one."""
     for value in reversed(list(_values(reply))):
         items = value.get("conditions") if isinstance(value, dict) else value
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
             statements = list(dict.fromkeys(clean for item in items if (clean := _clean(item))))
-            if 0 < len(statements) <= MOST_CONDITIONS:
+            if 0 < len(statements) <= MAX_CONDITIONS:
                 return statements
     return None
 
 
 def read_judgement(reply: str, conditions: Sequence[str]) -> list[Any] | None:
-    """[whether each condition is met, critique] of the last judgement of all conditions in a reply; None without one.
+    """[whether each condition is met, critique] from the last complete judgement in a reply; None without one.
 
-    Conditions that are repeated word for word count by their words, others by their places.
+    Conditions that are repeated word for word are matched by their words, others by their order.
     """
     for value in reversed(list(_values(reply))):
         items = value.get("conditions") if isinstance(value, dict) else None
@@ -131,33 +133,33 @@ def read_judgement(reply: str, conditions: Sequence[str]) -> list[Any] | None:
             continue
         if not all(isinstance(item, dict) and isinstance(item.get("met"), bool) for item in items):
             continue
-        met = [item["met"] for item in items]
-        named = dict(zip((str(item.get("condition")) for item in items), met, strict=True))
-        if named.keys() == set(conditions):
-            met = [named[condition] for condition in conditions]
+        conditions_met = [item["met"] for item in items]
+        by_condition = dict(zip((str(item.get("condition")) for item in items), conditions_met, strict=True))
+        if by_condition.keys() == set(conditions):
+            conditions_met = [by_condition[condition] for condition in conditions]
         critique = value.get("critique")
-        return [met, _clean(critique) if isinstance(critique, str) else ""]
+        return [conditions_met, _clean(critique) if isinstance(critique, str) else ""]
     return None
 
 
 def _values(reply: str) -> Iterator[Any]:
-    """Every JSON object and list in a text, outermost only."""
-    decoder, place = json.JSONDecoder(), 0
-    while place < len(reply):
-        if reply[place] in "{[":
+    """The outermost JSON objects and lists in a text."""
+    decoder, position = json.JSONDecoder(), 0
+    while position < len(reply):
+        if reply[position] in "{[":
             try:
-                value, place = decoder.raw_decode(reply, place)
+                value, position = decoder.raw_decode(reply, position)
                 yield value
             except json.JSONDecodeError as error:
-                place = max(place + 1, error.pos)
+                position = max(position + 1, error.pos)
             except ValueError:  # a number of thousands of digits
-                place += 1
+                position += 1
             except RecursionError:  # nothing but brackets
                 return
         else:
-            place += 1
+            position += 1
 
 
 def _clean(text: str) -> str:
-    """One line, without halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
+    """The text as one line, without halves of surrogate pairs, which JSON allows and tokenizers reject."""
     return " ".join(text.encode(errors="replace").decode().split())
