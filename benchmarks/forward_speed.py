@@ -29,10 +29,10 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.allocator import keep_freed_memory
-from penchant.engine.distribution import World
-from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import choose_scorer, micro_batches, sample_groups, score_groups
+from penchant.models.loading import load_model, load_tokenizer
 
 BUDGET = 8192
 PAIRS = WORKLOADS["pairs"]

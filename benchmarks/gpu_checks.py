@@ -39,7 +39,7 @@ from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
 from penchant.data.trees import TreeBatch, pack  # noqa: E402
 from penchant.engine import attention  # noqa: E402
-from penchant.engine.lean import fuse_layers  # noqa: E402
+from penchant.engine.kernels.layer_fusion import fuse_layers  # noqa: E402
 from penchant.engine.scoring import precision  # noqa: E402
 from penchant.engine.tree import TreeScorer  # noqa: E402
 from penchant.engine.tree_plan import TreePlan  # noqa: E402
@@ -193,7 +193,7 @@ def run_rows(device: torch.device, folder: Path) -> list[Row]:
 
 def verb(device: torch.device, *words: str) -> Row:
     """Whether a command fails."""
-    from penchant.cli import main as penchant
+    from penchant.cli.main import main as penchant
 
     code: Any = 0
     try:

@@ -99,7 +99,7 @@ def measure(file: Path) -> None:
     """In a process of its own: train, and print the peak over the counted steps and each one's seconds."""
     import time
 
-    from penchant.config import load_config
+    from penchant.config.run import load_config
     from penchant.engine.allocator import keep_freed_memory
     from penchant.training.loop import Loop
     from penchant.training.run import train

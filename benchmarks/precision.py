@@ -23,11 +23,11 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.lean import fuse_layers
-from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import precision
 from penchant.engine.tree import TreeScorer
+from penchant.models.loading import load_model, load_tokenizer
 
 CPU = torch.device("cpu")
 

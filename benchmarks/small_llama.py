@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from penchant.config import parse_config
+from penchant.config.run import parse_config
 from penchant.data.groups import PreferenceGroup
 from penchant.data.writing import write_groups
 from penchant.recipes.small_llama import Sizes, build_small_llama

@@ -10,13 +10,13 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from penchant.config import RunConfig
-from penchant.config_objective import describe_objective
+from penchant.config.objective import describe_objective
+from penchant.config.run import RunConfig
 from penchant.objectives import OBJECTIVES, Needs, Objective
 
 HEAD = """# Configuration
 
-Every key of a run's YAML, from the types in `src/penchant/config.py` (this page is generated: `python
+Every key of a run's YAML, from the types in `src/penchant/config/run.py` (this page is generated: `python
 docs/generate.py`). On the command line a key is a dotted path: `penchant train run.yaml training.learning_rate=1e-6`.
 `data: FILE` is short for `data: {train: FILE}`.
 """

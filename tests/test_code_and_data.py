@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penchant.cli import run
+from penchant.cli.main import run
 
 OBJECTIVE = """
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ def test_data_verbs_run_none(tiny_pairs, marker, tmp_path):
     (folder / "pairs.jsonl").write_bytes(tiny_pairs.read_bytes())
     for name in ("data.py", "pairs.py", "__init__.py", "conftest.py", "sitecustomize.py"):
         (folder / name).write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
-    script = "import sys; from penchant.cli import run; sys.path.pop(0); sys.exit(run(sys.argv[1:]))"
+    script = "import sys; from penchant.cli.main import run; sys.path.pop(0); sys.exit(run(sys.argv[1:]))"
     for verb in (["check"], ["show"], ["audit"], ["convert", "--output", str(tmp_path / "out.jsonl")]):
         process = subprocess.run(
             [sys.executable, "-c", script, "data", verb[0], folder, *verb[1:]],

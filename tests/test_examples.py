@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.training.run import train
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -49,8 +49,8 @@ def scored_pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> 
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A reward model folder with random weights."""
-    from penchant.engine.loading import load_tokenizer
-    from penchant.engine.reward_model import start_reward_model
+    from penchant.models.loading import load_tokenizer
+    from penchant.models.reward_model import start_reward_model
 
     folder = tmp_path_factory.mktemp("reward") / "model"
     start_reward_model(str(tiny_model)).save_pretrained(folder)

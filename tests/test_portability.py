@@ -45,11 +45,11 @@ for found in pkgutil.walk_packages(penchant.__path__, "penchant."):
         failed.append(f"{{found.name}}: {{error!r}}")
 assert not failed, failed
 from penchant.engine.memory import available_bytes, peak_process_bytes
-from penchant.comparison.costs import cost_of
+from penchant.comparison.design import cost_of
 from pathlib import Path
 assert available_bytes(torch.device("cpu")) > 1 << 20
 assert cost_of(Path("nowhere"))["peak_memory_mb"] >= 0
-from penchant.cli import run
+from penchant.cli.main import run
 sys.platform = platform  # the console library asks Windows itself
 sys.exit(run(["--help"]))
 """

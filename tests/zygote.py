@@ -28,7 +28,8 @@ HEAVY = ("peft", "diffusers", "torch.distributed.checkpoint", "transformers.mode
 def import_all() -> None:
     """Import all modules that the command line imports at some point."""
     sys.path[0] = os.getcwd()  # as with -m
-    from penchant import cli, recipes
+    from penchant import recipes
+    from penchant.cli import main as cli
 
     # It sets the environment that libraries read when they are imported.
     sys.argv = ["penchant", "--version"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from penchant.evaluation.agreeing_seeds import FAMILY_LEVEL, METHOD_LEVEL, share_of_level
+from penchant.evaluation.variance_components import FAMILY_LEVEL, METHOD_LEVEL, share_of_level
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from penchant.evaluation.comparisons import across_seeds
-from penchant.evaluation.length_control import length_controlled
 from penchant.evaluation.seed_means import mean_over_seeds
 from penchant.evaluation.statistics import mean_of_shares, proportion
+from penchant.evaluation.win_rate import length_controlled
 from penchant.recipes.self_improve.gate import choose_served
 
 Floats = NDArray[np.float64]

@@ -54,7 +54,7 @@ def main() -> None:
     task, out = Task.read(sys.argv[1]), sys.argv[2]
     os.environ["PENCHANT_CACHE"] = str(Path(task.work) / "cache")
 
-    from penchant.cli import main as penchant
+    from penchant.cli.main import main as penchant
     from penchant.engine.tree import TreeScorer
     from penchant.training import model
     from penchant.training.loop import Loop

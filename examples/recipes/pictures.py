@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from penchant.config import TrainingConfig
+from penchant.config.run import TrainingConfig
 from penchant.recipes.self_improve.shapes import TASKS, draw_prompts, prompts, render, unique_prompts
 from penchant.recipes.self_improve.small_denoiser import Batch, build_denoiser, train_denoiser
 

@@ -14,8 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-from penchant.config import parse_config
-from penchant.recipes import world
+from penchant.config.run import parse_config
+from penchant.recipes import demo_world as world
 from penchant.training.run import train
 
 TEXTS, PRETRAINING, DEMONSTRATIONS, TUNING = 4000, 400, 2000, 200

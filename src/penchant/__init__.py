@@ -21,8 +21,8 @@ _WHERE = {
     "Output": "penchant.objectives",
     "PenchantError": "penchant.errors",
     "PreferenceGroup": "penchant.data.groups",
-    "RunConfig": "penchant.config",
-    "Sampling": "penchant.evaluation.generation",
+    "RunConfig": "penchant.config.run",
+    "Sampling": "penchant.evaluation.answering",
     "Sum": "penchant.objectives",
     "answer": "penchant.evaluation.answering",
     "bootstrap_mean": "penchant.evaluation.statistics",
@@ -30,9 +30,9 @@ _WHERE = {
     "compare": "penchant.comparison.run",
     "evaluate_preferences": "penchant.evaluation.preferences",
     "load_bench": "penchant.comparison.config",
-    "load_config": "penchant.config",
+    "load_config": "penchant.config.run",
     "open_reward": "penchant.evaluation.rewards",
-    "parse_config": "penchant.config",
+    "parse_config": "penchant.config.run",
     "rank": "penchant.evaluation.ranking",
     "read_groups": "penchant.data.reading",
     "score": "penchant.evaluation.held_out",
@@ -45,7 +45,7 @@ _WHERE = {
 if TYPE_CHECKING:
     from penchant.comparison.config import load_bench
     from penchant.comparison.run import compare
-    from penchant.config import RunConfig, load_config, parse_config
+    from penchant.config.run import RunConfig, load_config, parse_config
     from penchant.data.checks import check_groups
     from penchant.data.groups import PreferenceGroup
     from penchant.data.reading import read_groups
@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from penchant.data.tokenization import tokenize_groups
     from penchant.data.writing import write_groups
     from penchant.errors import ConfigError, DataError, ModelError, PenchantError
-    from penchant.evaluation.answering import answer
-    from penchant.evaluation.generation import Sampling
+    from penchant.evaluation.answering import Sampling, answer
     from penchant.evaluation.held_out import score
     from penchant.evaluation.preferences import evaluate_preferences
     from penchant.evaluation.ranking import rank

@@ -1,5 +1,5 @@
 """`python -m penchant` is the command line."""
 
-from penchant.cli import main
+from penchant.cli.main import main
 
 main()

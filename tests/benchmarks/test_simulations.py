@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from penchant.evaluation.comparisons import holm, paired_difference
-from penchant.evaluation.detectable import detectable_difference
-from penchant.evaluation.variance_components import Variances
+from penchant.evaluation.variance_components import Variances, detectable_difference
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

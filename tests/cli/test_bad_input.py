@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penchant.cli import run
+from penchant.cli.main import run
 
 Refused = Callable[..., str]
 ROW = {"prompt": "the old cat", "chosen": " sees a dog", "rejected": " runs"}
@@ -481,7 +481,7 @@ class TestCommandLine:
 
 def test_configuration_of_these_tests_is_otherwise_valid(write_config):
     """Else the refusals above could have another cause."""
-    from penchant.config import load_config
+    from penchant.config.run import load_config
 
     file = write_config()
     assert load_config(file).output == yaml.safe_load(file.read_text())["output"]

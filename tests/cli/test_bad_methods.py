@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from penchant.cli import run
+from penchant.cli.main import run
 
 REWARDS = """
 def raises(prompt, responses):

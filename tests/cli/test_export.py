@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 
@@ -66,7 +66,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(arguments, says, model, tin
 
 def test_a_file_larger_than_may_be_leaves_nothing(model, tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
-    code = limit + "from penchant.cli import run; sys.exit(run(sys.argv[1:]))"
+    code = limit + "from penchant.cli.main import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "export", str(model), str(tmp_path / "a.gguf")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.engine import scoring
-from penchant.engine.heads import PreferenceHead, save_head
-from penchant.evaluation.tool_calls import edge
+from penchant.evaluation.tool_calls import latency as edge
+from penchant.models.preference_head import PreferenceHead, save_head
 
 # Refuses what is said of a river; a pair of variables says which of two errors it raises.
 TEMPLATE = (

@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_groups
-from penchant.engine.distribution import World
-from penchant.engine.frozen import FrozenModel
-from penchant.engine.loading import load_tokenizer
+from penchant.engine.distributed import World
+from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import choose_scorer, sample_groups
+from penchant.models.loading import load_tokenizer
 
 ROUNDS = re.compile(
     r"bfloat16 rounds the model's numbers \(log-probs in nats, rewards\) by up to ([\d.e-]+) on a sample"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penchant.cli import run
-from penchant.config import load_config
-from penchant.engine.heads import load_head
+from penchant.cli.main import run
+from penchant.config.run import load_config
+from penchant.models.preference_head import load_head
 from penchant.training import loop
 from penchant.training.loop import Interrupted
 from penchant.training.run import train
@@ -135,7 +135,7 @@ def test_resumed_it_comes_to_the_same_head(folders, configs, tmp_path, monkeypat
 def test_export_says_that_the_head_is_left_out(tmp_path, tiny_pairs, capsys):
     import torch
 
-    from penchant.engine.heads import PreferenceHead, save_head
+    from penchant.models.preference_head import PreferenceHead, save_head
     from penchant.recipes.small_llama import Sizes, build_small_llama
 
     build_small_llama(tmp_path / "model", ["the old cat sees a big dog"], Sizes(300, 40, 2, 2, 64), seed=0)

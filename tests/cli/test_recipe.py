@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penchant.cli import run
+from penchant.cli.main import run
 
 
 @pytest.fixture

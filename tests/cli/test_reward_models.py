@@ -11,10 +11,10 @@ import transformers as hf
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from penchant.cli import run
-from penchant.config import load_config
+from penchant.cli.main import run
+from penchant.config.run import load_config
 from penchant.data.reading import read_groups
-from penchant.engine.loading import load_tokenizer
+from penchant.models.loading import load_tokenizer
 from penchant.training.run import train
 
 

@@ -11,9 +11,9 @@ from rich.console import Console, Group
 from rich.table import Table
 
 import penchant
-from penchant import cli_output
-from penchant.cli import run
-from penchant.cli_output import deliver
+from penchant.cli import output as cli_output
+from penchant.cli.main import run
+from penchant.cli.output import deliver
 
 NOUNS = ["cat", "dog", "tree", "river", "house", "bird", "big"]
 LONG = "a_variant_with_a_name_that_is_longer_than_the_column_it_stands_in_and_has_no_space"

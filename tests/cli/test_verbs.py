@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from penchant.cli import run
+from penchant.cli.main import run
 
 Typed = Callable[..., tuple[str, str]]
 ESTIMATE = {"value", "low", "high", "n"}
@@ -117,7 +117,7 @@ class TestTrain:
 class TestPlan:
     @pytest.fixture(autouse=True)
     def _quickly(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("penchant.training.plan.SECONDS", 0.02)
+        monkeypatch.setattr("penchant.planning.plan.SECONDS", 0.02)
 
     def test_json(self, answered, write_config):
         document = answered("plan", write_config(), "training.max_steps=3")
@@ -306,7 +306,7 @@ class TestData:
 
 def test_the_command_line_starts_without_the_heavy_libraries():
     heavy = "torch transformers datasets peft matplotlib pandas pyarrow"
-    code = f"import sys, penchant.cli; print(*(set('{heavy}'.split()) & sys.modules.keys()))"
+    code = f"import sys, penchant.cli.main; print(*(set('{heavy}'.split()) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == []
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from penchant.comparison import run as running
-from penchant.config import RunConfig
+from penchant.config.run import RunConfig
 from penchant.errors import TrainingError
 from penchant.training.run import train
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from penchant.comparison.pair_values import first_of_prompt
-from penchant.comparison.results import Cell, Comparison
+from penchant.comparison.results_cache import Cell, Comparison
 from penchant.comparison.summary import summarise
 from penchant.data.groups import PreferenceGroup
-from penchant.evaluation.by_prompt import by_prompt
 from penchant.evaluation.comparisons import paired_difference
+from penchant.evaluation.seed_means import by_prompt
 
 DRAW = np.random.default_rng(3)
 PROMPTS = np.array([-0.9, -0.6, 0.1, 0.4, 0.6, 1.1, 1.5, 1.8])

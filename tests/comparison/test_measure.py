@@ -15,15 +15,15 @@ from transformers import AutoModelForCausalLM
 from penchant.comparison import run as running
 from penchant.comparison.config import Measure, load_bench
 from penchant.comparison.measure import DEFINITIONS, Yardstick
-from penchant.config import parse_config
+from penchant.config.run import parse_config
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_prompts
-from penchant.engine.distribution import World, local_device
-from penchant.engine.loading import load_tokenizer
+from penchant.engine.distributed import World, local_device
 from penchant.engine.sampling import Sampling, sample
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import evaluate_preferences
+from penchant.models.loading import load_tokenizer
 
 WORDS = ["the", "old", "cat", "sees", "a", "big", "dog", "then"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from penchant.cli import run
+from penchant.cli.main import run
 
 KEY = "sk-planted-0123456789"
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from penchant.comparison.results import Cell, Comparison
+from penchant.comparison.results_cache import Cell, Comparison
 from penchant.comparison.summary import summarise
 from penchant.comparison.write import how
 

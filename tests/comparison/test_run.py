@@ -18,13 +18,13 @@ from penchant.comparison import run as running
 from penchant.comparison.config import load_bench
 from penchant.comparison.run import compare
 from penchant.comparison.write import write_comparison
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.reading import read_groups
-from penchant.engine.distribution import World, local_device
-from penchant.engine.folder_lock import folder_lock
+from penchant.engine.distributed import World, local_device
 from penchant.errors import ConfigError, DiskFullError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import evaluate_preferences
+from penchant.storage.files import folder_lock
 from penchant.training.run import train
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from penchant.comparison.results import Cell, Comparison
+from penchant.comparison.results_cache import Cell, Comparison
 from penchant.comparison.summary import summarise
 from penchant.evaluation.statistics import Estimate, mean_of_shares
 

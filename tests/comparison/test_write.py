@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from penchant.comparison.results import Cell, Comparison
+from penchant.comparison.results_cache import Cell, Comparison
 from penchant.comparison.summary import summarise
 from penchant.comparison.write import to_markdown
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from penchant.cli import run
-from penchant.config import parse_config
+from penchant.cli.main import run
+from penchant.config.run import parse_config
 from penchant.data.as_chat import PLAIN_TEXT, AsChat, bare_as_messages, is_bare
 from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, PreferenceGroup

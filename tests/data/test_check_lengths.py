@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.data.check_lengths import share_of_pairs
+from penchant.data.check_findings import share_of_pairs
 from penchant.data.check_report import LengthBias, Share
 from penchant.data.checks import check_groups
 from penchant.data.groups import PreferenceGroup

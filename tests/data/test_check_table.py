@@ -6,8 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from penchant.data.check_report import CheckReport
-from penchant.data.check_table import render
+from penchant.data.check_report import CheckReport, render
 from penchant.data.checks import check_groups
 from penchant.data.groups import PreferenceGroup
 

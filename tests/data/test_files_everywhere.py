@@ -15,13 +15,13 @@ import pyarrow.parquet
 import pytest
 
 from penchant.data.files import COMPRESSIONS, READERS, read_rows, unread_files
-from penchant.data.interactions import read_interactions, read_titles
 from penchant.data.reading import read_groups
 from penchant.errors import DataError
 from penchant.evaluation.answering import names_a_file
 from penchant.evaluation.choices_readers import read_questions
-from penchant.evaluation.rating_sheet import read_sheet
 from penchant.evaluation.tool_calls.questions import read_bfcl
+from penchant.recipes.dialogue.rating_sheet import read_sheet
+from penchant.recipes.recommend.histories import read_interactions, read_titles
 from penchant.recipes.texts import Passage, read_passages
 
 Rows = list[dict[str, Any]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from penchant.data.groups import PreferenceGroup
-from penchant.data.mismatch import add_mismatched
+from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.errors import DataError
 from penchant.training.batches import group_facts

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.data.checks import check_groups
 from penchant.data.groups import Message, PreferenceGroup, Text
 from penchant.data.overlaps import first_user_turn, overlapping_prompts, prefix_digests, turns_of

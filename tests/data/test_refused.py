@@ -10,12 +10,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import Rendering
 from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenization import readable_prompts, tokenize_groups
-from penchant.engine.distribution import World, local_device
+from penchant.engine.distributed import World, local_device
 from penchant.errors import DataError
 from penchant.evaluation.answering import answerable_prompts, distinct_prompts
 from penchant.evaluation.held_out import Reading, score

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.data.groups import PreferenceGroup
 from penchant.data.reading import read_groups
 from penchant.data.review import Review

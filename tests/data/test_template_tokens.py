@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from chat_shapes import CHATML, SHAPES
 
-from penchant.data.check_template import template_fault
+from penchant.data.checks import template_fault
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import Rendering
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.template_tokens import TemplateTokens
+from penchant.data.template import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, turn_end
 
 EVERY = pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
@@ -108,7 +108,7 @@ def test_a_changed_token_or_template_refreshes_the_cache() -> None:
 
 @EVERY
 def test_sampled_texts_keep_their_content_tokens(shape: Any) -> None:
-    from penchant.evaluation.generation import text_after
+    from penchant.evaluation.answering import text_after
 
     tokenizer = shape.tokenizer()
     prompt = np.array(tokenizer("next: ", add_special_tokens=False)["input_ids"])

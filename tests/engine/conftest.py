@@ -14,9 +14,9 @@ import transformers as hf
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine import one_kernel
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.lean import fuse_layers
+from penchant.engine.kernels import compiled as one_kernel
+from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from penchant.engine.grammars import Grammars
-from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.sampling import Sampling, sample
 from penchant.errors import ConfigError, ModelError
+from penchant.models.loading import load_model, load_tokenizer
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 SHORT = 'start: "yes" | "no" ("pe" | "")'

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.data.mismatch import add_mismatched
+from penchant.data.second_reading import add_mismatched
 from penchant.data.trees import pack
-from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE
-from penchant.engine.lean import fuse_layers
-from penchant.engine.reference_cache import ReferenceCache
+from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.scoring import choose_scorer
 from penchant.engine.tree import TreeScorer
 from penchant.evaluation.choices_scoring import without_end
 from penchant.evaluation.held_out import scored_groups
+from penchant.recipes.recommend.catalogue import pack_trie
+from penchant.storage.caches import ReferenceCache
 from penchant.training.inputs import _fingerprint
 
 SHAPES = [(9, (14, 7)), (1, (9, 3, 5)), (30, (25,))]

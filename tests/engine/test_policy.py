@@ -7,11 +7,11 @@ import torch
 import transformers as hf
 from safetensors import safe_open
 
-from penchant.engine.distribution import World
-from penchant.engine.loading import load_model, load_tokenizer
+from penchant.engine.distributed import World
 from penchant.engine.policy import Policy
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ConfigError
+from penchant.models.loading import load_model, load_tokenizer
 
 ALONE = World(0, 1, torch.device("cpu"))
 IDS = torch.tensor([[4, 5, 6, 7, 8]])

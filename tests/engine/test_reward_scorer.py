@@ -9,15 +9,14 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.config import load_config
-from penchant.config_reward import RewardConfig
+from penchant.config.reward import RewardConfig
+from penchant.config.run import load_config
 from penchant.data.trees import pack
-from penchant.engine.loading import load_tokenizer
-from penchant.engine.reward_model import load_reward_model, start_reward_model
-from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
-from penchant.engine.scoring import choose_reward_scorer
+from penchant.engine.scoring import PaddedRewardScorer, TreeRewardScorer, choose_reward_scorer
 from penchant.errors import ModelError
 from penchant.evaluation.rewards import open_reward
+from penchant.models.loading import load_tokenizer
+from penchant.models.reward_model import load_reward_model, start_reward_model
 from penchant.training.report import write_run_report
 from penchant.training.run import train
 
@@ -121,7 +120,7 @@ class TestRuns:
     @pytest.mark.parametrize("freeze", [True, False])
     def test_a_head_beside_its_model(self, write_config, tiny_model, freeze):
         """The saved head orders the held-out pairs as in training; a frozen model is unchanged."""
-        from penchant.engine.heads import load_head
+        from penchant.models.preference_head import load_head
 
         file = write_config(
             objective={"name": "preference_head"},

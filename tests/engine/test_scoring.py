@@ -7,12 +7,12 @@ import torch
 
 from penchant.data.trees import pack
 from penchant.engine import scoring
-from penchant.engine.distribution import World
+from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.reference_cache import ReferenceCache
 from penchant.engine.scoring import choose_scorer, precision, score_groups
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import Tiling
+from penchant.storage.caches import ReferenceCache
 
 ALONE = World(0, 1, torch.device("cpu"))
 SHAPES = [(9, (4, 7)), (1, (3,)), (30, (1, 2, 9, 5, 2)), (12, (6, 6)), (5, (8, 1, 3))]

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penchant.data.trees import pack
-from penchant.data.tries import pack_trie
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
-from penchant.engine.lean import fuse_layers
+from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import TreePlan
+from penchant.recipes.recommend.catalogue import pack_trie
 
 SHAPES = {
     "pairs": [(9, (4, 7)), (30, (12, 12))],

@@ -12,12 +12,13 @@ import torch
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine import attention, lean, rounding, tree_check
+from penchant.engine import attention, tree_check
+from penchant.engine import tree_check as rounding
+from penchant.engine.kernels import layer_fusion as lean
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.rounding import NoFloat32, in_float32, is_half
 from penchant.engine.scoring import choose_scorer, precision, sample_groups
 from penchant.engine.tree import TreeScorer
-from penchant.engine.tree_check import TreeCheck, Verdict
+from penchant.engine.tree_check import NoFloat32, TreeCheck, Verdict, in_float32, is_half
 from penchant.engine.tree_plan import Tiling, TreePlan
 
 CPU = torch.device("cpu")

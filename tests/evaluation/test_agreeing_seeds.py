@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from penchant.evaluation.agreeing_seeds import (
+from penchant.evaluation.comparisons import Difference, holm
+from penchant.evaluation.variance_components import (
+    Variances,
     adjusted_p,
     agreeing_half_width,
     agreeing_methods,
@@ -22,8 +24,6 @@ from penchant.evaluation.agreeing_seeds import (
     method_agrees,
     share_of_level,
 )
-from penchant.evaluation.comparisons import Difference, holm
-from penchant.evaluation.variance_components import Variances
 
 QUIET = Variances(seed=-0.0001, prompt=0.2, residual=0.3)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World
+from penchant.engine.distributed import World
 from penchant.engine.scoring import score_with_head
 from penchant.errors import ConfigError, DataError, ModelError
 from penchant.evaluation.choices import (
@@ -341,8 +341,8 @@ def test_a_head_chooses_as_it_ranks(tmp_path, tiny_model):
     """The real head: options are scored as `rank` scores candidates, and log-probs are those without it."""
     import shutil
 
-    from penchant.engine.heads import PreferenceHead, save_head
     from penchant.evaluation.ranking import rank
+    from penchant.models.preference_head import PreferenceHead, save_head
 
     folder = shutil.copytree(tiny_model, tmp_path / "headed")
     torch.manual_seed(0)

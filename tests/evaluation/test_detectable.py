@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penchant.evaluation.detectable import detectable_difference
-from penchant.evaluation.variance_components import Variances
+from penchant.evaluation.variance_components import Variances, detectable_difference
 
 EXPECTED = Variances(seed=0.0, prompt=1 / 6, residual=1 / 6)
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.sampling import Sampling, sample
-from penchant.evaluation.generation import ends_of, generate
+from penchant.evaluation.answering import ends_of, generate
 
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = ["<unk>", "user", "assistant", "the", "cat", "dog"]

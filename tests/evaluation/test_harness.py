@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.errors import ConfigError, DataError
-from penchant.evaluation.harness import head_lm, log_prob_lm
-from penchant.evaluation.harness_requests import Generation, by_context, rolling_windows
+from penchant.evaluation.harness import Generation, by_context, head_lm, log_prob_lm, rolling_windows
 from penchant.evaluation.held_out import Reading
 
 
@@ -267,14 +266,14 @@ class LengthHead(torch.nn.Module):
 def stub_heads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A stand-in for the preference heads; lists the folders they were loaded from."""
     folders: list[str] = []
-    module = ModuleType("penchant.engine.heads")
+    module = ModuleType("penchant.models.preference_head")
 
     def load_head(folder: str, name: str = "preference_head") -> torch.nn.Module:
         folders.append(str(folder))
         return torch.nn.Identity()
 
     module.HeadedScorer, module.load_head = LengthHead, load_head  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "penchant.engine.heads", module)
+    monkeypatch.setitem(sys.modules, "penchant.models.preference_head", module)
     return folders
 
 

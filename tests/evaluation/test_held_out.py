@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.distribution import World
+from penchant.engine.distributed import World
 from penchant.errors import DataError
 from penchant.evaluation.held_out import Reading, score
 

@@ -11,9 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from penchant.config_errors import validated
-from penchant.config_reward import JudgeConfig, RewardConfig
-from penchant.engine.reference_cache import cache_folder
+from penchant.config.reward import JudgeConfig, RewardConfig
+from penchant.config.section import validated
 from penchant.errors import ConfigError
 from penchant.evaluation import endpoint
 from penchant.evaluation.judges import (
@@ -27,6 +26,7 @@ from penchant.evaluation.judges import (
 )
 from penchant.evaluation.rewards import reward_from
 from penchant.evaluation.win_rate import win_rate
+from penchant.storage.caches import cache_folder
 
 CUT_SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
 

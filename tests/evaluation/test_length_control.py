@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from penchant.evaluation.length_control import PRECISION, length_controlled
 from penchant.evaluation.statistics import mean_of_shares
+from penchant.evaluation.win_rate import PRECISION, length_controlled
 
 
 def test_it_is_sklearns_fit_with_the_intercept_left_alone():

@@ -9,12 +9,11 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.cli import run
-from penchant.config import load_config
+from penchant.cli.main import run
+from penchant.config.run import load_config
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.loading import load_tokenizer
-from penchant.evaluation.likelihood import learnt_candidates, likelihood
-from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences
+from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences, learnt_candidates, likelihood
+from penchant.models.loading import load_tokenizer
 from penchant.training.report import write_run_report
 from penchant.training.run import train
 

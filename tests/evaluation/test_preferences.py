@@ -16,8 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, ModelError
-from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences, write_per_example
-from penchant.evaluation.preferences_table import render
+from penchant.evaluation.preferences import ScoredGroup, evaluate_preferences, render, write_per_example
 from penchant.evaluation.statistics import mean_of_shares
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.distribution import World
-from penchant.engine.heads import PreferenceHead, save_head
+from penchant.engine.distributed import World
 from penchant.errors import ModelError
-from penchant.evaluation.generation import Sampling
+from penchant.evaluation.answering import Sampling
 from penchant.evaluation.held_out import score
 from penchant.evaluation.ranking import answer_best_of, rank, rank_by_reward
+from penchant.models.preference_head import PreferenceHead, save_head
 
 ALONE = World(0, 1, torch.device("cpu"))
 GROUPS = [

@@ -9,14 +9,14 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.config_reward import RewardConfig
+from penchant.config.reward import RewardConfig
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.loading import load_tokenizer
-from penchant.engine.reward_model import start_reward_model
 from penchant.errors import ConfigError, DataError, ModelError, PenchantError
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import FunctionReward, ModelReward, open_reward, reward_from
 from penchant.evaluation.score_file import with_scores
+from penchant.models.loading import load_tokenizer
+from penchant.models.reward_model import start_reward_model
 
 CPU = torch.device("cpu")
 FUNCTIONS = """
@@ -58,7 +58,7 @@ class TestFunctions:
         assert opened(f"{file}:lengths")(["ab", "c"], [["x", "yz"], [""]]) == [[3.0, 4.0], [1.0]]
 
     def test_from_a_package(self):
-        [scores] = opened("penchant.recipes.world:true_rewards")(
+        [scores] = opened("penchant.recipes.demo_world:true_rewards")(
             ["x"], [["the film was superb .", "the film was awful ."]]
         )
         assert scores[0] > scores[1]

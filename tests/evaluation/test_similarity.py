@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from penchant.errors import ConfigError, ModelError
-from penchant.evaluation.similarity import BertScore, SentenceSimilarity
+from penchant.evaluation.text_similarity import BertScore, SentenceSimilarity
 
 PAIRS = [("a b c d", "d c a"), ("a b", "a b"), ("", "a"), ("a", " ")]
 

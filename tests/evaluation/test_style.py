@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.data.groups import PreferenceGroup
 from penchant.data.writing import write_groups
 from penchant.errors import DataError

@@ -18,8 +18,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from penchant.cli import run as penchant
-from penchant.config import parse_config
+from penchant.cli.main import run as penchant
+from penchant.config.run import parse_config
 from penchant.data.tokenized import TokenizedGroup
 from penchant.training.loop import Loop
 from penchant.training.run import train

@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from penchant.config import RunConfig
-from penchant.config_errors import validated
-from penchant.config_keys import override
-from penchant.config_section import Section
+from penchant.config.run import RunConfig
+from penchant.config.section import Section, validated
+from penchant.config.yaml_files import override
 from penchant.errors import TrainingError
 from penchant.evaluation import endpoint
 from penchant.recipes.stages import Stage

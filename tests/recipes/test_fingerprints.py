@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from penchant.config_errors import validated
-from penchant.config_reward import JudgeConfig
+from penchant.config.reward import JudgeConfig
+from penchant.config.section import validated
 from penchant.errors import DataError
 from penchant.recipes.dialogue import pipeline as dialogue
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.domain_expert import pipeline as domain_expert
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.fingerprints import judge_settings, optional_weights_fingerprint
+from penchant.recipes.reading import judge_settings
 from penchant.recipes.recommend import pipeline as recommend
 from penchant.recipes.recommend.config import RecommendConfig
+from penchant.storage.fingerprints import optional_weights_fingerprint
 
 MODELS = ("base", "instruct", "encoder", "sentences", "entailment")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from penchant.cli_recipe import agents, dialogues, experts, hit_ratios, rounds
+from penchant.cli.recipe import agents, dialogues, experts, hit_ratios, rounds
 from penchant.recipes.headline import (
     dialogue_headline,
     domain_expert_headline,

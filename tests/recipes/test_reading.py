@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from penchant.cli_recipe import RECIPES
-from penchant.config import DataConfig
+from penchant.cli.recipe import RECIPES
+from penchant.config.run import DataConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.data.writing import write_groups
 from penchant.errors import DataError
-from penchant.evaluation.generation import Sampling
+from penchant.evaluation.answering import Sampling
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
 from penchant.recipes.reading import (

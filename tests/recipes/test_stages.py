@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from penchant.engine.folder_lock import folder_lock
 from penchant.errors import ConfigError, DiskFullError
 from penchant.recipes import stages as recipe
 from penchant.recipes.demo import run_demo
 from penchant.recipes.stages import DONE_RECORD, UNFINISHED_RECORD, Stage
+from penchant.storage.files import folder_lock
 
 
 class Killed(BaseException):

@@ -6,10 +6,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.errors import ConfigError
-from penchant.serving.access import Access, host_name, is_loopback
-from penchant.serving.guard import AccessGuard
+from penchant.serving.access import Access, AccessGuard, host_name, is_loopback
 
 KEY = "sk-3b1f"
 

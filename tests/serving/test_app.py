@@ -12,9 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from penchant.errors import DataError
+from penchant.serving.access import Limits
 from penchant.serving.app import build_app
 from penchant.serving.experts import Experts
-from penchant.serving.limits import Limits
 from penchant.serving.router import Router
 from penchant.serving.worker import Worker
 

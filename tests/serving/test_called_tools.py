@@ -8,7 +8,7 @@ import pytest
 
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Argument
-from penchant.serving.called_tools import AnswerText, offered_function
+from penchant.serving.constraints import AnswerText, offered_function
 from penchant.serving.requests import Tool
 
 TOOLS = [Tool.model_validate({"type": "function", "function": {"name": name}}) for name in ("cat", "get.size")]

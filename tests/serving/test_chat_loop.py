@@ -9,9 +9,9 @@ from fastapi.testclient import TestClient
 from openai import BadRequestError, OpenAI
 from transformers import AutoTokenizer
 
+from penchant.serving.access import Limits
 from penchant.serving.app import build_app
 from penchant.serving.experts import Experts
-from penchant.serving.limits import Limits
 
 TEMPLATE = "{% for m in messages %}{{ m.content or '' }} {% endfor %}"
 

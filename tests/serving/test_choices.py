@@ -9,10 +9,10 @@ import torch
 from fastapi.testclient import TestClient
 from openai import BadRequestError, OpenAI
 
-from penchant.engine.loading import load_model, load_tokenizer
+from penchant.models.loading import load_model, load_tokenizer
+from penchant.serving.access import Limits
 from penchant.serving.app import build_app
 from penchant.serving.experts import Experts
-from penchant.serving.limits import Limits
 
 PROMPT = "the old cat"
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from penchant.engine.loading import load_model, load_tokenizer
 from penchant.engine.sampling import Sampling, sample
-from penchant.evaluation.generation import text_after
+from penchant.evaluation.answering import text_after
+from penchant.models.loading import load_model, load_tokenizer
 from penchant.serving.experts import Experts
 from penchant.serving.jobs import End, Job, Piece
 from penchant.serving.worker import Worker

@@ -16,9 +16,8 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from penchant.errors import ConfigError
-from penchant.serving.connections import timed_protocol
-from penchant.serving.guard import BodyGuard
-from penchant.serving.limits import Limits
+from penchant.serving.access import BodyGuard, Limits
+from penchant.serving.run import timed_protocol
 
 
 def echo(**limits: float) -> FastAPI:

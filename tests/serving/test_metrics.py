@@ -7,10 +7,10 @@ import re
 import pytest
 from fastapi.testclient import TestClient
 
+from penchant.serving.access import Limits
 from penchant.serving.app import build_app
 from penchant.serving.experts import Experts
-from penchant.serving.limits import Limits
-from penchant.serving.metrics import SECONDS, Histogram, Metrics
+from penchant.serving.jobs import SECONDS, Histogram, Metrics
 
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "the old cat"}], "temperature": 0}
 

@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from penchant.serving.parsing import MAX_DEPTH, parse, read_json, require_json
-from penchant.serving.refusals import Refusal
-from penchant.serving.requests import ChatRequest
+from penchant.serving.requests import ChatRequest, Refusal
+from penchant.serving.service import MAX_DEPTH, parse, read_json, require_json
 
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 from penchant.data.messages import Context, Conversation
 from penchant.errors import DataError
+from penchant.serving.access import Limits
 from penchant.serving.app import build_app
 from penchant.serving.experts import Experts
-from penchant.serving.limits import Limits
 from penchant.serving.requests import ChatRequest
 
 TOOL = {"type": "function", "function": {"name": "cat", "parameters": {}}}

@@ -21,10 +21,9 @@ import pytest
 from httpx2 import HTTPError
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, NotFoundError, OpenAI
 
-from penchant.cli import run
+from penchant.cli.main import run
 from penchant.data.groups import PreferenceGroup
-from penchant.evaluation.answering import answer
-from penchant.evaluation.generation import Sampling
+from penchant.evaluation.answering import Sampling, answer
 from penchant.serving.experts import Experts
 from penchant.serving.router import Router
 
@@ -300,7 +299,7 @@ def test_adapters_share_their_base(tiny_model, tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from penchant.engine.loading import load_model, load_tokenizer
+    from penchant.models.loading import load_model, load_tokenizer
 
     for seed, name in enumerate(("a", "b")):
         torch.manual_seed(seed)

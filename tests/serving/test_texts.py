@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penchant.engine.loading import load_tokenizer
-from penchant.evaluation.generation import text_after
+from penchant.evaluation.answering import text_after
+from penchant.models.loading import load_tokenizer
 from penchant.recipes.small_llama import Sizes, build_small_llama
 from penchant.serving.texts import StopFilter, TokenText
 

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 from penchant.errors import ConfigError
 from penchant.recipes.small_llama import Sizes, build_small_llama
+from penchant.serving.access import Limits
 from penchant.serving.app import build_app
 from penchant.serving.experts import Experts
-from penchant.serving.limits import Limits
 
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function | tojson }}\n{% endfor %}{% for m in messages %}{{ m.role }}: "

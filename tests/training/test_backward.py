@@ -14,7 +14,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.distribution import World
+from penchant.engine.distributed import World
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, Needs, Output, Sum

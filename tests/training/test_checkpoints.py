@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from penchant.config import load_config
-from penchant.engine.distribution import World
+from penchant.config.run import load_config
+from penchant.engine.distributed import World
 from penchant.errors import CheckpointError, DiskFullError
-from penchant.training import checkpoints, sharded_tensors
+from penchant.training import checkpoints
+from penchant.training import checkpoints as sharded_tensors
+from penchant.training.checkpoints import read_shards, write_index, write_shards
 from penchant.training.run import train
-from penchant.training.sharded_tensors import read_shards, write_index, write_shards
 
 TENSORS = {
     "rows": torch.arange(35.0).reshape(7, 5),

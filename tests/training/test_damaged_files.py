@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from penchant.cli import run
-from penchant.config import load_config
+from penchant.cli.main import run
+from penchant.config.run import load_config
 from penchant.errors import CheckpointError
 from penchant.training.report import write_run_report
 from penchant.training.run import train

@@ -13,17 +13,16 @@ import yaml
 
 from penchant.comparison.config import load_bench
 from penchant.comparison.run import compare
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.chat import ChatRenderer
 from penchant.data.reading import read_groups
 from penchant.data.rendering import Rendering
-from penchant.engine.distribution import World, local_device
-from penchant.engine.loading import load_tokenizer
+from penchant.engine.distributed import World, local_device
 from penchant.errors import ConfigError
-from penchant.evaluation.answering import answer
-from penchant.evaluation.generation import Sampling
+from penchant.evaluation.answering import Sampling, answer
 from penchant.evaluation.held_out import Reading, score
-from penchant.training.dates import on_one_day, run_writes_today
+from penchant.models.loading import load_tokenizer
+from penchant.training.folder import on_one_day, run_writes_today
 from penchant.training.run import train
 
 # The model's words are few: the day decides which of two of them every conversation begins with.
@@ -37,9 +36,9 @@ FIRST, NEXT = "2026-11-30", "2026-12-01"
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def turn(day: str) -> None:
-        monkeypatch.setattr("penchant.evaluation.dates.today", lambda: day)
-        monkeypatch.setattr("penchant.training.dates.today", lambda: day)
-        monkeypatch.setattr("penchant.comparison.dates.today", lambda: day)
+        monkeypatch.setattr("penchant.evaluation.held_out.today", lambda: day)
+        monkeypatch.setattr("penchant.training.folder.today", lambda: day)
+        monkeypatch.setattr("penchant.comparison.run.today", lambda: day)
 
     return turn
 

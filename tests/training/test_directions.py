@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
 from penchant.objectives import OBJECTIVES, FittedObjective
 from penchant.training.batches import group_facts
-from penchant.training.directions import direction
+from penchant.training.log import direction
 from penchant.training.run import train
 
 WAYS = {

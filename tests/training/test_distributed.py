@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from penchant.engine.distribution import World
+from penchant.engine.distributed import World
 
 UPDATED = {"reference_update": "best", "evaluation": {"every": 2}}
 """The policy of step 2 is the reference from there on."""

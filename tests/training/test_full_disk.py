@@ -10,9 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from penchant.cli import run
-from penchant.engine.folders import disk_errors
+from penchant.cli.main import run
 from penchant.errors import DiskFullError
+from penchant.storage.files import disk_errors
 
 STEP = 64
 """Kilobytes of room that are added after each full disk."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.errors import ConfigError
 from penchant.training import input_hashes as hashing
 from penchant.training.folder import check, take
@@ -49,7 +49,7 @@ def model(tiny_model, tmp_path) -> Path:
 def adapter(model, tmp_path) -> Path:
     from peft import LoraConfig, get_peft_model
 
-    from penchant.engine.loading import load_model, load_tokenizer
+    from penchant.models.loading import load_model, load_tokenizer
 
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(load_model(str(model)), lora).save_pretrained(tmp_path / "adapter")

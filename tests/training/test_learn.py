@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.training.run import train
 
 CHAT = (

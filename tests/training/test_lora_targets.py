@@ -14,15 +14,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.reading import read_groups
-from penchant.engine.distribution import World
-from penchant.engine.loading import load_model
-from penchant.engine.merging import merge_adapter
+from penchant.engine.distributed import World
 from penchant.errors import ConfigError, TrainingError
 from penchant.evaluation.held_out import score
+from penchant.models.loading import load_model
+from penchant.models.lora import merge_adapter
+from penchant.planning.plan import plan
 from penchant.training import loop
-from penchant.training.plan import plan
 from penchant.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -100,7 +100,7 @@ SINGLE = World(0, 1, torch.device("cpu"))
 
 @pytest.mark.parametrize("targets", [["lm_head"], r".*(lm_head|embed_tokens)"], ids=str)
 def test_it_can_be_planned(write_config, tiny_model, monkeypatch, targets):
-    monkeypatch.setattr("penchant.training.plan.SECONDS", 0.05)
+    monkeypatch.setattr("penchant.planning.plan.SECONDS", 0.05)
     planned = plan(load_config(write_config(lora={"rank": 4, "targets": targets}), []), available=1 << 40)
     assert planned.forecast.fits
     assert planned.forecast.total_seconds
@@ -110,7 +110,7 @@ def test_it_can_be_planned(write_config, tiny_model, monkeypatch, targets):
 def test_an_adapter_is_planned_with_its_own_vocabulary(write_config, tiny_model, tmp_path, monkeypatch):
     from peft import LoraConfig, get_peft_model
 
-    monkeypatch.setattr("penchant.training.plan.SECONDS", 0.05)
+    monkeypatch.setattr("penchant.planning.plan.SECONDS", 0.05)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.add_tokens(["cats"])
     model.resize_token_embeddings(len(tokenizer))

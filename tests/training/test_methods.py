@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from penchant.config import load_config
-from penchant.engine.distribution import World
-from penchant.engine.frozen import FrozenModel
-from penchant.engine.loading import load_tokenizer
+from penchant.config.run import load_config
+from penchant.engine.distributed import World
+from penchant.engine.reference_model import FrozenModel
+from penchant.models.loading import load_tokenizer
 from penchant.training import backward
 from penchant.training.inputs import tokenize_inputs
 from penchant.training.references import reference_tables
@@ -230,7 +230,8 @@ class TestReferences:
         import gc
         import weakref
 
-        from penchant.engine import frozen, loading
+        from penchant.engine import reference_model as frozen
+        from penchant.models import loading
 
         alive: list[weakref.ref] = []
         most = []

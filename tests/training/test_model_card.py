@@ -11,9 +11,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from penchant.cli import run
-from penchant.config import load_config
-from penchant.engine.loading import load_model, load_tokenizer
+from penchant.cli.main import run
+from penchant.config.run import load_config
+from penchant.models.loading import load_model, load_tokenizer
 from penchant.training.model_source import describe_source
 from penchant.training.report import write_run_report
 from penchant.training.run import train
@@ -126,7 +126,7 @@ def test_the_dtype_of_rounded_weights(write_config, tiny_model, tmp_path):
 def test_a_base_from_a_quantised_gguf_file(shared_data, write_config, tmp_path):
     import gguf
 
-    from penchant.engine.gguf_writing import export_gguf
+    from penchant.models.gguf.writing import export_gguf
 
     file = tmp_path / "tiny-q8.gguf"
     export_gguf(str(shared_data / "models" / "stories260K"), file, "q8_0")

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from penchant.config import RunConfig, load_config
+from penchant.config.run import RunConfig, load_config
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.loading import load_tokenizer
 from penchant.errors import ConfigError
+from penchant.models.loading import load_tokenizer
 from penchant.training.batches import Order
 from penchant.training.inputs import tokenize_inputs
 from penchant.training.run import train

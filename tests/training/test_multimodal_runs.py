@@ -11,16 +11,16 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.reading import read_groups
-from penchant.engine.distribution import World
-from penchant.engine.gguf_writing import export_gguf
-from penchant.engine.heads import load_head
-from penchant.engine.loading import load_model
-from penchant.engine.merging import merge_adapter
+from penchant.engine.distributed import World
 from penchant.errors import ModelError
 from penchant.evaluation.held_out import score
-from penchant.training.plan import plan
+from penchant.models.gguf.writing import export_gguf
+from penchant.models.loading import load_model
+from penchant.models.lora import merge_adapter
+from penchant.models.preference_head import load_head
+from penchant.planning.plan import plan
 from penchant.training.run import train
 
 FAMILIES = ["qwen3_5", "gemma3", "gemma4", "mistral3", "qwen2_5_vl"]
@@ -158,7 +158,7 @@ def test_it_is_planned_without_its_weights(
 class TestGGUF:
     def test_the_text_part_of_a_llava(self, multimodal_folder, tmp_path, multimodal_models):
         pytest.importorskip("gguf")
-        file = Path(__file__).parents[1] / "engine" / "gguf_models.py"
+        file = Path(__file__).parents[1] / "models" / "gguf_models.py"
         spec = importlib.util.spec_from_file_location("gguf_models", file)
         shapes = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(shapes)

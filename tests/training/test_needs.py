@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penchant.config import parse_config
+from penchant.config.run import parse_config
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
 from penchant.training.needs import check_head, check_references, check_sampled, usable

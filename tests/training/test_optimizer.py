@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from penchant.config import TrainingConfig
+from penchant.config.run import TrainingConfig
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
 

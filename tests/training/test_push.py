@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from penchant.cli import run
-from penchant.config import load_config
-from penchant.engine.saving import PROCESSOR_FILES
+from penchant.cli.main import run
+from penchant.config.run import load_config
+from penchant.models.saving import PROCESSOR_FILES
 from penchant.training.run import train
 
 TOKEN = "hf_secretsecretsecret"
@@ -226,7 +226,7 @@ class TestNoModel:
 def test_an_adapter_whose_base_is_on_this_machine_alone(hub, tiny_model, tmp_path, capsys):
     from peft import LoraConfig, get_peft_model
 
-    from penchant.engine.loading import load_model
+    from penchant.models.loading import load_model
 
     lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(load_model(str(tiny_model)), lora).save_pretrained(tmp_path / "adapter")

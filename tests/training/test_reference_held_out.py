@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.groups import as_text
-from penchant.engine.distribution import World
-from penchant.engine.frozen import FrozenModel
-from penchant.engine.loading import load_tokenizer
+from penchant.engine.distributed import World
+from penchant.engine.reference_model import FrozenModel
 from penchant.errors import ConfigError, DataError
+from penchant.models.loading import load_tokenizer
 from penchant.training.inputs import read_inputs, tokenize_inputs
 from penchant.training.run import train
 

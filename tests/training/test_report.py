@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.training.report import write_run_report
 from penchant.training.run import train
 

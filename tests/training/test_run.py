@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.errors import CheckpointError, ConfigError, TrainingError
 from penchant.training.loop import Loop
 from penchant.training.run import train
@@ -388,7 +388,7 @@ class TestSavedFolder:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from penchant.data.reading import read_groups
-        from penchant.engine.distribution import World
+        from penchant.engine.distributed import World
         from penchant.evaluation.held_out import score
 
         file = write_config()
@@ -417,8 +417,8 @@ class TestSavedFolder:
             before = base(ids).logits
             after = PeftModel.from_pretrained(base, folder)(ids).logits
         assert not torch.allclose(before, after)
-        from penchant.engine.loading import load_model
-        from penchant.engine.merging import merge_adapter
+        from penchant.models.loading import load_model
+        from penchant.models.lora import merge_adapter
 
         merge_adapter(str(folder), tmp_path / "merged")
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from penchant.config import load_config
-from penchant.engine.loading import load_tokenizer
+from penchant.config.run import load_config
 from penchant.errors import CheckpointError, ConfigError, DataError, PenchantError
+from penchant.models.loading import load_tokenizer
 from penchant.training.inputs import tokenize_inputs
 from penchant.training.run import train
 
@@ -327,7 +327,7 @@ class TestLongPrompts:
             run(file, "data.max_length=10", "data.truncation=drop", "sampling.max_new_tokens=8")
 
     def test_are_cut_at_the_beginning_and_counted(self, file, tiny_model):
-        from penchant.engine.loading import load_tokenizer
+        from penchant.models.loading import load_tokenizer
         from penchant.training.inputs import tokenize_inputs
 
         config = load_config(file, ["data.max_length=12", "data.truncation=keep_end_of_prompt"])
@@ -341,7 +341,7 @@ class TestLongPrompts:
 
 def test_each_prompt_is_asked_once_and_empty_ones_are_counted(online, tmp_path, tiny_model):
     """Whatever the data's responses are like: equal, empty, or too long."""
-    from penchant.engine.loading import load_tokenizer
+    from penchant.models.loading import load_tokenizer
     from penchant.training.inputs import tokenize_inputs
 
     rows = [

@@ -10,13 +10,13 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from penchant.config import load_config
+from penchant.config.run import load_config
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_groups
-from penchant.engine.distribution import World
-from penchant.engine.loading import load_model, load_tokenizer
-from penchant.engine.merging import merge_adapter
+from penchant.engine.distributed import World
 from penchant.evaluation.held_out import score
+from penchant.models.loading import load_model, load_tokenizer
+from penchant.models.lora import merge_adapter
 from penchant.training.report import read_inputs, write_run_report
 from penchant.training.run import train
 

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from penchant.config import load_section
-from penchant.config_errors import nearest
-from penchant.config_reward import RewardConfig
-from penchant.config_section import Section
+from penchant.config.reward import RewardConfig
+from penchant.config.run import load_section
+from penchant.config.section import Section, nearest
 
 START = "start"
 """The starting model's own row, which may be the baseline."""

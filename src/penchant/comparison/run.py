@@ -1,4 +1,9 @@
-"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together."""
+"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together.
+
+Also in this module:
+
+- The day that chat templates write as today's in all cells of a comparison, also those that are added later.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +15,65 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penchant.comparison.cells import Planned, Shared, prepare, repeats, variants
+from penchant.comparison.cells import Planned, Shared, configurations, prepare, repeats, variants
 from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
-from penchant.comparison.costs import cost_of, curves_of, reset_peak
-from penchant.comparison.dates import on_one_day, same_but_for_no_day
-from penchant.comparison.design import design_notes
-from penchant.comparison.kept import FILE, check_kept, measured, throw_away_weights
+from penchant.comparison.design import cost_of, curves_of, design_notes, reset_peak
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
-from penchant.comparison.origins import Origins
 from penchant.comparison.pair_values import first_of_prompt, name_of_group
-from penchant.comparison.results import Cell, Comparison
+from penchant.comparison.results_cache import (
+    RESULTS_FILE,
+    Cell,
+    Comparison,
+    Origins,
+    check_kept,
+    measured,
+    throw_away_weights,
+)
 from penchant.comparison.summary import name_of
-from penchant.config import dump_config, read_yaml
-from penchant.config_yaml import parse_yaml
-from penchant.engine.distribution import is_single_process
-from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import resumable_disk_errors
-from penchant.engine.progress import Progress
+from penchant.config.run import dump_config, read_yaml
+from penchant.config.yaml_files import parse_yaml
+from penchant.engine.distributed import is_single_process
 from penchant.errors import ConfigError, DiskFullError, TrainingError
-from penchant.evaluation.files import read_record, write_atomically
-from penchant.training.dates import day_note
+from penchant.evaluation.held_out import today
+from penchant.progress import Progress
+from penchant.storage.files import folder_lock, read_record, resumable_disk_errors, write_atomically
+from penchant.training.folder import day_note, run_writes_today
 from penchant.training.run import train
+
+
+def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
+    """Whether two runs have the same keys, but for the date where one of them names none."""
+    days = {_data(values).get("date") for values in (earlier, current)} - {None}
+    undated = [{**values, "data": {**_data(values), "date": None}} for values in (earlier, current)]
+    return undated[0] == undated[1] and len(days) < 2
+
+
+def _data(values: dict[str, Any]) -> dict[str, Any]:
+    data = values.get("data", {})
+    return {"train": data} if isinstance(data, str) else data
+
+
+def on_one_day(bench: Bench, where: str) -> Bench:
+    """The comparison with `base.data.date`: its own, else that it was begun with, else today where a template needs it.
+
+    Args:
+        where: the configuration's file, for errors.
+
+    Raises:
+        ConfigError: what is wrong with any method.
+    """
+    configs = configurations(bench, where)
+    if configs[0].data.date is not None:
+        return bench
+    file = Path(bench.output) / "compare.yaml"
+    earlier = read_yaml(file).get("base", {}) if file.exists() else {}
+    day = _data(earlier).get("date")
+    if day is None and any(map(run_writes_today, configs)):
+        day = today()
+    if day is None:
+        return bench
+    return bench.model_copy(update={"base": {**bench.base, "data": {**_data(bench.base), "date": str(day)}}})
+
 
 Tell = Callable[[str], None]
 
@@ -177,7 +220,7 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
 
 def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weights: bool, tell: Tell) -> Cell:
     folder, failed, result = planned.folder, None, None
-    if (folder / FILE).exists():
+    if (folder / RESULTS_FILE).exists():
         _same_run(planned)
     else:
         try:

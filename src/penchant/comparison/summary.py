@@ -11,10 +11,9 @@ import numpy as np
 
 from penchant.comparison.config import START
 from penchant.comparison.pair_values import is_pooled
-from penchant.comparison.results import Cell, Comparison
-from penchant.evaluation.by_prompt import by_prompt
+from penchant.comparison.results_cache import Cell, Comparison
 from penchant.evaluation.comparisons import Difference, Verdict, across_seeds, holm, paired_difference, paired_seeds
-from penchant.evaluation.seed_means import mean_over_seeds, unbounded_mean_over_seeds
+from penchant.evaluation.seed_means import by_prompt, mean_over_seeds, unbounded_mean_over_seeds
 from penchant.evaluation.statistics import Estimate, Floats
 
 MAIN = (

@@ -1,11 +1,21 @@
-"""The report of a check of preference data: plain values, of which only `Finding` is a judgement."""
+"""The report of a check of preference data: plain values, of which only `Finding` is a judgement.
+
+Also in this module:
+
+- Tables of a check's report for the terminal.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -185,3 +195,107 @@ class CheckReport:
             if not hits["names"]:
                 del hits["names"]
         return document
+
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_QUANTILES = ("min", "5 %", "25 %", "50 %", "75 %", "95 %", "99 %", "max")
+
+
+def render(report: CheckReport) -> Group:
+    """The report as tables: amounts, lengths, and findings with their fixes, the severest first."""
+    from rich.console import Group
+
+    return Group(*_sections(report))
+
+
+def _sections(report: CheckReport) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    yield _overview(report)
+    yield _lengths(report)
+    if report.length_bias is not None:
+        yield Text(_length_bias(report.length_bias))
+    yield _findings(report.findings) if report.findings else Text("Nothing found.", style="green")
+
+
+def _overview(report: CheckReport) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="overview", title_justify="left", show_header=False)
+    for name, value in _overview_rows(report.counts):
+        table.add_row(name, Text(_printable(value)))
+    ties = report.ties
+    if ties.couples:
+        message = f"{ties.tied} tied, {ties.undecided} not preferred either way, of {ties.couples} couples"
+        table.add_row("without preference", message)
+    return table
+
+
+def _overview_rows(counts: Counts) -> Iterator[tuple[str, str]]:
+    yield "groups", f"{counts.groups} ({counts.without_pairs} without a pair)"
+    yield "distinct prompts", str(counts.prompts)
+    yield "candidates", str(counts.candidates)
+    yield "pairs", str(counts.pairs)
+    yield "groups by candidates", _format_counts({f"K = {size}": groups for size, groups in counts.by_size.items()})
+    if counts.desirable or counts.undesirable:
+        yield "labels", f"{counts.desirable} desirable, {counts.undesirable} undesirable"
+    if counts.by_source:
+        yield "groups by source", _format_counts(counts.by_source)
+
+
+def _format_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def _lengths(report: CheckReport) -> Table:
+    from rich.table import Table
+
+    table = Table("lengths", title="lengths", title_justify="left")
+    for name in _QUANTILES:
+        table.add_column(name, justify="right")
+    for lengths in report.lengths:
+        rows = {"prompts": lengths.prompts, "candidates": lengths.candidates, "longest sequence": lengths.longest}
+        for name, quantiles in rows.items():
+            table.add_row(f"{name}, {lengths.unit}", *map(str, asdict(quantiles).values()))
+    return table
+
+
+def _length_bias(bias: LengthBias) -> str:
+    return (
+        f"The chosen is longer in {_share(bias.longer)} of {bias.longer.n} pairs and of equal length in "
+        f"{bias.equal:.1%}, in {bias.unit}; where lengths differ, the longer wins in "
+        f"{_share(bias.longer_where_unequal)}. Intervals: 95 %, over prompts."
+    )
+
+
+def _share(share: Share) -> str:
+    value = "none" if share.value is None else f"{share.value:.1%}"
+    return value if share.low is None or share.high is None else f"{value} [{share.low:.1%}, {share.high:.1%}]"
+
+
+def _findings(findings: tuple[Finding, ...]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="findings", title_justify="left", show_lines=True)
+    table.add_column("severity", no_wrap=True)
+    table.add_column("what was found, and what to do", ratio=1)
+    for finding in findings:
+        table.add_row(Text(finding.severity, style=_COLOURS[finding.severity]), _describe_finding(finding))
+    return table
+
+
+def _describe_finding(finding: Finding) -> Text:
+    # Text objects are never parsed for markup, so an id such as "[bold]" is shown as it is.
+    from rich.text import Text
+
+    lines = Text(finding.what)
+    if finding.ids:
+        lines.append(f"\nfor example: {_printable(', '.join(finding.ids))}", style="dim")
+    return lines.append(f"\nwhat to do: {finding.fix}", style="italic")
+
+
+def _printable(text: str) -> str:
+    """The text without characters that could move the cursor or recolour the terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -1,35 +1,125 @@
 """Checks of preference data: counts, lengths, and everything that would stop or spoil training.
 
 This module counts; `check_findings` judges the counts.
+
+Also in this module:
+
+- Checks for prompts, candidates and conversations that are both in the training and in the held-out groups.
+- Checks of a tokenizer's chat template: its faults, groups to which it is not applied, control tokens in messages.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from penchant.data.check_corpus import Corpus, candidate_values, preference_key
-from penchant.data.check_findings import findings
-from penchant.data.check_held_out import held_out_checks
-from penchant.data.check_lengths import (
+from penchant.data.as_chat import PLAIN_TEXT, AsChat
+from penchant.data.check_findings import (
     Ints,
     count_characters,
     count_tokens,
+    findings,
     length_bias,
     length_quantiles,
     longest_sequences,
 )
 from penchant.data.check_report import CheckReport, Counts, Hits, Ties
-from penchant.data.check_template import template_checks
+from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
-from penchant.data.overlaps import overlapping_prompts
+from penchant.data.overlaps import Corpus, candidate_values, overlapping_prompts, preference_key
 from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.template import TemplateTokens
 from penchant.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TemplateFault = Literal["no_chat_template", "chat_template_fails", "no_end_of_turn"]
+TEMPLATE_FAULTS: tuple[TemplateFault, ...] = ("no_chat_template", "chat_template_fails", "no_end_of_turn")
+
+
+def template_checks(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> dict[str, Hits]:
+    """Hits by name of check: conversations affected by a fault of the template, and plain groups without template."""
+    as_chat = AsChat(tokenizer, rendering)
+    groups_as_read = [as_chat.group(group) for group in corpus.groups]
+    conversational = [i for i, (group, _) in enumerate(groups_as_read) if not isinstance(group.prompt, str)]
+    plain = [i for i, (_, event) in enumerate(groups_as_read) if event is not None]
+    hits = {PLAIN_TEXT: corpus.hits(plain, len(corpus.groups))} if plain else {}
+    if not conversational:
+        return hits
+    fault = template_fault(tokenizer)
+    for name in TEMPLATE_FAULTS:
+        hits[name] = corpus.hits(conversational if name == fault else (), len(conversational))
+    return hits | {"control_text": _control_text(corpus, conversational, tokenizer)}
+
+
+def _control_text(corpus: Corpus, conversational: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Hits:
+    """Messages that contain control tokens, with the count of each token; out of all messages."""
+    control, token_counts = ControlText.from_tokenizer(tokenizer), Counter[str]()
+    numbers: list[int] = []
+    messages = 0
+    for number in conversational:
+        group = corpus.groups[number]
+        for text in (group.prompt, *group.candidates):
+            for content in (text,) if isinstance(text, str) else text:
+                messages += 1
+                present = control.find_tokens(content)
+                token_counts.update(present)
+                numbers += [number] * bool(present)
+    names = tuple(f"{token}: {count}" for token, count in token_counts.most_common())
+    return replace(corpus.hits(numbers, messages), names=names)
+
+
+def template_fault(tokenizer: PreTrainedTokenizerBase) -> TemplateFault | None:
+    """The fault of the template on a question and its answer; None where there is none."""
+    if tokenizer.chat_template is None:
+        return "no_chat_template"
+    tokens = TemplateTokens.from_tokenizer(tokenizer)
+    if not tokens.renders:
+        return "chat_template_fails"
+    return "no_end_of_turn" if tokens.turn_end is None else None
+
+
+def held_out_checks(corpus: Corpus, held_out: Corpus) -> dict[str, Hits]:
+    """Hits by name of check: distinct prompts and candidates on both sides, counted for their first training group."""
+    held_out_prompts = set(held_out.prompts)
+    held_out_candidates = {text for texts in held_out.candidates for text in texts}
+    prompts = _first_groups([text] for text in corpus.prompts)
+    candidates = _first_groups(map(_not_blank, corpus.groups, corpus.candidates))
+    conversations = overlapping_prompts(corpus.prompt_prefixes, held_out.prompt_prefixes)
+
+    def shared(first_groups: dict[int, int], held_out_texts: set[int], *, fold: bool) -> Hits:
+        texts, other_texts = (side.folded_texts if fold else side.texts for side in (corpus, held_out))
+        held_out_strings = {other_texts[number] for number in held_out_texts}
+        return corpus.hits(
+            (group for text, group in first_groups.items() if texts[text] in held_out_strings), len(first_groups)
+        )
+
+    return {
+        "prompts_in_held_out": shared(prompts, held_out_prompts, fold=False),
+        "prompts_in_held_out_normalized": shared(prompts, held_out_prompts, fold=True),
+        "candidates_in_held_out": shared(candidates, held_out_candidates, fold=False),
+        "candidates_in_held_out_normalized": shared(candidates, held_out_candidates, fold=True),
+        "conversations_in_held_out": corpus.hits(conversations, len(corpus.groups)),
+    }
+
+
+def _not_blank(group: PreferenceGroup, texts: Sequence[int]) -> list[int]:
+    """Numbers of the candidates that are not blank."""
+    return [text for text, candidate in zip(texts, group.candidates, strict=True) if not is_blank(candidate)]
+
+
+def _first_groups(texts: Iterable[Sequence[int]]) -> dict[int, int]:
+    """Number of the first group that contains each text."""
+    first_groups: dict[int, int] = {}
+    for group, numbers in enumerate(texts):
+        for number in numbers:
+            first_groups.setdefault(number, group)
+    return first_groups
+
 
 NO_SOURCE = "not given"
 """Name in `Counts.by_source` of groups without a source, where other groups have one."""

@@ -1,4 +1,10 @@
-"""Rows of a source: a file, a folder of files, a folder saved by `datasets`, or a data set of the hub."""
+"""Rows of a source: a file, a folder of files, a folder saved by `datasets`, or a data set of the hub.
+
+Also in this module:
+
+- Rows of Parquet files, folders saved by `datasets`, and hub data sets.
+- A row's columns for the chat template: a system text, tools, documents and variables.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,182 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from penchant.data.files_tables import hub_dataset, is_saved, no_splits, parquet_file, pick_split, saved_folder
+from penchant.data.conversations import SYSTEM, TEMPLATE_COLUMNS, template_context
+from penchant.data.fields import Cell, Row
 from penchant.data.files_text import Rows, csv_file, json_file, json_lines, tsv_file, typed_cells
-from penchant.errors import DataError
+from penchant.data.groups import PreferenceGroup, as_messages
+from penchant.data.messages import Message, content_of, with_context
+from penchant.errors import DataError, reason_of
+
+AS_MESSAGES = "plain prompt and responses read as messages, because a row has a system text, tools or documents"
+"""Event: a plain row has one of these columns; all other rows then become messages too."""
+
+TOOLS_TWICE = (
+    "tools are in the system text and in a column, so most chat templates write them twice; to leave the column out: "
+    "data.columns={unused: tools}"
+)
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def add_template_columns(group: PreferenceGroup, row: Row) -> PreferenceGroup:
+    """The group with its row's system text as first message, and with its tools, documents and template variables.
+
+    Raises:
+        DataError: one of the columns has the wrong type, or there are two different system texts.
+    """
+    if row.values.keys().isdisjoint(TEMPLATE_COLUMNS):
+        return group
+    system, row_context = row.find("system"), template_context(row)
+    if not row_context.columns() and (system is None or not system.text()):
+        return group
+    if isinstance(group.prompt, str):
+        row.read_log.count(AS_MESSAGES, row.where)
+        group = text_as_messages(group)
+    assert not isinstance(group.prompt, str)
+    prompt = group.prompt if system is None else _prepend_system(system, group.prompt)
+    if row_context.tools and prompt and prompt[0]["role"] in SYSTEM and "<tools>" in content_of(prompt[0]):
+        row.read_log.count(TOOLS_TWICE, row.where)
+    return replace(group, prompt=with_context(prompt, row_context))
+
+
+def text_as_messages(group: PreferenceGroup) -> PreferenceGroup:
+    """The group as messages, where a transcript of Human and Assistant turns (format hh) gives one message per turn."""
+    prompt = group.prompt
+    turns = _TURN.split(f"\n\n{prompt.strip()}") if isinstance(prompt, str) else []
+    if len(turns) < 5 or turns[0] or turns[-1].strip():
+        return as_messages(group)
+    speaker_turns = zip(turns[1:-2:2], turns[2:-1:2], strict=True)
+    messages = tuple(Message(role=_ROLES[speaker], content=text.strip()) for speaker, text in speaker_turns)
+    responses = [text.removeprefix(" ") if isinstance(text, str) else text for text in group.candidates]
+    return as_messages(replace(group, prompt=messages, candidates=tuple(responses)))
+
+
+def _prepend_system(cell: Cell, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with a system column's text as first message; an empty text adds none."""
+    if not cell.text():
+        return prompt
+    if prompt and prompt[0]["role"] in SYSTEM:
+        if content_of(prompt[0]) == cell.text():
+            return prompt
+        raise cell.refusal("no system text where the conversation has a system message", "keep one of the two")
+    return (Message(role="system", content=cell.text()), *prompt)
+
+
+def parquet_file(stream: BinaryIO, name: str) -> Rows:
+    """Rows of a Parquet file, each with its location."""
+    import pyarrow
+    import pyarrow.parquet
+
+    # A Parquet reader starts at the end of the file, which is slow to reach in a compressed stream.
+    seekable = io.BytesIO(stream.read()) if name.lower().endswith((".gz", ".zst")) else stream
+    number = 0
+    try:
+        if not seekable.read(1):
+            return
+        for batch in pyarrow.parquet.ParquetFile(seekable).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name}, row {number}", _without_padding(row)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        position = f" after row {number}" if number else ""
+        raise DataError(
+            f"a broken Parquet file{position}: {reason_of(error)}", where=name, fix="copy or write it again"
+        ) from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the folder was written by `save_to_disk` of the `datasets` library."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def saved_folder(folder: Path, split: str | None) -> Rows:
+    """Rows of a folder that `datasets` saved, each with its location."""
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    # The library raises exceptions of many classes for a folder that it cannot load.
+    except Exception as error:
+        raise DataError(
+            f"a `datasets` folder that does not load: {reason_of(error)}",
+            where=folder.name,
+            fix="save it again with save_to_disk",
+        ) from error
+    return _table_rows(dataset, split, folder.name)
+
+
+def hub_dataset(source: str, split: str | None) -> Rows:
+    """Rows of a data set of the hub, each with its location."""
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(source)
+    # The library has no common class for a data set that is absent, gated or broken, or for a missing connection.
+    except Exception as error:
+        raise DataError(
+            f"no file or folder of this name here, and the hub did not give a data set: {reason_of(error)}",
+            where=source,
+            fix=f"name a local file; or download it first: hf download --repo-type dataset {source} --local-dir DIR",
+        ) from error
+    return _table_rows(dataset, split, source)
+
+
+def _table_rows(dataset: Any, split: str | None, name: str) -> Rows:
+    import datasets
+
+    if isinstance(dataset, datasets.DatasetDict):
+        split = pick_split(list(dataset), split, name)
+        dataset, name = dataset[split], f"{name}[{split}]"
+    elif split is not None:
+        raise no_splits(split, name)
+    for number, row in enumerate(dataset, 1):
+        yield f"{name}, row {number}", _without_padding(row)
+
+
+def _without_padding(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the null fields of its objects, which a table adds to give all objects of a column one type."""
+    return {name: _unpadded(value) for name, value in row.items()}
+
+
+def _unpadded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _unpadded(inner) for name, inner in value.items() if inner is not None}
+    return [_unpadded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def pick_split(splits: Iterable[str], split: str | None, name: str) -> str:
+    """The name of the requested split, or of the only one.
+
+    Raises:
+        DataError: no split has the requested name, or there are several and none was requested.
+    """
+    split_names = list(splits)
+    if split is None and len(split_names) == 1:
+        return split_names[0]
+    if split in split_names:
+        return split
+    near = difflib.get_close_matches(split or "train", split_names, 1) or split_names[:1]
+    raise DataError(
+        f"{'several splits' if split is None else f'no split {split!r}'}; it has {', '.join(split_names)}",
+        where=name,
+        fix=f"data.split={near[0]}",
+    )
+
+
+def no_splits(split: str, name: str) -> DataError:
+    """The error for a split of a source that has none."""
+    return DataError(
+        f"split '{split}' was asked for, but there are no splits here", where=name, fix="leave data.split out"
+    )
+
 
 READERS: dict[str, Callable[[BinaryIO, str], Rows]] = {
     ".jsonl": json_lines,

@@ -2,11 +2,17 @@
 
 A prompt and its candidate are tokenized as one text, because that is what the model reads; the responses begin where
 any candidate's ids first differ from the prompt's ids. Everything that is cut, dropped or added is counted.
+
+Also in this module:
+
+- Problems of groups during tokenization: counted where such groups may be dropped, otherwise one error for all.
+- Loss masks: the turns of `data.assistant_turns` as positions in the token ids of a sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -15,18 +21,134 @@ import numpy as np
 from penchant.data.chat import ChatRenderer, GroupText
 from penchant.data.control_text import ControlText, is_escaped
 from penchant.data.groups import PreferenceGroup, Text
-from penchant.data.masks import build_loss_masks, with_start_tokens
 from penchant.data.messages import is_blank
-from penchant.data.prefixes import common_length
-from penchant.data.problem_list import Problem, ProblemList
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.shortening import truncate_prompt
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, Truncation
+from penchant.data.tokenized import Ids, Mask, TokenizationReport, TokenizedGroup, Truncation, common_length
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def build_loss_masks(
+    text: GroupText,
+    encoded: list[list[int]],
+    sequences: list[list[int]],
+    boundary: int,
+    special: SpecialTokens,
+    events: set[str],
+) -> list[Mask] | None:
+    """One mask for each sequence, True for the tokens to train on; None where these are all tokens of the responses.
+
+    A turn whose ids do not end with an end-of-turn token, for example where a token spans its end, is left out of the
+    mask and counted.
+
+    Args:
+        text: texts of the group.
+        encoded: token ids of `text.parts`, in their order.
+        sequences: token ids of the prompt with each candidate.
+        boundary: number of tokens in the prompt.
+        special: special tokens of the tokenizer.
+        events: names of the events to count; this function adds to them.
+    """
+    if not any(text.turns):
+        return None
+    ids_of = dict(zip(text.parts, encoded, strict=True))
+    masks = []
+    for turns, sequence_text, ids in zip(text.turns, text.sequences, sequences, strict=True):
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        if turns is None:
+            mask[boundary:] = True
+        for turn in turns or ():
+            start, end = boundary, len(ids)
+            if turn.prompt is not None:
+                prompt_ids = with_start_tokens(ids_of[turn.prompt], True, special, set())
+                start = common_length(prompt_ids, ids)
+                events |= {"boundary_moved"} if start < len(prompt_ids) else set()
+            if turn.through != sequence_text:
+                end = common_length(with_start_tokens(ids_of[turn.through], True, special, set()), ids)
+            if ids[end - 1] in special.ends and (start < end - 1 or end == len(ids)):
+                mask[start:end] = True
+            else:
+                events.add("assistant_turn_without_bounds_not_learnt")
+        masks.append(mask)
+    return masks
+
+
+def with_start_tokens(ids: list[int], templated: bool, special: SpecialTokens, events: set[str]) -> list[int]:
+    """The ids with the tokenizer's start tokens in front exactly once.
+
+    Where a chat template wrote the text, start tokens are added only if it wrote some.
+
+    Args:
+        ids: token ids of the text, without special tokens added by the tokenizer.
+        templated: whether a chat template wrote the text.
+        special: special tokens of the tokenizer.
+        events: names of the events to count; this function adds to them.
+    """
+    ids_without_start, times = special.strip_start(ids)
+    if times > 1:
+        events.add("duplicate_bos_removed")
+    if templated and special.start and not times:
+        events.add("template_without_bos")
+        return ids_without_start
+    return special.with_start(ids_without_start, times)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The reason why one group cannot be used.
+
+    Attributes:
+        group: id of the group.
+        message: text of the error.
+        fix: how to correct the data or the configuration; None where there is no way.
+        tokens: length of the group's longest sequence, where its length is the problem.
+    """
+
+    group: str
+    message: str
+    fix: str | None
+    tokens: int = 0
+
+
+@dataclass
+class ProblemList:
+    """The problems of all groups.
+
+    Attributes:
+        report: counts what is dropped.
+        dropping: names of events whose groups are dropped.
+        keeping: names of events whose groups are used nevertheless.
+        problems: problems that are errors, by event.
+    """
+
+    report: TokenizationReport
+    dropping: frozenset[str]
+    keeping: frozenset[str]
+    problems: dict[str, list[Problem]] = field(default_factory=dict)
+
+    def add(self, event: str, problem: Problem) -> None:
+        """Count the group as dropped where the event's policy allows it; otherwise add it to the errors."""
+        if event in self.dropping:
+            self.report.note(event, problem.group)
+        else:
+            self.problems.setdefault(event, []).append(problem)
+
+    def raise_first(self) -> None:
+        """Raise one error for all problems of the first event, with its longest group (else its first) as example.
+
+        Raises:
+            DataError: there is a problem.
+        """
+        for problems in self.problems.values():
+            worst = max(problems, key=lambda problem: problem.tokens)
+            ids = ", ".join(problem.group for problem in problems[:5]) + (", ..." if len(problems) > 5 else "")
+            count = f"{len(problems)} of {self.report.groups} groups like this: {ids}"
+            raise DataError(f"{worst.message} ({count})", where=f"group {worst.group}", fix=worst.fix)
+
 
 _BATCH = 1024
 """Number of groups per call of the tokenizer, which bounds the memory for Python lists of ids."""

@@ -1,16 +1,33 @@
-"""The result of tokenization: token ids, and the group that the objectives read."""
+"""The result of tokenization: token ids, and the group that the objectives read.
+
+Also in this module:
+
+- Common prefixes of texts, and of token ids.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penchant.data.as_chat import PLAIN_TEXT, SWITCH
 from penchant.data.groups import PreferenceGroup
+
+Item = TypeVar("Item")
+
+
+def common_length(sequence: Sequence[Item], other_sequence: Sequence[Item]) -> int:
+    """Length of the common prefix of two texts or two lists."""
+    if other_sequence[: len(sequence)] == sequence:
+        return len(sequence)
+    shortest = min(len(sequence), len(other_sequence))
+    return next((i for i, (a, b) in enumerate(zip(sequence, other_sequence, strict=False)) if a != b), shortest)
+
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from penchant.engine.linear import compute_dtype
-from penchant.engine.tiled import tiled_attention
+from penchant.engine.kernels.cpu_attention import tiled_attention
+from penchant.engine.kernels.linear_log_probs import compute_dtype
 from penchant.engine.tree_plan import Span, Tiling, TreePlan
 
 TREE = "penchant_tree"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penchant.engine.linear import compute_dtype, linear_log_probs
-from penchant.engine.one_kernel import capped
-from penchant.engine.tied import SharedGradient
-from penchant.engine.vocabulary import LowRank
+from penchant.engine.kernels.compiled import capped
+from penchant.engine.kernels.linear_log_probs import compute_dtype, linear_log_probs
+from penchant.engine.kernels.output_layer import LowRank
+from penchant.engine.kernels.tied_embedding import SharedGradient
 
 
 def head_log_probs(

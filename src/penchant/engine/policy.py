@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from penchant.engine.adapters import add_adapters, sort_modules
-from penchant.engine.distribution import World
-from penchant.engine.folders import new_folder
-from penchant.engine.generation_ends import TrainedResponses, write_generation_config
-from penchant.engine.loading import remove_dropout
-from penchant.engine.lora_linear import fuse_adapters
-from penchant.engine.multimodal import qualify_targets
-from penchant.engine.saved_dtype import SavedDtype
-from penchant.engine.saving import save_model
+from penchant.engine.distributed import World
+from penchant.engine.kernels.lora_linear import fuse_adapters
+from penchant.models.loading import remove_dropout
+from penchant.models.lora import add_adapters, sort_modules
+from penchant.models.multimodal import qualify_targets
+from penchant.models.saving import SavedDtype, save_model
+from penchant.models.special_tokens import TrainedResponses, write_generation_config
+from penchant.storage.files import new_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -1,30 +1,140 @@
-"""The choice of a model's scorer, and log-probs of many groups by it."""
+"""The choice of a model's scorer, and log-probs of many groups by it.
+
+Also in this module:
+
+- Rewards of candidates by a sequence-classification model: its head at the token that transformers reads.
+- Scores of preference heads on the hidden states of a scorer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.distribution import World, reshard
-from penchant.engine.heads import HeadedScorer
-from penchant.engine.multimodal import set_attention
-from penchant.engine.padded import PaddedScorer
-from penchant.engine.reference_cache import ReferenceCache
-from penchant.engine.reward_scorer import PaddedRewardScorer, TreeRewardScorer
-from penchant.engine.rounding import is_half, measure_rounding, rounding_note
-from penchant.engine.tree import TreeScorer
-from penchant.engine.tree_check import TreeCheck
+from penchant.engine.distributed import World, reshard
+from penchant.engine.padded import PaddedScorer, pad_right, unpack
+from penchant.engine.tree import TreeScorer, last_hidden
+from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
+from penchant.errors import DataError
+from penchant.models.multimodal import language_model, set_attention
+from penchant.models.preference_head import PreferenceHead
+from penchant.models.special_tokens import pad_token_id
+from penchant.storage.caches import ReferenceCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Pooling = Literal["identity", "tanh", "dropout_tanh", "swiglu", "swiglu_down"]
+NAME = "preference_head"
+
+
+class HeadedScorer(nn.Module):
+    """Log-probs and the head's rewards from one pass of the language model; the head does not change the log-probs."""
+
+    def __init__(self, scorer: TreeScorer | PaddedScorer, head: PreferenceHead) -> None:
+        super().__init__()
+        self.model = scorer.model
+        self.head = head
+        # Not a submodule: its weights are the model's, and every weight has one name.
+        self._inner = (scorer,)
+
+    def cost(self, group: TokenizedGroup) -> int:
+        """Tokens the group takes in a micro-batch."""
+        return self._inner[0].cost(group)
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """Log-probs (nats) and rewards, stacked [2, G, K]; 0 in empty slots."""
+        log_probs, last = self._inner[0].forward_with_hidden(batch)
+        return torch.stack([log_probs, batch.to_group_matrix(self.head(last).to(log_probs.dtype))])
+
+
+def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
+    """Refuse a response without its end-of-turn token: the head would score the turn before.
+
+    Raises:
+        DataError: names the group and candidate.
+    """
+    for group in groups:
+        for k, response in enumerate(group.responses):
+            if int(response[-1]) not in ends:
+                raise DataError(
+                    f"candidate {k} ends with token {int(response[-1])}, which ends no turn; a head reads the end",
+                    where=f"group {group.group.id}",
+                    fix="raise data.max_length, so that no response is cut",
+                )
+
+
+class TreeRewardScorer(nn.Module):
+    """Rewards from one packed row, each prompt computed once."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def cost(self, group: TokenizedGroup) -> int:
+        """Tokens the group takes in a micro-batch: its prompt once, and its candidates."""
+        return group.length
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """[G, K] rewards, in float64; 0 in empty slots."""
+        hidden = last_hidden(self.model, batch)
+        positions = reward_positions(batch, pad_token_id(self.model))
+        return batch.to_group_matrix(self.model.score(hidden.index_select(0, positions))[:, 0].double())
+
+
+class PaddedRewardScorer(nn.Module):
+    """Rewards from a padded row for each candidate."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def cost(self, group: TokenizedGroup) -> int:
+        """Tokens the group takes in a micro-batch: a row as long as its longest sequence for each candidate."""
+        return len(group.responses) * group.longest
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """[G, K] rewards, in float64; 0 in empty slots."""
+        sequences, _ = unpack(batch)
+        hidden = language_model(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
+        # Not the model's own pooling: these rows are padded with another token.
+        pad = pad_token_id(self.model)
+        positions = torch.tensor([reward_position(sequence, pad) for sequence in sequences])
+        return batch.to_group_matrix(self.model.score(hidden[torch.arange(len(positions)), positions])[:, 0].double())
+
+
+def reward_position(sequence: Tensor, pad: int | None) -> int:
+    """Index of the last of ids [T] that is no pad token; 0 where all are, as in transformers."""
+    if pad is None:
+        return len(sequence) - 1
+    content = (sequence != pad).nonzero()
+    return int(content[-1]) if len(content) else 0
+
+
+def reward_positions(batch: TreeBatch, pad: int | None) -> Tensor:
+    """Indices [C] in the packed row of each candidate's last token that is no pad token.
+
+    For a candidate of pad tokens only it is the prompt's last token.
+    """
+    if pad is None:
+        return batch.ends
+    tokens, size = batch.targets.index_select(0, batch.paths), len(batch.paths)
+    firsts = batch.lengths.cumsum(0) - batch.lengths
+    offsets = torch.arange(size, device=tokens.device) - firsts.repeat_interleave(batch.lengths, output_size=size)
+    ends = torch.where(tokens != pad, offsets + 1, 0).double()
+    content = torch.segment_reduce(ends, "max", lengths=batch.lengths).long()  # tokens before the pad tokens
+    # The hidden state that predicts the first of the pad tokens at the end is the last other token's.
+    last = batch.source.index_select(0, batch.paths.index_select(0, (firsts + content).clamp(max=size - 1)))
+    return torch.where(content < batch.lengths, last, batch.ends)
+
 
 LanguageScorer = TreeScorer | PaddedScorer
 RewardScorer = TreeRewardScorer | PaddedRewardScorer

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.linear import compute_dtype, row_multiple
-from penchant.engine.multimodal import language_model, text_config
+from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
+from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
 from penchant.engine.output_head import head_log_probs
-from penchant.engine.tied import SharedGradient, embed, is_tied
 from penchant.engine.tree_plan import TreePlan
+from penchant.models.multimodal import language_model, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

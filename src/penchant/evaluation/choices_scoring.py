@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World, shard
-from penchant.engine.frozen import FrozenModel, cached_log_probs
-from penchant.engine.reference_cache import model_fingerprint
+from penchant.engine.distributed import World, shard
+from penchant.engine.reference_model import FrozenModel, cached_log_probs
 from penchant.engine.scoring import choose_scorer, head_scorer_notes, sample_groups, score_with_head
 from penchant.errors import ConfigError, locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
+from penchant.storage.caches import model_fingerprint
 
 OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
 """A number for every response of every group."""
@@ -164,7 +164,8 @@ def load_scorer(
 
     if head is None:
         return OptionScorer(log_probs)
-    from penchant.engine.heads import HeadedScorer, load_head
+    from penchant.engine.scoring import HeadedScorer
+    from penchant.models.preference_head import load_head
 
     headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
     for note in head_scorer_notes(choice, headed, sample, reading.dtype)[-1:]:

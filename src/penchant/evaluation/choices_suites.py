@@ -1,15 +1,23 @@
-"""Suites of multiple-choice tasks, and a model's mean over one."""
+"""Suites of multiple-choice tasks, and a model's mean over one.
+
+Also in this module:
+
+- Multiple-choice accuracies as a person reads them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.errors import ConfigError
 from penchant.evaluation.choices import TaskReport, definitions
 from penchant.evaluation.statistics import Estimate
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
 
 
 @dataclass(frozen=True)
@@ -131,3 +139,48 @@ def weighted_sum(estimates: Sequence[Estimate], weights: Sequence[float]) -> Est
     below = math.sqrt(sum((weight * (each.value - each.low)) ** 2 for weight, each in terms))
     above = math.sqrt(sum((weight * (each.high - each.value)) ** 2 for weight, each in terms))
     return Estimate(value, value - below, value + above, sum(each.n for each in estimates))
+
+
+def render(report: ChoicesReport) -> Group:
+    """Accuracies side by side, then the baselines, with each number's definition below."""
+    from rich.console import Group
+
+    return Group(*_parts(report))
+
+
+def _parts(report: ChoicesReport) -> Iterator[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    scores = list(report.tasks[0].accuracy)
+    accuracy = Table("task", "questions", "chance", *scores, "ties", title="accuracy and its 95 % interval")
+    for task in report.tasks:
+        ties = ", ".join(map(str, task.ties.values()))
+        cells = [_cell(task.accuracy[score]) for score in scores]
+        accuracy.add_row(Text(task.name), str(task.questions), f"{task.chance:.4f}", *cells, ties)
+    if report.suite is not None:
+        accuracy.add_section()
+        accuracy.add_row(*_suite_cells(report.suite, scores))
+    yield accuracy
+    baselines = Table("task", *report.tasks[0].baselines, title="without a model")
+    for task in report.tasks:
+        baselines.add_row(Text(task.name), *map(_cell, task.baselines.values()))
+    yield baselines
+    yield from (Text(line) for task in report.tasks for line in _left_out(task))
+    yield Text("The 95 % intervals are over passages, or prompts where questions have none.")
+    for name, definition in report.definitions.items():
+        yield Text.assemble((name, "bold"), f": {definition}")
+
+
+def _suite_cells(suite: SuiteReport, scores: list[str]) -> list[str]:
+    estimates = [suite.accuracy[score] for score in scores]
+    return [suite.suite.name, str(estimates[0].n), f"{suite.chance:.4f}", *map(_cell, estimates), ""]
+
+
+def _left_out(task: TaskReport) -> list[str]:
+    return [f"{task.name}: {count} left out: {why.replace('_', ' ')}" for why, count in task.left_out.items()]
+
+
+def _cell(estimate: Estimate) -> str:
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.4f}, {estimate.high:.4f}]"
+    return f"{estimate.value:.4f}{interval}"

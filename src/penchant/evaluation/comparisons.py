@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from penchant.evaluation import agreeing_seeds
+from penchant.evaluation import variance_components as agreeing_seeds
 from penchant.evaluation.statistics import Estimate, Floats
 from penchant.evaluation.variance_components import Variances, components
 from penchant.intervals.student_t import critical_value

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from penchant.config_reward import JudgeConfig, RewardConfig
+from penchant.config.reward import JudgeConfig, RewardConfig
 from penchant.data.groups import Text, as_text
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.engine.reference_cache import cache_folder
 from penchant.errors import ConfigError
 from penchant.evaluation.endpoint import Endpoint, Unanswered
 from penchant.evaluation.held_out import Reading
-from penchant.evaluation.kept_answers import KeptAnswers
 from penchant.evaluation.rewards import Reward, open_reward
+from penchant.storage.caches import KeptAnswers, cache_folder
 
 if TYPE_CHECKING:
     import torch

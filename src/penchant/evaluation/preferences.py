@@ -1,25 +1,80 @@
 """Held-out preference metrics from candidates' log-probs; no model is needed here.
 
 Legend: G groups that have a pair, C candidates of all groups in one row, P pairs of all groups in one row.
+
+Also in this module:
+
+- Held-out preference metrics as a person reads them.
+- How likely a model finds the responses that nothing is preferred to: mean loss of a token, and perplexity.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ModelError
 from penchant.evaluation.calibration import Calibration
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.likelihood import LIKELIHOOD, likelihood
-from penchant.evaluation.metric_definitions import LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, definitions
-from penchant.evaluation.preference_pairs import PreferencePairs, SourceMetrics, metrics_by_source, row_of
-from penchant.evaluation.statistics import Estimate, Floats
+from penchant.evaluation.orders import LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, definitions
+from penchant.evaluation.preference_pairs import (
+    PreferencePairs,
+    SourceMetrics,
+    metrics_by_source,
+    prompt_numbers,
+    row_of,
+)
+from penchant.evaluation.statistics import Estimate, Floats, bootstrap_ratio
+from penchant.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+
+LIKELIHOOD = ("eval_loss", "perplexity")
+
+
+def likelihood(
+    groups: Sequence[PreferenceGroup],
+    log_probs: Sequence[Sequence[float]],
+    tokens: Sequence[Sequence[int]],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Mean negative log-prob of a token over all such responses (nats), and its exp; empty where there is none.
+
+    Left out are responses another is preferred to, and those labelled undesirable, as supervised fine-tuning does.
+
+    Args:
+        log_probs, tokens: [G][K] summed log-probs in nats, and the tokens in them.
+        resamples, seed: of the bootstrap over prompts.
+    """
+    prompts = prompt_numbers(groups).tolist()
+    nll, counts, clusters = [], [], []
+    for g, group in enumerate(groups):
+        for k in learnt_candidates(group):
+            nll.append(-log_probs[g][k])
+            counts.append(tokens[g][k])
+            clusters.append(prompts[g])
+    if not nll:
+        return {}
+    loss = bootstrap_ratio(nll, counts, clusters, resamples=resamples, seed=seed)
+    return {"eval_loss": loss, "perplexity": Estimate(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)}
+
+
+def learnt_candidates(group: PreferenceGroup) -> list[int]:
+    """Candidates that nothing in their group is preferred to and that are not labelled undesirable."""
+    worse = {worse for _, worse in group.pairs}
+    labels = group.labels or (True,) * len(group.candidates)
+    return [k for k in range(len(group.candidates)) if k not in worse and labels[k]]
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))
 
 
 @dataclass(frozen=True)
@@ -232,3 +287,58 @@ def _require_finite(scored: Sequence[ScoredGroup]) -> None:
                         where=f"group {each.group.id}",
                         fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
                     )
+
+
+def render(report: PreferenceReport) -> Group:
+    """The report as tables, with each metric's definition below."""
+    from rich.console import Group
+
+    return Group(*_parts(report))
+
+
+def _parts(report: PreferenceReport) -> Iterator[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    if report.groups:
+        left_out = f"; {report.groups_without_pairs} without a pair left out" if report.groups_without_pairs else ""
+        yield Text(f"{report.pairs} pairs in {report.groups} groups of {report.prompts} prompts{left_out}")
+    else:
+        yield Text(f"{report.groups_without_pairs} groups, none with a preferred response and another")
+    metrics = Table("metric", "value", "95 % interval", "n")
+    names = [name for name, estimate in report.metrics.items() if estimate.n]
+    for name in names:
+        metrics.add_row(Text(name), *_cells(report.metrics[name]))
+    yield metrics
+    if report.by_source:
+        sources = Table("source", "groups", "accuracy", "95 % interval", "margin", "95 % interval")
+        for source, row in report.by_source.items():
+            sources.add_row(Text(source), str(row.groups), *_cells(row.accuracy)[:2], *_cells(row.margin)[:2])
+        yield sources
+    if report.calibration is not None and report.calibration.bins:
+        yield from _calibration(report.calibration)
+    yield Text("The 95 % intervals are over prompts.")
+    for name in names:
+        yield Text.assemble((name, "bold"), f": {report.definitions[name]}")
+    if report.calibration is not None and report.calibration.bins:
+        yield Text.assemble(("calibration", "bold"), f": {report.calibration.definition}")
+
+
+def _calibration(calibration: Calibration) -> Iterator[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    bins = Table("predicted", "observed", "95 % interval", "pairs", title="calibration")
+    for each in calibration.bins:
+        bins.add_row(f"{each.predicted:.4f}", *_cells(each.observed))
+    yield bins
+    error = calibration.expected_calibration_error
+    chance = f"rewards with true probabilities: {calibration.calibrated_error:.4f}"
+    yield Text(f"expected calibration error {error.value:.4f} (n = {error.n} pairs; {chance})")
+
+
+def _cells(estimate: Estimate) -> tuple[str, str, str]:
+    """Value, interval and n."""
+    value = "none" if math.isnan(estimate.value) else f"{estimate.value:.4f}"
+    interval = "none" if math.isnan(estimate.low) else f"[{estimate.low:.4f}, {estimate.high:.4f}]"
+    return value, interval, str(estimate.n)

@@ -13,22 +13,28 @@ from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
-from penchant.engine.distribution import World, local_device
-from penchant.engine.frozen import FrozenModel
-from penchant.engine.heads import NAME, HeadedScorer, load_head, require_end_tokens
-from penchant.engine.loading import load_model, load_tokenizer
-from penchant.engine.model_kind import require_language_model
-from penchant.engine.progress import Progress
-from penchant.engine.scoring import choose_scorer, head_scorer_notes, sample_groups, score_with_head
-from penchant.evaluation.answering import Answers
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import Sampling, generate
+from penchant.engine.distributed import World, local_device
+from penchant.engine.reference_model import FrozenModel
+from penchant.engine.scoring import (
+    HeadedScorer,
+    choose_scorer,
+    head_scorer_notes,
+    require_end_tokens,
+    sample_groups,
+    score_with_head,
+)
+from penchant.evaluation.answering import Answers, Sampling, generate
 from penchant.evaluation.held_out import AS_IS, Reading, read_held_out, score
 from penchant.evaluation.one_preferred import OnePreferred
 from penchant.evaluation.preference_pairs import prompt_numbers, row_of
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.score_file import accuracy_of_scores
 from penchant.evaluation.statistics import Estimate
+from penchant.models.loading import load_model, load_tokenizer
+from penchant.models.model_kind import require_language_model
+from penchant.models.preference_head import NAME, load_head
+from penchant.progress import Progress
+from penchant.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table

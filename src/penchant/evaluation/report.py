@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.evaluation.figures import Series, line_chart
-from penchant.evaluation.files import write_atomically
+from penchant.storage.files import write_atomically
 
 
 @dataclass(frozen=True)

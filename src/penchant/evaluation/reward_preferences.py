@@ -1,4 +1,9 @@
-"""A reward model measured on held-out preferences: by its rewards, as a language model is by its log-probs."""
+"""A reward model measured on held-out preferences: by its rewards, as a language model is by its log-probs.
+
+Also in this module:
+
+- What `penchant evaluate` does: a language model by its log-probs, a reward model by its rewards.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +17,24 @@ import torch
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World, shard
-from penchant.engine.frozen import FrozenModel
-from penchant.engine.loading import check_vocabulary, load_tokenizer
-from penchant.engine.reward_model import load_reward_model
+from penchant.engine.distributed import World, shard
+from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import choose_reward_scorer, sample_groups, score_groups
 from penchant.errors import ConfigError, ModelError
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.held_out import Reading, read_held_out
-from penchant.evaluation.metric_definitions import REWARD, definitions
+from penchant.evaluation.held_out import Reading, read_held_out, score
+from penchant.evaluation.orders import REWARD, definitions
 from penchant.evaluation.preference_pairs import PreferencePairs, row_of
-from penchant.evaluation.preferences import PreferenceReport, pair_report, ties_and_length
+from penchant.evaluation.preferences import (
+    PreferenceReport,
+    evaluate_preferences,
+    pair_report,
+    ties_and_length,
+    write_per_example,
+)
+from penchant.models.loading import check_vocabulary, load_tokenizer
+from penchant.models.model_kind import ModelKind, model_kind
+from penchant.models.reward_model import load_reward_model
+from penchant.storage.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -124,3 +136,63 @@ def _require_finite(rewarded: Sequence[RewardedGroup]) -> None:
                     where=f"group {row.group.id}",
                     fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
                 )
+
+
+BETA = 0.1
+"""Scale of the implicit reward in `calibration`, where none is given."""
+
+
+def measure_model(
+    model: str,
+    groups: Sequence[PreferenceGroup],
+    world: World,
+    *,
+    reference: str | None = None,
+    beta: float | None = None,
+    reading: Reading,
+    per_example: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> PreferenceReport | None:
+    """Held-out metrics of a language model or a reward model; None on other processes than the main one.
+
+    Args:
+        model: folder, hub id or GGUF file.
+        reference, beta: of a language model's implicit rewards.
+        per_example: a file for a JSON line a group.
+
+    Raises:
+        PenchantError: a model or the data is at fault; or a reward model is given what belongs to log-probs.
+    """
+    kind = model_kind(model)
+    if kind.is_reward_model:
+        _refuse_implicit(model, kind, reference, beta, reading)
+        rewarded = score_rewards(model, groups, world, reading=reading, tell=tell)
+        if world.is_main and per_example is not None:
+            write_rewards(rewarded, per_example)
+        return evaluate_rewards(rewarded) if world.is_main else None
+    for head in kind.heads:
+        flag = "" if head == "preference_head" else f" --head {head}"
+        tell(
+            f"the folder holds a preference head, {head}; the language model is measured here, and the head by: "
+            f"penchant rank {model} --data FILE --by head{flag}"
+        )
+    scored = score(model, groups, world, reference=reference, reading=reading, tell=tell)
+    if world.is_main and per_example is not None:
+        write_per_example(scored, per_example)
+    return evaluate_preferences(scored, beta=beta or BETA) if world.is_main else None
+
+
+def _refuse_implicit(model: str, kind: ModelKind, reference: str | None, beta: float | None, reading: Reading) -> None:
+    without_effect = {
+        "--reference": reference is not None,
+        "--beta": beta is not None,
+        "--learn all": reading.rendering.learn == "all",
+    }
+    flags = " and ".join(flag for flag, present in without_effect.items() if present)
+    if flags:
+        raise ConfigError(
+            f"{flags}: this is a reward model ({kind.architecture}), whose rewards are measured as they are; a "
+            "reference, beta and turns belong to a language model's log-probs",
+            where=model,
+            fix=f"leave {flags} out",
+        )

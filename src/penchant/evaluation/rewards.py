@@ -1,25 +1,99 @@
-"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge."""
+"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge.
+
+Also in this module:
+
+- Functions of the user's, named in a configuration as ``package.module:name`` or ``file.py:name``.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from penchant.config_reward import JudgeConfig, RewardConfig
+from penchant.config.reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
-from penchant.errors import ConfigError, DataError
+from penchant.errors import ConfigError, DataError, PenchantError
 from penchant.evaluation.held_out import AS_IS, Reading
-from penchant.evaluation.user_functions import import_function, shown
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """A function that was found.
+
+    Attributes:
+        where: as the configuration names it.
+        digest: a hash of the file it stands in.
+    """
+
+    call: Callable[..., Any]
+    where: str
+    digest: str
+
+
+def import_function(where: str, setting: str) -> UserFunction:
+    """Import ``package.module:name`` or ``file.py:name``.
+
+    Args:
+        setting: the configuration's name for it, as in ``reward.function``; for errors.
+
+    Raises:
+        ConfigError: it is not there, cannot be imported, or is no function.
+    """
+    module_name, colon, attribute = where.rpartition(":")
+    example = "as in my_file.py:my_function or package.module:function"
+    if not colon or not module_name or not attribute:
+        raise ConfigError(f"{setting} is {where!r}, expected a module and a name", fix=example)
+    try:
+        module = _module(module_name, setting)
+    except PenchantError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{setting} {where} cannot be imported: {found}", fix="correct it") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        kind = "has no such name" if function is None else "is no function"
+        raise ConfigError(f"{setting} {where}: {attribute} {kind}", fix=example)
+    # The whole file: what the function calls may stand beside it.
+    file = getattr(module, "__file__", None)
+    source = Path(file).read_bytes() if file else where.encode()
+    return UserFunction(function, where, hashlib.blake2b(source, digest_size=8).hexdigest())
+
+
+def shown(value: object) -> str:
+    """A value, or its start where it is long, for an error."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _module(name: str, setting: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"{setting}: there is no such file", where=name, fix="name the .py file that holds it")
+    spec = importlib.util.spec_from_file_location(f"penchant_function_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 class Reward(Protocol):
@@ -161,10 +235,10 @@ class ModelReward:
         """Load the model; errors as in `engine.loading`."""
         import torch
 
-        from penchant.engine.loading import load_tokenizer
-        from penchant.engine.pad_token import pad_token_id
-        from penchant.engine.reference_cache import model_fingerprint, tokenizer_fingerprint
-        from penchant.engine.reward_model import load_reward_model
+        from penchant.models.loading import load_tokenizer
+        from penchant.models.reward_model import load_reward_model
+        from penchant.models.special_tokens import pad_token_id
+        from penchant.storage.caches import model_fingerprint, tokenizer_fingerprint
 
         reading = reading.on_one_day(source)
         tokenizer = load_tokenizer(source, chat_template=reading.chat_template)
@@ -206,7 +280,7 @@ class ModelReward:
         """What half precision does to the rewards of the first groups, in a line; nothing in float32."""
         import torch
 
-        from penchant.engine.rounding import is_half, measure_rounding, rounding_note
+        from penchant.engine.tree_check import is_half, measure_rounding, rounding_note
 
         if not is_half(self.model.dtype, "float32") or not groups:
             return []
@@ -246,8 +320,8 @@ class ModelReward:
     def _tokenized(
         self, groups: Sequence[PreferenceGroup], reading: Reading, empty: Literal["error", "drop", "keep"] = "keep"
     ) -> tuple[list[TokenizedGroup], TokenizationReport]:
-        from penchant.engine.frozen import NO_LIMIT
-        from penchant.engine.loading import context_length
+        from penchant.engine.reference_model import NO_LIMIT
+        from penchant.models.loading import context_length
 
         return tokenize_groups(
             groups,
@@ -283,7 +357,7 @@ class ModelReward:
         """[N, labels] logits at each row's last token that is not the configuration's pad token."""
         import torch
 
-        from penchant.engine.pad_token import pad_token_id
+        from penchant.models.special_tokens import pad_token_id
 
         backbone = getattr(self.model, self.model.base_model_prefix)
         head = getattr(self.model, "score", None)

@@ -13,12 +13,11 @@ import numpy as np
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.messages import as_json
 from penchant.data.writing import write_groups
-from penchant.engine.progress import Progress
-from penchant.engine.reference_cache import cache_folder
 from penchant.errors import DataError
-from penchant.evaluation.kept_answers import KeptAnswers
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
+from penchant.progress import Progress
+from penchant.storage.caches import KeptAnswers, cache_folder
 
 if TYPE_CHECKING:
     from rich.table import Table

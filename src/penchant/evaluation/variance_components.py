@@ -3,16 +3,23 @@
 The mean squares of the two-way random-effects model (Searle, Casella and McCulloch 1992, section 4.3).
 
 Legend: S seeds, N prompts.
+
+Also in this module:
+
+- Verdicts among several methods whose seeds differ no more than chance explains.
+- Which difference between methods a number of seeds and prompts can find, before anything is trained.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
 from penchant.evaluation.statistics import Floats
-from penchant.intervals.student_t import Mixture, critical_value, two_sided_p
+from penchant.intervals.student_t import Mixture, critical_ratio, critical_value, f_tail, two_sided_p
 
 
 @dataclass(frozen=True)
@@ -104,3 +111,167 @@ def falling_root(falling: Callable[[float], float], low: float, high: float) -> 
         else:
             high, below, above = at, value, above / 2
     return (low + high) / 2
+
+
+Shape = tuple[Variances, int, int]
+"""A difference's variance components, with a residual above zero, its seeds and its prompts."""
+
+METHOD_LEVEL, FAMILY_LEVEL = 0.05, 0.01
+"""Levels of the F tests that a method's seeds agree, and that all methods' together do."""
+
+_STEP, _LARGEST = 1.15, 1e5
+"""Of the grid of variances the seeds may have, in units of the residual's part of the error."""
+
+
+def share_of_level(seeds: int) -> float:
+    """The part of the family-wise level that a method whose seeds agree by chance may use up.
+
+    Set by simulation (decision 006): 0.6 with 3 seeds, less with more of them, where the F tests are sharper and the
+    other bound needs no help.
+    """
+    return min(0.6, 1.2 / (seeds - 1))
+
+
+def agreeing_methods(shapes: Mapping[int, Shape]) -> set[int]:
+    """Those whose seeds differ no more than the residual explains, if all methods' seeds together do not either.
+
+    None of a single method: its careful interval is narrow enough.
+
+    Args:
+        shapes: of each method, by a number of its own.
+    """
+    ratios = {key: variances.seed_ratio(prompts) for key, (variances, _, prompts) in shapes.items()}
+    if len(shapes) < 2 or math.inf in ratios.values():
+        return set()
+    weights = {key: seeds - 1 for key, (_, seeds, _) in shapes.items()}
+    freedom = sum(weights.values())
+    below = sum(weights[key] * (prompts - 1) for key, (_, _, prompts) in shapes.items())
+    if f_tail(sum(weights[key] * ratios[key] for key in shapes) / freedom, freedom, below) < FAMILY_LEVEL:
+        return set()
+    return {key for key, (_, seeds, prompts) in shapes.items() if method_agrees(ratios[key], seeds, prompts)}
+
+
+def method_agrees(ratio: float, seeds: int, prompts: int) -> bool:
+    """Whether one method's seeds' mean square over that of its residual is no larger than chance explains."""
+    return ratio <= _critical_ratio(seeds, prompts)
+
+
+def adjusted_p(value: float, shape: Shape, methods: int) -> float:
+    """p-value of one of m methods whose seeds agree, adjusted: below alpha where `half_width` is below `value`."""
+    share = share_of_level(shape[1])
+    return min(1.0, max(agreeing_p(value, *shape) / share, methods * floor_p(value, *shape)))
+
+
+def half_width(shape: Shape, methods: int, alpha: float) -> float:
+    """Half of the interval around one of m methods whose seeds agree."""
+    level = alpha * share_of_level(shape[1])
+    return max(agreeing_half_width(*shape, level), floor_half_width(*shape, alpha / methods))
+
+
+def agreeing_p(value: float, variances: Variances, seeds: int, prompts: int) -> float:
+    """Largest probability that the seeds agree and the mean is as far from zero as `value`, whatever the seeds differ.
+
+    Args:
+        value: the mean over seeds and prompts.
+        variances: with a residual above zero.
+    """
+    residual, of_prompts = _parts(variances, seeds, prompts)
+    largest = 0.0
+    for extra, chance in _agreement(seeds, prompts):
+        if chance <= largest:  # It falls along the grid, and the tail is at most 1.
+            break
+        tail = two_sided_p(abs(value) / math.sqrt(of_prompts + residual * (1 + extra)), prompts - 1)
+        largest = max(largest, chance * tail)
+    return largest
+
+
+def agreeing_half_width(variances: Variances, seeds: int, prompts: int, level: float) -> float:
+    """Half of the interval that ends where `agreeing_p` is `level`."""
+    residual, of_prompts = _parts(variances, seeds, prompts)
+    narrowest = critical_value(level, prompts - 1) * math.sqrt(residual + of_prompts)
+
+    def excess(log_half: float) -> float:
+        return math.log(agreeing_p(math.exp(log_half), variances, seeds, prompts) / level)
+
+    low = high = math.log(0.5 * narrowest)
+    while excess(high) > 0:
+        low, high = high, high + 1
+    return math.exp(falling_root(excess, low, high))
+
+
+def floor_p(value: float, variances: Variances, seeds: int, prompts: int) -> float:
+    """Two-sided p-value of the mean if seeds had no effect at all: what is left is the residual and the prompts."""
+    return two_sided_p(abs(value) / math.sqrt(sum(_parts(variances, seeds, prompts))), prompts - 1)
+
+
+def floor_half_width(variances: Variances, seeds: int, prompts: int, level: float) -> float:
+    """Half of the interval that ends where `floor_p` is `level`."""
+    return critical_value(level, prompts - 1) * math.sqrt(sum(_parts(variances, seeds, prompts)))
+
+
+def _parts(variances: Variances, seeds: int, prompts: int) -> tuple[float, float]:
+    """The residual's and the prompts' part of the mean's variance."""
+    return variances.residual / (seeds * prompts), max(variances.prompt, 0.0) / prompts
+
+
+@lru_cache(maxsize=256)
+def _critical_ratio(seeds: int, prompts: int) -> float:
+    return critical_ratio(METHOD_LEVEL, seeds - 1, (seeds - 1) * (prompts - 1))
+
+
+@lru_cache(maxsize=256)
+def _agreement(seeds: int, prompts: int) -> tuple[tuple[float, float], ...]:
+    """Variances of the seeds' means beside the residual's, and the probability that such seeds agree."""
+    limit, above, below = _critical_ratio(seeds, prompts), seeds - 1, (seeds - 1) * (prompts - 1)
+    steps = math.ceil(math.log(_LARGEST / 0.05) / math.log(_STEP))
+    grid = [0.0, *(0.05 * _STEP**step for step in range(steps))]
+    return tuple((extra, 1 - f_tail(limit / (1 + extra), above, below)) for extra in grid)
+
+
+POWER = 0.8
+"""Share of comparisons in which the difference is to be found."""
+
+_DRAWS = 40
+"""Values of the seeds' mean square that stand for its distribution."""
+
+
+def detectable_difference(
+    expected: Variances, seeds: int, prompts: int, methods: int, *, alpha: float = 0.05
+) -> float | None:
+    """The true difference that `holm` finds in 80 % of comparisons; None where no difference up to 1 is found so often.
+
+    Args:
+        expected: of the difference of two methods' values, each in [0, 1]; `seed` is taken as zero.
+        methods: compared with the baseline.
+    """
+    if seeds < 2 or prompts < 2:
+        return None
+    halves = _half_widths(expected, seeds, prompts, methods, alpha)
+    error, _ = Variances(0.0, expected.prompt, expected.residual).error(seeds, prompts)
+
+    def power(difference: float) -> float:
+        return sum(NormalDist().cdf((difference - half) / error) for half in halves) / len(halves)
+
+    if power(1.0) < POWER:
+        return None
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
+    return high
+
+
+def _half_widths(expected: Variances, seeds: int, prompts: int, methods: int, alpha: float) -> list[float]:
+    """Half of a verdict's interval for evenly spread quantiles of the seeds' mean square, the residual's being 1."""
+    halves, agreeing = [], math.inf
+    if methods > 1:
+        plain = Variances(0.0, expected.prompt, expected.residual)
+        agreeing = half_width((plain, seeds, prompts), methods, alpha)
+    for draw in range(_DRAWS):
+        ratio = critical_ratio((draw + 0.5) / _DRAWS, seeds - 1, (seeds - 1) * (prompts - 1))
+        seed = (ratio - 1) * expected.residual / prompts
+        careful = Variances(seed, expected.prompt, expected.residual).careful_half_width(
+            seeds, prompts, alpha / methods
+        )
+        halves.append(min(careful, agreeing) if method_agrees(ratio, seeds, prompts) else careful)
+    return halves

@@ -13,9 +13,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import AfterValidator
 
-from penchant.evaluation.comparisons import Difference, holm, paired_difference
-from penchant.evaluation.seed_means import mean_over_seeds
-from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
+from penchant.api import Difference, Estimate, Floats, bootstrap_mean, holm, mean_over_seeds, paired_difference
 
 Key = TypeVar("Key")
 

@@ -16,23 +16,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penchant.config import RunConfig, parse_config
-from penchant.data.groups import PreferenceGroup
-from penchant.data.writing import write_groups
-from penchant.engine.distribution import World as Processes
-from penchant.engine.distribution import local_device
-from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import resumable_disk_errors
-from penchant.evaluation.answering import answer
-from penchant.evaluation.figures import frontier_chart
-from penchant.evaluation.generation import Sampling
-from penchant.evaluation.held_out import score
-from penchant.evaluation.preferences import PreferenceReport
-from penchant.evaluation.report import Figure, RunReport, Sample, Table, write_report
-from penchant.evaluation.statistics import Estimate, resampled_mean
-from penchant.recipes import world
-from penchant.training.report import write_run_report
-from penchant.training.run import train
+from penchant.api import (
+    Estimate,
+    Figure,
+    PreferenceGroup,
+    PreferenceReport,
+    RunConfig,
+    RunReport,
+    Sample,
+    Sampling,
+    Table,
+    answer,
+    folder_lock,
+    frontier_chart,
+    local_device,
+    parse_config,
+    resampled_mean,
+    resumable_disk_errors,
+    score,
+    train,
+    write_groups,
+    write_report,
+    write_run_report,
+)
+from penchant.api import World as Processes
+from penchant.recipes import demo_world as world
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -1,4 +1,9 @@
-"""How a recipe's stages read data: settings of every run and evaluation, and a check of lengths."""
+"""How a recipe's stages read data: settings of every run and evaluation, and a check of lengths.
+
+Also in this module:
+
+- The configuration of the encoder that a recipe compares two texts with.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +13,65 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from penchant import config_reading
-from penchant.data.groups import PreferenceGroup, Text
-from penchant.data.reading import read_groups
-from penchant.data.tokenization import tokenize_groups
-from penchant.engine.distribution import World, local_device
-from penchant.engine.frozen import NO_LIMIT
-from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
-from penchant.errors import locate_errors
-from penchant.evaluation.answering import answer, fit_prompts
-from penchant.evaluation.generation import Sampling
-from penchant.evaluation.held_out import Reading, ScoredGroup, score
+from pydantic import Field
+
+from penchant.api import (
+    NO_LIMIT,
+    BertScore,
+    JudgeConfig,
+    PreferenceGroup,
+    Reading,
+    Sampling,
+    ScoredGroup,
+    Section,
+    Text,
+    World,
+    adapter_base,
+    answer,
+    context_length,
+    file_fingerprint,
+    fit_prompts,
+    load_config,
+    load_tokenizer,
+    local_device,
+    locate_errors,
+    read_groups,
+    score,
+    tokenize_groups,
+    weights_fingerprint,
+)
+from penchant.api import ReadingConfig as DataReadingConfig
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ReadingConfig(config_reading.ReadingConfig):
+class EncoderConfig(Section):
+    """An encoder whose hidden states measure how similar an answer is to its reference."""
+
+    model: str = Field(description="folder or hub id of an encoder, or of any language model")
+    layers: int | None = Field(None, ge=1, description="layer whose hidden states are compared; null: the last")
+
+    def open(self) -> BertScore:
+        """The loaded `BertScore`, which raises the same errors as its constructor."""
+        return BertScore(self.model, self.layers)
+
+
+def judge_settings(judge: JudgeConfig | None) -> dict[str, Any] | None:
+    """A judge's settings for a stage, with a fingerprint of its template in place of the file's name."""
+    if judge is None:
+        return None
+    template = None if judge.prompt is None else file_fingerprint(judge.prompt)
+    return judge.model_dump(mode="json") | {"prompt": template}
+
+
+def encoder_settings(encoder: EncoderConfig | None) -> dict[str, Any] | None:
+    """An encoder's settings for a stage, with a fingerprint of its weights."""
+    return None if encoder is None else encoder.model_dump() | {"weights": weights_fingerprint(encoder.model)}
+
+
+class ReadingConfig(DataReadingConfig):
     """How every stage reads its data, as in a run's `data`.
 
     Evaluation never drops a row, since all models must answer the same questions: a policy that drops or truncates

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from penchant.config_section import Section
-from penchant.engine.folders import whole_folder
+from penchant.api import Section, whole_folder
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 

@@ -20,10 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import resumable_disk_errors
-from penchant.errors import ConfigError
-from penchant.evaluation.files import write_atomically
+from penchant.api import ConfigError, folder_lock, resumable_disk_errors, write_atomically
 
 DONE_RECORD, UNFINISHED_RECORD = "stage.json", "begun.json"
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penchant.serving.called_tools import AnswerText
+from penchant.serving.constraints import AnswerText
 from penchant.serving.jobs import End, Piece, TokenLogProb
 from penchant.serving.requests import Tool
 from penchant.serving.router import Decision

@@ -1,4 +1,10 @@
-"""The web application: chat completions, completions and models of the OpenAI protocol, /health and /metrics."""
+"""The web application: chat completions, completions and models of the OpenAI protocol, /health and /metrics.
+
+Also in this module:
+
+- /v1/chat/completions: parse the body, choose an expert, tokenize the messages, and answer.
+- /v1/completions: prompts are text or token ids, without a chat template.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +14,108 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from penchant.serving.access import Access
-from penchant.serving.chat import respond_to_chat
-from penchant.serving.completions import respond_to_completion
-from penchant.serving.experts import Experts
-from penchant.serving.guard import AccessGuard, BodyGuard
-from penchant.serving.limits import Limits
-from penchant.serving.refusals import Refusal, invalid
+from penchant.data.messages import Message, content_of
+from penchant.data.tokenized import Ids
+from penchant.errors import PenchantError
+from penchant.serving.access import Access, AccessGuard, BodyGuard, Limits
+from penchant.serving.answers import ChatForm, CompletionForm, answer_frame
+from penchant.serving.constraints import answer_guide
+from penchant.serving.experts import Expert, Experts
+from penchant.serving.requests import ChatRequest, CompletionRequest, Refusal, invalid
 from penchant.serving.router import Router
-from penchant.serving.service import Service
+from penchant.serving.service import ROUTER, AnswerPlan, Service, in_thread
 from penchant.serving.worker import Overloaded, Worker
+
+
+async def respond_to_completion(service: Service, request: Request) -> Response:
+    """The answer to a completion request, as one document or as a stream.
+
+    Raises:
+        Refusal: the request cannot be answered.
+        Overloaded: the queue is full.
+    """
+    deadline = service.new_deadline()
+    completion = await service.parse(CompletionRequest, request, deadline)
+    if completion.model == ROUTER:
+        raise invalid("the router chooses by messages: ask it at /v1/chat/completions", param="model")
+    expert = service.experts.peek(completion.model)
+    prompts = await in_thread(lambda: [_ids(prompt, expert) for prompt in completion.prompts], deadline)
+    form = CompletionForm(
+        answer_frame("cmpl", completion.model, None),
+        prompt_tokens=sum(map(len, prompts)),
+        choices=len(prompts) * completion.n,
+        includes_log_probs=completion.logprobs is not None,
+        includes_usage=completion.includes_usage,
+    )
+    return await service.respond(completion, AnswerPlan(completion.model, prompts), form, deadline, request)
+
+
+def _ids(prompt: str | list[int], expert: Expert) -> Ids:
+    if isinstance(prompt, str):
+        try:
+            return expert.plain_prompt(prompt)
+        except PenchantError as error:
+            raise invalid(str(error), param="prompt") from error
+    size = expert.vocabulary_size
+    unknown = [token for token in prompt if not 0 <= token < size]
+    if unknown:
+        raise invalid(f"the model has no token {unknown[0]}; its ids are 0 to {size - 1}", param="prompt")
+    return np.array(prompt, dtype=np.int64)
+
+
+async def respond_to_chat(service: Service, request: Request) -> Response:
+    """The answer to a chat request, as one document or as a stream.
+
+    Raises:
+        Refusal: the request cannot be answered.
+        Overloaded: the queue is full.
+    """
+    deadline = service.new_deadline()
+    chat = await service.parse(ChatRequest, request, deadline)
+    messages = await in_thread(lambda: _conversation(chat), deadline)
+    decision = await service.choose(chat.model, _question(messages), deadline)
+    plan = await in_thread(lambda: _plan(service, chat, messages, decision.expert), deadline)
+    form = ChatForm(
+        answer_frame("chatcmpl", decision.expert, decision if chat.model == ROUTER else None),
+        prompt_tokens=sum(map(len, plan.prompts)),
+        choices=chat.n,
+        tools=chat.callable_tools,
+        includes_log_probs=chat.logprobs,
+        includes_usage=chat.includes_usage,
+    )
+    return await service.respond(chat, plan, form, deadline, request)
+
+
+def _conversation(chat: ChatRequest) -> tuple[Message, ...]:
+    try:
+        return chat.conversation
+    except PenchantError as error:
+        raise invalid(error.what, param="messages") from error
+
+
+def _question(messages: tuple[Message, ...]) -> str:
+    """Text of the last user message, by which the router decides."""
+    return next((content_of(message) for message in reversed(messages) if message["role"] == "user"), "")
+
+
+def _plan(service: Service, chat: ChatRequest, messages: tuple[Message, ...], name: str) -> AnswerPlan:
+    expert = service.experts.peek(name)
+    if chat.offered_tools and not expert.renders_tools:
+        raise invalid(
+            f"'{name}' cannot use tools: its chat template does not render them; leave tools out",
+            param="tools",
+            code="unsupported_parameter",
+        )
+    try:
+        prompt = expert.prompt(messages)
+    except PenchantError as error:
+        raise invalid(str(error), param="messages") from error
+    return AnswerPlan(name, [prompt], answer_guide(chat, expert), has_waited=chat.model == ROUTER)
 
 
 def build_app(experts: Experts, router: Router | None, limits: Limits, access: Access | None = None) -> FastAPI:

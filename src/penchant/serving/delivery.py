@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from fastapi import Request
 
 from penchant.serving.jobs import End, Event, Failure, Job, Piece
-from penchant.serving.refusals import Refusal
+from penchant.serving.requests import Refusal
 
 LISTENING_SECONDS = 0.5
 """Seconds between two checks whether the client of an answer without events is still connected."""

@@ -16,13 +16,13 @@ from penchant.data.template import Template
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.data.trees import pack
-from penchant.engine.adapter_loading import is_shareable, load_adapter
-from penchant.engine.distribution import local_device
+from penchant.engine.distributed import local_device
 from penchant.engine.grammars import Grammars
-from penchant.engine.loading import adapter_base, context_length, load_model, load_tokenizer
-from penchant.engine.model_kind import require_language_model
 from penchant.engine.padded import PaddedScorer
-from penchant.evaluation.generation import ends_of
+from penchant.evaluation.answering import ends_of
+from penchant.models.adapter_loading import is_shareable, load_adapter
+from penchant.models.loading import adapter_base, context_length, load_model, load_tokenizer
+from penchant.models.model_kind import require_language_model
 from penchant.serving.texts import TokenText
 
 if TYPE_CHECKING:

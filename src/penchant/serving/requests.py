@@ -1,16 +1,128 @@
-"""Pydantic models of the requests of the OpenAI protocol: chat completions and completions."""
+"""Pydantic models of the requests of the OpenAI protocol: chat completions and completions.
+
+Also in this module:
+
+- Parameters of the OpenAI protocol, and of servers that follow it, that are accepted without being supported.
+- Error responses in the OpenAI protocol's form.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from penchant.data.calls import template_context
-from penchant.data.conversations import messages
+from penchant.data.conversations import messages, template_context
 from penchant.data.fields import Cell, ReadLog, Row
 from penchant.data.messages import Message, with_context
-from penchant.serving.neutral import MESSAGE_OFF, is_off, without_neutral
+
+WITHOUT_EFFECT = frozenset(
+    {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+"""Parameters that never change an answer: its user, its storage and its price."""
+
+OFF: Mapping[str, Sequence[Any]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "stop_token_ids": ([],),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "top_k": (-1, 0),
+    "use_beam_search": (False,),
+}
+"""The values at which each parameter has no effect."""
+
+MESSAGE_OFF: Mapping[str, Sequence[Any]] = {"annotations": ([],), "tool_calls": ([],)}
+"""The same for fields of a message: the official client sends an answer back with all its fields."""
+
+
+def without_neutral(fields: Mapping[str, Any], supported: frozenset[str]) -> dict[str, Any]:
+    """A request's parameters without nulls, without those of no effect, and without unsupported ones that are off."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and name not in WITHOUT_EFFECT and (name in supported or not is_off(name, value, OFF))
+    }
+
+
+def is_off(name: str, value: object, off: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether the parameter has no effect at this value."""
+    return any(value == neutral for neutral in off.get(name, ()))
+
+
+def refusal_text(name: str) -> str:
+    """The message of the refusal of an unsupported parameter."""
+    if name in OFF:
+        values = " or ".join(repr(value) for value in OFF[name])
+        return f"'{name}' is not supported: leave it out, or send {values}, which changes nothing"
+    return f"'{name}' is not supported; leave it out"
+
+
+class Refusal(Exception):
+    """An error response to a request.
+
+    Args:
+        status: HTTP status.
+        kind: the protocol's `type`, such as invalid_request_error.
+        message: description of the error for people.
+        param: name of the parameter that is wrong.
+        code: identifier of the error for programs.
+    """
+
+    def __init__(self, status: int, kind: str, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.kind, self.message, self.param, self.code = status, kind, message, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The response's JSON body."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def invalid(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> Refusal:
+    """The refusal of an invalid request."""
+    return Refusal(status, "invalid_request_error", message, param=param, code=code)
+
+
+def invalid_field(kind: str, message: str, path: Sequence[str | int], body: object) -> Refusal:
+    """The refusal of a request with a field that does not follow the protocol.
+
+    Args:
+        kind: pydantic's type of the error, such as ``extra_forbidden``.
+        message: pydantic's message.
+        path: pydantic's path of the field in the body, which contains members of unions too.
+        body: the body's JSON value.
+    """
+    field = field_name(path, body, kind == "missing")
+    if kind == "extra_forbidden":
+        return invalid(refusal_text(field), param=field, code="unsupported_parameter")
+    return invalid(f"{field}: {message}" if field else message, param=field or None)
+
+
+def field_name(path: Sequence[str | int], body: object, missing: bool) -> str:
+    """Name of the wrong field of a request, as in ``messages.0.content``, without the members of unions."""
+    parts: list[str] = []
+    for part in path:
+        try:
+            body = body[part]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            if parts and not missing:
+                break
+        parts.append(str(part))
+    return ".".join(parts)
+
 
 MAX_CHOICES = 128
 MAX_TOP_LOG_PROBS = 20

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
-from penchant.evaluation.files import write_atomically
+from penchant.storage.files import write_atomically
 
 ROUTER = "router.json"
 

@@ -1,20 +1,69 @@
-"""Start of a server from folders of models."""
+"""Start of a server from folders of models.
+
+Also in this module:
+
+- Connections with a time-out for a request's headers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penchant.errors import ConfigError, require_extra
+from penchant.serving.access import Limits
 from penchant.serving.experts import Experts
-from penchant.serving.limits import Limits
 from penchant.serving.router import ROUTER, Router, load_router
 
 if TYPE_CHECKING:
     from penchant.serving.access import Access
+
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def timed_protocol(seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol class with a time-out for headers, in seconds; without it a connection may stay open."""
+
+    class TimedProtocol(H11Protocol):
+        _header_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch_headers()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._stop_timer()
+
+        def _watch_headers(self) -> None:
+            """Run the timer while headers are expected; between requests uvicorn's keep-alive time-out applies."""
+            if self.conn.their_state is not h11.IDLE:
+                self._stop_timer()
+            elif self._header_timer is None:
+                self._header_timer = self.loop.call_later(seconds, self._time_out)
+
+        def _stop_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+        def _time_out(self) -> None:
+            if not self.transport.is_closing():
+                self.transport.write(TIMED_OUT)
+                self.transport.close()
+
+    return TimedProtocol
 
 
 def find_experts(sources: Sequence[str]) -> tuple[dict[str, str], Router | None]:
@@ -63,7 +112,6 @@ def serve(
         import uvicorn
 
         from penchant.serving.app import build_app
-        from penchant.serving.connections import timed_protocol
     _check_address(host, port)
     app = build_app(Experts(folders), router, limits, access)
     uvicorn.run(

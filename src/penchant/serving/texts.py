@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from penchant.data.tokenized import Ids
-from penchant.evaluation.generation import silent_ids
+from penchant.evaluation.answering import silent_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack, split_into_micro_batches
-from penchant.engine.distribution import World
+from penchant.engine.distributed import World
 from penchant.engine.scoring import Scorer, precision
 from penchant.errors import ConfigError
 from penchant.objectives import Groups, Objective, Output, State

@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.config import RunConfig
-from penchant.config_objective import method_files
-from penchant.engine.loading import adapter_base
+from penchant.config.objective import method_files
+from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
+from penchant.models.loading import adapter_base
 
 WHOLE_FILE_BYTES = 256 * 2**20
 """Bytes up to which a file is read whole."""

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.config import DataConfig, RunConfig
-from penchant.config_objective import code_runs
+from penchant.config.objective import code_runs
+from penchant.config.run import DataConfig, RunConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import GroupSet, read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
-from penchant.engine.distribution import local_device
-from penchant.engine.frozen import NO_LIMIT
+from penchant.engine.distributed import local_device
+from penchant.engine.reference_model import NO_LIMIT
 from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 from penchant.objectives import FittedObjective, Objective
 from penchant.training.batches import group_facts
-from penchant.training.directions import direction
+from penchant.training.log import direction
 from penchant.training.needs import check_head, check_models, check_references, check_sampled, fitted, usable
-from penchant.training.prompts import prompts_to_answer
 from penchant.training.references import reference_sources
+from penchant.training.sampled import prompts_to_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

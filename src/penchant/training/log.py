@@ -2,6 +2,10 @@
 
 `metrics.jsonl` holds only what the configuration, data and seed determine, so that a resumed run's file is the same
 byte for byte; seconds and speed go to `timing.jsonl`.
+
+Also in this module:
+
+- Which way a metric is better: what decides which checkpoint is the best. The table stands in docs/metrics.md too.
 """
 
 from __future__ import annotations
@@ -11,8 +15,35 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from penchant.errors import CheckpointError
+
+Direction = Literal["lower", "higher"]
+
+LOWER = ("loss", "nll_loss", "error", "rejected", "ddo_rm/kl")
+"""Names, or their last parts, of what is better lower."""
+
+NEITHER = (
+    "kl",
+    "ties",
+    "entropy",
+    "target_entropy",
+    "target_reward",
+    "advantage/squared",
+    "multi_reference/clipped",
+)
+"""Of what describes a run and says not how good it is."""
+
+
+def direction(metric: str) -> Direction | None:
+    """Which way a metric is better; None where neither way is. A name that is in no table is better higher."""
+    names = (metric, metric.rpartition("/")[2])
+    if any(name in LOWER for name in names):
+        return "lower"
+    if any(name in NEITHER for name in names) or metric.startswith("multi_reference/weight_"):
+        return None
+    return "higher"
 
 
 class JsonLines:

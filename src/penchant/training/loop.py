@@ -16,18 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penchant.config import RunConfig
+from penchant.config.run import RunConfig
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World, reshard
-from penchant.engine.progress import Progress
+from penchant.engine.distributed import World, reshard
 from penchant.engine.scoring import Scorer, micro_batches
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
+from penchant.progress import Progress
 from penchant.training.backward import Batch, Result, arguments, backward, say
 from penchant.training.batches import Order, Source, Split
 from penchant.training.checkpoints import Checkpoints
-from penchant.training.directions import direction
-from penchant.training.log import JsonLines
+from penchant.training.log import JsonLines, direction
 from penchant.training.moving_reference import MovingReference
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals

@@ -9,27 +9,34 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.config import RunConfig
+from penchant.config.run import RunConfig
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.checkpoint import checkpoint_of
-from penchant.engine.distribution import World, shard
-from penchant.engine.generation_ends import TrainedResponses
-from penchant.engine.heads import HeadedScorer, PreferenceHead, require_end_tokens, save_head
-from penchant.engine.loading import check_vocabulary, load_model
-from penchant.engine.multimodal import text_config
+from penchant.engine.distributed import World, shard
 from penchant.engine.output_head import lora_rank
-from penchant.engine.pad_token import set_pad_token
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
-from penchant.engine.reference_cache import model_fingerprint
-from penchant.engine.reward_model import start_reward_model
-from penchant.engine.saved_dtype import SavedDtype, saved_dtype
-from penchant.engine.scoring import LanguageScorer, Scorer, choose_reward_scorer, choose_scorer, sample_groups
+from penchant.engine.scoring import (
+    HeadedScorer,
+    LanguageScorer,
+    Scorer,
+    choose_reward_scorer,
+    choose_scorer,
+    require_end_tokens,
+    sample_groups,
+)
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ConfigError
+from penchant.models.loading import check_vocabulary, load_model
+from penchant.models.multimodal import text_config
+from penchant.models.preference_head import PreferenceHead, save_head
+from penchant.models.reward_model import start_reward_model
+from penchant.models.saving import SavedDtype, saved_dtype
+from penchant.models.source_checkpoint import checkpoint_of
+from penchant.models.special_tokens import TrainedResponses, set_pad_token
 from penchant.objectives import Objective, WeightedSum
 from penchant.objectives import PreferenceHead as PreferenceHeadLoss
+from penchant.storage.caches import model_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,4 +1,10 @@
-"""A saved folder's README.md: a model card with Hugging Face metadata, so that the folder can be pushed as it is."""
+"""A saved folder's README.md: a model card with Hugging Face metadata, so that the folder can be pushed as it is.
+
+Also in this module:
+
+- The Python that loads a saved folder, for its model card.
+- Rows of a run's held-out table, as the model card, the report and the command line show them.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +16,92 @@ from typing import Any
 
 import yaml
 
-from penchant.config import RunConfig, load_config
-from penchant.config_objective import code_runs, describe_objective, names_code, without_code
-from penchant.engine.loading import adapter_base
-from penchant.engine.model_kind import ModelKind, model_kind
-from penchant.engine.saved_dtype import stored_types
+from penchant.config.objective import code_runs, describe_objective, names_code, without_code
+from penchant.config.run import RunConfig, load_config
 from penchant.errors import CheckpointError, reason_of
-from penchant.evaluation.files import read_record, write_atomically
-from penchant.training.held_out_table import held_out_rows, metric_text
-from penchant.training.loading_code import loading_code
+from penchant.models.loading import adapter_base
+from penchant.models.model_kind import ModelKind, model_kind
+from penchant.models.saving import stored_types
+from penchant.storage.files import read_record, write_atomically
 from penchant.training.model_source import ModelSource, describe_source
 from penchant.training.references import reference_sources
+
+
+def held_out_rows(start_metrics: Mapping[str, Any], final_metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value before training and value after it of each metric that has one.
+
+    Args:
+        start_metrics, final_metrics: ``before`` and ``after`` of evaluation.json.
+    """
+    rows = []
+    for name in final_metrics["definitions"]:
+        cells = [metric_text(document.get(name)) for document in (start_metrics, final_metrics)]
+        if any(cells):
+            rows.append((name, cells[0] or "", cells[1] or ""))
+    return rows
+
+
+def metric_text(value: object) -> str | None:
+    """A metric of evaluation.json with its 95 % interval; None where it is none or has no value."""
+    if not isinstance(value, dict) or value.get("value") is None:
+        return None
+    if value.get("low") is None:
+        return f"{value['value']:.4f}"
+    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+
+
+_NAME = '"FOLDER OR ID"'
+
+
+def loading_code(kind: ModelKind, base: ModelSource) -> str:
+    """A code block that loads the folder, and sentences on what it does not load."""
+    code = "\n".join(["```python", *_imports(kind), "", *_calls(kind), "```"])
+    return "\n\n".join([code, *_remarks(kind, base)])
+
+
+def _class(kind: ModelKind) -> str:
+    task = "SequenceClassification" if kind.is_reward_model else "CausalLM"
+    if kind.is_adapter:
+        return f"AutoPeftModelFor{task}"
+    multimodal = (kind.architecture or "").endswith("ForConditionalGeneration")
+    return "AutoModelForImageTextToText" if multimodal else f"AutoModelFor{task}"
+
+
+def _imports(kind: ModelKind) -> list[str]:
+    if not kind.is_adapter:
+        return [f"from transformers import {_class(kind)}, AutoTokenizer"]
+    also = "AutoTokenizer" if kind.is_reward_model else "AutoTokenizer, GenerationConfig"
+    return [f"from peft import {_class(kind)}", f"from transformers import {also}"]
+
+
+def _calls(kind: ModelKind) -> list[str]:
+    labels = ", num_labels=1" if kind.is_reward_model and kind.is_adapter else ""
+    calls = [
+        f"model = {_class(kind)}.from_pretrained({_NAME}{labels})",
+        f"tokenizer = AutoTokenizer.from_pretrained({_NAME})",
+    ]
+    if kind.is_adapter and kind.is_reward_model:
+        calls.append(
+            "model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # an adapter cannot carry it"
+        )
+    elif kind.is_adapter:
+        calls.append(f"model.generation_config = GenerationConfig.from_pretrained({_NAME})  # where responses end")
+    return calls
+
+
+def _remarks(kind: ModelKind, base: ModelSource) -> list[str]:
+    remarks = []
+    if kind.is_reward_model:
+        remarks.append("The model's one logit is the reward of a prompt with its response.")
+    if kind.heads:
+        remarks.append(
+            "The preference head beside it is read by Penchant: `penchant rank FOLDER --data FILE --by head`, "
+            "`penchant generate FOLDER PROMPT --best-of 8`."
+        )
+    if kind.is_adapter and (base.gguf or base.local):
+        remarks.append("adapter_config.json names the base by its path; `penchant merge` writes a whole model.")
+    return remarks
+
 
 CARD_FILE = "README.md"
 

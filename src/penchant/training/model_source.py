@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from penchant.engine.gguf_reading import is_gguf
-from penchant.engine.loading import adapter_base
-from penchant.engine.saved_dtype import stored_types
+from penchant.models.gguf.reading import is_gguf
+from penchant.models.loading import adapter_base
+from penchant.models.saving import stored_types
 
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 
@@ -107,7 +107,7 @@ def _of_cache(path: Path) -> str | None:
 
 
 def _gguf_license(source: str) -> dict[str, Any]:
-    from penchant.engine.gguf_reading import gguf_library
+    from penchant.models.gguf.reading import gguf_library
 
     field_ = gguf_library().GGUFReader(source).get_field("general.license")
     return {} if field_ is None else {"license": str(field_.contents())}

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from penchant.config import TrainingConfig
+from penchant.config.run import TrainingConfig
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World
+from penchant.engine.distributed import World
 from penchant.engine.scoring import Scorer, score_groups
 from penchant.training.batches import References
 

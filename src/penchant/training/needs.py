@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from penchant.config import RunConfig
+from penchant.config.run import RunConfig
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.loading import adapter_base, context_length, load_config, load_tokenizer
-from penchant.engine.model_kind import model_kind, require_language_model
 from penchant.errors import ConfigError, DataError
+from penchant.models.loading import adapter_base, context_length, load_config, load_tokenizer
+from penchant.models.model_kind import model_kind, require_language_model
 from penchant.objectives import FittedObjective, Groups, Objective, State
 from penchant.training.references import reference_sources
 

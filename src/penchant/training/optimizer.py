@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penchant.config import TrainingConfig
+from penchant.config.run import TrainingConfig
 
 
 def build_optimizer(module: nn.Module, config: TrainingConfig, head_decay: float = 0.0) -> torch.optim.AdamW:

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.config import load_config
-from penchant.config_objective import without_code
-from penchant.engine.loading import adapter_base
-from penchant.engine.saving import PROCESSOR_FILES
+from penchant.config.objective import without_code
+from penchant.config.run import load_config
 from penchant.errors import ConfigError, ModelError
+from penchant.models.loading import adapter_base
+from penchant.models.saving import PROCESSOR_FILES
 from penchant.training.model_card import CARD_FILE, write_model_card
 from penchant.training.model_source import describe_source
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from penchant.config import RunConfig
-from penchant.data.mismatch import add_mismatched
-from penchant.data.second_reading import have_same_ids
+from penchant.config.run import RunConfig
+from penchant.data.second_reading import add_mismatched, have_same_ids
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distribution import World
-from penchant.engine.frozen import FrozenModel
+from penchant.engine.distributed import World
+from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
 from penchant.errors import locate_errors
 from penchant.training.model import Trained

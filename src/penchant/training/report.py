@@ -8,24 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penchant.config import RunConfig, load_config
-from penchant.config_reward import RewardConfig
+from penchant.config.reward import RewardConfig
+from penchant.config.run import RunConfig, load_config
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.engine.distribution import World, local_device
-from penchant.engine.folders import disk_errors
-from penchant.evaluation.answering import answer, answerable_prompts, distinct_prompts
-from penchant.evaluation.files import read_record, read_records, write_atomically
-from penchant.evaluation.generation import Sampling
+from penchant.engine.distributed import World, local_device
+from penchant.evaluation.answering import Sampling, answer, answerable_prompts, distinct_prompts
 from penchant.evaluation.held_out import Reading, score
-from penchant.evaluation.likelihood import LIKELIHOOD
-from penchant.evaluation.preferences import PreferenceReport, evaluate_preferences, with_likelihood
+from penchant.evaluation.preferences import LIKELIHOOD, PreferenceReport, evaluate_preferences, with_likelihood
 from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
 from penchant.evaluation.rewards import ModelReward, open_reward
 from penchant.evaluation.statistics import Estimate
-from penchant.training.held_out_table import held_out_rows, metric_text
+from penchant.storage.files import disk_errors, read_record, read_records, write_atomically
 from penchant.training.inputs import read_inputs
-from penchant.training.model_card import write_model_card
+from penchant.training.model_card import held_out_rows, metric_text, write_model_card
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:

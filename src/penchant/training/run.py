@@ -9,24 +9,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.config import RunConfig
-from penchant.data.mismatch import add_mismatched
+from penchant.config.run import RunConfig
+from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.adapters import untrained_adapters
-from penchant.engine.distribution import World, destroy_process_group, flush_denormals, init_process_group
-from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import disk_errors, is_full
-from penchant.engine.frozen import NO_LIMIT, cached_log_probs
-from penchant.engine.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
-from penchant.engine.rank_monitor import RankMonitor
+from penchant.engine.distributed import RankMonitor, World, destroy_process_group, flush_denormals, init_process_group
+from penchant.engine.reference_model import NO_LIMIT, cached_log_probs
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import open_reward
+from penchant.models.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
+from penchant.models.lora import untrained_adapters
 from penchant.objectives import FittedObjective
+from penchant.storage.files import disk_errors, folder_lock, is_full
 from penchant.training.backward import arguments
 from penchant.training.batches import Given, Order, References, Source, Split
-from penchant.training.dates import day_note, on_one_day, with_day
-from penchant.training.folder import check, release, take
+from penchant.training.folder import check, day_note, on_one_day, release, take, with_day
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Loop

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penchant.evaluation.tool_calls import edge
+from penchant.evaluation.tool_calls import latency as edge
 
 
 def function(name, required=(), **types):

@@ -7,10 +7,10 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from penchant.engine.grammars import Grammars
-from penchant.engine.loading import load_tokenizer
 from penchant.evaluation.tool_calls.calls import Function
 from penchant.evaluation.tool_calls.grammars import CLOSES, OPENS, Tags, json_calls
 from penchant.evaluation.tool_calls.questions import ToolQuestion
+from penchant.models.loading import load_tokenizer
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 FUNCTION = Function.read(

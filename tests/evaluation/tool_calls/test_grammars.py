@@ -16,18 +16,17 @@ from tokenizers import AddedToken
 from penchant.data.groups import Message
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.grammars import Grammars
-from penchant.engine.loading import load_model, load_tokenizer
-from penchant.engine.quantization import quantize_int8
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function
-from penchant.evaluation.tool_calls.edge import LatencySettings, measure_in_this_process
 from penchant.evaluation.tool_calls.grammars import PROSE, SPEECH
+from penchant.evaluation.tool_calls.latency import LatencySettings, measure_in_this_process, quantize_int8
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
 from penchant.evaluation.tool_calls.styles import STYLES
 from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions
+from penchant.models.loading import load_model, load_tokenizer
 from penchant.recipes.small_llama import Sizes, build_small_llama
-from penchant.recipes.tool_calling.right import right_answer, right_calls
+from penchant.recipes.tool_calling.variants import right_answer, right_calls
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.evaluation.tool_calls.literals import _rows, java, javascript
+from penchant.evaluation.tool_calls.matching import _rows, java, javascript
 
 ROWS = r"\[.*?\]\s*(,\s*\[.*?\]\s*)*"
 PIECES = st.sampled_from(["[", "]", "],[", "], [", ",", "1", " ", "\n", ")", "[[", "]]"])

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Argument, Call, Fault, Function
-from penchant.evaluation.tool_calls.literals import JAVA_TYPES, JAVASCRIPT_TYPES
-from penchant.evaluation.tool_calls.matching import PYTHON_TYPES, entries_as_lists, match_calls
+from penchant.evaluation.tool_calls.matching import (
+    JAVA_TYPES,
+    JAVASCRIPT_TYPES,
+    PYTHON_TYPES,
+    entries_as_lists,
+    match_calls,
+)
 from penchant.evaluation.tool_calls.reading import read_calls, read_json_calls
 
 

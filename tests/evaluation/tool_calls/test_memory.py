@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from penchant.evaluation.tool_calls import memory
-from penchant.evaluation.tool_calls.memory import current_bytes, peak_bytes, reset_peak
+from penchant.evaluation.tool_calls import latency as memory
+from penchant.evaluation.tool_calls.latency import current_bytes, peak_bytes, reset_peak
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from penchant.data.groups import PreferenceGroup
 from penchant.recipes.dialogue.construction import Filters, for_review, from_ratings, from_styles
-from penchant.recipes.dialogue.reading import AnswerRecord
-from penchant.recipes.dialogue.rewriting import StyledAnswers
+from penchant.recipes.dialogue.rewriting import AnswerRecord, StyledAnswers
 
 CRISIS = "I want to die."
 

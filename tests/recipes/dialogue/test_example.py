@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from penchant.config import load_section
+from penchant.config.run import load_section
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
 

@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 
-from penchant.config_errors import validated
+from penchant.config.section import validated
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.errors import DataError
 from penchant.recipes.dialogue.config import DialogueConfig
-from penchant.recipes.dialogue.parting import assign_parts, merge_topics
+from penchant.recipes.dialogue.data import assign_parts, merge_topics
 from penchant.recipes.dialogue.pipeline import dialogue
 
 FILES = {"a": "a.jsonl", "b": "b.jsonl"}

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import yaml
 
-from penchant.cli import run
-from penchant.config_errors import validated
+from penchant.cli.main import run
+from penchant.config.section import validated
 from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import ConfigError, DataError
-from penchant.evaluation.rating_sheet import read_sheet
-from penchant.evaluation.references import rouge_l
+from penchant.evaluation.text_similarity import rouge_l
 from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue, stages
+from penchant.recipes.dialogue.rating_sheet import read_sheet
 from penchant.recipes.dialogue.rewriting import CLOSERS, OPENERS, ORDERS
 from penchant.recipes.reading import compute_log_probs
 

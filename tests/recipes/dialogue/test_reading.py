@@ -7,7 +7,7 @@ import json
 import pytest
 
 from penchant.errors import DataError
-from penchant.recipes.dialogue.reading import AnswerRecord, read_answer_records
+from penchant.recipes.dialogue.rewriting import AnswerRecord, read_answer_records
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from penchant.config_reward import JudgeConfig
+from penchant.config.reward import JudgeConfig
 from penchant.errors import ConfigError
-from penchant.evaluation.human_centric import unsupported
-from penchant.recipes.dialogue.reading import AnswerRecord
-from penchant.recipes.dialogue.rewriting import EndpointRewriter, RuleRewriter, StyledAnswers
+from penchant.recipes.dialogue.human_centric import unsupported
+from penchant.recipes.dialogue.rewriting import AnswerRecord, EndpointRewriter, RuleRewriter, StyledAnswers
 
 ASTHMA = AnswerRecord(
     "What is asthma?",

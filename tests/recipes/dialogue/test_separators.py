@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from penchant.config_errors import validated
+from penchant.config.section import validated
 from penchant.recipes.dialogue import evaluation
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import read_questions

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from penchant.config import load_section
+from penchant.config.run import load_section
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert
 

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from penchant.config_errors import validated
+from penchant.config.section import validated
 from penchant.data.groups import Message
 from penchant.errors import DataError
 from penchant.recipes.domain_expert import evaluation, routing
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import PromptSet, content
+from penchant.recipes.domain_expert.routing import PromptSet, content
+from penchant.serving.access import Limits
 from penchant.serving.app import build_app
-from penchant.serving.limits import Limits
 from penchant.serving.router import load_router
 
 SEPARATORS = ("\u2028", "\u2029", "\x85")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penchant.cli import run
-from penchant.config_errors import validated
+from penchant.cli.main import run
+from penchant.config.section import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError, ModelError
 from penchant.recipes.domain_expert.config import DomainExpertConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from penchant.data.interactions import Interaction
+from penchant.recipes.recommend.histories import Interaction
 
 
 @pytest.fixture(scope="session")

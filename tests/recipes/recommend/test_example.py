@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penchant.config import load_section
+from penchant.config.run import load_section
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 

@@ -7,10 +7,9 @@ from collections import Counter
 
 import pytest
 
-from penchant.data.interactions import Interaction
 from penchant.errors import DataError
-from penchant.recipes.recommend.candidates import draw_candidates
-from penchant.recipes.recommend.histories import Histories, Rules, build_histories
+from penchant.recipes.recommend.histories import Histories, Interaction, Rules, build_histories
+from penchant.recipes.recommend.prompts import draw_candidates
 
 RULES = Rules(min_rating=5, min_count=3, min_history=2, max_history=4)
 

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from penchant.errors import ConfigError
-from penchant.recipes.self_improve.attempts import attempt_prompts, is_satisfied, progress_group
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
+from penchant.recipes.self_improve.loop import attempt_prompts, is_satisfied, progress_group
 from penchant.recipes.self_improve.verifying import Verdict
 
 PROMPTS = {"a": "Say 1.", "b": "Say 2.", "c": "Say 3."}

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penchant.data.groups import Message, PreferenceGroup
-from penchant.engine import database
 from penchant.errors import DataError, DiskFullError
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
+from penchant.storage import sqlite as database
 
 JUDGEMENT = Judgement(1, "p", 0, "prompt", "answer", (True, False), 0.5, "critique")
 # All characters except halves of surrogate pairs.

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from penchant.config import load_section
-from penchant.recipes import world
+from penchant.config.run import load_section
+from penchant.recipes import demo_world as world
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
 

@@ -18,24 +18,23 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from penchant.cli import run
-from penchant.config_errors import validated
-from penchant.engine.folder_lock import folder_lock
+from penchant.cli.main import run
+from penchant.config.section import validated
 from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError, TrainingError
-from penchant.recipes import world
+from penchant.recipes import demo_world as world
 from penchant.recipes.self_improve import loop, trainer
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.learner import Learner
+from penchant.recipes.self_improve.gate import evaluate_learner
 from penchant.recipes.self_improve.loop import improve, read_rounds
-from penchant.recipes.self_improve.measuring import evaluate_learner
+from penchant.recipes.self_improve.medium import Learner, ServedModel, read_served, write_served
 from penchant.recipes.self_improve.parts import open_buffer, open_run_folder
 from penchant.recipes.self_improve.pipeline import self_improve
 from penchant.recipes.self_improve.report import alarms, summarise, write_result
-from penchant.recipes.self_improve.served import ServedModel, read_served, write_served
 from penchant.recipes.self_improve.text_medium import TextBackend
 from penchant.recipes.self_improve.trainer import is_idle, next_update, run_update
 from penchant.recipes.self_improve.verifying import Verdict
+from penchant.storage.files import folder_lock
 
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
 
@@ -180,7 +179,7 @@ def test_learners_replaced_while_they_answer(learner, finished_run, tmp_path, mo
     config = configured(tmp_path, learner, update={"new": 1000}, rounds=1, attempts=2, batch=2)
     folders = [learner, str(finished_run[2] / "updates" / "1" / "merged")]
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom penchant.recipes.self_improve.served import "
+        "import sys, time\nfrom pathlib import Path\nfrom penchant.recipes.self_improve.medium import "
         "ServedModel, write_served\n"
         "while True:\n    for n in (0, 1):\n        write_served(Path(sys.argv[1]), ServedModel(n, sys.argv[2 + n]))\n"
         "        time.sleep(0.01)\n"

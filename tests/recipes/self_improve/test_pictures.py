@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.config import load_section
-from penchant.config_errors import validated
-from penchant.engine.denoising import Denoiser
+from penchant.config.run import load_section
+from penchant.config.section import validated
+from penchant.diffusion.denoising import Denoiser
 from penchant.errors import ConfigError, DataError, DiskFullError
 from penchant.recipes.self_improve import picture_medium, seeing, shapes
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
-from penchant.recipes.self_improve.media import build_backend
+from penchant.recipes.self_improve.parts import build_backend
 from penchant.recipes.self_improve.report import write_result
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"

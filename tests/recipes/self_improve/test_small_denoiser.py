@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from penchant.config import TrainingConfig
-from penchant.engine.denoising import Denoiser
+from penchant.config.run import TrainingConfig
+from penchant.diffusion.denoising import Denoiser
 from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.recipes.self_improve import shapes
 from penchant.recipes.self_improve import small_denoiser as module

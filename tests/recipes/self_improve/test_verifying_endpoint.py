@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.config_reward import JudgeConfig
+from penchant.config.reward import JudgeConfig
 from penchant.errors import ConfigError
-from penchant.recipes.self_improve.verifying import Verdict
-from penchant.recipes.self_improve.verifying_endpoint import (
+from penchant.recipes.self_improve.verifying import (
     FAILED,
     EndpointVerifier,
+    Verdict,
     read_conditions,
     read_judgement,
 )

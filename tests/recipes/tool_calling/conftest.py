@@ -7,7 +7,7 @@ import random
 import pytest
 
 from penchant.data.groups import Message
-from penchant.evaluation.tool_calls import edge
+from penchant.evaluation.tool_calls import latency as edge
 from penchant.evaluation.tool_calls.calls import Function
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 

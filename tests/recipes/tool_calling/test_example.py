@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penchant.config import load_section
+from penchant.config.run import load_section
 from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.pipeline import tool_calling

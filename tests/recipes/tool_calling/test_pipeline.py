@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from penchant.cli import run
-from penchant.config_errors import validated
+from penchant.cli.main import run
+from penchant.config.section import validated
 from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
@@ -19,12 +19,9 @@ from penchant.errors import ConfigError, DataError
 from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.data import function_names, held_out_function_names, variants
-from penchant.recipes.tool_calling.pipeline import stages, tool_calling
-from penchant.recipes.tool_calling.rewarding import reward_of
-from penchant.recipes.tool_calling.right import right_answer
-from penchant.recipes.tool_calling.splitting import split
-from penchant.recipes.tool_calling.vocabulary import Vocabulary
+from penchant.recipes.tool_calling.data import function_names, held_out_function_names, split, variants
+from penchant.recipes.tool_calling.pipeline import reward_of, stages, tool_calling
+from penchant.recipes.tool_calling.variants import Vocabulary, right_answer
 
 from .conftest import make_function, make_question
 

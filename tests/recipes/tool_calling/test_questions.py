@@ -15,12 +15,15 @@ from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
 from penchant.evaluation.tool_calls.styles import as_signatures
 from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.corruptions import CORRUPTIONS, corrupt
-from penchant.recipes.tool_calling.data import function_names, variants
-from penchant.recipes.tool_calling.right import right_answer, right_calls
-from penchant.recipes.tool_calling.splitting import families, split
-from penchant.recipes.tool_calling.variants import make_variant, with_unrelated_functions
-from penchant.recipes.tool_calling.vocabulary import Vocabulary
+from penchant.recipes.tool_calling.data import families, function_names, split, variants
+from penchant.recipes.tool_calling.pairs import CORRUPTIONS, corrupt
+from penchant.recipes.tool_calling.variants import (
+    Vocabulary,
+    make_variant,
+    right_answer,
+    right_calls,
+    with_unrelated_functions,
+)
 
 from .conftest import make_function, make_question
 

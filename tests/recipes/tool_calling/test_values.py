@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from penchant.evaluation.tool_calls.calls import Call
 from penchant.evaluation.tool_calls.questions import read_bfcl
-from penchant.recipes.tool_calling.right import right_calls
-from penchant.recipes.tool_calling.values import SwappableValues
-from penchant.recipes.tool_calling.vocabulary import Vocabulary
+from penchant.recipes.tool_calling.variants import SwappableValues, Vocabulary, right_calls
 
 from .conftest import make_function, make_question
 

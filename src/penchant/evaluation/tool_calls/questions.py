@@ -12,9 +12,9 @@ from typing import Any
 from penchant.data.files import is_data_file, read_rows, stem_of
 from penchant.data.messages import Message, content_of
 from penchant.errors import DataError
-from penchant.evaluation.files import write_atomically
 from penchant.evaluation.tool_calls.calls import Accepted, Call, Fault, Function, Language
 from penchant.evaluation.tool_calls.matching import entries_as_lists, match_calls
+from penchant.storage.files import write_atomically
 
 ANSWERS = "possible_answer"
 FILE_NAME = re.compile(r"BFCL_v\d+_")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.grammars import Grammars
-from penchant.engine.progress import Progress
 from penchant.engine.sampling import Guide, Sampling, sample
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import ends_of, text_after
+from penchant.evaluation.answering import ends_of, text_after
 from penchant.evaluation.statistics import Estimate, proportion
 from penchant.evaluation.tool_calls.calls import Fault
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.styles import Style
+from penchant.progress import Progress
+from penchant.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

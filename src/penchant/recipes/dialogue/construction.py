@@ -6,10 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penchant.data.groups import PreferenceGroup, as_text
-from penchant.evaluation.human_centric import is_crisis, refers, unsupported
-from penchant.recipes.dialogue.reading import AnswerRecord
-from penchant.recipes.dialogue.rewriting import Rewriter
+from penchant.api import PreferenceGroup, as_text
+from penchant.recipes.dialogue.human_centric import is_crisis, refers, unsupported
+from penchant.recipes.dialogue.rewriting import AnswerRecord, Rewriter
 
 
 @dataclass(frozen=True)

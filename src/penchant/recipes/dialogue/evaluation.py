@@ -11,19 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from penchant.data.files import read_rows
-from penchant.data.groups import as_text
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import Sampling
-from penchant.evaluation.human_centric import is_crisis
-from penchant.evaluation.judges import EndpointJudge
-from penchant.evaluation.rating_sheet import write_sheet
-from penchant.evaluation.statistics import Floats
-from penchant.evaluation.win_rate import win_rate
+from penchant.api import EndpointJudge, Floats, Sampling, as_text, read_rows, win_rate, write_atomically
 from penchant.recipes.comparing import mean_over_questions, paired_differences
 from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import Question, question_prompt, read_questions
+from penchant.recipes.dialogue.human_centric import is_crisis
 from penchant.recipes.dialogue.measures import (
     CRISIS,
     METRIC_DIRECTIONS,
@@ -32,6 +25,7 @@ from penchant.recipes.dialogue.measures import (
     MetricValues,
     preference_accuracy,
 )
+from penchant.recipes.dialogue.rating_sheet import write_sheet
 from penchant.recipes.reading import generate_answers
 from penchant.recipes.stages import StageResult
 

@@ -1,6 +1,11 @@
 """Metrics of one model's answers and log-probs, question by question.
 
 A metric maps question numbers to values, so that two models can be compared on the same questions.
+
+Also in this module:
+
+- A classifier of texts that one's own labels call empathic or not.
+- Whether a text follows from another, by a classifier trained on natural language inference.
 """
 
 from __future__ import annotations
@@ -13,17 +18,132 @@ from typing import Literal
 
 import numpy as np
 
-from penchant.data.groups import as_text
-from penchant.data.reading import read_groups
-from penchant.errors import locate_errors
-from penchant.evaluation.empathy_classifier import EmpathyClassifier
-from penchant.evaluation.entailment import Entailment
-from penchant.evaluation.human_centric import empathy, grade_level, is_crisis, politeness, refers, refuses, unsupported
-from penchant.evaluation.references import rouge_l
-from penchant.evaluation.similarity import BertScore, SentenceSimilarity
+from penchant.api import (
+    BertScore,
+    DataError,
+    ModelError,
+    PreferenceGroup,
+    SentenceSimilarity,
+    as_text,
+    check_folder,
+    context_length,
+    loading_errors,
+    local_device,
+    locate_errors,
+    read_groups,
+    refuse_missing,
+    require_extra,
+    roc_auc,
+    rouge_l,
+)
 from penchant.recipes.dialogue.config import MeasuresConfig
 from penchant.recipes.dialogue.data import Question
+from penchant.recipes.dialogue.human_centric import (
+    empathy,
+    grade_level,
+    is_crisis,
+    politeness,
+    refers,
+    refuses,
+    unsupported,
+)
 from penchant.recipes.reading import ReadingConfig, compute_log_probs, pair_accuracies
+
+BATCH = 16
+
+
+class Entailment:
+    """The probability of the label that a model calls entailment.
+
+    Args:
+        model: folder or hub id of a sequence-classification model, one of whose labels is named "entailment".
+
+    Raises:
+        ModelError: there is no such model, or none of its labels is entailment.
+    """
+
+    def __init__(self, model: str) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        check_folder(model)
+        with loading_errors(model):
+            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            loaded, report = AutoModelForSequenceClassification.from_pretrained(model, output_loading_info=True)
+        refuse_missing(model, report)
+        self._model = loaded.to(local_device()).eval()
+        names = {str(name).lower(): number for number, name in loaded.config.id2label.items()}
+        if "entailment" not in names:
+            raise ModelError(
+                f"no label is called entailment; its labels are {', '.join(names)}",
+                where=model,
+                fix="name a classifier trained on natural language inference, with id2label in its config.json",
+            )
+        self._label = names["entailment"]
+        self._longest = min(self._tokenizer.model_max_length, context_length(loaded.config) or 512)
+
+    def __call__(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
+        """Of each hypothesis, 0 to 1; a premise too long for the model is cut at its end, never the hypothesis."""
+        import torch
+
+        found: list[float] = []
+        for start in range(0, len(premises), BATCH):
+            batch = self._tokenizer(
+                list(premises[start : start + BATCH]),
+                list(hypotheses[start : start + BATCH]),
+                truncation="only_first",
+                max_length=self._longest,
+                padding=True,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                logits = self._model(**{name: value.to(self._model.device) for name, value in batch.items()}).logits
+            found += logits.float().softmax(-1)[:, self._label].tolist()
+        return found
+
+
+FOLDS = 5
+
+
+class EmpathyClassifier:
+    """Logistic regression on tf-idf of words and pairs of words.
+
+    It knows no more than its labels: where the empathic texts are all of one kind, it has learnt the kind.
+
+    Args:
+        labelled: groups of one candidate and its label (`unpaired` in docs/data-formats.md).
+
+    Attributes:
+        auc: the area under the ROC curve on held-out texts, `FOLDS` folds; what to think of its probabilities.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+        DataError: a group without a label, or fewer than `FOLDS` texts of either kind.
+    """
+
+    def __init__(self, labelled: Sequence[PreferenceGroup]) -> None:
+        with require_extra("recipes", "a classifier needs scikit-learn"):
+            from sklearn.feature_extraction.text import TfidfVectorizer
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.model_selection import StratifiedKFold, cross_val_predict
+            from sklearn.pipeline import make_pipeline
+        if any(group.labels is None for group in labelled):
+            raise DataError("a text has no label", fix='a row is {"completion": ..., "label": true}')
+        texts = [as_text(candidate) for group in labelled for candidate in group.candidates]
+        labels = np.array([label for group in labelled for label in group.labels or ()])
+        fewest = min(int(labels.sum()), int((~labels).sum()))
+        if fewest < FOLDS:
+            raise DataError(f"{fewest} texts of one of the two labels; {FOLDS} are needed", fix="label more texts")
+        words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, max_features=50_000)
+        self._model = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced"))
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+        scores = cross_val_predict(self._model, texts, labels, cv=folds, method="decision_function")
+        self.auc = roc_auc(scores[labels], scores[~labels])
+        self._model.fit(texts, labels)
+
+    def __call__(self, answers: Sequence[str]) -> list[float]:
+        """Of each answer, the probability that the labels would call it empathic."""
+        return [float(value) for value in self._model.predict_proba(list(answers))[:, 1]] if answers else []
+
 
 CRISIS, UNSAFE = "crisis", "unsafe"
 """Names of the sets of `probes`, which are evaluated beside the sources' questions."""

@@ -16,23 +16,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.data.groups import PreferenceGroup
-from penchant.recipes.checking import check_tuning
+from penchant.api import PreferenceGroup, file_fingerprint, optional_weights_fingerprint
 from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, ModelConfig
 from penchant.recipes.dialogue.data import apply_review, audit_style, build_preference_data
 from penchant.recipes.dialogue.evaluation import ModelVariant, evaluate, write_answers
 from penchant.recipes.dialogue.report import write_result
-from penchant.recipes.fingerprints import (
-    encoder_settings,
-    file_fingerprint,
-    judge_settings,
-    optional_weights_fingerprint,
-)
-from penchant.recipes.new_base import NewBase
-from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
+from penchant.recipes.reading import ModelTokenizer, check_lengths, encoder_settings, judge_settings, read_stage_groups
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Stage, StageResult, run_stages
-from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.texts import NewBase
+from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]

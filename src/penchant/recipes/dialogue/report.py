@@ -9,10 +9,7 @@ from typing import Any
 
 import yaml
 
-from penchant.data.files import read_rows
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.report import RunReport, Sample, Table, show, write_report
-from penchant.evaluation.win_rate import verdict_tables
+from penchant.api import RunReport, Sample, Table, read_rows, show, verdict_tables, write_atomically, write_report
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.evaluation import ALL
 from penchant.recipes.dialogue.measures import METRIC_DIRECTIONS

@@ -6,11 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from penchant.config import TrainingConfig
-from penchant.config_reward import JudgeConfig
-from penchant.config_section import Section
-from penchant.recipes.encoders import EncoderConfig
-from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
+from penchant.api import JudgeConfig, Section, TrainingConfig
+from penchant.recipes.reading import DEFAULT_READING, EncoderConfig, ReadingConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.texts import Cleaning
 from penchant.recipes.tuning import TuningConfig

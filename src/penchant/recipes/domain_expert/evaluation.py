@@ -9,17 +9,23 @@ from typing import Any
 
 import yaml
 
-from penchant.data.files import read_rows
-from penchant.evaluation.figures import line_chart
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.judges import EndpointJudge
-from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
-from penchant.evaluation.similarity import BertScore
-from penchant.evaluation.statistics import bootstrap_ratio
-from penchant.evaluation.win_rate import verdict_tables, win_rate
+from penchant.api import (
+    BertScore,
+    EndpointJudge,
+    Figure,
+    RunReport,
+    Table,
+    bootstrap_ratio,
+    line_chart,
+    read_rows,
+    show,
+    verdict_tables,
+    win_rate,
+    write_atomically,
+    write_report,
+)
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.measures import PromptSet, content, perplexity, preference_accuracy
-from penchant.recipes.domain_expert.routing import EXPERTS, USER
+from penchant.recipes.domain_expert.routing import EXPERTS, USER, PromptSet, content, perplexity, preference_accuracy
 from penchant.recipes.headline import domain_expert_headline, recovered_line
 from penchant.recipes.stages import StageResult
 

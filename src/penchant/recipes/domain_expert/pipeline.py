@@ -8,34 +8,80 @@ OUTPUT/conversation/run, OUTPUT/structured/run    the experts
 OUTPUT/router/         router.json, and every test request's decision
 OUTPUT/evaluation/     every model's answers
 OUTPUT/report.html, OUTPUT/result.json
+
+Also in this module:
+
+- The first stage: the text to train on, and every set of groups split into training, validation and test.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.data.reading import read_groups
-from penchant.data.writing import write_anew
-from penchant.engine.residual import add_residual
-from penchant.recipes.checking import check_tuning
-from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.data import prepare, read_preferences
-from penchant.recipes.domain_expert.evaluation import evaluate, write_result
-from penchant.recipes.domain_expert.measures import PromptSet, perplexity
-from penchant.recipes.domain_expert.routing import route, routing_groups
-from penchant.recipes.fingerprints import (
-    encoder_settings,
+from penchant.api import (
+    DataError,
+    PreferenceGroup,
+    add_residual,
     file_fingerprint,
-    judge_settings,
+    locate_errors,
     optional_weights_fingerprint,
+    read_groups,
+    split_by_prompt,
+    write_anew,
 )
-from penchant.recipes.new_base import NewBase
-from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
+from penchant.recipes.domain_expert.config import DomainExpertConfig
+from penchant.recipes.domain_expert.evaluation import evaluate, write_result
+from penchant.recipes.domain_expert.routing import PromptSet, perplexity, route, routing_groups
+from penchant.recipes.reading import ModelTokenizer, check_lengths, encoder_settings, judge_settings, read_stage_groups
 from penchant.recipes.stages import Stage, StageResult, run_stages
-from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.texts import NewBase, clean_passages, read_passages, split_by_section, text_groups
+from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
+
+SETS = ("instructions", "preferences", "tasks")
+PARTS = ("train", "validation", "test")
+
+
+def prepare(config: DomainExpertConfig, folder: Path) -> StageResult:
+    """Write the texts in two parts and every set of groups in three; the result counts what was left out."""
+    rules = config.texts
+    passages = read_passages(rules.file, text=rules.text, section=rules.section)
+    excluded = [] if rules.excluded is None else [passage.text for passage in read_passages(rules.excluded)]
+    remaining_passages, dropped = clean_passages(passages, excluded, rules.cleaning)
+    counts = {}
+    train_passages, held_out_passages = split_by_section(remaining_passages, rules.held_out, config.seed)
+    for name, part in (("texts_train", train_passages), ("texts_held_out", held_out_passages)):
+        counts[name] = _write(folder / f"{name}.jsonl", text_groups(part, rules.chunk_words))
+    for name in SETS:
+        file = getattr(config, name)
+        groups = read_preferences(file) if name == "preferences" else read_groups(file).groups
+        with locate_errors(file):
+            training_and_validation, test = split_by_prompt(groups, held_out=config.held_out, seed=config.seed)
+            share = config.held_out / (1 - config.held_out)
+            train, validation = split_by_prompt(training_and_validation, held_out=share, seed=config.seed)
+        for part_name, split in zip(PARTS, (train, validation, test), strict=True):
+            counts[f"{name}_{part_name}"] = _write(folder / f"{name}_{part_name}.jsonl", split)
+    return {"passages": len(passages), "left_out": dropped, "groups": counts}
+
+
+def read_preferences(file: str) -> list[PreferenceGroup]:
+    """The groups of a file, all of which must prefer an answer.
+
+    Raises:
+        DataError: a group prefers no answer, or the file cannot be read.
+    """
+    groups = read_groups(file).groups
+    if not all(group.pairs for group in groups):
+        raise DataError("a group prefers no answer", where=file, fix="give chosen and rejected")
+    return list(groups)
+
+
+def _write(file: Path, groups: Sequence[PreferenceGroup]) -> int:
+    write_anew(groups, file)
+    return len(groups)
+
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]

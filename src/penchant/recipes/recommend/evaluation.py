@@ -9,19 +9,31 @@ from typing import Any
 
 import yaml
 
-from penchant.data.groups import PreferenceGroup, as_text
-from penchant.data.reading import read_groups
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.generation import Sampling
-from penchant.evaluation.one_preferred import TargetRank
-from penchant.evaluation.report import RunReport, Table, show, write_report
-from penchant.evaluation.statistics import Estimate
+from penchant.api import (
+    Estimate,
+    PreferenceGroup,
+    RunReport,
+    Sampling,
+    Table,
+    TargetRank,
+    as_text,
+    read_groups,
+    show,
+    write_atomically,
+    write_report,
+)
 from penchant.recipes.headline import recommend_headline
 from penchant.recipes.reading import generate_answers
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
-from penchant.recipes.recommend.measures import answer_metrics, mean_over_users, ranking_metrics
-from penchant.recipes.recommend.questions import QuestionFacts, read_catalogue, read_facts
+from penchant.recipes.recommend.questions import (
+    QuestionFacts,
+    answer_metrics,
+    mean_over_users,
+    ranking_metrics,
+    read_catalogue,
+    read_facts,
+)
 from penchant.recipes.stages import StageResult
 
 LogProbs = Callable[[str, Sequence[PreferenceGroup], RecommendConfig], list[tuple[float, ...]]]

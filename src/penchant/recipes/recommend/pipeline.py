@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.data.groups import PreferenceGroup, as_text
-from penchant.data.reading import read_groups
-from penchant.data.writing import write_anew
-from penchant.recipes.checking import check_tuning
-from penchant.recipes.fingerprints import file_fingerprint, optional_weights_fingerprint
+from penchant.api import (
+    PreferenceGroup,
+    as_text,
+    file_fingerprint,
+    optional_weights_fingerprint,
+    read_groups,
+    write_anew,
+)
 from penchant.recipes.reading import ModelTokenizer, check_lengths, compute_log_probs, read_stage_groups
 from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import evaluate, write_result
@@ -27,7 +30,7 @@ from penchant.recipes.recommend.questions import TEXTS, read_catalogue, write_qu
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Stage, StageResult, run_stages
-from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
 Tell = Callable[[str], None]
 

@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from penchant.data.groups import PreferenceGroup
-from penchant.engine.distribution import World, local_device
-from penchant.errors import ConfigError, DataError
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.held_out import score
+from penchant.api import ConfigError, DataError, PreferenceGroup, World, local_device, score, write_atomically
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.prompts import Wording
 

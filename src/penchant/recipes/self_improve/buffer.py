@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from penchant.data.beside import add_template_columns
-from penchant.data.fields import ReadLog, Row
-from penchant.data.formats import format_named
-from penchant.data.groups import PreferenceGroup
-from penchant.data.messages import as_json
-from penchant.data.writing import row_of
-from penchant.errors import DataError
-from penchant.evaluation.database import Database
+from penchant.api import (
+    Database,
+    DataError,
+    PreferenceGroup,
+    ReadLog,
+    Row,
+    add_template_columns,
+    as_json,
+    format_named,
+    row_of,
+)
 
 APPLICATION_ID = 0x50524201
 """SQLite application id in the file's header, which identifies a replay buffer and its version."""

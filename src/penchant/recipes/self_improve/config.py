@@ -7,18 +7,28 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from penchant.config import LoraConfig, SamplingConfig, TrainingConfig
-from penchant.config_reward import JudgeConfig, RewardConfig
-from penchant.config_section import Section
-from penchant.engine.denoising import LatentChoice
-from penchant.engine.distribution import local_device
-from penchant.errors import rename_options_in_errors
-from penchant.evaluation.rewards import open_reward
-from penchant.evaluation.user_functions import import_function
-from penchant.recipes.fingerprints import weights_fingerprint
+from penchant.api import (
+    JudgeConfig,
+    LatentChoice,
+    LoraConfig,
+    RewardConfig,
+    SamplingConfig,
+    Section,
+    TrainingConfig,
+    import_function,
+    local_device,
+    open_reward,
+    rename_options_in_errors,
+    weights_fingerprint,
+)
 from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
-from penchant.recipes.self_improve.verifying import FunctionVerifier, NoisyVerifier, RewardVerifier, Verifier
-from penchant.recipes.self_improve.verifying_endpoint import EndpointVerifier
+from penchant.recipes.self_improve.verifying import (
+    EndpointVerifier,
+    FunctionVerifier,
+    NoisyVerifier,
+    RewardVerifier,
+    Verifier,
+)
 
 
 class VerifierConfig(Section):

@@ -1,20 +1,38 @@
-"""Files that the learner's process and the trainer share: configuration, prompts in splits, and replay buffer."""
+"""Files that the learner's process and the trainer share: configuration, prompts in splits, and replay buffer.
+
+Also in this module:
+
+- Chooses the learner backend of a configuration.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from penchant.config_errors import validated
-from penchant.data.groups import PreferenceGroup
-from penchant.data.reading import read_groups
-from penchant.data.splitting import split_by_prompt
-from penchant.errors import ConfigError, DataError, locate_errors
-from penchant.evaluation.files import read_record, write_atomically
-from penchant.recipes.fingerprints import weights_fingerprint
+from penchant.api import (
+    ConfigError,
+    DataError,
+    PreferenceGroup,
+    locate_errors,
+    read_groups,
+    read_record,
+    split_by_prompt,
+    validated,
+    weights_fingerprint,
+    write_atomically,
+)
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.served import DAMAGED
+from penchant.recipes.self_improve.medium import DAMAGED, LearnerBackend
+from penchant.recipes.self_improve.picture_medium import PictureBackend
+from penchant.recipes.self_improve.text_medium import TextBackend
+
+
+def build_backend(config: SelfImproveConfig) -> LearnerBackend:
+    """The picture backend if the configuration has settings for pictures, else the text backend."""
+    return TextBackend(config) if config.pictures is None else PictureBackend(config, config.pictures)
+
 
 CONFIG, INPUTS, BUFFER, PROMPTS = "config.json", "inputs.json", "buffer.sqlite", "prompts.json"
 

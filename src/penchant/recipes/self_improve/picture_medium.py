@@ -19,17 +19,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penchant.config_objective import build_objective
-from penchant.data.reading import read_groups
-from penchant.engine.denoising import Denoiser
-from penchant.engine.distribution import local_device
-from penchant.engine.folders import disk_errors, sync
-from penchant.errors import ConfigError, DataError
-from penchant.evaluation.report import Figure, Sample
+from penchant.api import (
+    ConfigError,
+    DataError,
+    Denoiser,
+    Figure,
+    Sample,
+    build_objective,
+    check_objective,
+    disk_errors,
+    local_device,
+    read_groups,
+    sync,
+    tune_denoiser,
+)
 from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig
-from penchant.recipes.self_improve.learner import AnswerFunction
-from penchant.recipes.self_improve.medium import CollapseMetrics
-from penchant.training.denoiser import check_objective, tune_denoiser
+from penchant.recipes.self_improve.medium import AnswerFunction, CollapseMetrics
 
 Picture = NDArray[np.float32]
 """[3, size, size], RGB in [-1, 1], in steps of 1/127.5."""

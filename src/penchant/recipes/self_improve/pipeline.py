@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penchant.engine.folder_lock import folder_lock
-from penchant.engine.folders import resumable_disk_errors
-from penchant.errors import ConfigError
+from penchant.api import ConfigError, folder_lock, resumable_disk_errors
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
 from penchant.recipes.self_improve.report import write_result

@@ -11,17 +11,24 @@ from typing import Any
 import numpy as np
 import yaml
 
-from penchant.evaluation.figures import line_chart
-from penchant.evaluation.files import write_atomically
-from penchant.evaluation.report import Figure, RunReport, Table, show, write_report
-from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean, difference_of_shares
+from penchant.api import (
+    Estimate,
+    Figure,
+    Floats,
+    RunReport,
+    Table,
+    bootstrap_mean,
+    difference_of_shares,
+    line_chart,
+    show,
+    write_atomically,
+    write_report,
+)
 from penchant.recipes.headline import self_improve_headline
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.learner import update_folder
 from penchant.recipes.self_improve.loop import stop_reason
-from penchant.recipes.self_improve.media import build_backend
-from penchant.recipes.self_improve.medium import LearnerBackend
-from penchant.recipes.self_improve.parts import read_splits
+from penchant.recipes.self_improve.medium import LearnerBackend, update_folder
+from penchant.recipes.self_improve.parts import build_backend, read_splits
 
 COLLAPSE_METRICS = ("amount", "distinct", "distance")
 STALLED_ROUNDS = 2

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from penchant.errors import ConfigError, require_extra
+from penchant.api import ConfigError, require_extra
 from penchant.recipes.self_improve.shapes import (
     AREAS,
     COLORS,

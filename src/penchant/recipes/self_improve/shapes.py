@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from penchant.errors import ConfigError
+from penchant.api import ConfigError
 
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 """GenEval's names of its tasks."""

@@ -12,15 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penchant.config import TrainingConfig
-from penchant.engine.denoising import INDEX, Denoiser, diffusers
-from penchant.engine.distribution import local_device
-from penchant.engine.folders import disk_errors, sync
-from penchant.engine.progress import Progress
-from penchant.errors import ConfigError, TrainingError
-from penchant.evaluation.files import write_atomically
-from penchant.recipes.fingerprints import file_fingerprint, weights_fingerprint
-from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
+from penchant.api import (
+    INDEX,
+    ConfigError,
+    Denoiser,
+    Progress,
+    TrainingConfig,
+    TrainingError,
+    build_optimizer,
+    diffusers,
+    disk_errors,
+    file_fingerprint,
+    learning_rate,
+    local_device,
+    scale_and_clip,
+    sync,
+    weights_fingerprint,
+    write_atomically,
+)
 
 MAX_PROMPT_TOKENS, ENCODING_WIDTH = 12, 64
 """Maximum tokens of a prompt with its start and end tokens; width of the text encoding."""

@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from penchant.data.groups import PreferenceGroup
-from penchant.data.tokenization import tokenize_prompts
-from penchant.engine.distribution import local_device
-from penchant.engine.loading import adapter_base, context_length, load_config, load_model, load_tokenizer
-from penchant.errors import ConfigError
-from penchant.evaluation.generation import Sampling, generate
-from penchant.evaluation.judges import fill
-from penchant.evaluation.report import Figure, Sample
-from penchant.recipes.checking import check_tuning
+from penchant.api import (
+    ConfigError,
+    Figure,
+    PreferenceGroup,
+    Sample,
+    Sampling,
+    adapter_base,
+    context_length,
+    fill,
+    generate,
+    load_config,
+    load_model,
+    load_tokenizer,
+    local_device,
+    tokenize_prompts,
+)
 from penchant.recipes.reading import compute_log_probs
 from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
-from penchant.recipes.self_improve.learner import AnswerFunction
-from penchant.recipes.self_improve.medium import CollapseMetrics
-from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.self_improve.medium import AnswerFunction, CollapseMetrics
+from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

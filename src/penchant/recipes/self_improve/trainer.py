@@ -22,18 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from penchant.data.writing import write_anew
-from penchant.engine.folders import disk_errors
-from penchant.errors import ConfigError, PenchantError
-from penchant.evaluation.files import read_record, write_atomically
+from penchant.api import ConfigError, PenchantError, disk_errors, read_record, write_anew, write_atomically
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.gate import choose_served
-from penchant.recipes.self_improve.learner import update_folder
-from penchant.recipes.self_improve.measuring import evaluate_learner
-from penchant.recipes.self_improve.media import build_backend
-from penchant.recipes.self_improve.parts import open_buffer, read_config, read_splits
-from penchant.recipes.self_improve.served import DAMAGED, ServedModel, read_served, write_served
+from penchant.recipes.self_improve.gate import choose_served, evaluate_learner
+from penchant.recipes.self_improve.medium import DAMAGED, ServedModel, read_served, update_folder, write_served
+from penchant.recipes.self_improve.parts import build_backend, open_buffer, read_config, read_splits
 
 ERROR, LOCK = "trainer_error.json", "trainer.lock"
 PAUSE = 0.1

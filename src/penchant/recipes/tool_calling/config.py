@@ -8,14 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from penchant.config import SamplingConfig, TrainingConfig
-from penchant.config_objective import build_objective
-from penchant.config_section import Section
-from penchant.errors import ConfigError
-from penchant.objectives import Needs
+from penchant.api import ConfigError, Needs, SamplingConfig, Section, TrainingConfig, build_objective
 from penchant.recipes.comparing import Seeds
+from penchant.recipes.headline import ReviewConfig
 from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
-from penchant.recipes.reviewing import ReviewConfig
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TuningConfig
 

@@ -7,26 +7,143 @@ OUTPUT/pairs/, OUTPUT/review/    pairs of right and wrong answers, and those tha
 OUTPUT/reward/            prompts, and the reward function of their answers
 OUTPUT/evaluation/        every model's answers to the test questions
 OUTPUT/report.html, OUTPUT/result.json
+
+Also in this module:
+
+- Stage data of the tool-calling recipe, with a check of the lengths that later stages need.
+- The reward of an answer: 1 if the scorer finds its calls right, 0 if not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.engine.grammars import grammar_library
-from penchant.evaluation.tool_calls.grammars import python_calls
-from penchant.evaluation.tool_calls.questions import read_bfcl
-from penchant.recipes.fingerprints import file_fingerprint, optional_weights_fingerprint
+from penchant.api import (
+    DataError,
+    PreferenceGroup,
+    ToolQuestion,
+    as_messages,
+    as_signatures,
+    as_text,
+    file_fingerprint,
+    grammar_library,
+    optional_weights_fingerprint,
+    prompts_to_answer,
+    python_calls,
+    read_bfcl,
+    read_calls,
+    rename_options_in_errors,
+    write_anew,
+    write_atomically,
+    write_bfcl,
+)
+from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
 from penchant.recipes.stages import Stage, StageResult, run_stages
-from penchant.recipes.tool_calling.checking import new_base, prepare_checked
-from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.evaluation import Row, evaluate
+from penchant.recipes.texts import NewBase
+from penchant.recipes.tool_calling.config import StepConfig, ToolCallingConfig
+from penchant.recipes.tool_calling.data import PAIRED, REWARDED, as_group, fresh_questions, prepare
+from penchant.recipes.tool_calling.evaluation import Row, evaluate, write_result
 from penchant.recipes.tool_calling.pairs import make_pairs, review
-from penchant.recipes.tool_calling.report import write_result
-from penchant.recipes.tool_calling.rewarding import prepare_reward
-from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, tuning_run, write_full_model
+
+Reward = Callable[[object, Sequence[object]], list[float]]
+
+MODULE = '''"""Written by the recipe: the reward of an answer to these questions."""
+
+from pathlib import Path
+
+from penchant.recipes.tool_calling.pipeline import reward_of
+
+score = reward_of(Path(__file__).parent / "questions")
+'''
+
+
+def prepare_reward(config: ToolCallingConfig, folder: Path) -> StageResult:
+    """Write the prompts, their questions and the reward function in `reward.py`; the result counts the prompts."""
+    candidates = fresh_questions(config, folder.parent / "data", REWARDED)
+    # The reward function finds a question by its prompt: of two questions with one prompt the first counts.
+    by_prompt = {as_text(as_group(config, question).prompt): question for question in reversed(candidates)}
+    questions = [*reversed(by_prompt.values())]
+    write_bfcl(questions, folder / "questions")
+    write_anew([as_group(config, question) for question in questions], folder / "train.jsonl")
+    write_atomically(folder / "reward.py", MODULE)
+    return {"prompts": len(questions)}
+
+
+def reward_of(folder: Path) -> Reward:
+    """The reward function of a folder's questions, which finds a question by the text of its prompt.
+
+    Raises:
+        DataError: the reward function is called with a prompt of no question.
+    """
+    by_prompt: dict[str, ToolQuestion] = {}
+    for question in read_bfcl(folder)[0]:
+        for prompt in (as_signatures(question), as_messages(question)):
+            by_prompt.setdefault(as_text(prompt), question)
+
+    def score(prompt: object, responses: Sequence[object]) -> list[float]:
+        question = by_prompt.get(as_text(prompt))  # type: ignore[arg-type]
+        if question is None:
+            raise DataError("a prompt belongs to no question", where=str(folder), fix="run the stage again")
+        texts = (as_text(response) for response in responses)  # type: ignore[arg-type]
+        return [float(question.fault(read_calls(text, question.language)) is None) for text in texts]
+
+    return score
+
+
+def prepare_checked(config: ToolCallingConfig, folder: Path) -> StageResult:
+    """The counts of `prepare`, after every stage's questions were tokenized and checked with the base's tokenizer.
+
+    Raises:
+        DataError: a question with its right answer is too long, or cannot be read.
+        ConfigError: a question leaves no room for the answers that a step samples.
+    """
+    counts = prepare(config, folder)
+    if config.model is not None:
+        reader = ModelTokenizer.load(config.model, config.data)
+    else:
+        name = f"the base trained from scratch (context {config.new_model.context})"
+        reader = new_base(config, folder).tokenizer(name, config.data)
+    groups = read_stage_groups("data", [folder / f"supervised_{part}.jsonl" for part in ("train", "validation")])
+    questions = {"the questions of stage evaluation": read_bfcl(folder / "test")[0]}
+    kinds = {step.learns for step in config.steps.values()}
+    if "pairs" in kinds:
+        questions["the questions of stage pairs"] = fresh_questions(config, folder, PAIRED)
+    if "reward" in kinds:
+        questions["the prompts of stage reward"] = fresh_questions(config, folder, REWARDED)
+    groups |= {source: [as_group(config, question) for question in part] for source, part in questions.items()}
+    check_lengths([reader], groups, config.data)
+    for name, step in config.steps.items():
+        if step.learns == "reward":
+            _check_room(config, name, step, reader, groups["the prompts of stage reward"])
+    return counts
+
+
+def new_base(config: ToolCallingConfig, data: Path) -> NewBase:
+    """The settings of a base model trained from scratch.
+
+    Args:
+        data: the folder of stage data.
+    """
+    new, vocabulary_files = config.new_model, [data / "supervised_train.jsonl"]
+    keys = stage_keys("new_model", type(new))
+    return NewBase(str(new.texts), new.chunk_words, new, new.training, vocabulary_files, config.seed, keys)
+
+
+def _check_room(
+    config: ToolCallingConfig, name: str, step: StepConfig, reader: ModelTokenizer, prompts: Sequence[PreferenceGroup]
+) -> None:
+    """Raise a ConfigError if a prompt leaves no room for the answers that a step samples."""
+    keys = stage_keys(f"steps.{name}", StepConfig)
+    # The check reads neither the file of prompts nor the reward function.
+    online = {"sampling": step.sampling.model_dump(), "reward": {"function": "reward.py:score"}}
+    source = Path("the prompts of stage reward")
+    run = tuning_run(Path(name), "", source, None, step.objective, step, keys=keys, online=online, reading=config.data)
+    with rename_options_in_errors(keys):
+        prompts_to_answer(run, prompts, reader.tokenizer, reader.max_tokens(config.data))
+
 
 Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]

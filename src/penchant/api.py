@@ -1,0 +1,198 @@
+"""What Penchant offers to recipes and to programs beyond the screenful of `import penchant`.
+
+Every name is imported from its module when it is first used, so that a recipe pays for what it needs.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from penchant.config.objective import build_objective as build_objective
+    from penchant.config.reading import ReadingConfig as ReadingConfig
+    from penchant.config.reward import JudgeConfig as JudgeConfig
+    from penchant.config.reward import RewardConfig as RewardConfig
+    from penchant.config.run import LoraConfig as LoraConfig
+    from penchant.config.run import RunConfig as RunConfig
+    from penchant.config.run import SamplingConfig as SamplingConfig
+    from penchant.config.run import TrainingConfig as TrainingConfig
+    from penchant.config.run import parse_config as parse_config
+    from penchant.config.section import Section as Section
+    from penchant.config.section import validated as validated
+    from penchant.data.fields import ReadLog as ReadLog
+    from penchant.data.fields import Row as Row
+    from penchant.data.files import add_template_columns as add_template_columns
+    from penchant.data.files import ending_of as ending_of
+    from penchant.data.files import is_data_file as is_data_file
+    from penchant.data.files import open_data_file as open_data_file
+    from penchant.data.files import read_rows as read_rows
+    from penchant.data.files import stem_of as stem_of
+    from penchant.data.files_text import text_lines as text_lines
+    from penchant.data.formats import format_named as format_named
+    from penchant.data.groups import Message as Message
+    from penchant.data.groups import PreferenceGroup as PreferenceGroup
+    from penchant.data.groups import Text as Text
+    from penchant.data.groups import as_text as as_text
+    from penchant.data.messages import as_json as as_json
+    from penchant.data.messages import content_of as content_of
+    from penchant.data.reading import read_groups as read_groups
+    from penchant.data.review import Review as Review
+    from penchant.data.splitting import split_by_prompt as split_by_prompt
+    from penchant.data.tokenization import tokenize_groups as tokenize_groups
+    from penchant.data.tokenization import tokenize_prompts as tokenize_prompts
+    from penchant.data.tokenized import Ids as Ids
+    from penchant.data.tokenized import TokenizedGroup as TokenizedGroup
+    from penchant.data.tokenized import common_length as common_length
+    from penchant.data.trees import Branches as Branches
+    from penchant.data.trees import TreeBatch as TreeBatch
+    from penchant.data.trees import as_tensor as as_tensor
+    from penchant.data.trees import pack_loss_mask as pack_loss_mask
+    from penchant.data.writing import row_of as row_of
+    from penchant.data.writing import write_anew as write_anew
+    from penchant.data.writing import write_groups as write_groups
+    from penchant.diffusion.denoising import INDEX as INDEX
+    from penchant.diffusion.denoising import Denoiser as Denoiser
+    from penchant.diffusion.denoising import LatentChoice as LatentChoice
+    from penchant.diffusion.denoising import diffusers as diffusers
+    from penchant.diffusion.training import check_objective as check_objective
+    from penchant.diffusion.training import tune_denoiser as tune_denoiser
+    from penchant.engine.distributed import World as World
+    from penchant.engine.distributed import local_device as local_device
+    from penchant.engine.grammars import grammar_library as grammar_library
+    from penchant.engine.reference_model import NO_LIMIT as NO_LIMIT
+    from penchant.engine.reference_model import FrozenModel as FrozenModel
+    from penchant.engine.scoring import choose_scorer as choose_scorer
+    from penchant.engine.scoring import precision as precision
+    from penchant.engine.scoring import score_groups as score_groups
+    from penchant.engine.tree import TreeScorer as TreeScorer
+    from penchant.errors import ConfigError as ConfigError
+    from penchant.errors import DataError as DataError
+    from penchant.errors import ModelError as ModelError
+    from penchant.errors import PenchantError as PenchantError
+    from penchant.errors import TrainingError as TrainingError
+    from penchant.errors import locate_errors as locate_errors
+    from penchant.errors import rename_options_in_errors as rename_options_in_errors
+    from penchant.errors import require_extra as require_extra
+    from penchant.evaluation.answering import Sampling as Sampling
+    from penchant.evaluation.answering import answer as answer
+    from penchant.evaluation.answering import fit_prompts as fit_prompts
+    from penchant.evaluation.answering import generate as generate
+    from penchant.evaluation.comparisons import Difference as Difference
+    from penchant.evaluation.comparisons import holm as holm
+    from penchant.evaluation.comparisons import paired_difference as paired_difference
+    from penchant.evaluation.endpoint import Endpoint as Endpoint
+    from penchant.evaluation.endpoint import Unanswered as Unanswered
+    from penchant.evaluation.figures import frontier_chart as frontier_chart
+    from penchant.evaluation.figures import line_chart as line_chart
+    from penchant.evaluation.held_out import AS_IS as AS_IS
+    from penchant.evaluation.held_out import Reading as Reading
+    from penchant.evaluation.held_out import ScoredGroup as ScoredGroup
+    from penchant.evaluation.held_out import read_held_out as read_held_out
+    from penchant.evaluation.held_out import score as score
+    from penchant.evaluation.judges import EndpointJudge as EndpointJudge
+    from penchant.evaluation.judges import fill as fill
+    from penchant.evaluation.one_preferred import TargetRank as TargetRank
+    from penchant.evaluation.preferences import PreferenceReport as PreferenceReport
+    from penchant.evaluation.report import Figure as Figure
+    from penchant.evaluation.report import RunReport as RunReport
+    from penchant.evaluation.report import Sample as Sample
+    from penchant.evaluation.report import Table as Table
+    from penchant.evaluation.report import show as show
+    from penchant.evaluation.report import write_report as write_report
+    from penchant.evaluation.rewards import Reward as Reward
+    from penchant.evaluation.rewards import UserFunction as UserFunction
+    from penchant.evaluation.rewards import import_function as import_function
+    from penchant.evaluation.rewards import open_reward as open_reward
+    from penchant.evaluation.rewards import shown as shown
+    from penchant.evaluation.seed_means import mean_over_seeds as mean_over_seeds
+    from penchant.evaluation.statistics import Estimate as Estimate
+    from penchant.evaluation.statistics import Floats as Floats
+    from penchant.evaluation.statistics import bootstrap_mean as bootstrap_mean
+    from penchant.evaluation.statistics import bootstrap_ratio as bootstrap_ratio
+    from penchant.evaluation.statistics import difference_of_shares as difference_of_shares
+    from penchant.evaluation.statistics import proportion as proportion
+    from penchant.evaluation.statistics import resampled_mean as resampled_mean
+    from penchant.evaluation.statistics import roc_auc as roc_auc
+    from penchant.evaluation.style import style_leak as style_leak
+    from penchant.evaluation.text_similarity import BertScore as BertScore
+    from penchant.evaluation.text_similarity import SentenceSimilarity as SentenceSimilarity
+    from penchant.evaluation.text_similarity import exact_match as exact_match
+    from penchant.evaluation.text_similarity import rouge_l as rouge_l
+    from penchant.evaluation.text_similarity import token_f1 as token_f1
+    from penchant.evaluation.tool_calls.calls import Accepted as Accepted
+    from penchant.evaluation.tool_calls.calls import Call as Call
+    from penchant.evaluation.tool_calls.calls import Function as Function
+    from penchant.evaluation.tool_calls.grammars import python_calls as python_calls
+    from penchant.evaluation.tool_calls.latency import LatencySettings as LatencySettings
+    from penchant.evaluation.tool_calls.latency import measure_latency as measure_latency
+    from penchant.evaluation.tool_calls.latency import quantize_int8 as quantize_int8
+    from penchant.evaluation.tool_calls.questions import ToolQuestion as ToolQuestion
+    from penchant.evaluation.tool_calls.questions import evenly_spaced as evenly_spaced
+    from penchant.evaluation.tool_calls.questions import read_bfcl as read_bfcl
+    from penchant.evaluation.tool_calls.questions import write_bfcl as write_bfcl
+    from penchant.evaluation.tool_calls.reading import read_calls as read_calls
+    from penchant.evaluation.tool_calls.reading import write_calls as write_calls
+    from penchant.evaluation.tool_calls.styles import STYLES as STYLES
+    from penchant.evaluation.tool_calls.styles import as_messages as as_messages
+    from penchant.evaluation.tool_calls.styles import as_signatures as as_signatures
+    from penchant.evaluation.tool_calls.suite import ToolReport as ToolReport
+    from penchant.evaluation.tool_calls.suite import answer_questions as answer_questions
+    from penchant.evaluation.tool_calls.suite import write_answers as write_answers
+    from penchant.evaluation.win_rate import verdict_tables as verdict_tables
+    from penchant.evaluation.win_rate import win_rate as win_rate
+    from penchant.models.loading import adapter_base as adapter_base
+    from penchant.models.loading import check_folder as check_folder
+    from penchant.models.loading import context_length as context_length
+    from penchant.models.loading import load_config as load_config
+    from penchant.models.loading import load_model as load_model
+    from penchant.models.loading import load_tokenizer as load_tokenizer
+    from penchant.models.loading import loading_errors as loading_errors
+    from penchant.models.loading import refuse_missing as refuse_missing
+    from penchant.models.lora import merge_adapter as merge_adapter
+    from penchant.models.model_kind import require_language_model as require_language_model
+    from penchant.models.residual import add_residual as add_residual
+    from penchant.objectives import Needs as Needs
+    from penchant.progress import Progress as Progress
+    from penchant.serving.router import Router as Router
+    from penchant.storage.caches import KeptAnswers as KeptAnswers
+    from penchant.storage.caches import cache_folder as cache_folder
+    from penchant.storage.files import disk_errors as disk_errors
+    from penchant.storage.files import folder_lock as folder_lock
+    from penchant.storage.files import read_record as read_record
+    from penchant.storage.files import resumable_disk_errors as resumable_disk_errors
+    from penchant.storage.files import sync as sync
+    from penchant.storage.files import whole_folder as whole_folder
+    from penchant.storage.files import write_atomically as write_atomically
+    from penchant.storage.fingerprints import file_fingerprint as file_fingerprint
+    from penchant.storage.fingerprints import optional_weights_fingerprint as optional_weights_fingerprint
+    from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
+    from penchant.storage.sqlite import Database as Database
+    from penchant.training.needs import usable as usable
+    from penchant.training.optimizer import build_optimizer as build_optimizer
+    from penchant.training.optimizer import learning_rate as learning_rate
+    from penchant.training.optimizer import scale_and_clip as scale_and_clip
+    from penchant.training.report import write_run_report as write_run_report
+    from penchant.training.run import train as train
+    from penchant.training.sampled import prompts_to_answer as prompts_to_answer
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """The module of every name, as the imports above have it."""
+    nodes = ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.name: str(node.module) for node in imports for name in node.names if name.asname}
+
+
+def __dir__() -> list[str]:
+    return sorted(_modules())
+
+
+def __getattr__(name: str) -> object:
+    if name not in _modules():
+        raise AttributeError(f"module 'penchant.api' has no attribute {name!r}")
+    return getattr(import_module(_modules()[name]), name)

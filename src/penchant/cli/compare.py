@@ -1,0 +1,52 @@
+"""The verbs that compare methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penchant.cli.output import Json, deliver, teller
+
+
+def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
+    """Compare methods on one data set, with seeds and intervals; run again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    bench
+        The comparison's YAML file.
+    overrides
+        Dotted keys of the configuration, as in seeds=[0,1,2] base.training.max_steps=100.
+    """
+    from penchant.comparison.config import load_bench
+    from penchant.comparison.run import compare as compare_methods
+    from penchant.comparison.write import write_comparison
+    from penchant.storage.files import resumable_disk_errors
+
+    config = load_bench(bench, overrides)
+    tell = teller(as_json)
+    comparison = compare_methods(config, str(bench), tell=tell)
+    with resumable_disk_errors(Path(config.output)):
+        summary, table = write_comparison(comparison, Path(config.output), tell)
+    deliver(summary, as_json, table)
+
+
+def sweep(bench: Path, *overrides: str, as_json: Json = False) -> None:
+    """Search hyper-parameters: a comparison over a grid or random draws, with a budget; the same outputs.
+
+    Parameters
+    ----------
+    bench
+        The comparison's YAML file, with a search section.
+    overrides
+        Dotted keys of the configuration, as in search.trials=10 search.budget.hours=2.
+    """
+    from penchant.comparison.config import load_bench
+    from penchant.errors import ConfigError
+
+    if load_bench(bench, overrides).search is None:
+        raise ConfigError(
+            "the file has no search section",
+            where=str(bench),
+            fix="as in search: {parameters: {objective.beta: [0.05, 0.1, 0.5]}}",
+        )
+    compare(bench, *overrides, as_json=as_json)

@@ -1,0 +1,279 @@
+"""The command line: one function for each verb. It parses, calls the library and prints; it holds no logic.
+
+Exit codes: 0 done, 1 unexpected failure, 2 the user's mistake, 130 interrupted, 143 and 129 stopped by SIGTERM and
+SIGHUP.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+
+from penchant.cli.compare import compare, sweep
+from penchant.cli.data import data
+from penchant.cli.evaluate import generate, rank, score
+from penchant.cli.export import export, push
+from penchant.cli.flags import (
+    MeasuringFlags,
+)
+from penchant.cli.output import (
+    VERB,
+    Json,
+    SaveDtype,
+    Seed,
+    Source,
+    Verb,
+    advised,
+    deliver,
+    tell_all,
+    teller,
+)
+from penchant.cli.plan import plan
+from penchant.cli.recipe import recipe, recipe_keys, recommend
+from penchant.cli.review import audit, ratings, review
+from penchant.cli.serve import serve
+from penchant.cli.tasks import tasks, tool_calls
+from penchant.engine.allocator import keep_freed_memory
+from penchant.errors import ConfigError, PenchantError, locate_errors
+
+app = App(
+    name="penchant",
+    help="Train, measure and compare language models on human preferences.",
+    suppress_keyboard_interrupt=False,
+    result_action="return_none",
+)
+app.command(data)
+data.command(review)
+data.command(audit)
+data.command(ratings)
+app.command(compare)
+app.command(export)
+app.command(generate)
+app.command(plan)
+app.command(push)
+app.command(rank)
+app.command(recipe)
+app.command(recommend)
+app.command(serve)
+app.command(score)
+app.command(sweep)
+app.command(tasks)
+app.command(tool_calls)
+
+
+@app.command
+def demo(*, output: Path = Path("demo"), seed: Seed = 0, as_json: Json = False) -> None:
+    """Run the embedded default, offline: a small world whose true reward is known, from data to report.
+
+    Parameters
+    ----------
+    output
+        Folder for the data, the models and the report.
+    seed
+        Of the world, the models and the runs.
+    """
+    from penchant.recipes.demo import run_demo
+
+    result = run_demo(output, seed=seed, tell=teller(as_json))
+    deliver(result.to_json(), as_json, result.table)
+
+
+@app.command
+def train(
+    run: Path,
+    *overrides: str,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one run.
+
+    Parameters
+    ----------
+    run
+        The run's YAML file; with --resume, its output folder will do.
+    overrides
+        Dotted keys of the configuration, as in objective.beta=0.2 training.seed=1.
+    resume
+        Go on with the run in the output folder, from its last checkpoint.
+    """
+    from penchant.config.run import load_config
+    from penchant.engine.distributed import is_main_process
+    from penchant.training.report import write_run_report
+    from penchant.training.run import train as train_run
+
+    file = run / "config.yaml" if resume and run.is_dir() else run
+    if resume and run.is_dir() and not file.exists():
+        raise ConfigError("the folder holds no run", where=str(run), fix="name the run's output folder, or its YAML")
+    config = load_config(file, overrides)
+    if file != run:
+        # Not as an override, which is YAML: a folder may be called 2024, or hold a #.
+        config = config.model_copy(update={"output": str(run)})
+    tell = teller(as_json)
+    folder = train_run(config, resume=resume, tell=tell)
+    if is_main_process():
+        result = write_run_report(folder, tell)
+        deliver(result.to_json(), as_json, result.table)
+
+
+@app.command
+def evaluate(
+    model: str,
+    *,
+    data: Source,
+    reference: str | None = None,
+    per_example: Path | None = None,
+    beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    flags: MeasuringFlags = MeasuringFlags(),
+    as_json: Json = False,
+) -> None:
+    """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
+
+    Parameters
+    ----------
+    model
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file. A reward model is measured
+        by its rewards.
+    reference
+        Frozen model to measure implicit rewards against; without one, log-probs are compared.
+    per_example
+        Write a JSON line for each group to this file.
+    beta
+        Scale of the implicit reward, for calibration only; 0.1 if not given.
+    """
+    from penchant.engine.distributed import destroy_process_group, init_process_group
+    from penchant.evaluation.preferences import render
+    from penchant.evaluation.reward_preferences import measure_model
+
+    tell = teller(as_json)
+    dataset = flags.load(data)
+    tell_all(tell, dataset.notes)
+    world = init_process_group()
+    try:
+        with locate_errors(data):
+            report = measure_model(
+                model,
+                dataset.groups,
+                world,
+                reference=reference,
+                beta=beta,
+                reading=flags.reading,
+                per_example=per_example,
+                tell=tell,
+            )
+    finally:
+        destroy_process_group(world)
+    if report is not None:
+        deliver(report.to_json(), as_json, render(report))
+
+
+@app.command
+def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> None:
+    """Merge a LoRA adapter into its base model, and write an ordinary model folder.
+
+    Parameters
+    ----------
+    adapter
+        A run's output folder, or any PEFT adapter folder.
+    output
+        A new folder.
+    save_dtype
+        Of the weights written; auto is the base model's.
+    """
+    from penchant.models.lora import merge_adapter
+    from penchant.models.model_kind import model_kind
+    from penchant.training.model_card import write_merged_card
+
+    merge_adapter(str(adapter), output, save_dtype)
+    write_merged_card(adapter, output)
+    heads = "".join(f", with its preference head {name}" for name in model_kind(str(output)).heads)
+    teller(False)(f"{output}: merged{heads}")
+
+
+@app.command
+def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: float = 1.0) -> None:
+    """Add to a model what instruction tuning made of its base: adapted + scale (instruct - base).
+
+    Parameters
+    ----------
+    adapted
+        Folder of a model that was trained further from the base, as on the text of a field.
+    base
+        Folder or hub id of the base.
+    instruct
+        Folder or hub id of the base's instruction-tuned sibling.
+    output
+        A new folder.
+    scale
+        How much of it: 1 is all.
+    """
+    from penchant.models.model_kind import model_kind
+    from penchant.models.residual import add_residual
+
+    add_residual(str(adapted), str(base), str(instruct), output, scale=scale)
+    teller(False)(f"{output}: written")
+    if heads := model_kind(str(adapted)).heads:
+        teller(False)(f"the preference head is left out ({', '.join(heads)}): it read the model as it was")
+
+
+def main() -> None:
+    """Run a command line and exit with its code."""
+    keep_freed_memory()
+    # Data may hold lone surrogates, in its columns' names too; they are shown as they are written in JSON.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Quiet where we say it ourselves; set before the libraries are imported.
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; returns its exit code."""
+    running = VERB.set(partial(verb_of, arguments))
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _complain(str(error))
+        return 2
+    except PenchantError as error:
+        _complain(str(advised(error)))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "Interrupted":
+            _complain(str(error))
+            return int(getattr(error, "exit_code", 130))
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    finally:
+        VERB.reset(running)
+    return 0
+
+
+def verb_of(arguments: list[str]) -> Verb | None:
+    """The verb of a command line with its flags; None where it names none."""
+    names, apps, operands = app.parse_commands(arguments)
+    if not names or names[0].startswith("-"):
+        return None
+    flags = frozenset(name for argument in apps[-1].assemble_argument_collection() for name in argument.names)
+    keys = (
+        recipe_keys(next((word for word in operands if not word.startswith("-")), "")) if names == ("recipe",) else ()
+    )
+    return Verb(" ".join(names), flags, keys)
+
+
+def _complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)

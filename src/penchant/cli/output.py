@@ -1,0 +1,179 @@
+"""What the verbs share: their flags' types, and how they print for people and for scripts.
+
+Also in this module:
+
+- Advice in the words of the verb that a person typed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from penchant.errors import PenchantError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OPTIONS: Mapping[str, tuple[str, str | None]] = {
+    "data.columns": ("--columns", None),
+    "data.format": ("--format", None),
+    "data.split": ("--split", None),
+    "data.held_out_split": ("--held-out-split", "a file of that split alone"),
+    "data.chat_template": ("--chat-template", "chat_template.jinja in the model's folder"),
+    "data.chat_template_kwargs": ("--chat-template-kwargs", "their defaults in the chat template"),
+    "data.date": ("--date", "the date in the chat template"),
+    "data.as_chat": ("--as-chat", "messages in place of plain text"),
+    "data.control_text": ("--control-text", "texts without control tokens"),
+    "data.learn": ("--learn", "a run that learns all turns"),
+    "data.max_length": ("--max-length", "the length limit"),
+    "data.truncation": ("--truncation", "shorter texts"),
+    "data.refused": ("--refused", "messages that the template takes"),
+    "data.empty": ("--empty", "no empty candidates"),
+    "data.max_bytes": ("--max-bytes", "several smaller files"),
+    "data.identical": ("--identical", "no identical candidates"),
+    "training.token_budget": ("--token-budget", "the token budget"),
+    "training.dtype": ("--dtype", "weights in that dtype"),
+    "sampling.max_new_tokens": ("--max-new-tokens", "shorter answers"),
+    "reward.label": ("--label", "a model with one output"),
+    "reward.model": ("--model", "a reward model"),
+    "reward.function": ("--function", "a reward function"),
+}
+"""Options that the library names -> the flag of verbs that have one, and what a verb without it prints instead.
+
+None: the file can be converted before, with that flag.
+"""
+
+CONVERT = "penchant data convert FILE NEW.jsonl"
+RUN_VERBS = ("train", "plan")
+BASE_VERBS = ("compare", "sweep")
+RUN_SECTIONS = ("data", "training", "sampling", "reward", "evaluation", "head", "lora", "checkpoints", "logging")
+OPTION = re.compile(
+    rf"(?<![\w./-])(?P<key>(?:{'|'.join(RUN_SECTIONS)})\.[a-z_]+)(?![\w-]|\.\w)(?:=(?P<value>\{{[^}}]*\}}|[^\s,;()]+))?"
+)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line.
+
+    Attributes:
+        name: as typed, ``data check``.
+        flags: its flags, ``--columns``.
+        keys: for a recipe, the dotted keys of its configuration.
+    """
+
+    name: str
+    flags: frozenset[str]
+    keys: Collection[str] = ()
+
+
+VERB: ContextVar[Callable[[], Verb | None] | None] = ContextVar("VERB", default=None)
+"""Finds the verb that runs, where there is advice to word; None for the library, whose words are the keys of a run."""
+
+
+def advice(text: str, verb: Verb | None = None) -> str:
+    """A text of the library with its options named as the verb has them; by default the verb that runs."""
+    find = VERB.get()
+    if verb is None and find is not None and OPTION.search(text):
+        verb = find()
+    if verb is None or verb.name in RUN_VERBS:
+        return text
+    if verb.name in BASE_VERBS:
+        return OPTION.sub(lambda match: f"base.{match[0]}", text)
+    return OPTION.sub(lambda match: _spelled(match["key"], match["value"], match[0], verb), text)
+
+
+def advised(error: PenchantError) -> PenchantError:
+    """The error with its advice in the words of the verb that runs."""
+    fix = None if error.fix is None else advice(error.fix)
+    return type(error)(advice(error.what), where=error.where, fix=fix)
+
+
+def _spelled(key: str, value: str | None, setting: str, verb: Verb) -> str:
+    if key not in OPTIONS or key in verb.keys:
+        return setting
+    if key == "data.columns" and "columns" in verb.keys:
+        return setting.removeprefix("data.")
+    flag, otherwise = OPTIONS[key]
+    if flag in verb.flags:
+        return _flag(flag, value)
+    return otherwise or f"{CONVERT} {_flag(flag, value)}"
+
+
+def _flag(flag: str, value: str | None) -> str:
+    """The flag with its value; a mapping gives the flag once for each of its pairs."""
+    if value is None:
+        return flag
+    try:
+        mapping = yaml.safe_load(value) if value.startswith("{") else None
+    except yaml.YAMLError:
+        mapping = None
+    if isinstance(mapping, dict):
+        return " ".join(f"{flag} {name}={_word(entry)}" for name, entry in mapping.items())
+    return f"{flag} {value}"
+
+
+def _word(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"'{text}'" if re.search(r"[^\w.,:/+-]", text) else text
+
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document on standard output.")]
+Rows = Literal["error", "drop"]
+Truncation = Literal["error", "drop", "keep_end_of_prompt"]
+Dtype = Literal["float32", "bfloat16"]
+SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Length = Annotated[int, Parameter(validator=Number(gte=2))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0))]
+Source = Annotated[str, Parameter(help="Preference file, `datasets` folder or hub id.")]
+
+
+def console_for(as_json: bool) -> Console:
+    """Where people read: standard output, or standard error where that is kept for JSON."""
+    from rich.console import Console
+
+    return Console(stderr=as_json, soft_wrap=False)
+
+
+def teller(as_json: bool) -> Callable[[str], None]:
+    """Prints a line for people: on standard output, or on standard error where that is kept for JSON."""
+    console = console_for(as_json)
+    return lambda line: console.print(advice(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_all(tell: Callable[[str], None], lines: Iterable[str]) -> None:
+    """Each line by itself."""
+    for line in lines:
+        tell(line)
+
+
+def deliver(document: dict[str, Any], as_json: bool, people: Any) -> None:
+    """The verb's result: one JSON document, or what a person reads."""
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    else:
+        # A line that names a file is not broken up, and its brackets are not markup.
+        plain = isinstance(people, str)
+        console_for(False).print(fold_columns(people), soft_wrap=plain, markup=not plain, highlight=not plain)
+
+
+def fold_columns(people: Any) -> Any:
+    """A table, or a group of tables, whose cells fold into lines where a column is too narrow: nothing is cut."""
+    from rich.console import Group
+    from rich.table import Table
+
+    for part in people.renderables if isinstance(people, Group) else [people]:
+        if isinstance(part, Table):
+            for column in part.columns:
+                column.overflow, column.no_wrap = "fold", False
+    return people

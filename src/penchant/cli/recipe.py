@@ -1,0 +1,240 @@
+"""The verbs of whole pipelines from the literature: one runs them, one asks what a recommender recommends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penchant.cli.flags import ColumnFlags
+from penchant.cli.output import Json, deliver, teller
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from penchant.recipes.headline import Headline
+    from penchant.recipes.recommend.serving import Suggestion
+
+Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
+Found = dict[str, Mapping[str, Any]]
+Parts = tuple[Any, Callable[..., Found], "Callable[[Found, Path], Group]"]
+"""A recipe's configuration, the function that runs it, and how its results are shown."""
+
+
+def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
+    """Run a recipe, stage by stage; run again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    name
+        recommend: which title a user takes next (S-DPO). domain-expert: pretraining on a field's text, the instruction
+        residual, two experts and a router (MortgageLLM). dialogue: supportive answers in health care, on several models
+        (Empathy by Design). tool-calling: small agents, by supervision, adapters, preferences and reward (TinyLLM).
+        self-improve: a learner, a verifier, and tuning beside its work (SuperIntelliAgent).
+    config
+        The recipe's YAML file.
+    overrides
+        Dotted keys of the configuration, as in sft.training.max_steps=100.
+    stage
+        Run this stage alone; those before it must be done.
+    """
+    from penchant.config.run import load_section
+    from penchant.recipes.tuning import check_base_models
+
+    kind, run, table = RECIPES[name]()
+    loaded = load_section(kind, config, overrides)
+    check_base_models(loaded)
+    found = run(loaded, only=stage, tell=teller(as_json))
+    done = "evaluation" in found
+    deliver(found, as_json, table(found, Path(loaded.output) / "report.html") if done else f"done: {', '.join(found)}")
+
+
+def _recommend() -> Parts:
+    from penchant.recipes.recommend.config import RecommendConfig
+    from penchant.recipes.recommend.pipeline import recommend
+
+    return RecommendConfig, recommend, hit_ratios
+
+
+def _domain_expert() -> Parts:
+    from penchant.recipes.domain_expert.config import DomainExpertConfig
+    from penchant.recipes.domain_expert.pipeline import domain_expert
+
+    return DomainExpertConfig, domain_expert, experts
+
+
+def _dialogue() -> Parts:
+    from penchant.recipes.dialogue.config import DialogueConfig
+    from penchant.recipes.dialogue.pipeline import dialogue
+
+    return DialogueConfig, dialogue, dialogues
+
+
+def _tool_calling() -> Parts:
+    from penchant.recipes.tool_calling.config import ToolCallingConfig
+    from penchant.recipes.tool_calling.pipeline import tool_calling
+
+    return ToolCallingConfig, tool_calling, agents
+
+
+def _self_improve() -> Parts:
+    from penchant.recipes.self_improve.config import SelfImproveConfig
+    from penchant.recipes.self_improve.pipeline import self_improve
+
+    return SelfImproveConfig, self_improve, rounds
+
+
+RECIPES: Mapping[str, Callable[[], Parts]] = {
+    "recommend": _recommend,
+    "domain-expert": _domain_expert,
+    "dialogue": _dialogue,
+    "tool-calling": _tool_calling,
+    "self-improve": _self_improve,
+}
+
+
+def recipe_keys(name: str) -> list[str]:
+    """Dotted keys of a recipe's configuration, two levels deep; none for an unknown recipe."""
+    if name not in RECIPES:
+        return []
+    kind = RECIPES[name]()[0]
+    keys = list(kind.model_fields)
+    for key, field in kind.model_fields.items():
+        keys += [f"{key}.{inner}" for inner in getattr(field.annotation, "model_fields", ())]
+    return keys
+
+
+def recommend(
+    model: Path,
+    *,
+    history: list[str],
+    candidates: list[str] | None = None,
+    catalogue: Path | None = None,
+    top: int = 10,
+    columns: ColumnFlags = ColumnFlags(),
+    as_json: Json = False,
+) -> None:
+    """Rank titles for a user by a model that the recipe recommend trained.
+
+    Parameters
+    ----------
+    model
+        Folder of the model, as OUTPUT/s_dpo/run.
+    history
+        A title taken before; repeat it, the oldest first.
+    candidates
+        A title to choose from; repeat it.
+    catalogue
+        Instead of candidates, a file of item and title: the question then lists none.
+    top
+        Titles shown.
+    """
+    from penchant.errors import ConfigError
+    from penchant.recipes.recommend.histories import read_titles
+    from penchant.recipes.recommend.serving import suggest, suggest_from_catalogue
+
+    if catalogue is not None and not candidates:
+        titles = read_titles(catalogue, columns=columns.mapping, split=columns.split)
+        suggestions = suggest_from_catalogue(str(model), history, list(titles.values()))
+    elif candidates and catalogue is None:
+        suggestions = suggest(str(model), history, candidates)
+    else:
+        raise ConfigError("what is to be chosen from?", fix="give either --candidates or --catalogue")
+    first = suggestions[:top]
+    deliver({"suggestions": [vars(suggestion) for suggestion in first]}, as_json, _suggestions(first))
+
+
+def _suggestions(suggestions: Sequence[Suggestion]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("title", "share", "log-prob")
+    for suggestion in suggestions:
+        table.add_row(Text(suggestion.title), f"{suggestion.share:.3f}", f"{suggestion.log_prob:.4f}")
+    return table
+
+
+def _under(headline: Headline, table: Table) -> Group:
+    """The number of what is served, and the table under it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from penchant.recipes.headline import headline_text
+
+    return Group(Text(headline_text(headline)), table)
+
+
+def hit_ratios(results: Found, report: Path) -> Group:
+    """Hit ratio at 1 of the last method, of every ranking, and what each method adds to the SFT model's."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+    from penchant.recipes.headline import recommend_headline
+
+    table = Table("", "hit ratio@1", "over SFT", title=str(report))
+    gains = results["evaluation"]["hit_ratio@1_over"]
+    for name, row in {**results["questions"]["baselines"], **results["evaluation"]["models"]}.items():
+        value = row.get("hit_ratio@1")
+        table.add_row(name, show(value), show(gains.get(name, {}).get("sft")))
+    return _under(recommend_headline(results), table)
+
+
+def experts(results: Found, report: Path) -> Group:
+    """What the router with its fallback comes to, and what each model of the domain expert is good at."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+    from penchant.recipes.headline import domain_expert_headline, recovered_line
+
+    columns = ("perplexity", "instructions_f1", "tasks_exact", "preference_accuracy", "preferences_rouge_l")
+    table = Table("", *columns, title=str(report))
+    for name, row in results["evaluation"]["models"].items():
+        table.add_row(name, *(show(row.get(key)) for key in columns))
+    table.caption = recovered_line(results)
+    return _under(domain_expert_headline(results), table)
+
+
+def dialogues(results: Found, report: Path) -> Group:
+    """What each step of the dialogue recipe changes, over all questions."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+    from penchant.recipes.headline import dialogue_headline
+
+    columns = ("preference_accuracy", "rouge_l", "supported", "empathy", "politeness", "grade_level")
+    table = Table("", *columns, title=str(report))
+    for model, methods in results["evaluation"]["models"].items():
+        for method, sets in methods.items():
+            table.add_row(f"{model} {method}", *(show(sets["all"].get(column)) for column in columns))
+    return _under(dialogue_headline(results), table)
+
+
+def agents(results: Found, report: Path) -> Group:
+    """Right calls on held-out functions."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+    from penchant.recipes.headline import tool_calling_headline
+
+    models = results["evaluation"]["models"]
+    columns = list(next(iter(models.values())))
+    table = Table("", *columns, title=str(report))
+    for name, shares in models.items():
+        table.add_row(name, *(show(shares[column]) for column in columns))
+    return _under(tool_calling_headline(results), table)
+
+
+def rounds(results: Found, report: Path) -> Group:
+    """Success on held-out prompts of what is served, and by round."""
+    from rich.table import Table
+
+    from penchant.evaluation.report import show
+    from penchant.recipes.headline import self_improve_headline
+
+    evaluation = results["evaluation"]
+    table = Table("round", "served", "success", "gained", evaluation["signs"]["distance"], title=str(report))
+    for row in evaluation["rounds"]:
+        gained = show(row["success"]), show(row["gained"])
+        table.add_row(str(row["round"]), str(row["served"]), *gained, f"{row['distance']:.3g}")
+    return _under(self_improve_headline(results), table)

@@ -1,0 +1,122 @@
+"""The `penchant data` verbs by which people judge data, and see what their judgements hold: review, audit, ratings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penchant.cli.flags import RowFlags
+from penchant.cli.output import Json, Source, console_for, deliver, tell_all, teller
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from penchant.data.review import Review
+    from penchant.evaluation.style import StyleLeak
+
+
+def review(
+    file: Source,
+    *,
+    verdicts: Path,
+    accepted: Path | None = None,
+    rows: RowFlags = RowFlags(),
+    as_json: Json = False,
+) -> None:
+    """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
+
+    Answers are lines: a accepts, r rejects, s leaves it for later, u takes the latest verdict back, q stops.
+
+    Parameters
+    ----------
+    verdicts
+        JSON lines of verdicts; made if missing.
+    accepted
+        Where the groups accepted so far are written in the end (.jsonl or .jsonl.gz).
+    """
+    from penchant.data.review import Review
+    from penchant.data.writing import write_groups
+
+    dataset = rows.load(file)
+    tell = teller(as_json)
+    tell_all(tell, dataset.notes)
+    session = Review(dataset.groups, verdicts)
+    if session.stale:
+        tell(f"{session.stale} groups have changed since their verdicts, and are asked about again")
+    _ask(session, console_for(as_json))
+    if accepted is not None:
+        write_groups(session.accepted, accepted)
+    counts = session.counts()
+    deliver(counts, as_json, ", ".join(f"{name} {n}" for name, n in counts.items()))
+
+
+def _ask(session: Review, console: Console) -> None:
+    from penchant.data.show import show_group
+
+    waiting = session.waiting
+    while waiting:
+        group = waiting[0]
+        console.print(show_group(group))
+        console.print(f"{len(waiting)} to go. a accept, r reject, s skip, u undo, q stop:", markup=False)
+        line = sys.stdin.readline()
+        match line.strip().lower()[:1]:
+            case "a":
+                session.give(waiting.pop(0), "accept")
+            case "r":
+                session.give(waiting.pop(0), "reject")
+            case "s":
+                waiting.pop(0)
+            case "u":
+                group_undone = session.undo()
+                if group_undone is None:
+                    console.print("there is no verdict to take back", markup=False)
+                else:
+                    waiting = [group_undone, *(group for group in waiting if group.id != group_undone.id)]
+            case "q":
+                return
+            case _ if not line:
+                return  # The end of the input.
+            case _:
+                console.print(f"{line.strip()!r} is none of a, r, s, u, q", markup=False)
+
+
+def audit(file: Source, *, rows: RowFlags = RowFlags(), as_json: Json = False) -> None:
+    """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
+    from penchant.evaluation.style import style_leak
+
+    dataset = rows.load(file)
+    tell_all(teller(as_json), dataset.notes)
+    leak = style_leak(dataset.groups)
+    deliver(leak.to_json(), as_json, _leak(leak))
+
+
+def ratings(folder: Path, *, as_json: Json = False) -> None:
+    """How often people preferred each of two models, from a sheet they have filled in.
+
+    Parameters
+    ----------
+    folder
+        Holds sheet.csv, its column better filled with a, b or tie where somebody has decided, and key.csv.
+    """
+    from penchant.evaluation.report import show
+    from penchant.evaluation.statistics import bootstrap_mean
+    from penchant.recipes.dialogue.rating_sheet import read_sheet
+
+    sheet = read_sheet(folder)
+    shares = {name: bootstrap_mean(points, range(len(points))).to_json() for name, points in sheet.items()}
+    deliver(shares, as_json, "\n".join(f"{name}: {show(share)} of {share['n']}" for name, share in shares.items()))
+
+
+def _leak(leak: StyleLeak) -> str:
+    from penchant.evaluation.report import show
+
+    return "\n".join(
+        (
+            f"{leak.pairs} pairs of {leak.prompts} prompts",
+            f"words alone are right in   {show(leak.words.to_json())}",
+            f"the better one is longer in {show(leak.longer.to_json())}",
+            f"words of the better answers: {', '.join(leak.of_better)}",
+            f"words of the worse answers:  {', '.join(leak.of_worse)}",
+        )
+    )

@@ -1,0 +1,214 @@
+"""The verb `penchant tasks`: multiple-choice tasks by log-probs and by a preference head.
+
+Also in this module:
+
+- The verb `penchant tool-calls`: a model's function calls, by the rules of the Berkeley leaderboard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from penchant.cli.flags import ColumnFlags, ComputeFlags, EmptyFlags, LengthFlags, TemplateFlags, reading_of
+from penchant.cli.output import Count, Json, deliver, tell_all, teller
+from penchant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from penchant.evaluation.tool_calls.latency import LatencyReport
+    from penchant.evaluation.tool_calls.suite import ToolReport
+
+
+def tool_calls(
+    model: str,
+    *,
+    data: Path,
+    style: Literal["messages", "native", "signatures"] = "messages",
+    category: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    limit: Count | None = None,
+    constrained: Annotated[bool, Parameter(negative="")] = False,
+    max_new_tokens: Count = 256,
+    timed: Count = 20,
+    answers: Path | None = None,
+    template: TemplateFlags = TemplateFlags(),
+    as_json: Json = False,
+) -> None:
+    """Measure a model's function calls: right answers by category, and what one costs on this machine.
+
+    Parameters
+    ----------
+    model
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file.
+    data
+        Folder of the Berkeley Function Calling Leaderboard's files, BFCL_v*_CATEGORY.json (or another kind of data
+        file, compressed or not), with possible_answer/.
+    style
+        How functions are told: in a system message, as the chat template's own tools, or as plain lines of text.
+    category
+        Only this one; may be repeated.
+    limit
+        Only the first so many questions of each category.
+    constrained
+        An answer can only be calls of the functions on offer, with values of their arguments' types, or no call.
+    max_new_tokens
+        Of an answer.
+    timed
+        Questions, evenly spaced over all, answered one at a time by the clock, in a process of its own.
+    answers
+        Write a JSON line for each answer to this file.
+    """
+    from penchant.engine.distributed import local_device
+    from penchant.evaluation.tool_calls.latency import LatencySettings, measure_latency
+    from penchant.evaluation.tool_calls.questions import evenly_spaced, read_bfcl, select_questions
+    from penchant.evaluation.tool_calls.styles import STYLES
+    from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
+    from penchant.models.loading import load_model, load_tokenizer
+
+    tell = teller(as_json)
+    read, left_out = read_bfcl(data)
+    for name, why in left_out.items():
+        tell(f"{name} is left out: {why}")
+    questions = select_questions(read, category, limit)
+    tokenizer = load_tokenizer(model, chat_template=template.chat_template)
+    setting = LatencySettings(
+        model,
+        style,
+        device=str(local_device()),
+        max_new_tokens=max_new_tokens,
+        constrained=constrained,
+        chat_template=template.chat_template,
+        rendering=template.rendering,
+    )
+    # Under no name here: it is let go of before the other process reads it again.
+    answered = answer_questions(
+        load_model(model).to(local_device()),
+        tokenizer,
+        questions,
+        STYLES[style],
+        max_new_tokens=max_new_tokens,
+        constrained=constrained,
+        rendering=template.rendering,
+    )
+    if answers is not None:
+        write_answers(answered, answers)
+    edge = measure_latency(setting, evenly_spaced(questions, timed))
+    report = ToolReport.from_answers(answered)
+    how = {"style": style, "constrained": constrained, "left_out": left_out}
+    deliver(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
+
+
+def _shown(report: ToolReport, edge: LatencyReport) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from penchant.evaluation.report import show
+
+    table = Table("category", "questions", "right", title="function calls, with 95 % intervals")
+    for name, share in report.categories.items():
+        table.add_row(name, str(share.n), show(share.to_json()))
+    table.add_section()
+    for name, share in (("all", report.overall), ("mean of categories", report.macro)):
+        table.add_row(name, str(share.n), show(share.to_json()))
+    faults = ", ".join(f"{count} {fault}" for fault, count in report.faults.items()) or "none"
+    middle, late = edge.seconds
+    return Group(
+        table,
+        Text(f"wrong: {faults}"),
+        Text(f"cut by the limit of tokens: {report.truncated} of {report.overall.n}"),
+        Text(f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {edge.tokens_per_second:.0f} tokens/s"),
+        Text(
+            f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB, of which "
+            f"{edge.above_bytes / 2**20:.0f} MiB above the process without the model"
+        ),
+    )
+
+
+Suites = Literal["gpt4all", "race", "glue"]
+
+
+def tasks(
+    model: str,
+    *,
+    task: Annotated[tuple[str, ...], Parameter(help="NAME=PATH, as in piqa=validation.jsonl; may be repeated.")],
+    head: Annotated[bool, Parameter(negative="")] = False,
+    suite: Suites | None = None,
+    limit: Count | None = None,
+    columns: ColumnFlags = ColumnFlags(),
+    template: TemplateFlags = TemplateFlags(),
+    lengths: LengthFlags = LengthFlags(),
+    candidates: EmptyFlags = EmptyFlags(),
+    compute: ComputeFlags = ComputeFlags(),
+    as_json: Json = False,
+) -> None:
+    """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, beside chance and what needs no model.
+
+    Parameters
+    ----------
+    model
+        Folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
+    head
+        Choose by the model's preference head too.
+    suite
+        Also the mean over these tasks.
+    limit
+        Only the first so many questions of each task.
+    """
+    from penchant.engine.distributed import destroy_process_group, init_process_group
+    from penchant.evaluation.choices import evaluate_choices
+    from penchant.evaluation.choices_readers import read_questions
+    from penchant.evaluation.choices_scoring import score_tasks
+    from penchant.evaluation.choices_suites import SUITES, ChoicesReport, evaluate_suite, render, require_tasks
+
+    tell = teller(as_json)
+    files = named_files(task)
+    if suite is not None:
+        require_tasks(SUITES[suite], list(files))
+    mapping = columns.mapping
+    by_task = {
+        name: read_questions(name, file, split=columns.split, columns=mapping, limit=limit)
+        for name, file in files.items()
+    }
+    tell_all(tell, [note for part in by_task.values() for note in part.notes])
+    reading = reading_of(template, lengths, candidates, compute)
+    questions = {name: part.questions for name, part in by_task.items()}
+    world = init_process_group()
+    try:
+        scored = score_tasks(model, questions, world, head=model if head else None, reading=reading, tell=tell)
+    finally:
+        destroy_process_group(world)
+    if not world.is_main:
+        return
+    reports = tuple(
+        evaluate_choices(name, each.questions, left_out={**by_task[name].left_out, **each.left_out})
+        for name, each in scored.items()
+    )
+    report = ChoicesReport(reports, None if suite is None else evaluate_suite(SUITES[suite], reports))
+    deliver(report.to_json(), as_json, render(report))
+
+
+def named_files(arguments: tuple[str, ...]) -> dict[str, str]:
+    """Task -> file, from ``NAME=PATH`` arguments.
+
+    Raises:
+        ConfigError: no argument, one of another form, or two of one name.
+    """
+    files: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, file = argument.partition("=")
+        if not (name and equals and file):
+            raise ConfigError(
+                f"found {argument!r}; expected NAME=PATH", where="--task", fix="--task openbookqa=test.jsonl"
+            )
+        if name in files:
+            raise ConfigError(
+                f"two tasks are named {name}", where="--task", fix=f"name the second otherwise: --task {name}_2={file}"
+            )
+        files[name] = file
+    if not files:
+        raise ConfigError("no task is named", where="--task", fix="--task openbookqa=test.jsonl")
+    return files

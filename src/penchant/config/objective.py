@@ -1,0 +1,225 @@
+"""From a configuration's `objective` to the objective, and back; also objectives of the user's own.
+
+A user's method is one file: a class with the protocol of `penchant.objectives.base`. It is found by its path
+(``objective: {name: mine, file: mine.py}``) or, installed, through the entry point group ``penchant.objectives``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from penchant.config.section import explain, nearest
+from penchant.errors import ConfigError
+from penchant.objectives import DPO, OBJECTIVES, Objective, Part, WeightedSum
+
+GROUP = "penchant.objectives"
+
+STAND_IN: Objective = DPO()
+"""In the place of an objective whose code is not run: most need what it needs."""
+_CODE_RUNS: ContextVar[bool] = ContextVar("code_runs", default=True)
+
+
+@contextmanager
+def without_code() -> Iterator[None]:
+    """Around a command that neither trains nor scores: it runs no code that a configuration names."""
+    token = _CODE_RUNS.set(False)
+    try:
+        yield
+    finally:
+        _CODE_RUNS.reset(token)
+
+
+def code_runs() -> bool:
+    """Whether code that a configuration names may run."""
+    return _CODE_RUNS.get()
+
+
+def names_code(values: Mapping[str, Any]) -> bool:
+    """Whether an objective, as it stands in a configuration, is built from code that is not Penchant's."""
+    if values.get("name") == WeightedSum.name:
+        return any(isinstance(part, dict) and names_code(part) for part in values.get("parts") or ())
+    return values.get("file") is not None or values.get("name") not in OBJECTIVES
+
+
+def build_objective(values: dict[str, Any]) -> Objective:
+    """The objective a configuration names.
+
+    Raises:
+        ConfigError: unknown name or hyper-parameter (with the nearest), wrong type, value out of range; a file or
+            plug-in that cannot be imported or does not keep to the protocol.
+
+    Inside `without_code` an objective of the user's own is `STAND_IN`.
+    """
+    given = dict(values)
+    name, file = given.pop("name", None), given.pop("file", None)
+    if file is not None:
+        path = _python_file(str(file))
+        if not code_runs():
+            return STAND_IN
+        method = _from_file(path, name)
+    elif isinstance(name, str) and name in OBJECTIVES:
+        method = OBJECTIVES[name]
+    else:
+        point = _entry_point(name)
+        if not code_runs():
+            return STAND_IN
+        method = _from_entry_point(point)
+    if method is WeightedSum:
+        return _weighted_sum(given)
+    known = {field.name for field in dataclasses.fields(method)}
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"objective.{key}: {name} has no such hyper-parameter{nearest(key, known)}",
+                fix=f"it has: {', '.join(sorted(known)) or 'none'}",
+            )
+    try:
+        objective = TypeAdapter(method).validate_python(given)
+    except ValidationError as error:
+        found = "; ".join(explain({**p, "loc": ("objective", *p["loc"])}) for p in error.errors())
+        raise ConfigError(found) from error
+    for field, value in vars(objective).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"objective.{field} is {value}, expected a finite number")
+    return objective
+
+
+def describe_objective(objective: Objective, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Name and hyper-parameters, as they stand in a configuration.
+
+    Args:
+        given: what it was built from: the objective does not know its file, nor its name among plug-ins.
+    """
+    if not code_runs() and names_code(given):
+        return dict(given)
+    name = given.get("name", objective.name)
+    if isinstance(objective, WeightedSum):
+        described = []
+        for i, part in enumerate(objective.parts):
+            values = given["parts"][i] if "parts" in given else {}
+            described.append({"weight": part.weight, **describe_objective(part.objective, values)})
+        return {"name": name, "parts": described}
+    fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    file = {} if given.get("file") is None else {"file": str(given["file"])}
+    return {"name": name, **plain, **file}
+
+
+def method_files(given: Mapping[str, Any]) -> dict[str, str]:
+    """The user's own files that an objective is built from, each with a hash of its content.
+
+    Args:
+        given: the objective as it stands in a configuration that was checked.
+    """
+    if given.get("file") is not None:
+        return {str(given["file"]): _content_hash(Path(given["file"]))}
+    parts = given.get("parts", ()) if given.get("name") == WeightedSum.name else ()
+    return {file: content for part in parts for file, content in method_files(part).items()}
+
+
+def _weighted_sum(given: dict[str, Any]) -> WeightedSum:
+    parts = given.get("parts")
+    example = "objective: {name: weighted_sum, parts: [{name: dpo, weight: 1}, {name: sft, weight: 0.2}]}"
+    if not given:
+        return WeightedSum()
+    if set(given) != {"parts"} or not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise ConfigError("objective: weighted_sum takes a list `parts`, and nothing else", fix=f"as in {example}")
+    built = []
+    for i, part in enumerate(parts):
+        values = dict(part)
+        weight = values.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ConfigError(f"objective.parts.{i}.weight is {weight!r}, expected a number", fix=f"as in {example}")
+        built.append(Part(float(weight), build_objective(values)))
+    try:
+        return WeightedSum(tuple(built))
+    except ValueError as error:
+        raise ConfigError(f"objective: {error}", fix=f"as in {example}") from error
+
+
+def _entry_point(name: object) -> EntryPoint:
+    """The installed plug-in of this name; nothing of it is imported."""
+    installed = {point.name: point for point in entry_points(group=GROUP)}
+    if not isinstance(name, str) or name not in installed:
+        found = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
+        every = [*OBJECTIVES, *installed]
+        raise ConfigError(f"{found}{nearest(str(name), every)}", fix=f"one of: {', '.join(every)}")
+    return installed[name]
+
+
+def _from_entry_point(point: EntryPoint) -> type[Objective]:
+    try:
+        loaded = point.load()
+    except (Exception, SystemExit) as error:
+        raise _broken(f"the plug-in {point.name} ({point.value})", error) from error
+    return _checked(loaded, point.name, point.value)
+
+
+def _python_file(file: str) -> Path:
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError("objective.file: there is no such file", where=file, fix="name the method's .py file")
+    if path.suffix != ".py":
+        raise ConfigError("objective.file: this is no Python file", where=file, fix="name the method's .py file")
+    return path
+
+
+def _from_file(path: Path, name: object) -> type[Objective]:
+    file = str(path)
+    # One module for each content of the file, so that a class is the same class wherever it is asked for.
+    module_name = f"penchant_objective_{_content_hash(path)}"
+    if module_name not in sys.modules:
+        sys.modules[module_name] = module = ModuleType(module_name)
+        module.__file__ = file
+        try:
+            # Not by Python's import, which takes a file of the same second and length for the one it compiled last.
+            exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
+        except (Exception, SystemExit) as error:
+            del sys.modules[module_name]
+            raise _broken(f"objective.file {file}", error) from error
+    classes = [
+        value for value in vars(sys.modules[module_name]).values() if getattr(value, "__module__", "") == module_name
+    ]
+    named = {value.name: value for value in classes if isinstance(getattr(value, "name", None), str)}
+    if name not in named:
+        raise ConfigError(
+            f"objective.name: no class in the file has name = {name!r}{nearest(str(name), named)}",
+            where=file,
+            fix=f"it has: {', '.join(sorted(named)) or 'none'}",
+        )
+    return _checked(named[name], str(name), file)
+
+
+def _content_hash(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+
+
+def _checked(method: Any, name: str, where: str) -> type[Objective]:
+    """Refuse a class that does not keep to the protocol, by what it lacks."""
+    lacks = [
+        member
+        for member in ("name", "needs", "coupled", "initial_state", "__call__", "evaluate")
+        if not hasattr(method, member)
+    ]
+    if not isinstance(method, type) or not dataclasses.is_dataclass(method) or lacks:
+        what = f"lacks {', '.join(lacks)}" if lacks else "is no frozen dataclass"
+        raise ConfigError(f"objective {name} {what}", where=where, fix="see docs/new-method.md for the whole of one")
+    found: Any = method
+    return found
+
+
+def _broken(what: str, error: BaseException) -> ConfigError:
+    cause = " ".join(str(error).split())
+    return ConfigError(f"{what} cannot be imported: {type(error).__name__}: {cause}", fix="correct it, and try again")

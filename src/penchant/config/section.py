@@ -1,0 +1,93 @@
+"""What the sections of every configuration share.
+
+Also in this module:
+
+- What is wrong with a configuration, in words: the key, what was found, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from penchant.errors import ConfigError, rename_options
+
+Model = TypeVar("Model", bound=BaseModel)
+SECRET = "secret"
+"""Type of pydantic's errors whose input is not shown: it may hold a key."""
+
+
+def validated(kind: type[Model], values: dict[str, Any], where: str) -> Model:
+    """A configuration given as a dictionary, checked.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise refusal([explain(dict(problem), kind) for problem in error.errors()], where) from error
+
+
+def refusal(problems: Sequence[str], where: str) -> ConfigError:
+    """All of a configuration's problems as one error."""
+    return ConfigError(
+        "\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]),
+        where=where,
+        fix="correct these keys in the file, or give them on the command line: key=value",
+    )
+
+
+def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str:
+    """One of pydantic's errors as a line.
+
+    Args:
+        root: the model the key's path starts from, for the nearest names.
+    """
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{nearest(path[-1], _known_keys(root, path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: this key is needed"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == SECRET:
+        return f"{key}: {message}"
+    if problem["type"] == "value_error" and path:
+        message = rename_options(message, {f"{name}.": f"{key}.{name}." for name in _known_keys(root, path)})
+        if message.startswith(f"{key}."):
+            return message
+    found = f", found {_shorten(problem['input'])}" if problem["type"] != "value_error" or path else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{found}" if key else message
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean ...?)``, or nothing where no known name is like it."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _known_keys(root: type[BaseModel] | None, path: Sequence[str]) -> list[str]:
+    section: Any = root
+    for part in path:
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
+            continue  # a list's index, or a union's tag
+        annotation = fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Section(BaseModel):
+    """Keys of a configuration's file; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

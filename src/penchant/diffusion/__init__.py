@@ -1,0 +1,1 @@
+"""Diffusion models and how they are tuned on preferences."""

@@ -1,0 +1,1 @@
+"""What the engine computes a layer and the log-probs with."""

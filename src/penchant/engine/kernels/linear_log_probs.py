@@ -1,0 +1,141 @@
+"""Log-probs of target tokens straight from hidden states, without their [N, V] logits where these are too many to keep.
+
+Shapes: N target tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from penchant.engine.kernels.output_layer import LowRank, OutputLayer, blocks, passes
+from penchant.engine.kernels.tied_embedding import SharedGradient
+
+KEPT_ELEMENTS = 1 << 27
+"""Logits kept for the backward (512 MiB in float32)."""
+
+FROZEN_ELEMENTS = 1 << 25
+"""With a frozen head, number of logits computed at a time, in whole rows; their gradient is taken at once."""
+
+GPU_FROZEN_ELEMENTS = 1 << 27
+"""The same on a GPU, where every pass reads the whole head again."""
+
+
+def linear_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
+    shared: SharedGradient | None = None,
+    adapter: LowRank | None = None,
+) -> Tensor:
+    """Log-softmax of ``hidden @ weight.T + bias``, with an adapter ``+ low @ up.T``, at the targets.
+
+    Args:
+        hidden: [N, D], in the dtype of the matrix product.
+        weight: [V, D].
+        bias: [V] or None.
+        targets: [N] int64.
+        softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
+        shared: holds the weight's gradient after the backward, for an embedding of the same weight to add to.
+        adapter: its low [N, r] in the dtype of `hidden`, its up [V, r].
+
+    Returns:
+        [N] log-probs, nats, in float32 or better.
+    """
+    n = len(targets)
+    missing = -n % row_multiple(hidden.device, hidden.dtype)
+    low, up = (None, None) if adapter is None else adapter
+    if missing:
+        hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
+        low = None if low is None else pad(low, (0, 0, 0, missing))
+    log_probs: Tensor = _LinearLogProbs.apply(
+        hidden, weight, bias, low, up, targets, softcap, torch.is_grad_enabled(), shared
+    )
+    return log_probs[:n]
+
+
+def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
+    """The number of rows whose multiples make fast matrix products on this device and in this dtype.
+
+    In half precision on the CPU each new shape costs milliseconds, for which a program is compiled, and its memory.
+    """
+    return 128 if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 1
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """The matrix product's dtype: autocast's where it is on, else the tensor's own."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
+def blocks_to_keep(tokens: int, vocabulary: int, device: torch.device) -> int:
+    """Number of blocks of the vocabulary whose logits the forward keeps for the backward."""
+    first_block, *_ = slices = blocks(tokens, vocabulary, device)
+    return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first_block.stop - first_block.start)))
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    """Logits stay in the dtype of the product; everything after it is in float32, a few rows at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        low: Tensor | None,
+        up: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        with_gradients: bool,
+        shared: SharedGradient | None,
+    ) -> Tensor:
+        # Without a graph a trained weight says that it needs a gradient all the same.
+        needs_hidden, *needs_layer = (with_gradients and needs_gradient for needs_gradient in ctx.needs_input_grad[:5])
+        ctx.softcap, ctx.shared, ctx.layer_trained = softcap, shared, any(needs_layer)
+        head, vocabulary, device = OutputLayer(weight, bias, softcap, _low_rank(low, up)), len(weight), hidden.device
+        if ctx.layer_trained:
+            keep = blocks_to_keep(len(targets), vocabulary, device)
+            log_probs, normalisers, ctx.kept_logits = head.log_probs(hidden, targets, keep)
+            ctx.save_for_backward(hidden, weight, bias, low, up, targets, normalisers)
+            return log_probs
+        if not needs_hidden:
+            return head.log_probs(hidden, targets, 0)[0]
+        # With a frozen head every row's gradient is computed now, for an upstream of 1, and scaled later.
+        unit, all_log_probs = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
+        rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
+        for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):
+            log_probs, normalisers, block_logits = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
+            unit_upstream = torch.ones_like(normalisers)
+            gradient = head.gradients(
+                x, words, normalisers, unit_upstream, block_logits, (True, False, False, False, False)
+            ).hidden
+            assert gradient is not None
+            x_gradient.copy_(gradient)
+            rows_log_probs.copy_(log_probs)
+        ctx.save_for_backward(unit)
+        return all_log_probs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.layer_trained:
+            (unit,) = ctx.saved_tensors
+            return unit * upstream[:, None].to(unit.dtype), *(None,) * 8
+        hidden, weight, bias, low, up, targets, normalisers = ctx.saved_tensors
+        # The logits become their gradient in place: a second backward computes them anew.
+        block_logits, ctx.kept_logits = ctx.kept_logits, []
+        head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up))
+        gradients = head.gradients(hidden, targets, normalisers, upstream, block_logits, ctx.needs_input_grad[:5])
+        if ctx.shared is not None:
+            ctx.shared.gradient = gradients.weight
+        return *gradients, *(None,) * 4
+
+
+def _low_rank(low: Tensor | None, up: Tensor | None) -> LowRank | None:
+    return None if low is None or up is None else LowRank(low, up)

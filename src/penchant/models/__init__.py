@@ -1,0 +1,1 @@
+"""Models, adapters and heads: loading, saving and what they are."""

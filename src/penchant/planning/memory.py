@@ -1,0 +1,377 @@
+"""The memory of a run, phase by phase: the code that will run is run, on tensors without data, and they are counted.
+
+Also in this module:
+
+- How deep a model has to be built to know what a deeper one of the same layers holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import pack
+from penchant.engine.allocator import malloc_settings
+from penchant.engine.heap import Heap, has_holes
+from penchant.engine.kernels.linear_log_probs import linear_log_probs
+from penchant.engine.kernels.output_layer import LowRank
+from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
+from penchant.engine.output_head import lora_rank
+from penchant.engine.scoring import Scorer, precision
+from penchant.engine.tree import TreeScorer
+from penchant.models.multimodal import text_config
+from penchant.planning.model import Blueprint, blank_model, meta_reference, read_shape, shallow
+from penchant.training.moving_reference import copy_trained_weights
+from penchant.training.optimizer import build_optimizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+COUNTED_WHOLE = 8
+"""A model of no more layers is counted as it is."""
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Two depths of a model that end as the whole model does.
+
+    Attributes:
+        small, large: in layers; they differ by one repetition of the pattern.
+        repetitions: that the whole model has more than the large one.
+    """
+
+    small: int
+    large: int
+    repetitions: int
+
+
+def find_depths(shape: PretrainedConfig, rewards: bool) -> Depths | None:
+    """The depths to count; None where the whole model is hardly deeper, or its layers follow no pattern."""
+    layers = int(text_config(shape).num_hidden_layers)
+    if layers <= COUNTED_WHOLE:
+        return None
+    with torch.device("meta"):
+        model = blank_model(shape, rewards, torch.float32)
+    kinds = layer_kinds(model, layers)
+    return None if kinds is None else pattern_depths(kinds)
+
+
+def layer_kinds(model: nn.Module, layers: int) -> list[Hashable] | None:
+    """What tells the model's layers apart: classes, shapes, windows; None where they are not in one list."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
+    if not lists:
+        return None
+    config: Any = getattr(model, "config", None)
+    types: Any = getattr(config and text_config(config), "layer_types", None) or [None] * layers
+    return [(_kind(layer), str(types[i])) for i, layer in enumerate(lists[0])]
+
+
+def _kind(layer: nn.Module) -> Hashable:
+    windows = tuple(
+        str(getattr(module, name))
+        for module in layer.modules()
+        for name in ("sliding_window", "is_sliding", "layer_type", "attention_type")
+        if hasattr(module, name)
+    )
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+    return tuple(type(module).__name__ for module in layer.modules()), shapes, windows
+
+
+def pattern_depths(kinds: list[Hashable]) -> Depths | None:
+    """The smallest two depths after which the kinds of layers repeat, up to the last one."""
+    layers = len(kinds)
+    for period in range(1, layers // 3 + 1):
+        start = layers - period
+        while start > 0 and kinds[start - 1] == kinds[start - 1 + period]:
+            start -= 1
+        # Before the pattern there may be other layers. The last layer computes less than those before it, so that the
+        # smaller depth has a whole repetition without it.
+        small = start + period + (layers - start - period) % period
+        small += period if small == start + period else 0
+        repetitions = (layers - small) // period - 1
+        if repetitions > 0:
+            return Depths(small, small + period, repetitions)
+    return None
+
+
+MicroBatch = Sequence[TokenizedGroup]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device, by part and by phase.
+
+    Parts need not add up to a phase: not all of them are alive at once.
+
+    Attributes:
+        weights: of the model, adapters and a head included; of two models where a reference stays in memory, and twice
+            of what is trained where the reference is updated to the policy.
+        gradients: of the trained weights.
+        optimizer: AdamW's moments.
+        activations: what the forward keeps for the backward of the heaviest micro-batch.
+        head: the most the output head works with, its weight's gradient left out.
+        reference_pass, training, step, held_out: the most alive in each phase; 0 where a run has no such phase.
+        allocator: what the allocator holds beyond the tensors alive at the highest moment.
+        baseline: what the process holds besides: libraries, data, work space of kernels.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    reference_pass: int
+    training: int
+    step: int
+    held_out: int
+    allocator: int
+    baseline: int
+
+    @property
+    def alive(self) -> int:
+        """The most of tensors at any moment of the run."""
+        return max(self.reference_pass, self.training, self.step, self.held_out)
+
+    @property
+    def peak(self) -> int:
+        """The most the process holds at any moment of the run."""
+        return self.baseline + self.alive + self.allocator
+
+
+@dataclass(frozen=True)
+class Load:
+    """The micro-batches that decide the peak.
+
+    Attributes:
+        steps: some optimizer steps, among them those with the heaviest micro-batches.
+        reference, held_out: the heaviest of the passes without gradients; empty where there is none.
+    """
+
+    steps: Sequence[Sequence[MicroBatch]]
+    reference: Sequence[MicroBatch]
+    held_out: Sequence[MicroBatch]
+
+    @property
+    def lightened(self) -> Load:
+        """The least that shows the peak: the step with the heaviest micro-batch."""
+        return Load(self.steps[:1], self.reference[:1], self.held_out[:1])
+
+    @property
+    def heaviest(self) -> Load:
+        """`lightened` to one micro-batch, made twice where a step has several: the second finds gradients there."""
+        light = self.lightened
+        step = light.steps[0]
+        most = max(step, key=lambda groups: sum(group.length for group in groups))
+        return replace(light, steps=[[most] * min(2, len(step))])
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is in memory beside the model that is trained.
+
+    Attributes:
+        references: models whose log-probs are computed before training; None is the one training starts from.
+        live: a reference that stays in memory while candidates are drawn.
+        device: where all of them are.
+        baseline: bytes of the process without any tensor.
+    """
+
+    references: Sequence[str | None]
+    live: str | None
+    device: torch.device
+    baseline: int
+
+
+def count_memory(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+    """Memory of a run. A deep model is counted at two depths, and the bytes that a repetition adds are multiplied."""
+    depths = find_depths(blueprint.shape, blueprint.rewards)
+    if depths is None:
+        return _count(blueprint, load, beside)
+    without_named = replace(beside, references=[None] if None in beside.references else [])
+    small, large = (
+        _count(
+            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)),
+            load.heaviest,
+            without_named,
+        )
+        for layers in (depths.small, depths.large)
+    )
+    sources = [source for source in dict.fromkeys(beside.references) if source is not None]
+    peaks = [_named_reference(source, blueprint, load, beside.device) for source in sources]
+    return _deepened(small, large, depths.repetitions, max(peaks, default=0))
+
+
+def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -> Memory:
+    """The memory of a model that repeats its pattern of layers so many times more than the larger one.
+
+    Args:
+        named_peak: the most alive while a named reference computes its log-probs.
+    """
+    values = {
+        name: value + repetitions * (value - getattr(small, name))
+        for name, value in vars(large).items()
+        if name not in ("baseline", "allocator")
+    }
+    deep = Memory(**values, allocator=0, baseline=large.baseline)
+    # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
+    # little is predicted then.
+    least = _kept_while_training(deep) + large.training - _kept_while_training(large)
+    deep = replace(deep, training=max(deep.training, least))
+    # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
+    resident = deep.alive + round(large.allocator / large.alive * deep.alive)
+    deep = replace(deep, reference_pass=max(deep.reference_pass, named_peak))
+    return replace(deep, allocator=max(0, resident - deep.alive))
+
+
+def _kept_while_training(memory: Memory) -> int:
+    return memory.weights + memory.optimizer + max(memory.activations, memory.gradients)
+
+
+def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torch.device) -> int:
+    """The most alive while a named reference computes its log-probs."""
+    shape, dtype = read_shape(source), blueprint.config.training.dtype
+    depths = find_depths(shape, False)
+
+    def peak(layers: int) -> int:
+        smaller = shallow(shape, layers, int(shape.get_text_config().vocab_size))
+        reference_model = meta_reference(smaller, blueprint.padded, getattr(torch, dtype))
+        with track_memory() as tracker:
+            replace_tensors(reference_model, device)
+            return _forward(reference_model, load.reference, tracker, device, dtype)
+
+    if depths is None:
+        return peak(int(text_config(shape).num_hidden_layers))
+    small, large = peak(depths.small), peak(depths.large)
+    return large + depths.repetitions * (large - small)
+
+
+def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+    """Memory of a run, counted on its whole model."""
+    dtype, device = blueprint.config.training.dtype, beside.device
+    heap = Heap(malloc_settings()) if device.type == "cpu" and has_holes() else None
+    live = _weights(beside.live, blueprint, device) if beside.live else 0
+    reference_peaks = [0]
+    for source in dict.fromkeys(beside.references):
+        if source is not None:
+            reference_model = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
+            with track_memory(heap) as tracker:
+                replace_tensors(reference_model, device)
+                reference_peaks.append(_forward(reference_model, load.reference, tracker, device, dtype))
+            del reference_model
+    scorer = blueprint.meta_scorer()
+    with track_memory(heap) as tracker:
+        replace_tensors(scorer, device)
+        if None in beside.references:
+            reference_peaks.append(_forward(scorer, load.reference, tracker, device, dtype))
+        moving_reference = copy_trained_weights(scorer) if blueprint.config.reference_update == "best" else {}
+        weights = tracker.live
+        counts = _count_steps(blueprint, scorer.train(), load.steps, tracker, device)
+        held_out = _forward(scorer, load.held_out, tracker, device, dtype) if load.held_out else 0
+        resident = tracker.peak_resident
+        del moving_reference
+    phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
+    phases = {name: size + live if size else 0 for name, size in phases.items()}
+    alive = max(*reference_peaks, *phases.values())
+    return Memory(
+        **{**counts, **phases},
+        weights=weights + live,
+        head=head_memory(scorer, max(_targets(groups) for step in load.steps for groups in step), device, dtype),
+        reference_pass=max(reference_peaks),
+        allocator=max(0, resident + live - alive) if heap else 0,
+        baseline=beside.baseline,
+    )
+
+
+def _count_steps(
+    blueprint: Blueprint,
+    scorer: Scorer,
+    steps: Sequence[Sequence[MicroBatch]],
+    tracker: MemoryTracker,
+    device: torch.device,
+) -> dict[str, int]:
+    """Optimizer steps as the loop takes them. The first one's moments appear at its end, so one more follows."""
+    settings = blueprint.config.training
+    optimizer = build_optimizer(scorer, settings, blueprint.config.head.weight_decay)
+    weights = tracker.live
+    counts = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
+    for micro_batches in [steps[0][:1], *steps]:
+        for groups in micro_batches:
+            tracker.reset()
+            kept = _backward(scorer, groups, tracker, device, settings.dtype)
+            counts["activations"] = max(counts["activations"], kept)
+            counts["training"] = max(counts["training"], tracker.peak)
+        counts["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
+        tracker.reset()
+        trained = [p for p in scorer.parameters() if p.grad is not None]
+        nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        counts["step"] = max(counts["step"], tracker.peak)
+        counts["optimizer"] = tracker.live - weights
+    return counts
+
+
+def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) -> int:
+    """The most the output head works with for so many targets; its inputs and its weight's gradient are left out.
+
+    Args:
+        scorer: on any device; only the shape of its head is looked at. 0 where it has none, or is run padded.
+    """
+    inner = getattr(scorer, "_inner", (scorer,))[0]
+    if not isinstance(inner, TreeScorer):
+        return 0
+    head = inner.model.get_output_embeddings()
+    like, rank = head.weight, lora_rank(head)
+    compute = torch.bfloat16 if dtype == "bfloat16" else like.dtype
+    with track_memory() as tracker:
+        weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
+        ids = torch.empty(targets, dtype=torch.int64, device=device)
+        hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
+        low, up = (torch.empty(n, rank, dtype=compute, device=device, requires_grad=True) for n in (targets, len(like)))
+        adapter = LowRank(low, up) if rank else None
+        tracker.reset()
+        inputs = tracker.live
+        linear_log_probs(hidden, weight, None, ids, adapter=adapter).sum().backward()
+        gradients = sum(parameter.grad.nbytes for parameter in (weight, up) if parameter.grad is not None)
+        return max(0, tracker.peak - inputs - gradients)
+
+
+def _targets(groups: MicroBatch) -> int:
+    return sum(sum(group.tokens) for group in groups)
+
+
+def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
+    reference_model = meta_reference(
+        read_shape(source), blueprint.padded, getattr(torch, blueprint.config.training.dtype)
+    )
+    with track_memory() as tracker:
+        replace_tensors(reference_model, device)
+        return tracker.live
+
+
+def _forward(
+    scorer: Scorer, batches: Sequence[MicroBatch], tracker: MemoryTracker, device: torch.device, dtype: str
+) -> int:
+    """The most alive in passes without gradients."""
+    scorer.eval()
+    tracker.reset()
+    with torch.no_grad():
+        for groups in batches:
+            with precision(device, dtype):
+                scorer(pack(groups).to(device))
+    return tracker.peak
+
+
+def _backward(scorer: Scorer, groups: MicroBatch, tracker: MemoryTracker, device: torch.device, dtype: str) -> int:
+    """One micro-batch there and back; returns the bytes its forward kept."""
+    start = tracker.live
+    with precision(device, dtype):
+        log_probs = scorer(pack(groups).to(device))
+    activations = tracker.live - start
+    log_probs.sum().backward()
+    return activations

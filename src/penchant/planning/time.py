@@ -1,0 +1,284 @@
+"""The pace of a run on this machine, from a few seconds of its own model made shallow: one layer, and two.
+
+Two layers less one is a layer; one layer less a layer is everything else. The numbers of the weights do not matter,
+their shapes do, and micro-batches are the run's own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from penchant.data.tokenized import TokenizedGroup
+from penchant.data.trees import pack
+from penchant.engine.memory import available_bytes
+from penchant.engine.padded import PaddedScorer
+from penchant.engine.scoring import (
+    PaddedRewardScorer,
+    Scorer,
+    ScorerChoice,
+    choose_reward_scorer,
+    choose_scorer,
+    precision,
+)
+from penchant.errors import PenchantError
+from penchant.models.multimodal import text_config
+from penchant.planning.model import Blueprint, blank_model, random_model, shallow
+from penchant.training.model import weights_dtype
+from penchant.training.optimizer import build_optimizer, scale_and_clip
+
+CHECKED_OPERATIONS = 100_000_000_000
+"""Floating-point operations that a padded look at the tree may take: a second or two on a CPU."""
+
+LEAST_TOKENS = 128
+"""Tokens whose pace is measured at least: in bfloat16 a CPU's products are of so many rows."""
+
+SHORTEST = 8
+"""Tokens that are left of a prompt or a response that is cut."""
+
+EMBEDDING_ELEMENTS = 1 << 26
+"""The largest embedding that is made for a measurement; of a larger one, a part stands for the whole."""
+
+
+class NoRoom(PenchantError):
+    """Not even the shallow model fits."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of each piece of work, on this machine.
+
+    Attributes:
+        layer, layer_forward: a token in a layer, there and back; and without gradients.
+        rest, rest_forward: a token in everything else, the output head above all.
+        fixed: a micro-batch, however short.
+        update: an optimizer step, for each trained number.
+        rate: floating-point operations in a second of the model's own matrix products.
+    """
+
+    layer: float
+    layer_forward: float
+    rest: float
+    rest_forward: float
+    fixed: float
+    update: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    tokens: int
+    few: int
+
+
+def check_tree(blueprint: Blueprint, sample: Sequence[TokenizedGroup], device: torch.device) -> Blueprint:
+    """The blueprint, knowing whether the packed tree is exact for its model: found on two layers of random weights."""
+    vocabulary = _vocabulary(blueprint)
+    _check_room(blueprint, vocabulary, device)
+    model = random_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32, device)
+    choose: Callable[..., ScorerChoice[Any]] = choose_reward_scorer if blueprint.rewards else choose_scorer
+    # In float32: what random weights round is not what the real ones will.
+    weights = sum(p.numel() for p in model.parameters())
+    choice = choose(model, _shortened(_within(sample[:2], vocabulary), CHECKED_OPERATIONS // (2 * weights)))
+    padded = isinstance(choice.scorer, (PaddedScorer, PaddedRewardScorer))
+    notes = (*blueprint.notes, choice.notice) if choice.notice else blueprint.notes
+    return replace(blueprint, padded=padded, notes=notes)
+
+
+def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device: torch.device, seconds: float) -> Pace:
+    """Time the pieces of a run.
+
+    Args:
+        typical: a micro-batch of the run; the first of its groups, where all take too long.
+        seconds: about how long this may take.
+
+    Raises:
+        NoRoom: two layers do not fit into half of what is available.
+    """
+    vocabulary = _vocabulary(blueprint)
+    _check_room(blueprint, vocabulary, device)
+    dtype = blueprint.config.training.dtype
+    rate = _matrix_rate(int(text_config(blueprint.shape).hidden_size), dtype, device)
+    thin, deep = (_real(blueprint, layers, vocabulary, device) for layers in (1, 2))
+    groups = _within(typical, vocabulary)
+    shortest = min(groups, key=lambda group: group.length)
+    # A group of which one pass would take too long is cut.
+    most = int(seconds * rate / (6 * sum(p.numel() for p in deep.parameters())))
+    if shortest.length > max(most, LEAST_TOKENS):
+        (shortest,) = groups = _shortened([shortest], max(most, LEAST_TOKENS))
+    groups = _affordable(groups, shortest, deep, seconds, device, dtype)
+    runs = {
+        "deep": lambda: _train(deep, groups, device, dtype),
+        "thin": lambda: _train(thin, groups, device, dtype),
+        "short": lambda: _train(thin, [shortest], device, dtype),
+        "deep forward": lambda: _read(deep, groups, device, dtype),
+        "thin forward": lambda: _read(thin, groups, device, dtype),
+    }
+    took = _timed(runs, seconds)
+    sizes = _Sizes(sum(group.length for group in groups), shortest.length)
+    scale = blueprint.vocabulary / vocabulary
+    return _pace(took, sizes, scale, _update_seconds(blueprint, thin), rate)
+
+
+def _affordable(
+    groups: list[TokenizedGroup],
+    shortest: TokenizedGroup,
+    deep: Scorer,
+    seconds: float,
+    device: torch.device,
+    dtype: str,
+) -> list[TokenizedGroup]:
+    """The first of the groups, so many that all runs over them, three times, take about the seconds."""
+    took = _seconds(deep, shortest, device, dtype)
+    if took < seconds / 4:
+        # The first time programs are compiled too.
+        took = _seconds(deep, shortest, device, dtype)
+    a_token = took / shortest.length
+    runs = 3 * 3  # Two kinds of training and two kinds of reading come to three of training two layers.
+    while len(groups) > 1 and sum(group.length for group in groups) * a_token * runs > seconds:
+        groups = groups[: (len(groups) + 1) // 2]
+    return groups
+
+
+def _seconds(scorer: Scorer, group: TokenizedGroup, device: torch.device, dtype: str) -> float:
+    started = time.perf_counter()
+    _train(scorer, [group], device, dtype)
+    return time.perf_counter() - started
+
+
+def _pace(took: dict[str, float], sizes: _Sizes, scale: float, update: float, rate: float) -> Pace:
+    tokens = sizes.tokens
+    layer = max(0.0, took["deep"] - took["thin"]) / tokens
+    layer_forward = max(0.0, took["deep forward"] - took["thin forward"]) / tokens
+    rest = max(0.0, took["thin"] - layer * tokens)
+    short = max(0.0, took["short"] - layer * sizes.few)
+    slope = (rest - short) / (tokens - sizes.few) if tokens > sizes.few else rest / tokens
+    slope = min(max(0.0, slope), rest / tokens)
+    return Pace(
+        layer=layer,
+        layer_forward=layer_forward,
+        rest=slope * scale,
+        rest_forward=max(0.0, took["thin forward"] / tokens - layer_forward) * scale,
+        fixed=(rest - slope * tokens) * scale,
+        update=update,
+        rate=rate,
+    )
+
+
+def _timed(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
+    """The fastest of each, taken in turns: what others do on the machine only ever adds, and differences are taken."""
+    end = time.perf_counter() + seconds
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(6):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            found[name].append(time.perf_counter() - started)
+        if time.perf_counter() > end:
+            break
+    return {name: min(values) for name, values in found.items()}
+
+
+def _train(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
+    scorer.train()
+    with precision(device, dtype):
+        said = scorer(pack(groups).to(device))
+    said.sum().backward()
+    _wait(device)
+
+
+def _read(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
+    scorer.eval()
+    with torch.no_grad(), precision(device, dtype):
+        scorer(pack(groups).to(device))
+    _wait(device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _update_seconds(blueprint: Blueprint, scorer: Scorer) -> float:
+    """Seconds of an optimizer step for each trained number: gradients scaled, clipped and applied."""
+    trained = [p for p in scorer.parameters() if p.grad is not None]
+    optimizer = build_optimizer(scorer, blueprint.config.training)
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        scale_and_clip(scorer, 0.5, 1.0)
+        optimizer.step()
+        _wait(trained[0].device)
+        took.append(time.perf_counter() - started)
+    return min(took) / sum(p.numel() for p in trained)
+
+
+def _real(blueprint: Blueprint, layers: int, vocabulary: int, device: torch.device) -> Scorer:
+    smaller = shallow(blueprint.shape, layers, vocabulary)
+    model = random_model(smaller, blueprint.rewards, weights_dtype(blueprint.config), device)
+    with torch.device(device):
+        return blueprint.scorer(model)
+
+
+def _vocabulary(blueprint: Blueprint) -> int:
+    return min(blueprint.vocabulary, EMBEDDING_ELEMENTS // int(text_config(blueprint.shape).hidden_size))
+
+
+def _within(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[TokenizedGroup]:
+    """The groups with no token beyond a smaller vocabulary."""
+
+    return [
+        replace(
+            group,
+            prompt=np.minimum(group.prompt, vocabulary - 1),
+            responses=tuple(np.minimum(response, vocabulary - 1) for response in group.responses),
+        )
+        for group in groups
+    ]
+
+
+def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedGroup]:
+    """The groups with prompts and responses cut by one share, to about so many tokens in all where they have more."""
+    share = tokens / sum(len(group.responses) * group.longest for group in groups)
+    if share >= 1:
+        return list(groups)
+    return [
+        replace(
+            group,
+            prompt=group.prompt[: max(SHORTEST, int(len(group.prompt) * share))],
+            responses=tuple(ids[: max(SHORTEST, int(len(ids) * share))] for ids in group.responses),
+            loss_masks=None,
+        )
+        for group in groups
+    ]
+
+
+def _check_room(blueprint: Blueprint, vocabulary: int, device: torch.device) -> None:
+    with torch.device("meta"):
+        model = blank_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32)
+    # Two models at once, their gradients, and moments of the smaller one.
+    needed = 16 * sum(p.numel() for p in model.parameters())
+    room = available_bytes(device) // 2
+    if needed > room:
+        raise NoRoom(
+            f"two layers of the model take {needed >> 20} MB to time, {room >> 20} MB is half of what there is"
+        )
+
+
+def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
+    """Floating-point operations in a second, of products as the model's layers have them."""
+    rows = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
+    activations = torch.rand(rows, size, dtype=getattr(torch, dtype), device=device)
+    weights = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        activations @ weights
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * rows * size * 4 * size / min(seconds)

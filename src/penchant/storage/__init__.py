@@ -1,0 +1,1 @@
+"""Files, folders, caches and fingerprints on disk."""

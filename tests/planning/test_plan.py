@@ -1,0 +1,390 @@
+"""Plans of tiny runs against what their real models, tensors and steps come to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from penchant.config.run import RunConfig, load_config
+from penchant.data.trees import pack
+from penchant.engine.distributed import World
+from penchant.engine.memory import MemoryTracker
+from penchant.errors import ModelError
+from penchant.models.loading import load_tokenizer
+from penchant.planning import memory as plan_layers
+from penchant.planning import plan as planning
+from penchant.planning.memory import Depths, Load, Memory, Surroundings, count_memory, pattern_depths
+from penchant.planning.model import Blueprint, read_shape, shallow
+from penchant.planning.plan import Plan, changed
+from penchant.planning.time import Pace, _pace, _Sizes
+from penchant.planning.work import lay_out
+from penchant.training.model import load_trained
+from penchant.training.run import read_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(write_config: Callable[..., Path]) -> RunConfig:
+    return load_config(write_config())
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """Plans quickly."""
+    monkeypatch.setattr(planning, "SECONDS", 0.02)
+    return lambda config, *changes, **options: planning.plan(changed(config, changes), **options)
+
+
+CHECKPOINTED = ("training.gradient_checkpointing=true",)
+
+COUNTED: dict[tuple[str, ...], tuple[Memory, Load, Any]] = {}
+"""Counts by what was changed of the one small run, as each takes a second."""
+
+
+def counted_memory(config: RunConfig, *changes: str) -> tuple[Memory, Load, Any]:
+    if changes not in COUNTED:
+        COUNTED[changes] = _counted(changed(config, changes))
+    return COUNTED[changes]
+
+
+def _counted(config: RunConfig) -> tuple[Memory, Load, Any]:
+    inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+    load = lay_out(config, inputs, limit, lambda group: group.length).load()
+    blueprint = Blueprint(config, read_shape(config.model), tokenizer)
+    memory = count_memory(blueprint, load, Surroundings([None], None, CPU, 0))
+    return memory, load, (config, tokenizer, inputs)
+
+
+class TestParts:
+    def test_tied_weights_count_once(self, config):
+        memory, _, _ = counted_memory(config)
+        model = AutoModelForCausalLM.from_pretrained(config.model)
+        trained = sum(p.numel() for p in model.parameters())
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        buffers = {b.data_ptr(): b.nbytes for b in model.buffers()}
+        assert memory.weights in (4 * trained + n * sum(buffers.values()) // max(1, len(buffers)) for n in (1, 2))
+        assert memory.gradients == 4 * trained
+        # Two moments, and a step count of four bytes for each tensor.
+        assert memory.optimizer == 8 * trained + 4 * len(list(model.parameters()))
+
+    def test_lora(self, config):
+        whole, _, _ = counted_memory(config)
+        memory, _, _ = counted_memory(config, "lora.rank=4")
+        model = AutoModelForCausalLM.from_pretrained(config.model)
+        get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert memory.weights == whole.weights + 4 * adapters
+        assert memory.gradients == 4 * adapters
+        assert memory.optimizer == 8 * adapters + 4 * sum(p.requires_grad for p in model.parameters())
+
+    @pytest.mark.parametrize("changes", [(), ("lora.rank=4",)], ids=["full", "lora"])
+    def test_an_updated_reference_is_one_more_copy_of_what_is_trained(self, config, changes):
+        memory, _, _ = counted_memory(config, *changes)
+        updated, _, _ = counted_memory(config, *changes, "evaluation.every=2", "reference_update=best")
+        for phase in ("weights", "training", "step", "held_out"):
+            assert getattr(updated, phase) == getattr(memory, phase) + memory.gradients, phase
+        for part in ("gradients", "optimizer", "activations", "reference_pass"):
+            assert getattr(updated, part) == getattr(memory, part), part
+
+    def test_bfloat16_lora_halves_the_frozen_weights(self, config):
+        whole, _, _ = counted_memory(config, "lora.rank=4")
+        half, _, _ = counted_memory(config, "lora.rank=4", "training.dtype=bfloat16")
+        assert whole.weights / 2 < half.weights < whole.weights * 0.75
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            (),
+            ("lora.rank=4",),
+            ("lora.rank=4", "lora.targets=[lm_head, embed_tokens]"),
+            ("training.gradient_checkpointing=true",),
+            ("training.dtype=bfloat16",),
+            ("objective.name=bradley_terry",),
+            ("objective.name=preference_head",),
+        ],
+        ids=lambda changes: changes[-1] if changes else "plain",
+    )
+    def test_activations_are_what_the_real_model_keeps(self, config, changes):
+        memory, load, (config, tokenizer, inputs) = counted_memory(config, *changes)
+        world = World(0, 1, CPU)
+        trained = load_trained(config, tokenizer, inputs.train, world, lambda line: None)
+        kept = 0
+        for groups in load.steps[0]:
+            with MemoryTracker() as tracker:
+                before = tracker.live
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.training.dtype == "bfloat16"):
+                    said = trained.scorer(pack(groups))
+                kept = max(kept, tracker.live - before)
+                said.sum().backward()
+        if len(load.steps) == 1:
+            assert memory.activations == kept
+        assert memory.activations >= kept > 0
+
+    def test_saved_tensors_are_among_them(self, config):
+        memory, load, (config, tokenizer, inputs) = counted_memory(config)
+        trained = load_trained(config, tokenizer, inputs.train, World(0, 1, CPU), lambda line: None)
+        parameters = {p.untyped_storage().data_ptr() for p in trained.scorer.parameters()}
+        most = 0
+        for groups in load.steps[0]:
+            saved: dict[int, int] = {}
+
+            def note(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in parameters:
+                    saved[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                said = trained.scorer(pack(groups))
+            most = max(most, sum(saved.values()))
+            del said
+        assert 0.6 * memory.activations < most <= memory.activations
+
+
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DEEP = {
+    "llama": lambda: hf.LlamaConfig(**SHAPE, num_hidden_layers=14),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **SHAPE, num_hidden_layers=14, head_dim=8, sliding_window=7, layer_types=PATTERN
+    ),
+    "qwen3-moe": lambda: hf.Qwen3MoeConfig(
+        **SHAPE, num_hidden_layers=14, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        mlp_only_layers=[0], decoder_sparse_step=1,
+    ),
+}  # fmt: skip
+PATTERN = ["sliding_attention", "sliding_attention", "full_attention"] * 4 + ["sliding_attention"] * 2
+
+
+class TestDepth:
+    """Counts of two shallow models, multiplied, against the count of every layer."""
+
+    @pytest.mark.parametrize("family", DEEP)
+    @pytest.mark.parametrize("changes", [(), ("lora.rank=4", "training.dtype=bfloat16"), CHECKPOINTED], ids=str)
+    def test_multiplied_layers_are_the_counted_ones(self, config, monkeypatch, family, changes):
+        config = changed(config, changes)
+        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+        load = lay_out(config, inputs, limit, lambda group: group.length).load().lightened
+        blueprint = Blueprint(config, DEEP[family](), tokenizer)
+        monkeypatch.setattr("penchant.planning.memory.has_holes", lambda: False)
+        multiplied = count_memory(blueprint, load, Surroundings([None], None, CPU, 5))
+        monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)
+        counted = count_memory(blueprint, load, Surroundings([None], None, CPU, 5))
+        for name, value in vars(counted).items():
+            if name != "training":
+                assert getattr(multiplied, name) == pytest.approx(value, rel=0.01), name
+        # Where gradients outgrow activations, work on the head is counted beside the most of them.
+        growth = 1.01 if "lora.rank=4" in changes else 1.25
+        assert 0.98 * counted.training <= multiplied.training <= growth * counted.training
+        for name in ("weights", "gradients", "optimizer", "baseline"):
+            assert getattr(multiplied, name) == getattr(counted, name), name
+
+    @pytest.mark.parametrize(
+        ("kinds", "expected"),
+        [
+            ("a" * 32, Depths(2, 3, 29)),
+            ("ab" * 10, Depths(4, 6, 7)),
+            ("aab" * 6, Depths(6, 9, 3)),
+            ("b" + "a" * 11, Depths(3, 4, 8)),
+            ("aab" * 4 + "aa", Depths(5, 8, 2)),
+            ("aaab" * 3, None),
+            ("abcdefghij", None),
+            ("aaab", None),
+        ],
+    )
+    def test_the_pattern_of_layers(self, kinds, expected):
+        assert pattern_depths(list(kinds)) == expected
+
+    def test_holes_are_a_like_share_of_a_deep_models_tensors(self, config, monkeypatch):
+        monkeypatch.setattr("penchant.planning.memory.has_holes", lambda: True)
+        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+        load = lay_out(config, inputs, limit, lambda group: group.length).load().heaviest
+        blueprint = Blueprint(config, DEEP["llama"](), tokenizer)
+        multiplied = count_memory(blueprint, load, Surroundings([None], None, CPU, 0))
+        monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)
+        counted = count_memory(blueprint, load, Surroundings([None], None, CPU, 0))
+        assert multiplied.alive + multiplied.allocator == pytest.approx(counted.alive + counted.allocator, rel=0.15)
+
+    def test_an_adapter_of_eight_billion_weights_takes_few_operations(self, config, planned, tmp_path, monkeypatch):
+        folder = tmp_path / "8b"
+        hf.LlamaConfig(
+            vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=8, max_position_embeddings=8192, tie_word_embeddings=False, bos_token_id=1,
+            eos_token_id=2, architectures=["LlamaForCausalLM"],
+        ).save_pretrained(folder)  # fmt: skip
+        load_tokenizer(config.model).save_pretrained(folder)
+        operations = 0
+        record = MemoryTracker.__torch_dispatch__
+
+        def counting(tracker, func, *args):
+            nonlocal operations
+            operations += 1
+            return record(tracker, func, *args)
+
+        monkeypatch.setattr(MemoryTracker, "__torch_dispatch__", counting)
+        plan = planned(config, f"model={folder}", "lora.rank=16", "training.dtype=bfloat16", available=1 << 40)
+        assert operations < 40_000
+        memory = plan.forecast.memory
+        frozen = 8_030_261_248
+        adapters = 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+        assert memory.weights == pytest.approx(2 * frozen + 4 * adapters, rel=1e-4)
+        assert memory.gradients == 4 * adapters
+        assert plan.forecast.total_seconds > 0
+
+
+class TestSettings:
+    def test_checkpointing_keeps_less(self, config):
+        plain, _, _ = counted_memory(config)
+        checkpointed, _, _ = counted_memory(config, "training.gradient_checkpointing=true")
+        assert checkpointed.activations < 0.6 * plain.activations
+        assert checkpointed.weights == plain.weights
+
+    def test_a_larger_budget_keeps_more(self, config):
+        small, _, _ = counted_memory(config, "training.token_budget=64")
+        large, _, _ = counted_memory(config, "training.token_budget=256")
+        assert large.activations > 1.3 * small.activations
+        assert large.training > small.training
+
+    def test_shallow_cuts_lists_of_layers(self, config):
+        shape = read_shape(config.model)
+        shape.layer_types = ["full_attention", "sliding_attention"]
+        smaller = shallow(shape, 1, 10)
+        assert (smaller.num_hidden_layers, smaller.vocab_size) == (1, 10)
+        assert smaller.layer_types == ["full_attention"]
+        assert shape.num_hidden_layers == 2
+
+
+class TestTime:
+    def test_pace_by_hand(self):
+        # 100 tokens: a layer takes 2 s, the rest 1 s + 0.03 s a token; read without gradients 0.5 s and 1 s.
+        took = {"deep": 8.0, "thin": 6.0, "short": 1.5, "deep forward": 2.0, "thin forward": 1.5}
+        pace = _pace(took, _Sizes(100, 10), 1.0, 1e-9, 1e9)
+        expected = Pace(0.02, 0.005, 0.03, 0.01, 1.0, 1e-9, 1e9)
+        for name, value in vars(expected).items():
+            assert getattr(pace, name) == pytest.approx(value), name
+
+    def test_counts_of_work(self, config):
+        inputs, _, limit = read_run(config, 1, lambda line: None)
+        work = lay_out(config, inputs, limit, lambda group: group.length)
+        assert work.steps == 6
+        assert len(work.seen) == 6
+        each = [sum(group.length for groups in step for group in groups) for step in work.seen]
+        assert work.tokens == pytest.approx(sum(each) / 6)
+        every = sum(group.length for group in [*inputs.train, *inputs.held_out])
+        held_out = sum(group.length for group in inputs.held_out)
+        assert work.reading() == {"reference_pass": every, "held_out": 2 * held_out, "training": 0}
+
+    def test_counts_of_work_with_an_updated_reference(self, config):
+        """Evaluated before the first step and after 2, 4 and 6; read again after those three; steps 3 to 6 are too."""
+        config = changed(config, ("evaluation.every=2", "reference_update=best"))
+        inputs, _, limit = read_run(config, 1, lambda line: None)
+        work = lay_out(config, inputs, limit, lambda group: group.length)
+        held_out = sum(group.length for group in inputs.held_out)
+        assert work.reading()["held_out"] == (4 + 3) * held_out
+        assert work.reading()["training"] == pytest.approx(4 * work.tokens)
+
+    def test_seconds_add_up(self, planned, config):
+        plan = planned(config)
+        forecast = plan.forecast
+        assert forecast.total_seconds == pytest.approx(sum(forecast.seconds.values()))
+        assert forecast.seconds["training"] == pytest.approx(6 * forecast.step_seconds)
+        assert plan.steps == 6
+        assert forecast.total_seconds > 0
+
+
+class TestFit:
+    def test_fits_here(self, planned, config):
+        plan = planned(config)
+        assert plan.forecast.fits
+        assert plan.proposals == []
+        memory = plan.forecast.memory
+        assert memory.peak == memory.baseline + memory.allocator + max(
+            memory.reference_pass, memory.training, memory.step, memory.held_out
+        )
+
+    def test_proposals_fit_and_can_be_pasted(self, planned, config, monkeypatch):
+        # This process may grow between the two plans, by more than the little room that is taken away.
+        monkeypatch.setattr(planning, "process_bytes", lambda device: 100 << 20)
+        now = planned(config, "training.token_budget=512").forecast.memory
+        room = now.peak - (now.training - now.step) // 4
+        plan = planned(config, "training.token_budget=512", available=room)
+        assert not plan.forecast.fits
+        assert plan.proposals
+        for proposal in plan.proposals:
+            assert proposal.memory.peak <= room
+            assert proposal.total_seconds is not None
+            assert changed(config, proposal.changes) != config
+
+    def test_nothing_helps(self, planned, config, monkeypatch):
+        memory = counted_memory(config)[0]
+        monkeypatch.setattr(planning.Planner, "memory", lambda planner, config, roughly=False: memory)
+        plan = planned(config, available=1 << 20)
+        assert not plan.forecast.fits
+        assert plan.proposals == []
+
+    def test_no_room_to_measure(self, planned, config, monkeypatch):
+        monkeypatch.setattr("penchant.planning.time.available_bytes", lambda device: 1000)
+        plan = planned(config)
+        assert plan.forecast.total_seconds is None
+        assert any("time is not predicted" in note for note in plan.notes)
+        assert plan.forecast.memory.weights > 0
+
+
+class TestOtherRuns:
+    def test_weights_are_not_read(self, planned, config, tmp_path):
+        whole = planned(config).forecast.memory
+        folder = tmp_path / "bare"
+        shutil.copytree(config.model, folder)
+        weights = folder / "model.safetensors"
+        weights.write_bytes(b"damaged")
+        assert planned(config, f"model={folder}").forecast.memory.weights == whole.weights
+        weights.unlink()
+        assert planned(config, f"model={folder}").forecast.memory.weights == whole.weights
+        (folder / "config.json").unlink()
+        with pytest.raises(ModelError, match=r"config\.json"):
+            planned(config, f"model={folder}")
+
+    def test_named_reference(self, planned, config):
+        plan = planned(config, f"reference={config.model}")
+        assert plan.forecast.memory.reference_pass > plan.forecast.memory.weights
+        assert any("named reference" in note for note in plan.notes)
+
+    def test_sampled_candidates(self, planned, config, tmp_path):
+        (tmp_path / "reward.py").write_text("def score(prompt, responses):\n    return [0.0 for _ in responses]\n")
+        changes = (
+            "candidates=sampled",
+            f"reward.function={tmp_path}/reward.py:score",
+            "objective.name=rloo",
+            "sampling.max_new_tokens=16",
+        )
+        own = planned(config)
+        plan = planned(config, *changes)
+        assert any("drawing candidates" in note for note in plan.notes)
+        # The reference stays in memory beside the policy.
+        assert plan.forecast.memory.weights == pytest.approx(2 * own.forecast.memory.weights, rel=0.01)
+        with_adapters = planned(config, *changes, "lora.rank=4")
+        assert with_adapters.forecast.memory.weights < 1.5 * own.forecast.memory.weights
+
+    @pytest.mark.parametrize("name", ["bradley_terry", "preference_head", "kto", "beta_dpo", "sft"])
+    def test_objectives(self, planned, config, name):
+        plan = planned(config, f"objective={{name: {name}}}")
+        assert plan.forecast.memory.activations > 0
+        assert plan.forecast.total_seconds > 0
