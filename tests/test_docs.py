@@ -24,12 +24,20 @@ def test_generated_page_is_up_to_date(file, function):
     assert (REPOSITORY / "docs" / file).read_text() == page(), "run: python docs/generate.py"
 
 
-def test_links_lead_to_files():
+def anchors(file: Path) -> set[str]:
+    """Anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_files_and_headings():
     """Not to folders, which the site has no page for."""
     for file in PAGES:
-        for link in re.findall(r"\]\(([^)#\s]+)", file.read_text(encoding="utf-8")):
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", file.read_text(encoding="utf-8")):
             if not link.startswith("http"):
-                assert (file.parent / link).is_file(), f"{file.name}: {link}"
+                target = file.parent / link if link else file
+                assert target.is_file(), f"{file.name}: {link}"
+                assert not anchor or anchor in anchors(target), f"{file.name}: {link}#{anchor}"
 
 
 def test_modules_that_pages_name_exist():
