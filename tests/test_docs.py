@@ -30,7 +30,7 @@ def anchors(file: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
-def test_links_lead_to_files_and_headings():
+def test_links_point_to_existing_files_and_headings():
     """Not to folders, which the site has no page for."""
     for file in PAGES:
         for link, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", file.read_text(encoding="utf-8")):
@@ -93,7 +93,7 @@ def imported_modules(file: Path) -> set[str]:
     return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
 
 
-def test_the_files_from_a_verb_to_the_loss_call_one_another():
+def test_files_from_a_verb_to_the_loss_import_each_other_in_order():
     """Each one imports the next; the last is a method, which is called through the objectives' registry."""
     sentence = re.search(
         r"Five files lead from a verb to the loss:(.*?)\.\n", (REPOSITORY / "README.md").read_text(), re.S
