@@ -88,11 +88,14 @@ class Shared:
 
 def variants(bench: Bench) -> list[Variant]:
     """Every method with each combination of its grid, and of the sweep's parameters."""
-    found = []
+    all_variants = []
     for method in bench.methods:
         for settings in _grid(method.grid):
-            found += [Variant(method, {**settings, **searched}) for searched in _searched(bench.search)]
-    return found
+            all_variants += [
+                Variant(method, {**settings, **searched_settings})
+                for searched_settings in _search_settings(bench.search)
+            ]
+    return all_variants
 
 
 def _grid(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -100,14 +103,16 @@ def _grid(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(values, combination, strict=True))
 
 
-def _searched(search: Search | None) -> list[dict[str, Any]]:
+def _search_settings(search: Search | None) -> list[dict[str, Any]]:
     if search is None:
         return [{}]
     if search.method == "grid":
         return list(_grid({key: list(values) for key, values in search.parameters.items() if isinstance(values, list)}))
     draw = random.Random(search.seed)
-    drawn = [{key: _drawn(values, draw) for key, values in search.parameters.items()} for _ in range(search.trials)]
-    return list({repr(settings): settings for settings in drawn}.values())
+    draws = [
+        {key: _draw_value(values, draw) for key, values in search.parameters.items()} for _ in range(search.trials)
+    ]
+    return list({repr(settings): settings for settings in draws}.values())
 
 
 def repeats(bench: Bench) -> list[str]:
@@ -115,12 +120,12 @@ def repeats(bench: Bench) -> list[str]:
     search = bench.search
     if search is None or search.method == "grid":
         return []
-    distinct = len(_searched(search))
+    distinct = len(_search_settings(search))
     line = f"search: {distinct} distinct variants of each method, for {search.trials} draws repeat some"
     return [f"{line}; name more values or a range, or use method: grid"] if distinct < search.trials else []
 
 
-def _drawn(values: list[Any] | Range, draw: random.Random) -> Any:
+def _draw_value(values: list[Any] | Range, draw: random.Random) -> Any:
     if isinstance(values, list):
         return draw.choice(values)
     share = draw.random()
@@ -137,18 +142,18 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     """
     folder = Path(bench.output)
     base = _run(bench, {"objective": {"name": "sft"}}, folder, where)
-    every = variants(bench)
-    configs = _configs(bench, every, where)
+    all_variants = variants(bench)
+    configs = _configs(bench, all_variants, where)
     data = _read_data(base)
     parts, notes = _parts(bench, data.train, base.training.seed), data.notes
-    _refuse(_unfit(configs, parts, data.held_out), where)
+    _refuse(_data_problems(configs, parts, data.held_out), where)
     for name in (name for name, config in configs.items() if config.method.needs.head):
         notes.append(f"{name}: its language model is compared; its preference head by: penchant rank RUN --by head")
     shared = _share(base, parts, data, folder / "data")
     cells = []
     for size, file in shared.train:
         for seed in bench.seeds:
-            for variant in every:
+            for variant in all_variants:
                 # The size also where it is the only one: another may be asked for later.
                 name = f"{variant.name}-n{size}-seed{seed}"
                 values = _values(variant, seed)
@@ -167,26 +172,26 @@ def configurations(bench: Bench, where: str) -> list[RunConfig]:
     return [base, *_configs(bench, variants(bench), where).values()]
 
 
-def _configs(bench: Bench, every: Sequence[Variant], where: str) -> dict[str, RunConfig]:
+def _configs(bench: Bench, all_variants: Sequence[Variant], where: str) -> dict[str, RunConfig]:
     """Each variant's run on the base's own data, by the variant's name."""
-    names = [variant.name for variant in every]
+    names = [variant.name for variant in all_variants]
     problems = [f"{name}: two variants have this name" for name in sorted(set(names)) if names.count(name) > 1]
     configs = {}
-    for variant in every:
+    for variant in all_variants:
         try:
             config = _run(bench, _values(variant, bench.seeds[0]), Path(bench.output), where)
         except ConfigError as error:
             problems.append(f"{variant.name}: {error.what}")
             continue
         if config.method.needs.trains == "rewards":
-            what = f"{config.method.name} trains a reward model, which is no policy to compare"
-            problems.append(f"{variant.name}: {what}")
+            problem = f"{config.method.name} trains a reward model, which is no policy to compare"
+            problems.append(f"{variant.name}: {problem}")
         configs[variant.name] = config
     _refuse(problems, where)
     return configs
 
 
-def _unfit(
+def _data_problems(
     configs: dict[str, RunConfig], parts: Sequence[list[PreferenceGroup]], held_out: list[PreferenceGroup]
 ) -> list[str]:
     """What each variant lacks in any size of the data, or in the held-out part."""
@@ -196,8 +201,8 @@ def _unfit(
             for part in parts:
                 check_inputs(config, part, held_out)
         except PenchantError as error:
-            place = f" ({error.where})" if error.where else ""
-            problems.append(f"{name}: {error.what}{place}" + (f"; {error.fix}" if error.fix else ""))
+            location = f" ({error.where})" if error.where else ""
+            problems.append(f"{name}: {error.what}{location}" + (f"; {error.fix}" if error.fix else ""))
     return problems
 
 
@@ -299,15 +304,15 @@ def subset(groups: Sequence[PreferenceGroup], size: int | float, seed: int) -> l
     Raises:
         ConfigError: there are fewer groups than that.
     """
-    wanted = size if isinstance(size, int) else max(1, round(size * len(groups)))
-    if wanted > len(groups):
+    count = size if isinstance(size, int) else max(1, round(size * len(groups)))
+    if count > len(groups):
         raise ConfigError(
             f"sizes: {size} groups are asked for, and the data has {len(groups)}", fix="use fewer, or 1.0"
         )
     prompts = list(dict.fromkeys(as_text(group.prompt) for group in groups))
-    place = {prompts[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(prompts)))}
-    by_turn = sorted(range(len(groups)), key=lambda i: (place[as_text(groups[i].prompt)], i))
-    taken, last = set(by_turn[:wanted]), as_text(groups[by_turn[wanted - 1]].prompt)
+    rank_of_prompt = {prompts[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(prompts)))}
+    by_turn = sorted(range(len(groups)), key=lambda i: (rank_of_prompt[as_text(groups[i].prompt)], i))
+    chosen, last_prompt = set(by_turn[:count]), as_text(groups[by_turn[count - 1]].prompt)
     # A prompt is never cut in two.
-    taken |= {i for i in by_turn[wanted:] if as_text(groups[i].prompt) == last}
-    return [group for i, group in enumerate(groups) if i in taken]
+    chosen |= {i for i in by_turn[count:] if as_text(groups[i].prompt) == last_prompt}
+    return [group for i, group in enumerate(groups) if i in chosen]

@@ -56,18 +56,18 @@ class Method(Section):
 
     @field_validator("set")
     @classmethod
-    def _own(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _refuse_shared_set(cls, value: dict[str, Any]) -> dict[str, Any]:
         _refuse_shared(value)
         return value
 
     @field_validator("grid")
     @classmethod
-    def _some(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def _check_grid(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for key, values in value.items():
             if not values:
                 raise ValueError(f"{key} has no values")
-            for each in values:
-                _refuse_shared({key: each})
+            for item in values:
+                _refuse_shared({key: item})
         return value
 
 
@@ -123,7 +123,7 @@ class Search(Section):
     budget: Budget = Budget()
 
     @model_validator(mode="after")
-    def _listed(self) -> Search:
+    def _check_parameters(self) -> Search:
         ranged = [key for key, values in self.parameters.items() if isinstance(values, Range)]
         if self.method == "grid" and ranged:
             raise ValueError(f"a grid takes lists of values, and {ranged[0]} is a range; or use method: random")
@@ -182,10 +182,10 @@ def _check_win_rate(bench: Bench) -> None:
     if bench.measure.judge is None or not bench.measure.samples:
         raise ValueError("measure.primary is win_rate, which needs measure.judge and measure.samples above 0")
     if bench.baseline == START or bench.measure.against == "baseline":
-        whom = "the start" if bench.baseline == START else "the baseline"
+        opponent = "the start" if bench.baseline == START else "the baseline"
         raise ValueError(
-            f"measure.primary is win_rate, and the judge compares with {whom}, which has no win rate against itself "
-            "to differ from; use measure.against: start and a method as baseline"
+            f"measure.primary is win_rate, and the judge compares with {opponent}, which has no win rate against "
+            "itself to differ from; use measure.against: start and a method as baseline"
         )
 
 
@@ -203,10 +203,10 @@ def dump_bench(bench: Bench) -> str:
     return yaml.safe_dump(bench.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def _refuse_shared(values: dict[str, Any], above: str = "") -> None:
+def _refuse_shared(values: dict[str, Any], prefix: str = "") -> None:
     """Refuse keys, dotted or nested, that would give a method another start or other data than its rivals."""
     for key, value in values.items():
-        path = f"{above}{key}"
+        path = f"{prefix}{key}"
         if path in SHARED or (path == "data" and not isinstance(value, dict)):
             raise ValueError(f"{path} is the same for all methods; set it once: {SHARED.get(path, 'base.data')}")
         if isinstance(value, dict):

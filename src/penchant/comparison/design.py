@@ -35,12 +35,12 @@ def cost_of(folder: Path) -> dict[str, float]:
     peak = peak_process_bytes() / 2**20
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**20
-    each = steps[-1]["seconds"] if steps else 0.0
-    mean = sum(line["seconds"] for line in steps) / len(steps) if steps else each
-    done = trained[-1]["step"] if trained else 0
+    last_seconds = steps[-1]["seconds"] if steps else 0.0
+    mean = sum(line["seconds"] for line in steps) / len(steps) if steps else last_seconds
+    last_step = trained[-1]["step"] if trained else 0
     return {
         "tokens": float(trained[-1]["num_tokens"]) if trained else 0.0,
-        "seconds": mean * done,
+        "seconds": mean * last_step,
         "peak_memory_mb": peak,
     }
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.rewards import Reward
 
 
-def asked_prompts(
+def prompts_to_sample(
     model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure, tell: Callable[[str], None]
 ) -> list[Text]:
     """The first `settings.samples` of them, in the order of the data; reads the model's tokenizer, not its weights.
@@ -52,12 +52,12 @@ def asked_prompts(
     Raises:
         ConfigError: samples are asked for, and no prompt is left.
     """
-    every = distinct_prompts(held_out)
-    if not settings.samples or not every:
+    all_prompts = distinct_prompts(held_out)
+    if not settings.samples or not all_prompts:
         return []
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     context = context_length(load_config(adapter_base(model) or model)) or NO_LIMIT
-    kept, _ = tokenize_groups(
+    tokenized, _ = tokenize_groups(
         held_out,
         tokenizer,
         max_length=reading.max_length or context,
@@ -66,24 +66,27 @@ def asked_prompts(
         empty=reading.empty,
         identical=reading.identical,
     )
-    measured = distinct_prompts([each.group for each in kept])
-    lengths = [len(ids) for ids in tokenize_prompts(measured, tokenizer, reading.rendering)]
+    measured_prompts = distinct_prompts([entry.group for entry in tokenized])
+    lengths = [len(ids) for ids in tokenize_prompts(measured_prompts, tokenizer, reading.rendering)]
     new = settings.max_new_tokens
-    found = [prompt for prompt, length in zip(measured, lengths, strict=True) if length + new <= context]
-    if not found:
+    fitting = [prompt for prompt, length in zip(measured_prompts, lengths, strict=True) if length + new <= context]
+    if not fitting:
         raise ConfigError(
             f"no held-out prompt leaves room for a sample of measure.max_new_tokens={new}: the shortest has "
             f"{min(lengths, default=0)} tokens, the model's context is {context}",
             where=model,
             fix="lower measure.max_new_tokens, or sample nothing: measure.samples=0",
         )
-    for left, why in (
-        (len(every) - len(measured), "their groups are dropped"),
-        (len(measured) - len(found), f"with max_new_tokens={new} they are longer than the context of {context} tokens"),
+    for count, reason in (
+        (len(all_prompts) - len(measured_prompts), "their groups are dropped"),
+        (
+            len(measured_prompts) - len(fitting),
+            f"with max_new_tokens={new} they are longer than the context of {context} tokens",
+        ),
     ):
-        if left:
-            tell(f"{left} of {len(every)} held-out prompts are not sampled from: {why}")
-    return found[: settings.samples]
+        if count:
+            tell(f"{count} of {len(all_prompts)} held-out prompts are not sampled from: {reason}")
+    return fitting[: settings.samples]
 
 
 RATIO_METRICS = ("accuracy", "margin", "auc", *ORDER_METRICS)
@@ -126,7 +129,7 @@ class Measured:
         values: name -> "group 7" or "sample 7" -> value; numbers are places in the held-out data and among its prompts.
         samples: prompt number -> the model's fresh response.
         judge: what the judge said, counted; empty without one.
-        by: what the numbers were measured by, as `Yardstick.by`.
+        by: what the numbers were measured by, as `Measurement.by`.
         asked: who judged against which samples; empty where nobody did.
     """
 
@@ -139,7 +142,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Rival:
+class JudgeOpponent:
     """Whose samples the judge compares with: `name` is the start's or a cell's folder's."""
 
     name: str
@@ -152,7 +155,7 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Measurement:
     """How every model of a comparison is measured.
 
     Attributes:
@@ -185,7 +188,7 @@ class Yardstick:
     @cached_property
     def prompts(self) -> list[Text]:
         """What fresh samples answer."""
-        return asked_prompts(self.base.model, self.held_out, self._reading, self.settings, self.tell)
+        return prompts_to_sample(self.base.model, self.held_out, self._reading, self.settings, self.tell)
 
     def measure(self, model: str, seed: int) -> Measured:
         """Measure a model but for its win rate.
@@ -194,53 +197,53 @@ class Yardstick:
             model: its folder.
             seed: of the samples: the same for all models of a seed.
         """
-        own, fresh = self._score(model, seed)
-        metrics, values = pair_values(names(self.held_out, [each.group for each in own]), own)
+        held_out, fresh = self._score(model, seed)
+        metrics, values = pair_values(names(self.held_out, [entry.group for entry in held_out]), held_out)
         if model == self.base.model:
             # The reference has no log-ratio to itself.
             for name in RATIO_METRICS:
                 metrics.pop(name, None)
                 values.pop(name, None)
         values.update(self._of_samples(fresh))
-        metrics.update({name: _mean(of) for name, of in values.items() if of})
+        metrics.update({name: _mean(numbers) for name, numbers in values.items() if numbers})
         if values.get("kl"):
             kl = np.array(list(values["kl"].values()))
             metrics["kl_error"] = float(kl.std(ddof=1) / math.sqrt(len(kl))) if len(kl) > 1 else math.nan
-        samples = {str(i): _text(each) for i, each in enumerate(fresh)}
+        samples = {str(i): _text(entry) for i, entry in enumerate(fresh)}
         return Measured(metrics, values, samples, by=self.by)
 
-    def judged(self, measured: Measured, rival: Rival | None) -> Measured:
+    def judged(self, result: Measured, opponent: JudgeOpponent | None) -> Measured:
         """The same with its win rate against the rival's samples, or with none where nobody is to be compared with.
 
         What was answered before is not asked again: where all was, the very same object is returned.
         """
-        asked: dict[str, str] = {}
-        if self._judge is not None and rival is not None and measured.samples:
-            asked = {"judge": str(self.judge_name), "rival": rival.name, "samples": rival.fingerprint}
-        if measured.asked == asked and not measured.judge.get("failed"):
-            return measured
-        metrics = {name: value for name, value in measured.metrics.items() if name != "win_rate"}
-        values = {name: of for name, of in measured.values.items() if name != "win_rate"}
+        question: dict[str, str] = {}
+        if self._judge is not None and opponent is not None and result.samples:
+            question = {"judge": str(self.judge_name), "rival": opponent.name, "samples": opponent.fingerprint}
+        if result.asked == question and not result.judge.get("failed"):
+            return result
+        metrics = {name: value for name, value in result.metrics.items() if name != "win_rate"}
+        values = {name: numbers for name, numbers in result.values.items() if name != "win_rate"}
         judge: dict[str, Any] = {}
-        if rival is not None and asked:
-            values["win_rate"], judge = self._compare(measured.samples, rival.samples)
+        if opponent is not None and question:
+            values["win_rate"], judge = self._compare(result.samples, opponent.samples)
             metrics["win_rate"] = _mean(values["win_rate"])
-        return replace(measured, metrics=metrics, values=values, judge=judge, asked=asked)
+        return replace(result, metrics=metrics, values=values, judge=judge, asked=question)
 
     def _score(self, model: str, seed: int) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
         """The held-out groups and fresh samples, under the model and under the start; one in memory at a time."""
         reading, world = self._reading, World(0, 1, local_device())
         policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
-        own = read_held_out(policy, model, self.held_out, reading, self.tell)
+        held_out = read_held_out(policy, model, self.held_out, reading, self.tell)
         budget = (world, reading.token_budget, reading.dtype, self.tell)
-        log_probs = policy.log_probs([*own, *fresh], *budget)
+        log_probs = policy.log_probs([*held_out, *fresh], *budget)
         del policy
         start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template, reading.rendering)
         # The very tokens that were drawn: a text tokenized again may be others, and one that was cut has no end.
-        theirs = start.log_probs([*start.retokenize(own, reading.truncation), *fresh], *budget)
-        scored = scored_groups([*own, *fresh], log_probs, theirs)
-        return scored[: len(own)], scored[len(own) :]
+        start_log_probs = start.log_probs([*start.retokenize(held_out, reading.truncation), *fresh], *budget)
+        scored = scored_groups([*held_out, *fresh], log_probs, start_log_probs)
+        return scored[: len(held_out)], scored[len(held_out) :]
 
     def _draw(self, policy: FrozenModel, seed: int) -> list[TokenizedGroup]:
         """A fresh response to each prompt, as a group of its own."""
@@ -253,9 +256,9 @@ class Yardstick:
         prompt_ids = tokenize_prompts(self.prompts, tokenizer, policy.rendering)
         with Progress("generating", len(prompt_ids), "prompts") as progress:
             ends = ends_of(policy.model, tokenizer)
-            drawn = sample(policy.model, prompt_ids, draw, ends=ends, advance=progress.advance)
+            responses = sample(policy.model, prompt_ids, draw, ends=ends, advance=progress.advance)
         groups = []
-        for prompt, ids, (response,) in zip(self.prompts, prompt_ids, drawn, strict=True):
+        for prompt, ids, (response,) in zip(self.prompts, prompt_ids, responses, strict=True):
             text = text_after(tokenizer, ids, response.content)
             groups.append(TokenizedGroup(ids, (response.ids,), PreferenceGroup(prompt, (text,))))
         return groups
@@ -263,24 +266,26 @@ class Yardstick:
     def _of_samples(self, fresh: Sequence[ScoredGroup]) -> Values:
         if not fresh:
             return {}
-        numbers = {"words": [float(len(_text(each).split())) for each in fresh]}
+        numbers = {"words": [float(len(_text(entry).split())) for entry in fresh]}
         if self.settings.temperature == 1:  # Else the samples are of another distribution than pi.
-            numbers["kl"] = [each.log_probs[0] - (each.reference_log_probs or (0.0,))[0] for each in fresh]
+            numbers["kl"] = [entry.log_probs[0] - (entry.reference_log_probs or (0.0,))[0] for entry in fresh]
         if self._reward is not None:
-            rewards = self._reward(self.prompts, [[_text(each)] for each in fresh])
-            numbers["reward"] = [given for (given,) in rewards]
-        return {name: {f"sample {i}": number for i, number in enumerate(of)} for name, of in numbers.items()}
+            rewards = self._reward(self.prompts, [[_text(entry)] for entry in fresh])
+            numbers["reward"] = [reward for (reward,) in rewards]
+        return {name: {f"sample {i}": number for i, number in enumerate(values)} for name, values in numbers.items()}
 
-    def _compare(self, samples: dict[str, str], others: dict[str, str]) -> tuple[dict[str, float], dict[str, Any]]:
+    def _compare(
+        self, samples: dict[str, str], opponent_samples: dict[str, str]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         from penchant.evaluation.win_rate import win_rate
 
         assert self._judge is not None
-        both = [i for i in samples if i in others]
+        both = [i for i in samples if i in opponent_samples]
         result = win_rate(
             self._judge,
             [self.prompts[int(i)] for i in both],
             [samples[i] for i in both],
-            [others[i] for i in both],
+            [opponent_samples[i] for i in both],
         )
         return {f"sample {i}": value for i, value in zip(both, result.values, strict=True)}, result.to_json()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.comparison.cells import Planned
-from penchant.comparison.measure import Measured, Rival, Yardstick
+from penchant.comparison.measure import JudgeOpponent, Measured, Measurement
 from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
 from penchant.storage.files import read_record, write_atomically
@@ -30,7 +30,7 @@ START = ("model", "data.chat_template")
 
 
 @dataclass
-class Origins:
+class InputHashes:
     """A comparison's record of them.
 
     Attributes:
@@ -47,17 +47,17 @@ class Origins:
             ConfigError: it is.
         """
         record, start = self._record(), self._hashes(base, START)
-        if changed := changed_inputs(record["start"], start):
+        if changes := changed_inputs(record["start"], start):
             raise ConfigError(
-                f"this comparison was begun with another {', '.join(changed)} under the same path",
+                f"this comparison was begun with another {', '.join(changes)} under the same path",
                 where=base.model,
                 fix="put it back as it was, or name a new folder: output=DIR",
             )
-        for planned in filter(_begun, cells):
+        for planned in filter(_is_started, cells):
             hashes = self._of_cell(planned)
-            if changed := changed_inputs(record["cells"].setdefault(planned.folder.name, hashes), hashes):
+            if changes := changed_inputs(record["cells"].setdefault(planned.folder.name, hashes), hashes):
                 raise ConfigError(
-                    f"{planned.folder.name} was trained with another {', '.join(changed)} under the same path",
+                    f"{planned.folder.name} was trained with another {', '.join(changes)} under the same path",
                     where=str(planned.folder),
                     fix="put it back as it was, or delete that cell's folder (it is trained again), or name a new one: "
                     "output=DIR",
@@ -66,7 +66,7 @@ class Origins:
 
     def note(self, planned: Planned) -> None:
         """Record what a cell comes from, where it is only begun now."""
-        if not _begun(planned):
+        if not _is_started(planned):
             record = self._record()
             record["cells"][planned.folder.name] = self._of_cell(planned)
             self._write(record)
@@ -95,7 +95,7 @@ class Origins:
         return self.hashes[key, path]
 
 
-def _begun(planned: Planned) -> bool:
+def _is_started(planned: Planned) -> bool:
     return (planned.folder / "run.json").exists()
 
 
@@ -149,32 +149,38 @@ class Comparison:
 RESULTS_FILE = "measured.json"
 
 
-def check_kept(folders: Iterable[Path], yardstick: Yardstick) -> None:
+def check_cached_results(folders: Iterable[Path], measurement: Measurement) -> None:
     """Refuse numbers that were measured otherwise and cannot be measured again, for want of their weights."""
-    yardstick.open()
-    stale = [(folder, changed) for folder in folders if (changed := _changed(folder, yardstick)) and not _whole(folder)]
+    measurement.open()
+    stale = [
+        (folder, changes)
+        for folder in folders
+        if (changes := _changed_settings(folder, measurement)) and not _has_weights(folder)
+    ]
     if stale:
-        folder, changed = stale[0]
+        folder, changes = stale[0]
         raise ConfigError(
-            f"{len(stale)} cell(s) were measured with another {changed}, and their weights were not kept",
+            f"{len(stale)} cell(s) were measured with another {changes}, and their weights were not kept",
             where=str(folder),
             fix="put it back as it was, or name a new folder: output=DIR",
         )
 
 
-def measured(folder: Path, yardstick: Yardstick, model: str, seed: int, rival: Rival | None) -> Measured:
+def load_or_measure(
+    folder: Path, measurement: Measurement, model: str, seed: int, opponent: JudgeOpponent | None
+) -> Measured:
     """From its file, measured or judged again where that was done otherwise, and written there."""
     file = folder / RESULTS_FILE
-    changed = _changed(folder, yardstick)
-    if changed:
-        yardstick.tell(f"{folder.name} is measured again: it was with another {changed}")
-    if changed or not file.exists():
-        before = yardstick.measure(model, seed)
-        _write(file, before)
+    changes = _changed_settings(folder, measurement)
+    if changes:
+        measurement.tell(f"{folder.name} is measured again: it was with another {changes}")
+    if changes or not file.exists():
+        current = measurement.measure(model, seed)
+        _write(file, current)
     else:
-        before = Measured(**_read(file))
-    result = yardstick.judged(before, rival)
-    if result is not before:
+        current = Measured(**_read(file))
+    result = measurement.judged(current, opponent)
+    if result is not current:
         _write(file, result)
     gc.collect()
     return result
@@ -188,16 +194,20 @@ def throw_away_weights(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _changed(folder: Path, yardstick: Yardstick) -> str:
+def _changed_settings(folder: Path, measurement: Measurement) -> str:
     """What a folder's numbers were measured with that is another now, in words; empty where there is nothing."""
     file = folder / RESULTS_FILE
     if not file.exists():
         return ""
-    before, now = _read(file).get("by", {}), yardstick.by
-    return ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in now if before.get(key, "?") != now[key])
+    recorded, current = _read(file).get("by", {}), measurement.by
+    return ", ".join(
+        f"{key} (was {recorded.get(key)}, is {current[key]})"
+        for key in current
+        if recorded.get(key, "?") != current[key]
+    )
 
 
-def _whole(folder: Path) -> bool:
+def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 

@@ -25,7 +25,7 @@ from penchant.engine.output_head import lora_rank
 from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.models.multimodal import text_config
-from penchant.planning.model import Blueprint, blank_model, meta_reference, read_shape, shallow
+from penchant.planning.model import ModelSpec, blank_model, meta_reference, read_shape, shallow
 from penchant.training.moving_reference import copy_trained_weights
 from penchant.training.optimizer import build_optimizer
 
@@ -144,7 +144,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Load:
+class PeakBatches:
     """The micro-batches that decide the peak.
 
     Attributes:
@@ -157,17 +157,17 @@ class Load:
     held_out: Sequence[MicroBatch]
 
     @property
-    def lightened(self) -> Load:
+    def lightened(self) -> PeakBatches:
         """The least that shows the peak: the step with the heaviest micro-batch."""
-        return Load(self.steps[:1], self.reference[:1], self.held_out[:1])
+        return PeakBatches(self.steps[:1], self.reference[:1], self.held_out[:1])
 
     @property
-    def heaviest(self) -> Load:
+    def heaviest(self) -> PeakBatches:
         """`lightened` to one micro-batch, made twice where a step has several: the second finds gradients there."""
         light = self.lightened
         step = light.steps[0]
-        most = max(step, key=lambda groups: sum(group.length for group in groups))
-        return replace(light, steps=[[most] * min(2, len(step))])
+        largest = max(step, key=lambda groups: sum(group.length for group in groups))
+        return replace(light, steps=[[largest] * min(2, len(step))])
 
 
 @dataclass(frozen=True)
@@ -187,22 +187,22 @@ class Surroundings:
     baseline: int
 
 
-def count_memory(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+def count_memory(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
     """Memory of a run. A deep model is counted at two depths, and the bytes that a repetition adds are multiplied."""
-    depths = find_depths(blueprint.shape, blueprint.rewards)
+    depths = find_depths(spec.shape, spec.rewards)
     if depths is None:
-        return _count(blueprint, load, beside)
-    without_named = replace(beside, references=[None] if None in beside.references else [])
+        return _count(spec, batches, surroundings)
+    without_named = replace(surroundings, references=[None] if None in surroundings.references else [])
     small, large = (
         _count(
-            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)),
-            load.heaviest,
+            replace(spec, shape=shallow(spec.shape, layers, spec.vocabulary)),
+            batches.heaviest,
             without_named,
         )
         for layers in (depths.small, depths.large)
     )
-    sources = [source for source in dict.fromkeys(beside.references) if source is not None]
-    peaks = [_named_reference(source, blueprint, load, beside.device) for source in sources]
+    sources = [source for source in dict.fromkeys(surroundings.references) if source is not None]
+    peaks = [_named_reference(source, spec, batches, surroundings.device) for source in sources]
     return _deepened(small, large, depths.repetitions, max(peaks, default=0))
 
 
@@ -220,8 +220,8 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -
     deep = Memory(**values, allocator=0, baseline=large.baseline)
     # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
     # little is predicted then.
-    least = _kept_while_training(deep) + large.training - _kept_while_training(large)
-    deep = replace(deep, training=max(deep.training, least))
+    minimum = _kept_while_training(deep) + large.training - _kept_while_training(large)
+    deep = replace(deep, training=max(deep.training, minimum))
     # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
     resident = deep.alive + round(large.allocator / large.alive * deep.alive)
     deep = replace(deep, reference_pass=max(deep.reference_pass, named_peak))
@@ -232,17 +232,17 @@ def _kept_while_training(memory: Memory) -> int:
     return memory.weights + memory.optimizer + max(memory.activations, memory.gradients)
 
 
-def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torch.device) -> int:
+def _named_reference(source: str, spec: ModelSpec, batches: PeakBatches, device: torch.device) -> int:
     """The most alive while a named reference computes its log-probs."""
-    shape, dtype = read_shape(source), blueprint.config.training.dtype
+    shape, dtype = read_shape(source), spec.config.training.dtype
     depths = find_depths(shape, False)
 
     def peak(layers: int) -> int:
         smaller = shallow(shape, layers, int(shape.get_text_config().vocab_size))
-        reference_model = meta_reference(smaller, blueprint.padded, getattr(torch, dtype))
+        reference_model = meta_reference(smaller, spec.padded, getattr(torch, dtype))
         with track_memory() as tracker:
             replace_tensors(reference_model, device)
-            return _forward(reference_model, load.reference, tracker, device, dtype)
+            return _forward(reference_model, batches.reference, tracker, device, dtype)
 
     if depths is None:
         return peak(int(text_config(shape).num_hidden_layers))
@@ -250,28 +250,28 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
     return large + depths.repetitions * (large - small)
 
 
-def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+def _count(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
     """Memory of a run, counted on its whole model."""
-    dtype, device = blueprint.config.training.dtype, beside.device
+    dtype, device = spec.config.training.dtype, surroundings.device
     heap = Heap(malloc_settings()) if device.type == "cpu" and has_holes() else None
-    live = _weights(beside.live, blueprint, device) if beside.live else 0
+    live = _weights(surroundings.live, spec, device) if surroundings.live else 0
     reference_peaks = [0]
-    for source in dict.fromkeys(beside.references):
+    for source in dict.fromkeys(surroundings.references):
         if source is not None:
-            reference_model = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
+            reference_model = meta_reference(read_shape(source), spec.padded, getattr(torch, dtype))
             with track_memory(heap) as tracker:
                 replace_tensors(reference_model, device)
-                reference_peaks.append(_forward(reference_model, load.reference, tracker, device, dtype))
+                reference_peaks.append(_forward(reference_model, batches.reference, tracker, device, dtype))
             del reference_model
-    scorer = blueprint.meta_scorer()
+    scorer = spec.meta_scorer()
     with track_memory(heap) as tracker:
         replace_tensors(scorer, device)
-        if None in beside.references:
-            reference_peaks.append(_forward(scorer, load.reference, tracker, device, dtype))
-        moving_reference = copy_trained_weights(scorer) if blueprint.config.reference_update == "best" else {}
+        if None in surroundings.references:
+            reference_peaks.append(_forward(scorer, batches.reference, tracker, device, dtype))
+        moving_reference = copy_trained_weights(scorer) if spec.config.reference_update == "best" else {}
         weights = tracker.live
-        counts = _count_steps(blueprint, scorer.train(), load.steps, tracker, device)
-        held_out = _forward(scorer, load.held_out, tracker, device, dtype) if load.held_out else 0
+        counts = _count_steps(spec, scorer.train(), batches.steps, tracker, device)
+        held_out = _forward(scorer, batches.held_out, tracker, device, dtype) if batches.held_out else 0
         resident = tracker.peak_resident
         del moving_reference
     phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
@@ -280,30 +280,30 @@ def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
     return Memory(
         **{**counts, **phases},
         weights=weights + live,
-        head=head_memory(scorer, max(_targets(groups) for step in load.steps for groups in step), device, dtype),
+        head=head_memory(scorer, max(_targets(groups) for step in batches.steps for groups in step), device, dtype),
         reference_pass=max(reference_peaks),
         allocator=max(0, resident + live - alive) if heap else 0,
-        baseline=beside.baseline,
+        baseline=surroundings.baseline,
     )
 
 
 def _count_steps(
-    blueprint: Blueprint,
+    spec: ModelSpec,
     scorer: Scorer,
     steps: Sequence[Sequence[MicroBatch]],
     tracker: MemoryTracker,
     device: torch.device,
 ) -> dict[str, int]:
     """Optimizer steps as the loop takes them. The first one's moments appear at its end, so one more follows."""
-    settings = blueprint.config.training
-    optimizer = build_optimizer(scorer, settings, blueprint.config.head.weight_decay)
+    settings = spec.config.training
+    optimizer = build_optimizer(scorer, settings, spec.config.head.weight_decay)
     weights = tracker.live
     counts = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
     for micro_batches in [steps[0][:1], *steps]:
         for groups in micro_batches:
             tracker.reset()
-            kept = _backward(scorer, groups, tracker, device, settings.dtype)
-            counts["activations"] = max(counts["activations"], kept)
+            activations = _backward(scorer, groups, tracker, device, settings.dtype)
+            counts["activations"] = max(counts["activations"], activations)
             counts["training"] = max(counts["training"], tracker.peak)
         counts["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
         tracker.reset()
@@ -345,10 +345,8 @@ def _targets(groups: MicroBatch) -> int:
     return sum(sum(group.tokens) for group in groups)
 
 
-def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
-    reference_model = meta_reference(
-        read_shape(source), blueprint.padded, getattr(torch, blueprint.config.training.dtype)
-    )
+def _weights(source: str, spec: ModelSpec, device: torch.device) -> int:
+    reference_model = meta_reference(read_shape(source), spec.padded, getattr(torch, spec.config.training.dtype))
     with track_memory() as tracker:
         replace_tensors(reference_model, device)
         return tracker.live

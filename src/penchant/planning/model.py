@@ -38,7 +38,7 @@ PERIOD = 1_000_003
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelSpec:
     """What a run's model is built from.
 
     Attributes:
@@ -118,21 +118,21 @@ def random_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype, dev
         model = blank_model(shape, rewards, dtype)
     source = torch.Generator().manual_seed(0)
     # Rows of the weights begin in other places of it, so that no two are alike.
-    drawn = torch.randn(PERIOD, generator=source).to(device, dtype) * getattr(shape, "initializer_range", 0.02)
+    random_values = torch.randn(PERIOD, generator=source).to(device, dtype) * getattr(shape, "initializer_range", 0.02)
     parameters: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in parameters:
                 values = torch.empty(parameter.shape, dtype=dtype, device=device)
-                _fill(values, drawn, name)
+                _fill(values, random_values, name)
                 parameters[id(parameter)] = torch.nn.Parameter(values)
             if parameter is not None:
                 module._parameters[name] = parameters[id(parameter)]
-    moved: PreTrainedModel = model.to(device)
-    return moved
+    placed_model: PreTrainedModel = model.to(device)
+    return placed_model
 
 
-def _fill(values: torch.Tensor, drawn: torch.Tensor, name: str) -> None:
+def _fill(values: torch.Tensor, random_values: torch.Tensor, name: str) -> None:
     """Matrices with random numbers, scales of norms with ones, biases with zeros."""
     if values.ndim < 2:
         values.fill_(float(name == "weight"))
@@ -140,7 +140,7 @@ def _fill(values: torch.Tensor, drawn: torch.Tensor, name: str) -> None:
     flat = values.view(-1)
     for start in range(0, len(flat), PERIOD):
         part = flat[start : start + PERIOD]
-        part.copy_(drawn[: len(part)])
+        part.copy_(random_values[: len(part)])
 
 
 def meta_reference(shape: PretrainedConfig, padded: bool, dtype: torch.dtype) -> Scorer:

@@ -21,12 +21,12 @@ from penchant.api import (
     RunConfig,
     Section,
     TrainingConfig,
+    filter_learnable_groups,
     merge_adapter,
     parse_config,
     rename_options_in_errors,
     require_language_model,
     train,
-    usable,
 )
 from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 
@@ -171,4 +171,4 @@ def check_tuning(
         fixes = [f"learn from preferences: {setting}.objective.name=dpo", *filter(None, [scores_fix])]
         raise DataError(f"{name} learns from scores, and no group has any", where=source, fix=", or ".join(fixes))
     with rename_options_in_errors(keys):
-        usable(run, list(groups), "training", source, [])
+        filter_learnable_groups(run, list(groups), "training", source, [])

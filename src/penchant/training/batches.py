@@ -45,7 +45,7 @@ References = Sequence[Sequence[Sequence[float]]]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StepBatch:
     """The groups of one optimizer step.
 
     Attributes:
@@ -60,10 +60,10 @@ class Drawn:
     temperature: float = 1.0
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where the groups of each step come from: the data, or fresh samples of the policy."""
 
-    def batch(self, step: int) -> Drawn:
+    def batch(self, step: int) -> StepBatch:
         """The groups of a 0-based step."""
         ...
 
@@ -77,26 +77,26 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Given:
+class FixedDataset:
     """The data's own groups, in an order."""
 
     split: Split
     order: Order
 
-    def batch(self, step: int) -> Drawn:
+    def batch(self, step: int) -> StepBatch:
         members = self.order.batch(step)
         references = [[table[i] for i in members] for table in self.split.references]
-        return Drawn([self.split.groups[i] for i in members], references)
+        return StepBatch([self.split.groups[i] for i in members], references)
 
 
-def group_facts(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[int]]) -> Groups:
+def group_tensors(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[int]]) -> Groups:
     """What the objective is told of G groups of at most K candidates; see `Groups`.
 
     Args:
         lengths: tokens of each candidate; a picture's is 1.
     """
     g, k = len(groups), max(map(len, lengths))
-    facts = Groups(
+    tensors = Groups(
         mask=torch.zeros(g, k, dtype=torch.bool),
         tokens=torch.zeros(g, k, dtype=torch.int64),
         better=torch.zeros(g, k, k, dtype=torch.bool),
@@ -106,27 +106,27 @@ def group_facts(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[in
         weights=torch.tensor([group.weight for group in groups], dtype=torch.float32),
         mismatched=torch.zeros(g, k, dtype=torch.bool),
     )
-    assert facts.mismatched is not None
-    for row, (known, counted) in enumerate(zip(groups, lengths, strict=True)):
-        n = len(counted)
-        facts.mask[row, :n] = True
-        facts.tokens[row, :n] = torch.tensor(counted)
-        if known.scores is not None:
-            facts.scores[row, :n] = torch.tensor(known.scores, dtype=torch.float32)
-            facts.scored[row, :n] = True
-        if known.labels is not None:
-            facts.labels[row, :n] = torch.tensor([1 if label else -1 for label in known.labels])
-        for i, j in known.pairs:
-            facts.better[row, i, j] = True
-        if known.labels is None:
+    assert tensors.mismatched is not None
+    for row, (preferences, token_counts) in enumerate(zip(groups, lengths, strict=True)):
+        n = len(token_counts)
+        tensors.mask[row, :n] = True
+        tensors.tokens[row, :n] = torch.tensor(token_counts)
+        if preferences.scores is not None:
+            tensors.scores[row, :n] = torch.tensor(preferences.scores, dtype=torch.float32)
+            tensors.scored[row, :n] = True
+        if preferences.labels is not None:
+            tensors.labels[row, :n] = torch.tensor([1 if label else -1 for label in preferences.labels])
+        for i, j in preferences.pairs:
+            tensors.better[row, i, j] = True
+        if preferences.labels is None:
             # As pairs are taken apart for unpaired methods: who wins is desirable, who only loses is not.
-            wins, loses = facts.better[row].any(1), facts.better[row].any(0)
-            facts.labels[row] = (wins & ~loses).long() - (loses & ~wins).long()
-        if known.mismatched is not None:
-            facts.mismatched[row, known.mismatched] = True
-            for table in (facts.mask, facts.scored, facts.labels):
-                table[row, known.mismatched] = 0
-    return facts
+            wins, loses = tensors.better[row].any(1), tensors.better[row].any(0)
+            tensors.labels[row] = (wins & ~loses).long() - (loses & ~wins).long()
+        if preferences.mismatched is not None:
+            tensors.mismatched[row, preferences.mismatched] = True
+            for table in (tensors.mask, tensors.scored, tensors.labels):
+                table[row, preferences.mismatched] = 0
+    return tensors
 
 
 def padded_table(rows: Sequence[Sequence[float]], k: int) -> torch.Tensor:

@@ -163,7 +163,7 @@ def _fill(tensor: Tensor, entry: Mapping[str, Any], open_shard: Callable[[str], 
         low = [max(a, b) for a, b in zip(start, shard["offset"], strict=True)]
         ends = zip(start, target.shape, shard["offset"], shard["shape"], strict=True)
         high = [min(a + length, b + size) for a, length, b, size in ends]
-        if any(first >= last for first, last in zip(low, high, strict=True)):
+        if any(begin >= end for begin, end in zip(low, high, strict=True)):
             continue
         values = open_shard(shard["file"])[_range(low, high, shard["offset"])]
         target[_range(low, high, start)].copy_(values)
@@ -177,7 +177,7 @@ def _range(low: list[int], high: list[int], start: list[int]) -> Any:
     return (
         ...
         if not low
-        else tuple(slice(first - zero, last - zero) for first, last, zero in zip(low, high, start, strict=True))
+        else tuple(slice(begin - zero, end - zero) for begin, end, zero in zip(low, high, start, strict=True))
     )
 
 
@@ -189,8 +189,8 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The last complete one."""
-        found = sorted(self._folder.glob("step-*"))
-        return found[-1] if found else None
+        checkpoints = sorted(self._folder.glob("step-*"))
+        return checkpoints[-1] if checkpoints else None
 
     def save(
         self,
@@ -315,8 +315,8 @@ def _verify(checkpoint: Path) -> None:
         file = checkpoint / name
         size = file.stat().st_size if file.exists() else 0
         if size != expected["size"]:
-            found = f"the file has {size} bytes, {expected['size']} were written"
-            raise CheckpointError(found, where=str(file), fix=fix)
+            message = f"the file has {size} bytes, {expected['size']} were written"
+            raise CheckpointError(message, where=str(file), fix=fix)
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "blake2b").hexdigest() != expected["hash"]:
                 raise CheckpointError("the file was changed since it was written", where=str(file), fix=fix)

@@ -46,8 +46,8 @@ def on_one_day(config: RunConfig) -> RunConfig:
     """
     if config.data.date is not None:
         return config
-    begun = (Path(config.output) / "run.json").exists()
-    day = recorded_day(config.output) if begun else None
+    is_started = (Path(config.output) / "run.json").exists()
+    day = recorded_day(config.output) if is_started else None
     return with_day(config, day or (today() if run_writes_today(config) else None))
 
 
@@ -104,25 +104,25 @@ def check(
     """
     folder = Path(config.output)
     # Hidden files are what a killed process was writing; config.yaml alone, what it wrote before run.json.
-    held = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
-    begun = "run.json" in held
-    if not begun and set(held) - {"config.yaml"}:
+    names = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
+    is_started = "run.json" in names
+    if not is_started and set(names) - {"config.yaml"}:
         raise ConfigError(
-            f"the output folder holds something that is no run: {', '.join(held[:3])}",
+            f"the output folder holds something that is no run: {', '.join(names[:3])}",
             where=str(folder),
             fix="name a new folder: output=DIR",
         )
-    if begun and not resume:
+    if is_started and not resume:
         raise ConfigError(
             "the output folder holds another run",
             where=str(folder),
             fix=f"go on with it: penchant train --resume {folder}; or name a new folder: output=DIR",
         )
-    if resume and not held:
+    if resume and not names:
         raise ConfigError("there is no run to resume", where=str(folder), fix="leave out --resume to start one")
-    if begun:
+    if is_started:
         _same_run(folder, config, fingerprint, tell)
-    return begun
+    return is_started
 
 
 def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[str, Input]) -> None:
@@ -172,7 +172,8 @@ def _same_run(folder: Path, config: RunConfig, fingerprint: str, tell: Callable[
         )
     if record["config"] != _config_hash(config) and not _same_but_for_new_keys(folder, config, record["config"]):
         raise ConfigError(
-            f"the configuration is not what this run was started with; it differs in: {_changed(folder, config)}",
+            "the configuration is not what this run was started with; it differs in: "
+            + _describe_changes(folder, config),
             where=str(folder),
             fix=f"resume with the run's own: penchant train --resume {folder}; or start a new run: output=DIR",
         )
@@ -214,7 +215,7 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
     return _config_hash(parse_config(values, str(folder / "config.yaml"))) == _config_hash(config)
 
 
-def _changed(folder: Path, config: RunConfig) -> str:
+def _describe_changes(folder: Path, config: RunConfig) -> str:
     recorded = _flat(read_yaml(folder / "config.yaml"))
     current = _flat(parse_yaml(dump_config(config)))
     keys = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))

@@ -77,15 +77,15 @@ def named_paths(config: RunConfig) -> dict[str, str]:
 
 def changed_inputs(recorded: Mapping[str, Input], current: Mapping[str, Input]) -> dict[str, list[str]]:
     """By key the files whose contents are others now, or that came or went; only of keys that both records have."""
-    changed = {}
+    changes = {}
     for key in recorded.keys() & current.keys():
         old, new = recorded[key]["files"], current[key]["files"]
         # A model on the hub that was not in the cache says nothing.
         names = old.keys() | new.keys() if old and new else ()
         differ = [name for name in sorted(names) if _hash(old, name) != _hash(new, name)]
         if differ:
-            changed[key] = differ
-    return dict(sorted(changed.items()))
+            changes[key] = differ
+    return dict(sorted(changes.items()))
 
 
 def touched_inputs(recorded: Mapping[str, Input], current: Mapping[str, Input]) -> list[str]:

@@ -20,9 +20,16 @@ from penchant.engine.distributed import local_device
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 from penchant.objectives import FittedObjective, Objective
-from penchant.training.batches import group_facts
+from penchant.training.batches import group_tensors
 from penchant.training.log import direction
-from penchant.training.needs import check_head, check_models, check_references, check_sampled, fitted, usable
+from penchant.training.needs import (
+    check_head,
+    check_models,
+    check_references,
+    check_sampled,
+    filter_learnable_groups,
+    fit_state,
+)
 from penchant.training.references import reference_sources
 from penchant.training.sampled import prompts_to_answer
 
@@ -112,8 +119,8 @@ def _refuse_shared_prompts(
     source: str,
 ) -> None:
     prompts = {as_text(group.prompt) for group in groups}
-    for use, others in (("trained on", train), ("tested on", held_out)):
-        shared = prompts & {as_text(group.prompt) for group in others}
+    for use, other_groups in (("trained on", train), ("tested on", held_out)):
+        shared = prompts & {as_text(group.prompt) for group in other_groups}
         if shared:
             raise DataError(
                 f"{len(shared)} of the {len(prompts)} prompts of data.reference_held_out are {use}",
@@ -146,14 +153,14 @@ def tokenize_inputs(
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
     if config.candidates == "given":
-        train = usable(config, _scored(config, train, tell), "training", data.train, notes)
+        train = filter_learnable_groups(config, _scored(config, train, tell), "training", data.train, notes)
     if held_out:
-        held_out = usable(config, _scored(config, held_out, tell), "held-out", held_out_source, notes)
+        held_out = filter_learnable_groups(config, _scored(config, held_out, tell), "held-out", held_out_source, notes)
     fitting: list[PreferenceGroup] = []
     fitting_source = data.reference_held_out if isinstance(data.reference_held_out, str) else data.train
     if config.method.needs.fitting_pairs:
         scored = _scored(config, parts.reference_held_out, tell)
-        fitting = usable(config, scored, "reference-held-out", fitting_source, notes)
+        fitting = filter_learnable_groups(config, scored, "reference-held-out", fitting_source, notes)
     elif parts.reference_held_out:
         notes.append(f"{config.method.name} fits no weights to data.reference_held_out; its groups are not trained on")
     tokenized_parts: list[list[TokenizedGroup]] = []
@@ -199,11 +206,11 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     check_references(config)
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
-    given = train if config.candidates == "given" else []
-    for name, groups in (("training", given), ("held-out", held_out)):
+    train_groups = train if config.candidates == "given" else []
+    for name, groups in (("training", train_groups), ("held-out", held_out)):
         if groups:
             scored = groups if config.reward is None else [_foreseen(group) for group in groups]
-            usable(config, scored, name, f"{name} groups", [])
+            filter_learnable_groups(config, scored, name, f"{name} groups", [])
 
 
 def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
@@ -239,16 +246,16 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
 
 def _check_metric(metric: str, objective: Objective, references: int) -> None:
     """Refuse a metric that the objective does not have, by asking it for those of one pair, or that has no better."""
-    pair = group_facts([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
-    pair = replace(pair, rewards=torch.zeros(1, 2))
-    nothing = torch.zeros(references, 1, 2)
+    tensors = group_tensors([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
+    tensors = replace(tensors, rewards=torch.zeros(1, 2))
+    zeros = torch.zeros(references, 1, 2)
     state = objective.initial_state(seed=0)
     if isinstance(objective, FittedObjective):
-        state = fitted(objective, nothing, pair, state)
-    output = objective.evaluate(torch.zeros(1, 2), nothing, pair, state)
-    known = ["loss", *output.metrics]
-    fix = f"one of: {', '.join(name for name in known if direction(name) is not None)}"
-    if metric not in known:
+        state = fit_state(objective, zeros, tensors, state)
+    output = objective.evaluate(torch.zeros(1, 2), zeros, tensors, state)
+    names = ["loss", *output.metrics]
+    fix = f"one of: {', '.join(name for name in names if direction(name) is not None)}"
+    if metric not in names:
         raise ConfigError(f"evaluation.metric is {metric!r}, which {objective.name} does not have", fix=fix)
     if direction(metric) is None:
         raise ConfigError(f"evaluation.metric is {metric!r}, which is better neither higher nor lower", fix=fix)
@@ -258,8 +265,8 @@ def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tokenized in groups:
         group = tokenized.group
-        known = (group.id, group.pairs, group.scores, group.labels, group.weight, group.source)
-        digest.update(repr(known).encode())
+        facts = (group.id, group.pairs, group.scores, group.labels, group.weight, group.source)
+        digest.update(repr(facts).encode())
         for ids in (tokenized.prompt, *tokenized.responses):
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
         for mask in tokenized.loss_masks or ():

@@ -68,7 +68,7 @@ class JsonLines:
         content = self._file.read_bytes()[:size] if self._file.exists() else b""
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
-    def cut(self, size: int, digest: str = "") -> None:
+    def truncate(self, size: int, digest: str = "") -> None:
         """Forget what came after the first `size` bytes.
 
         Args:
@@ -93,7 +93,7 @@ class JsonLines:
         if self._file.exists():
             os.truncate(self._file, size)
 
-    def cut_last_part(self) -> None:
+    def drop_partial_line(self) -> None:
         """Forget a last line that was not written whole, as a full disk leaves it."""
         if self._file.exists():
             content = self._file.read_bytes()

@@ -70,8 +70,8 @@ def _class(kind: ModelKind) -> str:
 def _imports(kind: ModelKind) -> list[str]:
     if not kind.is_adapter:
         return [f"from transformers import {_class(kind)}, AutoTokenizer"]
-    also = "AutoTokenizer" if kind.is_reward_model else "AutoTokenizer, GenerationConfig"
-    return [f"from peft import {_class(kind)}", f"from transformers import {also}"]
+    names = "AutoTokenizer" if kind.is_reward_model else "AutoTokenizer, GenerationConfig"
+    return [f"from peft import {_class(kind)}", f"from transformers import {names}"]
 
 
 def _calls(kind: ModelKind) -> list[str]:
@@ -252,8 +252,8 @@ def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
         rows.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, targets {lora.targets}"))
     training = config.training.model_dump()
     unused = "epochs" if config.training.max_steps is not None else "max_steps"
-    listed = [f"{name} {training[name]}" for name in _TRAINING if name != unused]
-    return [*rows, ("training", ", ".join(listed))]
+    values = [f"{name} {training[name]}" for name in _TRAINING if name != unused]
+    return [*rows, ("training", ", ".join(values))]
 
 
 def _weights_rows(folder: Path, base: ModelSource) -> list[tuple[str, str]]:
@@ -303,8 +303,8 @@ def _held_out_rows(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]
     if "after" in record:
         rows += held_out_rows(record["before"], record["after"])
         notes.append(f"{record['after']['groups']} groups; in brackets the 95 % interval over prompts.")
-    if (choosing := metric_text(record.get("reward_accuracy"))) is not None:
-        rows.append(("reward_accuracy", "", choosing))
+    if (reward_accuracy := metric_text(record.get("reward_accuracy"))) is not None:
+        rows.append(("reward_accuracy", "", reward_accuracy))
     return rows, notes
 
 

@@ -42,8 +42,10 @@ class ModelSource:
         """One sentence."""
         if self.license:
             return f"As the base model's: {self.license.get('license_name') or self.license.get('license')}."
-        beside = "a licence file stands beside the base model" if self.license_file else "the base model's is not known"
-        return f"None is given here: {beside}; read it before this model is shared."
+        license_note = (
+            "a licence file stands beside the base model" if self.license_file else "the base model's is not known"
+        )
+        return f"None is given here: {license_note}; read it before this model is shared."
 
 
 def describe_source(source: str) -> ModelSource:
@@ -52,18 +54,24 @@ def describe_source(source: str) -> ModelSource:
     if is_gguf(source) and path.is_file():
         name = path.stem
         license = _gguf_license(source)
-        return ModelSource(name, _allowed(name), local=True, gguf=stored_types(path)[0], license=license)
+        return ModelSource(name, _hub_safe_name(name), local=True, gguf=stored_types(path)[0], license=license)
     if not path.is_dir():
         return ModelSource(source, source, local=False, license=_license(_cached_card(source)))
     if (base := adapter_base(source)) is not None:
-        below = describe_source(base)
-        name = f"{path.resolve().name} (an adapter on {below.name})"
-        return ModelSource(name, below.hub_name, below.local, below.gguf, _license(path / "README.md") or below.license)
-    hub_id = _of_cache(path)
+        base_source = describe_source(base)
+        name = f"{path.resolve().name} (an adapter on {base_source.name})"
+        return ModelSource(
+            name,
+            base_source.hub_name,
+            base_source.local,
+            base_source.gguf,
+            _license(path / "README.md") or base_source.license,
+        )
+    hub_id = _hub_id_of_cache_folder(path)
     name = hub_id or path.resolve().name
     return ModelSource(
         name,
-        hub_id or _allowed(name),
+        hub_id or _hub_safe_name(name),
         local=hub_id is None,
         license=_license(path / "README.md"),
         license_file=any(path.glob("LICEN[CS]E*")),
@@ -99,10 +107,10 @@ def _cached_card(source: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def _of_cache(path: Path) -> str | None:
+def _hub_id_of_cache_folder(path: Path) -> str | None:
     """The hub id of a folder in the hub's local cache: .../models--org--name/snapshots/COMMIT."""
-    above = path.absolute().parents
-    name = above[1].name if len(above) > 1 and above[0].name == "snapshots" else ""
+    parents = path.absolute().parents
+    name = parents[1].name if len(parents) > 1 and parents[0].name == "snapshots" else ""
     return name.removeprefix("models--").replace("--", "/") if name.startswith("models--") else None
 
 
@@ -113,5 +121,5 @@ def _gguf_license(source: str) -> dict[str, Any]:
     return {} if field_ is None else {"license": str(field_.contents())}
 
 
-def _allowed(name: str) -> str:
+def _hub_safe_name(name: str) -> str:
     return re.sub(r"[^\w.-]+|--+|\.\.+", "-", name, flags=re.ASCII).strip("-.")[:96] or "model"

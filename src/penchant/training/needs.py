@@ -26,7 +26,7 @@ def check_references(config: RunConfig) -> str | None:
         ConfigError: too many, or none for an objective that mixes them; or no pairs to fit their weights to; or the
             primary is updated, and there is none, or the weights were fitted to the one before.
     """
-    objective, named = config.method, len(config.references) or int(config.reference is not None)
+    objective, reference_count = config.method, len(config.references) or int(config.reference is not None)
     needs = objective.needs
     if needs.fitting_pairs and config.data.reference_held_out is None:
         raise ConfigError(
@@ -34,7 +34,7 @@ def check_references(config: RunConfig) -> str | None:
             "references that were trained on the training pairs know those by heart",
             fix="give a share of the prompts or a file: data.reference_held_out=0.1",
         )
-    if needs.many_references and not named:
+    if needs.many_references and not reference_count:
         raise ConfigError(
             f"{objective.name} mixes references, and none is named",
             fix="references=[MODEL, MODEL, ...], the first is the primary; of the starting model alone it is "
@@ -47,11 +47,11 @@ def check_references(config: RunConfig) -> str | None:
             fix="reference_update=never"
             + (", or another weighting, as in objective.weighting=adaptive" if needs.references else ""),
         )
-    if named and not needs.references:
+    if reference_count and not needs.references:
         return f"{objective.name} has no reference: the one that is named is not used"
-    if named > needs.references and not needs.many_references:
+    if reference_count > needs.references and not needs.many_references:
         raise ConfigError(
-            f"references names {named} models, {objective.name} takes {needs.references}",
+            f"references names {reference_count} models, {objective.name} takes {needs.references}",
             fix="name one with reference=MODEL, or use objective.name=multi_reference",
         )
     return None
@@ -75,7 +75,7 @@ def check_models(config: RunConfig) -> list[str]:
     return [f"{notice}; a fresh one is trained" if config.method.needs.head else notice]
 
 
-def fitted(objective: FittedObjective, reference: Tensor, groups: Groups, state: State) -> State:
+def fit_state(objective: FittedObjective, reference: Tensor, groups: Groups, state: State) -> State:
     """The state a method begins with, once it has seen its references' log-probs.
 
     Raises:
@@ -144,12 +144,12 @@ def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, 
     ours = tokenizer.get_vocab()
     for source in filter(None, reference_sources(config)):
         theirs = load_tokenizer(source).get_vocab()
-        others = [token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token) != ours[token]]
-        if others:
+        differing = [token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token) != ours[token]]
+        if differing:
             raise ConfigError(
                 "candidates is sampled: the reference is given the very tokens that are drawn, and its tokenizer is "
-                f"another ({len(others)} of the model's {len(ours)} tokens have no id or another one in it; the first "
-                f"is {others[0]!r})",
+                f"another ({len(differing)} of the model's {len(ours)} tokens have no id or another one in it; the "
+                f"first is {differing[0]!r})",
                 where=source,
                 fix="name a reference with the model's own tokenizer, or none: it is the model training starts from; "
                 "with candidates=given each reads the text with its own",
@@ -165,7 +165,7 @@ def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, 
             )
 
 
-def usable(
+def filter_learnable_groups(
     config: RunConfig, groups: list[PreferenceGroup], name: str, source: str, notes: list[str]
 ) -> list[PreferenceGroup]:
     """The groups the objective can learn from; those it cannot are counted in `notes`.

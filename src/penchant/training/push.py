@@ -117,13 +117,13 @@ def _upload(
             commit_message=message or "Upload by Penchant",
         )
     except Exception as error:
-        raise _explained(
+        raise _explain_error(
             error, repository, str(api.endpoint)
         ) from None  # the cause may hold the request, and its token
     return Pushed(str(url), str(commit.oid), files)
 
 
-def _explained(error: Exception, repository: str, endpoint: str) -> ConfigError:
+def _explain_error(error: Exception, repository: str, endpoint: str) -> ConfigError:
     """One message for each way in which the hub says no."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -138,7 +138,7 @@ def _explained(error: Exception, repository: str, endpoint: str) -> ConfigError:
     if isinstance(error, LocalTokenNotFoundError):
         return _no_token(repository)
     if isinstance(error, HfHubHTTPError):
-        return _refused(error, repository, endpoint)
+        return _explain_response(error, repository, endpoint)
     return ConfigError(
         f"the hub at {endpoint} cannot be reached: {type(error).__name__}",
         where=repository,
@@ -154,7 +154,7 @@ def _no_token(repository: str) -> ConfigError:
     )
 
 
-def _refused(error: Any, repository: str, endpoint: str) -> ConfigError:
+def _explain_response(error: Any, repository: str, endpoint: str) -> ConfigError:
     status = error.response.status_code
     if status == 401:
         return _no_token(repository)

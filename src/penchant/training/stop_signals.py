@@ -37,7 +37,7 @@ class StopSignals:
 
     def __init__(self, folder: Path, grace: float) -> None:
         self._folder, self._grace = folder, grace
-        self.received: int | None = None
+        self.signal_number: int | None = None
         self._timer: threading.Timer | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -65,8 +65,8 @@ class StopSignals:
             self._timer = threading.Timer(self._grace, self._leave, [number])
             self._timer.daemon = True
             self._timer.start()
-        if self.received is None:
-            self.received = number
+        if self.signal_number is None:
+            self.signal_number = number
 
     def _leave(self, number: int) -> None:
         print(
