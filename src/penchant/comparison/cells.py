@@ -147,7 +147,7 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
     data = _read_data(base)
     parts, notes = _parts(bench, data.train, base.training.seed), data.notes
     _refuse(_data_problems(configs, parts, data.held_out), where)
-    for name in (name for name, config in configs.items() if config.method.needs.head):
+    for name in (name for name, config in configs.items() if config.built_objective.needs.head):
         notes.append(f"{name}: its language model is compared; its preference head by: penchant rank RUN --by head")
     shared = _share(base, parts, data, folder / "data")
     cells = []
@@ -183,8 +183,8 @@ def _configs(bench: Bench, all_variants: Sequence[Variant], where: str) -> dict[
         except ConfigError as error:
             problems.append(f"{variant.name}: {error.what}")
             continue
-        if config.method.needs.trains == "rewards":
-            problem = f"{config.method.name} trains a reward model, which is no policy to compare"
+        if config.built_objective.needs.trains == "rewards":
+            problem = f"{config.built_objective.name} trains a reward model, which is no policy to compare"
             problems.append(f"{variant.name}: {problem}")
         configs[variant.name] = config
     _refuse(problems, where)

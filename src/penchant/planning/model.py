@@ -56,7 +56,7 @@ class ModelSpec:
     @property
     def rewards(self) -> bool:
         """Whether a reward model is trained."""
-        return self.config.method.needs.trains == "rewards"
+        return self.config.built_objective.needs.trains == "rewards"
 
     @property
     def layers(self) -> int:
@@ -71,7 +71,7 @@ class ModelSpec:
         policy = Policy(model, self.tokenizer)
         scorer = _scorer(model, self.padded, self.rewards)
         adapt(self.config, policy)
-        if self.config.method.needs.head:
+        if self.config.built_objective.needs.head:
             assert isinstance(scorer, (TreeScorer, PaddedScorer))
             scorer = add_head(self.config, policy, scorer)
         return scorer.train()

@@ -129,7 +129,7 @@ class Planner:
     def memory(self, config: RunConfig, roughly: bool = False) -> Memory:
         """What a configuration will hold; roughly, from fewer micro-batches."""
         workload = self.workload(config)
-        sampled = config.candidates == "sampled" and bool(config.method.needs.references)
+        sampled = config.candidates == "sampled" and bool(config.built_objective.needs.references)
         adapters_reference = config.lora is not None and config.reference is None
         live_reference = (config.reference or config.model) if sampled and not adapters_reference else None
         return count_memory(
@@ -274,7 +274,7 @@ def not_predicted(config: RunConfig) -> list[str]:
     notes = []
     if not code_runs() and names_code(config.objective):
         name = config.objective["name"]
-        notes.append(f"a plan runs no code of yours: {name} is taken to need what {config.method.name} needs")
+        notes.append(f"a plan runs no code of yours: {name} is taken to need what {config.built_objective.name} needs")
     if not code_runs() and config.reward is not None:
         notes.append("a plan asks no reward: it is taken to tell all candidates apart")
     if config.candidates == "sampled":

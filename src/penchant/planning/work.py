@@ -88,8 +88,8 @@ class Workload:
         evaluations = (self.steps - 1) // interval if interval else 0
         moves = self.config.reference_update == "best" and interval is not None
         times = 2 + evaluations * (1 + moves) + moves
-        coupled = self.config.method.coupled and self.micro_batches > 1
-        live = self.config.candidates == "sampled" and bool(self.config.method.needs.references)
+        coupled = self.config.built_objective.coupled and self.micro_batches > 1
+        live = self.config.candidates == "sampled" and bool(self.config.built_objective.needs.references)
         return {
             "reference_pass": float(cost_of_all * len(self.references)),
             "held_out": float(held_out * times),
@@ -138,7 +138,7 @@ def plan_batches(config: RunConfig, inputs: Inputs, limit: int, cost: Cost) -> W
             _with_longest_candidates(group, config.sampling.samples, config.sampling.max_new_tokens)
             for group in by_prompt.values()
         ]
-    elif config.method.needs.mismatched:
+    elif config.built_objective.needs.mismatched:
         both = add_mismatched([*train, *held_out], settings.seed, longest)
         train, held_out = both[: len(train)], both[len(train) :]
     order = Order(len(train), settings.batch_size, settings.seed, settings.shuffle)

@@ -158,7 +158,7 @@ def check_tuning(
     # Nothing is read or written: an error names the recipe's setting, not the run's folder.
     keys = {**stage_keys(setting), "objective.": f"{setting}.objective."}
     run = tuning_run(Path(setting), "unread", Path("unread.jsonl"), None, objective, tuned, keys=keys)
-    name, needs = run.method.name, run.method.needs
+    name, needs = run.built_objective.name, run.built_objective.needs
     reason = None
     if needs.head or needs.trains != "log_probs":
         reason = f"{name} does not train a language model"

@@ -151,18 +151,20 @@ def tokenize_inputs(
     train, held_out, notes = parts.train, parts.held_out, parts.notes
     held_out_source = data.held_out if isinstance(data.held_out, str) else data.train
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
+        _check_metric(config.evaluation.metric, config.built_objective, len(reference_sources(config)))
     if config.candidates == "given":
         train = filter_learnable_groups(config, _scored(config, train, tell), "training", data.train, notes)
     if held_out:
         held_out = filter_learnable_groups(config, _scored(config, held_out, tell), "held-out", held_out_source, notes)
     fitting: list[PreferenceGroup] = []
     fitting_source = data.reference_held_out if isinstance(data.reference_held_out, str) else data.train
-    if config.method.needs.fitting_pairs:
+    if config.built_objective.needs.fitting_pairs:
         scored = _scored(config, parts.reference_held_out, tell)
         fitting = filter_learnable_groups(config, scored, "reference-held-out", fitting_source, notes)
     elif parts.reference_held_out:
-        notes.append(f"{config.method.name} fits no weights to data.reference_held_out; its groups are not trained on")
+        notes.append(
+            f"{config.built_objective.name} fits no weights to data.reference_held_out; its groups are not trained on"
+        )
     tokenized_parts: list[list[TokenizedGroup]] = []
     sources = (
         ("training", train, data.train),
@@ -205,7 +207,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     check_models(config)
     check_references(config)
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
+        _check_metric(config.evaluation.metric, config.built_objective, len(reference_sources(config)))
     train_groups = train if config.candidates == "given" else []
     for name, groups in (("training", train_groups), ("held-out", held_out)):
         if groups:

@@ -80,7 +80,7 @@ class Loop:
         self.source, self.order, self.objective_state = source, order, state
         self.held_out, self.save_best = held_out, save_best
         self.moving_reference = moving_reference
-        self.objective: Objective = config.method
+        self.objective: Objective = config.built_objective
         self.total = settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.optimizer = build_optimizer(scorer, settings, config.head.weight_decay)
         self.state = LoopState()

@@ -82,7 +82,7 @@ def load_trained(
     loaded = weights_dtype(config)
     # A fresh head and adapters start from random numbers, the same on every process and in every start.
     torch.manual_seed(config.training.seed)
-    rewards = config.method.needs.trains == "rewards"
+    rewards = config.built_objective.needs.trains == "rewards"
     load = start_reward_model if rewards else load_model
     policy = Policy(load(config.model, dtype=loaded), tokenizer)
     policy.model.to(world.device)
@@ -101,7 +101,7 @@ def load_trained(
     torch.manual_seed(config.training.seed)
     adapt(config, policy)
     scorer: Scorer = choice.scorer
-    if config.method.needs.head:
+    if config.built_objective.needs.head:
         scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
@@ -117,7 +117,7 @@ def _saved_dtype(config: RunConfig, policy: Policy) -> SavedDtype:
 
 def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> TrainedResponses | None:
     """What responses the language model learns; None where it learns none."""
-    if config.method.needs.trains == "rewards" or config.head.freeze_backbone or not groups:
+    if config.built_objective.needs.trains == "rewards" or config.head.freeze_backbone or not groups:
         return None
     trained = TrainedResponses.from_groups(groups)
     if config.candidates == "given":
@@ -140,7 +140,7 @@ def adapt(config: RunConfig, policy: Policy) -> None:
             alpha=config.lora.alpha,
             dropout=config.lora.dropout,
             targets=config.lora.targets,
-            task="SEQ_CLS" if config.method.needs.trains == "rewards" else "CAUSAL_LM",
+            task="SEQ_CLS" if config.built_objective.needs.trains == "rewards" else "CAUSAL_LM",
         )
     if config.training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -152,7 +152,7 @@ def add_head(config: RunConfig, policy: Policy, scorer: LanguageScorer) -> Heade
     Raises:
         ConfigError: adapters are on the output head, and no loss reads what it says.
     """
-    if lora_rank(policy.model.get_output_embeddings()) and not _reads_log_probs(config.method):
+    if lora_rank(policy.model.get_output_embeddings()) and not _reads_log_probs(config.built_objective):
         raise ConfigError(
             "lora.targets names the output head, and a preference head reads the hidden states before it: "
             "its adapter would never change",

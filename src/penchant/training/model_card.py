@@ -222,7 +222,11 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
 
 def method_name(config: RunConfig) -> str:
     """The objective's own name; the configuration's, where its code is not run."""
-    return config.method.name if code_runs() or not names_code(config.objective) else str(config.objective["name"])
+    return (
+        config.built_objective.name
+        if code_runs() or not names_code(config.objective)
+        else str(config.objective["name"])
+    )
 
 
 def _product(kind: ModelKind) -> str:
@@ -234,7 +238,7 @@ def _product(kind: ModelKind) -> str:
 
 
 def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
-    settings = describe_objective(config.method, config.objective)
+    settings = describe_objective(config.built_objective, config.objective)
     hyper_parameters = {name: value for name, value in settings.items() if name not in ("name", "file")}
     rows = [("starting model", base.name), ("method", f"`{method_name(config)}`")]
     if hyper_parameters:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
 from penchant.models.loading import adapter_base, context_length, load_config, load_tokenizer
 from penchant.models.model_kind import model_kind, require_language_model
-from penchant.objectives import FittedObjective, Groups, Objective, State
+from penchant.objectives import FittedObjective, Groups, State
 from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def check_references(config: RunConfig) -> str | None:
         ConfigError: too many, or none for an objective that mixes them; or no pairs to fit their weights to; or the
             primary is updated, and there is none, or the weights were fitted to the one before.
     """
-    objective, reference_count = config.method, len(config.references) or int(config.reference is not None)
+    objective, reference_count = config.built_objective, len(config.references) or int(config.reference is not None)
     needs = objective.needs
     if needs.fitting_pairs and config.data.reference_held_out is None:
         raise ConfigError(
@@ -63,16 +64,16 @@ def check_models(config: RunConfig) -> list[str]:
     Raises:
         ModelError: names the folder and what it holds.
     """
-    if config.method.needs.trains == "log_probs":
+    if config.built_objective.needs.trains == "log_probs":
         require_language_model(config.model)
-    if config.method.needs.references:
+    if config.built_objective.needs.references:
         for source in filter(None, reference_sources(config)):
             require_language_model(source)
     heads = model_kind(config.model).heads
     if not heads:
         return []
     notice = f"the preference head beside {config.model} ({', '.join(heads)}) is not part of this run"
-    return [f"{notice}; a fresh one is trained" if config.method.needs.head else notice]
+    return [f"{notice}; a fresh one is trained" if config.built_objective.needs.head else notice]
 
 
 def fit_state(objective: FittedObjective, reference: Tensor, groups: Groups, state: State) -> State:
@@ -95,7 +96,7 @@ def check_sampled(config: RunConfig, processes: int) -> None:
     """
     if config.candidates == "given":
         return
-    objective, needs = config.method, config.method.needs
+    objective, needs = config.built_objective, config.built_objective.needs
     reason = None
     if needs.many_references:
         reason = f"{objective.name} takes its references' log-probs from a table made before training"
@@ -125,9 +126,10 @@ def check_head(config: RunConfig) -> None:
     Raises:
         ConfigError: says that all weights would be trained.
     """
-    if config.head.freeze_backbone and not config.method.needs.head:
+    if config.head.freeze_backbone and not config.built_objective.needs.head:
         raise ConfigError(
-            f"head.freeze_backbone is true, and {config.method.name} has no head: it would train the whole model",
+            f"head.freeze_backbone is true, and {config.built_objective.name} has no head: it would train the whole "
+            "model",
             fix="head.freeze_backbone=false, or train a head: objective.name=preference_head",
         )
 
@@ -173,7 +175,7 @@ def filter_learnable_groups(
     Raises:
         DataError: a group has too few candidates, or no group has what is needed.
     """
-    objective, needs = config.method, config.method.needs
+    objective, needs = config.built_objective, config.built_objective.needs
     small = [g for g in groups if len(g.candidates) < needs.candidates]
     if small:
         raise DataError(
@@ -183,50 +185,64 @@ def filter_learnable_groups(
             fix="use data with a chosen and a rejected response, or an objective for single responses: "
             "objective.name=sft",
         )
+    requirements = []
     if needs.pairs:
-        groups = _with(
-            [g for g in groups if g.pairs],
-            groups,
-            objective,
-            ("learns from preferences", "says which candidate is better", "all candidates tie"),
-            "add scores, ranks or a preferred index to the rows; see `penchant data check`",
-            (name, source, notes),
-        )
+        requirements.append(_PREFERENCES)
     if needs.scores and config.reward is None:
-        groups = _with(
-            [g for g in groups if g.scores is not None],
-            groups,
-            objective,
-            ("learns from scores", "has any", "no scores"),
-            "write them with `penchant score`, or let the run do it: reward.model=MODEL or reward.function=FILE:NAME",
-            (name, source, notes),
-        )
+        requirements.append(_SCORES)
     if needs.labels:
-        groups = _with(
-            [g for g in groups if g.labels is not None or g.pairs],
-            groups,
-            objective,
-            ("learns from labels", "has labels or preferences", "neither labels nor preferences"),
-            "add a yes/no label to each row, or preferences, whose winners count as desirable",
-            (name, source, notes),
-        )
+        requirements.append(_LABELS)
+    for requirement in requirements:
+        learnable = [group for group in groups if requirement.is_met(group)]
+        if not learnable:
+            raise DataError(
+                f"{objective.name} learns from {requirement.learns_from}, and no group {requirement.has}",
+                where=source,
+                fix=requirement.fix,
+            )
+        if len(learnable) < len(groups):
+            left_out = len(groups) - len(learnable)
+            notes.append(f"{name}: {left_out} of {len(groups)} groups left out: {requirement.lacks}")
+        groups = learnable
     return groups
 
 
-def _with(
-    having: list[PreferenceGroup],
-    groups: Sequence[PreferenceGroup],
-    objective: Objective,
-    words: tuple[str, str, str],
-    fix: str,
-    place: tuple[str, str, list[str]],
-) -> list[PreferenceGroup]:
-    (learns, has, lacks), (name, source, notes) = words, place
-    if not having:
-        raise DataError(f"{objective.name} {learns}, and no group {has}", where=source, fix=fix)
-    if len(having) < len(groups):
-        notes.append(f"{name}: {len(groups) - len(having)} of {len(groups)} groups left out: {lacks}")
-    return having
+@dataclass(frozen=True)
+class _Requirement:
+    """What a group must have for an objective to learn from it.
+
+    Attributes:
+        learns_from, has, lacks, fix: the words of the error where no group meets it, and of the note where some do not.
+    """
+
+    is_met: Callable[[PreferenceGroup], bool]
+    learns_from: str
+    has: str
+    lacks: str
+    fix: str
+
+
+_PREFERENCES = _Requirement(
+    lambda group: bool(group.pairs),
+    learns_from="preferences",
+    has="says which candidate is better",
+    lacks="all candidates tie",
+    fix="add scores, ranks or a preferred index to the rows; see `penchant data check`",
+)
+_SCORES = _Requirement(
+    lambda group: group.scores is not None,
+    learns_from="scores",
+    has="has any",
+    lacks="no scores",
+    fix="write them with `penchant score`, or let the run do it: reward.model=MODEL or reward.function=FILE:NAME",
+)
+_LABELS = _Requirement(
+    lambda group: group.labels is not None or bool(group.pairs),
+    learns_from="labels",
+    has="has labels or preferences",
+    lacks="neither labels nor preferences",
+    fix="add a yes/no label to each row, or preferences, whose winners count as desirable",
+)
 
 
 def _ids(groups: Sequence[PreferenceGroup]) -> str:

@@ -20,7 +20,7 @@ Table = list[list[float]]
 
 def reference_sources(config: RunConfig) -> list[str | None]:
     """The references' folders or hub ids, in order; None is the model training starts from."""
-    if not config.method.needs.references:
+    if not config.built_objective.needs.references:
         return []
     return list(config.references) or [config.reference]
 
@@ -103,7 +103,7 @@ def _table(
     frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template, config.rendering)
     with locate_errors(source):
         theirs = frozen.retokenize(groups, config.data.truncation, tell)
-    if config.method.needs.mismatched:
+    if config.built_objective.needs.mismatched:
         # The policy's limit counts the policy's tokens.
         limit = min(longest, frozen.context) if all(map(have_same_ids, groups, theirs)) else frozen.context
         theirs = add_mismatched(theirs, settings.seed, limit)

@@ -88,7 +88,7 @@ def _write_run_report(folder: Path, tell: Tell) -> RunResult:
     notes = read_record(folder / "run.json", ("notes",), fix)["notes"]
     held_out = read_inputs(config).held_out
     start_report, trained_report, reward_accuracy, samples = None, None, None, []
-    needs = config.method.needs
+    needs = config.built_objective.needs
     document: dict[str, Any] = {}
     new_notes: list[str] = []
 
@@ -127,12 +127,12 @@ def _held_out(
     world, reading = World(0, 1, local_device()), Reading.of_run(config)
     sources = reference_sources(config)
     reference = (sources[0] or config.model) if sources else None
-    beta = float(getattr(config.method, "beta", 0.1))
+    beta = float(getattr(config.built_objective, "beta", 0.1))
     reports = []
     for model in (config.model, config.output):
         scored = score(model, held_out, world, reference=reference, reading=reading, tell=note)
         report = evaluate_preferences(scored, beta=beta)
-        reports.append(with_likelihood(report, scored) if config.method.name == "sft" else report)
+        reports.append(with_likelihood(report, scored) if config.built_objective.name == "sft" else report)
     tell(f"held-out: {_describe_size(reports[1])}")
     return reports[0], reports[1]
 
@@ -149,7 +149,7 @@ def _describe_size(report: PreferenceReport) -> str:
 def _reward_accuracy(config: RunConfig, held_out: Sequence[PreferenceGroup], note: Tell) -> Estimate | None:
     """How the trained reward model, or head, orders the held-out pairs that fit the model."""
     world, reading = World(0, 1, local_device()), replace(Reading.of_run(config), identical="drop")
-    if config.method.needs.head:
+    if config.built_objective.needs.head:
         return rank(config.output, held_out, world, by="head", reading=reading, tell=note).accuracy
     reading = replace(reading, truncation="drop", empty="drop")
     reward = open_reward(RewardConfig(model=config.output), device=world.device, reading=reading)
@@ -210,13 +210,13 @@ def _run_report(
         tables.append(Table("Held-out preferences", ("metric", "before", "after", "what it is"), rows, note))
     summary = [
         ("model", config.model),
-        ("objective", config.method.name),
+        ("objective", config.built_objective.name),
         ("data", config.data.train),
         ("steps", str(result.steps)),
         ("last loss", "" if result.loss is None else f"{result.loss:.4f}"),
     ]
     return RunReport(
-        title=f"{config.method.name}: {result.folder.name}",
+        title=f"{config.built_objective.name}: {result.folder.name}",
         summary=summary,
         curves=_curves(lines),
         tables=tables,

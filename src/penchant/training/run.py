@@ -162,7 +162,7 @@ def read_run(
 def _prepare(
     config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int, tell: Tell
 ) -> tuple[Loop, Trained]:
-    settings, needs = config.training, config.method.needs
+    settings, needs = config.training, config.built_objective.needs
     # Of prompts that candidates will be drawn for, a reference has nothing to say yet.
     train_groups = [] if config.candidates == "sampled" else inputs.train
     groups = [*train_groups, *inputs.held_out, *inputs.reference_held_out]
@@ -183,12 +183,12 @@ def _prepare(
         Split(groups[part], [table[part] for table in tables if table is not None])
         for part in (slice(train_end), slice(train_end, held_out_end), slice(held_out_end, None))
     )
-    state = config.method.initial_state(settings.seed)
-    if isinstance(config.method, FittedObjective) and train_end:
+    state = config.built_objective.initial_state(settings.seed)
+    if isinstance(config.built_objective, FittedObjective) and train_end:
         fitting = fitting if needs.fitting_pairs else train
         log_probs = torch.zeros(len(fitting.groups), _widest(fitting))
         _, reference, facts = objective_inputs(log_probs, fitting.groups, fitting.references)
-        state = fit_state(config.method, reference, facts, state)
+        state = fit_state(config.built_objective, reference, facts, state)
     folder = Path(config.output)
     source: BatchSource
     if config.candidates == "sampled":
@@ -228,7 +228,9 @@ def _sampled(
         order=Order(len(inputs.train), settings.batch_size, settings.seed, settings.shuffle),
         settings=config.sampling,
         reward=reward,
-        references=LiveReference(config, model, world, tell) if config.method.needs.references else _no_references,
+        references=LiveReference(config, model, world, tell)
+        if config.built_objective.needs.references
+        else _no_references,
         folder=Path(config.output) / "samples",
         seed=settings.seed,
     )
