@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from penchant.diffusion.denoising import Denoiser as Denoiser
     from penchant.diffusion.denoising import LatentChoice as LatentChoice
     from penchant.diffusion.denoising import diffusers as diffusers
+    from penchant.diffusion.training import Draws as Draws
     from penchant.diffusion.training import check_objective as check_objective
     from penchant.diffusion.training import tune_denoiser as tune_denoiser
     from penchant.engine.distributed import World as World

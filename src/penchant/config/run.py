@@ -241,6 +241,13 @@ class RunConfig(Section):
             self._objectives[key] = MultiReference() if stands_in else build_objective(self.objective)
         return self._objectives[key]
 
+    @property
+    def reference_sources(self) -> list[str | None]:
+        """The references' folders or hub ids, in order; None is the model training starts from."""
+        if not self.built_objective.needs.references:
+            return []
+        return list(self.references) or [self.reference]
+
     @cached_property
     def _objectives(self) -> dict[tuple[bool, str, bool], Objective]:
         """What was built so far; `model_copy` hands it on, so that its keys hold all that decides."""

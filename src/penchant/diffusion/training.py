@@ -29,6 +29,22 @@ from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The random draws of a timestep and noise that a group's loss is averaged over.
+
+    Attributes:
+        number: draws for each group in a step.
+        latents: how a picture's latents are taken from the VAE's distribution; as in `Denoiser`.
+        empty_prompts: share of draws of a group in which its prompt is empty, in [0, 1); guidance needs the UNet
+            without a prompt too.
+    """
+
+    number: int
+    latents: LatentChoice = "mode"
+    empty_prompts: float = 0.0
+
+
 def tune_denoiser(
     denoiser: Denoiser,
     groups: Sequence[PreferenceGroup],
@@ -36,10 +52,8 @@ def tune_denoiser(
     objective: Objective,
     settings: TrainingConfig,
     lora: LoraConfig,
-    draws: int,
+    draws: Draws,
     folder: Path,
-    latents: LatentChoice = "mode",
-    empty_prompts: float = 0.0,
 ) -> None:
     """Tune the UNet's adapters and merge them; a run from the same arguments ends with the same bits.
 
@@ -48,11 +62,7 @@ def tune_denoiser(
         read: a named picture, [3, size, size] in [-1, 1].
         objective: of one reference: the UNet as it was.
         settings: `token_budget`, `dtype` and `gradient_checkpointing` are not used.
-        draws: of a timestep and noise, for each group in a step.
         folder: for the adapters, and metrics.jsonl.
-        latents: how a picture's latents are taken from the VAE's distribution; as in `Denoiser`.
-        empty_prompts: share of draws of a group in which its prompt is empty, in [0, 1); guidance needs the UNet
-            without a prompt too.
 
     Raises:
         ConfigError: the objective needs more than pairs and one reference, or the UNet lacks the adapters' layers.
@@ -60,7 +70,7 @@ def tune_denoiser(
     """
     check_objective(objective)
     torch.manual_seed(settings.seed)
-    denoiser.latent_choice = latents
+    denoiser.latent_choice = draws.latents
     targets = linear_layers(denoiser.unet) if lora.targets == "all-linear" else lora.targets
     model = denoiser.unet = add_adapters(
         denoiser.unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets
@@ -74,8 +84,9 @@ def tune_denoiser(
     with Progress("training", total, "steps") as progress:
         for step in range(total):
             members = [groups[i] for i in order.batch(step)]
-            seed = (settings.seed * 1_000_003 + step) * draws
-            batch = DrawnBatch(denoiser, members, read, empty_prompts, range(seed, seed + draws))
+            seed = (settings.seed * 1_000_003 + step) * draws.number
+            seeds = range(seed, seed + draws.number)
+            batch = DrawnBatch(denoiser, members, read, draws.empty_prompts, seeds)
             backward = _backward_of_all_draws if objective.coupled else _backward_by_draw
             sums, state = backward(batch, objective, state)
             means = {name: (value.total / value.count).item() for name, value in sums.items()}

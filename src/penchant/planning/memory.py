@@ -18,15 +18,13 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.allocator import malloc_settings
 from penchant.engine.heap import Heap, has_holes
-from penchant.engine.kernels.linear_log_probs import linear_log_probs
-from penchant.engine.kernels.output_layer import LowRank
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
-from penchant.engine.output_head import lora_rank
+from penchant.engine.output_head import linear_head_memory
 from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.models.multimodal import text_config
 from penchant.planning.model import ModelSpec, blank_model, meta_reference, read_shape, shallow
-from penchant.training.moving_reference import copy_trained_weights
+from penchant.training.model import copy_trained_weights
 from penchant.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
@@ -317,28 +315,15 @@ def _count_steps(
 
 
 def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) -> int:
-    """The most the output head works with for so many targets; its inputs and its weight's gradient are left out.
+    """The most bytes that the output head works with for so many targets; 0 where a scorer has none, or is padded.
 
     Args:
-        scorer: on any device; only the shape of its head is looked at. 0 where it has none, or is run padded.
+        scorer: on any device; only the shape of its head is looked at.
     """
     inner = getattr(scorer, "_inner", (scorer,))[0]
     if not isinstance(inner, TreeScorer):
         return 0
-    head = inner.model.get_output_embeddings()
-    like, rank = head.weight, lora_rank(head)
-    compute = torch.bfloat16 if dtype == "bfloat16" else like.dtype
-    with track_memory() as tracker:
-        weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
-        ids = torch.empty(targets, dtype=torch.int64, device=device)
-        hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
-        low, up = (torch.empty(n, rank, dtype=compute, device=device, requires_grad=True) for n in (targets, len(like)))
-        adapter = LowRank(low, up) if rank else None
-        tracker.reset()
-        inputs = tracker.live
-        linear_log_probs(hidden, weight, None, ids, adapter=adapter).sum().backward()
-        gradients = sum(parameter.grad.nbytes for parameter in (weight, up) if parameter.grad is not None)
-        return max(0, tracker.peak - inputs - gradients)
+    return linear_head_memory(inner.model.get_output_embeddings(), targets, device, dtype)
 
 
 def _targets(groups: MicroBatch) -> int:

@@ -16,7 +16,6 @@ from penchant.engine.scoring import PACKING_WINDOW
 from penchant.planning.memory import MicroBatch, PeakBatches
 from penchant.training.batches import Order
 from penchant.training.inputs import Inputs
-from penchant.training.references import reference_sources
 
 STEPS = 512
 """Steps that are looked at; of a longer run, so many evenly spread ones stand for all."""
@@ -57,7 +56,7 @@ class Workload:
     @property
     def references(self) -> list[str | None]:
         """Models asked before training; none where candidates are drawn while it goes on."""
-        return [] if self.config.candidates == "sampled" else reference_sources(self.config)
+        return [] if self.config.candidates == "sampled" else self.config.reference_sources
 
     @property
     def tokens(self) -> float:

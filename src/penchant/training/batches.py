@@ -61,7 +61,12 @@ class StepBatch:
 
 
 class BatchSource(Protocol):
-    """Where the groups of each step come from: the data, or fresh samples of the policy."""
+    """The groups of each step: the data's own, or fresh samples of the policy."""
+
+    @property
+    def order(self) -> Order:
+        """The order of the groups, or of the prompts; it says how many steps an epoch has."""
+        ...
 
     def batch(self, step: int) -> StepBatch:
         """The groups of a 0-based step."""

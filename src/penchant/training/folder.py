@@ -36,7 +36,6 @@ from penchant.errors import ConfigError
 from penchant.evaluation.held_out import recorded_day, today, tokenizers
 from penchant.storage.files import read_record, write_atomically
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
-from penchant.training.references import reference_sources
 
 
 def on_one_day(config: RunConfig) -> RunConfig:
@@ -64,7 +63,7 @@ def run_writes_today(config: RunConfig) -> bool:
 def _models(config: RunConfig) -> list[tuple[str, str | None]]:
     template = config.data.chat_template
     models: list[tuple[str, str | None]] = [
-        (source, template) for source in dict.fromkeys([config.model, *reference_sources(config)]) if source
+        (source, template) for source in dict.fromkeys([config.model, *config.reference_sources]) if source
     ]
     if config.reward is not None and config.reward.model is not None:
         models.append((config.reward.model, None))

@@ -30,7 +30,6 @@ from penchant.training.needs import (
     filter_learnable_groups,
     fit_state,
 )
-from penchant.training.references import reference_sources
 from penchant.training.sampled import prompts_to_answer
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def tokenize_inputs(
     train, held_out, notes = parts.train, parts.held_out, parts.notes
     held_out_source = data.held_out if isinstance(data.held_out, str) else data.train
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.built_objective, len(reference_sources(config)))
+        _check_metric(config.evaluation.metric, config.built_objective, len(config.reference_sources))
     if config.candidates == "given":
         train = filter_learnable_groups(config, _scored(config, train, tell), "training", data.train, notes)
     if held_out:
@@ -207,7 +206,7 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     check_models(config)
     check_references(config)
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.built_objective, len(reference_sources(config)))
+        _check_metric(config.evaluation.metric, config.built_objective, len(config.reference_sources))
     train_groups = train if config.candidates == "given" else []
     for name, groups in (("training", train_groups), ("held-out", held_out)):
         if groups:

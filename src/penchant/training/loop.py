@@ -24,7 +24,7 @@ from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
 from penchant.progress import Progress
 from penchant.training.backward import Batch, Result, backward, objective_inputs, score_batch
-from penchant.training.batches import BatchSource, Order, Split
+from penchant.training.batches import BatchSource, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines, direction
 from penchant.training.moving_reference import MovingReference
@@ -55,7 +55,6 @@ class Loop:
     Args:
         scorer: the policy; sharded over the world where there are several processes.
         source: the groups of each step.
-        order: of the training groups; says how many steps an epoch has.
         state: what the objective remembers before the first step.
         held_out: groups and references; may be empty.
         moving_reference: becomes the policy at each best evaluation; None where the references stay.
@@ -67,26 +66,24 @@ class Loop:
         config: RunConfig,
         scorer: Scorer,
         source: BatchSource,
-        order: Order,
         state: State,
         held_out: Split,
         moving_reference: MovingReference | None,
         world: World,
-        folder: Path,
         save_best: Callable[[], None],
     ) -> None:
         settings = config.training
-        self.config, self.scorer, self.world, self.folder = config, scorer, world, folder
-        self.source, self.order, self.objective_state = source, order, state
+        self.config, self.scorer, self.world, self.folder = config, scorer, world, Path(config.output)
+        self.source, self.objective_state = source, state
         self.held_out, self.save_best = held_out, save_best
         self.moving_reference = moving_reference
         self.objective: Objective = config.built_objective
-        self.total = settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
+        self.total = settings.max_steps or max(1, round(settings.epochs * source.order.steps_per_epoch))
         self.optimizer = build_optimizer(scorer, settings, config.head.weight_decay)
         self.state = LoopState()
-        self.checkpoints = Checkpoints(folder / "checkpoints", world, config.checkpoints.keep)
-        self.metrics = JsonLines(folder / "metrics.jsonl")
-        self.timing = JsonLines(folder / "timing.jsonl")
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", world, config.checkpoints.keep)
+        self.metrics = JsonLines(self.folder / "metrics.jsonl")
+        self.timing = JsonLines(self.folder / "timing.jsonl")
 
     def resume(self) -> None:
         """Go back to the last complete checkpoint, or to the start where there is none."""
@@ -277,7 +274,7 @@ class Loop:
         means = {name: total / count for name, (total, count) in state.sums.items() if count}
         state.sums = {}
         if self.world.is_main:
-            epoch = round(state.step / self.order.steps_per_epoch, 4)
+            epoch = round(state.step / self.source.order.steps_per_epoch, 4)
             line = {"step": state.step, "epoch": epoch, **means, "grad_norm": norm, "learning_rate": rate}
             self.metrics.write({**line, "num_tokens": state.tokens})
             self.timing.write({"step": state.step, "seconds": seconds, "tokens_per_second": tokens / seconds})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from penchant.config.run import RunConfig
 from penchant.data.special_tokens import SpecialTokens
@@ -144,6 +145,11 @@ def adapt(config: RunConfig, policy: Policy) -> None:
         )
     if config.training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def copy_trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of every trained parameter, by its name."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def add_head(config: RunConfig, policy: Policy, scorer: LanguageScorer) -> HeadedScorer:

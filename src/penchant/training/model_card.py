@@ -24,7 +24,6 @@ from penchant.models.model_kind import ModelKind, model_kind
 from penchant.models.saving import stored_types
 from penchant.storage.files import read_record, write_atomically
 from penchant.training.model_source import ModelSource, describe_source
-from penchant.training.references import reference_sources
 
 
 def held_out_rows(start_metrics: Mapping[str, Any], final_metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -243,7 +242,7 @@ def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
     rows = [("starting model", base.name), ("method", f"`{method_name(config)}`")]
     if hyper_parameters:
         rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in hyper_parameters.items())))
-    names = [base.name if source is None else describe_source(source).name for source in reference_sources(config)]
+    names = [base.name if source is None else describe_source(source).name for source in config.reference_sources]
     if names:
         names[0] += " (replaced by the policy at each best evaluation)" if config.reference_update == "best" else ""
         rows.append(("reference" if len(names) == 1 else "references", ", ".join(names)))

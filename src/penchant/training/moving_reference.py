@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penchant.config.run import TrainingConfig
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
 from penchant.engine.scoring import Scorer, score_groups
 from penchant.training.batches import References
+from penchant.training.model import copy_trained_weights
 
 
 class MovingReference:
@@ -84,8 +85,3 @@ class MovingReference:
                 policy = parameter.detach().clone()
                 parameter.copy_(self._weights[name])
                 self._weights[name].copy_(policy)
-
-
-def copy_trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of every trained parameter, by its name."""
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}

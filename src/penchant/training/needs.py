@@ -14,7 +14,6 @@ from penchant.errors import ConfigError, DataError
 from penchant.models.loading import adapter_base, context_length, load_config, load_tokenizer
 from penchant.models.model_kind import model_kind, require_language_model
 from penchant.objectives import FittedObjective, Groups, State
-from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +66,7 @@ def check_models(config: RunConfig) -> list[str]:
     if config.built_objective.needs.trains == "log_probs":
         require_language_model(config.model)
     if config.built_objective.needs.references:
-        for source in filter(None, reference_sources(config)):
+        for source in filter(None, config.reference_sources):
             require_language_model(source)
     heads = model_kind(config.model).heads
     if not heads:
@@ -144,7 +143,7 @@ def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, 
         PenchantError: its tokenizer is another, its context is too short, or it is not there.
     """
     ours = tokenizer.get_vocab()
-    for source in filter(None, reference_sources(config)):
+    for source in filter(None, config.reference_sources):
         theirs = load_tokenizer(source).get_vocab()
         differing = [token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token) != ours[token]]
         if differing:

@@ -18,13 +18,6 @@ Table = list[list[float]]
 """[groups][candidates] summed log-probs, nats."""
 
 
-def reference_sources(config: RunConfig) -> list[str | None]:
-    """The references' folders or hub ids, in order; None is the model training starts from."""
-    if not config.built_objective.needs.references:
-        return []
-    return list(config.references) or [config.reference]
-
-
 def reference_tables(
     config: RunConfig, groups: Sequence[TokenizedGroup], longest: int, world: World, tell: Callable[[str], None]
 ) -> list[Table | None]:
@@ -37,7 +30,7 @@ def reference_tables(
         longest: tokens of prompt + response the policy reads; a borrowed response is cut there.
     """
     tables: list[Table | None] = []
-    for source in reference_sources(config):
+    for source in config.reference_sources:
         if source is not None and groups:
             tables.append(_table(config, source, groups, longest, world, tell))
         else:
@@ -58,7 +51,7 @@ class LiveReference:
     ) -> None:
         self._settings, self._world, self._tell = config.training, world, tell
         self._temperature = config.sampling.temperature
-        (source,) = reference_sources(config)
+        (source,) = config.reference_sources
         self._adapters = model.policy.adapters if source is None else None
         self._policy = model.scorer
         self._frozen: FrozenModel | None = None

@@ -22,7 +22,6 @@ from penchant.evaluation.statistics import Estimate
 from penchant.storage.files import disk_errors, read_record, read_records, write_atomically
 from penchant.training.inputs import read_inputs
 from penchant.training.model_card import held_out_rows, metric_text, write_model_card
-from penchant.training.references import reference_sources
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -125,7 +124,7 @@ def _held_out(
     config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell, note: Tell
 ) -> tuple[PreferenceReport, PreferenceReport]:
     world, reading = World(0, 1, local_device()), Reading.of_run(config)
-    sources = reference_sources(config)
+    sources = config.reference_sources
     reference = (sources[0] or config.model) if sources else None
     beta = float(getattr(config.built_objective, "beta", 0.1))
     reports = []

@@ -189,23 +189,20 @@ def _prepare(
         log_probs = torch.zeros(len(fitting.groups), _widest(fitting))
         _, reference, facts = objective_inputs(log_probs, fitting.groups, fitting.references)
         state = fit_state(config.built_objective, reference, facts, state)
-    folder = Path(config.output)
     source: BatchSource
     if config.candidates == "sampled":
         source = _sampled(config, inputs, tokenizer, model, world, tell)
-        order = source.order
     else:
-        order = Order(train_end, settings.batch_size, settings.seed, settings.shuffle)
-        source = FixedDataset(train, order)
+        source = FixedDataset(train, Order(train_end, settings.batch_size, settings.seed, settings.shuffle))
 
     moving = MovingReference(model.scorer, settings, world) if config.reference_update == "best" else None
 
     def save_best() -> None:
-        (folder / "best").mkdir(exist_ok=True)
-        model.save(folder / "best", world)
+        folder = Path(config.output) / "best"
+        folder.mkdir(exist_ok=True)
+        model.save(folder, world)
 
-    loop = Loop(config, model.scorer, source, order, state, held_out, moving, world, folder, save_best)
-    return loop, model
+    return Loop(config, model.scorer, source, state, held_out, moving, world, save_best), model
 
 
 def _sampled(
