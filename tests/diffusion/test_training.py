@@ -136,7 +136,7 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
 def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, monkeypatch):
     """A step's two draws of its two groups are one batch, in each of three steps."""
     told, true = [], module.group_tensors
-    monkeypatch.setattr(module, "group_facts", lambda groups, *more: told.append(len(groups)) or true(groups, *more))
+    monkeypatch.setattr(module, "group_tensors", lambda groups, *more: told.append(len(groups)) or true(groups, *more))
     _, metrics = tuned(stable_diffusion, tmp_path, objective)
     assert told == [4] * 3
     assert all(math.isfinite(each["loss"]) for each in metrics)

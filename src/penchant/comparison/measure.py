@@ -1,11 +1,11 @@
-"""What is measured of a trained model: held-out preferences and fresh samples, against one fixed reference.
+"""The measurement of a trained model: held-out preferences and fresh samples, against one fixed reference.
 
-The reference is the model the comparison starts from, whatever the method's own references, so that every model is
-measured by the same yardstick.
+The reference is the model that the comparison starts from, whatever references a method has, so that the metrics of
+all models are comparable.
 
 Also in this module:
 
-- The prompts fresh samples answer: those of measured groups, with room for an answer in the model's context.
+- The prompts of fresh samples: those of measured groups, with room for an answer in the model's context.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 def prompts_to_sample(
     model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure, tell: Callable[[str], None]
 ) -> list[Text]:
-    """The first `settings.samples` of them, in the order of the data; reads the model's tokenizer, not its weights.
+    """The first `settings.samples` prompts to sample from, in the order of the data; reads no weights.
 
-    Left out, and told, are prompts whose groups are all dropped (as too long, most often), and those that with
-    `max_new_tokens` are longer than the context.
+    Prompts whose groups are all dropped (mostly as too long), and those that with `max_new_tokens` are longer than the
+    context, are left out with a message.
 
     Raises:
-        ConfigError: samples are asked for, and no prompt is left.
+        ConfigError: no prompt is left to sample from.
     """
     all_prompts = distinct_prompts(held_out)
     if not settings.samples or not all_prompts:
@@ -90,7 +90,7 @@ def prompts_to_sample(
 
 
 RATIO_METRICS = ("accuracy", "margin", "auc", *ORDER_METRICS)
-"""Of log pi - log start, which the start has none of."""
+"""Metrics of log pi - log start, which the start does not have."""
 
 _SCORE_NAMES = {"": "log pi - log start", "log_prob_": "summed log-prob", "mean_log_prob_": "log-prob per token"}
 
@@ -117,20 +117,20 @@ DEFINITIONS = {
     "words": "mean words of a fresh sample",
     "win_rate": "share of prompts where the judge prefers this model's sample (a tie is half), asked in both orders",
 }
-"""Each metric in one line; pair metrics are a mean over a group's pairs, then over groups."""
+"""Metric -> its definition in one line; pair metrics are a mean over a group's pairs, then over groups."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's numbers.
+    """The results of one model.
 
     Attributes:
         metrics: name -> value over all prompts.
-        values: name -> "group 7" or "sample 7" -> value; numbers are places in the held-out data and among its prompts.
+        values: name -> "group 7" or "sample 7" -> value, by index in the held-out data and among its prompts.
         samples: prompt number -> the model's fresh response.
-        judge: what the judge said, counted; empty without one.
-        by: what the numbers were measured by, as `Measurement.by`.
-        asked: who judged against which samples; empty where nobody did.
+        judge: counts of the judge's verdicts; empty without a judge.
+        by: settings of the measurement, as `Measurement.by`.
+        asked: the judge and the samples that it compared with; empty without a judge.
     """
 
     metrics: dict[str, float]
@@ -143,7 +143,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class JudgeOpponent:
-    """Whose samples the judge compares with: `name` is the start's or a cell's folder's."""
+    """The model whose samples the judge compares with: `name` is ``start`` or that of a cell's folder."""
 
     name: str
     samples: dict[str, str]
@@ -156,11 +156,11 @@ class JudgeOpponent:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How every model of a comparison is measured.
+    """The measurement of every model of a comparison.
 
     Attributes:
-        base: the run all cells start from: its model is the reference.
-        held_out: the groups.
+        base: the run that all cells start from; its model is the reference.
+        held_out: the measured groups.
     """
 
     base: RunConfig
@@ -170,7 +170,7 @@ class Measurement:
 
     @cached_property
     def by(self) -> dict[str, Any]:
-        """What a model's numbers come from besides the model and the data: under another, they are others."""
+        """The settings that decide a model's results besides the model and the data."""
         settings = self.settings
         numbers = {name: getattr(settings, name) for name in ("samples", "max_new_tokens", "temperature")}
         texts = json.dumps([as_text(prompt) for prompt in self.prompts])
@@ -178,7 +178,7 @@ class Measurement:
         return {**numbers, "prompts": prompts, "reward": None if self._reward is None else self._reward.name}
 
     def open(self) -> None:
-        """Load the reward, read the judge's template and the prompts; what is wrong is told before any training."""
+        """Load the reward, the judge's template and the prompts, so that errors come before any training."""
         _ = self.by, self.judge_name
 
     @cached_property
@@ -187,15 +187,15 @@ class Measurement:
 
     @cached_property
     def prompts(self) -> list[Text]:
-        """What fresh samples answer."""
+        """The prompts of the fresh samples."""
         return prompts_to_sample(self.base.model, self.held_out, self._reading, self.settings, self.tell)
 
     def measure(self, model: str, seed: int) -> Measured:
-        """Measure a model but for its win rate.
+        """The results of a model without its win rate.
 
         Args:
-            model: its folder.
-            seed: of the samples: the same for all models of a seed.
+            model: the model's folder.
+            seed: seed of the samples.
         """
         held_out, fresh = self._score(model, seed)
         metrics, values = pair_values(names(self.held_out, [entry.group for entry in held_out]), held_out)
@@ -213,9 +213,9 @@ class Measurement:
         return Measured(metrics, values, samples, by=self.by)
 
     def judged(self, result: Measured, opponent: JudgeOpponent | None) -> Measured:
-        """The same with its win rate against the rival's samples, or with none where nobody is to be compared with.
+        """The result with its win rate against the opponent's samples; without one where there is no opponent.
 
-        What was answered before is not asked again: where all was, the very same object is returned.
+        Earlier verdicts are reused: where all are there, the same object is returned.
         """
         question: dict[str, str] = {}
         if self._judge is not None and opponent is not None and result.samples:
@@ -231,7 +231,7 @@ class Measurement:
         return replace(result, metrics=metrics, values=values, judge=judge, asked=question)
 
     def _score(self, model: str, seed: int) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
-        """The held-out groups and fresh samples, under the model and under the start; one in memory at a time."""
+        """Held-out groups and fresh samples scored by the model and by the start, one of them in memory at a time."""
         reading, world = self._reading, World(0, 1, local_device())
         policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
@@ -240,13 +240,13 @@ class Measurement:
         log_probs = policy.log_probs([*held_out, *fresh], *budget)
         del policy
         start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template, reading.rendering)
-        # The very tokens that were drawn: a text tokenized again may be others, and one that was cut has no end.
+        # The sampled token ids: a text tokenized again may give others, and a cut one has no end.
         start_log_probs = start.log_probs([*start.retokenize(held_out, reading.truncation), *fresh], *budget)
         scored = scored_groups([*held_out, *fresh], log_probs, start_log_probs)
         return scored[: len(held_out)], scored[len(held_out) :]
 
     def _draw(self, policy: FrozenModel, seed: int) -> list[TokenizedGroup]:
-        """A fresh response to each prompt, as a group of its own."""
+        """A group with one fresh response for each prompt."""
         settings, tokenizer = self.settings, policy.tokenizer
         if not self.prompts:
             return []
@@ -267,7 +267,7 @@ class Measurement:
         if not fresh:
             return {}
         numbers = {"words": [float(len(_text(entry).split())) for entry in fresh]}
-        if self.settings.temperature == 1:  # Else the samples are of another distribution than pi.
+        if self.settings.temperature == 1:  # Otherwise the samples are not from pi.
             numbers["kl"] = [entry.log_probs[0] - (entry.reference_log_probs or (0.0,))[0] for entry in fresh]
         if self._reward is not None:
             rewards = self._reward(self.prompts, [[_text(entry)] for entry in fresh])

@@ -1,4 +1,4 @@
-"""Each held-out group's own numbers, which a comparison pairs between models."""
+"""Values of every held-out group, which a comparison pairs between models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from penchant.evaluation.preferences import ScoredGroup
 from penchant.evaluation.statistics import roc_auc
 
 Values = dict[str, dict[str, float]]
-"""Metric -> what was measured, a held-out group or a fresh sample -> value."""
+"""Metric -> name of a held-out group or a fresh sample -> value."""
 
 
 def names(groups: Sequence[PreferenceGroup], subset: Sequence[PreferenceGroup]) -> list[str]:
-    """A name for each kept group: its place among all, in whose order they are. Ids are the data's and may repeat."""
+    """Names of a subset of groups, by their index among all groups; ids in the data may repeat."""
     entries = iter(enumerate(groups))
     return [next(name_of_group(i) for i, group in entries if group is group_of_subset) for group_of_subset in subset]
 
@@ -26,12 +26,12 @@ def name_of_group(index: int) -> str:
 
 
 def is_pooled(metric: str) -> bool:
-    """Whether it is of all pairs at once: no mean over groups, so there is nothing to pair by prompt."""
+    """Whether a metric is computed over all pairs at once, so that it has no values by group."""
     return metric.endswith("auc")
 
 
 def first_of_prompt(groups: Sequence[PreferenceGroup]) -> dict[str, str]:
-    """Each group's name -> that of the first group of its prompt."""
+    """Name of a group -> name of the first group of its prompt."""
     name_by_prompt: dict[str, str] = {}
     return {
         name_of_group(index): name_by_prompt.setdefault(as_text(group.prompt), name_of_group(index))
@@ -40,7 +40,7 @@ def first_of_prompt(groups: Sequence[PreferenceGroup]) -> dict[str, str]:
 
 
 def pair_values(names: Sequence[str], scored: Sequence[ScoredGroup]) -> tuple[dict[str, float], Values]:
-    """Pooled AUCs, and each group's accuracy and margin by every score; groups without a pair are left out."""
+    """Pooled AUCs, and accuracy and margin of every group by every score; groups without a pair are left out."""
     metrics: dict[str, float] = {}
     values: Values = {}
     entries = {name: entry for name, entry in zip(names, scored, strict=True) if entry.group.pairs}
@@ -66,7 +66,7 @@ def pair_values(names: Sequence[str], scored: Sequence[ScoredGroup]) -> tuple[di
 
 
 def _orders(entries: dict[str, ScoredGroup], score_of: Callable[[ScoredGroup], Sequence[float]]) -> Values:
-    """Of the groups whose whole order is known; nothing where there are none."""
+    """Metrics of orders for the groups whose whole order is known."""
     values: Values = {}
     for name, entry in entries.items():
         worth = known_worth(entry.group)

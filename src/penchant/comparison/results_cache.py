@@ -1,9 +1,9 @@
-"""measured.json: a model's numbers in its folder, good for as long as what they were measured by is the same.
+"""measured.json: a model's metrics in its folder, valid while the settings of the measurement are the same.
 
 Also in this module:
 
-- What a comparison comes to.
-- What a comparison's models and files hold, recorded by their hashes, and refused where they are others now.
+- The results of a comparison.
+- Hashes of a comparison's models and files, and an error where they changed.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_
 HASHES_FILE = "origins.json"
 
 START = ("model", "data.chat_template")
-"""What the start and its numbers come from; all else is a cell's own."""
+"""Keys of the starting model's inputs; other keys belong to a cell."""
 
 
 @dataclass
 class InputHashes:
-    """A comparison's record of them.
+    """The recorded hashes of a comparison's models and files.
 
     Attributes:
-        hashes: taken so far, by key and path; a reference is often that of many cells.
+        hashes: (key, path) -> hash taken so far; many cells may share a reference.
     """
 
     folder: Path
     hashes: dict[tuple[str, str], Input] = field(default_factory=dict)
 
     def check(self, base: RunConfig, cells: Sequence[Planned]) -> None:
-        """Refuse where the start, or what a begun cell was trained with, is another now; else record the start.
+        """Check the recorded hashes of the start and of started cells, and record the start.
 
         Raises:
-            ConfigError: it is.
+            ConfigError: the start, or an input of a started cell, has changed.
         """
         record, start = self._record(), self._hashes(base, START)
         if changes := changed_inputs(record["start"], start):
@@ -65,7 +65,7 @@ class InputHashes:
         self._write({**record, "start": start})
 
     def note(self, planned: Planned) -> None:
-        """Record what a cell comes from, where it is only begun now."""
+        """Record the hashes of a cell's inputs before it is started."""
         if not _is_started(planned):
             record = self._record()
             record["cells"][planned.folder.name] = self._of_cell(planned)
@@ -75,7 +75,7 @@ class InputHashes:
         file = self.folder / HASHES_FILE
         fix = "put the whole file back, or name a new folder: output=DIR"
         record = read_record(file, (), fix) if file.exists() else {}
-        # What an older Penchant recorded is hashed otherwise, and says nothing here.
+        # Records of an older Penchant were hashed differently and cannot be compared.
         return record if record.get("scheme") == SCHEME else {"scheme": SCHEME, "start": {}, "cells": {}}
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -105,9 +105,9 @@ class Cell:
 
     Attributes:
         values: metric -> held-out group or fresh sample -> value.
-        sources: held-out group -> where the data says it comes from.
+        sources: held-out group -> its source in the data.
         samples: prompt number -> the model's fresh response.
-        judge: what the judge said of them, counted.
+        judge: counts of the judge's verdicts on them.
     """
 
     method: str
@@ -127,7 +127,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, and how to read them.
+    """All cells of a comparison, with what is needed to report them.
 
     Attributes:
         prompts: held-out group -> the first group of the same prompt.
@@ -150,7 +150,7 @@ RESULTS_FILE = "measured.json"
 
 
 def check_cached_results(folders: Iterable[Path], measurement: Measurement) -> None:
-    """Refuse numbers that were measured otherwise and cannot be measured again, for want of their weights."""
+    """Refuse results of other settings that cannot be measured again because the weights were deleted."""
     measurement.open()
     stale = [
         (folder, changes)
@@ -169,7 +169,7 @@ def check_cached_results(folders: Iterable[Path], measurement: Measurement) -> N
 def load_or_measure(
     folder: Path, measurement: Measurement, model: str, seed: int, opponent: JudgeOpponent | None
 ) -> Measured:
-    """From its file, measured or judged again where that was done otherwise, and written there."""
+    """A model's results from its file, measured or judged again where the settings differ, and written there."""
     file = folder / RESULTS_FILE
     changes = _changed_settings(folder, measurement)
     if changes:
@@ -187,15 +187,15 @@ def load_or_measure(
 
 
 def throw_away_weights(folder: Path) -> None:
-    """Delete all of a run's weights: the last, the best, and the checkpoints'."""
+    """Delete all weights of a run: final, best, and checkpoints."""
     for file in folder.rglob("*.safetensors"):
         file.unlink()
-    # A checkpoint without its weights would be a damaged one.
+    # A checkpoint without its weights would be reported as damaged.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _changed_settings(folder: Path, measurement: Measurement) -> str:
-    """What a folder's numbers were measured with that is another now, in words; empty where there is nothing."""
+    """The settings that differ from those of a folder's results, as text; empty where none does."""
     file = folder / RESULTS_FILE
     if not file.exists():
         return ""

@@ -1,8 +1,8 @@
-"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together.
+"""The run of a comparison: missing cells are trained and measured, and all are collected.
 
 Also in this module:
 
-- The day that chat templates write as today's in all cells of a comparison, also those that are added later.
+- The date that chat templates write as today's in all cells of a comparison, including cells that are added later.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from penchant.training.run import train
 
 
 def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
-    """Whether two runs have the same keys, but for the date where one of them names none."""
+    """Whether two runs have the same keys, except for a date that only one of them sets."""
     days = {_data(values).get("date") for values in (earlier, current)} - {None}
     undated = [{**values, "data": {**_data(values), "date": None}} for values in (earlier, current)]
     return undated[0] == undated[1] and len(days) < 2
@@ -54,13 +54,13 @@ def _data(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_one_day(bench: Bench, where: str) -> Bench:
-    """The comparison with `base.data.date`: its own, else that it was begun with, else today where a template needs it.
+    """The comparison with `base.data.date` set: as configured, else as recorded, else today where a template writes it.
 
     Args:
         where: the configuration's file, for errors.
 
     Raises:
-        ConfigError: what is wrong with any method.
+        ConfigError: all errors in the methods.
     """
     configs = configurations(bench, where)
     if configs[0].data.date is not None:
@@ -79,14 +79,14 @@ Tell = Callable[[str], None]
 
 
 def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comparison:
-    """Run a comparison into its folder; one that was interrupted goes on where it stopped.
+    """Run a comparison; running an interrupted one again resumes where it stopped.
 
     Args:
         where: the configuration's file, for errors.
         tell: called with lines for people.
 
     Raises:
-        PenchantError: the configuration, data or model is at fault; every cell is checked before the first is trained.
+        PenchantError: the configuration, data or model is invalid; all cells are checked before any is trained.
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     if not is_single_process():
@@ -121,12 +121,12 @@ def _compare(bench: Bench, where: str, tell: Tell) -> Comparison:
 
 @dataclass
 class _Ran:
-    """The cells that were trained and measured so far.
+    """The progress of a comparison.
 
     Attributes:
         starts: the starting model's numbers by seed.
-        done: cells by their folder.
-        baselines: whom the judge compares with, by size and seed, once it is known.
+        cells_by_folder: trained and measured cells.
+        baselines: (size, seed) -> the baseline's samples, which the judge compares with, once they are there.
     """
 
     bench: Bench
@@ -139,7 +139,7 @@ class _Ran:
     notices: list[str] = field(default_factory=list)
 
     def all(self, cells: Sequence[Planned]) -> None:
-        """The baseline's first, for the judge compares the others with them."""
+        """Train and measure all cells, the baseline's first: the judge compares the others with them."""
         label = self.bench.baseline
         ordered = sorted(cells, key=lambda cell: cell.variant.method.label != label)
         # The baseline is the first variant of its method.
@@ -164,7 +164,7 @@ class _Ran:
                 progress.advance(1, planned.folder.name)
 
     def _within_trials(self, ordered: Sequence[Planned]) -> list[Planned]:
-        """The cells of as many variants as the budget has trials: a variant is tried with all its seeds and sizes."""
+        """The cells of as many variants as the budget has trials; a trial is a variant with all seeds and sizes."""
         trials = None if self.bench.search is None else self.bench.search.budget.trials
         trial_names = list(dict.fromkeys(cell.variant.name for cell in ordered))[:trials]
         trial_cells = [cell for cell in ordered if cell.variant.name in trial_names]
@@ -181,7 +181,7 @@ class _Ran:
             self.notices.append(f"no win rates {cell_text}: the baseline's cell failed")
 
     def _opponent(self, planned: Planned, is_baseline: bool) -> JudgeOpponent | None:
-        """Whose samples the judge compares this cell's with; None for the baseline's own, and where that has failed."""
+        """The samples that the judge compares a cell's with; None for the baseline itself, and where that failed."""
         if self.bench.measure.against == START or self.bench.baseline == START:
             return JudgeOpponent(START, self.starts[planned.seed].samples)
         return None if is_baseline else self.baselines.get((planned.size, planned.seed))
@@ -207,7 +207,11 @@ def _assemble(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _Ran)
 
 
 def _record_config(folder: Path, bench: Bench, where: str) -> None:
-    """The folder is this comparison's; more methods, seeds or sizes, or other measures, may be asked for later."""
+    """Write compare.yaml; methods, seeds, sizes and measures may be added to a recorded comparison.
+
+    Raises:
+        ConfigError: the folder holds a comparison with another base.
+    """
     file = folder / "compare.yaml"
     if file.exists():
         recorded = read_yaml(file)
@@ -232,7 +236,7 @@ def _cell(
             train(planned.config, resume=(folder / "run.json").exists())
             write_atomically(folder / "cost.json", json.dumps(cost_of(folder)))
         except DiskFullError:
-            # Every further cell would fail of it, and none of them for a reason of its method's.
+            # Every further cell would fail too, and not because of its method.
             raise
         except TrainingError as error:
             failed = error.what
@@ -262,7 +266,7 @@ def _cell(
 
 
 def _same_run(planned: Planned) -> None:
-    """Refuse numbers that another configuration was measured with; the comparison's folder may have been moved."""
+    """Refuse a cell that was trained with another configuration; the comparison's folder may have been moved."""
 
     def content(values: dict[str, Any]) -> dict[str, Any]:
         paths = {key: values["data"].get(key) for key in ("train", "held_out", "reference_held_out")}
@@ -301,7 +305,7 @@ def _start_cell(result: Measured, seed: int, size: int, folder: Path) -> Cell:
 
 
 def _check_primary(bench: Bench, start: Measured) -> None:
-    # Of orders, what the start has of its log-probs the others have of their log-ratios.
+    # Metrics of log-ratios: the start has those of its log-probs instead.
     ratios = {name for name in RATIO_METRICS if f"log_prob_{name}" in start.metrics}
     judged = ["win_rate"] if bench.measure.judge and bench.measure.samples else []
     names = {*start.metrics, *ratios, *judged} - NO_VERDICT.keys()
@@ -318,7 +322,7 @@ def _check_primary(bench: Bench, start: Measured) -> None:
 
 
 def _budget_spent(bench: Bench, tokens: float, start_time: float) -> str | None:
-    """Why no new cell is begun, if so."""
+    """The reason to start no further cell; None within the budget."""
     if bench.search is None:
         return None
     budget = bench.search.budget
@@ -340,7 +344,7 @@ def _judge_results(cells: Sequence[Cell]) -> dict[str, Any] | None:
 
 
 def _notices(bench: Bench, cells: Sequence[Cell]) -> list[str]:
-    """What went wrong or was left out, a line each."""
+    """Lines on failed cells, repeated variants, and metrics that were not measured."""
     measure = bench.measure
     lines = repeats(bench) + [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed]
     if measure.samples and measure.temperature != 1:

@@ -1,8 +1,8 @@
-"""A comparison's files: compare.json, compare.md, compare.tex, compare.html; and the table people see.
+"""A comparison's files: compare.json, compare.md, compare.tex, compare.html; and the terminal's table.
 
 Also in this module:
 
-- A comparison's pictures: reward against KL, the primary metric by data size, training curves.
+- A comparison's figures: reward against KL, the primary metric by data size, training curves.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """Those that there is something to show for."""
+    """The figures for which there are values."""
     return [*_frontier(summary), *_sizes(summary), *_curves(summary)]
 
 
 def _frontier(summary: Summary) -> list[Figure]:
-    """At the largest size: a line joins a method's variants, as in a sweep of beta."""
+    """Reward against KL at the largest size; a line joins a method's variants, as in a sweep of beta."""
     points: dict[str, list[FrontierPoint]] = {}
     for row in _largest(summary):
         reward, kl = row.metrics.get("reward"), row.metrics.get("kl")
@@ -62,7 +62,7 @@ def _sizes(summary: Summary) -> list[Figure]:
 
 
 def _curves(summary: Summary) -> list[Figure]:
-    """Means over the seeds that have a step, at the largest size."""
+    """Training curves at the largest size: means over the seeds that have a step."""
     figures = []
     units = {"loss": "nats", "rewards/margins": "nats", "eval_rewards/accuracies": "share of pairs"}
     for name, unit in units.items():
@@ -116,7 +116,7 @@ def write_comparison(
 
 
 def render(summary: Summary) -> RichTable:
-    """Variants as rows: the main metrics, and the verdict."""
+    """The terminal's table: variants as rows, the main metrics and the verdict as columns."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -130,7 +130,7 @@ def render(summary: Summary) -> RichTable:
 
 
 def reading_note(summary: Summary) -> str:
-    """How to read the table."""
+    """The note on how to read the table."""
     comparison = summary.comparison
     baseline = "the starting model" if comparison.baseline == START else comparison.baseline
     return HOW.format(
@@ -142,7 +142,7 @@ def reading_note(summary: Summary) -> str:
 
 
 def estimate_text(estimate: Estimate | None) -> str:
-    """Value and interval, for people."""
+    """An estimate's value and interval as text."""
     if estimate is None or math.isnan(estimate.value):
         return ""
     if math.isnan(estimate.low):
@@ -151,7 +151,7 @@ def estimate_text(estimate: Estimate | None) -> str:
 
 
 def difference_text(row: Row) -> str:
-    """The difference from the baseline with its corrected interval."""
+    """The difference from the baseline with its corrected interval as text."""
     if row.verdict is None or math.isnan(row.verdict.difference.value):
         return ""
     verdict = row.verdict
@@ -175,7 +175,7 @@ def _cells(summary: Summary, names: Sequence[str]) -> list[list[str]]:
 
 
 def to_markdown(summary: Summary) -> str:
-    """A pipe table, how to read it, and every metric's definition."""
+    """A Markdown table, with a note on how to read it and every metric's definition."""
     comparison = summary.comparison
     against = f"{comparison.primary} against {escape_markdown(comparison.baseline)}"
     columns = ["variant", "groups", "seeds", *summary.table_metrics, against, "verdict"]
@@ -195,12 +195,12 @@ def to_markdown(summary: Summary) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text as Markdown shows it: on one line, and neither table, link, code nor HTML."""
+    """Text escaped for Markdown: on one line, and neither table, link, code nor HTML."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def to_latex(summary: Summary) -> str:
-    """A booktabs table."""
+    """A LaTeX table for the booktabs package."""
     names = summary.table_metrics[:5]
     columns = ["variant", "groups", "seeds", *names, "difference", "verdict"]
     lines = [
@@ -216,13 +216,13 @@ def to_latex(summary: Summary) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX takes it."""
+    """Text escaped for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def write_page(path: Path, summary: Summary) -> None:
-    """One HTML file that needs nothing else."""
+    """Write one self-contained HTML file."""
     comparison = summary.comparison
     verdicts = ("variant", "groups", "seeds", comparison.primary, f"against {comparison.baseline}", "verdict")
     columns = ("variant", "groups", *summary.table_metrics)
@@ -249,11 +249,7 @@ def write_page(path: Path, summary: Summary) -> None:
                 ("primary metric", comparison.primary),
                 ("cells", str(len([cell for cell in comparison.cells if cell.method != START]))),
             ],
-            tables=[
-                Table(
-                    "What the methods came to", verdicts, _cells(summary, [comparison.primary]), reading_note(summary)
-                )
-            ],
+            tables=[Table("Results by method", verdicts, _cells(summary, [comparison.primary]), reading_note(summary))],
             figures=figures(summary),
             details=details,
             notices=list(comparison.notices),
@@ -263,7 +259,7 @@ def write_page(path: Path, summary: Summary) -> None:
 
 
 def _sources(summary: Summary) -> list[Table]:
-    """The primary metric for each source, where the data names several."""
+    """The primary metric by source, where the data has several."""
     primary = summary.comparison.primary
     sources = {group: source for cell in summary.comparison.cells for group, source in cell.sources.items()}
     names = sorted(set(sources.values()))
@@ -303,7 +299,9 @@ def _costs(summary: Summary) -> Table:
         "Means over seeds. Seconds are those of training steps alone. On a CPU the peak memory is the whole process's "
     )
     note += "so far, which never falls: compare only a lower row with a higher one."
-    return Table("What it cost", ("variant", "groups", "tokens trained on", "seconds", "peak memory, MB"), rows, note)
+    return Table(
+        "Cost of training", ("variant", "groups", "tokens trained on", "seconds", "peak memory, MB"), rows, note
+    )
 
 
 def _judge_table(judge: dict[str, Any]) -> Table:
@@ -314,4 +312,6 @@ def _judge_table(judge: dict[str, Any]) -> Table:
         rows.append(
             [name, str(counts["wins"]), str(counts["losses"]), str(counts["ties"]), agreement, str(counts["failed"])]
         )
-    return Table("What the judge said", columns, rows, "Each pair was judged in both orders; a disagreement is a tie.")
+    return Table(
+        "Verdicts of the judge", columns, rows, "Each pair was judged in both orders; a disagreement is a tie."
+    )

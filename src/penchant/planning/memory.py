@@ -1,8 +1,8 @@
-"""The memory of a run, phase by phase: the code that will run is run, on tensors without data, and they are counted.
+"""The memory of a run by phase: its own code runs on fake tensors, without data, whose bytes are counted.
 
 Also in this module:
 
-- How deep a model has to be built to know what a deeper one of the same layers holds.
+- The two shallow depths from which the memory of a deep model is extrapolated.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 COUNTED_WHOLE = 8
-"""A model of no more layers is counted as it is."""
+"""Maximum number of layers of a model that is counted whole."""
 
 
 @dataclass(frozen=True)
 class Depths:
-    """Two depths of a model that end as the whole model does.
+    """Two depths of a model whose layers end with the same pattern as the whole model's.
 
     Attributes:
-        small, large: in layers; they differ by one repetition of the pattern.
-        repetitions: that the whole model has more than the large one.
+        small, large: numbers of layers, which differ by one repetition of the pattern.
+        repetitions: repetitions that the whole model has more than the large one.
     """
 
     small: int
@@ -49,7 +49,7 @@ class Depths:
 
 
 def find_depths(shape: PretrainedConfig, rewards: bool) -> Depths | None:
-    """The depths to count; None where the whole model is hardly deeper, or its layers follow no pattern."""
+    """The depths to count; None where the whole model is not much deeper, or its layers have no pattern."""
     layers = int(text_config(shape).num_hidden_layers)
     if layers <= COUNTED_WHOLE:
         return None
@@ -60,7 +60,7 @@ def find_depths(shape: PretrainedConfig, rewards: bool) -> Depths | None:
 
 
 def layer_kinds(model: nn.Module, layers: int) -> list[Hashable] | None:
-    """What tells the model's layers apart: classes, shapes, windows; None where they are not in one list."""
+    """A key of every layer: its classes, shapes and windows; None where the layers are not in one list."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
     if not lists:
         return None
@@ -81,7 +81,7 @@ def _kind(layer: nn.Module) -> Hashable:
 
 
 def pattern_depths(kinds: list[Hashable]) -> Depths | None:
-    """The smallest two depths after which the kinds of layers repeat, up to the last one."""
+    """The smallest two depths after which the kinds of layers repeat, up to the last layer."""
     layers = len(kinds)
     for period in range(1, layers // 3 + 1):
         start = layers - period
@@ -107,15 +107,15 @@ class Memory:
     Parts need not add up to a phase: not all of them are alive at once.
 
     Attributes:
-        weights: of the model, adapters and a head included; of two models where a reference stays in memory, and twice
-            of what is trained where the reference is updated to the policy.
-        gradients: of the trained weights.
-        optimizer: AdamW's moments.
-        activations: what the forward keeps for the backward of the heaviest micro-batch.
-        head: the most the output head works with, its weight's gradient left out.
-        reference_pass, training, step, held_out: the most alive in each phase; 0 where a run has no such phase.
+        weights: bytes of the model, with adapters and head; of a second model where a reference stays in memory, and
+            of a copy of the trained weights where the reference is updated to the policy.
+        gradients: bytes of the trained weights' gradients.
+        optimizer: bytes of AdamW's moments.
+        activations: bytes that the forward of the heaviest micro-batch saves for its backward.
+        head: peak of the output head's work space, without its weight's gradient.
+        reference_pass, training, step, held_out: peak of live tensors in each phase; 0 where a run has no such phase.
         allocator: what the allocator holds beyond the tensors alive at the highest moment.
-        baseline: what the process holds besides: libraries, data, work space of kernels.
+        baseline: bytes of the process without tensors: libraries, data, work space of kernels.
     """
 
     weights: int
@@ -132,7 +132,7 @@ class Memory:
 
     @property
     def alive(self) -> int:
-        """The most of tensors at any moment of the run."""
+        """The peak of live tensors over the run."""
         return max(self.reference_pass, self.training, self.step, self.held_out)
 
     @property
@@ -143,11 +143,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class PeakBatches:
-    """The micro-batches that decide the peak.
+    """The micro-batches that decide the peak of memory.
 
     Attributes:
-        steps: some optimizer steps, among them those with the heaviest micro-batches.
-        reference, held_out: the heaviest of the passes without gradients; empty where there is none.
+        steps: micro-batches of the optimizer steps with the heaviest ones.
+        reference, held_out: the heaviest micro-batches of passes without gradients; empty where there is no such pass.
     """
 
     steps: Sequence[Sequence[MicroBatch]]
@@ -156,12 +156,12 @@ class PeakBatches:
 
     @property
     def lightened(self) -> PeakBatches:
-        """The least that shows the peak: the step with the heaviest micro-batch."""
+        """Only the first step and the first micro-batch of each pass."""
         return PeakBatches(self.steps[:1], self.reference[:1], self.held_out[:1])
 
     @property
     def heaviest(self) -> PeakBatches:
-        """`lightened` to one micro-batch, made twice where a step has several: the second finds gradients there."""
+        """`lightened` to one micro-batch, used twice where a step has several: gradients exist in the second."""
         light = self.lightened
         step = light.steps[0]
         largest = max(step, key=lambda groups: sum(group.length for group in groups))
@@ -170,13 +170,13 @@ class PeakBatches:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is in memory beside the model that is trained.
+    """The models and the process besides the trained model.
 
     Attributes:
-        references: models whose log-probs are computed before training; None is the one training starts from.
-        live: a reference that stays in memory while candidates are drawn.
-        device: where all of them are.
-        baseline: bytes of the process without any tensor.
+        references: models whose log-probs are computed before training; None is the one that training starts from.
+        live: a reference that stays in memory while candidates are sampled.
+        device: device of all models.
+        baseline: bytes of the process without tensors.
     """
 
     references: Sequence[str | None]
@@ -186,7 +186,7 @@ class Surroundings:
 
 
 def count_memory(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
-    """Memory of a run. A deep model is counted at two depths, and the bytes that a repetition adds are multiplied."""
+    """The memory of a run. A deep model is counted at two depths, and the bytes of a repetition are multiplied."""
     depths = find_depths(spec.shape, spec.rewards)
     if depths is None:
         return _count(spec, batches, surroundings)
@@ -208,7 +208,7 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -
     """The memory of a model that repeats its pattern of layers so many times more than the larger one.
 
     Args:
-        named_peak: the most alive while a named reference computes its log-probs.
+        named_peak: peak of live tensors while a named reference computes its log-probs.
     """
     values = {
         name: value + repetitions * (value - getattr(small, name))
@@ -216,8 +216,8 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -
         if name not in ("baseline", "allocator")
     }
     deep = Memory(**values, allocator=0, baseline=large.baseline)
-    # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
-    # little is predicted then.
+    # A deep model may peak where gradients are largest, a shallow one where activations are: the prediction is then
+    # rather too high than too low.
     minimum = _kept_while_training(deep) + large.training - _kept_while_training(large)
     deep = replace(deep, training=max(deep.training, minimum))
     # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
@@ -231,7 +231,7 @@ def _kept_while_training(memory: Memory) -> int:
 
 
 def _named_reference(source: str, spec: ModelSpec, batches: PeakBatches, device: torch.device) -> int:
-    """The most alive while a named reference computes its log-probs."""
+    """The peak of live tensors while a named reference computes its log-probs."""
     shape, dtype = read_shape(source), spec.config.training.dtype
     depths = find_depths(shape, False)
 
@@ -292,7 +292,7 @@ def _count_steps(
     tracker: MemoryTracker,
     device: torch.device,
 ) -> dict[str, int]:
-    """Optimizer steps as the loop takes them. The first one's moments appear at its end, so one more follows."""
+    """Bytes of optimizer steps as in the loop. The moments appear at the end of the first step, so one more follows."""
     settings = spec.config.training
     optimizer = build_optimizer(scorer, settings, spec.config.head.weight_decay)
     weights = tracker.live
@@ -340,7 +340,7 @@ def _weights(source: str, spec: ModelSpec, device: torch.device) -> int:
 def _forward(
     scorer: Scorer, batches: Sequence[MicroBatch], tracker: MemoryTracker, device: torch.device, dtype: str
 ) -> int:
-    """The most alive in passes without gradients."""
+    """The peak of live tensors in passes without gradients."""
     scorer.eval()
     tracker.reset()
     with torch.no_grad():
@@ -351,7 +351,7 @@ def _forward(
 
 
 def _backward(scorer: Scorer, groups: MicroBatch, tracker: MemoryTracker, device: torch.device, dtype: str) -> int:
-    """One micro-batch there and back; returns the bytes its forward kept."""
+    """Run one micro-batch forward and backward; returns the bytes that the forward saved."""
     start = tracker.live
     with precision(device, dtype):
         log_probs = scorer(pack(groups).to(device))

@@ -1,6 +1,6 @@
-"""A run's model without its weights: built from its configuration, whole but without data, or shallow and real.
+"""A run's model without its weights: whole on fake tensors, or shallow with random weights.
 
-It is dressed as `training.model` dresses the real one, so that what is counted and timed is what will be run.
+It gets adapters, checkpointing and head as in `training.model`, so that the counted and timed model is the one to run.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 
 PERIOD = 1_000_003
-"""Random numbers that are drawn for the weights of a model whose numbers do not matter; they are repeated."""
+"""How many random numbers are drawn for random weights; they are repeated."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a run's model is built from.
+    """The description of a run's model, from which it is built without weights.
 
     Attributes:
-        shape: the model's own configuration.
-        padded: whether the packed tree is not exact for it.
-        notes: what is not predicted, and why.
+        shape: the model's transformers configuration.
+        padded: whether the model runs padded because the packed tree is not exact for it.
+        notes: notes on what is not predicted.
     """
 
     config: RunConfig
@@ -64,7 +64,7 @@ class ModelSpec:
         return int(text_config(self.shape).vocab_size)
 
     def scorer(self, model: PreTrainedModel) -> Scorer:
-        """The model dressed for training: adapters, checkpointing, a head, as the configuration asks."""
+        """The model's scorer with the configured adapters, checkpointing and head, in training mode."""
         policy = Policy(model, self.tokenizer)
         scorer = _scorer(model, self.padded, self.rewards)
         adapt(self.config, policy)
@@ -80,7 +80,7 @@ class ModelSpec:
 
 
 def read_shape(source: str) -> PretrainedConfig:
-    """The configuration of a model whose weights need not be there; of an adapter its base's, the vocabulary grown."""
+    """A model's transformers configuration, without its weights; for an adapter its base's, with a grown vocabulary."""
     base = adapter_base(source)
     if base is None:
         return load_config(source, weights=False)
@@ -108,13 +108,13 @@ def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> P
 
 
 def random_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """`blank_model` on a device, filled in a fraction of the time that drawing every weight takes."""
+    """`blank_model` on a device, filled with repeated random numbers, which is faster than drawing every weight."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         model = blank_model(shape, rewards, dtype)
     source = torch.Generator().manual_seed(0)
-    # Rows of the weights begin in other places of it, so that no two are alike.
+    # Rows of the weights start at different offsets in it, so that no two are equal.
     random_values = torch.randn(PERIOD, generator=source).to(device, dtype) * getattr(shape, "initializer_range", 0.02)
     parameters: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
@@ -130,7 +130,7 @@ def random_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype, dev
 
 
 def _fill(values: torch.Tensor, random_values: torch.Tensor, name: str) -> None:
-    """Matrices with random numbers, scales of norms with ones, biases with zeros."""
+    """Fill matrices with random numbers, scales of norms with ones, biases with zeros."""
     if values.ndim < 2:
         values.fill_(float(name == "weight"))
         return

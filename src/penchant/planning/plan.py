@@ -1,4 +1,4 @@
-"""`penchant plan`: the memory and time of a run before any weights are read, and what would make it fit."""
+"""`penchant plan`: the memory and time of a run before any weights are read, and changes that make it fit."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ from penchant.training.run import read_run
 Tell = Callable[[str], None]
 
 SECONDS = 4.0
-"""About how long the run's pace is measured, and a quarter of it for each proposal."""
+"""Seconds of timing for the run; a quarter of them for each proposal."""
 
 KERNELS = 70 << 20
-"""What a process holds more once matrix products have run on the CPU: their code, and their work space."""
+"""Bytes that a process holds once matrix products have run on the CPU: their code and work space."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one configuration will take.
+    """The predicted memory and time of one configuration.
 
     Attributes:
-        seconds: of each phase; empty where the pace could not be measured.
-        step_seconds: of an optimizer step, on average.
+        changes: ``key=value`` changes to the run's configuration.
+        seconds: phase -> seconds; empty where timing was not possible.
+        step_seconds: mean seconds of an optimizer step.
+        available: bytes that the run may use.
     """
 
     changes: tuple[str, ...]
@@ -62,9 +64,11 @@ class Plan:
     """A run's forecast, and those of the changes that make it fit.
 
     Attributes:
-        tokens: of the whole run's training, prompts once.
-        proposals: each with its changes as ``key=value``; empty where the run fits as it is.
-        notes: what is not predicted, and why.
+        tokens: tokens of training over all steps, prompts counted once.
+        micro_batches: mean number of micro-batches of a step.
+        rate: floating-point operations per second of the model's matrix products.
+        proposals: forecasts with changes; empty where the run fits as it is.
+        notes: notes on what is not predicted.
     """
 
     forecast: Forecast
@@ -77,7 +81,7 @@ class Plan:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """One document; memory in MB of 2**20 bytes."""
+        """The JSON document; memory in MB of 2**20 bytes."""
         forecast = self.forecast
         return {
             "memory_mb": _megabytes(forecast.memory),
@@ -127,7 +131,7 @@ class Planner:
         return plan_batches(config, self.inputs, self.limit, padded if self.spec.padded else packed)
 
     def memory(self, config: RunConfig, roughly: bool = False) -> Memory:
-        """What a configuration will hold; roughly, from fewer micro-batches."""
+        """The memory of a configuration; where `roughly`, from fewer micro-batches."""
         workload = self.workload(config)
         sampled = config.candidates == "sampled" and bool(config.built_objective.needs.references)
         adapters_reference = config.lora is not None and config.reference is None
@@ -141,7 +145,7 @@ class Planner:
     def forecast(
         self, changes: Sequence[str], seconds: float, memory: Memory | None = None
     ) -> tuple[Forecast, StepCosts | None]:
-        """What the run will take with some changes."""
+        """The forecast of the run with some changes, and its step costs where they could be measured."""
         config = apply_changes(self.config, changes)
         workload, memory = self.workload(config), memory or self.memory(config)
         try:
@@ -172,7 +176,7 @@ class Planner:
         }, step
 
     def proposals(self) -> list[Forecast]:
-        """Changes that make the run fit: each alone, or where none does, together."""
+        """Forecasts of changes that make the run fit: single changes, or where none does, several together."""
         config = self.config
         single = [self._smaller_budget(())]
         if not config.training.gradient_checkpointing:
@@ -201,7 +205,7 @@ class Planner:
         return forecasts
 
     def _smaller_budget(self, changes: tuple[str, ...]) -> tuple[str, ...]:
-        """The changes with the largest halved budget that fits; none where even the longest group does not."""
+        """The changes with the largest halved token budget that fits; empty where the longest group does not fit."""
         config = apply_changes(self.config, changes)
         workload = self.workload(config)
         longest = max(map(workload.cost, workload.train))
@@ -233,7 +237,7 @@ def plan(config: RunConfig, *, available: int | None = None, tell: Tell = lambda
     """Predict the memory and time of a run on this machine; weights are not read, and need not be there.
 
     Args:
-        available: bytes the run may hold; None is what the device has.
+        available: bytes that the run may use; None: those of the device.
         tell: called with lines for people.
 
     Raises:
@@ -242,7 +246,7 @@ def plan(config: RunConfig, *, available: int | None = None, tell: Tell = lambda
     device = local_device()
     inputs, tokenizer, limit = read_run(config, 1, tell, weights=False)
     shape = read_shape(config.model)
-    # Loaded now, so that the process is as large as the run's will be, and no larger.
+    # Loaded now, so that the process is as large as the run's will be.
     transformers.AutoModelForCausalLM  # noqa: B018
     baseline = process_bytes(device) + (KERNELS if device.type == "cpu" else 0)
     if available is None:
@@ -254,7 +258,7 @@ def plan(config: RunConfig, *, available: int | None = None, tell: Tell = lambda
         planner.spec = check_tree(spec, sample_groups(workload.train), device)
         planner.notes += planner.spec.notes
     except NoRoom:
-        planner.notes.append("it is taken that the packed tree is exact for the model: no room to try")
+        planner.notes.append("not checked for want of memory: the packed tree is assumed to be exact for the model")
     workload = planner.workload(config)
     forecast, costs = planner.forecast((), SECONDS)
     return Plan(
@@ -270,7 +274,7 @@ def plan(config: RunConfig, *, available: int | None = None, tell: Tell = lambda
 
 
 def not_predicted(config: RunConfig) -> list[str]:
-    """What a forecast leaves out, in words."""
+    """Notes on what a forecast does not include."""
     notes = []
     if not code_runs() and names_code(config.objective):
         name = config.objective["name"]

@@ -1,7 +1,7 @@
-"""The pace of a run on this machine, from a few seconds of its own model made shallow: one layer, and two.
+"""The costs of a run's steps on this machine, from a few seconds of its model with one layer and with two.
 
-Two layers less one is a layer; one layer less a layer is everything else. The numbers of the weights do not matter,
-their shapes do, and micro-batches are the run's own.
+The difference of both is the cost of a layer; one layer minus that is the cost of everything else. Weights are random;
+micro-batches are the run's own.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from penchant.training.model import weights_dtype
 from penchant.training.optimizer import build_optimizer, scale_and_clip
 
 CHECKED_OPERATIONS = 100_000_000_000
-"""Floating-point operations that a padded look at the tree may take: a second or two on a CPU."""
+"""Maximum floating-point operations of a padded check of the tree: a second or two on a CPU."""
 
 LEAST_TOKENS = 128
-"""Tokens whose pace is measured at least: in bfloat16 a CPU's products are of so many rows."""
+"""Minimum tokens of a timed pass: bfloat16 matrix products on a CPU have so many rows."""
 
 SHORTEST = 8
-"""Tokens that are left of a prompt or a response that is cut."""
+"""Minimum tokens of a prompt or response that is cut."""
 
 EMBEDDING_ELEMENTS = 1 << 26
-"""The largest embedding that is made for a measurement; of a larger one, a part stands for the whole."""
+"""Maximum elements of the embedding in a timed model; a larger one is cut, and its time scaled."""
 
 
 class NoRoom(PenchantError):
-    """Not even the shallow model fits."""
+    """Not even the shallow model fits into memory."""
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of each piece of work, on this machine.
+    """Seconds of the parts of an optimizer step on this machine.
 
     Attributes:
-        layer, layer_forward: a token in a layer, there and back; and without gradients.
-        non_layer, non_layer_forward: a token in everything else, the output head above all.
-        fixed: a micro-batch, however short.
-        update: an optimizer step, for each trained number.
-        rate: floating-point operations in a second of the model's own matrix products.
+        layer, layer_forward: seconds per token in a layer, forward and backward, and forward alone.
+        non_layer, non_layer_forward: seconds per token outside the layers, mostly in the output head.
+        fixed: seconds per micro-batch, independent of its length.
+        update: seconds of the optimizer's update per trained parameter.
+        rate: floating-point operations per second of the model's matrix products.
     """
 
     layer: float
@@ -77,12 +77,12 @@ class _Sizes:
 
 
 def check_tree(spec: ModelSpec, sample: Sequence[TokenizedGroup], device: torch.device) -> ModelSpec:
-    """The blueprint, knowing whether the packed tree is exact for its model: found on two layers of random weights."""
+    """The spec with `padded` set to whether the packed tree is not exact, checked on two layers of random weights."""
     vocabulary = _vocabulary(spec)
     _check_room(spec, vocabulary, device)
     model = random_model(shallow(spec.shape, 2, vocabulary), spec.rewards, torch.float32, device)
     choose: Callable[..., ScorerChoice[Any]] = choose_reward_scorer if spec.rewards else choose_scorer
-    # In float32: what random weights round is not what the real ones will.
+    # In float32: random weights round differently from the real ones.
     weights = sum(p.numel() for p in model.parameters())
     choice = choose(model, _shortened(_clip_to_vocabulary(sample[:2], vocabulary), CHECKED_OPERATIONS // (2 * weights)))
     padded = isinstance(choice.scorer, (PaddedScorer, PaddedRewardScorer))
@@ -93,14 +93,14 @@ def check_tree(spec: ModelSpec, sample: Sequence[TokenizedGroup], device: torch.
 def measure_step_costs(
     spec: ModelSpec, typical: Sequence[TokenizedGroup], device: torch.device, seconds: float
 ) -> StepCosts:
-    """Time the pieces of a run.
+    """Time the parts of a run's steps.
 
     Args:
-        typical: a micro-batch of the run; the first of its groups, where all take too long.
-        seconds: about how long this may take.
+        typical: a micro-batch of the run; only the first of its groups are used where all take too long.
+        seconds: approximate duration of the timing.
 
     Raises:
-        NoRoom: two layers do not fit into half of what is available.
+        NoRoom: two layers do not fit into half of the available memory.
     """
     vocabulary = _vocabulary(spec)
     _check_room(spec, vocabulary, device)
@@ -135,13 +135,13 @@ def _affordable(
     device: torch.device,
     dtype: str,
 ) -> list[TokenizedGroup]:
-    """The first of the groups, so many that all runs over them, three times, take about the seconds."""
+    """The first groups, as many as can be run three times in about these seconds."""
     group_seconds = _seconds(deep, shortest, device, dtype)
     if group_seconds < seconds / 4:
-        # The first time programs are compiled too.
+        # The first run includes compilation.
         group_seconds = _seconds(deep, shortest, device, dtype)
     token_seconds = group_seconds / shortest.length
-    runs = 3 * 3  # Two kinds of training and two kinds of reading come to three of training two layers.
+    runs = 3 * 3  # Two kinds of training and two of forward passes take as long as three of training two layers.
     while len(groups) > 1 and sum(group.length for group in groups) * token_seconds * runs > seconds:
         groups = groups[: (len(groups) + 1) // 2]
     return groups
@@ -173,7 +173,7 @@ def _step_costs(run_seconds: dict[str, float], sizes: _Sizes, scale: float, upda
 
 
 def _timed(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
-    """The fastest of each, taken in turns: what others do on the machine only ever adds, and differences are taken."""
+    """The fastest run of each, measured in turns: other load only adds time, and differences of them are used."""
     end = time.perf_counter() + seconds
     seconds_by_run: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(6):
@@ -207,7 +207,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _update_seconds(spec: ModelSpec, scorer: Scorer) -> float:
-    """Seconds of an optimizer step for each trained number: gradients scaled, clipped and applied."""
+    """Seconds of an optimizer's update per trained parameter: gradients scaled, clipped and applied."""
     trained = [p for p in scorer.parameters() if p.grad is not None]
     optimizer = build_optimizer(scorer, spec.config.training)
     update_seconds = []
@@ -232,8 +232,7 @@ def _vocabulary(spec: ModelSpec) -> int:
 
 
 def _clip_to_vocabulary(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[TokenizedGroup]:
-    """The groups with no token beyond a smaller vocabulary."""
-
+    """The groups with token ids clipped to a smaller vocabulary."""
     return [
         replace(
             group,
@@ -245,7 +244,7 @@ def _clip_to_vocabulary(groups: Sequence[TokenizedGroup], vocabulary: int) -> li
 
 
 def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedGroup]:
-    """The groups with prompts and responses cut by one share, to about so many tokens in all where they have more."""
+    """The groups with prompts and responses cut by one share, to about so many tokens in total."""
     share = tokens / sum(len(group.responses) * group.longest for group in groups)
     if share >= 1:
         return list(groups)
@@ -274,7 +273,7 @@ def _check_room(spec: ModelSpec, vocabulary: int, device: torch.device) -> None:
 
 
 def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
-    """Floating-point operations in a second, of products as the model's layers have them."""
+    """Floating-point operations per second, in matrix products of the size of the model's layers."""
     rows = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
     activations = torch.rand(rows, size, dtype=getattr(torch, dtype), device=device)
     weights = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)

@@ -1,4 +1,4 @@
-"""What a run computes, before it computes anything: its steps, their micro-batches, and the heaviest of them."""
+"""The work of a run: its steps, their micro-batches, and the heaviest of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penchant.training.batches import Order
 from penchant.training.inputs import Inputs
 
 STEPS = 512
-"""Steps that are looked at; of a longer run, so many evenly spread ones stand for all."""
+"""Maximum number of examined steps; of a longer run they are evenly spaced."""
 
 Cost = Callable[[TokenizedGroup], int]
 
@@ -28,10 +28,10 @@ class Workload:
     """A run's work under one token budget.
 
     Attributes:
-        train, held_out: groups as the policy reads them; where candidates will be drawn, as long as they may get.
-        order: of the training groups.
-        cost: tokens of a group in a micro-batch.
-        reference_held_out: groups that references alone read.
+        train, held_out: groups as the policy reads them; candidates to be sampled have their maximum length.
+        order: order of the training groups.
+        cost: function that returns the tokens of a group in a micro-batch.
+        reference_held_out: groups that only references read.
     """
 
     config: RunConfig
@@ -49,37 +49,37 @@ class Workload:
 
     @cached_property
     def sampled_steps(self) -> list[list[MicroBatch]]:
-        """Micro-batches of the steps that are looked at."""
+        """Micro-batches of the examined steps."""
         chosen = np.unique(np.linspace(0, self.steps - 1, min(self.steps, STEPS)).astype(int)).tolist()
         return [self._split([self.train[i] for i in self.order.batch(step)]) for step in chosen]
 
     @property
     def references(self) -> list[str | None]:
-        """Models asked before training; none where candidates are drawn while it goes on."""
+        """References whose log-probs are computed before training; empty where candidates are sampled during it."""
         return [] if self.config.candidates == "sampled" else self.config.reference_sources
 
     @property
     def tokens(self) -> float:
-        """Tokens of a step, on average."""
+        """Mean number of tokens of a step."""
         return sum(self._tokens(groups) for step in self.sampled_steps for groups in step) / len(self.sampled_steps)
 
     @property
     def micro_batches(self) -> float:
-        """Micro-batches of a step, on average."""
+        """Mean number of micro-batches of a step."""
         return sum(map(len, self.sampled_steps)) / len(self.sampled_steps)
 
     @property
     def typical(self) -> MicroBatch:
-        """The micro-batch that the middle token of the steps is in."""
+        """The micro-batch that holds the median token of the examined steps."""
         micro_batches = sorted((groups for step in self.sampled_steps for groups in step), key=self._tokens)
         sums = np.cumsum([self._tokens(groups) for groups in micro_batches])
         return micro_batches[int(np.searchsorted(sums, sums[-1] / 2))]
 
     def reading(self) -> dict[str, float]:
-        """Tokens read without gradients: by references before training, and of the held-out part while it goes on.
+        """Tokens of passes without gradients, by phase: of references before training, and of held-out evaluations.
 
-        A reference that is updated reads every step after the first evaluation, and the held-out part after all of
-        them, as if all were the best so far.
+        A reference that is updated reads every step after the first evaluation, and the held-out part after every
+        evaluation, as if each were the best so far.
         """
         cost_of_all = sum(map(self.cost, [*self.train, *self.held_out, *self.reference_held_out]))
         held_out = sum(map(self.cost, self.held_out))
@@ -96,7 +96,7 @@ class Workload:
         }
 
     def peak_batches(self) -> PeakBatches:
-        """The steps and micro-batches that decide the peak."""
+        """The steps and micro-batches that decide the peak of memory."""
         longest = max(self.sampled_steps, key=lambda step: max(map(_token_count, step)))
         most_targets = max(self.sampled_steps, key=lambda step: max(map(_target_count, step)))
         steps = [longest] if longest is most_targets else [longest, most_targets]
@@ -123,10 +123,11 @@ class Workload:
 
 
 def plan_batches(config: RunConfig, inputs: Inputs, limit: int, cost: Cost) -> Workload:
-    """A run's work.
+    """The workload of a run.
 
     Args:
-        limit: tokens the model can read.
+        limit: maximum tokens of the model.
+        cost: function that returns the tokens of a group in a micro-batch.
     """
     settings = config.training
     train, held_out = list(inputs.train), list(inputs.held_out)
@@ -145,7 +146,7 @@ def plan_batches(config: RunConfig, inputs: Inputs, limit: int, cost: Cost) -> W
 
 
 def _with_longest_candidates(group: TokenizedGroup, samples: int, tokens: int) -> TokenizedGroup:
-    """A prompt with as many candidates as will be drawn, each as long as it may get."""
+    """A prompt with as many candidates as will be sampled, all of maximum length."""
     return TokenizedGroup(group.prompt, (np.zeros(tokens, np.int64),) * samples, group.group)
 
 
@@ -158,5 +159,5 @@ def _target_count(groups: MicroBatch) -> int:
 
 
 def _two_heaviest(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """The two heaviest: one while the gradients of another are there is enough for the peak."""
+    """The two heaviest micro-batches: gradients exist in the second one, as at the peak."""
     return sorted(micro_batches, key=_token_count, reverse=True)[:2]

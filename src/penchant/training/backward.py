@@ -25,18 +25,22 @@ from penchant.training.batches import References, group_tensors, padded_table
 
 @dataclass
 class Result:
-    """What one process found in its part of a batch.
+    """Loss and metrics of one process's part of a batch.
 
     Attributes:
-        sums: the loss and each metric: (total, count) as a [2] float64 tensor.
-        broken: ids of the groups whose loss is not a finite number.
+        sums: name of the loss or a metric -> (total, count) as a [2] float64 tensor.
+        non_finite_ids: ids of groups whose loss is not a finite number.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     non_finite_ids: list[str] = field(default_factory=list)
 
     def add(self, output: Output, groups: Sequence[TokenizedGroup], counts: bool) -> None:
-        """Add an objective's output; it counts nothing where another process counts the same groups."""
+        """Add an objective's output.
+
+        Args:
+            counts: false where another process counts the same groups; then zeros are added.
+        """
         for name, value in {"loss": output.loss, **output.metrics}.items():
             pair = torch.stack([value.total.detach().double(), value.count.detach().double()])
             self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + (pair if counts else 0.0)
@@ -53,9 +57,9 @@ class Batch:
 
     Attributes:
         references: [R][groups][candidates] log-probs.
-        token_budget: tokens in a micro-batch.
-        dtype: of the matrix products.
-        temperature: of the softmax that log-probs are taken of.
+        token_budget: maximum tokens of a micro-batch.
+        dtype: dtype of the matrix products.
+        temperature: temperature of the softmax.
     """
 
     groups: Sequence[TokenizedGroup]
@@ -74,7 +78,7 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
     """Add the gradient of the batch's *total* loss to the parameters; the caller divides by the global count.
 
     Raises:
-        ConfigError: an objective that is not coupled changes its state, which is to move once for the whole batch.
+        ConfigError: an objective that is not coupled changes its state; a state must change once per optimizer step.
     """
     cuts = split_into_micro_batches([scorer.cost(group) for group in batch.groups], batch.token_budget)
     if objective.coupled and (len(cuts) > 1 or world.size > 1):
@@ -87,8 +91,8 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
         output, new_state = objective(policy, reference, facts, state)
         if not objective.coupled and _differ(state, new_state):
             raise ConfigError(
-                f"objective {objective.name} changes its state, and says that it is not coupled: it would change once "
-                "for each micro-batch, so the token budget would decide how often",
+                f"objective {objective.name} changes its state, and its `coupled` is False: the state would change "
+                "once for each micro-batch, so the token budget would decide how often",
                 fix="let its `coupled` be True: it is then given each optimizer batch at once",
             )
         state = new_state
@@ -130,11 +134,11 @@ def score_batch(
     seed: int = 0,
     advance: Callable[[int], None] = lambda groups: None,
 ) -> Tensor:
-    """What the model says of every candidate of a batch, without a graph: [G, K], or [2, G, K] with a head.
+    """The model's scores of every candidate of a batch, without a graph: [G, K], or [2, G, K] with a head.
 
     Args:
-        cuts: the batch's micro-batches.
-        seed: of the adapters' dropout, where the scorer is in training mode.
+        cuts: indices of the groups of each micro-batch.
+        seed: seed of the adapters' dropout, where the scorer is in training mode.
         advance: called with the number of groups done since the last call.
     """
     rows_by_index: dict[int, Tensor] = {}
@@ -153,15 +157,15 @@ def score_batch(
 def objective_inputs(
     scores: Tensor, groups: Sequence[TokenizedGroup], references: References
 ) -> tuple[Tensor, Tensor, Groups]:
-    """What an objective is called with, besides its state.
+    """The inputs of an objective besides its state.
 
     Args:
-        said: what the model said of these groups' candidates: [G, K], or with a preference head
-            [2, G, K]: log-probs and the head's rewards.
+        scores: [G, K] log-probs of these groups' candidates; with a preference head [2, G, K]: log-probs and the
+            head's rewards.
         references: [R][groups][candidates].
 
     Returns:
-        policy [G, K], reference [R, G, K], and what is known of the candidates.
+        policy [G, K], reference [R, G, K], and the candidates' masks, preferences, scores and labels.
     """
     policy, rewards = (scores[0], scores[1]) if scores.ndim == 3 else (scores, None)
     tables = [padded_table(table, policy.shape[1]) for table in references]

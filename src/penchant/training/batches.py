@@ -1,4 +1,4 @@
-"""Which groups make up each optimizer step, and what the objective is told of them."""
+"""The groups of each optimizer step, and their masks, preferences and labels as tensors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from penchant.objectives import Groups
 
 @dataclass(frozen=True)
 class Order:
-    """The order of groups in a run: a function of the step, so that there is no position to save or lose.
+    """The order of groups in a run: a function of the step, so that a checkpoint needs no position.
 
-    Each epoch sees every group once, in a permutation of its own; its last batch may be smaller.
+    Each epoch has every group once, in a new permutation; its last batch may be smaller.
     """
 
     groups: int
@@ -49,9 +49,9 @@ class StepBatch:
     """The groups of one optimizer step.
 
     Attributes:
-        references: their references' log-probs.
-        sums: metrics of how they came about: name -> (total, count).
-        temperature: that they were drawn at, and of the log-probs they are learnt from by; 1 of the data's own.
+        references: [R][groups][candidates] log-probs of the references.
+        sums: metrics of the sampling: name -> (total, count).
+        temperature: temperature of the sampling and of the log-probs in the loss; 1 for the data's own candidates.
     """
 
     groups: Sequence[TokenizedGroup]
@@ -75,7 +75,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Tokenized groups, with their references' log-probs."""
+    """Tokenized groups, with the references' log-probs."""
 
     groups: Sequence[TokenizedGroup]
     references: References
@@ -95,10 +95,10 @@ class FixedDataset:
 
 
 def group_tensors(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[int]]) -> Groups:
-    """What the objective is told of G groups of at most K candidates; see `Groups`.
+    """Masks, preferences, scores and labels of G groups of at most K candidates; see `Groups`.
 
     Args:
-        lengths: tokens of each candidate; a picture's is 1.
+        lengths: number of tokens of each candidate; 1 for a picture.
     """
     g, k = len(groups), max(map(len, lengths))
     tensors = Groups(
@@ -124,7 +124,7 @@ def group_tensors(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[
         for i, j in preferences.pairs:
             tensors.better[row, i, j] = True
         if preferences.labels is None:
-            # As pairs are taken apart for unpaired methods: who wins is desirable, who only loses is not.
+            # Pairs give labels to unpaired methods: a winner is desirable, a candidate that only loses is not.
             wins, loses = tensors.better[row].any(1), tensors.better[row].any(0)
             tensors.labels[row] = (wins & ~loses).long() - (loses & ~wins).long()
         if preferences.mismatched is not None:
@@ -135,7 +135,7 @@ def group_tensors(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[
 
 
 def padded_table(rows: Sequence[Sequence[float]], k: int) -> torch.Tensor:
-    """[G, K] float64 from G rows of at most K numbers, 0 where a row has fewer."""
+    """A [G, K] float64 tensor of G rows of at most K numbers; 0 where a row has fewer."""
     table = torch.zeros(len(rows), k, dtype=torch.float64)
     for i, row in enumerate(rows):
         table[i, : len(row)] = torch.tensor(row, dtype=torch.float64)

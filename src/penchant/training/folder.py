@@ -1,4 +1,4 @@
-"""A run's output folder: whose it is, what made it, and when it is finished.
+"""A run's output folder: its files, and whether it belongs to a run that can be resumed.
 
 OUTPUT/
     config.yaml             the resolved configuration
@@ -14,7 +14,7 @@ OUTPUT/
 
 Also in this module:
 
-- The day that a run's chat templates write as today's: settled when the run starts, the same when it is resumed.
+- The date that a run's chat templates write as today's: fixed at the start, the same after a resume.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_
 
 
 def on_one_day(config: RunConfig) -> RunConfig:
-    """The configuration with `data.date`: its own, else that of the run in its folder, else today.
+    """The configuration with `data.date` set: as configured, else that of the run in its folder, else today.
 
     None where no chat template of the run's models writes a date.
     """
@@ -56,7 +56,7 @@ def with_day(config: RunConfig, day: str | None) -> RunConfig:
 
 
 def run_writes_today(config: RunConfig) -> bool:
-    """Whether a chat template of the run's models writes today's date: policy, references or reward model."""
+    """Whether a chat template of the policy, the references or the reward model writes today's date."""
     return any(map(reads_clock, tokenizers(_models(config))))
 
 
@@ -71,7 +71,7 @@ def _models(config: RunConfig) -> list[tuple[str, str | None]]:
 
 
 def day_note(config: RunConfig) -> list[str]:
-    """A line for people, where a day is set."""
+    """A note on the date of the chat templates; empty where none is set."""
     day = config.data.date
     if day is None:
         return []
@@ -81,7 +81,7 @@ def day_note(config: RunConfig) -> list[str]:
 
 
 _STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl")
-"""What a run's folder holds before its first step."""
+"""Files of a run's folder before its first step."""
 
 
 def check(
@@ -91,10 +91,10 @@ def check(
     resume: bool,
     tell: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Whether the output folder holds this run to go on with, or can be taken for it; writes nothing.
+    """Whether the output folder holds this run, to be resumed; false where it is free for a new one. Writes nothing.
 
     Args:
-        fingerprint: of the run's data.
+        fingerprint: hash of the run's data.
         tell: called with what cannot be compared with the run's start.
 
     Raises:
@@ -102,7 +102,7 @@ def check(
             files.
     """
     folder = Path(config.output)
-    # Hidden files are what a killed process was writing; config.yaml alone, what it wrote before run.json.
+    # Hidden files are left by a killed process, and so is a config.yaml without run.json.
     names = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
     is_started = "run.json" in names
     if not is_started and set(names) - {"config.yaml"}:
@@ -125,7 +125,7 @@ def check(
 
 
 def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[str, Input]) -> None:
-    """Take the output folder for a new run: from here on it holds one.
+    """Write config.yaml and run.json: from here on the output folder holds this run.
 
     Args:
         inputs: hashes of the models and files it is started from, taken before they were loaded.
@@ -144,7 +144,7 @@ def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[
 
 
 def release(config: RunConfig) -> None:
-    """Give the output folder back after a run that failed before its first step: nothing is there to go on with."""
+    """Delete the files of a run that failed before its first step, so that the same command can be run again."""
     folder = Path(config.output)
     if any(item.name not in _STARTED for item in folder.iterdir() if item.name[0] != "."):
         return
@@ -155,7 +155,7 @@ def release(config: RunConfig) -> None:
 
 
 def _with_hub_commits(config: RunConfig, inputs: Mapping[str, Input]) -> dict[str, Input]:
-    """The inputs with the commits of models that were only fetched when they were loaded."""
+    """The inputs with the commits of models that were downloaded when they were loaded."""
     fetched = [key for key, value in inputs.items() if not value["files"]]
     return {**inputs, **input_hashes(config, fetched)}
 
@@ -204,7 +204,7 @@ def _in_words(key: str, path: str, files: list[str]) -> str:
 
 
 def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bool:
-    """Whether a run of an older Penchant differs only in keys that have come since, which then have their defaults."""
+    """Whether a run of an older Penchant differs only in newer keys, which then have their defaults."""
     import yaml
 
     values = read_yaml(folder / "config.yaml")
@@ -229,13 +229,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _config_hash(config: RunConfig) -> str:
-    # Where the folder stands is not what the run is: a moved folder resumes.
+    # The folder's path is left out: a moved run can be resumed.
     text = dump_config(config.model_copy(update={"output": ""}))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def environment() -> dict[str, str | int]:
-    """Versions and machine, for the record."""
+    """Versions of packages, and the machine."""
     from importlib.metadata import version
 
     import torch

@@ -1,4 +1,4 @@
-"""From a configuration to tokenized groups, checked against what the objective needs before a model is loaded."""
+"""A run's data: read, scored, checked against what the objective needs, and tokenized before a model is loaded."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Inputs:
 
     Attributes:
         train: groups to learn from; where candidates are sampled, one for each prompt to answer.
-        notes: what was detected, and what happened to rows.
-        fingerprint: a hash of every group, its facts and its token ids.
-        reference_held_out: groups that the objective's state is fitted to; empty where it fits none.
+        notes: the detected format, and counts of changed or dropped rows.
+        fingerprint: hash of all groups with their preferences and token ids.
+        reference_held_out: groups that the objective's state is fitted to; empty where nothing is fitted.
     """
 
     train: list[TokenizedGroup]
@@ -56,10 +56,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class DataParts:
-    """A run's groups as its files have them: no prompt of `reference_held_out` is in the other two.
+    """A run's groups as read: no prompt of `reference_held_out` is in the other two.
 
     Attributes:
-        notes: what was detected.
+        notes: the detected formats, and the sizes of the parts.
     """
 
     train: list[PreferenceGroup]
@@ -72,7 +72,7 @@ def read_inputs(config: RunConfig) -> DataParts:
     """Training groups, held-out groups, and those that reference weights are fitted to.
 
     Raises:
-        DataError: a file cannot be read, a share leaves a part empty, or the last part has a prompt of the others.
+        DataError: a file cannot be read, a share leaves a part empty, or the third part has a prompt of the others.
     """
     data = config.data
     training_set = _read(data, data.train, data.split)
@@ -134,10 +134,10 @@ def tokenize_inputs(
     """Read a run's data, score it where the run has a reward, and tokenize it.
 
     Args:
-        context: tokens the model was made for; the limit where the configuration sets none.
+        context: maximum tokens of the model; the limit where the configuration sets none.
 
     Raises:
-        PenchantError: the data, or the objective for it, is at fault.
+        PenchantError: the data cannot be read, or the objective cannot learn from it.
     """
     data = config.data
     if data.max_length and context and data.max_length > context:
@@ -194,9 +194,9 @@ def tokenize_inputs(
 
 
 def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list[PreferenceGroup]) -> None:
-    """Refuse a run its groups have not enough for, as training would, without scoring or tokenizing them.
+    """Check a run's groups against what the objective needs, as training does, without scoring or tokenizing them.
 
-    A reward is taken to tell candidates apart that the data does not.
+    A reward is assumed to give different scores to candidates without preferences.
 
     Raises:
         PenchantError: as training would.
@@ -221,7 +221,7 @@ def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
 
 
 def report_notes(name: str, report: TokenizationReport) -> list[str]:
-    """What happened to the rows, a line each."""
+    """Lines on the rows that were changed or dropped, prefixed with the part's name."""
     return [f"{name}: {line}" for line in report.lines()]
 
 
@@ -230,7 +230,7 @@ def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
 
 
 def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
-    """The groups with the run's reward as their scores; preferences they have stay what they are."""
+    """The groups with the run's reward as their scores; existing preferences stay."""
     if config.reward is None or not groups:
         return groups
     if not code_runs():
@@ -246,7 +246,7 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
 
 
 def _check_metric(metric: str, objective: Objective, references: int) -> None:
-    """Refuse a metric that the objective does not have, by asking it for those of one pair, or that has no better."""
+    """Refuse a metric that the objective does not return for a pair, or that is better neither higher nor lower."""
     tensors = group_tensors([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
     tensors = replace(tensors, rewards=torch.zeros(1, 2))
     zeros = torch.zeros(references, 1, 2)

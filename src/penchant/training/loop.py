@@ -1,4 +1,4 @@
-"""The loop: batches of groups in, optimizer steps out. Reads top to bottom; knows no method and no attention.
+"""The training loop: batches of groups in, optimizer steps out. It knows no objective and no attention.
 
 Sums are divided once: every micro-batch's backward adds up the gradient of the *total* loss, and the gradient is
 divided by the global count just before the step. So the loss does not depend on how a batch was cut, nor on how many
@@ -34,9 +34,14 @@ from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignal
 
 @dataclass
 class LoopState:
-    """All the loop remembers between steps; saved with every checkpoint.
+    """The loop's state between steps, saved with every checkpoint.
 
-    `sums` holds (total, count) of each metric since the last logged step.
+    Attributes:
+        sums: metric -> (total, count) since the last logged step.
+        best: value of the best evaluation, lower is better; None before the first.
+        worse: evaluations since the best one.
+        stopped: whether patience has ended the run.
+        log_size, log_digest: bytes of metrics.jsonl at the checkpoint, and their hash.
     """
 
     step: int = 0
@@ -50,14 +55,14 @@ class LoopState:
 
 
 class Loop:
-    """One run's loop.
+    """The loop of one run.
 
     Args:
         scorer: the policy; sharded over the world where there are several processes.
         source: the groups of each step.
-        state: what the objective remembers before the first step.
+        state: the objective's state before the first step.
         held_out: groups and references; may be empty.
-        moving_reference: becomes the policy at each best evaluation; None where the references stay.
+        moving_reference: the reference that becomes the policy at each best evaluation; None where all are fixed.
         save_best: called when a held-out evaluation during training is the best so far.
     """
 
@@ -86,7 +91,7 @@ class Loop:
         self.timing = JsonLines(self.folder / "timing.jsonl")
 
     def resume(self) -> None:
-        """Go back to the last complete checkpoint, or to the start where there is none."""
+        """Load the latest complete checkpoint, if there is one."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is not None:
             self.objective_state, saved = self.checkpoints.load(
@@ -105,7 +110,7 @@ class Loop:
         """Train to the end.
 
         Raises:
-            TrainingError: the loss or its gradient is not a number; the last checkpoint is untouched.
+            TrainingError: the loss or its gradient is not a finite number; the last checkpoint is untouched.
             Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the step in progress was finished and saved.
         """
         if self.state.step == 0 and self.held_out.groups:
@@ -134,7 +139,7 @@ class Loop:
         groups, references = step_batch.groups, step_batch.references
         if self.moving_reference is not None:
             references = self.moving_reference.rescore(groups, references)
-        # Only LoRA's own dropout draws random numbers; a seed of its own for each step leaves nothing to save.
+        # Only LoRA's dropout draws random numbers; a seed for each step leaves no generator to save.
         torch.manual_seed(settings.seed * 1_000_003 + self.state.step)
         batch = Batch(groups, references, settings.token_budget, settings.dtype, step_batch.temperature)
         result, self.objective_state = backward(self.scorer, self.objective, self.objective_state, batch, self.world)
@@ -153,7 +158,7 @@ class Loop:
         return total / max(count, 1e-30), number
 
     def evaluate(self) -> None:
-        """Held-out loss and metrics of the policy as it is; the objective's state stays as it is too."""
+        """Log held-out loss and metrics of the policy; the objective's state is not changed."""
         settings = self.config.training
         groups = self.held_out.groups
         batch = Batch(groups, self.held_out.references, settings.token_budget, settings.dtype)
@@ -177,7 +182,7 @@ class Loop:
             self._judge(means)
 
     def save(self) -> None:
-        """Write a checkpoint of everything."""
+        """Write a checkpoint."""
         self.state.log_size = self.metrics.size
         self.state.log_digest = self.metrics.digest(self.state.log_size)
         self.checkpoints.save(
@@ -202,7 +207,7 @@ class Loop:
                 fix=f"add held-out groups that have it; or set evaluation.metric to one of: {judged}",
             )
         if self.state.step == 0:
-            return  # What training starts from is no checkpoint of it.
+            return  # The starting model is not a checkpoint of the run.
         value = means[metric] if direction(metric) == "lower" else -means[metric]
         if self.state.best is None or value < self.state.best:
             self.state.best, self.state.worse = value, 0
@@ -219,7 +224,7 @@ class Loop:
         return {} if self.moving_reference is None else self.moving_reference.tensors
 
     def _rescore_held_out(self) -> None:
-        """Let the reference that moves read the held-out groups, once for all evaluations until its next update."""
+        """Compute the moving reference's held-out log-probs, once for all evaluations until its next update."""
         if self.moving_reference is not None:
             references = self.moving_reference.rescore(self.held_out.groups, self.held_out.references)
             self.held_out = replace(self.held_out, references=references)
@@ -227,7 +232,7 @@ class Loop:
     def _reduce(
         self, sums: Mapping[str, Tensor], signals: StopSignals
     ) -> tuple[dict[str, tuple[float, float]], int | None]:
-        """Sums over all processes, and the number of a stop signal that any has received, in one exchange."""
+        """Sums over all processes, and the number of a stop signal that any has received, in one all-reduce."""
         rows = [[float(signals.signal_number == number), 0.0] for number in STOP_SIGNALS]
         signal_rows = torch.tensor(rows, dtype=torch.float64, device=self.world.device)
         stacked = self.world.sum(torch.cat([torch.stack([*sums.values()]), signal_rows])).tolist()
@@ -236,7 +241,7 @@ class Loop:
         return {name: (row[0], row[1]) for name, row in zip(sums, stacked, strict=False)}, number
 
     def _scale_gradients(self, count: float) -> float:
-        """Divide the gradient of the total by the global count, then clip; returns the norm before clipping."""
+        """Divide the gradient of the total by the global count, then clip it; returns the norm before clipping."""
         # FSDP averages over processes; the loss is a sum over them.
         factor = self.world.size / max(count, 1e-30)
         return scale_and_clip(self.scorer, factor, self.config.training.max_grad_norm)

@@ -1,4 +1,4 @@
-"""Where a starting model came from, in words that mean something on another machine."""
+"""Name, base and licence of a starting model, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ModelSource:
     """A starting model.
 
     Attributes:
-        name: for people: a hub id, or a folder's or file's name without the folders above it.
-        hub_name: for a card's `base_model`: the same, in the letters that the hub allows.
-        local: whether it is a folder or file that is on no hub, as far as is known.
-        gguf: the type of most weights in a GGUF file, as in ``Q4_1``; None of other models.
-        license: the keys of a card's metadata that say it; empty where none is known.
-        license_file: whether a file of that name stands beside it.
+        name: hub id, or name of a folder or file without its path.
+        hub_name: the name in characters that the hub allows, for a card's `base_model`.
+        local: whether it is a folder or file without a hub id.
+        gguf: type of most weights in a GGUF file, as in ``Q4_1``; None for other models.
+        license: licence keys of a card's metadata; empty where the licence is unknown.
+        license_file: whether the folder has a LICENSE file.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ModelSource:
 
     @property
     def license_text(self) -> str:
-        """One sentence."""
+        """One sentence on the licence."""
         if self.license:
             return f"As the base model's: {self.license.get('license_name') or self.license.get('license')}."
         license_note = (
@@ -49,7 +49,7 @@ class ModelSource:
 
 
 def describe_source(source: str) -> ModelSource:
-    """Read off a model's folder, GGUF file, or the local cache of a hub id; an adapter folder counts by its base."""
+    """The source of a model folder, GGUF file or hub id in the local cache; of an adapter folder that of its base."""
     path = Path(source)
     if is_gguf(source) and path.is_file():
         name = path.stem
@@ -79,7 +79,7 @@ def describe_source(source: str) -> ModelSource:
 
 
 def card_metadata(file: Path | None) -> dict[str, Any]:
-    """The YAML in front of a card; empty where there is none, or none that can be read."""
+    """The YAML metadata at the start of a card; empty where there is none, or where it cannot be read."""
     if file is None or not file.is_file():
         return {}
     text = file.read_text(encoding="utf-8-sig", errors="replace")

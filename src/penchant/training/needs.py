@@ -1,4 +1,4 @@
-"""What a run has, checked against what its objective needs, before a model is loaded."""
+"""Checks of a run's data and models against what its objective needs, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def check_references(config: RunConfig) -> str | None:
-    """Refuse more references than the objective takes; returns a notice where one is named and none is used.
+    """Refuse references that the objective cannot use; returns a notice where one is named and not used.
 
     Raises:
-        ConfigError: too many, or none for an objective that mixes them; or no pairs to fit their weights to; or the
-            primary is updated, and there is none, or the weights were fitted to the one before.
+        ConfigError: there are too many references, or none for an objective that mixes them; or no pairs to fit their
+            weights to; or reference_update is set without a reference, or with weights fitted before training.
     """
     objective, reference_count = config.built_objective, len(config.references) or int(config.reference is not None)
     needs = objective.needs
@@ -58,10 +58,10 @@ def check_references(config: RunConfig) -> str | None:
 
 
 def check_models(config: RunConfig) -> list[str]:
-    """Refuse a reward model where the run needs a language model; returns a notice where a head is not carried on.
+    """Refuse a reward model where the run needs a language model; returns a notice on an unused preference head.
 
     Raises:
-        ModelError: names the folder and what it holds.
+        ModelError: a folder does not hold a language model.
     """
     if config.built_objective.needs.trains == "log_probs":
         require_language_model(config.model)
@@ -76,7 +76,7 @@ def check_models(config: RunConfig) -> list[str]:
 
 
 def fit_state(objective: FittedObjective, reference: Tensor, groups: Groups, state: State) -> State:
-    """The state a method begins with, once it has seen its references' log-probs.
+    """The objective's initial state, fitted to the references' log-probs [R, G, K].
 
     Raises:
         ConfigError: its hyper-parameters do not fit the number of references.
@@ -88,10 +88,10 @@ def fit_state(objective: FittedObjective, reference: Tensor, groups: Groups, sta
 
 
 def check_sampled(config: RunConfig, processes: int) -> None:
-    """Refuse what cannot be had of candidates drawn while training.
+    """Refuse settings that do not work with candidates sampled during training.
 
     Raises:
-        ConfigError: says which key and why.
+        ConfigError: a setting or the objective does not work with them.
     """
     if config.candidates == "given":
         return
@@ -123,7 +123,7 @@ def check_head(config: RunConfig) -> None:
     """Refuse a frozen backbone where no head is trained.
 
     Raises:
-        ConfigError: says that all weights would be trained.
+        ConfigError: the objective has no head, so all weights would be trained.
     """
     if config.head.freeze_backbone and not config.built_objective.needs.head:
         raise ConfigError(
@@ -134,13 +134,13 @@ def check_head(config: RunConfig) -> None:
 
 
 def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
-    """Refuse a reference that cannot read what the policy draws: it is given the very tokens.
+    """Refuse a reference that cannot score the policy's token ids.
 
     Args:
-        longest: tokens of the longest prompt with its answer.
+        longest: maximum tokens of a prompt with its answer.
 
     Raises:
-        PenchantError: its tokenizer is another, its context is too short, or it is not there.
+        PenchantError: its tokenizer differs, its context is too short, or it cannot be loaded.
     """
     ours = tokenizer.get_vocab()
     for source in filter(None, config.reference_sources):
@@ -169,10 +169,10 @@ def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, 
 def filter_learnable_groups(
     config: RunConfig, groups: list[PreferenceGroup], name: str, source: str, notes: list[str]
 ) -> list[PreferenceGroup]:
-    """The groups the objective can learn from; those it cannot are counted in `notes`.
+    """The groups that the objective can learn from; the number of the others is added to `notes`.
 
     Raises:
-        DataError: a group has too few candidates, or no group has what is needed.
+        DataError: a group has too few candidates, or no group meets a requirement.
     """
     objective, needs = config.built_objective, config.built_objective.needs
     small = [g for g in groups if len(g.candidates) < needs.candidates]

@@ -1,4 +1,4 @@
-"""A finished run's held-out table, samples and report.html, made from its folder and the models it names."""
+"""The held-out metrics, samples and report.html of a finished run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run came to.
+    """The results of a finished run.
 
     Attributes:
         start_report, trained_report: held-out metrics of the model training started from, and of the trained one; None
@@ -137,7 +137,7 @@ def _held_out(
 
 
 def _describe_size(report: PreferenceReport) -> str:
-    """How much was measured, and the loss where it is of single responses."""
+    """The number of evaluated groups, and the loss where it is one of single responses."""
     size = f"{report.groups} groups of {report.prompts} prompts"
     if not report.groups:
         size = f"{report.groups_without_pairs} groups without a pair"
@@ -146,7 +146,7 @@ def _describe_size(report: PreferenceReport) -> str:
 
 
 def _reward_accuracy(config: RunConfig, held_out: Sequence[PreferenceGroup], note: Tell) -> Estimate | None:
-    """How the trained reward model, or head, orders the held-out pairs that fit the model."""
+    """Accuracy of the trained reward model or head on the held-out pairs that fit the model."""
     world, reading = World(0, 1, local_device()), replace(Reading.of_run(config), identical="drop")
     if config.built_objective.needs.head:
         return rank(config.output, held_out, world, by="head", reading=reading, tell=note).accuracy
@@ -162,7 +162,7 @@ def _reward_accuracy(config: RunConfig, held_out: Sequence[PreferenceGroup], not
 def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell) -> list[Sample]:
     limit, tokens = config.evaluation.samples, config.evaluation.sample_tokens
     all_prompts = distinct_prompts(held_out) if limit else []
-    # A model with learned positions fails beyond its context, and others answer with what they never learnt.
+    # A model with learned positions fails beyond its context; others were not trained there.
     reading = Reading.of_run(config)
     answerable = answerable_prompts(config.model, all_prompts, tokens, reading)
     prompts = answerable.prompts[:limit]
@@ -198,7 +198,7 @@ def _run_report(
         row = ("reward accuracy", metric_text(result.reward_accuracy.to_json()) or "", str(result.reward_accuracy.n))
         note = "Share of held-out pairs whose preferred response has the higher reward (a tie is wrong): mean over a "
         note += "group's pairs, then over groups, with the 95 % interval over prompts."
-        tables.append(Table("What was trained to choose", ("metric", "value", "groups"), [row], note))
+        tables.append(Table("Held-out reward accuracy", ("metric", "value", "groups"), [row], note))
     if result.start_report is not None and result.trained_report is not None:
         documents = result.start_report.to_json(), result.trained_report.to_json()
         rows = [(*row, documents[1]["definitions"][row[0]]) for row in held_out_rows(*documents)]
@@ -227,7 +227,7 @@ def _run_report(
 
 
 def _curves(lines: Sequence[dict[str, Any]]) -> list[Curve]:
-    """Each metric over the steps, training and held-out together; pairs that belong together in one picture."""
+    """Charts of metrics over the steps, training and held-out in one chart."""
     pictures = {
         "Loss": ("nats", ("loss",)),
         "Reward accuracy": ("share of pairs", ("rewards/accuracies", "head/accuracies")),

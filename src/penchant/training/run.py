@@ -1,4 +1,4 @@
-"""One run, from its configuration to its folder: the way from `penchant train` to the loop."""
+"""Training of one run, from its configuration to its folder."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
 
 @contextmanager
 def _released_on_failure(config: RunConfig, world: World, loop: Loop, is_started: bool) -> Iterator[None]:
-    """Gives the output folder back where a new run fails before its first step, so that the same command runs again."""
+    """Release the output folder where a new run fails before its first step, so that the same command can run again."""
     try:
         yield
     except Exception as error:
-        # A full disk is told to be resumed, and can be.
+        # A run that a full disk ended can be resumed.
         if world.is_main and not is_started and loop.state.step == 0 and not is_full(error):
             release(config)
         raise
@@ -122,13 +122,13 @@ def _released_on_failure(config: RunConfig, world: World, loop: Loop, is_started
 def read_run(
     config: RunConfig, processes: int, tell: Tell, *, weights: bool = True
 ) -> tuple[Inputs, PreTrainedTokenizerBase, int]:
-    """A run's data, its tokenizer and the tokens its model can read: all that is checked before a model is loaded.
+    """A run's data, tokenizer and maximum tokens, after all checks that need no model in memory.
 
     Args:
         weights: whether a model's folder without weights is refused.
 
     Raises:
-        PenchantError: the configuration, the data or the model's folder is at fault.
+        PenchantError: the configuration, the data or the model's folder is invalid.
     """
     check_sampled(config, processes)
     check_head(config)
@@ -163,10 +163,10 @@ def _prepare(
     config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int, tell: Tell
 ) -> tuple[Loop, Trained]:
     settings, needs = config.training, config.built_objective.needs
-    # Of prompts that candidates will be drawn for, a reference has nothing to say yet.
+    # Candidates that are sampled later have no reference log-probs yet.
     train_groups = [] if config.candidates == "sampled" else inputs.train
     groups = [*train_groups, *inputs.held_out, *inputs.reference_held_out]
-    # References that are other models come first: they are gone before the policy is loaded.
+    # References that are other models come first: they are freed before the policy is loaded.
     longest = config.data.max_length or limit
     tables = reference_tables(config, groups, longest, world, tell)
     if needs.mismatched:

@@ -1,11 +1,11 @@
-"""Candidates drawn from the policy while it trains, scored by a reward: the groups of each step are new.
+"""Candidates sampled from the policy during training and scored by a reward: the groups of each step are new.
 
-samples/step-00000000.json in the run's folder holds each draw. It is written before it is used, and read again by a
-resumed run: in the middle of a window the weights are no longer those the window was drawn with.
+Samples are written to samples/step-00000000.json in the run's folder before they are used. A resumed run reads them
+again: in the middle of a window the weights are no longer those that the window was sampled with.
 
 Also in this module:
 
-- The prompts that are answered while a run trains: each once, as it is read at inference, with room for an answer.
+- The distinct prompts that are answered during training, tokenized as at inference, with room for an answer.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 def prompts_to_answer(
     config: RunConfig, groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[list[TokenizedGroup], TokenizationReport]:
-    """A group for each distinct prompt, and what happened to prompts; the data's responses say nothing here.
+    """A group for each distinct prompt, and a report of changed and dropped prompts; the data's responses are not used.
 
     Args:
-        limit: tokens of a prompt with its answer.
+        limit: maximum tokens of a prompt with its answer.
 
     Raises:
         ConfigError: a prompt leaves no room for `sampling.max_new_tokens`, and `data.truncation` is ``error``.
-        DataError: no prompt is left, or the tokenizer or its chat template refuses one.
+        DataError: no prompt is left, or the tokenizer or its chat template cannot render one.
     """
     group_by_prompt: dict[str, PreferenceGroup] = {}
     for group in groups:
-        # One response, so that nothing is compared with anything.
+        # One response, so that there are no preferences to check.
         single = PreferenceGroup(group.prompt, group.candidates[:1], id=group.id, source=group.source)
         group_by_prompt.setdefault(as_text(group.prompt), single)
-    # The rules of all data: what cannot be read is refused with its group's name.
+    # The same checks as for all data: an error names the group.
     tokenized, report = tokenize_groups(
         [group for group in group_by_prompt.values() if group.prompt],
         tokenizer,
@@ -65,7 +65,7 @@ def prompts_to_answer(
     for group in group_by_prompt.values():
         if not group.prompt:
             report.note("empty_prompt_dropped", group.id)
-    # A response begins behind the whole prompt, wherever the data's would.
+    # A sampled response begins after the whole prompt, so no boundary moves.
     report.counts.pop("boundary_moved", None)
     ids = tokenize_prompts([entry.group.prompt for entry in tokenized], tokenizer, config.rendering)
     room = limit - config.sampling.max_new_tokens
@@ -100,7 +100,7 @@ def _refuse_no_room(config: RunConfig, limit: int, min_prompt: int) -> None:
 
 
 def _shorter(longest: int, limit: int) -> str:
-    """Fewer new tokens are advised only where they would do."""
+    """Advice to sample fewer tokens, where that would be enough."""
     return f"sampling.max_new_tokens={limit - longest}, or " if longest < limit else ""
 
 
@@ -120,15 +120,14 @@ def _refuse_too_long(config: RunConfig, groups: Sequence[TokenizedGroup], ids: S
 
 @dataclass
 class SampledBatches:
-    """Fresh groups for each step.
+    """Groups of newly sampled candidates for each step.
 
     Attributes:
-        prompts: what is answered, with the ids the model reads; in the order's numbering.
-        order: of the prompts.
-        references: log-probs of groups by each frozen reference at the temperature of the draw,
-            [R][groups][candidates].
-        folder: where draws are kept.
-        seed: of the run.
+        prompts: the prompts with their token ids, by the index that the order uses.
+        order: the order of the prompts.
+        references: computes [R][groups][candidates] log-probs of the frozen references, at the temperature of sampling.
+        folder: the folder of the samples.
+        seed: the run's seed.
     """
 
     model: PreTrainedModel
@@ -144,7 +143,7 @@ class SampledBatches:
     _groups: dict[int, list[TokenizedGroup]] = field(default_factory=dict)
 
     def batch(self, step: int) -> StepBatch:
-        """The groups of a 0-based step, their references' log-probs, and what the draw was like."""
+        """The groups of a 0-based step, their references' log-probs, and metrics of the samples."""
         window = step - step % self.settings.every
         if window != self._window:
             self._groups = self._window_from(window)
@@ -167,7 +166,7 @@ class SampledBatches:
             raise CheckpointError(f"the file is damaged: {reason_of(error)}", where=str(file), fix=fix) from error
 
     def _draw(self, window: int) -> dict[str, list[dict[str, Any]]]:
-        """For each step of the window, its prompts' numbers with ids, texts and scores of the candidates."""
+        """Step of the window -> rows of a prompt's number with ids, texts and scores of its candidates."""
         settings = self.settings
         steps = {step: self.order.batch(step) for step in range(window, window + settings.every)}
         numbers = [number for members in steps.values() for number in members]
@@ -199,7 +198,7 @@ class SampledBatches:
         return [text_after(self.tokenizer, prompt, response.content) for response in responses]
 
     def _group(self, row: dict[str, Any]) -> TokenizedGroup:
-        """The very tokens that were drawn: a text tokenized again may be others."""
+        """The group of a row, with the sampled token ids: a text tokenized again may give other ones."""
         prompt, ids = self.prompts[row["prompt"]]
         group = PreferenceGroup(prompt, tuple(row["texts"]), scores=tuple(row["scores"]), id=str(row["prompt"]))
         return TokenizedGroup(
@@ -210,7 +209,7 @@ class SampledBatches:
 def _sums(
     groups: Sequence[TokenizedGroup], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> dict[str, tuple[float, float]]:
-    """What the candidates of a step are like: (total, count) of each metric."""
+    """(total, count) of each metric of a step's candidates."""
     ends = set(ends_of(model, tokenizer))
     scores = [group.group.scores or () for group in groups]
     responses = [response for group in groups for response in group.responses]
