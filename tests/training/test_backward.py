@@ -89,7 +89,7 @@ def test_a_state_moves_once_for_the_whole_batch(scorer, groups, budget):
     """A method that moves one is coupled; of one that is not the token budget would decide how often it moves."""
     _, state, _ = gradients(scorer, CountingWhole(), groups, budget)
     assert float(state["groups"]) == 5
-    with pytest.raises(ConfigError, match="objective dpo changes its state, and says that it is not coupled"):
+    with pytest.raises(ConfigError, match="objective dpo changes its state, and its `coupled` is False"):
         gradients(scorer, Counting(), groups, budget)
 
 

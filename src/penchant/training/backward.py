@@ -93,7 +93,7 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
             raise ConfigError(
                 f"objective {objective.name} changes its state, and its `coupled` is False: the state would change "
                 "once for each micro-batch, so the token budget would decide how often",
-                fix="let its `coupled` be True: it is then given each optimizer batch at once",
+                fix="set its `coupled` to True: it then gets every optimizer batch at once",
             )
         state = new_state
         (output.loss.total * float(counts_here)).backward()
