@@ -160,7 +160,7 @@ def run_rows(device: torch.device, folder: Path) -> list[Row]:
         return torch.tensor([line.get("loss", line.get("eval_loss")) for line in lines])
 
     def interrupted(loop: Loop, pressed: bool = False, own: Callable[..., Any] = Loop.step) -> Any:
-        if loop.at.step == 2:
+        if loop.state.step == 2:
             signal.raise_signal(signal.SIGINT)
         return own(loop, pressed)
 

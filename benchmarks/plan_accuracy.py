@@ -109,11 +109,11 @@ def measure(file: Path) -> None:
     plain = Loop.step
 
     def step(self: Loop, pressed: bool = False) -> tuple[float, bool]:
-        if self.at.step == WARM_UP:
+        if self.state.step == WARM_UP:
             Path("/proc/self/clear_refs").write_text("5")
         started = time.perf_counter()
         result = plain(self, pressed)
-        if self.at.step > WARM_UP:
+        if self.state.step > WARM_UP:
             found["seconds"].append(time.perf_counter() - started)
             status = Path("/proc/self/status").read_text()
             found["peak"] = int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from penchant.diffusion.denoising import Denoiser as Denoiser
     from penchant.diffusion.denoising import LatentChoice as LatentChoice
     from penchant.diffusion.denoising import diffusers as diffusers
+    from penchant.diffusion.training import Draws as Draws
     from penchant.diffusion.training import check_objective as check_objective
     from penchant.diffusion.training import tune_denoiser as tune_denoiser
     from penchant.engine.distributed import World as World
@@ -171,7 +172,7 @@ if TYPE_CHECKING:
     from penchant.storage.fingerprints import optional_weights_fingerprint as optional_weights_fingerprint
     from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
     from penchant.storage.sqlite import Database as Database
-    from penchant.training.needs import usable as usable
+    from penchant.training.needs import filter_learnable_groups as filter_learnable_groups
     from penchant.training.optimizer import build_optimizer as build_optimizer
     from penchant.training.optimizer import learning_rate as learning_rate
     from penchant.training.optimizer import scale_and_clip as scale_and_clip

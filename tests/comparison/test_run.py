@@ -137,8 +137,8 @@ class TestACampaign:
         for text in (
             "Reward against KL",
             "accuracy by data size",
-            "What the judge said",
-            "What it cost",
+            "Verdicts of the judge",
+            "Cost of training",
             "ipo, beta 1.0",
         ):
             assert text in page

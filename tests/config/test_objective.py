@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from penchant.cli.main import run
-from penchant.config.objective import build_objective, describe_objective
+from penchant.config.objective import build_objective, describe_objective, without_code
 from penchant.config.run import dump_config, load_config, parse_config
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, SFT, Part, WeightedSum
@@ -55,7 +55,28 @@ class TestFromAFile:
         losses = [line["loss"] for line in lines if "loss" in line]
         assert len(losses) == 3
         assert all(math.isfinite(loss) for loss in losses)
-        assert load_config(folder / "config.yaml").method == config.method
+        assert load_config(folder / "config.yaml").built_objective == config.built_objective
+
+    def test_a_run_builds_it_once(self, method_file, write_config, monkeypatch):
+        built = []
+        monkeypatch.setattr(
+            "penchant.config.run.build_objective",
+            lambda values: built.append(values) or build_objective(values),
+        )
+        config = load_config(
+            write_config(objective={"name": "r_dpo", "file": str(method_file)}, training={"max_steps": 1})
+        )
+        train(config)
+        assert len(built) == 1
+
+    def test_a_stand_in_is_not_kept_for_training(self, method_file, write_config):
+        file = write_config(objective={"name": "r_dpo", "file": str(method_file)})
+        with without_code():
+            config = load_config(file)
+            assert config.built_objective == DPO()
+        assert config.built_objective.name == "r_dpo"
+        changed = config.model_copy(update={"objective": {"name": "sft"}})
+        assert changed.built_objective == SFT()
 
     def test_a_run_saves_reports_and_resumes_it(self, method_file, write_config):
         """As a part of a sum, beside a sum with another of them: saved, reported, resumed."""
@@ -66,7 +87,7 @@ class TestFromAFile:
         folder = train(config)
         assert write_run_report(folder).steps == 3
         saved = load_config(folder / "config.yaml")
-        assert saved.method == config.method
+        assert saved.built_objective == config.built_objective
         values = saved.objective["parts"]
         assert [values[0]["file"], values[2]["parts"][0]["file"]] == [str(method_file)] * 2
         assert "file" not in values[1]

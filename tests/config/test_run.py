@@ -51,7 +51,7 @@ class TestDefaults:
         file.write_text(dump_config(config), encoding="utf-8")
         reloaded = load_config(file)
         assert dump_config(reloaded) == dump_config(config)
-        assert reloaded.method == config.method
+        assert reloaded.built_objective == config.built_objective
         assert reloaded.model_copy(update={"objective": config.objective}) == config
 
     @given(
@@ -69,14 +69,14 @@ class TestDefaults:
     @pytest.mark.parametrize("name", OBJECTIVES)
     def test_objective_has_the_defaults_of_its_class(self, name):
         config = parsed(objective={"name": name})
-        assert config.method == OBJECTIVES[name]()
-        assert describe_objective(config.method).keys() == {
+        assert config.built_objective == OBJECTIVES[name]()
+        assert describe_objective(config.built_objective).keys() == {
             "name",
             *(field.name for field in dataclasses.fields(OBJECTIVES[name])),
         }
 
     def test_objective_takes_its_own_fields(self):
-        method = parsed(objective={"name": "dpo", "beta": "5e-1", "average": "pairs"}).method
+        method = parsed(objective={"name": "dpo", "beta": "5e-1", "average": "pairs"}).built_objective
         assert describe_objective(method) == {"name": "dpo", "beta": 0.5, "average": "pairs"}
 
     def test_it_is_frozen(self):

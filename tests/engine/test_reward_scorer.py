@@ -108,14 +108,14 @@ class TestRuns:
         reward = open_reward(RewardConfig(model=str(folder)), device=torch.device("cpu"))
         assert reward(["the old cat"], [[" sees a dog"]])[0][0] == pytest.approx(expected, rel=1e-5)
         result = write_run_report(folder)
-        assert result.choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
+        assert result.reward_accuracy.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
         assert "What was trained to choose" in (folder / "report.html").read_text()
 
     def test_adapters_bring_their_head(self, train_run):
         folder = train_run(lora={"rank": 4})
         assert (folder / "adapter_model.safetensors").exists()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert write_run_report(folder).choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
+        assert write_run_report(folder).reward_accuracy.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
 
     @pytest.mark.parametrize("freeze", [True, False])
     def test_a_head_beside_its_model(self, write_config, tiny_model, freeze):
@@ -129,7 +129,7 @@ class TestRuns:
         )
         folder = train(load_config(file))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert write_run_report(folder).choosing.value == pytest.approx(lines[-1]["eval_head/accuracies"])
+        assert write_run_report(folder).reward_accuracy.value == pytest.approx(lines[-1]["eval_head/accuracies"])
         assert load_head(folder).settings["pooling"] == "tanh"
         old_weights, new_weights = (
             hf.AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tiny_model, folder)

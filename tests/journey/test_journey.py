@@ -126,7 +126,7 @@ def travel(
         step = Loop.step
 
         def stop_at_two(loop: Loop, *arguments: Any) -> Any:
-            if loop.at.step == 2:
+            if loop.state.step == 2:
                 raise Stopped
             return step(loop, *arguments)
 

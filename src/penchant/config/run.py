@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -228,11 +229,29 @@ class RunConfig(Section):
         return self.data.rendering("all" if self.objective.get("name") == "sft" else "last")
 
     @property
-    def method(self) -> Objective:
-        """The objective with its hyper-parameters."""
-        if not code_runs() and names_code(self.objective) and len(self.references) > 1:
-            return MultiReference()
-        return build_objective(self.objective)
+    def built_objective(self) -> Objective:
+        """The objective with its hyper-parameters, built once for a configuration and its copies.
+
+        Inside `without_code` a stand-in takes the place of an objective of the user's own.
+        """
+        key = code_runs(), repr(self.objective), len(self.references) > 1
+        if key not in self._objectives:
+            runs_code, _, has_many_references = key
+            stands_in = not runs_code and names_code(self.objective) and has_many_references
+            self._objectives[key] = MultiReference() if stands_in else build_objective(self.objective)
+        return self._objectives[key]
+
+    @property
+    def reference_sources(self) -> list[str | None]:
+        """The references' folders or hub ids, in order; None is the model training starts from."""
+        if not self.built_objective.needs.references:
+            return []
+        return list(self.references) or [self.reference]
+
+    @cached_property
+    def _objectives(self) -> dict[tuple[bool, str, bool], Objective]:
+        """What was built so far; `model_copy` hands it on, so that its keys hold all that decides."""
+        return {}
 
 
 Loaded = TypeVar("Loaded", bound=Section)
@@ -297,11 +316,13 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
         problems += _without_effect(config)
     except ValidationError as error:
         problems += [explain(dict(problem), RunConfig) for problem in error.errors()]
-    if isinstance(values.get("objective"), dict):
-        try:
+    try:
+        if config is not None:
+            _ = config.built_objective
+        elif isinstance(values.get("objective"), dict):
             build_objective(values["objective"])
-        except ConfigError as error:
-            problems.append(str(error).replace("\n  what to do: ", "; "))
+    except ConfigError as error:
+        problems.append(str(error).replace("\n  what to do: ", "; "))
     if problems or config is None:
         raise refusal(problems, where)
     return config
@@ -352,5 +373,5 @@ def _without_effect(config: RunConfig) -> list[str]:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default spelt out."""
     values = config.model_dump()
-    values["objective"] = describe_objective(config.method, config.objective)
+    values["objective"] = describe_objective(config.built_objective, config.objective)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -178,9 +178,9 @@ def _run_demo(folder: Path, seed: int, sizes: DemoSizes, tell: Tell) -> DemoResu
         dpo_metrics[beta] = _measure(aligned, tuned, held_out_prompts, seed)
         reports.append(write_run_report(run))
     held_out = reports[0]
-    assert held_out.before is not None
-    assert held_out.after is not None
-    result = DemoResult(folder, sft_metrics, dpo_metrics, held_out.before, held_out.after)
+    assert held_out.start_report is not None
+    assert held_out.trained_report is not None
+    result = DemoResult(folder, sft_metrics, dpo_metrics, held_out.start_report, held_out.trained_report)
     _write_report(result, tuned, folder / f"dpo-beta-{sizes.betas[0]:g}", held_out_prompts[:4], seed)
     (folder / "result.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
     return result

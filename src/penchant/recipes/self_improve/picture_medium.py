@@ -23,6 +23,7 @@ from penchant.api import (
     ConfigError,
     DataError,
     Denoiser,
+    Draws,
     Figure,
     Sample,
     build_objective,
@@ -133,10 +134,8 @@ class PictureBackend:
                 build_objective(update.objective),
                 update.training.model_copy(update={"seed": seed}),
                 update.lora,
-                self.settings.draws,
+                Draws(self.settings.draws, self.settings.latents, self.settings.empty_prompts),
                 folder / "run",
-                self.settings.latents,
-                self.settings.empty_prompts,
             )
             denoiser.save(new)
         return str(new)
