@@ -229,7 +229,7 @@ class Yardstick:
 
     def _score(self, model: str, seed: int) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
         """The held-out groups and fresh samples, under the model and under the start; one in memory at a time."""
-        reading, world = self._reading, World(0, 1, local_device())
+        reading, world = self._reading, World.single()
         policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
         own = read_held_out(policy, model, self.held_out, reading, self.tell)

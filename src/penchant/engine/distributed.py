@@ -40,6 +40,11 @@ class World:
     size: int
     device: torch.device
 
+    @classmethod
+    def single(cls) -> World:
+        """The world of one process, on this process's device."""
+        return cls(0, 1, local_device())
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
