@@ -16,9 +16,8 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.kernels import compiled as one_kernel
-from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 
 hf.AttentionInterface.register(TREE, tree_attention)
 
@@ -171,11 +170,12 @@ def score_both_ways(all_float64: Callable[[], AbstractContextManager[None]]) -> 
 
     def score(model: hf.PreTrainedModel, batch: TreeBatch, weights: torch.Tensor) -> list[Any]:
         results = []
-        for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
-            model.set_attn_implementation(implementation)
-            model.zero_grad()
+        for scorer_class in (PaddedScorer, TreeScorer):
             if scorer_class is TreeScorer:
-                fuse_layers(model)
+                use_tree(model)
+            else:
+                model.set_attn_implementation("eager")
+            model.zero_grad()
             with all_float64():
                 log_probs = scorer_class(model)(batch)
                 (log_probs * weights).sum().backward()

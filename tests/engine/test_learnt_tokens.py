@@ -10,10 +10,8 @@ import torch
 
 from penchant.data.second_reading import add_mismatched
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE
-from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.scoring import choose_scorer
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.evaluation.choices_scoring import without_end
 from penchant.evaluation.held_out import scored_groups
 from penchant.recipes.recommend.catalogue import pack_trie
@@ -78,8 +76,8 @@ def test_candidates_that_share_their_beginnings(name, build, groups, all_float64
     group = replace(group, responses=(group.responses[0], shared), loss_masks=masks)
     with all_float64():
         expected = torch.stack([oracle(model, group, k)[0] for k in range(2)])
-        model.set_attn_implementation(TREE)
-        log_probs = TreeScorer(fuse_layers(model) or model)(pack_trie(group))[0]
+        use_tree(model)
+        log_probs = TreeScorer(model)(pack_trie(group))[0]
     torch.testing.assert_close(log_probs, expected, rtol=1e-10, atol=0)
 
 

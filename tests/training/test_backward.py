@@ -8,14 +8,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distributed import World
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, Needs, Output, Sum
 from penchant.training.backward import Batch, arguments, backward
@@ -44,13 +43,12 @@ class Spread:
 
 @pytest.fixture
 def scorer() -> TreeScorer:
-    AttentionInterface.register(TREE, tree_attention)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation(TREE)
+    use_tree(model)
     return TreeScorer(model)
 
 

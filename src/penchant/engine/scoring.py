@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
-from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distributed import World, reshard
 from penchant.engine.padded import PaddedScorer, pad_right, unpack
 from penchant.engine.tree import TreeScorer, last_hidden
@@ -197,14 +196,11 @@ def choose_reward_scorer(
 def _choose(
     model: PreTrainedModel, tree: ScorerType, padded: ScorerType, sample: Sequence[TokenizedGroup], dtype: str
 ) -> ScorerChoice[ScorerType]:
-    from transformers import AttentionInterface
-
     half = is_half(model.dtype, dtype)
     check = TreeCheck(model, tree, padded, lambda: precision(model.device, dtype), half)
     implementation = model.config._attn_implementation
     training = model.training
     model.eval()
-    AttentionInterface.register(TREE, tree_attention)
     try:
         with torch.no_grad():
             verdict = check.verdict(sample)

@@ -21,9 +21,10 @@ from torch.utils.hooks import RemovableHandle
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE, UnsupportedAttention
-from penchant.engine.kernels.layer_fusion import fuse_layers, unfuse_layers
+from penchant.engine.attention import UnsupportedAttention
+from penchant.engine.kernels.layer_fusion import unfuse_layers
 from penchant.engine.memory import available_bytes
+from penchant.engine.tree import use_tree
 from penchant.models.multimodal import set_attention
 
 if TYPE_CHECKING:
@@ -300,8 +301,7 @@ class TreeCheck:
 
     def _tree_scores(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
         batch = pack(sample).to(self.model.device)
-        set_attention(self.model, TREE)
-        fuse_layers(self.model)
+        use_tree(self.model)
         with nullcontext() if exact else self.autocast():
             return self.tree(batch).flatten()[batch.slots]
 

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.config.run import RunConfig
-from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.scoring import PaddedRewardScorer, Scorer, TreeRewardScorer
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.models.adapter_loading import rows_of_adapter
 from penchant.models.loading import adapter_base, load_config, loading_errors, remove_dropout
 from penchant.models.multimodal import (
     blank_language_model,
     classification_class,
     generation_class,
-    set_attention,
     text_config,
 )
 from penchant.training.model import adapt, add_head, weights_dtype
@@ -163,11 +160,7 @@ def shallow(shape: PretrainedConfig, layers: int, vocabulary: int) -> Pretrained
 
 
 def _scorer(model: PreTrainedModel, padded: bool, rewards: bool) -> Any:
-    from transformers import AttentionInterface
-
     if padded:
         return PaddedRewardScorer(model) if rewards else PaddedScorer(model)
-    AttentionInterface.register(TREE, tree_attention)
-    set_attention(model, TREE)
-    fuse_layers(model)
+    use_tree(model)
     return TreeRewardScorer(model) if rewards else TreeScorer(model)
