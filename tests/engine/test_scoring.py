@@ -8,7 +8,7 @@ import torch
 from penchant.data.trees import pack
 from penchant.engine import scoring
 from penchant.engine.distributed import World
-from penchant.engine.padded import PaddedScorer
+from penchant.engine.padded import PaddedScorer, pad_left
 from penchant.engine.scoring import choose_scorer, precision, score_groups
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import Tiling
@@ -113,3 +113,10 @@ def test_bfloat16_is_close(build, make_groups):
     assert half.dtype == torch.float64
     torch.testing.assert_close(half, single, rtol=2e-2, atol=0)
     assert not torch.equal(half, single)
+
+
+def test_zeros_on_the_left_of_a_dimension():
+    x = torch.tensor([[1, 2], [3, 4]])
+    assert pad_left(x, 3).tolist() == [[0, 1, 2], [0, 3, 4]]
+    assert pad_left(x, 4, dim=-2).tolist() == [[0, 0], [0, 0], [1, 2], [3, 4]]
+    assert pad_left(x, 2) is x

@@ -1,4 +1,9 @@
-"""The oracle: a plain padded forward, one row per candidate, full logits. Small and obvious; the tree must equal it."""
+"""The oracle: a plain padded forward, one row per candidate, full logits. Small and obvious; the tree must equal it.
+
+Also in this module:
+
+- Padding on the left and on the right.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
@@ -62,6 +68,16 @@ def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:
         ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def pad_left(x: Tensor, length: int, dim: int = -1) -> Tensor:
+    """The tensor [..., length, ...] with zeros on the left of one dimension; itself where it has this length already.
+
+    Args:
+        dim: counted from the last, which is -1.
+    """
+    missing = length - x.shape[dim]
+    return pad(x, (0, 0) * (-1 - dim) + (missing, 0)) if missing else x
 
 
 def unpack(batch: TreeBatch) -> tuple[list[Tensor], list[int]]:
