@@ -7,6 +7,7 @@ Also in this module:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +60,7 @@ class PaddedScorer(nn.Module):
         return batch.to_group_matrix(torch.stack(sums))
 
 
-def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:
+def pad_right(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
     """A model's inputs, padded on the right: ids and mask [N, longest]."""
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=sequences[0].device)

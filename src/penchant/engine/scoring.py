@@ -102,12 +102,25 @@ class PaddedRewardScorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
-        sequences, _ = unpack(batch)
-        hidden = language_model(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
+        return batch.to_group_matrix(padded_rewards(self.model, unpack(batch)[0]))
+
+
+def padded_rewards(model: PreTrainedModel, sequences: Sequence[Tensor], label: int = 0) -> Tensor:
+    """Rewards [N] of N sequences of ids, in float64, from one padded batch.
+
+    Args:
+        label: which of the model's outputs.
+    """
+    inputs = pad_right(sequences)
+    if hasattr(model, "score"):
+        hidden = language_model(model)(**inputs, use_cache=False).last_hidden_state
         # Not the model's own pooling: these rows are padded with another token.
-        pad = pad_token_id(self.model)
+        pad = pad_token_id(model)
         positions = torch.tensor([reward_position(sequence, pad) for sequence in sequences])
-        return batch.to_group_matrix(self.model.score(hidden[torch.arange(len(positions)), positions])[:, 0].double())
+        outputs: Tensor = model.score(hidden[torch.arange(len(positions)), positions])
+    else:  # a bidirectional classifier, whose head reads the first token
+        outputs = model(**inputs).logits
+    return outputs[:, label].double()
 
 
 def reward_position(sequence: Tensor, pad: int | None) -> int:
