@@ -158,7 +158,7 @@ if TYPE_CHECKING:
     from penchant.objectives import Needs as Needs
     from penchant.progress import Progress as Progress
     from penchant.serving.router import Router as Router
-    from penchant.storage.caches import KeptAnswers as KeptAnswers
+    from penchant.storage.caches import AnswerCache as AnswerCache
     from penchant.storage.caches import cache_folder as cache_folder
     from penchant.storage.files import disk_errors as disk_errors
     from penchant.storage.files import folder_lock as folder_lock

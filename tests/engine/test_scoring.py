@@ -12,7 +12,7 @@ from penchant.engine.padded import PaddedScorer, pad_left
 from penchant.engine.scoring import choose_scorer, precision, score_groups
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import Tiling
-from penchant.storage.caches import ReferenceCache
+from penchant.storage.caches import LogProbCache
 
 ALONE = World(0, 1, torch.device("cpu"))
 SHAPES = [(9, (4, 7)), (1, (3,)), (30, (1, 2, 9, 5, 2)), (12, (6, 6)), (5, (8, 1, 3))]
@@ -83,7 +83,7 @@ def test_budget_changes_nothing(build, make_groups):
 def test_warm_cache_gives_the_bits_of_the_cold_one_without_a_forward(build, make_groups, tmp_path, monkeypatch):
     groups = make_groups(SHAPES, 2)
     scorer = choose_scorer(build("llama"), groups[:2]).scorer
-    cache = ReferenceCache("model", "tree float32 cpu", tmp_path)
+    cache = LogProbCache("model", "tree float32 cpu", tmp_path)
     cold = score_groups(scorer, groups, world=ALONE, budget=40, dtype="float32", cache=cache)
     monkeypatch.setattr(scoring, "_forward", None)
     assert score_groups(scorer, groups, world=ALONE, budget=40, dtype="float32", cache=cache) == cold

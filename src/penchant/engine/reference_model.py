@@ -15,7 +15,7 @@ from penchant.engine.distributed import World, shard
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
 from penchant.models.loading import check_vocabulary, context_length, load_model, load_tokenizer
 from penchant.progress import Progress
-from penchant.storage.caches import ReferenceCache, cache_folder, model_fingerprint
+from penchant.storage.caches import LogProbCache, cache_folder, model_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ def cached_log_probs(
     scorer: Scorer, fingerprint: str, groups: Sequence[TokenizedGroup], world: World, budget: int, dtype: str
 ) -> list[list[float]]:
     """Summed log-probs of every candidate by a model whose weights have this fingerprint, through the cache."""
-    cache = ReferenceCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
+    cache = LogProbCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
     with Progress("log-probs", len(groups), "groups", visible=world.is_main) as progress:
         log_probs = score_groups(
             scorer, groups, world=world, budget=budget, dtype=dtype, cache=cache, advance=progress.advance

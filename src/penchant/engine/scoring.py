@@ -26,7 +26,7 @@ from penchant.errors import DataError
 from penchant.models.multimodal import language_model, set_attention
 from penchant.models.preference_head import PreferenceHead
 from penchant.models.special_tokens import pad_token_id
-from penchant.storage.caches import ReferenceCache
+from penchant.storage.caches import LogProbCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -296,7 +296,7 @@ def score_groups(
     world: World,
     budget: int,
     dtype: str,
-    cache: ReferenceCache | None = None,
+    cache: LogProbCache | None = None,
     temperature: float = 1.0,
     advance: Callable[[int], None] = lambda groups: None,
 ) -> list[list[float]]:

@@ -18,7 +18,7 @@ from penchant.errors import ConfigError
 from penchant.evaluation.endpoint import Endpoint, Unanswered
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import Reward, open_reward
-from penchant.storage.caches import KeptAnswers, cache_folder
+from penchant.storage.caches import AnswerCache, cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ class EndpointJudge:
             for p, a, b in zip(prompts, first, second, strict=True)
         ]
         # A question holds its template: another template's questions are others.
-        with closing(KeptAnswers(self._model, cache_folder())) as kept:
+        with closing(AnswerCache(self._model, cache_folder())) as kept:
 
             def judge(question: str) -> Verdict:
                 known = kept.get(question)

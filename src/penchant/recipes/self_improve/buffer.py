@@ -77,7 +77,7 @@ class ReplayBuffer:
 
     def __init__(self, path: Path, capacity: int, alpha: float = 0.6) -> None:
         self._path, self._capacity, self._alpha = path, capacity, alpha
-        self._database = Database(path, APPLICATION_ID, SCHEMA)
+        self._database = Database(path, SCHEMA, application=APPLICATION_ID)
 
     def record(self, judgement: Judgement) -> None:
         """Store a judgement; does nothing if an equal judgement of the same round, prompt and attempt is stored.
