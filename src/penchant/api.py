@@ -168,6 +168,8 @@ if TYPE_CHECKING:
     from penchant.storage.files import whole_folder as whole_folder
     from penchant.storage.files import write_atomically as write_atomically
     from penchant.storage.fingerprints import file_fingerprint as file_fingerprint
+    from penchant.storage.fingerprints import hash_bytes as hash_bytes
+    from penchant.storage.fingerprints import hash_parts as hash_parts
     from penchant.storage.fingerprints import optional_weights_fingerprint as optional_weights_fingerprint
     from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
     from penchant.storage.sqlite import Database as Database

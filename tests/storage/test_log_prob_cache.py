@@ -13,7 +13,8 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.storage import caches as reference_cache
-from penchant.storage.caches import LogProbCache, cache_folder, model_fingerprint
+from penchant.storage.caches import LogProbCache, cache_folder
+from penchant.storage.fingerprints import model_fingerprint
 
 
 def test_gives_back_what_was_kept(make_groups, tmp_path):
@@ -37,7 +38,7 @@ def test_another_engine_is_another_key(make_groups, tmp_path, monkeypatch):
     """Faster code rounds otherwise: log-probs stored by an older Penchant are not mixed with this one's."""
     batch = pack(make_groups([(3, (2, 4))], 0))
     LogProbCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
-    monkeypatch.setattr(reference_cache, "_engine_code", lambda: "older")
+    monkeypatch.setattr(reference_cache, "engine_fingerprint", lambda: "older")
     assert LogProbCache("model", "how", tmp_path).look_up([batch]) == {}
 
 

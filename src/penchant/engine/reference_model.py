@@ -15,7 +15,8 @@ from penchant.engine.distributed import World, shard
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
 from penchant.models.loading import check_vocabulary, context_length, load_model, load_tokenizer
 from penchant.progress import Progress
-from penchant.storage.caches import LogProbCache, cache_folder, model_fingerprint
+from penchant.storage.caches import LogProbCache, cache_folder
+from penchant.storage.fingerprints import model_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

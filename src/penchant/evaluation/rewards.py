@@ -7,7 +7,6 @@ Also in this module:
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import math
@@ -29,6 +28,7 @@ from penchant.data.tokenized import TokenizationReport, TokenizedGroup
 from penchant.engine.scoring import padded_rewards
 from penchant.errors import ConfigError, DataError, PenchantError
 from penchant.evaluation.held_out import AS_IS, Reading
+from penchant.storage.fingerprints import hash_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ def import_function(where: str, setting: str) -> UserFunction:
     # The whole file: what the function calls may stand beside it.
     file = getattr(module, "__file__", None)
     source = Path(file).read_bytes() if file else where.encode()
-    return UserFunction(function, where, hashlib.blake2b(source, digest_size=8).hexdigest())
+    return UserFunction(function, where, hash_bytes(source, 8))
 
 
 def shown(value: object) -> str:
@@ -239,7 +239,7 @@ class ModelReward:
         from penchant.models.loading import load_tokenizer
         from penchant.models.reward_model import load_reward_model
         from penchant.models.special_tokens import pad_token_id
-        from penchant.storage.caches import model_fingerprint, tokenizer_fingerprint
+        from penchant.storage.fingerprints import model_fingerprint, tokenizer_fingerprint
 
         reading = reading.on_one_day(source)
         tokenizer = load_tokenizer(source, chat_template=reading.chat_template)

@@ -11,25 +11,20 @@ Also in this module:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from penchant.data.trees import TreeBatch
 from penchant.errors import ConfigError
+from penchant.storage.fingerprints import engine_fingerprint, hash_parts
 from penchant.storage.sqlite import CACHE_ADVICE, Database
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class AnswerCache:
@@ -68,12 +63,12 @@ class AnswerCache:
 
     def _key(self, question: Any) -> bytes:
         text = json.dumps([self._source, question], ensure_ascii=False, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=20).digest()
+        return hash_parts([text.encode()], _KEY)
 
 
 _LOOK_UP_AT_ONCE = 500
-_CHECKSUM = 8
-"""Bytes of the checksum in front of every value."""
+_KEY, _CHECKSUM = 20, 8
+"""Bytes of every key, and of the checksum in front of every value."""
 
 _logger = logging.getLogger(__name__)
 
@@ -92,38 +87,6 @@ def cache_folder() -> Path:
         ) from error
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """A hash of the model's weights (names, shapes, dtypes, bytes) and of the configuration that gives them meaning."""
-    digest = hashlib.blake2b(digest_size=16)
-    volatile = {"_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype"}
-    config = {key: value for key, value in model.config.to_dict().items() if key not in volatile}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides which ids a text becomes: the tokenizer as it is saved, its chat template with it."""
-    digest = hashlib.blake2b(digest_size=16)
-    with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size} ".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=1)
-def _engine_code() -> str:
-    """A hash of the engine's source, since faster code rounds otherwise; of all files, so that none is forgotten."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 class LogProbCache:
     """One model's log-probs, by packed row.
 
@@ -140,7 +103,7 @@ class LogProbCache:
     def __init__(self, model: str, computed: str, folder: Path) -> None:
         import transformers
 
-        versions = f"{torch.__version__} {transformers.__version__} {_engine_code()}"
+        versions = f"{torch.__version__} {transformers.__version__} {engine_fingerprint()}"
         self._prefix = f"{model} {computed} {versions}".encode()
         self._file = folder / "log_probs.sqlite"
         self._database = Database(
@@ -184,13 +147,9 @@ class LogProbCache:
         self._database.close()
 
     def _key(self, batch: TreeBatch) -> bytes:
-        digest = hashlib.blake2b(self._prefix, digest_size=20)
-        digest.update(repr(batch.branches).encode())
-        digest.update(batch.input_ids.numpy().tobytes())
-        if batch.loss_mask is not None:
-            digest.update(b"learnt " + batch.loss_mask.numpy().tobytes())
-        return digest.digest()
+        mask = b"" if batch.loss_mask is None else b"learnt " + batch.loss_mask.numpy().tobytes()
+        return hash_parts((self._prefix, repr(batch.branches).encode(), batch.input_ids.numpy().tobytes(), mask), _KEY)
 
 
 def _checksum(key: bytes, value: bytes) -> bytes:
-    return hashlib.blake2b(key + value, digest_size=_CHECKSUM).digest()
+    return hash_parts([key, value], _CHECKSUM)

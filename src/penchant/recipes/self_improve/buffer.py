@@ -19,6 +19,7 @@ from penchant.api import (
     add_template_columns,
     as_json,
     format_named,
+    hash_parts,
     row_of,
 )
 
@@ -221,7 +222,7 @@ def _group(body: str) -> PreferenceGroup:
 
 
 def _text(group: PreferenceGroup) -> bytes:
-    return hashlib.blake2b(json.dumps([as_json(group.prompt), group.candidates]).encode(), digest_size=20).digest()
+    return hash_parts([json.dumps([as_json(group.prompt), group.candidates]).encode()], 20)
 
 
 def _gumbel(seed: int, text: bytes) -> float:
