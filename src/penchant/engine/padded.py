@@ -61,7 +61,7 @@ class PaddedScorer(nn.Module):
 
 
 def pad_right(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
-    """A model's inputs, padded on the right: ids and mask [N, longest]."""
+    """A model's inputs, padded on the right: ids and mask [N, longest] of N sequences."""
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=sequences[0].device)
     mask = torch.zeros_like(ids)
@@ -82,7 +82,7 @@ def pad_left(x: Tensor, length: int, dim: int = -1) -> Tensor:
 
 
 def unpack(batch: TreeBatch) -> tuple[list[Tensor], list[int]]:
-    """Each candidate's whole sequence (prompt + response), and its prompt's length, from a packed row."""
+    """Sequences [T], prompt and response, of a packed row's candidates, and their prompts' lengths in tokens."""
     sequences, prompts = [], []
     start = 0
     for branch in batch.branches:

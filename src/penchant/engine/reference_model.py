@@ -42,7 +42,7 @@ class FrozenModel:
         chat_template: str | None = None,
         rendering: Rendering = PLAIN,
     ) -> FrozenModel:
-        """Load a model and its tokenizer onto this process's device; errors as in `engine.loading`."""
+        """Load a model and its tokenizer onto this process's device; errors as in `models.loading`."""
         tokenizer = load_tokenizer(source, chat_template=chat_template)
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         model = load_model(source, dtype=weights).to(world.device).requires_grad_(False)

@@ -235,7 +235,7 @@ class ModelReward:
         device: torch.device,
         reading: Reading,
     ) -> ModelReward:
-        """Load the model; errors as in `engine.loading`."""
+        """Load the model; errors as in `models.loading`."""
         from penchant.models.loading import load_tokenizer
         from penchant.models.reward_model import load_reward_model
         from penchant.models.special_tokens import pad_token_id
