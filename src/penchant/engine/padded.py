@@ -1,9 +1,4 @@
-"""The oracle: a plain padded forward, one row per candidate, full logits. Small and obvious; the tree must equal it.
-
-Also in this module:
-
-- Padding on the left and on the right.
-"""
+"""The oracle: a plain padded forward, one row per candidate, full logits. Small and obvious; the tree must equal it."""
 
 from __future__ import annotations
 

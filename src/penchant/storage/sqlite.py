@@ -1,4 +1,4 @@
-"""SQLite files that several processes and threads write to, with SQLite's failures reported as Penchant errors."""
+"""SQLite files that several processes write to, with SQLite's failures reported as Penchant errors."""
 
 from __future__ import annotations
 
