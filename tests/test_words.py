@@ -119,6 +119,8 @@ def test_tensors_have_shapes():
             annotations = [argument.annotation for argument in arguments if argument.annotation] + [node.returns]
             typed = " ".join(ast.unparse(annotation) for annotation in annotations if annotation)
             documented = (ast.get_docstring(node) or "") + context
-            if re.search(r"\bTensor\b", typed) and not re.search(r"\[[A-Z0-9.]|scalar|shape", documented, re.IGNORECASE):
+            if re.search(r"\bTensor\b", typed) and not re.search(
+                r"\[[A-Z0-9.]|scalar|shape", documented, re.IGNORECASE
+            ):
                 silent.append(name)
     assert not silent, "\n".join(silent)

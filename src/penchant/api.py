@@ -159,7 +159,7 @@ if TYPE_CHECKING:
     from penchant.objectives import Needs as Needs
     from penchant.progress import Progress as Progress
     from penchant.serving.router import Router as Router
-    from penchant.storage.caches import KeptAnswers as KeptAnswers
+    from penchant.storage.caches import AnswerCache as AnswerCache
     from penchant.storage.caches import cache_folder as cache_folder
     from penchant.storage.files import disk_errors as disk_errors
     from penchant.storage.files import folder_lock as folder_lock
@@ -169,6 +169,8 @@ if TYPE_CHECKING:
     from penchant.storage.files import whole_folder as whole_folder
     from penchant.storage.files import write_atomically as write_atomically
     from penchant.storage.fingerprints import file_fingerprint as file_fingerprint
+    from penchant.storage.fingerprints import hash_bytes as hash_bytes
+    from penchant.storage.fingerprints import hash_parts as hash_parts
     from penchant.storage.fingerprints import optional_weights_fingerprint as optional_weights_fingerprint
     from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
     from penchant.storage.sqlite import Database as Database

@@ -18,7 +18,7 @@ from penchant.comparison.measure import DEFINITIONS, Measurement
 from penchant.config.run import parse_config
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_prompts
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.engine.sampling import Sampling, sample
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import score
@@ -118,7 +118,7 @@ def test_groups_are_told_apart_by_place(yardstick, tiny_model, other_model, name
     measured = ruler.measure(str(other_model), seed=0)
     assert list(measured.values["accuracy"]) == [f"group {i}" for i in range(10)]
     assert list(measured.values["kl"]) == [f"sample {i}" for i in range(4)]
-    scored = score(str(other_model), ruler.held_out, World(0, 1, local_device()), reference=str(tiny_model))
+    scored = score(str(other_model), ruler.held_out, World.single(), reference=str(tiny_model))
     report = evaluate_preferences(scored)
     for metric, estimate in report.metrics.items():
         if metric != "ties":
@@ -196,9 +196,7 @@ def test_orders_are_those_of_a_direct_evaluation(yardstick, tiny_model, other_mo
     ]
     ruler = yardstick(rows, samples=0)
     measured = ruler.measure(str(other_model), seed=0)
-    report = evaluate_preferences(
-        score(str(other_model), ruler.held_out, World(0, 1, local_device()), reference=str(tiny_model))
-    )
+    report = evaluate_preferences(score(str(other_model), ruler.held_out, World.single(), reference=str(tiny_model)))
     for prefix in ("", "log_prob_", "mean_log_prob_"):
         for name in ("top1", "ndcg", "kendall_tau"):
             assert measured.metrics[prefix + name] == pytest.approx(report.metrics[prefix + name].value), prefix + name

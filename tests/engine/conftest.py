@@ -15,7 +15,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.kernels import compiled as one_kernel
+from penchant.engine.kernels import compiled
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.tree import TreeScorer, use_tree
 
@@ -77,7 +77,7 @@ MakeGroups = Callable[[Sequence[tuple[int, Sequence[int]]], int], list[Tokenized
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's code, and the formulas that are compiled on a GPU, here uncompiled."""
     if request.param == "a GPU's formulas":
-        monkeypatch.setattr(one_kernel, "use_compiled", lambda x: True)
+        monkeypatch.setattr(compiled, "use_compiled", lambda x: True)
 
 
 @pytest.fixture(params=sorted(CONFIGS))

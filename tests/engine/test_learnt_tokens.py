@@ -15,7 +15,7 @@ from penchant.engine.tree import TreeScorer, use_tree
 from penchant.evaluation.choices_scoring import without_end
 from penchant.evaluation.held_out import scored_groups
 from penchant.recipes.recommend.catalogue import pack_trie
-from penchant.storage.caches import ReferenceCache
+from penchant.storage.caches import LogProbCache
 from penchant.training.inputs import _fingerprint
 
 SHAPES = [(9, (14, 7)), (1, (9, 3, 5)), (30, (25,))]
@@ -98,7 +98,7 @@ def test_the_last_token_is_left_out_of_the_mask_too(groups):
 
 def test_another_mask_is_another_key_and_another_run(groups, tmp_path):
     unmasked = [replace(group, loss_masks=None) for group in groups]
-    cache = ReferenceCache("model", "how", tmp_path)
+    cache = LogProbCache("model", "how", tmp_path)
     cache.keep(pack(unmasked), [-1.0] * 6)
     assert cache.look_up([pack(groups)]) == {}
     assert cache.look_up([pack(unmasked)]) == {0: [-1.0] * 6}

@@ -12,7 +12,7 @@ import transformers as hf
 from penchant.config.reward import RewardConfig
 from penchant.config.run import load_config
 from penchant.data.trees import pack
-from penchant.engine.scoring import PaddedRewardScorer, TreeRewardScorer, choose_reward_scorer
+from penchant.engine.scoring import PaddedRewardScorer, TreeRewardScorer, choose_reward_scorer, padded_rewards
 from penchant.errors import ModelError
 from penchant.evaluation.rewards import open_reward
 from penchant.models.loading import load_tokenizer
@@ -64,6 +64,19 @@ def test_padded_equals_the_tree(make_groups):
     tree = choose_reward_scorer(model, groups).scorer(pack(groups))
     model.set_attn_implementation("eager")
     torch.testing.assert_close(PaddedRewardScorer(model)(pack(groups)), tree, rtol=1e-4, atol=1e-6)
+
+
+def test_padded_rewards_are_those_of_single_sequences():
+    """Of a causal and a bidirectional classifier with three outputs; rows are padded with token 0, which is no pad."""
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3}
+    sequences = [torch.arange(3, 3 + n) for n in (9, 2, 5)]
+    for config in (hf.BertConfig(**sizes, num_hidden_layers=2), hf.LlamaConfig(**sizes, num_hidden_layers=2)):
+        torch.manual_seed(0)
+        model = hf.AutoModelForSequenceClassification.from_config(config).eval()
+        expected = [model(ids[None]).logits[0, 2] for ids in sequences]
+        rewards = padded_rewards(model, sequences, label=2)
+        assert rewards.dtype == torch.float64
+        torch.testing.assert_close(rewards.float(), torch.stack(expected), rtol=1e-4, atol=1e-6)
 
 
 class TestStarting:

@@ -196,9 +196,7 @@ def rank(
                 tell_all(tell, reward.rounding_notes(groups))
             ranking = rank_by_reward(groups, reward)
         else:
-            ranking = rank_groups(
-                model, dataset.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
-            )
+            ranking = rank_groups(model, dataset.groups, World.single(), by=by, reading=reading, head=head, tell=tell)
     if output is not None:
         ranking.write(output)
     deliver(ranking.to_json(), as_json, ranking.table)

@@ -10,7 +10,6 @@ Also in this module:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from penchant.evaluation.held_out import Reading, ScoredGroup, read_held_out, sc
 from penchant.evaluation.orders import ORDER_METRICS, ORDERED
 from penchant.models.loading import adapter_base, context_length, load_config, load_tokenizer
 from penchant.progress import Progress
+from penchant.storage.fingerprints import hash_text
 
 if TYPE_CHECKING:
     from penchant.evaluation.judges import Judge
@@ -150,8 +150,7 @@ class JudgeOpponent:
 
     @property
     def fingerprint(self) -> str:
-        text = json.dumps(self.samples, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return hash_text(json.dumps(self.samples, sort_keys=True))
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,7 @@ class Measurement:
         """The settings that decide a model's results besides the model and the data."""
         settings = self.settings
         numbers = {name: getattr(settings, name) for name in ("samples", "max_new_tokens", "temperature")}
-        texts = json.dumps([as_text(prompt) for prompt in self.prompts])
-        prompts = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+        prompts = hash_text(json.dumps([as_text(prompt) for prompt in self.prompts]), 8)
         return {**numbers, "prompts": prompts, "reward": None if self._reward is None else self._reward.name}
 
     def open(self) -> None:
@@ -232,7 +230,7 @@ class Measurement:
 
     def _score(self, model: str, seed: int) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
         """Held-out groups and fresh samples scored by the model and by the start, one of them in memory at a time."""
-        reading, world = self._reading, World(0, 1, local_device())
+        reading, world = self._reading, World.single()
         policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
         held_out = read_held_out(policy, model, self.held_out, reading, self.tell)

@@ -7,7 +7,6 @@ A user's method is one file: a class with the protocol of `penchant.objectives.b
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from penchant.config.section import explain, nearest
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, OBJECTIVES, Objective, Part, WeightedSum
+from penchant.storage.fingerprints import hash_bytes
 
 GROUP = "penchant.objectives"
 
@@ -124,7 +124,7 @@ def method_files(given: Mapping[str, Any]) -> dict[str, str]:
         given: the objective as it stands in a configuration that was checked.
     """
     if given.get("file") is not None:
-        return {str(given["file"]): _content_hash(Path(given["file"]))}
+        return {str(given["file"]): hash_bytes(Path(given["file"]).read_bytes(), 8)}
     parts = given.get("parts", ()) if given.get("name") == WeightedSum.name else ()
     return {file: content for part in parts for file, content in method_files(part).items()}
 
@@ -179,7 +179,7 @@ def _python_file(file: str) -> Path:
 def _from_file(path: Path, name: object) -> type[Objective]:
     file = str(path)
     # One module for each content of the file, so that a class is the same class wherever it is asked for.
-    module_name = f"penchant_objective_{_content_hash(path)}"
+    module_name = f"penchant_objective_{hash_bytes(path.read_bytes(), 8)}"
     if module_name not in sys.modules:
         sys.modules[module_name] = module = ModuleType(module_name)
         module.__file__ = file
@@ -200,10 +200,6 @@ def _from_file(path: Path, name: object) -> type[Objective]:
             fix=f"it has: {', '.join(sorted(named)) or 'none'}",
         )
     return _checked(named[name], str(name), file)
-
-
-def _content_hash(file: Path) -> str:
-    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
 
 
 def _checked(method: Any, name: str, where: str) -> type[Objective]:

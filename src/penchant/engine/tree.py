@@ -1,9 +1,4 @@
-"""The fast path: candidates' log-probs from one packed row, each prompt computed once.
-
-Also in this module:
-
-- The tree attention and the fused layers, put on a model.
-"""
+"""The fast path: candidates' log-probs from one packed row, each prompt computed once, by a model put on the tree."""
 
 from __future__ import annotations
 

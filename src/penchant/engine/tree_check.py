@@ -48,7 +48,7 @@ def is_half(dtype: torch.dtype, products: str) -> bool:
 
 
 def largest(difference: Tensor) -> float:
-    """The largest absolute value; infinite where any is not a number."""
+    """The largest absolute value of a tensor of any shape; infinite where any is not a number."""
     value = float(difference.abs().max())
     return value if value == value else float("inf")
 

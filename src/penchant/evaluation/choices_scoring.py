@@ -13,7 +13,7 @@ from penchant.engine.scoring import choose_scorer, head_scorer_notes, sample_gro
 from penchant.errors import ConfigError, locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
-from penchant.storage.caches import model_fingerprint
+from penchant.storage.fingerprints import model_fingerprint
 
 OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
 """A number for every response of every group."""

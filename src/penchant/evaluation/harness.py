@@ -28,7 +28,7 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template import Template, fixed_date
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import precision
 from penchant.errors import ConfigError, DataError
@@ -186,7 +186,7 @@ class Loaded:
                 where="reading",
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
-        world, reading = World(0, 1, local_device()), reading.on_one_day(model, tell)
+        world, reading = World.single(), reading.on_one_day(model, tell)
         return cls(
             FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
             world,

@@ -29,7 +29,6 @@ from penchant.api import (
     answer,
     folder_lock,
     frontier_chart,
-    local_device,
     parse_config,
     resampled_mean,
     resumable_disk_errors,
@@ -250,7 +249,7 @@ def _measure(model: Path, reference: Path, prompts: Sequence[str], seed: int) ->
     sampling = Sampling(max_new_tokens=48, seed=seed + 3, batch_size=64)
     responses = [samples[0] for samples in answer(str(model), prompts, sampling).responses]
     groups = [PreferenceGroup(p, (r,)) for p, r in zip(prompts, responses, strict=True) if r.strip()]
-    scored = score(str(model), groups, Processes(0, 1, local_device()), reference=str(reference))
+    scored = score(str(model), groups, Processes.single(), reference=str(reference))
     ratios = [group.log_probs[0] - (group.reference_log_probs or (0.0,))[0] for group in scored]
 
     def mean(values: Sequence[float]) -> Estimate:

@@ -14,7 +14,6 @@ Also in this module:
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from penchant.engine.distributed import World
 from penchant.errors import CheckpointError, reason_of
 from penchant.objectives import State
 from penchant.storage.files import disk_errors, is_full, new_folder, sync
+from penchant.storage.fingerprints import hash_file
 
 FORMAT = 2
 INDEX = "index.json"
@@ -294,9 +294,8 @@ def _seal(folder: Path) -> None:
     """Record every file's size and hash, and force all of it to disk."""
     files = {}
     for file in sorted(folder.iterdir()):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            files[file.name] = {"size": file.stat().st_size, "hash": hashlib.file_digest(stream, "blake2b").hexdigest()}
+        sync(file)
+        files[file.name] = {"size": file.stat().st_size, "hash": hash_file(file, "blake2b")}
     manifest = folder / "manifest.json"
     with manifest.open("w", encoding="utf-8") as text:
         json.dump(files, text)
@@ -317,6 +316,5 @@ def _verify(checkpoint: Path) -> None:
         if size != expected["size"]:
             message = f"the file has {size} bytes, {expected['size']} were written"
             raise CheckpointError(message, where=str(file), fix=fix)
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "blake2b").hexdigest() != expected["hash"]:
-                raise CheckpointError("the file was changed since it was written", where=str(file), fix=fix)
+        if hash_file(file, "blake2b") != expected["hash"]:
+            raise CheckpointError("the file was changed since it was written", where=str(file), fix=fix)

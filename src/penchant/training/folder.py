@@ -19,7 +19,6 @@ Also in this module:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -35,6 +34,7 @@ from penchant.data.template import has_date, reads_clock
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import recorded_day, today, tokenizers
 from penchant.storage.files import read_record, write_atomically
+from penchant.storage.fingerprints import hash_text
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
 
 
@@ -209,7 +209,7 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
 
     values = read_yaml(folder / "config.yaml")
     text = yaml.safe_dump({**values, "output": ""}, sort_keys=False, allow_unicode=True)
-    if hashlib.blake2b(text.encode(), digest_size=16).hexdigest() != recorded:
+    if hash_text(text) != recorded:
         return False  # the file was changed by hand since
     return _config_hash(parse_config(values, str(folder / "config.yaml"))) == _config_hash(config)
 
@@ -231,7 +231,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _config_hash(config: RunConfig) -> str:
     # The folder's path is left out: a moved run can be resumed.
     text = dump_config(config.model_copy(update={"output": ""}))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hash_text(text)
 
 
 def environment() -> dict[str, str | int]:

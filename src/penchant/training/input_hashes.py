@@ -7,7 +7,6 @@ change of a few bytes may be missed. The time of the last change is recorded as 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from penchant.config.objective import method_files
 from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
 from penchant.models.loading import adapter_base
+from penchant.storage.fingerprints import hash_blocks, hash_file
 
 WHOLE_FILE_BYTES = 256 * 2**20
 """Maximum bytes of a file that is hashed whole."""
@@ -157,24 +157,13 @@ def _file_stamps(path: str) -> dict[str, Stamp]:
 def _stamp(file: Path) -> Stamp:
     try:
         status = file.stat()
-        digest = _content_hash(file) if status.st_size <= WHOLE_FILE_BYTES else _sampled_hash(file, status.st_size)
+        if status.st_size <= WHOLE_FILE_BYTES:
+            content_hash = hash_file(file)[:32]
+        else:
+            content_hash = f"sampled-{hash_blocks(file, BLOCKS + 2, BLOCK)[:32]}"
     except OSError as error:
         raise ConfigError(f"it cannot be read: {error.strerror}", where=str(file), fix="check the path") from error
-    return {"hash": digest, "size": status.st_size, "modified": status.st_mtime_ns}
-
-
-def _content_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-
-
-def _sampled_hash(file: Path, size: int) -> str:
-    digest = hashlib.sha256(str(size).encode())
-    with file.open("rb") as stream:
-        for number in range(BLOCKS + 2):
-            stream.seek((size - BLOCK) * number // (BLOCKS + 1))
-            digest.update(stream.read(BLOCK))
-    return f"sampled-{digest.hexdigest()[:32]}"
+    return {"hash": content_hash, "size": status.st_size, "modified": status.st_mtime_ns}
 
 
 def _hub_commit(source: str) -> str | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from penchant.engine.distributed import local_device
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 from penchant.objectives import FittedObjective, Objective
+from penchant.storage.fingerprints import hash_parts
 from penchant.training.batches import group_tensors
 from penchant.training.log import direction
 from penchant.training.needs import (
@@ -263,13 +263,14 @@ def _check_metric(metric: str, objective: Objective, references: int) -> None:
 
 
 def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tokenized in groups:
-        group = tokenized.group
-        facts = (group.id, group.pairs, group.scores, group.labels, group.weight, group.source)
-        digest.update(repr(facts).encode())
-        for ids in (tokenized.prompt, *tokenized.responses):
-            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
-        for mask in tokenized.loss_masks or ():
-            digest.update(b"learnt " + mask.tobytes())
-    return digest.hexdigest()
+    def parts() -> Iterator[bytes]:
+        for tokenized in groups:
+            group = tokenized.group
+            facts = (group.id, group.pairs, group.scores, group.labels, group.weight, group.source)
+            yield repr(facts).encode()
+            for ids in (tokenized.prompt, *tokenized.responses):
+                yield len(ids).to_bytes(8, "little") + ids.tobytes()
+            for mask in tokenized.loss_masks or ():
+                yield b"learnt " + mask.tobytes()
+
+    return hash_parts(parts()).hex()

@@ -10,7 +10,6 @@ Also in this module:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from penchant.errors import CheckpointError
+from penchant.storage.fingerprints import hash_bytes
 
 Direction = Literal["lower", "higher"]
 
@@ -66,7 +66,7 @@ class JsonLines:
     def digest(self, size: int) -> str:
         """A hash of the first `size` bytes."""
         content = self._file.read_bytes()[:size] if self._file.exists() else b""
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return hash_bytes(content)
 
     def truncate(self, size: int, digest: str = "") -> None:
         """Drop all after the first `size` bytes.

@@ -37,7 +37,7 @@ from penchant.models.source_checkpoint import checkpoint_of
 from penchant.models.special_tokens import TrainedResponses, set_pad_token
 from penchant.objectives import Objective, WeightedSum
 from penchant.objectives import PreferenceHead as PreferenceHeadLoss
-from penchant.storage.caches import model_fingerprint
+from penchant.storage.fingerprints import model_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penchant.config.reward import RewardConfig
 from penchant.config.run import RunConfig, load_config
 from penchant.data.groups import PreferenceGroup, as_text
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.evaluation.answering import Sampling, answer, answerable_prompts, distinct_prompts
 from penchant.evaluation.held_out import Reading, score
 from penchant.evaluation.preferences import LIKELIHOOD, PreferenceReport, evaluate_preferences, with_likelihood
@@ -123,7 +123,7 @@ def _write_run_report(folder: Path, tell: Tell) -> RunResult:
 def _held_out(
     config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell, note: Tell
 ) -> tuple[PreferenceReport, PreferenceReport]:
-    world, reading = World(0, 1, local_device()), Reading.of_run(config)
+    world, reading = World.single(), Reading.of_run(config)
     sources = config.reference_sources
     reference = (sources[0] or config.model) if sources else None
     beta = float(getattr(config.built_objective, "beta", 0.1))
@@ -147,7 +147,7 @@ def _describe_size(report: PreferenceReport) -> str:
 
 def _reward_accuracy(config: RunConfig, held_out: Sequence[PreferenceGroup], note: Tell) -> Estimate | None:
     """Accuracy of the trained reward model or head on the held-out pairs that fit the model."""
-    world, reading = World(0, 1, local_device()), replace(Reading.of_run(config), identical="drop")
+    world, reading = World.single(), replace(Reading.of_run(config), identical="drop")
     if config.built_objective.needs.head:
         return rank(config.output, held_out, world, by="head", reading=reading, tell=note).accuracy
     reading = replace(reading, truncation="drop", empty="drop")

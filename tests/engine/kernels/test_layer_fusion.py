@@ -21,7 +21,7 @@ def fused_classes(model):
     """Class names of a fused model, by the class whose forward replaced theirs."""
     classes = {}
     for module in model.modules():
-        if "_penchant_lean" in vars(type(module)):
+        if "_penchant_fused" in vars(type(module)):
             classes.setdefault(type(module).__mro__[1].__name__, set()).add(type(module).__name__)
     return classes
 

@@ -6,7 +6,6 @@ An answer is the name of a file in OUTPUT/pictures/.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from penchant.api import (
     build_objective,
     check_objective,
     disk_errors,
+    hash_bytes,
     local_device,
     read_groups,
     sync,
@@ -89,7 +89,7 @@ class PictureBackend:
         stream = io.BytesIO()
         pixels = np.round((picture + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
         Image.fromarray(pixels).save(stream, "png")
-        name = f"{hashlib.blake2b(pixels.tobytes(), digest_size=10).hexdigest()}.png"
+        name = f"{hash_bytes(pixels.tobytes(), 10)}.png"
         file = Path(self.config.output) / PICTURES / name
         if not file.exists():
             # The learner's process and the trainer's may write the same picture at once.
