@@ -35,15 +35,21 @@ FLAGS = {
 }
 
 
+OTHER_MEANING = {"data check": {"--max-length"}}
+"""Flags of a verb that have the name of a reading flag and another meaning."""
+
+
 def flags_of(verb: str) -> dict[str, Argument]:
     _, apps, _ = app.parse_commands(verb.split())
-    return {name: argument for argument in apps[-1].assemble_argument_collection() for name in argument.names}
+    offered = [argument for argument in apps[-1].assemble_argument_collection() if argument.parse]
+    return {name: argument for argument in offered for name in argument.names}
 
 
 @pytest.mark.parametrize("verb", FLAGS)
 def test_one_name_one_help_one_default(verb):
     flags, model = flags_of(verb), flags_of("evaluate")
     assert set(FLAGS[verb]) <= set(flags)
+    assert not (set(FLAGS["evaluate"]) - set(FLAGS[verb]) - OTHER_MEANING.get(verb, set())) & set(flags)
     for name in FLAGS[verb]:
         flag, expected = flags[name], model[name]
         assert (flag.parameter.help, flag.field_info.default) == (expected.parameter.help, expected.field_info.default)
@@ -98,12 +104,19 @@ def test_columns_are_named_on_the_command_line(verb, renamed, tiny_model, tmp_pa
     assert "--columns prompt=question" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", FLAGS)
+def test_a_reading_flag_without_effect_is_refused_by_name(verb, capsys):
+    for name in set(FLAGS["evaluate"]) - set(FLAGS[verb]) - OTHER_MEANING.get(verb, set()):
+        assert run([*verb.split(), name, "1"]) == 2
+        assert f"Unknown option: {name}." in capsys.readouterr().err
+
+
 class TestTemplateKwargs:
     @pytest.mark.parametrize("argument", ["x=false", '{"x": false}'])
     def test_key_value_and_json(self, argument):
-        from penchant.cli.flags import TemplateFlags
+        from penchant.cli.flags import ReadingFlags
 
-        assert TemplateFlags(chat_template_kwargs=(argument,)).rendering.template_kwargs == {"x": False}
+        assert ReadingFlags(chat_template_kwargs=(argument,)).rendering.template_kwargs == {"x": False}
 
     def test_a_mistake_is_named(self, tiny_model, tiny_pairs, capsys):
         assert run(["evaluate", str(tiny_model), "--data", str(tiny_pairs), "--chat-template-kwargs", "x"]) == 2

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from penchant.cli.flags import (
-    CandidateFlags,
-    LengthFlags,
-    RowFlags,
-    TemplateFlags,
-    TurnFlags,
-)
+from penchant.cli.flags import CANDIDATES, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
 from penchant.cli.output import (
     Count,
     Json,
@@ -44,8 +38,7 @@ def check(
     held_out_split: str | None = None,
     tokenizer: str | None = None,
     max_length: Length | None = None,
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
@@ -67,23 +60,23 @@ def check(
     if max_length is not None and tokenizer is None:
         raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
     tell = teller(as_json)
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     tell_all(tell, dataset.notes)
     held_out_groups: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
         with rename_options_in_errors({"data.split": "data.held_out_split"}):
-            held_out_groups = replace(rows, split=held_out_split).load(held_out or file).groups
+            held_out_groups = replace(flags, split=held_out_split).load(held_out or file).groups
     loaded = None
     if tokenizer is not None:
         from penchant.models.loading import load_tokenizer
 
-        loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+        loaded = load_tokenizer(tokenizer, chat_template=flags.chat_template)
     report = check_groups(
         dataset.groups,
         held_out=held_out_groups,
         tokenizer=loaded,
         max_length=max_length,
-        rendering=template.rendering,
+        rendering=flags.rendering,
     )
     deliver(report.to_json(), as_json, render(report))
 
@@ -94,11 +87,7 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
-    candidates: CandidateFlags = CandidateFlags(),
-    turns: TurnFlags = TurnFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES)] = ReadingFlags(),
 ) -> None:
     """Print groups as a person reads them.
 
@@ -114,7 +103,7 @@ def show(
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     by_id = {group.id: group for group in dataset.groups}
     absent = [name for name in ids if name not in by_id]
     if absent:
@@ -130,15 +119,15 @@ def show(
         return
     from penchant.models.loading import load_tokenizer
 
-    loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+    loaded = load_tokenizer(tokenizer, chat_template=flags.chat_template)
     tokenized, report = tokenize_groups(
         groups,
         loaded,
-        max_length=lengths.max_length or sys.maxsize,
-        rendering=replace(template.rendering, learn=turns.learn, refused=lengths.refused),
-        truncation=lengths.truncation,
-        empty=candidates.empty,
-        identical=candidates.identical,
+        max_length=flags.max_length or sys.maxsize,
+        rendering=flags.rendering,
+        truncation=flags.truncation,
+        empty=flags.empty,
+        identical=flags.identical,
     )
     for row in tokenized:
         console.print(show_group(row.group, row, loaded))
@@ -155,7 +144,7 @@ def split_file(
     held_out_output: Path,
     by: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     by_first_turn: Annotated[bool, Parameter(negative="")] = False,
-    rows: RowFlags = RowFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Split a file by prompt, never by row: no prompt is on both sides.
@@ -178,7 +167,7 @@ def split_file(
     from penchant.data.splitting import column_values, first_user_turns, split_by_prompt
     from penchant.data.writing import renamed_columns, write_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     tell_all(teller(as_json), dataset.notes)
     with locate_errors(file):
         together = [column_values(dataset.groups, column) for column in by]
@@ -201,7 +190,7 @@ def convert(
     output: Path,
     *,
     to: Literal["penchant", "messages"] = "penchant",
-    rows: RowFlags = RowFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Write any format we read as our own JSON lines, with all other columns.
@@ -216,7 +205,7 @@ def convert(
     from penchant.data.as_chat import require_messages
     from penchant.data.writing import renamed_columns, write_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     with locate_errors(file):
         groups = require_messages(dataset.groups) if to == "messages" else dataset.groups
     write_groups(groups, output)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from penchant.cli.flags import ComputeFlags, LengthFlags, MeasuringFlags, RowFlags, TemplateFlags, reading_of
+from penchant.cli.flags import ALL, COMPUTE, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
 from penchant.cli.output import Count, Json, Seed, Source, deliver, tell_all, teller
 from penchant.errors import ConfigError
 
@@ -31,9 +31,7 @@ def generate(
     limit: Count | None = None,
     best_of: Count | None = None,
     head: str = "preference_head",
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Sample responses to prompts.
@@ -74,9 +72,9 @@ def generate(
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
-    tell, reading = teller(as_json), reading_of(template, lengths)
+    tell, reading = teller(as_json), flags.reading
     if names_a_file(prompts):
-        dataset = rows.load(prompts)
+        dataset = flags.load(prompts)
         tell_all(tell, dataset.notes)
         texts = distinct_prompts(dataset.groups)[:limit]
     else:
@@ -104,10 +102,7 @@ def score(
     function: str | None = None,
     judge_url: str | None = None,
     judge_model: str | None = None,
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
-    compute: ComputeFlags = ComputeFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *COMPUTE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Write scores beside the data: every candidate by a reward model, a function of yours, or a judge.
@@ -136,9 +131,9 @@ def score(
 
     tell = teller(as_json)
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
-    dataset = rows.load(data)
+    dataset = flags.load(data)
     tell_all(tell, dataset.notes)
-    reward = open_reward(config, device=local_device(), reading=reading_of(template, lengths, compute=compute))
+    reward = open_reward(config, device=local_device(), reading=flags.reading)
     with locate_errors(data):
         groups = reward.fitting(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
     if isinstance(reward, ModelReward):
@@ -155,7 +150,7 @@ def rank(
     head: str = "preference_head",
     label: int | None = None,
     output: Path | None = None,
-    flags: MeasuringFlags = MeasuringFlags(),
+    flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Put each group's candidates in order by a model, and say how often people agree.

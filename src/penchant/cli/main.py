@@ -20,9 +20,7 @@ from penchant.cli.compare import compare, sweep
 from penchant.cli.data import data
 from penchant.cli.evaluate import generate, rank, score
 from penchant.cli.export import export, push
-from penchant.cli.flags import (
-    MeasuringFlags,
-)
+from penchant.cli.flags import ALL, ReadingFlags, offers
 from penchant.cli.output import (
     VERB,
     Json,
@@ -130,7 +128,7 @@ def evaluate(
     reference: str | None = None,
     per_example: Path | None = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    flags: MeasuringFlags = MeasuringFlags(),
+    flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
@@ -268,7 +266,8 @@ def verb_of(arguments: list[str]) -> Verb | None:
     names, apps, operands = app.parse_commands(arguments)
     if not names or names[0].startswith("-"):
         return None
-    flags = frozenset(name for argument in apps[-1].assemble_argument_collection() for name in argument.names)
+    offered = (argument for argument in apps[-1].assemble_argument_collection() if argument.parse)
+    flags = frozenset(name for argument in offered for name in argument.names)
     keys = (
         recipe_keys(next((word for word in operands if not word.startswith("-")), "")) if names == ("recipe",) else ()
     )

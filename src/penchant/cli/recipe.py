@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from penchant.cli.flags import ColumnFlags
+from penchant.cli.flags import COLUMNS, ReadingFlags, offers
 from penchant.cli.output import Json, deliver, teller
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def recommend(
     candidates: list[str] | None = None,
     catalogue: Path | None = None,
     top: int = 10,
-    columns: ColumnFlags = ColumnFlags(),
+    flags: Annotated[ReadingFlags, offers(*COLUMNS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Rank titles for a user by a model that the recipe recommend trained.
@@ -135,7 +135,7 @@ def recommend(
     from penchant.recipes.recommend.serving import suggest, suggest_from_catalogue
 
     if catalogue is not None and not candidates:
-        titles = read_titles(catalogue, columns=columns.mapping, split=columns.split)
+        titles = read_titles(catalogue, columns=flags.mapping, split=flags.split)
         suggestions = suggest_from_catalogue(str(model), history, list(titles.values()))
     elif candidates and catalogue is None:
         suggestions = suggest(str(model), history, candidates)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from penchant.cli.flags import RowFlags
+from penchant.cli.flags import ROWS, ReadingFlags, offers
 from penchant.cli.output import Json, Source, console_for, deliver, tell_all, teller
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def review(
     *,
     verdicts: Path,
     accepted: Path | None = None,
-    rows: RowFlags = RowFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
@@ -38,7 +38,7 @@ def review(
     from penchant.data.review import Review
     from penchant.data.writing import write_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     tell = teller(as_json)
     tell_all(tell, dataset.notes)
     session = Review(dataset.groups, verdicts)
@@ -81,11 +81,16 @@ def _ask(session: Review, console: Console) -> None:
                 console.print(f"{line.strip()!r} is none of a, r, s, u, q", markup=False)
 
 
-def audit(file: Source, *, rows: RowFlags = RowFlags(), as_json: Json = False) -> None:
+def audit(
+    file: Source,
+    *,
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
+    as_json: Json = False,
+) -> None:
     """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
     from penchant.evaluation.style import style_leak
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     tell_all(teller(as_json), dataset.notes)
     leak = style_leak(dataset.groups)
     deliver(leak.to_json(), as_json, _leak(leak))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from penchant.cli.flags import ColumnFlags, ComputeFlags, EmptyFlags, LengthFlags, TemplateFlags, reading_of
+from penchant.cli.flags import COLUMNS, COMPUTE, LENGTHS, TEMPLATE, ReadingFlags, offers
 from penchant.cli.output import Count, Json, deliver, tell_all, teller
 from penchant.errors import ConfigError
 
@@ -34,7 +34,7 @@ def tool_calls(
     max_new_tokens: Count = 256,
     timed: Count = 20,
     answers: Path | None = None,
-    template: TemplateFlags = TemplateFlags(),
+    flags: Annotated[ReadingFlags, offers(*TEMPLATE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model's function calls: right answers by category, and what one costs on this machine.
@@ -73,15 +73,15 @@ def tool_calls(
     for name, why in left_out.items():
         tell(f"{name} is left out: {why}")
     questions = select_questions(read, category, limit)
-    tokenizer = load_tokenizer(model, chat_template=template.chat_template)
+    tokenizer = load_tokenizer(model, chat_template=flags.chat_template)
     setting = LatencySettings(
         model,
         style,
         device=str(local_device()),
         max_new_tokens=max_new_tokens,
         constrained=constrained,
-        chat_template=template.chat_template,
-        rendering=template.rendering,
+        chat_template=flags.chat_template,
+        rendering=flags.rendering,
     )
     # Under no name here: it is let go of before the other process reads it again.
     answered = answer_questions(
@@ -91,7 +91,7 @@ def tool_calls(
         STYLES[style],
         max_new_tokens=max_new_tokens,
         constrained=constrained,
-        rendering=template.rendering,
+        rendering=flags.rendering,
     )
     if answers is not None:
         write_answers(answered, answers)
@@ -138,11 +138,7 @@ def tasks(
     head: Annotated[bool, Parameter(negative="")] = False,
     suite: Suites | None = None,
     limit: Count | None = None,
-    columns: ColumnFlags = ColumnFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
-    candidates: EmptyFlags = EmptyFlags(),
-    compute: ComputeFlags = ComputeFlags(),
+    flags: Annotated[ReadingFlags, offers(*COLUMNS, *TEMPLATE, *LENGTHS, "empty", *COMPUTE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, beside chance and what needs no model.
@@ -168,17 +164,16 @@ def tasks(
     files = named_files(task)
     if suite is not None:
         require_tasks(SUITES[suite], list(files))
-    mapping = columns.mapping
+    mapping = flags.mapping
     by_task = {
-        name: read_questions(name, file, split=columns.split, columns=mapping, limit=limit)
+        name: read_questions(name, file, split=flags.split, columns=mapping, limit=limit)
         for name, file in files.items()
     }
     tell_all(tell, [note for part in by_task.values() for note in part.notes])
-    reading = reading_of(template, lengths, candidates, compute)
     questions = {name: part.questions for name, part in by_task.items()}
     world = init_process_group()
     try:
-        scored = score_tasks(model, questions, world, head=model if head else None, reading=reading, tell=tell)
+        scored = score_tasks(model, questions, world, head=model if head else None, reading=flags.reading, tell=tell)
     finally:
         destroy_process_group(world)
     if not world.is_main:
