@@ -208,8 +208,8 @@ class TestConfiguration:
         ("text", "says"),
         [
             ("model: [a\noutput: b", ["this is not YAML", "line 2"]),
-            ("just a sentence", ["the file holds no keys"]),
-            ("", ["the file holds no keys"]),
+            ("just a sentence", ["the file has no keys"]),
+            ("", ["the file has no keys"]),
             ("model: {}\n", ["model: "]),
         ],
     )

@@ -80,16 +80,16 @@ def generate(
     else:
         texts, reading = [prompts], typed_rendering(model, prompts, reading, tell)
     reading = reading.on_one_day(model, tell)
-    fitted = fit_prompts(model, texts, max_new_tokens, reading, tell)
+    fit = fit_prompts(model, texts, max_new_tokens, reading, tell)
     draws = best_of or samples
-    sampling = Sampling(draws, fitted.new_tokens, temperature, top_p, seed, batch_size)
+    sampling = Sampling(draws, fit.new_tokens, temperature, top_p, seed, batch_size)
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, fitted.prompts, sampling, head=head, reading=reading, tell=tell, ids=fitted.ids)
+        best = answer_best_of(model, fit.prompts, sampling, head=head, reading=reading, tell=tell, ids=fit.ids)
         deliver(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, fitted.prompts, sampling, reading, tell, fitted.ids)
+    answers = answer(model, fit.prompts, sampling, reading, tell, fit.ids)
     deliver(answers.to_json(), as_json, answers.table)
 
 

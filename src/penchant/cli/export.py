@@ -49,7 +49,7 @@ def export(
     model: str,
     output: Path,
     *,
-    stored: Annotated[Literal["f32", "f16", "q8_0"], Parameter(name="--type")] = "f16",
+    matrix_type: Annotated[Literal["f32", "f16", "q8_0"], Parameter(name="--type")] = "f16",
     as_json: Json = False,
 ) -> None:
     """Write a model as a GGUF file, which llama.cpp and Ollama read.
@@ -60,12 +60,12 @@ def export(
         Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file; a Llama or a Qwen2.
     output
         A new file, ending in .gguf.
-    stored
+    matrix_type
         How matrices are stored: 4, 2 or about 1 byte a weight. Vectors are always f32.
     """
     from penchant.models.gguf.writing import export_gguf
 
-    exported = export_gguf(model, output, stored)
+    exported = export_gguf(model, output, matrix_type)
     tell_all(teller(as_json), exported.notes)
     if exported.kept_apart:
         teller(as_json)(

@@ -266,8 +266,8 @@ def verb_of(arguments: list[str]) -> Verb | None:
     names, apps, operands = app.parse_commands(arguments)
     if not names or names[0].startswith("-"):
         return None
-    offered = (argument for argument in apps[-1].assemble_argument_collection() if argument.parse)
-    flags = frozenset(name for argument in offered for name in argument.names)
+    options = (argument for argument in apps[-1].assemble_argument_collection() if argument.parse)
+    flags = frozenset(name for argument in options for name in argument.names)
     keys = (
         recipe_keys(next((word for word in operands if not word.startswith("-")), "")) if names == ("recipe",) else ()
     )

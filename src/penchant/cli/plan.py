@@ -60,11 +60,11 @@ def render(plan: Plan) -> Group:
     memory = Table(title=f"memory on {plan.device}, MB", title_justify="left")
     memory.add_column("")
     memory.add_column("predicted", justify="right")
-    for place, (name, words) in enumerate(MEMORY.items()):
+    for index, (name, words) in enumerate(MEMORY.items()):
         value = getattr(plan.forecast.memory, name)
-        if value or place < PHASES:
+        if value or index < PHASES:
             memory.add_row(words, f"{value / 2**20:,.0f}")
-        if place in (PHASES - 1, PHASES + 3):
+        if index in (PHASES - 1, PHASES + 3):
             memory.add_section()
     memory.add_section()
     memory.add_row("peak", f"{plan.forecast.memory.peak / 2**20:,.0f}")
@@ -77,20 +77,24 @@ def render(plan: Plan) -> Group:
 
 def lines(plan: Plan) -> list[str]:
     """What the table does not hold."""
-    now = plan.forecast
+    forecast = plan.forecast
     cuts = f"{plan.steps:,} steps of {plan.micro_batches:.1f} micro-batches, {plan.tokens:,} tokens"
-    said = [cuts]
-    if now.step_seconds is not None:
-        phases = ", ".join(f"{name.replace('_', ' ')} {spell(value)}" for name, value in now.seconds.items() if value)
-        said.append(f"{spell(now.total_seconds)}: {phases}; {now.step_seconds:.3g} s a step")
-    if now.fits:
-        said.append("it fits")
+    lines_shown = [cuts]
+    if forecast.step_seconds is not None:
+        phases = ", ".join(
+            f"{name.replace('_', ' ')} {spell(value)}" for name, value in forecast.seconds.items() if value
+        )
+        lines_shown.append(f"{spell(forecast.total_seconds)}: {phases}; {forecast.step_seconds:.3g} s a step")
+    if forecast.fits:
+        lines_shown.append("it fits")
     else:
-        said.append("it does not fit" + ("; it would with:" if plan.proposals else ", and nothing known here would do"))
-    return [*plan.notes, *said]
+        lines_shown.append(
+            "it does not fit" + ("; it would with:" if plan.proposals else ", and nothing known here would do")
+        )
+    return [*plan.notes, *lines_shown]
 
 
-def proposals(found: list[Forecast]) -> Table:
+def proposals(forecasts: list[Forecast]) -> Table:
     """A row for each."""
     from rich.table import Table
 
@@ -98,8 +102,8 @@ def proposals(found: list[Forecast]) -> Table:
     table.add_column("set", overflow="fold")
     table.add_column("peak MB", justify="right")
     table.add_column("time", justify="right")
-    for each in found:
-        table.add_row(" ".join(each.changes), f"{each.memory.peak / 2**20:,.0f}", spell(each.total_seconds))
+    for forecast in forecasts:
+        table.add_row(" ".join(forecast.changes), f"{forecast.memory.peak / 2**20:,.0f}", spell(forecast.total_seconds))
     return table
 
 

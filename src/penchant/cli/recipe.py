@@ -45,9 +45,13 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     kind, run, table = RECIPES[name]()
     loaded = load_section(kind, config, overrides)
     check_base_models(loaded)
-    found = run(loaded, only=stage, tell=teller(as_json))
-    done = "evaluation" in found
-    deliver(found, as_json, table(found, Path(loaded.output) / "report.html") if done else f"done: {', '.join(found)}")
+    results = run(loaded, only=stage, tell=teller(as_json))
+    is_complete = "evaluation" in results
+    deliver(
+        results,
+        as_json,
+        table(results, Path(loaded.output) / "report.html") if is_complete else f"done: {', '.join(results)}",
+    )
 
 
 def _recommend() -> Parts:
@@ -141,8 +145,10 @@ def recommend(
         suggestions = suggest(str(model), history, candidates)
     else:
         raise ConfigError("what is to be chosen from?", fix="give either --candidates or --catalogue")
-    first = suggestions[:top]
-    deliver({"suggestions": [vars(suggestion) for suggestion in first]}, as_json, _suggestions(first))
+    top_suggestions = suggestions[:top]
+    deliver(
+        {"suggestions": [vars(suggestion) for suggestion in top_suggestions]}, as_json, _suggestions(top_suggestions)
+    )
 
 
 def _suggestions(suggestions: Sequence[Suggestion]) -> Table:

@@ -59,6 +59,6 @@ def serve(
     access = Access.for_host(host, api_key, allowed_host)
     limits = Limits(batch, waiting, max_tokens, timeout_s, read_timeout_s, max_body_bytes)
     folders, router = find_experts(sources)
-    listed = ", ".join([*folders, *(["router"] if router is not None else [])])
-    teller(True)(f"http://{host}:{port}/v1 answers as {listed}")
+    names = ", ".join([*folders, *(["router"] if router is not None else [])])
+    teller(True)(f"http://{host}:{port}/v1 answers as {names}")
     run(folders, router, limits, access, host=host, port=port)

@@ -70,8 +70,8 @@ def tool_calls(
 
     tell = teller(as_json)
     read, left_out = read_bfcl(data)
-    for name, why in left_out.items():
-        tell(f"{name} is left out: {why}")
+    for name, reason in left_out.items():
+        tell(f"{name} is left out: {reason}")
     questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=flags.chat_template)
     setting = LatencySettings(
@@ -84,7 +84,7 @@ def tool_calls(
         rendering=flags.rendering,
     )
     # Under no name here: it is let go of before the other process reads it again.
-    answered = answer_questions(
+    answered_questions = answer_questions(
         load_model(model).to(local_device()),
         tokenizer,
         questions,
@@ -94,14 +94,14 @@ def tool_calls(
         rendering=flags.rendering,
     )
     if answers is not None:
-        write_answers(answered, answers)
+        write_answers(answered_questions, answers)
     edge = measure_latency(setting, evenly_spaced(questions, timed))
-    report = ToolReport.from_answers(answered)
-    how = {"style": style, "constrained": constrained, "left_out": left_out}
-    deliver(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
+    report = ToolReport.from_answers(answered_questions)
+    settings = {"style": style, "constrained": constrained, "left_out": left_out}
+    deliver(report.to_json() | {"edge": edge.to_json()} | settings, as_json, _report_view(report, edge))
 
 
-def _shown(report: ToolReport, edge: LatencyReport) -> Group:
+def _report_view(report: ToolReport, edge: LatencyReport) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -179,8 +179,8 @@ def tasks(
     if not world.is_main:
         return
     reports = tuple(
-        evaluate_choices(name, each.questions, left_out={**by_task[name].left_out, **each.left_out})
-        for name, each in scored.items()
+        evaluate_choices(name, scores.questions, left_out={**by_task[name].left_out, **scores.left_out})
+        for name, scores in scored.items()
     )
     report = ChoicesReport(reports, None if suite is None else evaluate_suite(SUITES[suite], reports))
     deliver(report.to_json(), as_json, render(report))

@@ -62,8 +62,8 @@ def build_objective(values: dict[str, Any]) -> Objective:
 
     Inside `without_code` an objective of the user's own is `STAND_IN`.
     """
-    given = dict(values)
-    name, file = given.pop("name", None), given.pop("file", None)
+    parameters = dict(values)
+    name, file = parameters.pop("name", None), parameters.pop("file", None)
     if file is not None:
         path = _python_file(str(file))
         if not code_runs():
@@ -77,74 +77,74 @@ def build_objective(values: dict[str, Any]) -> Objective:
             return STAND_IN
         method = _from_entry_point(point)
     if method is WeightedSum:
-        return _weighted_sum(given)
-    known = {field.name for field in dataclasses.fields(method)}
-    for key in given:
-        if key not in known:
+        return _weighted_sum(parameters)
+    names = {field.name for field in dataclasses.fields(method)}
+    for key in parameters:
+        if key not in names:
             raise ConfigError(
-                f"objective.{key}: {name} has no such hyper-parameter{nearest(key, known)}",
-                fix=f"it has: {', '.join(sorted(known)) or 'none'}",
+                f"objective.{key}: {name} has no such hyper-parameter{nearest(key, names)}",
+                fix=f"it has: {', '.join(sorted(names)) or 'none'}",
             )
     try:
-        objective = TypeAdapter(method).validate_python(given)
+        objective = TypeAdapter(method).validate_python(parameters)
     except ValidationError as error:
-        found = "; ".join(explain({**p, "loc": ("objective", *p["loc"])}) for p in error.errors())
-        raise ConfigError(found) from error
+        problems = "; ".join(explain({**p, "loc": ("objective", *p["loc"])}) for p in error.errors())
+        raise ConfigError(problems) from error
     for field, value in vars(objective).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"objective.{field} is {value}, expected a finite number")
     return objective
 
 
-def describe_objective(objective: Objective, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def describe_objective(objective: Objective, settings: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Name and hyper-parameters, as they stand in a configuration.
 
     Args:
-        given: what it was built from: the objective does not know its file, nor its name among plug-ins.
+        settings: what it was built from: the objective does not know its file, nor its name among plug-ins.
     """
-    if not code_runs() and names_code(given):
-        return dict(given)
-    name = given.get("name", objective.name)
+    if not code_runs() and names_code(settings):
+        return dict(settings)
+    name = settings.get("name", objective.name)
     if isinstance(objective, WeightedSum):
         described = []
         for i, part in enumerate(objective.parts):
-            values = given["parts"][i] if "parts" in given else {}
+            values = settings["parts"][i] if "parts" in settings else {}
             described.append({"weight": part.weight, **describe_objective(part.objective, values)})
         return {"name": name, "parts": described}
     fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
-    file = {} if given.get("file") is None else {"file": str(given["file"])}
+    file = {} if settings.get("file") is None else {"file": str(settings["file"])}
     return {"name": name, **plain, **file}
 
 
-def method_files(given: Mapping[str, Any]) -> dict[str, str]:
+def method_files(settings: Mapping[str, Any]) -> dict[str, str]:
     """The user's own files that an objective is built from, each with a hash of its content.
 
     Args:
-        given: the objective as it stands in a configuration that was checked.
+        settings: the objective as it stands in a configuration that was checked.
     """
-    if given.get("file") is not None:
-        return {str(given["file"]): _content_hash(Path(given["file"]))}
-    parts = given.get("parts", ()) if given.get("name") == WeightedSum.name else ()
+    if settings.get("file") is not None:
+        return {str(settings["file"]): _content_hash(Path(settings["file"]))}
+    parts = settings.get("parts", ()) if settings.get("name") == WeightedSum.name else ()
     return {file: content for part in parts for file, content in method_files(part).items()}
 
 
-def _weighted_sum(given: dict[str, Any]) -> WeightedSum:
-    parts = given.get("parts")
+def _weighted_sum(parameters: dict[str, Any]) -> WeightedSum:
+    parts = parameters.get("parts")
     example = "objective: {name: weighted_sum, parts: [{name: dpo, weight: 1}, {name: sft, weight: 0.2}]}"
-    if not given:
+    if not parameters:
         return WeightedSum()
-    if set(given) != {"parts"} or not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+    if set(parameters) != {"parts"} or not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise ConfigError("objective: weighted_sum takes a list `parts`, and nothing else", fix=f"as in {example}")
-    built = []
+    weighted_parts = []
     for i, part in enumerate(parts):
         values = dict(part)
         weight = values.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise ConfigError(f"objective.parts.{i}.weight is {weight!r}, expected a number", fix=f"as in {example}")
-        built.append(Part(float(weight), build_objective(values)))
+        weighted_parts.append(Part(float(weight), build_objective(values)))
     try:
-        return WeightedSum(tuple(built))
+        return WeightedSum(tuple(weighted_parts))
     except ValueError as error:
         raise ConfigError(f"objective: {error}", fix=f"as in {example}") from error
 
@@ -153,9 +153,9 @@ def _entry_point(name: object) -> EntryPoint:
     """The installed plug-in of this name; nothing of it is imported."""
     installed = {point.name: point for point in entry_points(group=GROUP)}
     if not isinstance(name, str) or name not in installed:
-        found = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
-        every = [*OBJECTIVES, *installed]
-        raise ConfigError(f"{found}{nearest(str(name), every)}", fix=f"one of: {', '.join(every)}")
+        problem = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
+        names = [*OBJECTIVES, *installed]
+        raise ConfigError(f"{problem}{nearest(str(name), names)}", fix=f"one of: {', '.join(names)}")
     return installed[name]
 
 
@@ -163,8 +163,8 @@ def _from_entry_point(point: EntryPoint) -> type[Objective]:
     try:
         loaded = point.load()
     except (Exception, SystemExit) as error:
-        raise _broken(f"the plug-in {point.name} ({point.value})", error) from error
-    return _checked(loaded, point.name, point.value)
+        raise _import_error(f"the plug-in {point.name} ({point.value})", error) from error
+    return _checked_class(loaded, point.name, point.value)
 
 
 def _python_file(file: str) -> Path:
@@ -188,25 +188,25 @@ def _from_file(path: Path, name: object) -> type[Objective]:
             exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            raise _broken(f"objective.file {file}", error) from error
+            raise _import_error(f"objective.file {file}", error) from error
     classes = [
         value for value in vars(sys.modules[module_name]).values() if getattr(value, "__module__", "") == module_name
     ]
-    named = {value.name: value for value in classes if isinstance(getattr(value, "name", None), str)}
-    if name not in named:
+    by_name = {value.name: value for value in classes if isinstance(getattr(value, "name", None), str)}
+    if name not in by_name:
         raise ConfigError(
-            f"objective.name: no class in the file has name = {name!r}{nearest(str(name), named)}",
+            f"objective.name: no class in the file has name = {name!r}{nearest(str(name), by_name)}",
             where=file,
-            fix=f"it has: {', '.join(sorted(named)) or 'none'}",
+            fix=f"it has: {', '.join(sorted(by_name)) or 'none'}",
         )
-    return _checked(named[name], str(name), file)
+    return _checked_class(by_name[name], str(name), file)
 
 
 def _content_hash(file: Path) -> str:
     return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
 
 
-def _checked(method: Any, name: str, where: str) -> type[Objective]:
+def _checked_class(method: Any, name: str, where: str) -> type[Objective]:
     """Refuse a class that does not keep to the protocol, by what it lacks."""
     lacks = [
         member
@@ -214,12 +214,12 @@ def _checked(method: Any, name: str, where: str) -> type[Objective]:
         if not hasattr(method, member)
     ]
     if not isinstance(method, type) or not dataclasses.is_dataclass(method) or lacks:
-        what = f"lacks {', '.join(lacks)}" if lacks else "is no frozen dataclass"
-        raise ConfigError(f"objective {name} {what}", where=where, fix="see docs/new-method.md for the whole of one")
-    found: Any = method
-    return found
+        problem = f"lacks {', '.join(lacks)}" if lacks else "is no frozen dataclass"
+        raise ConfigError(f"objective {name} {problem}", where=where, fix="see docs/new-method.md for the whole of one")
+    objective_class: Any = method
+    return objective_class
 
 
-def _broken(what: str, error: BaseException) -> ConfigError:
+def _import_error(source: str, error: BaseException) -> ConfigError:
     cause = " ".join(str(error).split())
-    return ConfigError(f"{what} cannot be imported: {type(error).__name__}: {cause}", fix="correct it, and try again")
+    return ConfigError(f"{source} cannot be imported: {type(error).__name__}: {cause}", fix="correct it, and try again")
