@@ -231,7 +231,7 @@ class TestConfiguration:
         refused("train", tmp_path, says=[f"{tmp_path}: this is a folder", f"penchant train --resume {tmp_path}"])
 
     def test_resume_of_a_folder_without_a_run(self, refused, tmp_path):
-        refused("train", tmp_path, "--resume", says=[f"{tmp_path}: the folder holds no run", "what to do: "])
+        refused("train", tmp_path, "--resume", says=[f"{tmp_path}: the folder contains no run", "what to do: "])
         assert contents(tmp_path) == {}
 
     def test_max_length_above_the_context(self, refused_run):
@@ -412,7 +412,7 @@ class TestOtherVerbs:
         refused("evaluate", tmp_path / "none", "--data", tiny_pairs, says=says)
 
     def test_check_a_length_without_a_tokenizer(self, refused, tiny_pairs):
-        says = ["--max-length counts tokens, and no tokenizer is named", "--tokenizer MODEL"]
+        says = ["--max-length counts tokens, and no tokenizer is given", "--tokenizer MODEL"]
         refused("data", "check", tiny_pairs, "--max-length", 9, says=says)
 
     def test_show_an_unknown_id(self, refused, tiny_pairs):

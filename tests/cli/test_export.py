@@ -34,7 +34,7 @@ def test_what_was_not_done_as_asked_is_told(model, tmp_path, capsys):
     assert run(["export", str(model), str(file), "--type", "q8_0", "--json"]) == 0
     out, told = capsys.readouterr()
     document = json.loads(out)
-    assert "13 matrices stay f16, their rows are no multiple of 32; the first is token_embd.weight" in told
+    assert "13 matrices stay f16, because the length of their rows is no multiple of 32; the first is token_embd.weight" in told
     assert document["tensors"] == {"f16": 13, "f32": 5, "q8_0": 2}
     assert document["bytes"] == file.stat().st_size
     assert len(document["kept_apart"]) == 13

@@ -1,4 +1,4 @@
-"""The `penchant data` verbs: look into a preference file."""
+"""The `penchant data` verbs: check, show, split and convert preference files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from penchant.errors import ConfigError, DataError, locate_errors, rename_option
 if TYPE_CHECKING:
     from penchant.data.groups import PreferenceGroup
 
-data = App(name="data", help="Look into a preference file: check, show, split, convert, review, audit, ratings.")
+data = App(name="data", help="Inspect and edit a preference file: check, show, split, convert, review, audit, ratings.")
 
 
 @data.command
@@ -46,11 +46,11 @@ def check(
     Parameters
     ----------
     held_out
-        Another one, to find prompts, candidates and conversations that are in both.
+        Held-out file, to report prompts, candidates and conversations that are in both files.
     held_out_split
-        Split of the held-out file, or of FILE where none is named.
+        Split of the held-out file, or of FILE where there is no held-out file.
     tokenizer
-        Folder or hub id, to count in tokens and check its chat template.
+        Folder or hub id of a tokenizer, to count tokens and check its chat template.
     max_length
         Count rows longer than this many tokens.
     """
@@ -58,7 +58,7 @@ def check(
     from penchant.data.checks import check_groups
 
     if max_length is not None and tokenizer is None:
-        raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
+        raise ConfigError("--max-length counts tokens, and no tokenizer is given", fix="add: --tokenizer MODEL")
     tell = teller(as_json)
     dataset = flags.load(file)
     tell_all(tell, dataset.notes)
@@ -89,16 +89,16 @@ def show(
     tokenizer: str | None = None,
     flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES)] = ReadingFlags(),
 ) -> None:
-    """Print groups as a person reads them.
+    """Print groups in readable form.
 
     Parameters
     ----------
     ids
-        Which groups; the first few if none is named.
+        Ids of the groups to print; the first few if not given.
     first
-        How many, where no id is named.
+        Number of groups to print, where no id is given.
     tokenizer
-        Folder or hub id, to mark token boundaries.
+        Folder or hub id of a tokenizer, to mark token boundaries.
     """
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
@@ -147,22 +147,22 @@ def split_file(
     flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Split a file by prompt, never by row: no prompt is on both sides.
+    """Split a file by prompt, so that no prompt is in both parts.
 
     Parameters
     ----------
     held_out
         Share of the prompts to hold out.
     seed
-        The same seed and prompts give the same split, in any order of rows.
+        Seed of the split, which does not depend on the order of rows.
     train_output
-        Where the training groups are written (.jsonl or .jsonl.gz).
+        Output file of the training groups (.jsonl or .jsonl.gz).
     held_out_output
-        Where the held-out groups are written.
+        Output file of the held-out groups.
     by
-        A column: rows with one value stay together too, as of one user or document; may be repeated.
+        Column whose equal values stay in one part, as of a user or a document; repeatable.
     by_first_turn
-        Conversations that begin with the same user's turn stay together too.
+        Keep conversations with the same first user turn in one part.
     """
     from penchant.data.splitting import column_values, first_user_turns, split_by_prompt
     from penchant.data.writing import renamed_columns, write_groups
@@ -177,7 +177,7 @@ def split_file(
     write_groups(train, train_output)
     try:
         write_groups(out, held_out_output)
-    except DataError:  # Both files or none.
+    except DataError:  # Write both files or none.
         train_output.unlink()
         raise
     lines = f"{train_output}: {len(train)} groups\n{held_out_output}: {len(out)} groups"
@@ -193,14 +193,15 @@ def convert(
     flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Write any format we read as our own JSON lines, with all other columns.
+    """Convert a file in any supported format to Penchant's JSON lines, with all its columns.
 
     Parameters
     ----------
     output
-        Where to write (.jsonl or .jsonl.gz).
+        Output file (.jsonl or .jsonl.gz).
     to
-        penchant: texts stay as they are; messages: bare prompts become a user's message, responses an assistant's.
+        penchant: texts stay as they are; messages: plain prompts and responses become messages of a user and an
+        assistant.
     """
     from penchant.data.as_chat import require_messages
     from penchant.data.writing import renamed_columns, write_groups

@@ -1,4 +1,4 @@
-"""The flags of every verb that reads data: which rows, by which template, how long, what is dropped, in which dtype.
+"""The reading flags: rows and columns, template, length limit, dropped rows, micro-batch and dtype.
 
 A verb takes one parameter, ``flags: Annotated[ReadingFlags, offers(...)]``, and names in it the flags that have an
 effect; the command line refuses the other ones. Names, help and defaults are the same on every verb.
@@ -50,10 +50,12 @@ class ReadingFlags:
 
     columns: Annotated[
         Pairs,
-        Parameter(negative="", help="OURS=THEIRS, as in prompt=question: our column name, the file's; repeatable."),
+        Parameter(
+            negative="", help="OURS=THEIRS, as in prompt=question: our name of a column and the file's; repeatable."
+        ),
     ] = ()
     split: Annotated[str | None, Parameter(help="Split of a folder or hub id.")] = None
-    format: Annotated[str | None, Parameter(help="The data's format, where it should not be detected.")] = None
+    format: Annotated[str | None, Parameter(help="Format of the data; detected if not given.")] = None
     chat_template: Annotated[str | None, Parameter(help="File with a Jinja chat template.")] = None
     chat_template_kwargs: Annotated[
         Pairs,
@@ -62,30 +64,34 @@ class ReadingFlags:
             help="Variables for the chat template: KEY=VALUE, as in enable_thinking=false, or a JSON object.",
         ),
     ] = ()
-    date: Annotated[str | None, Parameter(help="The day a chat template writes as today's, as in 2026-11-30.")] = None
+    date: Annotated[
+        str | None, Parameter(help="The date that the chat template uses as today's, as in 2026-11-30.")
+    ] = None
     as_chat: Annotated[
         AsChat,
         Parameter(
-            help="Read plain prompts and responses as a user's and an assistant's message. auto: a prompt typed on the "
-            "command line, where the model has a chat template; rows of files stay plain, with a warning."
+            help="Read plain prompts and responses as messages of a user and an assistant. auto: only a prompt typed "
+            "on the command line, where the model has a chat template; rows of files stay plain, with a warning."
         ),
     ] = "auto"
     control_text: Annotated[
         ControlText,
-        Parameter(help="What a control token written inside a message becomes: plain text, the token, or an error."),
+        Parameter(help="Treatment of control tokens inside messages: read as plain text, as the token, or an error."),
     ] = "text"
     max_length: Annotated[
-        Length | None, Parameter(help="Tokens of prompt + response; the model's context if not given.")
+        Length | None, Parameter(help="Maximum tokens of prompt + response; the model's context length if not given.")
     ] = None
-    truncation: Annotated[Truncation, Parameter(help="What to do with longer rows.")] = "error"
-    refused: Annotated[Rows, Parameter(help="What to do with rows that the chat template refuses.")] = "error"
-    empty: Annotated[Rows, Parameter(help="What to do with empty candidates.")] = "error"
-    identical: Annotated[Rows, Parameter(help="What to do where chosen equals rejected.")] = "error"
-    token_budget: Annotated[Count, Parameter(help="Tokens in a micro-batch.")] = 8192
-    dtype: Annotated[Dtype, Parameter(help="Of the matrix products.")] = "float32"
+    truncation: Annotated[Truncation, Parameter(help="What to do with rows longer than that.")] = "error"
+    refused: Annotated[Rows, Parameter(help="What to do with rows that the chat template rejects.")] = "error"
+    empty: Annotated[Rows, Parameter(help="What to do with groups that have an empty candidate.")] = "error"
+    identical: Annotated[
+        Rows, Parameter(help="What to do with groups whose chosen and rejected response are equal.")
+    ] = "error"
+    token_budget: Annotated[Count, Parameter(help="Maximum tokens of a micro-batch.")] = 8192
+    dtype: Annotated[Dtype, Parameter(help="Dtype of the matrix products.")] = "float32"
     learn: Annotated[
         Learn,
-        Parameter(help="Assistant turns whose tokens count: last, the response; all, those of the prompt too."),
+        Parameter(help="Assistant turns whose tokens count; last: the response; all: also those in the prompt."),
     ] = "last"
 
     @property

@@ -1,4 +1,4 @@
-"""The verb that says what a run will take before it runs."""
+"""The verb that predicts a run's memory and time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MEMORY = {
     "baseline": "process, libraries and data",
 }
 PHASES = 5
-"""Entries of MEMORY that are parts; phases follow, then what comes on top of the highest."""
+"""Number of entries of MEMORY that are parts; after them come the phases, then overheads of the peak."""
 
 
 def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Json = False) -> None:
-    """Predict a run's memory and time on this machine, before any weights are read; propose what makes it fit.
+    """Predict a run's memory and time on this machine without reading weights, and propose settings that fit.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Js
     overrides
         Dotted keys of the configuration, as in training.token_budget=4096.
     memory_mb
-        Memory to fit into; what the device has if not given.
+        Memory limit in MB; the device's memory if not given.
     """
     from penchant.config.objective import without_code
     from penchant.config.run import load_config
@@ -53,7 +53,7 @@ def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Js
 
 
 def render(plan: Plan) -> Group:
-    """Two tables and a few lines."""
+    """The plan as a table of memory, lines of text, and a table of proposals."""
     from rich.console import Group
     from rich.table import Table
 
@@ -76,7 +76,7 @@ def render(plan: Plan) -> Group:
 
 
 def lines(plan: Plan) -> list[str]:
-    """What the table does not hold."""
+    """Lines below the table of memory: steps, time, whether the run fits, and notes."""
     forecast = plan.forecast
     cuts = f"{plan.steps:,} steps of {plan.micro_batches:.1f} micro-batches, {plan.tokens:,} tokens"
     lines_shown = [cuts]
@@ -89,13 +89,13 @@ def lines(plan: Plan) -> list[str]:
         lines_shown.append("it fits")
     else:
         lines_shown.append(
-            "it does not fit" + ("; it would with:" if plan.proposals else ", and nothing known here would do")
+            "it does not fit" + ("; it would with:" if plan.proposals else ", and no known setting makes it fit")
         )
     return [*plan.notes, *lines_shown]
 
 
 def proposals(forecasts: list[Forecast]) -> Table:
-    """A row for each."""
+    """A table of proposed settings with their peak memory and time."""
     from rich.table import Table
 
     table = Table()
@@ -108,7 +108,7 @@ def proposals(forecasts: list[Forecast]) -> Table:
 
 
 def spell(seconds: float | None) -> str:
-    """A duration as people say it."""
+    """A duration in s, min or h."""
     if seconds is None:
         return "not predicted"
     if seconds < 120:

@@ -1,8 +1,8 @@
-"""The verb `penchant tasks`: multiple-choice tasks by log-probs and by a preference head.
+"""The verb `penchant tasks`, which measures multiple-choice accuracy by log-probs and by a preference head.
 
 Also in this module:
 
-- The verb `penchant tool-calls`: a model's function calls, by the rules of the Berkeley leaderboard.
+- The verb `penchant tool-calls`, which measures function calls by the rules of the Berkeley leaderboard.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def tool_calls(
     flags: Annotated[ReadingFlags, offers(*TEMPLATE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Measure a model's function calls: right answers by category, and what one costs on this machine.
+    """Measure a model's function calls: accuracy by category, and time and memory per answer on this machine.
 
     Parameters
     ----------
@@ -47,19 +47,19 @@ def tool_calls(
         Folder of the Berkeley Function Calling Leaderboard's files, BFCL_v*_CATEGORY.json (or another kind of data
         file, compressed or not), with possible_answer/.
     style
-        How functions are told: in a system message, as the chat template's own tools, or as plain lines of text.
+        Form of the functions in the prompt: a system message, the chat template's tools, or signatures in plain text.
     category
-        Only this one; may be repeated.
+        Category to measure; repeatable; all if not given.
     limit
-        Only the first so many questions of each category.
+        Number of questions per category, from the start of each file.
     constrained
-        An answer can only be calls of the functions on offer, with values of their arguments' types, or no call.
+        Constrain answers to calls of the offered functions with arguments of the right types, or to no call.
     max_new_tokens
-        Of an answer.
+        Maximum tokens of an answer.
     timed
-        Questions, evenly spaced over all, answered one at a time by the clock, in a process of its own.
+        Number of questions, evenly spaced over all, for the measurement of latency in a separate process.
     answers
-        Write a JSON line for each answer to this file.
+        Output file with a JSON line per answer.
     """
     from penchant.engine.distributed import local_device
     from penchant.evaluation.tool_calls.latency import LatencySettings, measure_latency
@@ -83,7 +83,7 @@ def tool_calls(
         chat_template=flags.chat_template,
         rendering=flags.rendering,
     )
-    # Under no name here: it is let go of before the other process reads it again.
+    # The model has no name here, so that its memory is free before the other process loads it.
     answered_questions = answer_questions(
         load_model(model).to(local_device()),
         tokenizer,
@@ -134,25 +134,25 @@ Suites = Literal["gpt4all", "race", "glue"]
 def tasks(
     model: str,
     *,
-    task: Annotated[tuple[str, ...], Parameter(help="NAME=PATH, as in piqa=validation.jsonl; may be repeated.")],
+    task: Annotated[tuple[str, ...], Parameter(help="NAME=PATH, as in piqa=validation.jsonl; repeatable.")],
     head: Annotated[bool, Parameter(negative="")] = False,
     suite: Suites | None = None,
     limit: Count | None = None,
     flags: Annotated[ReadingFlags, offers(*COLUMNS, *TEMPLATE, *LENGTHS, "empty", *COMPUTE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, beside chance and what needs no model.
+    """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, and baselines without a model.
 
     Parameters
     ----------
     model
         Folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
     head
-        Choose by the model's preference head too.
+        Also choose answers by the model's preference head.
     suite
-        Also the mean over these tasks.
+        Also report the mean over the tasks of this suite.
     limit
-        Only the first so many questions of each task.
+        Number of questions per task, from the start of each file.
     """
     from penchant.engine.distributed import destroy_process_group, init_process_group
     from penchant.evaluation.choices import evaluate_choices
@@ -205,5 +205,5 @@ def named_files(arguments: tuple[str, ...]) -> dict[str, str]:
             )
         files[name] = file
     if not files:
-        raise ConfigError("no task is named", where="--task", fix="--task openbookqa=test.jsonl")
+        raise ConfigError("no task is given", where="--task", fix="--task openbookqa=test.jsonl")
     return files

@@ -1,6 +1,6 @@
-"""From a configuration's `objective` to the objective, and back; also objectives of the user's own.
+"""Conversion between the key `objective` of a configuration and the objective; also for user-defined objectives.
 
-A user's method is one file: a class with the protocol of `penchant.objectives.base`. It is found by its path
+A user-defined objective is one file: a class with the protocol of `penchant.objectives.base`. It is loaded by its path
 (``objective: {name: mine, file: mine.py}``) or, installed, through the entry point group ``penchant.objectives``.
 """
 
@@ -27,13 +27,13 @@ from penchant.objectives import DPO, OBJECTIVES, Objective, Part, WeightedSum
 GROUP = "penchant.objectives"
 
 STAND_IN: Objective = DPO()
-"""In the place of an objective whose code is not run: most need what it needs."""
+"""Stand-in for an objective whose code must not run; most objectives need the same inputs."""
 _CODE_RUNS: ContextVar[bool] = ContextVar("code_runs", default=True)
 
 
 @contextmanager
 def without_code() -> Iterator[None]:
-    """Around a command that neither trains nor scores: it runs no code that a configuration names."""
+    """Context in which no code that a configuration names runs, for commands that neither train nor score."""
     token = _CODE_RUNS.set(False)
     try:
         yield
@@ -47,20 +47,20 @@ def code_runs() -> bool:
 
 
 def names_code(values: Mapping[str, Any]) -> bool:
-    """Whether an objective, as it stands in a configuration, is built from code that is not Penchant's."""
+    """Whether the `objective` of a configuration names user-defined code."""
     if values.get("name") == WeightedSum.name:
         return any(isinstance(part, dict) and names_code(part) for part in values.get("parts") or ())
     return values.get("file") is not None or values.get("name") not in OBJECTIVES
 
 
 def build_objective(values: dict[str, Any]) -> Objective:
-    """The objective a configuration names.
+    """The objective that a configuration describes.
 
     Raises:
         ConfigError: unknown name or hyper-parameter (with the nearest), wrong type, value out of range; a file or
-            plug-in that cannot be imported or does not keep to the protocol.
+            plug-in that cannot be imported or does not follow the protocol.
 
-    Inside `without_code` an objective of the user's own is `STAND_IN`.
+    Inside `without_code` a user-defined objective is `STAND_IN`.
     """
     parameters = dict(values)
     name, file = parameters.pop("name", None), parameters.pop("file", None)
@@ -97,10 +97,10 @@ def build_objective(values: dict[str, Any]) -> Objective:
 
 
 def describe_objective(objective: Objective, settings: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Name and hyper-parameters, as they stand in a configuration.
+    """Name and hyper-parameters of an objective, in the form of a configuration.
 
     Args:
-        settings: what it was built from: the objective does not know its file, nor its name among plug-ins.
+        settings: the configuration it was built from, for its file and for its name as a plug-in.
     """
     if not code_runs() and names_code(settings):
         return dict(settings)
@@ -118,10 +118,10 @@ def describe_objective(objective: Objective, settings: Mapping[str, Any] = Mappi
 
 
 def method_files(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The user's own files that an objective is built from, each with a hash of its content.
+    """Hash of the content by path, for the user's files from which an objective is built.
 
     Args:
-        settings: the objective as it stands in a configuration that was checked.
+        settings: the `objective` of a checked configuration.
     """
     if settings.get("file") is not None:
         return {str(settings["file"]): _content_hash(Path(settings["file"]))}
@@ -150,7 +150,7 @@ def _weighted_sum(parameters: dict[str, Any]) -> WeightedSum:
 
 
 def _entry_point(name: object) -> EntryPoint:
-    """The installed plug-in of this name; nothing of it is imported."""
+    """The entry point of the installed plug-in of this name, without importing it."""
     installed = {point.name: point for point in entry_points(group=GROUP)}
     if not isinstance(name, str) or name not in installed:
         problem = "objective has no name" if name is None else f"objective.name: {name!r} is no objective"
@@ -178,13 +178,13 @@ def _python_file(file: str) -> Path:
 
 def _from_file(path: Path, name: object) -> type[Objective]:
     file = str(path)
-    # One module for each content of the file, so that a class is the same class wherever it is asked for.
+    # One module per content of the file, so that every caller gets the same class.
     module_name = f"penchant_objective_{_content_hash(path)}"
     if module_name not in sys.modules:
         sys.modules[module_name] = module = ModuleType(module_name)
         module.__file__ = file
         try:
-            # Not by Python's import, which takes a file of the same second and length for the one it compiled last.
+            # Python's import would reuse the compiled file where modification time in seconds and length are equal.
             exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
@@ -207,7 +207,7 @@ def _content_hash(file: Path) -> str:
 
 
 def _checked_class(method: Any, name: str, where: str) -> type[Objective]:
-    """Refuse a class that does not keep to the protocol, by what it lacks."""
+    """The class, after the check that it follows the protocol of objectives."""
     lacks = [
         member
         for member in ("name", "needs", "coupled", "initial_state", "__call__", "evaluate")
@@ -215,7 +215,7 @@ def _checked_class(method: Any, name: str, where: str) -> type[Objective]:
     ]
     if not isinstance(method, type) or not dataclasses.is_dataclass(method) or lacks:
         problem = f"lacks {', '.join(lacks)}" if lacks else "is no frozen dataclass"
-        raise ConfigError(f"objective {name} {problem}", where=where, fix="see docs/new-method.md for the whole of one")
+        raise ConfigError(f"objective {name} {problem}", where=where, fix="see docs/new-method.md for an example")
     objective_class: Any = method
     return objective_class
 
