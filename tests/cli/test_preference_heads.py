@@ -128,8 +128,8 @@ def test_resumed_it_comes_to_the_same_head(folders, configs, tmp_path, monkeypat
         train(config)
     monkeypatch.undo()
     train(config, resume=True)
-    first, second = (load_head(folder).state_dict() for folder in (folders[kind], tmp_path / "again"))
-    assert all(first[name].equal(second[name]) for name in first)
+    uninterrupted, resumed = (load_head(folder).state_dict() for folder in (folders[kind], tmp_path / "again"))
+    assert all(uninterrupted[name].equal(resumed[name]) for name in uninterrupted)
 
 
 def test_export_says_that_the_head_is_left_out(tmp_path, tiny_pairs, capsys):
