@@ -133,7 +133,9 @@ def test_a_peer_that_fails_is_left_out(
     assert list(json.loads(file.read_text())["results"][0]["sides"]) == ["penchant", "penchant_s_dpo", "padded_groups"]
 
 
-def test_sides_run_in_this_python_where_asked(speed: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_run_in_this_python_with_option_here(
+    speed: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = speed["run"]
     monkeypatch.setattr(run, "trl_python", lambda: "made")
     assert run.interpreter(run.SIDES["trl_best"], ["penchant", "trl"]) == sys.executable
@@ -151,13 +153,13 @@ def test_losses_must_agree(speed: dict[str, ModuleType], loss: float) -> None:
         check({"penchant": side(0.7), "padded": side(loss)}, 1e-4)
 
 
-def test_losses_that_stand_still_prove_nothing(speed: dict[str, ModuleType]) -> None:
+def test_losses_must_change_during_a_run(speed: dict[str, ModuleType]) -> None:
     speed["run"].check_moved({"penchant": side(0.7, 0.7004)}, 1e-4)
     with pytest.raises(speed["run"].Disagreement, match="hardly move"):
         speed["run"].check_moved({"penchant": side(0.7, 0.7002)}, 1e-4)
 
 
-def test_tokens_must_be_those_drawn(speed: dict[str, ModuleType]) -> None:
+def test_tokens_must_equal_the_workloads(speed: dict[str, ModuleType]) -> None:
     """A prompt of 5 and responses of 2, 3 and 4: 7 + 8 + 9 as candidates, 7 + 8 + 7 + 9 as pairs."""
     step = [([9] * 5, [[9, 2], [9, 9, 2], [9, 9, 9, 2]])]
     workloads, run = speed["workloads"], speed["run"]
@@ -195,7 +197,7 @@ def test_the_bound_counts_the_models_own_weights(speed: dict[str, ModuleType], t
     assert workload.shape.head_weights == model.lm_head.weight.numel()
 
 
-def test_every_step_has_as_many_pairs_of_groups_of_many_sizes(speed: dict[str, ModuleType]) -> None:
+def test_steps_have_equal_numbers_of_pairs_and_mixed_group_sizes(speed: dict[str, ModuleType]) -> None:
     workload = speed["workloads"].WORKLOADS["negatives"]
     steps = speed["workloads"].draw(workload, 8)
     assert {sum(len(responses) - 1 for _, responses in step) for step in steps} == {workload.pairs_per_step}

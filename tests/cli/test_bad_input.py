@@ -225,7 +225,7 @@ class TestConfiguration:
             ("model: {}\n", ["model: "]),
         ],
     )
-    def test_yaml_that_is_none(self, assert_refused, tmp_path, text, says):
+    def test_yaml_without_keys(self, assert_refused, tmp_path, text, says):
         file = tmp_path / "run.yaml"
         file.write_text(text)
         assert "what to do: " in assert_refused("train", file, says=[str(file), *says])
@@ -372,7 +372,7 @@ class TestModelFolder:
         says = ["evaluation.metric is 'acuracy', which dpo does not have", "rewards/accuracies"]
         assert_run_refused("evaluation.every=1", "evaluation.metric=acuracy", says=says)
 
-    def test_metric_that_is_better_neither_way(self, assert_run_refused):
+    def test_metric_without_a_direction(self, assert_run_refused):
         says = ["evaluation.metric is 'rewards/ties', which is better neither higher nor lower", "rewards/margins"]
         assert_run_refused("evaluation.every=1", "evaluation.metric=rewards/ties", says=says)
 

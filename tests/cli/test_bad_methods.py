@@ -86,8 +86,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("objective", "columns", "overrides", "message"), CASES)
-def test_one_clear_error(objective, columns, overrides, message, rows, write_config, tmp_path, tiny_model, capsys):
+@pytest.mark.parametrize("case", CASES)
+def test_mistake_gives_one_error(case, rows, write_config, tmp_path, tiny_model, capsys):
+    objective, columns, overrides, message = case
     (tmp_path / "rewards.py").write_text(REWARDS)
     (tmp_path / "leaves.py").write_text("import sys; sys.exit(3)")
     (tmp_path / "broken.py").write_text("raise ImportError('half a wheel')")

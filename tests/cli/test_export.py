@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_is_written_and_can_be_used(model, tmp_path, capsys):
+def test_exported_file_can_generate(model, tmp_path, capsys):
     file = tmp_path / "small.gguf"
     assert run(["export", str(model), str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: {file.stat().st_size / 2**20:.1f} MiB; tensors: 5 in f32, 15 in f16\n"
@@ -29,7 +29,7 @@ def test_it_is_written_and_can_be_used(model, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)
 
 
-def test_what_was_not_done_as_asked_is_told(model, tmp_path, capsys):
+def test_matrices_that_stay_f16_are_reported(model, tmp_path, capsys):
     file = tmp_path / "small.gguf"
     assert run(["export", str(model), str(file), "--type", "q8_0", "--json"]) == 0
     out, notes = capsys.readouterr()
@@ -67,7 +67,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(arguments, says, model, tin
     assert Path("there.gguf").read_text() == "mine"
 
 
-def test_a_file_larger_than_may_be_leaves_nothing(model, tmp_path):
+def test_file_size_limit_leaves_no_partial_file(model, tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     code = limit + "from penchant.cli.main import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "export", str(model), str(tmp_path / "a.gguf")]

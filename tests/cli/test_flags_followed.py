@@ -231,7 +231,7 @@ class TestCheck:
 
 
 class TestShow:
-    def test_which_turns_are_learnt(self, tmp_path, tiny_model, capsys):
+    def test_learned_turns_are_marked(self, tmp_path, tiny_model, capsys):
         conversation = [*turns("the old cat"), {"role": "assistant", "content": "runs"}, *turns("a bird")]
         row = {"prompt": conversation, "completion": [{"role": "assistant", "content": "sings"}]}
         (tmp_path / "template.jinja").write_text(TEMPLATE)
@@ -292,7 +292,7 @@ class TestToolCalls:
         codes = run(line), run([*line, *case.flag])
         assert codes == ((2, 0) if case.fails_without else (0, 2)), capsys.readouterr().err
 
-    def test_the_one_that_is_timed_follows_too(self, line, tmp_path, monkeypatch, capsys):
+    def test_latency_is_measured_with_the_template_flags(self, line, tmp_path, monkeypatch, capsys):
         template = tmp_path / "template.jinja"
         template.write_text(NEEDS_VARIABLE)
         settings: list[Any] = []
@@ -321,7 +321,7 @@ class TestRefusedPrompts:
         assert [row["prompt"] for row in document["answers"]] == [prompts[0], prompts[2]]
         assert "refused dropped: 1 of 3 prompts" in document["err"]
 
-    def test_generate_needs_one_that_is_left(self, tmp_path, tiny_model, capsys):
+    def test_generate_refuses_a_file_without_a_usable_prompt(self, tmp_path, tiny_model, capsys):
         (tmp_path / "template.jinja").write_text(TEMPLATE)
         file = write_rows(tmp_path / "prompts.jsonl", {"prompt": turns("a river")})
         line = ["generate", tiny_model, file, "--chat-template", tmp_path / "template.jinja", "--refused", "drop"]

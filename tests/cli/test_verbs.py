@@ -83,7 +83,7 @@ class TestTrain:
     def test_override_is_in_the_folder(self, trained_run):
         assert yaml.safe_load((trained_run["folder"] / "config.yaml").read_text())["training"]["seed"] == 3
 
-    def test_evaluation_file_is_what_was_printed(self, trained_run):
+    def test_evaluation_file_equals_the_printed_document(self, trained_run):
         document = json.loads(trained_run["out"])
         saved = json.loads((trained_run["folder"] / "evaluation.json").read_text())
         assert saved == {name: document[name] for name in ("before", "after")}
@@ -137,7 +137,7 @@ class TestPlan:
         for words in ("gradients", "optimizer's moments", "peak", "available", "6 steps", "it fits"):
             assert words in out
 
-    def test_a_mistake_is_the_users(self, write_config, capsys):
+    def test_missing_model_exits_with_2(self, write_config, capsys):
         assert run(["plan", str(write_config()), "model=/no/such/folder"]) == 2
         assert "there is no such folder" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ class TestEvaluate:
         assert document["margin"] == document["log_prob_margin"]
         assert document["calibration"] is None
 
-    def test_against_itself_all_is_tied(self, run_json, tiny_model, tiny_pairs):
+    def test_model_as_its_own_reference_gives_ties(self, run_json, tiny_model, tiny_pairs):
         document = run_json("evaluate", tiny_model, "--data", tiny_pairs, "--reference", tiny_model)
         assert document["ties"]["value"] == 1.0
         assert document["margin"]["value"] == document["margin"]["low"] == document["margin"]["high"] == 0
@@ -201,7 +201,7 @@ class TestEvaluate:
         assert document["margin"]["value"] == pytest.approx(sum(margins) / 48, abs=1e-6)
         assert document["accuracy"]["value"] == pytest.approx(sum(m > 0 for m in margins) / 48)
 
-    def test_dropped_rows_are_told(self, run_verb, tiny_model, tmp_path):
+    def test_dropped_rows_are_reported(self, run_verb, tiny_model, tmp_path):
         file = tmp_path / "pairs.jsonl"
         pairs = [("the", " cat", " dog"), ("a", " cat", ""), ("by", " tree", " tree")]
         lines = [json.dumps(dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))) for pair in pairs]
@@ -213,7 +213,7 @@ class TestEvaluate:
 
 
 class TestGenerate:
-    def test_same_seed_same_text_another_seed_another(self, run_json, tiny_model, tiny_pairs):
+    def test_seed_decides_the_responses(self, run_json, tiny_model, tiny_pairs):
         arguments = ["generate", tiny_model, tiny_pairs, "--limit", 3, "--max-new-tokens", 8, "--samples", 2]
         document, repeated = run_json(*arguments, "--seed", 5), run_json(*arguments, "--seed", 5)
         other = run_json(*arguments, "--seed", 6)
@@ -244,7 +244,7 @@ class TestData:
         assert "row-2" not in out
         assert out.count("chosen") >= 2
 
-    def test_show_by_id_in_the_order_asked(self, run_verb, tiny_pairs):
+    def test_show_by_id_keeps_the_order_of_arguments(self, run_verb, tiny_pairs):
         out, _ = run_verb("data", "show", tiny_pairs, "row-7", "row-4")
         assert 0 < out.index("group row-7") < out.index("group row-4")
         assert "row-0" not in out
@@ -279,7 +279,7 @@ class TestData:
         assert gzip.decompress(second.read_bytes()) == converted.read_bytes()
         assert read_groups(second).groups == read_groups(tiny_pairs).groups
 
-    def test_check_a_sound_file(self, run_verb, run_json, tiny_pairs):
+    def test_check_a_file_without_errors(self, run_verb, run_json, tiny_pairs):
         out, _ = run_verb("data", "check", tiny_pairs)
         assert "48 groups, format pairs" in out
         document = run_json("data", "check", tiny_pairs)

@@ -32,7 +32,7 @@ def file(tmp_path: Path) -> Path:
 
 
 class TestDefaults:
-    def test_all_are_spelt_out(self):
+    def test_dump_has_all_default_values(self):
         dumped = yaml.safe_load(dump_config(parsed(lora={})))
         assert dumped.keys() == RunConfig.model_fields.keys()
         for name, value in parsed(lora={}):
@@ -115,7 +115,7 @@ class TestOverrides:
         config = load_config(file, ["data.max_length=64", "data.held_out=0.5"])
         assert (config.data.train, config.data.max_length, config.data.held_out) == ("pairs.jsonl", 64, 0.5)
 
-    def test_the_last_wins(self, file):
+    def test_last_override_wins(self, file):
         assert load_config(file, ["training.seed=1", "training.seed=2"]).training.seed == 2
 
     def test_a_section_that_the_file_has_as_null(self, file):
@@ -130,11 +130,11 @@ class TestOverrides:
         assert (training.learning_rate, training.epsilon) == (1e-6, 1e-8)
 
     @pytest.mark.parametrize("override", ["seed", "=1", ""])
-    def test_not_of_the_form(self, file, override):
+    def test_override_without_an_equals_sign(self, file, override):
         with pytest.raises(ConfigError, match="is not of the form key=value"):
             load_config(file, [override])
 
-    def test_a_section_of_a_list_goes_by_its_name(self):
+    def test_sections_of_a_list_are_addressed_by_name(self):
         values: dict[str, Any] = {"methods": [{"name": "dpo", "objective": None}, "ipo", {"name": "s_dpo"}]}
         override(values, "methods.s_dpo.training.seed=3")
         override(values, "methods.dpo.objective.beta=0.2")

@@ -42,7 +42,7 @@ def test_is_refused(tmp_path, further_lines, message):
     assert error.value.where == str(file)
 
 
-def test_an_override_is_bounded_too():
+def test_override_has_the_same_size_limit():
     with pytest.raises(ConfigError, match="is not a YAML value"):
         override({}, "data={train: a, train: b}")
 
