@@ -19,7 +19,7 @@ def test_generated_page_is_up_to_date(file, function):
     assert (REPOSITORY / "docs" / file).read_text() == page(), "run: python docs/generate.py"
 
 
-def test_links_lead_somewhere():
+def test_links_point_to_existing_files():
     for file in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")]:
         for link in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
             if not link.startswith("http"):
@@ -32,7 +32,7 @@ def imported_modules(file: Path) -> set[str]:
     return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
 
 
-def test_the_files_from_a_verb_to_the_loss_call_one_another():
+def test_files_from_a_verb_to_the_loss_import_each_other_in_order():
     """Each one imports the next; the last is a method, which is called through the objectives' registry."""
     sentence = re.search(
         r"Five files lead from a verb to the loss:(.*?)\.\n", (REPOSITORY / "README.md").read_text(), re.S

@@ -90,7 +90,8 @@ def public_functions(file: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.As
                 yield from inside(node, f"{node.name}.", context + (ast.get_docstring(node) or ""))
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
                 # A method may take its docstring from the protocol it implements.
-                if not prefix or ast.get_docstring(node):
+                inherits = bool(prefix) and not ast.get_docstring(node)
+                if not inherits:
                     yield f"{file.relative_to(REPOSITORY)}:{node.lineno} {prefix}{node.name}", node, context
 
     yield from inside(module, "", ast.get_docstring(module) or "")

@@ -28,8 +28,10 @@ PROMPTS = 400
 
 def batch(size: int, step: int) -> Batch:
     """Fresh pictures for each step, the six tasks in equal shares."""
-    draw, told = np.random.default_rng(step), draw_prompts(size, seed=step)
-    return [prompt.text for prompt in told], torch.from_numpy(np.stack([render(prompt, SIZE, draw) for prompt in told]))
+    draw, prompts_drawn = np.random.default_rng(step), draw_prompts(size, seed=step)
+    return [prompt.text for prompt in prompts_drawn], torch.from_numpy(
+        np.stack([render(prompt, SIZE, draw) for prompt in prompts_drawn])
+    )
 
 
 def main() -> None:
@@ -37,12 +39,14 @@ def main() -> None:
         raise SystemExit(__doc__)
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    mixed = random.Random(0).sample(everything := prompts(), len(everything))
+    mixed = random.Random(0).sample(all_prompts := prompts(), len(all_prompts))
     single = unique_prompts(mixed)
-    asked = [prompt for task in TASKS for prompt in [each for each in single if each.task == task][:PROMPTS]]
-    rows = [{"prompt": prompt.text, "source": prompt.task} for prompt in asked]
+    chosen_prompts = [
+        prompt for task in TASKS for prompt in [prompt for prompt in single if prompt.task == task][:PROMPTS]
+    ]
+    rows = [{"prompt": prompt.text, "source": prompt.task} for prompt in chosen_prompts]
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    build_denoiser(out / "start", [prompt.text for prompt in everything], SIZE, WIDTHS, seed=0)
+    build_denoiser(out / "start", [prompt.text for prompt in all_prompts], SIZE, WIDTHS, seed=0)
     settings = TrainingConfig(max_steps=STEPS, learning_rate=1.5e-3, schedule="cosine", warmup=0.02)
     train_denoiser(out / "start", partial(batch, BATCH), settings, out / "learner")
 
