@@ -63,10 +63,10 @@ def test_seeds_agree_by_f_tests() -> None:
     for level, expected in ((0.0101, {4}), (0.0099, set())):
         ratio = stats.f.isf(level, 2 + 4, 2 * 299 + 4 * 299)
         # 2 and 4 degrees of freedom: the ratio of both together weighs them so.
-        first, second = (Variances((value - 1) * 0.3 / 300, 0.2, 0.3) for value in (ratio + 0.1, ratio - 0.05))
-        assert first.seed_ratio(300) == pytest.approx(ratio + 0.1)
+        smallest, second = (Variances((value - 1) * 0.3 / 300, 0.2, 0.3) for value in (ratio + 0.1, ratio - 0.05))
+        assert smallest.seed_ratio(300) == pytest.approx(ratio + 0.1)
         # Of itself the second, with four degrees of freedom, does not pass at 5 %.
-        assert agreeing_methods({4: (first, 3, 300), 7: (second, 5, 300)}) == expected
+        assert agreeing_methods({4: (smallest, 3, 300), 7: (second, 5, 300)}) == expected
     assert agreeing_methods({0: (QUIET, 3, 300)}) == set()
     assert agreeing_methods({0: (QUIET, 3, 300), 1: (Variances(0.1, 0.0, 0.0), 3, 1)}) == set()
 
