@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike
 
 from penchant.evaluation import variance_components as agreeing_seeds
 from penchant.evaluation.statistics import Estimate, Floats
-from penchant.evaluation.variance_components import Variances, components
+from penchant.evaluation.variance_components import CrossedMean, Variances, components
 from penchant.intervals.student_t import critical_value
 
 Outcome = Literal["better", "worse", "not distinguishable"]
@@ -173,10 +173,10 @@ def holm(differences: Sequence[Difference], alpha: float = 0.05) -> list[Verdict
     that is narrower. Higher is better. Differences without a p-value cannot be told and do not count in m.
     """
     verdicts = _step_down(differences, alpha)
-    shapes = {i: _shape(difference) for i, difference in enumerate(differences) if difference.variances is not None}
-    agreeing = agreeing_seeds.agreeing_methods(shapes)
+    means = {i: _crossed_mean(difference) for i, difference in enumerate(differences) if difference.variances}
+    agreeing = agreeing_seeds.agreeing_methods(means)
     return [
-        _narrower_verdict(verdict, len(shapes), alpha) if i in agreeing else verdict
+        _narrower_verdict(verdict, len(means), alpha) if i in agreeing else verdict
         for i, verdict in enumerate(verdicts)
     ]
 
@@ -204,20 +204,20 @@ def _step_down(differences: Sequence[Difference], alpha: float) -> list[Verdict]
 
 def _narrower_verdict(verdict: Verdict, methods: int, alpha: float) -> Verdict:
     """The verdict by the bound for agreeing seeds where that is narrower than Holm's interval."""
-    difference, shape = verdict.difference, _shape(verdict.difference)
-    half = agreeing_seeds.half_width(shape, methods, alpha)
+    difference, mean = verdict.difference, _crossed_mean(verdict.difference)
+    half = agreeing_seeds.half_width(mean, methods, alpha)
     if half >= verdict.high - difference.value:
         return replace(verdict, agreeing_among=methods, alpha=alpha)
     low, high = difference.value - half, difference.value + half
-    level = alpha * agreeing_seeds.share_of_level(shape[1])
-    p = agreeing_seeds.adjusted_p(difference.value, shape, methods)
+    level = alpha * agreeing_seeds.share_of_level(mean.seeds)
+    p = agreeing_seeds.adjusted_p(difference.value, mean, methods)
     return Verdict(difference, low, high, level, p, _outcome(difference.value, low > 0 or high < 0), methods, alpha)
 
 
-def _shape(difference: Difference, *, seeds: int = 0) -> agreeing_seeds.Shape:
-    """Variances, seeds and prompts of a difference with additional seeds that agree as these do."""
+def _crossed_mean(difference: Difference, *, seeds: int = 0) -> CrossedMean:
+    """The mean difference with additional seeds that agree as these do."""
     assert difference.variances is not None
-    return difference.variances, difference.n_seeds + seeds, difference.n_prompts
+    return CrossedMean(difference.variances, difference.n_seeds + seeds, difference.n_prompts)
 
 
 def seeds_needed(difference: Difference, level: float = 0.05) -> int | None:
@@ -294,7 +294,10 @@ def _extra_seeds_needed(verdict: Verdict) -> int | None:
     if not methods:
         return seeds
     for extra_seeds in range(1, _FEW_SEEDS if seeds is None else min(seeds, _FEW_SEEDS)):
-        if agreeing_seeds.adjusted_p(difference.value, _shape(difference, seeds=extra_seeds), methods) < verdict.alpha:
+        if (
+            agreeing_seeds.adjusted_p(difference.value, _crossed_mean(difference, seeds=extra_seeds), methods)
+            < verdict.alpha
+        ):
             return extra_seeds
     return seeds
 

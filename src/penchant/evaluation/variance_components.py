@@ -111,8 +111,20 @@ def falling_root(falling: Callable[[float], float], low: float, high: float) -> 
     return (low + high) / 2
 
 
-Shape = tuple[Variances, int, int]
-"""Variance components of a difference with a positive residual, number of seeds, number of prompts."""
+@dataclass(frozen=True)
+class CrossedMean:
+    """A mean difference over S seeds x N prompts, whose residual variance is positive."""
+
+    variances: Variances
+    seeds: int
+    prompts: int
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """The residual's and the prompts' part of the mean's variance."""
+        residual = self.variances.residual / (self.seeds * self.prompts)
+        return residual, max(self.variances.prompt, 0.0) / self.prompts
+
 
 METHOD_LEVEL, FAMILY_LEVEL = 0.05, 0.01
 """Levels of the F tests that the seeds of one method, and of all methods together, agree."""
@@ -129,23 +141,23 @@ def share_of_level(seeds: int) -> float:
     return min(0.6, 1.2 / (seeds - 1))
 
 
-def agreeing_methods(shapes: Mapping[int, Shape]) -> set[int]:
+def agreeing_methods(means: Mapping[int, CrossedMean]) -> set[int]:
     """Methods whose seeds differ no more than the residual explains, if that holds for all methods together.
 
     Empty for a single method, whose careful interval is narrow enough.
 
     Args:
-        shapes: index of a method -> its shape.
+        means: index of a method -> its mean difference.
     """
-    ratios = {key: variances.seed_ratio(prompts) for key, (variances, _, prompts) in shapes.items()}
-    if len(shapes) < 2 or math.inf in ratios.values():
+    ratios = {key: mean.variances.seed_ratio(mean.prompts) for key, mean in means.items()}
+    if len(means) < 2 or math.inf in ratios.values():
         return set()
-    weights = {key: seeds - 1 for key, (_, seeds, _) in shapes.items()}
+    weights = {key: mean.seeds - 1 for key, mean in means.items()}
     freedom = sum(weights.values())
-    residual_freedom = sum(weights[key] * (prompts - 1) for key, (_, _, prompts) in shapes.items())
-    if f_tail(sum(weights[key] * ratios[key] for key in shapes) / freedom, freedom, residual_freedom) < FAMILY_LEVEL:
+    residual_freedom = sum(weights[key] * (mean.prompts - 1) for key, mean in means.items())
+    if f_tail(sum(weights[key] * ratios[key] for key in means) / freedom, freedom, residual_freedom) < FAMILY_LEVEL:
         return set()
-    return {key for key, (_, seeds, prompts) in shapes.items() if method_agrees(ratios[key], seeds, prompts)}
+    return {key for key, mean in means.items() if method_agrees(ratios[key], mean.seeds, mean.prompts)}
 
 
 def method_agrees(ratio: float, seeds: int, prompts: int) -> bool:
@@ -153,42 +165,36 @@ def method_agrees(ratio: float, seeds: int, prompts: int) -> bool:
     return ratio <= _critical_ratio(seeds, prompts)
 
 
-def adjusted_p(value: float, shape: Shape, methods: int) -> float:
+def adjusted_p(value: float, mean: CrossedMean, methods: int) -> float:
     """p-value of one of m methods whose seeds agree, adjusted: below alpha where `half_width` is below `value`."""
-    share = share_of_level(shape[1])
-    return min(1.0, max(agreeing_p(value, *shape) / share, methods * floor_p(value, *shape)))
+    return min(1.0, max(agreeing_p(value, mean) / share_of_level(mean.seeds), methods * floor_p(value, mean)))
 
 
-def half_width(shape: Shape, methods: int, alpha: float) -> float:
+def half_width(mean: CrossedMean, methods: int, alpha: float) -> float:
     """Half width of the interval of one of m methods whose seeds agree."""
-    level = alpha * share_of_level(shape[1])
-    return max(agreeing_half_width(*shape, level), floor_half_width(*shape, alpha / methods))
+    level = alpha * share_of_level(mean.seeds)
+    return max(agreeing_half_width(mean, level), floor_half_width(mean, alpha / methods))
 
 
-def agreeing_p(value: float, variances: Variances, seeds: int, prompts: int) -> float:
-    """Largest probability, over variances of the seeds, that seeds agree and the mean is as far from zero as `value`.
-
-    Args:
-        value: the mean over seeds and prompts.
-        variances: variance components with a positive residual.
-    """
-    residual, of_prompts = _parts(variances, seeds, prompts)
+def agreeing_p(value: float, mean: CrossedMean) -> float:
+    """Largest probability, over variances of the seeds, that seeds agree and the mean is as far from zero as `value`."""
+    residual, of_prompts = mean.parts
     largest = 0.0
-    for extra, chance in _agreement(seeds, prompts):
+    for extra, chance in _agreement(mean.seeds, mean.prompts):
         if chance <= largest:  # It falls along the grid, and the tail is at most 1.
             break
-        tail = two_sided_p(abs(value) / math.sqrt(of_prompts + residual * (1 + extra)), prompts - 1)
+        tail = two_sided_p(abs(value) / math.sqrt(of_prompts + residual * (1 + extra)), mean.prompts - 1)
         largest = max(largest, chance * tail)
     return largest
 
 
-def agreeing_half_width(variances: Variances, seeds: int, prompts: int, level: float) -> float:
+def agreeing_half_width(mean: CrossedMean, level: float) -> float:
     """Half width of the interval at whose ends `agreeing_p` is `level`."""
-    residual, of_prompts = _parts(variances, seeds, prompts)
-    narrowest = critical_value(level, prompts - 1) * math.sqrt(residual + of_prompts)
+    residual, of_prompts = mean.parts
+    narrowest = critical_value(level, mean.prompts - 1) * math.sqrt(residual + of_prompts)
 
     def excess(log_half: float) -> float:
-        return math.log(agreeing_p(math.exp(log_half), variances, seeds, prompts) / level)
+        return math.log(agreeing_p(math.exp(log_half), mean) / level)
 
     low = high = math.log(0.5 * narrowest)
     while excess(high) > 0:
@@ -196,19 +202,14 @@ def agreeing_half_width(variances: Variances, seeds: int, prompts: int, level: f
     return math.exp(falling_root(excess, low, high))
 
 
-def floor_p(value: float, variances: Variances, seeds: int, prompts: int) -> float:
+def floor_p(value: float, mean: CrossedMean) -> float:
     """Two-sided p-value of the mean if seeds had no effect: only residual and prompts contribute to the error."""
-    return two_sided_p(abs(value) / math.sqrt(sum(_parts(variances, seeds, prompts))), prompts - 1)
+    return two_sided_p(abs(value) / math.sqrt(sum(mean.parts)), mean.prompts - 1)
 
 
-def floor_half_width(variances: Variances, seeds: int, prompts: int, level: float) -> float:
+def floor_half_width(mean: CrossedMean, level: float) -> float:
     """Half width of the interval at whose ends `floor_p` is `level`."""
-    return critical_value(level, prompts - 1) * math.sqrt(sum(_parts(variances, seeds, prompts)))
-
-
-def _parts(variances: Variances, seeds: int, prompts: int) -> tuple[float, float]:
-    """The residual's and the prompts' part of the mean's variance."""
-    return variances.residual / (seeds * prompts), max(variances.prompt, 0.0) / prompts
+    return critical_value(level, mean.prompts - 1) * math.sqrt(sum(mean.parts))
 
 
 @lru_cache(maxsize=256)
@@ -263,7 +264,7 @@ def _half_widths(expected: Variances, seeds: int, prompts: int, methods: int, al
     halves, agreeing = [], math.inf
     if methods > 1:
         plain = Variances(0.0, expected.prompt, expected.residual)
-        agreeing = half_width((plain, seeds, prompts), methods, alpha)
+        agreeing = half_width(CrossedMean(plain, seeds, prompts), methods, alpha)
     for draw in range(_DRAWS):
         ratio = critical_ratio((draw + 0.5) / _DRAWS, seeds - 1, (seeds - 1) * (prompts - 1))
         seed = (ratio - 1) * expected.residual / prompts
