@@ -108,7 +108,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.rewards import UserFunction as UserFunction
     from penchant.evaluation.rewards import import_function as import_function
     from penchant.evaluation.rewards import open_reward as open_reward
-    from penchant.evaluation.rewards import shown as shown
+    from penchant.evaluation.rewards import short_repr as short_repr
     from penchant.evaluation.seed_means import mean_over_seeds as mean_over_seeds
     from penchant.evaluation.statistics import Estimate as Estimate
     from penchant.evaluation.statistics import Floats as Floats

@@ -117,4 +117,4 @@ def test_evaluate_rank_and_samples_drop_refused_groups(rows: tuple[Path, Path], 
     assert any("refused by template dropped: 1 of 3 groups" in line for line in log)
     assert len(rank(str(tiny_model), groups, world, by="log_prob", reading=reading).groups) == 2
     answerable = answerable_prompts(str(tiny_model), distinct_prompts(groups), 2, reading)
-    assert (answerable.prompts, answerable.refused, answerable.too_long) == (distinct_prompts(GOOD), 1, 0)
+    assert (answerable.prompts, answerable.refused_count, answerable.too_long_count) == (distinct_prompts(GOOD), 1, 0)

@@ -101,7 +101,7 @@ def test_other_methods_on_pairs_are_as_before(write_config):
 
 
 @pytest.mark.parametrize(
-    ("preference", "learnt"),
+    ("preference", "expected"),
     [
         ({}, [0, 1, 2]),
         ({"preferred": 1}, [1]),
@@ -110,8 +110,8 @@ def test_other_methods_on_pairs_are_as_before(write_config):
         ({"comparisons": ()}, [0, 1, 2]),
     ],
 )
-def test_what_supervised_tuning_learns(preference, learnt):
-    assert learnt_candidates(PreferenceGroup("p", ("a", "b", "c"), **preference)) == learnt
+def test_what_supervised_tuning_learns(preference, expected):
+    assert learnt_candidates(PreferenceGroup("p", ("a", "b", "c"), **preference)) == expected
 
 
 def test_single_responses_beside_pairs_have_their_own_loss():

@@ -135,7 +135,9 @@ def score(
     tell_all(tell, dataset.notes)
     reward = open_reward(config, device=local_device(), reading=flags.reading)
     with locate_errors(data):
-        groups = reward.fitting(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
+        groups = (
+            reward.readable_groups(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
+        )
     if isinstance(reward, ModelReward):
         tell_all(tell, reward.rounding_notes(groups))
     result = score_file(groups, reward, output)
@@ -187,7 +189,7 @@ def rank(
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
             groups = list(dataset.groups)
             if isinstance(reward, ModelReward):
-                groups = reward.comparable(groups, tell)
+                groups = reward.comparable_groups(groups, tell)
                 tell_all(tell, reward.rounding_notes(groups))
             ranking = rank_by_reward(groups, reward)
         else:

@@ -153,7 +153,7 @@ def _reward_accuracy(config: RunConfig, held_out: Sequence[PreferenceGroup], not
     reading = replace(reading, truncation="drop", empty="drop")
     reward = open_reward(RewardConfig(model=config.output), device=world.device, reading=reading)
     assert isinstance(reward, ModelReward)
-    groups = reward.comparable(held_out, note)
+    groups = reward.comparable_groups(held_out, note)
     for line in reward.rounding_notes(groups):
         note(line)
     return rank_by_reward(groups, reward).accuracy
@@ -168,8 +168,8 @@ def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell)
     prompts = answerable.prompts[:limit]
     if len(prompts) < min(limit, len(all_prompts)):
         reasons = {
-            "refused by the chat template or the tokenizer": answerable.refused,
-            f"without room for evaluation.sample_tokens={tokens} in the context": answerable.too_long,
+            "refused by the chat template or the tokenizer": answerable.refused_count,
+            f"without room for evaluation.sample_tokens={tokens} in the context": answerable.too_long_count,
         }
         counts = ", ".join(
             f"{reason}: {count} of {len(all_prompts)} prompts" for reason, count in reasons.items() if count

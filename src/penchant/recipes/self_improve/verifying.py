@@ -29,7 +29,7 @@ from penchant.api import (
     cache_folder,
     fill,
     import_function,
-    shown,
+    short_repr,
 )
 
 
@@ -112,11 +112,12 @@ class FunctionVerifier:
         if isinstance(result, Verdict):
             return self._normalized(result, prompt)
         if not isinstance(result, Mapping) or not result:
-            raise self._error(f"returned {shown(result)}, expected a dictionary of at least one condition", prompt)
+            raise self._error(f"returned {short_repr(result)}, expected a dictionary of at least one condition", prompt)
         for condition, is_met in result.items():
             # Comparisons of numpy numbers give numpy's bool, not Python's.
             if not isinstance(condition, str) or not isinstance(is_met, bool | np.bool_):
-                problem = f"returned {shown(condition)}: {shown(is_met)}, expected a condition's name and True or False"
+                pair = f"{short_repr(condition)}: {short_repr(is_met)}"
+                problem = f"returned {pair}, expected a condition's name and True or False"
                 raise self._error(problem, prompt)
         conditions_met = tuple(map(bool, result.values()))
         return Verdict(
@@ -131,19 +132,18 @@ class FunctionVerifier:
             not all(isinstance(is_met, bool | np.bool_) for is_met in verdict.met)
             or bool(verdict.met) == verdict.failed
         ):
-            problem = (
-                f"returned met={shown(verdict.met)}, failed={verdict.failed}, expected True or False for each condition"
-            )
+            fields = f"met={short_repr(verdict.met)}, failed={verdict.failed}"
+            problem = f"returned {fields}, expected True or False for each condition"
             raise self._error(problem, prompt)
         score = verdict.score
         if not isinstance(score, int | float | np.number) or not math.isfinite(score):
-            raise self._error(f"returned a score of {shown(score)}, expected a finite number", prompt)
+            raise self._error(f"returned a score of {short_repr(score)}, expected a finite number", prompt)
         return Verdict(tuple(map(bool, verdict.met)), float(score), str(verdict.critique), bool(verdict.failed))
 
     def _error(self, problem: str, prompt: str) -> ConfigError:
         return ConfigError(
             f"the verifier's function {problem}",
-            where=f"{self.function.where}, prompt {shown(prompt)}",
+            where=f"{self.function.where}, prompt {short_repr(prompt)}",
             fix='return a True or False for each condition, as in {"short": len(answer) < 100}',
         )
 
