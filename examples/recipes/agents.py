@@ -69,7 +69,7 @@ def steps(data: Path) -> Iterator[Row]:
 
 
 def lists(words: list[str], draw: random.Random) -> Iterator[str]:
-    """Words, names and numbers, and the same again: a model from nothing learns to copy by them."""
+    """Words, names and numbers, and the same again: a model trained from scratch learns to copy by them."""
 
     def item() -> str:
         kind = draw.random()

@@ -2,8 +2,8 @@
 
     python examples/recipes/reviews.py OUT
 
-writes OUT/prompts.jsonl, and OUT/learner/run: a small Llama from nothing that writes reviews of places, meals, shows
-and people, in any mood.
+writes OUT/prompts.jsonl, and OUT/learner/run: a small Llama trained from scratch that writes reviews of places, meals,
+shows and people, in any mood.
 """
 
 from __future__ import annotations
