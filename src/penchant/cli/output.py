@@ -1,9 +1,4 @@
-"""What the verbs share: their flags' types, and how they print for people and for scripts.
-
-Also in this module:
-
-- Advice in the words of the verb that a person typed.
-"""
+"""Types of flags that all verbs share, output for people and for scripts, and advice in the words of the verb."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What a comparison's seeds and held-out prompts can find, said before anything is trained.
-
-Also in this module:
-
-- What training a cell took, and how its metrics went: read from its folder.
-"""
+"""The smallest difference that a comparison's seeds and prompts can show, and the cost of training each cell."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
-"""What is measured of a trained model: held-out preferences and fresh samples, against one fixed reference.
+"""Measurement of a trained model: held-out preferences and fresh samples, against one fixed reference.
 
 The reference is the model the comparison starts from, whatever the method's own references, so that every model is
 measured by the same yardstick.
-
-Also in this module:
-
-- The prompts fresh samples answer: those of measured groups, with room for an answer in the model's context.
 """
 
 from __future__ import annotations

@@ -1,10 +1,4 @@
-"""measured.json: a model's numbers in its folder, good for as long as what they were measured by is the same.
-
-Also in this module:
-
-- What a comparison comes to.
-- What a comparison's models and files hold, recorded by their hashes, and refused where they are others now.
-"""
+"""measured.json: a model's metrics in its folder, valid while the hashes of their inputs are the same."""
 
 from __future__ import annotations
 

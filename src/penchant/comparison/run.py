@@ -1,9 +1,4 @@
-"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together.
-
-Also in this module:
-
-- The day that chat templates write as today's in all cells of a comparison, also those that are added later.
-"""
+"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What the sections of every configuration share.
-
-Also in this module:
-
-- What is wrong with a configuration, in words: the key, what was found, and the nearest valid name.
-"""
+"""The base class of all configuration sections, and the description of errors in them."""
 
 from __future__ import annotations
 

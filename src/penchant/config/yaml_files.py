@@ -1,9 +1,4 @@
-"""YAML of configurations: a key that stands twice, and aliases that unfold without end, are refused.
-
-Also in this module:
-
-- Dotted keys of a configuration that is still nested dictionaries.
-"""
+"""YAML of configurations and dotted keys; repeated keys, and aliases that unfold without end, are refused."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A model's answers to prompts, from its folder.
-
-Also in this module:
-
-- Responses as text.
-"""
+"""A model's answers to prompts, from its folder, as text."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Multiple-choice questions from local files, in the layouts their data sets have.
-
-Also in this module:
-
-- Multiple-choice data sets row by row: which columns each has, and the question a row asks.
-"""
+"""Multiple-choice questions from local files, in the layouts their data sets have."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Suites of multiple-choice tasks, and a model's mean over one.
-
-Also in this module:
-
-- Multiple-choice accuracies as a person reads them.
-"""
+"""Suites of multiple-choice tasks, a model's mean over one, and tables of both."""
 
 from __future__ import annotations
 

@@ -4,10 +4,6 @@
     results = simple_evaluate(model=log_prob_lm("runs/dpo"), tasks=["piqa"])
 
 The requests of one document with one context are a preference group, so the engine reads their context once.
-
-Also in this module:
-
-- The requests of lm-evaluation-harness: grouped by context, cut into windows, their settings read.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""A model measured on held-out preferences.
-
-Also in this module:
-
-- The one day that a chat template writes as today's: a run's own, wherever its model is measured or asked.
-"""
+"""Log-probs and metrics of a model on held-out preferences, with the date its chat template writes."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
 """How well scores order the candidates of a group whose whole order is known, where there are more than two.
 
 Legend: O such groups, K candidates of one of them, C candidates of all groups in one row.
-
-Also in this module:
-
-- One line for each held-out metric: what it is, in which unit, and over what it is a mean.
 """
 
 from __future__ import annotations

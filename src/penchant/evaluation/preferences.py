@@ -1,11 +1,6 @@
-"""Held-out preference metrics from candidates' log-probs; no model is needed here.
+"""Held-out preference metrics from candidates' log-probs, and their tables; no model is needed here.
 
 Legend: G groups that have a pair, C candidates of all groups in one row, P pairs of all groups in one row.
-
-Also in this module:
-
-- Held-out preference metrics as a person reads them.
-- How likely a model finds the responses that nothing is preferred to: mean loss of a token, and perplexity.
 """
 
 from __future__ import annotations

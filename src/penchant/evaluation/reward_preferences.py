@@ -1,9 +1,4 @@
-"""A reward model measured on held-out preferences: by its rewards, as a language model is by its log-probs.
-
-Also in this module:
-
-- What `penchant evaluate` does: a language model by its log-probs, a reward model by its rewards.
-"""
+"""Held-out preference metrics of a reward model, and the choice that `penchant evaluate` makes between both kinds."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge.
-
-Also in this module:
-
-- Functions of the user's, named in a configuration as ``package.module:name`` or ``file.py:name``.
-"""
+"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge."""
 
 from __future__ import annotations
 

@@ -6,10 +6,6 @@ interval that one model's share has (`intervals.shares`): inside [0, 1], skewed 
 seeds are right about all prompts.
 
 Legend: S seeds, G groups (or fresh samples), N prompts.
-
-Also in this module:
-
-- Values of groups as values of prompts: the groups of one prompt are no independent observations.
 """
 
 from __future__ import annotations

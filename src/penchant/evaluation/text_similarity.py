@@ -1,9 +1,4 @@
-"""How alike two texts are in meaning: token by token (BERTScore), or as whole sentences.
-
-Also in this module:
-
-- Answers against reference texts: exact match, token F1, ROUGE-L.
-"""
+"""Similarity of two texts: exact match, token F1 and ROUGE-L, or by meaning (BERTScore, sentence encoders)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,8 @@
-"""The variance of a mean over seeds and prompts, by its parts, and what may be said of the mean.
+"""The variance of a mean over seeds and prompts by its parts, tests with it, and the difference it can detect.
 
 The mean squares of the two-way random-effects model (Searle, Casella and McCulloch 1992, section 4.3).
 
 Legend: S seeds, N prompts.
-
-Also in this module:
-
-- Verdicts among several methods whose seeds differ no more than chance explains.
-- Which difference between methods a number of seeds and prompts can find, before anything is trained.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""How often a judge prefers one model's responses to another's, asked in both orders.
-
-Also in this module:
-
-- What is left of a win rate where both answers are equally long.
-"""
+"""How often a judge prefers one model's responses to another's in both orders, also at equal length."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The memory of a run, phase by phase: the code that will run is run, on tensors without data, and they are counted.
-
-Also in this module:
-
-- How deep a model has to be built to know what a deeper one of the same layers holds.
-"""
+"""The memory of a run by phase: the run's own code runs on tensors without data, and their bytes are counted."""
 
 from __future__ import annotations
 

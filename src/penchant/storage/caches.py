@@ -1,12 +1,8 @@
-"""Log-probs of frozen models on disk, under a hash of all that determines them.
+"""Log-probs of frozen models, and rewards and verdicts, on disk under a hash of all that determines them.
 
 The key covers the weights, the model's configuration, the way they are computed (the engine's own source too) and the
 exact packed row; change any and it is another key, so nothing stale can be read. The tokenizer is covered by the token
 ids it made. One SQLite file, safe against several processes.
-
-Also in this module:
-
-- Answers that took long to get, kept on disk: rewards and verdicts, by who gave them and to what.
 """
 
 from __future__ import annotations

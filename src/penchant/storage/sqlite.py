@@ -1,9 +1,4 @@
-"""SQLite files that several processes write to, with SQLite's failures reported as Penchant errors.
-
-Also in this module:
-
-- A SQLite file of ours that several processes write to, in whole transactions.
-"""
+"""SQLite files that several processes write to, with SQLite's failures reported as Penchant errors."""
 
 from __future__ import annotations
 

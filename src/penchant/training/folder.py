@@ -11,10 +11,6 @@ OUTPUT/
     README.md               model card, with Hugging Face metadata
     evaluation.json         held-out preference metrics before and after
     report.html
-
-Also in this module:
-
-- The day that a run's chat templates write as today's: settled when the run starts, the same when it is resumed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
-"""What a run writes down while it runs.
+"""The files a run writes while it trains, and the direction in which each metric is better.
 
 `metrics.jsonl` holds only what the configuration, data and seed determine, so that a resumed run's file is the same
 byte for byte; seconds and speed go to `timing.jsonl`.
-
-Also in this module:
-
-- Which way a metric is better: what decides which checkpoint is the best. The table stands in docs/metrics.md too.
 """
 
 from __future__ import annotations

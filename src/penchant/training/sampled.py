@@ -2,10 +2,6 @@
 
 samples/step-00000000.json in the run's folder holds each draw. It is written before it is used, and read again by a
 resumed run: in the middle of a window the weights are no longer those the window was drawn with.
-
-Also in this module:
-
-- The prompts that are answered while a run trains: each once, as it is read at inference, with room for an answer.
 """
 
 from __future__ import annotations
