@@ -1,9 +1,4 @@
-"""The verbs that score and rank candidates.
-
-Also in this module:
-
-- The verb `penchant generate`, which samples responses to prompts.
-"""
+"""The verbs that give numbers to candidates, `score` and `rank`, and the verb that writes responses, `generate`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The verb `penchant export`, which writes a model as a GGUF file for llama.cpp and Ollama.
-
-Also in this module:
-
-- The verb `penchant push`, which uploads a saved folder to the Hugging Face hub.
-"""
+"""The verbs `penchant export`, a model as a GGUF file, and `penchant push`, a saved folder to the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Types of flags and output functions that all verbs share.
-
-Also in this module:
-
-- Translation of configuration keys in messages to the flags of the current verb.
-"""
+"""Types of flags that all verbs share, output for people and for scripts, and advice in the words of the verb."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The verb `penchant tasks`, which measures multiple-choice accuracy by log-probs and by a preference head.
-
-Also in this module:
-
-- The verb `penchant tool-calls`, which measures function calls by the rules of the Berkeley leaderboard.
-"""
+"""The verbs `penchant tasks` (multiple-choice tasks) and `penchant tool-calls` (a model's function calls)."""
 
 from __future__ import annotations
 

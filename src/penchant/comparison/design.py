@@ -1,9 +1,4 @@
-"""Notes on the power of a comparison's design, before anything is trained.
-
-Also in this module:
-
-- Costs and training curves of a cell, read from its folder.
-"""
+"""The smallest difference that a comparison's seeds and prompts can show, and the cost of training each cell."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
-"""The measurement of a trained model: held-out preferences and fresh samples, against one fixed reference.
+"""Measurement of a trained model: held-out preferences and fresh samples, against one fixed reference.
 
-The reference is the model that the comparison starts from, whatever references a method has, so that the metrics of
-all models are comparable.
-
-Also in this module:
-
-- The prompts of fresh samples: those of measured groups, with room for an answer in the model's context.
+The reference is the model the comparison starts from, whatever the method's own references, so that every model is
+measured by the same yardstick.
 """
 
 from __future__ import annotations

@@ -1,10 +1,4 @@
-"""measured.json: a model's metrics in its folder, valid while the settings of the measurement are the same.
-
-Also in this module:
-
-- The results of a comparison.
-- Hashes of a comparison's models and files, and an error where they changed.
-"""
+"""measured.json: a model's metrics in its folder, valid while the hashes of their inputs are the same."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The run of a comparison: missing cells are trained and measured, and all are collected.
-
-Also in this module:
-
-- The date that chat templates write as today's in all cells of a comparison, including cells that are added later.
-"""
+"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together."""
 
 from __future__ import annotations
 

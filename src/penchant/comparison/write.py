@@ -1,9 +1,4 @@
-"""A comparison's files: compare.json, compare.md, compare.tex, compare.html; and the terminal's table.
-
-Also in this module:
-
-- A comparison's figures: reward against KL, the primary metric by data size, training curves.
-"""
+"""A comparison's files (compare.json, compare.md, compare.tex, compare.html), charts, and table in the terminal."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The base class of all sections of configurations.
-
-Also in this module:
-
-- Messages about wrong configurations: the key, its value, and the nearest valid name.
-"""
+"""The base class of all configuration sections, and the description of errors in them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Reading of YAML that refuses duplicate keys and aliases that expand without end.
-
-Also in this module:
-
-- Assignment to dotted keys of a configuration in the form of nested dictionaries.
-"""
+"""YAML of configurations and dotted keys; repeated keys, and aliases that unfold without end, are refused."""
 
 from __future__ import annotations
 

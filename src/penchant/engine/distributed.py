@@ -2,10 +2,6 @@
 
 Started by ``torchrun``, a run is sharded with FSDP2 over all its processes; otherwise its world has one process, and
 every call here is the identity.
-
-Also in this module:
-
-- A monitor that names the process of a run that no longer answers, for which the others would wait in silence.
 """
 
 from __future__ import annotations

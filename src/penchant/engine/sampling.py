@@ -1,10 +1,6 @@
 """Sampling K responses to each prompt: the prompt is read once, and all K share its keys and values.
 
 Shapes: P prompts at a time, K samples of each, V vocabulary.
-
-Also in this module:
-
-- Rows that generate a token at a time; rows can be removed and added between any two tokens.
 """
 
 from __future__ import annotations

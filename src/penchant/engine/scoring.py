@@ -1,10 +1,4 @@
-"""The choice of a model's scorer, and log-probs of many groups by it.
-
-Also in this module:
-
-- Rewards of candidates by a sequence-classification model: its head at the token that transformers reads.
-- Scores of preference heads on the hidden states of a scorer.
-"""
+"""The choice of a model's scorer; log-probs, rewards and head scores of many groups by it."""
 
 from __future__ import annotations
 

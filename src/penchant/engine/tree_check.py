@@ -1,10 +1,6 @@
 """Whether the packed tree is exact for a model, on real groups: as exact as the padded forward in the same dtype is.
 
 Shapes: C candidates of the sample.
-
-Also in this module:
-
-- Rounding errors of a model's numbers in half precision: from float32, or between two ways to compute them.
 """
 
 from __future__ import annotations

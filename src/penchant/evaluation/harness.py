@@ -4,7 +4,6 @@
     results = simple_evaluate(model=log_prob_lm("runs/dpo"), tasks=["piqa"])
 
 The requests of one document with one context are a preference group, so the engine reads their context once.
-
 """
 
 from __future__ import annotations

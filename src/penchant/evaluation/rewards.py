@@ -1,7 +1,4 @@
-"""Rewards: a number for every response to a prompt, from a model, a user's function, or a judge.
-
-A configuration names a user's function as ``package.module:name`` or ``file.py:name``.
-"""
+"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge."""
 
 from __future__ import annotations
 

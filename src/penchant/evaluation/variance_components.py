@@ -1,11 +1,8 @@
-"""Variance components of a mean over seeds and prompts, its intervals and p-values.
+"""The variance of a mean over seeds and prompts by its parts, tests with it, and the difference it can detect.
 
 The mean squares of the two-way random-effects model (Searle, Casella and McCulloch 1992, section 4.3).
 
 Legend: S seeds, N prompts.
-
-The module also has bounds for several methods whose seeds differ no more than chance explains, and the difference
-between methods that a number of seeds and prompts can detect.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """Adapter folders in PEFT's format: loaded onto their base model, and merged into it.
 
 An adapter on one of two tied modules unties them: after the merge each module has its own weights.
-
-Also in this module:
-
-- Adapters with biases (``lora_bias``) on layers without: the layers get biases of zeros, also in the configuration.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""A model written in Hugging Face format, with what its checkpoint's files held beside its weights, bit for bit.
-
-Also in this module:
-
-- The dtype in which weights are written: that of the model they come from, unless another is configured.
-"""
+"""A model written in Hugging Face format, with what its checkpoint's files held beside its weights, bit for bit."""
 
 from __future__ import annotations
 

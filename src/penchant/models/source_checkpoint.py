@@ -2,10 +2,6 @@
 
 transformers drops those on loading: an image tower beside the language part, layers for multi-token prediction, or a
 tensor that belongs to another architecture. `penchant.models.saving` writes them again.
-
-Also in this module:
-
-- Weight files of a checkpoint: their paths, their tensors' names, and the model weights that these become.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""The memory of a run by phase: its own code runs on fake tensors, without data, whose bytes are counted.
-
-Also in this module:
-
-- The two shallow depths from which the memory of a deep model is extrapolated.
-"""
+"""The memory of a run by phase: the run's own code runs on tensors without data, and their bytes are counted."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""One-line summaries of recipes: the score of the model that is served, or that the recipe ends with.
-
-Also in this module:
-
-- People's review of a recipe's training data: a queue of groups, and the verdicts on them.
-"""
+"""One-line summaries of recipes, and people's review of a recipe's training data."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""How a recipe's stages read data: settings of every run and evaluation, and a check of lengths.
-
-Also in this module:
-
-- The configuration of the encoder that a recipe compares two texts with.
-"""
+"""How a recipe's stages read data: settings of every run and evaluation, and a check of lengths."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A recipe's training stage, which is an ordinary training run in the stage's folder.
-
-Also in this module:
-
-- Checks of a recipe's configuration before its first stage runs, so that no late stage refuses it.
-"""
+"""A recipe's training stage, an ordinary run in the stage's folder, and checks of its settings beforehand."""
 
 from __future__ import annotations
 

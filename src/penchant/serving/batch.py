@@ -1,10 +1,6 @@
 """Continuous batching of one expert's answers: a row joins at any token, and leaves when its answer ends.
 
 A failure of one row ends that row only. Shapes: N rows, V vocabulary.
-
-Also in this module:
-
-- One answer during its generation: its random numbers, its text to send, and its end. Shapes: V vocabulary.
 """
 
 from __future__ import annotations

@@ -5,10 +5,6 @@ checkpoints/step-00000100/
     index.json              the shards of every tensor, with their offsets
     state.json              the loop's own state
     manifest.json           size and hash of each file; written last
-
-Also in this module:
-
-- Tensors of all processes in one folder: safetensors files of each process, and an index in JSON.
 """
 
 from __future__ import annotations

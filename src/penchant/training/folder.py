@@ -11,10 +11,6 @@ OUTPUT/
     README.md               model card, with Hugging Face metadata
     evaluation.json         held-out preference metrics before and after
     report.html
-
-Also in this module:
-
-- The date that a run's chat templates write as today's: fixed at the start, the same after a resume.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
-"""The logs of a run, as JSON lines.
+"""The files a run writes while it trains, and the direction in which each metric is better.
 
-`metrics.jsonl` is a function of the configuration, data and seed, so that a resumed run writes the same bytes; seconds
-and speed are in `timing.jsonl`.
-
-Also in this module:
-
-- Whether a metric is better lower or higher, which decides on the best checkpoint; docs/metrics.md has the table too.
+`metrics.jsonl` holds only what the configuration, data and seed determine, so that a resumed run's file is the same
+byte for byte; seconds and speed go to `timing.jsonl`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,4 @@
-"""The model card (README.md) of a saved folder, with Hugging Face metadata.
-
-Also in this module:
-
-- The Python that loads a saved folder, for its model card.
-- Rows of a run's held-out table for the model card, the report and the command line.
-"""
+"""A saved folder's README.md: a model card with Hugging Face metadata, so that the folder can be pushed as it is."""
 
 from __future__ import annotations
 

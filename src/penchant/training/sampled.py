@@ -1,11 +1,7 @@
 """Candidates sampled from the policy during training and scored by a reward: the groups of each step are new.
 
-Samples are written to samples/step-00000000.json in the run's folder before they are used. A resumed run reads them
-again: in the middle of a window the weights are no longer those that the window was sampled with.
-
-Also in this module:
-
-- The distinct prompts that are answered during training, tokenized as at inference, with room for an answer.
+samples/step-00000000.json in the run's folder holds each draw. It is written before it is used, and read again by a
+resumed run: in the middle of a window the weights are no longer those the window was drawn with.
 """
 
 from __future__ import annotations

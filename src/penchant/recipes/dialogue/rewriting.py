@@ -1,9 +1,4 @@
-"""Rewriting of an answer in two styles, supportive and prescriptive, by a language model or by simple rules.
-
-Also in this module:
-
-- Reads questions and their answers, from rows with one question or from whole dialogues.
-"""
+"""Rewriting of an answer in two styles, supportive and prescriptive, by a language model or by simple rules."""
 
 from __future__ import annotations
 

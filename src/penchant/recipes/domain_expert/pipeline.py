@@ -8,10 +8,6 @@ OUTPUT/conversation/run, OUTPUT/structured/run    the experts
 OUTPUT/router/         router.json, and every test request's decision
 OUTPUT/evaluation/     every model's answers
 OUTPUT/report.html, OUTPUT/result.json
-
-Also in this module:
-
-- The first stage: the text to train on, and every set of groups split into training, validation and test.
 """
 
 from __future__ import annotations

@@ -1,10 +1,4 @@
-"""Rankings of a whole catalogue for questions without a list of candidates.
-
-Also in this module:
-
-- Log-probs of a whole catalogue after a prompt: many short candidates, as a trie.
-- Packing of many candidates with common beginnings: shared tokens are computed once, as the prompt is.
-"""
+"""Log-probs and rankings of a whole catalogue, packed as a trie, for questions without a list of candidates."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The gate: after an update the served learner stays, unless a paired test says that another learner is better.
-
-Also in this module:
-
-- Evaluation of a learner on prompts it is never trained on: success, and signs of collapse.
-"""
+"""The gate: after an update the served learner stays, unless a paired test says that another learner is better."""
 
 from __future__ import annotations
 

@@ -6,10 +6,6 @@ OUTPUT/served.json                         the served learner
 OUTPUT/updates/                            folders of the updates, written by the trainer
 OUTPUT/rounds/N.json                       metrics of the learner on the test prompts after round N; 0: before the first
 OUTPUT/report.html, OUTPUT/result.json
-
-Also in this module:
-
-- A round of attempts: every prompt is tried until an answer satisfies the verifier; progress goes into the buffer.
 """
 
 from __future__ import annotations

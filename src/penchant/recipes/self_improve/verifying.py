@@ -1,9 +1,4 @@
-"""Verifiers judge whether an answer meets a prompt's conditions, with a score and a critique.
-
-Also in this module:
-
-- A language model as the verifier: it derives a prompt's conditions once, then judges each answer by them.
-"""
+"""Verifiers judge whether an answer meets a prompt's conditions: a function, a reward, or a language model."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The last stage: every model on held-out functions, differences between paths, and latency in float32 and int8.
-
-Also in this module:
-
-- The report page of the tool-calling recipe.
-"""
+"""The last stage: every model on held-out functions, differences between paths, latency, and the report page."""
 
 from __future__ import annotations
 

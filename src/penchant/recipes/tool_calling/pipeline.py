@@ -7,11 +7,6 @@ OUTPUT/pairs/, OUTPUT/review/    pairs of right and wrong answers, and those tha
 OUTPUT/reward/            prompts, and the reward function of their answers
 OUTPUT/evaluation/        every model's answers to the test questions
 OUTPUT/report.html, OUTPUT/result.json
-
-Also in this module:
-
-- Stage data of the tool-calling recipe, with a check of the lengths that later stages need.
-- The reward of an answer: 1 if the scorer finds its calls right, 0 if not.
 """
 
 from __future__ import annotations
