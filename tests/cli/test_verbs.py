@@ -130,7 +130,7 @@ class TestPlan:
 
     def test_people_get_tables(self, typed, write_config):
         out, _ = typed("plan", write_config())
-        for words in ("gradients", "optimizer's moments", "peak", "available", "6 steps", "it fits"):
+        for words in ("gradients", "optimizer's moments", "peak", "available", "6 steps", "it fits", "up to 60 % more"):
             assert words in out
 
     def test_a_mistake_is_the_users(self, write_config, capsys):

@@ -11,8 +11,6 @@ from torch import nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.allocator import malloc_settings
-from penchant.engine.heap import Heap, has_holes
 from penchant.engine.kernels.linear_log_probs import linear_log_probs
 from penchant.engine.kernels.output_layer import LowRank
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
@@ -29,6 +27,11 @@ if TYPE_CHECKING:
 
 COUNTED_WHOLE = 8
 """A model of no more layers is counted as it is."""
+
+ALLOCATOR_SHARE = 0.6
+"""Upper bound of what the CPU's allocator holds beyond tensors and baseline, as a share of both.
+
+It was up to a half in measured runs (benchmarks/results/2026-11-30-cpu-plan-accuracy.txt)."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Memory:
         activations: what the forward keeps for the backward of the heaviest micro-batch.
         head: the most the output head works with, its weight's gradient left out.
         reference_pass, training, step, held_out: the most alive in each phase; 0 where a run has no such phase.
-        allocator: what the allocator holds beyond the tensors alive at the highest moment.
+        allocator: the most that the CPU's allocator may hold beyond tensors and baseline; 0 on a GPU.
         baseline: what the process holds besides: libraries, data, work space of kernels.
     """
 
@@ -134,7 +137,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most the process holds at any moment of the run."""
+        """Upper bound of what the process holds at any moment of the run."""
         return self.baseline + self.alive + self.allocator
 
 
@@ -185,8 +188,13 @@ class Surroundings:
 def count_memory(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
     """Memory of a run. A deep model is counted at two depths, and the bytes that a repetition adds are multiplied."""
     depths = find_depths(blueprint.shape, blueprint.rewards)
-    if depths is None:
-        return _count(blueprint, load, beside)
+    memory = _count(blueprint, load, beside) if depths is None else _count_deep(blueprint, load, beside, depths)
+    share = ALLOCATOR_SHARE if beside.device.type == "cpu" else 0.0
+    return replace(memory, allocator=round(share * (memory.alive + memory.baseline)))
+
+
+def _count_deep(blueprint: Blueprint, load: Load, beside: Surroundings, depths: Depths) -> Memory:
+    """Memory of a deep model's run, from the counts of two shallower ones."""
     without_named = replace(beside, references=[None] if None in beside.references else [])
     small, large = (
         _count(
@@ -210,17 +218,13 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -
     values = {
         name: value + repetitions * (value - getattr(small, name))
         for name, value in vars(large).items()
-        if name not in ("baseline", "allocator")
+        if name != "baseline"
     }
-    deep = Memory(**values, allocator=0, baseline=large.baseline)
+    deep = Memory(**values, baseline=large.baseline)
     # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
     # little is predicted then.
     least = _kept_while_training(deep) + large.training - _kept_while_training(large)
-    deep = replace(deep, training=max(deep.training, least))
-    # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
-    resident = deep.alive + round(large.allocator / large.alive * deep.alive)
-    deep = replace(deep, reference_pass=max(deep.reference_pass, named_peak))
-    return replace(deep, allocator=max(0, resident - deep.alive))
+    return replace(deep, training=max(deep.training, least), reference_pass=max(deep.reference_pass, named_peak))
 
 
 def _kept_while_training(memory: Memory) -> int:
@@ -248,18 +252,17 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
 def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
     """Memory of a run, counted on its whole model."""
     dtype, device = blueprint.config.training.dtype, beside.device
-    heap = Heap(malloc_settings()) if device.type == "cpu" and has_holes() else None
     live = _weights(beside.live, blueprint, device) if beside.live else 0
     reference_peaks = [0]
     for source in dict.fromkeys(beside.references):
         if source is not None:
             reference_model = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
-            with track_memory(heap) as tracker:
+            with track_memory() as tracker:
                 replace_tensors(reference_model, device)
                 reference_peaks.append(_forward(reference_model, load.reference, tracker, device, dtype))
             del reference_model
     scorer = blueprint.meta_scorer()
-    with track_memory(heap) as tracker:
+    with track_memory() as tracker:
         replace_tensors(scorer, device)
         if None in beside.references:
             reference_peaks.append(_forward(scorer, load.reference, tracker, device, dtype))
@@ -267,17 +270,15 @@ def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
         weights = tracker.live
         counts = _count_steps(blueprint, scorer.train(), load.steps, tracker, device)
         held_out = _forward(scorer, load.held_out, tracker, device, dtype) if load.held_out else 0
-        resident = tracker.peak_resident
         del moving_reference
     phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
     phases = {name: size + live if size else 0 for name, size in phases.items()}
-    alive = max(*reference_peaks, *phases.values())
     return Memory(
         **{**counts, **phases},
         weights=weights + live,
         head=head_memory(scorer, max(_targets(groups) for step in load.steps for groups in step), device, dtype),
         reference_pass=max(reference_peaks),
-        allocator=max(0, resident + live - alive) if heap else 0,
+        allocator=0,
         baseline=beside.baseline,
     )
 
