@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "speed"))
 import torch
 from workloads import WORKLOADS, build
 
+from penchant.cli.main import keep_freed_memory
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.allocator import keep_freed_memory
 from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import choose_scorer, micro_batches, sample_groups, score_groups

@@ -5,11 +5,10 @@ Every name is imported from its module when it is first used, so that a recipe p
 
 from __future__ import annotations
 
-import ast
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from penchant import lazy_modules
 
 if TYPE_CHECKING:
     from penchant.config.objective import build_objective as build_objective
@@ -183,19 +182,11 @@ if TYPE_CHECKING:
     from penchant.training.sampled import prompts_to_answer as prompts_to_answer
 
 
-@cache
-def _modules() -> dict[str, str]:
-    """The module of every name, as the imports above have it."""
-    nodes = ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    return {name.name: str(node.module) for node in imports for name in node.names if name.asname}
-
-
 def __dir__() -> list[str]:
-    return sorted(_modules())
+    return sorted(lazy_modules(__file__))
 
 
 def __getattr__(name: str) -> object:
-    if name not in _modules():
+    if name not in lazy_modules(__file__):
         raise AttributeError(f"module 'penchant.api' has no attribute {name!r}")
-    return getattr(import_module(_modules()[name]), name)
+    return getattr(import_module(lazy_modules(__file__)[name]), name)

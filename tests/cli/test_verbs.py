@@ -134,7 +134,7 @@ class TestPlan:
 
     def test_people_get_tables(self, run_verb, write_config):
         out, _ = run_verb("plan", write_config())
-        for words in ("gradients", "optimizer's moments", "peak", "available", "6 steps", "it fits"):
+        for words in ("gradients", "optimizer's moments", "peak", "available", "6 steps", "it fits", "up to 60 % more"):
             assert words in out
 
     def test_missing_model_exits_with_2(self, write_config, capsys):

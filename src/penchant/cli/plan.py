@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from penchant.planning.memory import Memory
     from penchant.planning.plan import Forecast, Plan
 
 MEMORY = {
@@ -23,8 +24,8 @@ MEMORY = {
     "training": "while training",
     "step": "in the optimizer's step",
     "held_out": "while held-out groups are read",
-    "allocator": "allocator's holes",
-    "baseline": "process, libraries and data",
+    "baseline": "process baseline: libraries and data",
+    "allocator": "allocator, at most",
 }
 PHASES = 5
 """Number of entries of MEMORY that are parts; after them come the phases, then overheads of the peak."""
@@ -67,12 +68,20 @@ def render(plan: Plan) -> Group:
         if index in (PHASES - 1, PHASES + 3):
             memory.add_section()
     memory.add_section()
-    memory.add_row("peak", f"{plan.forecast.memory.peak / 2**20:,.0f}")
+    memory.add_row("peak, at most", f"{plan.forecast.memory.peak / 2**20:,.0f}")
     memory.add_row("available", f"{plan.forecast.available / 2**20:,.0f}")
-    parts: list[Table | str] = [memory, *lines(plan)]
+    parts: list[Table | str] = [memory, memory_line(plan.forecast.memory), *lines(plan)]
     if plan.proposals:
         parts.append(proposals(plan.proposals))
     return Group(*parts)
+
+
+def memory_line(memory: Memory) -> str:
+    """The count of tensors, the process's baseline, and how much more the allocator may hold."""
+    line = f"tensors {memory.alive / 2**20:,.0f} MB, process baseline {memory.baseline / 2**20:,.0f} MB"
+    if not memory.allocator:
+        return line
+    return f"{line}, up to {100 * memory.allocator / (memory.alive + memory.baseline):.0f} % more for the allocator"
 
 
 def lines(plan: Plan) -> list[str]:

@@ -84,7 +84,7 @@ def _tool_calling() -> Parts:
 
 def _self_improve() -> Parts:
     from penchant.recipes.self_improve.config import SelfImproveConfig
-    from penchant.recipes.self_improve.pipeline import self_improve
+    from penchant.recipes.self_improve.loop import self_improve
 
     return SelfImproveConfig, self_improve, rounds
 

@@ -11,8 +11,6 @@ from torch import nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.allocator import malloc_settings
-from penchant.engine.heap import Heap, has_holes
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
 from penchant.engine.output_head import linear_head_memory
 from penchant.engine.scoring import Scorer, precision
@@ -27,6 +25,11 @@ if TYPE_CHECKING:
 
 COUNTED_WHOLE = 8
 """Maximum number of layers of a model that is counted whole."""
+
+ALLOCATOR_SHARE = 0.6
+"""Upper bound of what the CPU's allocator holds beyond tensors and baseline, as a share of both.
+
+It was up to a half in measured runs (benchmarks/results/2026-11-30-cpu-plan-accuracy.txt)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Memory:
         activations: bytes that the forward of the heaviest micro-batch saves for its backward.
         head: peak of the output head's work space, without its weight's gradient.
         reference_pass, training, step, held_out: peak of live tensors in each phase; 0 where a run has no such phase.
-        allocator: what the allocator holds beyond the tensors alive at the highest moment.
+        allocator: most bytes that the CPU's allocator may hold beyond tensors and baseline; 0 on a GPU.
         baseline: bytes of the process without tensors: libraries, data, work space of kernels.
     """
 
@@ -132,7 +135,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most the process holds at any moment of the run."""
+        """Upper bound of what the process holds at any moment of the run."""
         return self.baseline + self.alive + self.allocator
 
 
@@ -181,10 +184,15 @@ class Surroundings:
 
 
 def count_memory(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
-    """The memory of a run. A deep model is counted at two depths, and the bytes of a repetition are multiplied."""
+    """Memory of a run. A deep model is counted at two depths, and the bytes that a repetition adds are multiplied."""
     depths = find_depths(spec.shape, spec.rewards)
-    if depths is None:
-        return _count(spec, batches, surroundings)
+    memory = _count(spec, batches, surroundings) if depths is None else _count_deep(spec, batches, surroundings, depths)
+    share = ALLOCATOR_SHARE if surroundings.device.type == "cpu" else 0.0
+    return replace(memory, allocator=round(share * (memory.alive + memory.baseline)))
+
+
+def _count_deep(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings, depths: Depths) -> Memory:
+    """Memory of a deep model's run, from the counts of two shallower ones."""
     without_named = replace(surroundings, references=[None] if None in surroundings.references else [])
     small, large = (
         _count(
@@ -208,17 +216,13 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -
     values = {
         name: value + repetitions * (value - getattr(small, name))
         for name, value in vars(large).items()
-        if name not in ("baseline", "allocator")
+        if name != "baseline"
     }
-    deep = Memory(**values, allocator=0, baseline=large.baseline)
+    deep = Memory(**values, baseline=large.baseline)
     # A deep model may peak where gradients are largest, a shallow one where activations are: the prediction is then
     # rather too high than too low.
     minimum = _kept_while_training(deep) + large.training - _kept_while_training(large)
-    deep = replace(deep, training=max(deep.training, minimum))
-    # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
-    resident = deep.alive + round(large.allocator / large.alive * deep.alive)
-    deep = replace(deep, reference_pass=max(deep.reference_pass, named_peak))
-    return replace(deep, allocator=max(0, resident - deep.alive))
+    return replace(deep, training=max(deep.training, minimum), reference_pass=max(deep.reference_pass, named_peak))
 
 
 def _kept_while_training(memory: Memory) -> int:
@@ -246,18 +250,17 @@ def _named_reference(source: str, spec: ModelSpec, batches: PeakBatches, device:
 def _count(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
     """Memory of a run, counted on its whole model."""
     dtype, device = spec.config.training.dtype, surroundings.device
-    heap = Heap(malloc_settings()) if device.type == "cpu" and has_holes() else None
     live = _weights(surroundings.live, spec, device) if surroundings.live else 0
     reference_peaks = [0]
     for source in dict.fromkeys(surroundings.references):
         if source is not None:
             reference_model = meta_reference(read_shape(source), spec.padded, getattr(torch, dtype))
-            with track_memory(heap) as tracker:
+            with track_memory() as tracker:
                 replace_tensors(reference_model, device)
                 reference_peaks.append(_forward(reference_model, batches.reference, tracker, device, dtype))
             del reference_model
     scorer = spec.meta_scorer()
-    with track_memory(heap) as tracker:
+    with track_memory() as tracker:
         replace_tensors(scorer, device)
         if None in surroundings.references:
             reference_peaks.append(_forward(scorer, batches.reference, tracker, device, dtype))
@@ -265,17 +268,15 @@ def _count(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) ->
         weights = tracker.live
         counts = _count_steps(spec, scorer.train(), batches.steps, tracker, device)
         held_out = _forward(scorer, batches.held_out, tracker, device, dtype) if batches.held_out else 0
-        resident = tracker.peak_resident
         del moving_reference
     phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
     phases = {name: size + live if size else 0 for name, size in phases.items()}
-    alive = max(*reference_peaks, *phases.values())
     return Memory(
         **{**counts, **phases},
         weights=weights + live,
         head=head_memory(scorer, max(_targets(groups) for step in batches.steps for groups in step), device, dtype),
         reference_pass=max(reference_peaks),
-        allocator=max(0, resident + live - alive) if heap else 0,
+        allocator=0,
         baseline=surroundings.baseline,
     )
 

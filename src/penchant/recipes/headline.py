@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from penchant.api import DataError, Review, Section, file_fingerprint, read_groups, show
+from penchant.api import DataError, Review, Section, Table, file_fingerprint, read_groups, show
 
 
 class ReviewConfig(Section):
@@ -124,6 +124,17 @@ def self_improve_headline(results: Results) -> Headline:
         else ""
     )
     return name, _sentence(f"success {format_estimate(last['success'])}", change)
+
+
+def estimate_table(
+    title: str, rows: Mapping[str, Mapping[str, Any]], note: str, columns: Sequence[str] | None = None
+) -> Table:
+    """A table of estimates by row and column; a missing one is an empty cell. By default all columns of the rows."""
+    if columns is None:
+        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    return Table(
+        title, ("", *columns), [(name, *(show(row.get(key)) for key in columns)) for name, row in rows.items()], note
+    )
 
 
 def format_estimate(estimate: Mapping[str, Any] | None) -> str:

@@ -21,7 +21,7 @@ from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
 from penchant.recipes.self_improve.parts import build_backend
-from penchant.recipes.self_improve.report import write_result
+from penchant.recipes.self_improve.report import report_rounds
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 RULE = "def conditions(prompt, picture):\n    return {'light': picture[0, 0, 0] > 0}\n"
@@ -99,7 +99,7 @@ def test_rounds_of_pictures(finished_run):
     assert all("conv" not in name for name in changed_names if name.endswith("weight"))
     assert torch.equal(first_denoiser.encode_prompts(["a circle"]), new_denoiser.encode_prompts(["a circle"]))
     assert (output / "updates" / "1" / "run" / "adapter_model.safetensors").exists()
-    result = write_result(config, rounds)
+    result = report_rounds(config, rounds)
     assert set(result["categories"]) <= set(shapes.TASKS)
     page = (output / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 * min(12, len(splits["test"]))

@@ -141,7 +141,7 @@ class EmpathyClassifier:
 
 
 CRISIS, UNSAFE = "crisis", "unsafe"
-"""Names of the sets of `probes`, which are evaluated beside the sources' questions."""
+"""Names of the sets of probe questions, which are evaluated beside the sources' questions."""
 
 Direction = Literal["higher", "lower", "neither"]
 
