@@ -105,31 +105,31 @@ def measure(file: Path) -> None:
     from penchant.training.run import train
 
     keep_freed_memory()  # as the command line does
-    found: dict[str, Any] = {"peak": 0, "seconds": []}
+    measurement: dict[str, Any] = {"peak": 0, "seconds": []}
     plain = Loop.step
 
     def step(self: Loop, pressed: bool = False) -> tuple[float, bool]:
-        if self.at.step == WARM_UP:
+        if self.state.step == WARM_UP:
             Path("/proc/self/clear_refs").write_text("5")
-        started = time.perf_counter()
+        start = time.perf_counter()
         result = plain(self, pressed)
-        if self.at.step > WARM_UP:
-            found["seconds"].append(time.perf_counter() - started)
+        if self.state.step > WARM_UP:
+            measurement["seconds"].append(time.perf_counter() - start)
             status = Path("/proc/self/status").read_text()
-            found["peak"] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+            measurement["peak"] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
         return result
 
     Loop.step = step  # type: ignore[method-assign]
     train(load_config(file))
-    print(json.dumps(found))
+    print(json.dumps(measurement))
 
 
 def fresh(*arguments: str) -> dict[str, Any]:
     """The last line a new process prints, as JSON."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    answer: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
     return answer
 
 

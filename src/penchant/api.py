@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from penchant.diffusion.denoising import Denoiser as Denoiser
     from penchant.diffusion.denoising import LatentChoice as LatentChoice
     from penchant.diffusion.denoising import diffusers as diffusers
+    from penchant.diffusion.training import Draws as Draws
     from penchant.diffusion.training import check_objective as check_objective
     from penchant.diffusion.training import tune_denoiser as tune_denoiser
     from penchant.engine.distributed import World as World
@@ -106,7 +107,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.rewards import UserFunction as UserFunction
     from penchant.evaluation.rewards import import_function as import_function
     from penchant.evaluation.rewards import open_reward as open_reward
-    from penchant.evaluation.rewards import shown as shown
+    from penchant.evaluation.rewards import short_repr as short_repr
     from penchant.evaluation.seed_means import mean_over_seeds as mean_over_seeds
     from penchant.evaluation.statistics import Estimate as Estimate
     from penchant.evaluation.statistics import Floats as Floats
@@ -157,7 +158,7 @@ if TYPE_CHECKING:
     from penchant.objectives import Needs as Needs
     from penchant.progress import Progress as Progress
     from penchant.serving.router import Router as Router
-    from penchant.storage.caches import KeptAnswers as KeptAnswers
+    from penchant.storage.caches import AnswerCache as AnswerCache
     from penchant.storage.caches import cache_folder as cache_folder
     from penchant.storage.files import disk_errors as disk_errors
     from penchant.storage.files import folder_lock as folder_lock
@@ -167,10 +168,12 @@ if TYPE_CHECKING:
     from penchant.storage.files import whole_folder as whole_folder
     from penchant.storage.files import write_atomically as write_atomically
     from penchant.storage.fingerprints import file_fingerprint as file_fingerprint
+    from penchant.storage.fingerprints import hash_bytes as hash_bytes
+    from penchant.storage.fingerprints import hash_parts as hash_parts
     from penchant.storage.fingerprints import optional_weights_fingerprint as optional_weights_fingerprint
     from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
     from penchant.storage.sqlite import Database as Database
-    from penchant.training.needs import usable as usable
+    from penchant.training.needs import filter_learnable_groups as filter_learnable_groups
     from penchant.training.optimizer import build_optimizer as build_optimizer
     from penchant.training.optimizer import learning_rate as learning_rate
     from penchant.training.optimizer import scale_and_clip as scale_and_clip

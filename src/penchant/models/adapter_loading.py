@@ -169,7 +169,7 @@ def _load(
 
 
 def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """Tensors of an adapter folder's file, by their names in the file.
+    """Tensors of an adapter folder's file, with their shapes there, by their names in the file.
 
     Args:
         names: patterns of module names in older checkpoints, mapped to the model's names.

@@ -53,7 +53,7 @@ def weight_files(source: str) -> list[Path]:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
-    """Tensor names of a weight file, and a function that reads one of its tensors."""
+    """Names of a weight file's tensors, and a function that reads one of them in the shape it has there."""
     from safetensors import safe_open
 
     if file.suffix == ".safetensors":

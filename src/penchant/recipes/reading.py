@@ -28,7 +28,6 @@ from penchant.api import (
     fit_prompts,
     load_config,
     load_tokenizer,
-    local_device,
     locate_errors,
     read_groups,
     score,
@@ -106,7 +105,7 @@ def compute_log_probs(
         model: folder or hub id.
         token_budget: maximum tokens in a micro-batch.
     """
-    return score(model, groups, World(0, 1, local_device()), reading=data.evaluation_reading(token_budget))
+    return score(model, groups, World.single(), reading=data.evaluation_reading(token_budget))
 
 
 def generate_answers(

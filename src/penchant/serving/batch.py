@@ -177,8 +177,8 @@ class Batch:
         tokens = [0] * len(self._rows)
         for (temperature, top_p), indices in by_setting.items():
             uniform = torch.tensor([self._rows[index].draw_uniform() for index in indices], dtype=torch.float64)
-            drawn = choose_tokens(logits[indices], temperature, top_p, uniform)
-            for index, token in zip(indices, drawn.tolist(), strict=True):
+            choices = choose_tokens(logits[indices], temperature, top_p, uniform)
+            for index, token in zip(indices, choices.tolist(), strict=True):
                 tokens[index] = token
         return tokens
 

@@ -53,7 +53,7 @@ def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], l
         catalogue = _catalogue_metrics(config, model, facts, list(read_catalogue(questions)))
         answer_results, answers = _answer_metrics(config, model, groups, targets, users)
         rows = [
-            {"id": group.id, "above": rank.above, "tied": rank.tied, "answer": text}
+            {"id": group.id, "above": rank.n_higher, "tied": rank.n_tied, "answer": text}
             for group, rank, text in zip(groups, ranks, answers, strict=True)
         ]
         write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
