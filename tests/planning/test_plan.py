@@ -312,7 +312,10 @@ class TestFit:
     def test_a_gpu_gets_no_margin_for_the_allocator_of_the_cpu(self, config, monkeypatch):
         counted = Memory(10, 10, 20, 30, 5, 40, 70, 50, 60, allocator=0, baseline=30)
         monkeypatch.setattr(plan_layers, "_count", lambda *arguments: counted)
-        spec, batches = ModelSpec(config, read_shape(config.model), load_tokenizer(config.model)), PeakBatches([], [], [])
+        spec, batches = (
+            ModelSpec(config, read_shape(config.model), load_tokenizer(config.model)),
+            PeakBatches([], [], []),
+        )
         bounds = {}
         for device in ("cpu", "cuda"):
             memory = count_memory(spec, batches, Surroundings([None], None, torch.device(device), 30))
