@@ -309,13 +309,18 @@ class TestFit:
         assert memory.allocator == round(0.6 * (memory.baseline + alive))
         assert memory.peak == memory.baseline + alive + memory.allocator
 
-    def test_a_gpu_gets_no_margin_for_the_allocator_of_the_cpu(self, config):
-        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
-        batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches()
-        spec = ModelSpec(config, read_shape(config.model), tokenizer)
-        memory = count_memory(spec, batches, Surroundings([None], None, torch.device("meta"), 7))
-        assert memory.allocator == 0
-        assert memory.peak == memory.alive + 7
+    def test_a_gpu_gets_no_margin_for_the_allocator_of_the_cpu(self, config, monkeypatch):
+        counted = Memory(10, 10, 20, 30, 5, 40, 70, 50, 60, allocator=0, baseline=30)
+        monkeypatch.setattr(plan_layers, "_count", lambda *arguments: counted)
+        spec, batches = (
+            ModelSpec(config, read_shape(config.model), load_tokenizer(config.model)),
+            PeakBatches([], [], []),
+        )
+        bounds = {}
+        for device in ("cpu", "cuda"):
+            memory = count_memory(spec, batches, Surroundings([None], None, torch.device(device), 30))
+            bounds[device] = (memory.allocator, memory.peak)
+        assert bounds == {"cpu": (60, 160), "cuda": (0, 100)}
 
     def test_proposals_fit_and_can_be_pasted(self, planned, config, monkeypatch):
         # This process may grow between the two plans, by more than the little room that is taken away.
