@@ -1,7 +1,7 @@
 """Measurement of a trained model: held-out preferences and fresh samples, against one fixed reference.
 
 The reference is the model the comparison starts from, whatever the method's own references, so that every model is
-measured by the same yardstick.
+measured in the same way.
 """
 
 from __future__ import annotations
