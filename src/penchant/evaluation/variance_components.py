@@ -177,7 +177,7 @@ def half_width(mean: CrossedMean, methods: int, alpha: float) -> float:
 
 
 def agreeing_p(value: float, mean: CrossedMean) -> float:
-    """Largest probability, over variances of the seeds, that seeds agree and the mean is as far from zero as `value`."""
+    """Largest probability, over variances of seeds, that seeds agree and the mean is as far from zero as `value`."""
     residual, of_prompts = mean.parts
     largest = 0.0
     for extra, chance in _agreement(mean.seeds, mean.prompts):
