@@ -193,7 +193,7 @@ class TestModels:
     [
         ({}, "expected one of model, function and judge, found none"),
         ({"model": "a", "function": "b:c"}, "found model and function"),
-        ({"function": "b:c", "label": 1}, "label goes with model"),
+        ({"function": "b:c", "label": 1}, "label is a setting of model"),
         ({"judge_url": "http://x"}, "valid string"),
     ],
 )

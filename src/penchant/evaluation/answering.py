@@ -1,4 +1,4 @@
-"""Sampled answers of a model to prompts, and the text of sampled tokens."""
+"""A model's answers to prompts, from its folder, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multiple-choice questions from local files, in the column layouts of the public data sets."""
+"""Multiple-choice questions from local files, in the layouts their data sets have."""
 
 from __future__ import annotations
 

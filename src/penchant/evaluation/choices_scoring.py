@@ -14,7 +14,7 @@ from penchant.errors import locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading, length_limit
 from penchant.models.preference_head import load_head
-from penchant.storage.caches import model_fingerprint
+from penchant.storage.fingerprints import model_fingerprint
 
 OptionNumbers = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
 """Function from groups to a number for every response of every group."""

@@ -1,4 +1,4 @@
-"""Suites of multiple-choice tasks, a model's mean over one, and tables of accuracies."""
+"""Suites of multiple-choice tasks, a model's mean over one, and tables of both."""
 
 from __future__ import annotations
 

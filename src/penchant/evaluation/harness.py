@@ -4,7 +4,6 @@
     results = simple_evaluate(model=log_prob_lm("runs/dpo"), tasks=["piqa"])
 
 The requests of one document with one context are a preference group, so the engine reads their context once.
-
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template import Template, fixed_date
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import precision
 from penchant.errors import ConfigError, DataError
@@ -215,7 +214,7 @@ class HarnessModel:
                 where="reading",
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
-        world, reading = World(0, 1, local_device()), reading.on_one_day(model, tell)
+        world, reading = World.single(), reading.on_one_day(model, tell)
         return cls(
             FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
             world,

@@ -1,4 +1,4 @@
-"""Log-probs of held-out preferences by a model, and the date that a chat template writes as today's."""
+"""Log-probs and metrics of a model on held-out preferences, with the date its chat template writes."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,8 @@ from penchant.errors import ConfigError
 from penchant.evaluation.endpoint import Endpoint, Unanswered
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import Reward, open_reward
-from penchant.storage.caches import KeptAnswers, cache_folder
+from penchant.storage.caches import AnswerCache, cache_folder
+from penchant.storage.fingerprints import hash_text
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
-        return f"{self._model} {_hash(_pairwise(self.config))}"
+        return f"{self._model} {hash_text(_pairwise(self.config), 8)}"
 
     @property
     def _model(self) -> str:
@@ -123,7 +123,7 @@ class EndpointJudge:
             for p, a, b in zip(prompts, first_responses, second_responses, strict=True)
         ]
         # A question contains its template, so that questions of another template have other cache keys.
-        with closing(KeptAnswers(self._model, cache_folder())) as answer_cache:
+        with closing(AnswerCache(self._model, cache_folder())) as answer_cache:
 
             def judge(question: str) -> Verdict:
                 cached_side = answer_cache.get(question)
@@ -148,7 +148,7 @@ class EndpointReward:
 
     @property
     def name(self) -> str:
-        return f"rating {self.config.url} {self.config.model} {_hash(_pointwise(self.config))}"
+        return f"rating {self.config.url} {self.config.model} {hash_text(_pointwise(self.config), 8)}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         template = _pointwise(self.config)
@@ -189,10 +189,6 @@ def read_rating(answer: str) -> float | None:
     """The last number in double brackets of an answer; None unless it is from 1 to 10."""
     marks = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", answer)
     return float(marks[-1]) if marks and 1 <= float(marks[-1]) <= 10 else None
-
-
-def _hash(template: str) -> str:
-    return hashlib.blake2b(template.encode(), digest_size=8).hexdigest()
 
 
 def _pairwise(config: JudgeConfig) -> str:

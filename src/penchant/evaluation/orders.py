@@ -1,8 +1,6 @@
 """Rank metrics of scores for groups of more than two candidates whose whole order is known.
 
 Legend: O such groups, K candidates of one of them, C candidates of all groups in one row.
-
-The module also defines every held-out metric in one line: its meaning, its unit, and over what it is a mean.
 """
 
 from __future__ import annotations

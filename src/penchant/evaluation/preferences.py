@@ -1,8 +1,6 @@
-"""Held-out preference metrics from candidates' log-probs; no model is needed here.
+"""Held-out preference metrics from candidates' log-probs, and their tables; no model is needed here.
 
 Legend: G groups that have a pair, C candidates of all groups in one row, P pairs of all groups in one row.
-
-The module also has the tables of these metrics, and the mean token loss and perplexity of the best responses.
 """
 
 from __future__ import annotations

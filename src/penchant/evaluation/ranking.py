@@ -12,7 +12,7 @@ from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import (
     HeadedScorer,
@@ -221,7 +221,7 @@ def answer_best_of(
     chooser = load_head(model, head)
     reading = reading.on_one_day(model, tell)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    world = World(0, 1, local_device())
+    world = World.single()
     loaded = load_model(model).to(world.device)
     with Progress("generating", len(prompts), "prompts") as progress:
         if ids is None:

@@ -1,4 +1,4 @@
-"""Held-out preference metrics of a reward model by its rewards, and of any model for `penchant evaluate`."""
+"""Held-out preference metrics of a reward model, and the choice that `penchant evaluate` makes between both kinds."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
-"""Rewards: a number for every response to a prompt, from a model, a user's function, or a judge.
-
-A configuration names a user's function as ``package.module:name`` or ``file.py:name``.
-"""
+"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import math
@@ -16,16 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+import torch
+
 from penchant.config.reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
+from penchant.engine.scoring import padded_rewards
 from penchant.errors import ConfigError, DataError, PenchantError
 from penchant.evaluation.held_out import AS_IS, Reading
+from penchant.storage.fingerprints import hash_bytes
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -70,7 +70,7 @@ def import_function(where: str, setting: str) -> UserFunction:
     # The hash is of the whole file, which may hold functions that this one calls.
     file = getattr(module, "__file__", None)
     source = Path(file).read_bytes() if file else where.encode()
-    return UserFunction(function, where, hashlib.blake2b(source, digest_size=8).hexdigest())
+    return UserFunction(function, where, hash_bytes(source, 8))
 
 
 def short_repr(value: object) -> str:
@@ -234,12 +234,10 @@ class ModelReward:
         reading: Reading,
     ) -> ModelReward:
         """Reward by a model, loaded with the errors of `models.loading`."""
-        import torch
-
         from penchant.models.loading import load_tokenizer
         from penchant.models.reward_model import load_reward_model
         from penchant.models.special_tokens import pad_token_id
-        from penchant.storage.caches import model_fingerprint, tokenizer_fingerprint
+        from penchant.storage.fingerprints import model_fingerprint, tokenizer_fingerprint
 
         reading = reading.on_one_day(source)
         tokenizer = load_tokenizer(source, chat_template=reading.chat_template)
@@ -273,14 +271,12 @@ class ModelReward:
         truncation = "error" if self.reading.truncation == "drop" else self.reading.truncation
         rendering = replace(self.reading.rendering, refused="error")
         tokenized, _ = self._tokenize(groups, replace(self.reading, truncation=truncation, rendering=rendering))
-        rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
+        rows = [torch.from_numpy(np.concatenate([row.prompt, ids])) for row in tokenized for ids in row.responses]
         scores = iter(self._score(rows))
         return [[next(scores) for _ in candidates] for candidates in responses]
 
     def rounding_notes(self, groups: Sequence[PreferenceGroup]) -> list[str]:
         """A line about the rounding error of half precision in the first groups' rewards; empty in float32."""
-        import torch
-
         from penchant.engine.tree_check import is_half, measure_rounding, rounding_note
 
         if not is_half(self.model.dtype, "float32") or not groups:
@@ -336,39 +332,14 @@ class ModelReward:
             identical=reading.identical,
         )
 
-    def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _score(self, rows: Sequence[torch.Tensor]) -> list[float]:
         """Rewards of rows of token ids, in batches of rows of similar length, the longest first."""
-        import torch
-
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         scores: dict[int, float] = {}
         while order:
             fits = max(1, self.reading.token_budget // len(rows[order[0]]))
             part, order = order[:fits], order[fits:]
-            width = len(rows[part[0]])
-            ids = torch.zeros(len(part), width, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(part):
-                ids[row, : len(rows[i])] = torch.tensor([int(token) for token in rows[i]])
-                mask[row, : len(rows[i])] = 1
             with torch.no_grad():
-                logits = self._last_token_logits(ids.to(self.model.device), mask.to(self.model.device))
-            scores.update(zip(part, logits[:, self.label].double().tolist(), strict=True))
+                rewards = padded_rewards(self.model, [rows[i].to(self.model.device) for i in part], self.label)
+            scores.update(zip(part, rewards.tolist(), strict=True))
         return [scores[i] for i in range(len(rows))]
-
-    def _last_token_logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[N, labels] logits at the last token that is no pad token, of [N, T] ids and their [N, T] mask."""
-        import torch
-
-        from penchant.models.special_tokens import pad_token_id
-
-        backbone = getattr(self.model, self.model.base_model_prefix)
-        head = getattr(self.model, "score", None)
-        if head is None:  # a bidirectional classifier, whose head reads the first token
-            return self.model(input_ids=ids, attention_mask=mask).logits
-        hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        pad = pad_token_id(self.model)
-        # The model's pooling would not do: these rows are padded with another token.
-        content_mask = mask if pad is None else mask * (ids != pad)
-        last = (content_mask * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
-        return head(hidden[range(len(ids)), last])

@@ -17,7 +17,7 @@ from penchant.errors import DataError
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 from penchant.progress import Progress
-from penchant.storage.caches import KeptAnswers, cache_folder
+from penchant.storage.caches import AnswerCache, cache_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,7 @@ def with_scores(
         advance: called with the number of groups scored since the last call.
     """
     scored: list[PreferenceGroup] = []
-    with closing(KeptAnswers(reward.name, cache_folder())) as answer_cache:
+    with closing(AnswerCache(reward.name, cache_folder())) as answer_cache:
         for start in range(0, len(groups), AT_ONCE):
             part = groups[start : start + AT_ONCE]
             questions = [[as_json(group.prompt), list(group.candidates)] for group in part]

@@ -6,8 +6,6 @@ interval that one model's share has (`intervals.shares`): inside [0, 1], skewed 
 seeds are right about all prompts.
 
 Legend: S seeds, G groups (or fresh samples), N prompts.
-
-Groups of one prompt are no independent observations, so values of groups become values of prompts first.
 """
 
 from __future__ import annotations

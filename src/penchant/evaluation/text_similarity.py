@@ -1,4 +1,4 @@
-"""Similarity of answers to reference texts: exact match, token F1, ROUGE-L, BERTScore and sentence embeddings."""
+"""Similarity of two texts: exact match, token F1 and ROUGE-L, or by meaning (BERTScore, sentence encoders)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,8 @@
-"""Variance components of a mean over seeds and prompts, its intervals and p-values.
+"""The variance of a mean over seeds and prompts by its parts, tests with it, and the difference it can detect.
 
 The mean squares of the two-way random-effects model (Searle, Casella and McCulloch 1992, section 4.3).
 
 Legend: S seeds, N prompts.
-
-The module also has bounds for several methods whose seeds differ no more than chance explains, and the difference
-between methods that a number of seeds and prompts can detect.
 """
 
 from __future__ import annotations
@@ -177,7 +174,7 @@ def half_width(mean: CrossedMean, methods: int, alpha: float) -> float:
 
 
 def agreeing_p(value: float, mean: CrossedMean) -> float:
-    """Largest probability, over variances of seeds, that seeds agree and the mean is as far from zero as `value`."""
+    """Largest probability, over seed variances, that seeds agree and the mean is as far from zero as `value`."""
     residual, of_prompts = mean.parts
     largest = 0.0
     for extra, chance in _agreement(mean.seeds, mean.prompts):

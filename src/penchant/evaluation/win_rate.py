@@ -1,4 +1,4 @@
-"""Win rate of one model's responses over another's by a judge in both orders, and its value at equal lengths."""
+"""How often a judge prefers one model's responses to another's in both orders, also at equal length."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Verifiers judge whether an answer meets a prompt's conditions, with a score and a critique.
-
-Also in this module:
-
-- A language model as the verifier: it derives a prompt's conditions once, then judges each answer by them.
-"""
+"""Verifiers judge whether an answer meets a prompt's conditions: a function, a reward, or a language model."""
 
 from __future__ import annotations
 
@@ -19,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from penchant.api import (
+    AnswerCache,
     ConfigError,
     Endpoint,
     JudgeConfig,
-    KeptAnswers,
     Reward,
     Unanswered,
     UserFunction,
@@ -257,7 +252,7 @@ class EndpointVerifier:
             ConfigError: the endpoint refuses the key, the model or the address.
         """
         with (
-            closing(KeptAnswers(f"verifier {self.config.url} {self.config.model}", cache_folder())) as cache,
+            closing(AnswerCache(f"verifier {self.config.url} {self.config.model}", cache_folder())) as cache,
             ThreadPoolExecutor(self.config.parallel) as pool,
         ):
             # Every prompt is asked once, so that all of its answers are judged by the same conditions.
@@ -271,10 +266,10 @@ class EndpointVerifier:
 
             return list(pool.map(judge, prompts, answers))
 
-    def _conditions(self, prompt: str, cache: KeptAnswers) -> list[str] | None:
+    def _conditions(self, prompt: str, cache: AnswerCache) -> list[str] | None:
         return self._ask(fill(CONDITIONS, prompt=prompt), read_conditions, cache)
 
-    def _judge(self, prompt: str, answer: str, conditions: Sequence[str], cache: KeptAnswers) -> Verdict:
+    def _judge(self, prompt: str, answer: str, conditions: Sequence[str], cache: AnswerCache) -> Verdict:
         numbered = "\n".join(f"{number}. {condition}" for number, condition in enumerate(conditions, 1))
         question = fill(JUDGE, prompt=prompt, answer=answer, conditions=numbered)
         judgement = self._ask(question, lambda reply: read_judgement(reply, conditions), cache)
@@ -286,7 +281,7 @@ class EndpointVerifier:
         )
         return Verdict(tuple(conditions_met), met_share(conditions_met), critique or failures)
 
-    def _ask(self, question: str, read: Callable[[str], list[Any] | None], cache: KeptAnswers) -> list[Any] | None:
+    def _ask(self, question: str, read: Callable[[str], list[Any] | None], cache: AnswerCache) -> list[Any] | None:
         # Half of a surrogate pair, which a model's answer may end in, can neither be stored nor sent.
         question = question.encode(errors="replace").decode()
         answer = cache.get(question)
