@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
-from penchant.evaluation.harness import Generation, by_context, head_lm, log_prob_lm, rolling_windows
+from penchant.evaluation.harness import Generation, by_context, head_lm, local_tasks, log_prob_lm, rolling_windows
 from penchant.evaluation.held_out import Reading
 
 
@@ -333,3 +333,47 @@ def test_in_the_harness_itself(tiny_model, plain, tmp_path):
     logged = [value for sample in results["samples"]["tiny"] for [(value, _)] in sample["resps"]]
     sums = [expected(plain, row["question"], f" {option}")[0] for row in rows for option in row["options"]]
     assert [float(value) for value in logged] == pytest.approx(sums, abs=1e-4)
+
+
+class TestLocalTasks:
+    ROWS = (
+        {"goal": "the old cat sees", "sol1": "bird", "sol2": "a dog", "label": 1},
+        {"goal": "it runs to", "sol1": "tree", "sol2": "the river .", "label": 0},
+    )
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "piqa.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.ROWS))
+        return path
+
+    def test_the_configuration_reads_the_file_as_the_test_split(self, file):
+        group = local_tasks({"piqa": file})
+        [task] = group["task"]
+        assert (task["task"], task["dataset_path"], task["test_split"]) == ("piqa", "json", "test")
+        assert task["dataset_kwargs"] == {"data_files": {"test": str(file)}}
+        assert [task[name] for name in ("dataset_name", "validation_split", "training_split")] == [None] * 3
+
+    def test_other_files_are_refused(self, tmp_path):
+        with pytest.raises(DataError, match="there is no such file"):
+            local_tasks({"piqa": tmp_path / "piqa.jsonl"})
+        (tmp_path / "piqa.csv").write_text("")
+        with pytest.raises(DataError, match=r"\.parquet file"):
+            local_tasks({"piqa": tmp_path / "piqa.csv"})
+
+    def test_the_harness_scores_its_own_wording_of_the_file(self, file, tiny_model, plain, monkeypatch):
+        lm_eval = pytest.importorskip("lm_eval")
+        monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+        tasks = [local_tasks({"piqa": file})]
+        results = lm_eval.simple_evaluate(
+            log_prob_lm(str(tiny_model)), tasks=tasks, log_samples=True, bootstrap_iters=0
+        )
+        log_probs = [
+            [expected(plain, f"Question: {row['goal']}\nAnswer:", f" {row[option]}")[0] for option in ("sol1", "sol2")]
+            for row in self.ROWS
+        ]
+        samples = sorted(results["samples"]["piqa"], key=lambda sample: sample["doc_id"])
+        scored = [[response[0][0] for response in sample["resps"]] for sample in samples]
+        assert np.array(scored) == pytest.approx(np.array(log_probs), abs=1e-4)
+        is_right = [float(np.argmax(row) == self.ROWS[i]["label"]) for i, row in enumerate(log_probs)]
+        assert results["results"]["piqa"]["acc,none"] == np.mean(is_right)

@@ -10,9 +10,9 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World, shard
 from penchant.engine.reference_model import FrozenModel, cached_log_probs
 from penchant.engine.scoring import HeadedScorer, choose_scorer, head_scorer_notes, sample_groups, score_with_head
-from penchant.errors import ConfigError, locate_errors
+from penchant.errors import locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
-from penchant.evaluation.held_out import AS_IS, Reading
+from penchant.evaluation.held_out import AS_IS, Reading, length_limit
 from penchant.models.preference_head import load_head
 from penchant.storage.fingerprints import model_fingerprint
 
@@ -98,7 +98,7 @@ def score_tasks(
     templated = reads_messages(frozen, reading)
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"
     tell(f"questions are read as {form}")
-    limit = _length_limit(model, frozen, reading)
+    limit = length_limit(model, frozen.context, reading)
     tokenized = {}
     left_out = {}
     for name, questions in tasks.items():
@@ -173,13 +173,3 @@ def load_scorer(
         return score_with_head(headed, groups_to_score, world=world, budget=reading.token_budget, dtype=reading.dtype)
 
     return OptionScorer(log_probs, rewards)
-
-
-def _length_limit(model: str, frozen: FrozenModel, reading: Reading) -> int:
-    if (reading.max_length or 0) > frozen.context:
-        raise ConfigError(
-            f"the length limit is {reading.max_length}, the model's context is {frozen.context} tokens",
-            where=model,
-            fix=f"data.max_length={frozen.context}, or none",
-        )
-    return reading.max_length or frozen.context

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,6 +146,31 @@ def head_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
     base = _lm_class()
     loaded = HarnessModel.load(model, reading, tell)
     return _as_lm(base, Rewards(loaded, model), loaded)
+
+
+def local_tasks(files: Mapping[str, str | Path]) -> dict[str, Any]:
+    """A group of the harness's tasks that read local files, worded and scored as the harness defines them.
+
+    Nothing is downloaded; a file has the columns of the task's own data set. For `lm_eval.simple_evaluate`:
+    ``tasks=[local_tasks({"piqa": "validation.jsonl"})]``.
+
+    Args:
+        files: name of a registered task -> a .json, .jsonl or .parquet file of labelled rows.
+
+    Raises:
+        DataError: a file does not exist or is of another kind.
+    """
+    members = []
+    for name, file in files.items():
+        path = Path(file).absolute()
+        builder = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix)
+        if builder is None or not path.is_file():
+            problem = "there is no such file" if builder else "a task's file is a .json, .jsonl or .parquet file"
+            raise DataError(problem, where=str(file), fix=f'name one: local_tasks({{"{name}": "FILE.jsonl"}})')
+        splits = {"test_split": "test", "validation_split": None, "training_split": None, "fewshot_split": None}
+        source = {"dataset_path": builder, "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(path)}}}
+        members.append({"task": name, **source, **splits})
+    return {"group": "local_files", "task": members}
 
 
 def _lm_class() -> Any:

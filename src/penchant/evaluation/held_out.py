@@ -156,16 +156,10 @@ def read_held_out(
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[TokenizedGroup]:
     """Tokenized groups in their order; groups that do not fit are reported by `tell` or an error."""
-    if (reading.max_length or 0) > policy.context:
-        raise ConfigError(
-            f"the length limit is {reading.max_length}, the model's context is {policy.context} tokens",
-            where=model,
-            fix=f"data.max_length={policy.context}, or none",
-        )
     tokenized, report = tokenize_groups(
         groups,
         policy.tokenizer,
-        max_length=reading.max_length or policy.context,
+        max_length=length_limit(model, policy.context, reading),
         rendering=reading.rendering,
         truncation=reading.truncation,
         empty=reading.empty,
@@ -174,6 +168,21 @@ def read_held_out(
     for line in report.lines():
         tell(line)
     return tokenized
+
+
+def length_limit(model: str, context: int, reading: Reading) -> int:
+    """Maximal tokens of prompt and response: the reading's limit, else the model's context.
+
+    Raises:
+        ConfigError: the limit is beyond the context.
+    """
+    if (reading.max_length or 0) > context:
+        raise ConfigError(
+            f"the length limit is {reading.max_length}, the model's context is {context} tokens",
+            where=model,
+            fix=f"data.max_length={context}, or none",
+        )
+    return reading.max_length or context
 
 
 def scored_groups(

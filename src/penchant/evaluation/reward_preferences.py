@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World, shard
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import choose_reward_scorer, sample_groups, score_groups
-from penchant.errors import ConfigError, ModelError
+from penchant.errors import ConfigError
 from penchant.evaluation.held_out import Reading, read_held_out, score
 from penchant.evaluation.orders import REWARD, definitions
 from penchant.evaluation.preference_pairs import PreferencePairs, flatten_groups
@@ -26,6 +25,7 @@ from penchant.evaluation.preferences import (
     ties_and_length,
     write_per_example,
 )
+from penchant.evaluation.statistics import require_finite
 from penchant.models.loading import check_vocabulary, load_tokenizer
 from penchant.models.model_kind import ModelKind, model_kind
 from penchant.models.reward_model import load_reward_model
@@ -127,13 +127,7 @@ def _rewarded(group: TokenizedGroup, rewards: Sequence[float]) -> RewardedGroup:
 
 def _require_finite(rewarded: Sequence[RewardedGroup]) -> None:
     for row in rewarded:
-        for k, reward in enumerate(row.rewards):
-            if not math.isfinite(reward):
-                raise ModelError(
-                    f"the reward of candidate {k} is {reward}, expected a finite number",
-                    where=f"group {row.group.id}",
-                    fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
-                )
+        require_finite(row.rewards, "the reward of candidate", f"group {row.group.id}")
 
 
 BETA = 0.1
