@@ -114,6 +114,15 @@ def sentence_piece(prefix: str = "prepend") -> hf.PreTrainedTokenizerFast:
     return tokenizer
 
 
+def tokenizer_of(kind: str) -> hf.PreTrainedTokenizerFast:
+    """A tokenizer as the models of this kind usually have it."""
+    if kind == "Llama":
+        return byte_level()
+    if kind.startswith("Qwen"):
+        return byte_level("qwen2", bos=False, nfc=True)
+    return sentence_piece("gemma" if kind.startswith("Gemma") else "prepend")
+
+
 def sizes(**changes: Any) -> dict[str, Any]:
     """Sizes of a tiny model with grouped queries."""
     return {

@@ -27,10 +27,8 @@ _SPEC.loader.exec_module(shapes)
 def folders(tmp_path_factory):
     """A folder for each tiny model, by name."""
     root = tmp_path_factory.mktemp("models")
-    qwen, gemma = shapes.byte_level("qwen2", bos=False, nfc=True), shapes.sentence_piece("gemma")
-    tokenizers = {"Llama": shapes.byte_level(), "Mistral": shapes.sentence_piece(), "Qwen2": qwen, "Qwen3": qwen}
     return {
-        name: shapes.build(root / name, kind, tokenizers.get(kind, gemma), **changes)
+        name: shapes.build(root / name, kind, shapes.tokenizer_of(kind), **changes)
         for name, (kind, changes) in shapes.MODELS.items()
     }
 

@@ -57,8 +57,8 @@ def export(
     Parameters
     ----------
     model
-        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file; a Llama, Mistral, Qwen2, Qwen3, Gemma 2
-        or Gemma 3.
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file; a Llama, Mistral, Qwen2,
+        Qwen3, Gemma 2 or Gemma 3.
     output
         A new file, ending in .gguf.
     stored
