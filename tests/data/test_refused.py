@@ -15,7 +15,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import Rendering
 from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenization import readable_prompts, tokenize_groups
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.errors import DataError
 from penchant.evaluation.answering import answerable_prompts, distinct_prompts
 from penchant.evaluation.held_out import Reading, score
@@ -112,9 +112,9 @@ def test_a_run_drops_refused_groups_everywhere(rows: tuple[Path, Path], write_co
 
 def test_evaluate_rank_and_samples_drop_refused_groups(rows: tuple[Path, Path], tiny_model: Path) -> None:
     reading = Reading(chat_template=str(rows[0]), rendering=DROP)
-    world, log, groups = World(0, 1, local_device()), list[str](), [*GOOD, BAD]
+    world, log, groups = World.single(), list[str](), [*GOOD, BAD]
     assert len(score(str(tiny_model), groups, world, reading=reading, tell=log.append)) == 2
     assert any("refused by template dropped: 1 of 3 groups" in line for line in log)
     assert len(rank(str(tiny_model), groups, world, by="log_prob", reading=reading).groups) == 2
     answerable = answerable_prompts(str(tiny_model), distinct_prompts(groups), 2, reading)
-    assert (answerable.prompts, answerable.refused, answerable.too_long) == (distinct_prompts(GOOD), 1, 0)
+    assert (answerable.prompts, answerable.refused_count, answerable.too_long_count) == (distinct_prompts(GOOD), 1, 0)

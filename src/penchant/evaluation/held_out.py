@@ -1,9 +1,4 @@
-"""A model measured on held-out preferences.
-
-Also in this module:
-
-- The one day that a chat template writes as today's: a run's own, wherever its model is measured or asked.
-"""
+"""Log-probs and metrics of a model on held-out preferences, with the date its chat template writes."""
 
 from __future__ import annotations
 
@@ -33,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def recorded_day(folder: str | Path) -> str | None:
-    """The day that a run's folder was begun with; None where it is no run's, or its template writes none."""
+    """The template date recorded in a run's folder; None for other folders and for templates without a date."""
     file = Path(folder) / "config.yaml"
     try:
         values = parse_yaml(file.read_text(encoding="utf-8"))
@@ -44,7 +39,7 @@ def recorded_day(folder: str | Path) -> str | None:
 
 
 def tokenizers(models: Iterable[tuple[str, str | None]]) -> Iterator[PreTrainedTokenizerBase]:
-    """The models' tokenizers, one after another; what cannot be loaded is refused elsewhere.
+    """Iterator over the models' tokenizers; those that cannot be loaded are skipped and reported elsewhere.
 
     Args:
         models: folders or hub ids, each with a template's file that stands for its own.
@@ -57,14 +52,14 @@ def tokenizers(models: Iterable[tuple[str, str | None]]) -> Iterator[PreTrainedT
 
 
 def today() -> str:
-    """The clock's day, as in ``2026-11-30``."""
+    """Today's date by the clock, as in ``2026-11-30``."""
     return datetime.date.today().isoformat()
 
 
 def on_one_day(
     model: str, chat_template: str | None, rendering: Rendering, tell: Callable[[str], None] = lambda line: None
 ) -> Rendering:
-    """The settings with a day where the model's template writes one: their own, else its run's, else today's.
+    """The rendering with a fixed date if the model's template writes one: its own, else the run's, else today's.
 
     Args:
         chat_template: a template's file that stands for the model's own.
@@ -78,7 +73,7 @@ def on_one_day(
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads the data.
+    """Settings for tokenizing preferences and scoring them.
 
     Attributes:
         max_length: tokens of prompt + response; None is the model's context.
@@ -100,7 +95,7 @@ class Reading:
 
     @classmethod
     def of_run(cls, config: RunConfig) -> Reading:
-        """As a run reads its data."""
+        """Settings of a run's configuration."""
         data, training = config.data, config.training
         return cls(
             data.max_length,
@@ -114,12 +109,12 @@ class Reading:
         )
 
     def on_one_day(self, model: str, tell: Callable[[str], None] = lambda line: None) -> Reading:
-        """These settings with the day that the model's template writes as today's; see `dates.on_one_day`."""
+        """These settings with a fixed date for the model's template; see the function `on_one_day`."""
         return replace(self, rendering=on_one_day(model, self.chat_template, self.rendering, tell))
 
 
 AS_IS = Reading()
-"""The defaults."""
+"""Default reading settings."""
 
 
 def score(
@@ -131,7 +126,7 @@ def score(
     reading: Reading = AS_IS,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[ScoredGroup]:
-    """Log-probs of every candidate by a model, and by a reference if one is named; one model in memory at a time.
+    """Log-probs of every candidate by a model, and by a reference if one is named; one model is in memory at a time.
 
     Args:
         model, reference: folders or hub ids; the reference may have a tokenizer of its own.
@@ -160,7 +155,7 @@ def read_held_out(
     reading: Reading,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[TokenizedGroup]:
-    """The groups as the model reads them, in their order; those that do not fit are told or an error."""
+    """Tokenized groups in their order; groups that do not fit are reported by `tell` or an error."""
     if (reading.max_length or 0) > policy.context:
         raise ConfigError(
             f"the length limit is {reading.max_length}, the model's context is {policy.context} tokens",
@@ -186,7 +181,7 @@ def scored_groups(
     log_probs: Sequence[Sequence[float]],
     reference_log_probs: Sequence[Sequence[float]] | None,
 ) -> list[ScoredGroup]:
-    """Groups with their log-probs, as the metrics take them."""
+    """Scored groups from tokenized groups and [G][K] summed log-probs in nats."""
     return [
         ScoredGroup(
             group=group.group,

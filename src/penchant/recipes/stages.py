@@ -16,11 +16,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penchant.api import ConfigError, folder_lock, resumable_disk_errors, write_atomically
+import yaml
+
+from penchant.api import (
+    ConfigError,
+    RunReport,
+    Section,
+    folder_lock,
+    resumable_disk_errors,
+    write_atomically,
+    write_report,
+)
 
 DONE_RECORD, UNFINISHED_RECORD = "stage.json", "begun.json"
 
@@ -139,6 +149,13 @@ def _start_stage(folder: Path, settings: Settings, tell: Callable[[str], None]) 
             shutil.rmtree(aside)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / UNFINISHED_RECORD, {"settings": settings, "found": None})
+
+
+def write_result(folder: Path, config: Section, result: Mapping[str, Any], report: RunReport) -> None:
+    """Write a recipe's `result.json`, and `report.html` with the configuration."""
+    _write(folder / "result.json", result)
+    config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_report(folder / "report.html", replace(report, config_yaml=config_yaml))
 
 
 def _write(file: Path, record: Mapping[str, Any]) -> None:
