@@ -77,12 +77,18 @@ def byte_level(pre: str = "gpt-2", *, bos: bool = True, nfc: bool = False) -> hf
 
 
 def sentence_piece(prefix: str = "prepend") -> hf.PreTrainedTokenizerFast:
-    """BPE as SentencePiece does it: any two neighbours that make a token may join, the best token first."""
+    """BPE as SentencePiece does it: any two neighbours that make a token may join, the best token first.
+
+    Args:
+        prefix: "prepend", "none" or "first" for a space before a text; "gemma" for none, splits at spaces as a Gemma
+            has them, runs of spaces as added tokens, and ids in another order than the merges.
+    """
     spaced_texts = [text.replace(" ", "▁") for text in CORPUS]
     trained_tokenizer = Tokenizer(models.BPE())
     trained_tokenizer.train_from_iterator(spaced_texts, trainers.BpeTrainer(vocab_size=160, show_progress=False))
     pieces = [piece for piece, _ in sorted(trained_tokenizer.get_vocab().items(), key=lambda item: item[1])]
-    names = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    byte_names = [f"<0x{byte:02X}>" for byte in range(256)]
+    names = ["<unk>", *SPECIAL, *byte_names, *(pieces[::-1] if prefix == "gemma" else pieces)]
     vocabulary = {name: number for number, name in enumerate(names)}
     piece_set = set(pieces)
     merges = [
@@ -98,11 +104,23 @@ def sentence_piece(prefix: str = "prepend") -> hf.PreTrainedTokenizerFast:
         raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
         steps = [normalizers.Prepend("▁")] if prefix == "prepend" else []
-        raw.normalizer = normalizers.Sequence([*steps, replace])
+        raw.normalizer = replace if prefix == "gemma" else normalizers.Sequence([*steps, replace])
+    if prefix == "gemma":
+        raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        raw.add_tokens([AddedToken("▁" * length, normalized=True) for length in (2, 3)])
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = with_special_tokens(raw)
     tokenizer.unk_token = "<unk>"
     return tokenizer
+
+
+def tokenizer_of(kind: str) -> hf.PreTrainedTokenizerFast:
+    """A tokenizer as the models of this kind usually have it."""
+    if kind == "Llama":
+        return byte_level()
+    if kind.startswith("Qwen"):
+        return byte_level("qwen2", bos=False, nfc=True)
+    return sentence_piece("gemma" if kind.startswith("Gemma") else "prepend")
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
@@ -125,13 +143,14 @@ def build(folder: Path, kind: str, tokenizer: Any, *, spare: int = 0, **changes:
     """Write a model folder; every weight is random, norms and biases too.
 
     Args:
-        kind: "Llama" or "Qwen2".
+        kind: the name of the configuration's class, without "Config".
         spare: rows of the embedding beyond the tokenizer's ids.
     """
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    config = getattr(hf, f"{kind}Config")(**sizes(vocab_size=len(tokenizer) + spare, **ids, **changes))
+    rope = {"rope_parameters": GEMMA_3_ROPE} if kind == "Gemma3Text" else {}
+    config = getattr(hf, f"{kind}Config")(**sizes(vocab_size=len(tokenizer) + spare, **ids, **rope, **changes))
     torch.manual_seed(0)
-    model = getattr(hf, f"{kind}ForCausalLM")(config)
+    model = hf.AutoModelForCausalLM.from_config(config)
     for weight in model.parameters():
         if weight.ndim == 1:
             weight.data.add_(0.3 * torch.randn_like(weight))
@@ -148,6 +167,11 @@ LLAMA_3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "tie_word_embeddings": True}
+GEMMA_3_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
@@ -158,5 +182,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-3": ("Llama", {"rope_parameters": LLAMA_3_ROPE}),
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3-tied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-window": ("Mistral", {"sliding_window": 92, "head_dim": 32}),
+    "gemma2-tied": ("Gemma2", {**GEMMA, "num_hidden_layers": 3}),
+    "gemma3-tied": ("Gemma3Text", {**GEMMA, "num_hidden_layers": 7}),
+    "gemma3": ("Gemma3Text", {**GEMMA, "tie_word_embeddings": False}),
 }
 """By what is special about it a model: its kind and its sizes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,8 @@ _SPEC.loader.exec_module(shapes)
 def folders(tmp_path_factory):
     """A folder for each tiny model, by name."""
     root = tmp_path_factory.mktemp("models")
-    tokenizers = {"Llama": shapes.byte_level(), "Qwen2": shapes.byte_level("qwen2", bos=False, nfc=True)}
     return {
-        name: shapes.build(root / name, kind, tokenizers[kind], **changes)
+        name: shapes.build(root / name, kind, shapes.tokenizer_of(kind), **changes)
         for name, (kind, changes) in shapes.MODELS.items()
     }
 
@@ -47,13 +45,14 @@ def logits(model, ids):
 
 
 def as_llama_cpp_computes(file: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Logits from the file's tensors alone, as llama.cpp's graph has it: `build_llama` and `build_qwen2`.
+    """Logits from the file's tensors alone, as llama.cpp's graph has it: `src/models/*.cpp`.
 
-    Of a Llama neighbouring numbers of a head are rotated together, of a Qwen2 those half a head apart.
+    Of a Llama neighbouring numbers of a head are rotated together, of the others those half a head apart.
     """
     read = gguf.GGUFReader(file)
     tensors = {t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)).double() for t in read.tensors}
     kind = read.get_field("general.architecture").contents()
+    gemma = kind in ("gemma2", "gemma3")
 
     def metadata(key: str, otherwise: Any = None) -> Any:
         field = read.get_field(f"{kind}.{key}")
@@ -64,14 +63,22 @@ def as_llama_cpp_computes(file: Path, ids: torch.Tensor) -> torch.Tensor:
         metadata("attention.head_count_kv"),
         metadata("attention.key_length"),
     )
-    frequencies = metadata("rope.freq_base") ** (-torch.arange(0, head, 2).double() / head)
-    frequencies = frequencies / metadata("rope.scaling.factor", 1.0) / tensors.get("rope_freqs.weight", 1.0)
-    angles = torch.arange(ids.shape[1])[:, None].double() * frequencies
+    distances = torch.arange(ids.shape[1])[:, None] - torch.arange(ids.shape[1])
+    full_period = {"gemma2": 2, "gemma3": 6}.get(kind, 1)
+    is_27b = (kind, metadata("block_count")) in (("gemma2", 46), ("gemma3", 62))
+    scale = metadata("embedding_length") // heads if is_27b else head
 
-    def norm(x, weight):
-        return x * (x.square().mean(-1, keepdim=True) + metadata("attention.layer_norm_rms_epsilon")).rsqrt() * weight
+    def norm(x, name):
+        if f"{name}.weight" not in tensors:
+            return x
+        variance = x.square().mean(-1, keepdim=True)
+        return x * (variance + metadata("attention.layer_norm_rms_epsilon")).rsqrt() * tensors[f"{name}.weight"]
 
-    def rotate(x):
+    def rotate(x, full):
+        base = metadata("rope.freq_base") if full else metadata("rope.freq_base_swa")
+        frequencies = base ** (-torch.arange(0, head, 2).double() / head) / tensors.get("rope_freqs.weight", 1.0)
+        frequencies = frequencies / (metadata("rope.scaling.factor", 1.0) if full or kind == "gemma2" else 1.0)
+        angles = torch.arange(ids.shape[1])[:, None].double() * frequencies
         real, imaginary = (x[..., ::2], x[..., 1::2]) if kind == "llama" else x.chunk(2, -1)
         rotated = (real * angles.cos() - imaginary * angles.sin(), real * angles.sin() + imaginary * angles.cos())
         return torch.stack(rotated, -1).flatten(-2) if kind == "llama" else torch.cat(rotated, -1)
@@ -79,20 +86,27 @@ def as_llama_cpp_computes(file: Path, ids: torch.Tensor) -> torch.Tensor:
     def linear(x, name):
         return x @ tensors[f"{name}.weight"].T + tensors.get(f"{name}.bias", 0.0)
 
-    x = tensors["token_embd.weight"][ids]
+    def cap(x, limit):
+        return x if limit is None else limit * torch.tanh(x / limit)
+
+    x = tensors["token_embd.weight"][ids] * (metadata("embedding_length") ** 0.5 if gemma else 1.0)
     for layer in range(metadata("block_count")):
-        prefix = f"blk.{layer}."
-        y = norm(x, tensors[prefix + "attn_norm.weight"])
+        prefix, full = f"blk.{layer}.", (layer + 1) % full_period == 0
+        y = norm(x, prefix + "attn_norm")
         q, k, v = (linear(y, prefix + f"attn_{n}").unflatten(-1, (-1, head)).transpose(1, 2) for n in "qkv")
+        q, k = (rotate(norm(z, f"{prefix}attn_{n}_norm"), full) for z, n in ((q, "q"), (k, "k")))
         k, v = (tensor.repeat_interleave(heads // groups, 1) for tensor in (k, v))
-        scores = rotate(q) @ rotate(k).mT / head**0.5
-        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
-        x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), prefix + "attn_output")
-        y = norm(x, tensors[prefix + "ffn_norm.weight"])
-        gated = torch.nn.functional.silu(linear(y, prefix + "ffn_gate")) * linear(y, prefix + "ffn_up")
-        x = x + linear(gated, prefix + "ffn_down")
+        scores = cap(q @ k.mT / scale**0.5, metadata("attn_logit_softcapping"))
+        hidden = (distances < 0) | ((distances >= metadata("attention.sliding_window", 0)) & (not full))
+        scores = scores.masked_fill(hidden, -torch.inf)
+        attended = linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), prefix + "attn_output")
+        x = x + norm(attended, prefix + "post_attention_norm")
+        y = norm(x, prefix + "ffn_norm")
+        gate = linear(y, prefix + "ffn_gate")
+        gate = torch.nn.functional.gelu(gate, approximate="tanh") if gemma else torch.nn.functional.silu(gate)
+        x = x + norm(linear(gate * linear(y, prefix + "ffn_up"), prefix + "ffn_down"), prefix + "post_ffw_norm")
     output = "output" if "output.weight" in tensors else "token_embd"
-    return linear(norm(x, tensors["output_norm.weight"]), output)
+    return cap(linear(norm(x, "output_norm"), output), metadata("final_logit_softcapping"))
 
 
 @pytest.mark.parametrize("name", shapes.MODELS)
@@ -101,7 +115,8 @@ class TestEveryModel:
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
         ours, original = load_model(str(tmp_path / "a.gguf")), load_model(str(folders[name]))
         torch.testing.assert_close(logits(ours, ids), logits(original, ids), rtol=1e-5, atol=1e-5)
-        assert type(ours) is type(original)
+        # llama.cpp has one name for both, and both compute the same.
+        assert type(ours) is (hf.LlamaForCausalLM if "mistral" in name else type(original))
 
     def test_llama_cpps_arithmetic_gives_the_same_logits(self, name, folders, tmp_path, ids):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
@@ -115,11 +130,11 @@ class TestEveryModel:
         read = gguf.GGUFReader(tmp_path / "a.gguf")
         kind = read.get_field("general.architecture").contents()
         arch = next(arch for arch, known_keys in gguf.MODEL_ARCH_NAMES.items() if known_keys == kind)
-        tensor_names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
-        for tensor in read.tensors:
-            stem, _, suffix = tensor.name.rpartition(".")
-            assert re.sub(r"^blk\.\d+", "blk.{bid}", stem) in tensor_names
-            assert suffix in ("weight", "bias")
+        model = load_model(str(folders[name]))
+        names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+        expected_names = {names.get_name(key, (".weight", ".bias")) for key, _ in model.named_parameters()}
+        scaled = {"rope_freqs.weight"} if name == "llama-3" else set()
+        assert {tensor.name for tensor in read.tensors} == expected_names | scaled
         assert ("output.weight" in {t.name for t in read.tensors}) == ("tied" not in name)
         known_keys = {
             value.replace("{arch}", kind)
@@ -135,12 +150,77 @@ class TestEveryModel:
         ours, original = load_config(str(tmp_path / "a.gguf")), load_config(str(folders[name]))
         for key in (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_id",
-            "pad_token_id",
+            "num_key_value_heads", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+            "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types",
         ):  # fmt: skip
-            assert getattr(ours, key) == getattr(original, key), key
+            assert getattr(ours, key, None) == getattr(original, key, None), key
+        assert getattr(ours, "head_dim", 16) == getattr(original, "head_dim", 16)
+        assert ours.max_position_embeddings == (92 if name == "mistral-window" else 96)
         assert ours.rms_norm_eps == pytest.approx(original.rms_norm_eps)
-        assert ours.rope_parameters["rope_theta"] == original.rope_parameters["rope_theta"]
+        if "longrope" not in str(ours.rope_parameters):
+            assert ours.rope_parameters == original.rope_parameters
+        if "gemma" in name:
+            assert ours.sliding_window == original.sliding_window == 16
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("Gemma2", 46), ("Gemma3Text", 62)])
+def test_a_gemma_of_27b_divides_queries_by_another_root(kind, layers, tmp_path, ids):
+    changes = {**shapes.GEMMA, "query_pre_attn_scalar": 16, "num_hidden_layers": layers, "initializer_range": 0.05}
+    folder = shapes.build(tmp_path / "model", kind, shapes.sentence_piece("gemma"), **changes)
+    export_gguf(str(folder), tmp_path / "a.gguf", "f32")
+    original = logits(load_model(str(folder)), ids[:, :40])
+    theirs = as_llama_cpp_computes(tmp_path / "a.gguf", ids[:, :40])
+    torch.testing.assert_close(theirs.float(), original, rtol=1e-4, atol=1e-4)
+    assert load_config(str(tmp_path / "a.gguf")).query_pre_attn_scalar == 16
+
+
+SIZES = {
+    "context_length": 96, "embedding_length": 64, "block_count": 2, "feed_forward_length": 96,
+    "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 16, "attention.value_length": 16,
+    "rope.freq_base": 5000.0, "rope.dimension_count": 16, "attention.layer_norm_rms_epsilon": pytest.approx(3e-5),
+}  # fmt: skip
+HEADS_OF_32 = dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), 32)
+LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+WINDOW = {"attention.sliding_window": 16, **HEADS_OF_32}
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "changes"),
+    [
+        ("llama", "llama", {}),
+        ("llama-linear", "llama", LINEAR),
+        ("mistral-window", "llama", {"context_length": 92, **HEADS_OF_32}),
+        ("qwen2", "qwen2", {}),
+        ("qwen3", "qwen3", HEADS_OF_32),
+        (
+            "gemma2-tied",
+            "gemma2",
+            {"block_count": 3, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+            | {"rope.freq_base_swa": 5000.0, **WINDOW},
+        ),
+        ("gemma3-tied", "gemma3", {"block_count": 7, "rope.freq_base_swa": 700.0, **LINEAR, **WINDOW}),
+    ],
+)
+def test_metadata(name, architecture, changes, folders, tmp_path):
+    export_gguf(str(folders[name]), tmp_path / "a.gguf", "f16")
+    fields = {key: field.contents() for key, field in gguf.GGUFReader(tmp_path / "a.gguf").fields.items()}
+    assert fields["general.architecture"] == architecture
+    prefix = f"{architecture}."
+    sizes = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    assert sizes.pop("vocab_size") == load_config(str(folders[name])).vocab_size
+    assert sizes == SIZES | changes
+
+
+def test_a_gemma_stores_what_its_norms_multiply_by(folders, tmp_path):
+    export_gguf(str(folders["gemma3"]), tmp_path / "a.gguf", "f32")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    weights = load_model(str(folders["gemma3"])).model.layers[1].state_dict()
+    for stored, name in (
+        ("attn_norm", "input_layernorm"), ("attn_q_norm", "self_attn.q_norm"),
+        ("post_attention_norm", "post_attention_layernorm"), ("ffn_norm", "pre_feedforward_layernorm"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(tensors[f"blk.1.{stored}.weight"], 1 + weights[f"{name}.weight"].numpy())
 
 
 class TestStorage:
@@ -214,6 +294,26 @@ class TestReadBack:
         reloaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
         assert torch.equal(logits(reloaded, ids), logits(model, ids))
 
+    def test_a_file_with_the_name_of_a_mistral(self, folders, tmp_path, ids):
+        """transformers takes a file for a Mistral by its name, and then has no names for its tensors."""
+        export_gguf(str(folders["mistral"]), tmp_path / "mistral.gguf", "f32")
+        model = load_model(str(tmp_path / "mistral.gguf"))
+        assert type(model) is hf.LlamaForCausalLM
+        torch.testing.assert_close(logits(model, ids), logits(load_model(str(folders["mistral"])), ids), rtol=0, atol=0)
+        text = "the old  cat"
+        tokenizers = [load_tokenizer(str(source)) for source in (tmp_path / "mistral.gguf", folders["mistral"])]
+        assert tokenizers[0](text)["input_ids"] == tokenizers[1](text)["input_ids"]
+
+    def test_what_a_file_leaves_out_is_as_in_llama_cpp(self, folders, tmp_path):
+        omitted = ("attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base")
+        config = load_config(str(export_changed(folders["qwen3"], tmp_path, omitted_keys=omitted)))
+        assert (config.head_dim, config.rope_parameters["rope_theta"]) == (16, 10_000.0)
+        (tmp_path / "good.gguf").unlink()
+        omitted = ("attention.sliding_window", "rope.freq_base_swa")
+        config = load_config(str(export_changed(folders["gemma3"], tmp_path, omitted_keys=omitted)))
+        assert config.layer_types == ["full_attention"] * 2
+        assert config.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
+
     def test_scaled_positions_survive_a_folder(self, folders, tmp_path, ids):
         export_gguf(str(folders["llama-3"]), tmp_path / "a.gguf", "f32")
         load_model(str(tmp_path / "a.gguf")).save_pretrained(tmp_path / "folder")
@@ -242,12 +342,21 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("kind", "changes", "message"),
         [
-            ("Mistral", {}, "it is a mistral; GGUF files are written of llama and qwen2"),
+            ("Phi3", {}, "it is a phi3; GGUF files are written of llama, mistral, qwen2, qwen3, gemma2, gemma3_text"),
             ("Llama", {"attention_bias": True}, "it has biases"),
             ("Llama", {"mlp_bias": True, "hidden_act": "gelu"}, "it has biases and the activation gelu"),
             ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e3, "factor": 2.0}}, "by dynamic"),
             ("Qwen2", {"rope_parameters": shapes.LLAMA_3_ROPE}, "positions scaled by llama3"),
             ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "sliding windows"),
+            ("Qwen2", {"head_dim": 32}, "heads of another size"),
+            ("Mistral", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e3, "factor": 2.0}}, "by yarn"),
+            ("Gemma2", {**shapes.GEMMA, "final_logit_softcapping": None}, "soft caps of 50.0 and None"),
+            ("Gemma2", {**shapes.GEMMA, "query_pre_attn_scalar": 16}, "queries divided by the root of 16"),
+            ("Gemma2", {**shapes.GEMMA, "layer_types": ["full_attention"] * 2}, "sliding windows in other layers"),
+            ("Gemma2", {**shapes.GEMMA, "hidden_activation": "gelu"}, "the activation gelu"),
+            ("Gemma2", {**shapes.GEMMA, "tie_word_embeddings": False}, "llama.cpp's gemma2 has no lm_head.weight"),
+            ("Gemma3Text", {**shapes.GEMMA, "final_logit_softcapping": 30.0}, "soft caps of None and 30.0"),
+            ("Gemma3Text", {**shapes.GEMMA, "use_bidirectional_attention": True}, "attention to later tokens"),
         ],
     )
     def test_models_that_llama_cpp_would_compute_differently(self, kind, changes, message, tmp_path):
@@ -352,26 +461,50 @@ class TestRefused:
 
     def test_tensors_that_transformers_would_drop(self, folders, tmp_path):
         file = export_changed(folders["llama"], tmp_path, bias="blk.0.attn_q.bias")
-        with pytest.raises(ModelError, match=r"a Llama with biases.*blk\.0\.attn_q\.bias"):
+        with pytest.raises(ModelError, match=r"a llama with biases.*blk\.0\.attn_q\.bias"):
             load_model(str(file))
 
+    @pytest.mark.parametrize(
+        ("sizes", "message"),
+        [
+            ({"attention.value_length": 8}, "its keys, values and rotated parts of heads differ in size"),
+            ({"rope.dimension_count": 16}, "its keys, values and rotated parts of heads differ in size"),
+            ({"attention.sliding_window_pattern": 4}, "its sliding windows are in other layers than usual"),
+        ],
+    )
+    def test_sizes_that_transformers_would_not_read(self, sizes, message, folders, tmp_path):
+        file = export_changed(folders["gemma3"], tmp_path, sizes=sizes)
+        with pytest.raises(ModelError, match=message):
+            load_config(str(file))
+
+    @pytest.mark.parametrize("load", [load_model, load_config])
+    def test_other_architectures(self, load, folders, tmp_path):
+        file = export_changed(folders["llama"], tmp_path, architecture="phi3")
+        message = "it is a phi3; GGUF files are read of gemma2, gemma3, llama, qwen2, qwen3"
+        with pytest.raises(ModelError, match=message) as error:
+            load(str(file))
+        assert error.value.fix == "name the folder that the file was made from"
+
     def test_positions_scaled_in_a_way_that_is_not_read(self, folders, tmp_path):
-        file = export_changed(folders["llama"], tmp_path, scaling="yarn")
+        file = export_changed(folders["llama"], tmp_path, sizes={"rope.scaling.type": "yarn"})
         with pytest.raises(ModelError, match=r"scaled in a way that transformers does not read \(yarn\)"):
             load_model(str(file))
 
 
-def export_changed(folder, tmp_path, *, omitted_tensor="", bias="", scaling=""):
-    """An export of the folder without a tensor, with an additional bias, or with other positions."""
+def export_changed(folder, tmp_path, *, omitted_tensor="", omitted_keys=(), bias="", sizes=None, architecture=""):
+    """An export of the folder without a tensor or keys, with an additional bias, or with other sizes."""
     export_gguf(str(folder), tmp_path / "good.gguf", "f32")
     read = gguf.GGUFReader(tmp_path / "good.gguf")
-    writer = gguf.GGUFWriter(tmp_path / "bad.gguf", "llama")
+    kind = read.get_field("general.architecture").contents()
+    omitted_keys = {"general.architecture", *(f"{kind}.{key}" for key in (*omitted_keys, *(sizes or ())))}
+    writer = gguf.GGUFWriter(tmp_path / "bad.gguf", architecture or kind)
     for key, field in read.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            kind, *inner = field.types
-            writer.add_key_value(key, field.contents(), kind, inner[0] if inner else None)
-    if scaling:
-        writer.add_string("llama.rope.scaling.type", scaling)
+        if not key.startswith("GGUF.") and key not in omitted_keys:
+            type_, *inner = field.types
+            writer.add_key_value(key, field.contents(), type_, inner[0] if inner else None)
+    for key, value in (sizes or {}).items():
+        add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}[type(value)]
+        add(f"{kind}.{key}", value)
     for tensor in read.tensors:
         if tensor.name != omitted_tensor:
             writer.add_tensor(tensor.name, tensor.data)

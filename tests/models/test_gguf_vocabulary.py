@@ -166,9 +166,10 @@ def test_whole_words_first_and_no_tokens_of_others(tmp_path):
 
 
 class TestSentencePiece:
-    @pytest.mark.parametrize("prefix", ["prepend", "none"])
+    @pytest.mark.parametrize("prefix", ["prepend", "none", "gemma"])
     def test_the_same_tokens(self, prefix, tmp_path):
-        original, ours, file = export_tokenizer(tmp_path, shapes.sentence_piece(prefix), spare=3)
+        kind = "Gemma3Text" if prefix == "gemma" else "Llama"
+        original, ours, file = export_tokenizer(tmp_path, shapes.sentence_piece(prefix), kind, spare=3)
         file_metadata = metadata(file)
         assert file_metadata["model"] == "llama"
         assert file_metadata["add_space_prefix"] == (prefix == "prepend")
@@ -195,8 +196,16 @@ class TestNotes:
         folder = shapes.build(tmp_path / "model", kind, tokenizer, **SMALL)
         return export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
 
-    def test_no_notes_where_nothing_differs(self, tmp_path):
-        assert self.notes(tmp_path, shapes.byte_level("llama-bpe")) == []
+    @pytest.mark.parametrize("prefix", [None, "gemma"])
+    def test_no_notes_where_nothing_differs(self, prefix, tmp_path):
+        tokenizer = shapes.byte_level("llama-bpe") if prefix is None else shapes.sentence_piece(prefix)
+        assert self.notes(tmp_path, tokenizer, "Llama" if prefix is None else "Gemma3Text") == []
+
+    def test_the_window_of_a_mistral(self, tmp_path):
+        tokenizer = shapes.byte_level("llama-bpe")
+        folder = shapes.build(tmp_path / "model", "Mistral", tokenizer, **SMALL, sliding_window=92)
+        [note] = export_gguf(str(folder), tmp_path / "a.gguf", "f16").notes
+        assert note == "the file's context is 92 tokens: the model looks back no further, and llama.cpp would"
 
     def test_composed_characters(self, tmp_path):
         [note] = self.notes(tmp_path, shapes.byte_level("qwen2", nfc=True), "Qwen2")

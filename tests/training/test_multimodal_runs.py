@@ -156,18 +156,21 @@ def test_it_is_planned_without_its_weights(
 
 
 class TestGGUF:
-    def test_the_text_part_of_a_llava(self, multimodal_folder, tmp_path, multimodal_models):
+    @pytest.mark.parametrize("family", ["llava", "mistral3", "gemma3"])
+    def test_the_text_part(self, family, multimodal_folder, tmp_path, multimodal_models):
         pytest.importorskip("gguf")
         file = Path(__file__).parents[1] / "models" / "gguf_models.py"
         spec = importlib.util.spec_from_file_location("gguf_models", file)
         shapes = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(shapes)
         tokenizer = shapes.byte_level()
-        config = hf.AutoConfig.from_pretrained(multimodal_folder("llava"))
+        config = hf.AutoConfig.from_pretrained(multimodal_folder(family))
         config.text_config.vocab_size = len(tokenizer)
-        folder = tmp_path / "llava"
+        if family == "gemma3":
+            config.text_config.layer_types = ["sliding_attention"] * 2  # llama.cpp's sixth layer has no window
+        folder = tmp_path / family
         torch.manual_seed(0)
-        hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
+        hf.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         exported = export_gguf(str(folder), tmp_path / "text.gguf", "f32")
         assert any("only the text part" in note for note in exported.notes)
@@ -180,5 +183,5 @@ class TestGGUF:
 
     def test_other_families_are_refused_by_the_name_of_their_text_part(self, multimodal_folder, tmp_path):
         pytest.importorskip("gguf")
-        with pytest.raises(ModelError, match="it is a gemma3_text"):
-            export_gguf(str(multimodal_folder("gemma3")), tmp_path / "text.gguf", "f32")
+        with pytest.raises(ModelError, match="it is a gemma4_text"):
+            export_gguf(str(multimodal_folder("gemma4")), tmp_path / "text.gguf", "f32")

@@ -52,7 +52,8 @@ def export(
     Parameters
     ----------
     model
-        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file; a Llama or a Qwen2.
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file; a Llama, Mistral, Qwen2,
+        Qwen3, Gemma 2 or Gemma 3.
     output
         Output file, a new file that ends in .gguf.
     matrix_type

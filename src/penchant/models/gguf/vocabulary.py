@@ -164,6 +164,9 @@ def _tokens(
     space_taking = 0
     for added in state["added_tokens"]:
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+        if added["normalized"] and state["model"].get("byte_fallback"):
+            # The model looks for it where spaces have been replaced, and llama.cpp where they have not.
+            tokens[added["id"]] = added["content"].replace(SPACE, " ")
         space_taking += added["lstrip"] or added["rstrip"] or added["single_word"]
     if tokenizer.unk_token_id is not None and state["model"].get("byte_fallback"):
         types[tokenizer.unk_token_id] = UNKNOWN
@@ -181,7 +184,7 @@ def _normalized_notes(tokenizer: PreTrainedTokenizerBase, state: dict[str, Any])
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return []
-    texts = [added["content"] for added in state["added_tokens"] if added["normalized"]]
+    texts = [added["content"].replace(SPACE, " ") for added in state["added_tokens"] if added["normalized"]]
     changed_texts = [text for text in texts if normalizer.normalize_str(text).replace(SPACE, " ") != text]
     if not changed_texts:
         return []
@@ -253,6 +256,8 @@ def _spaces(state: dict[str, Any], where: str) -> tuple[bool, list[str]]:
     """Whether a space is put before a text, and where llama.cpp puts one more."""
     changes = _flatten_steps(state["normalizer"], "normalizers")
     splits = _flatten_steps(state["pre_tokenizer"], "pretokenizers")
+    if changes:  # A Gemma also splits at spaces, and has replaced all of them.
+        splits = [step for step in splits if step["type"] != "Split" or step["pattern"] != {"String": " "}]
     kinds = [step["type"] for step in (*changes, *splits)]
     if kinds in (["Prepend", "Replace"], ["Replace"]) and changes[-1]["content"] == SPACE:
         return kinds[0] == "Prepend", []
@@ -298,6 +303,6 @@ def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]], 
             if ordinary.issuperset(parts) and parts not in known_merges:
                 raise _refusal(f"the tokenizer never joins {parts[0]!r} and {parts[1]!r}, SentencePiece would", where)
     return [
-        0.0 if type_ not in (NORMAL, UNUSED) else -float(order.get(text, len(order)))
+        -float(order.get(text, len(order) if type_ in (NORMAL, UNUSED) else 0))
         for text, type_ in zip(tokens, types, strict=True)
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from penchant.data.tokenization import turn_end
 from penchant.errors import ModelError
 from penchant.models.gguf.reading import gguf_library
-from penchant.models.gguf.tensors import add_sizes, check_architecture, named_tensors
+from penchant.models.gguf.tensors import FAMILIES, add_sizes, check_architecture, exact_context, named_tensors
 from penchant.models.gguf.vocabulary import Vocabulary, build_vocabulary
 from penchant.models.loading import adapter_base, check_vocabulary, load_config, load_model, load_tokenizer
 from penchant.models.model_kind import model_kind, require_language_model
@@ -79,7 +79,7 @@ def export_gguf(source: str, output: Path, storage_type: StorageType) -> Exporte
     ends = _extra_ends(model, tokenizer)
 
     def write(temporary: Path) -> None:
-        writer = library.GGUFWriter(temporary, model.config.model_type)
+        writer = library.GGUFWriter(temporary, FAMILIES[model.config.model_type].architecture)
         try:
             _add_metadata(library, writer, model, output.stem, storage_type)
             _add_tokenizer(writer, vocabulary, tokenizer)
@@ -103,7 +103,10 @@ def export_gguf(source: str, output: Path, storage_type: StorageType) -> Exporte
 def _left_out_notes(source: str, config: PretrainedConfig) -> list[str]:
     heads = model_kind(source).heads
     lines = [f"GGUF holds the language model alone: the preference head is left out ({', '.join(heads)})"]
-    return [*(lines if heads else []), *([TEXT_PART] if is_multimodal(config) else [])]
+    context = exact_context(text_config(config))
+    window = f"the file's context is {context} tokens: the model looks back no further, and llama.cpp would"
+    windowed = context < text_config(config).max_position_embeddings
+    return [*(lines if heads else []), *([TEXT_PART] if is_multimodal(config) else []), *([window] if windowed else [])]
 
 
 def _check_output(output: Path) -> None:
@@ -146,7 +149,7 @@ def _types(library: Any, model: PreTrainedModel, storage_type: StorageType) -> d
             return kinds.F32
         return requested_type if tensor.shape[-1] % block == 0 else kinds.F16
 
-    return {name: kind(tensor) for name, tensor in named_tensors(model)}
+    return {name: kind(tensor) for name, tensor in named_tensors(library, model)}
 
 
 def _add_metadata(library: Any, writer: Any, model: PreTrainedModel, name: str, storage_type: StorageType) -> None:
@@ -155,7 +158,7 @@ def _add_metadata(library: Any, writer: Any, model: PreTrainedModel, name: str, 
     writer.add_name(name)
     writer.add_file_type({"f32": files.ALL_F32, "f16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[storage_type])
     writer.add_quantization_version(library.GGML_QUANT_VERSION)
-    add_sizes(writer, model.config, library.RopeScalingType)
+    add_sizes(library, writer, model.config)
 
 
 def _add_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -209,7 +212,7 @@ def _ends_notes(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> list
 
 def _write_tensors(library: Any, writer: Any, model: PreTrainedModel, types: dict[str, Any]) -> None:
     """Write all descriptions, then all weights, quantised one at a time: memory holds no second model."""
-    for name, tensor in named_tensors(model):
+    for name, tensor in named_tensors(library, model):
         block, size = library.GGML_QUANT_SIZES[types[name]]
         writer.add_tensor_info(
             name, tensor.shape, tensor.numpy().dtype, tensor.numel() // block * size, raw_dtype=types[name]
@@ -217,7 +220,7 @@ def _write_tensors(library: Any, writer: Any, model: PreTrainedModel, types: dic
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, tensor in named_tensors(model):
+    for name, tensor in named_tensors(library, model):
         weights = tensor.contiguous().numpy()
         if types[name] == library.GGMLQuantizationType.F16 and abs(weights).max() > _LARGEST_F16:
             raise ModelError(
