@@ -190,6 +190,13 @@ def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def notices(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The library's log records from level INFO; `notices.messages` holds their texts."""
+    caplog.set_level("INFO", logger="penchant")
+    return caplog
+
+
+@pytest.fixture
 def write_config(tmp_path: Path, tiny_model: Path, tiny_pairs: Path) -> WriteConfig:
     """Write a small run's YAML; sections passed override the defaults."""
 

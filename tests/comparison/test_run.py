@@ -345,15 +345,14 @@ class TestSweep:
         assert trained == {(beta, seed) for beta in (0.1, 0.2) for seed in (0, 1, 2)}
         assert "the budget of 2 trials is spent: 3 of 9 cells were not begun" in comparison.notices
 
-    def test_draws_that_repeat_are_one_variant(self, bench):
+    def test_draws_that_repeat_are_one_variant(self, bench, notices):
         search = {"method": "random", "trials": 8, "parameters": {"objective.beta": [0.1, 0.2]}}
-        told: list[str] = []
         file = bench(methods=["dpo"], seeds=[0], search=search)
-        comparison = compare(load_bench(file), str(file), tell=told.append)
+        comparison = compare(load_bench(file), str(file))
         drawn = [c.settings["objective.beta"] for c in comparison.cells if c.method == "dpo"]
         assert sorted(drawn) == [0.1, 0.2]
         said = "search: 2 distinct variants of each method, for 8 draws repeat some"
-        for lines in (told, comparison.notices):
+        for lines in (notices.messages, comparison.notices):
             assert len([line for line in lines if line.startswith(said)]) == 1
 
     def test_a_budget_of_tokens(self, bench):

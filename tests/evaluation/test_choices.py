@@ -262,11 +262,10 @@ def plain_log_probs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
 
 
 class TestScoreTasks:
-    def test_equals_a_plain_float64_forward_with_and_without_the_end(self, tiny_model):
+    def test_equals_a_plain_float64_forward_with_and_without_the_end(self, tiny_model, notices):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        told: list[str] = []
-        scored = score_tasks(str(tiny_model), {"t": ASKED}, ALONE, tell=told.append)["t"]
+        scored = score_tasks(str(tiny_model), {"t": ASKED}, ALONE)["t"]
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         for asked, found in zip(ASKED, scored.questions, strict=True):
@@ -278,10 +277,10 @@ class TestScoreTasks:
                 assert len(answer) == len(option.split()) + 1
                 assert found.scores["log"][k] == pytest.approx(float(answer[:-1].mean()), abs=1e-5)
                 assert found.scores["log_sum"][k] == pytest.approx(float(answer.sum()), abs=1e-5)
-        assert told == ["questions are read as plain text, options continue the prompt"]
+        assert notices.messages == ["questions are read as plain text, options continue the prompt"]
         assert scored.left_out == {}
 
-    def test_a_chat_template_makes_them_messages(self, tiny_model, tmp_path):
+    def test_a_chat_template_makes_them_messages(self, tiny_model, tmp_path, notices):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         template = tmp_path / "template.jinja"
@@ -289,14 +288,13 @@ class TestScoreTasks:
             "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}sees {{ m.content }} likes"
             "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
         )
-        told: list[str] = []
         reading = Reading(chat_template=str(template))
-        scored = score_tasks(str(tiny_model), {"t": ASKED[:1]}, ALONE, reading=reading, tell=told.append)["t"]
+        scored = score_tasks(str(tiny_model), {"t": ASKED[:1]}, ALONE, reading=reading)["t"]
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         ids = tokenizer("sees the old cat sees likes bird")["input_ids"]
         assert scored.questions[0].scores["log"][1] == pytest.approx(float(plain_log_probs(model, ids)[-1]), abs=1e-5)
-        assert told[0] == "questions are read as messages, by the chat template"
+        assert notices.messages[0] == "questions are read as messages, by the chat template"
 
     def test_options_of_the_same_tokens_are_a_tie(self, tiny_model):
         asked = Question("the old cat sees", ("zebra", "yak"), 0, "t", "t.jsonl, line 1")
@@ -304,17 +302,16 @@ class TestScoreTasks:
         assert found.is_tie("log")
         assert not found.is_right("log")
 
-    def test_what_does_not_fit_is_an_error_or_counted(self, tiny_model):
+    def test_what_does_not_fit_is_an_error_or_counted(self, tiny_model, notices):
         long = Question("cat " * 200, ("dog", "bird"), 0, "t", "t.jsonl, line 9")
         with pytest.raises(DataError, match="203 tokens") as error:
             score_tasks(str(tiny_model), {"t": [*ASKED, long]}, ALONE)
         assert error.value.where == "task t, group t.jsonl, line 9"
-        told: list[str] = []
         reading = Reading(truncation="drop")
-        scored = score_tasks(str(tiny_model), {"t": [long, *ASKED]}, ALONE, reading=reading, tell=told.append)["t"]
+        scored = score_tasks(str(tiny_model), {"t": [long, *ASKED]}, ALONE, reading=reading)["t"]
         assert [each.question for each in scored.questions] == ASKED
         assert scored.left_out == {"too_long_dropped": 1}
-        assert "t: too long dropped: 1 of 3 questions" in told
+        assert "t: too long dropped: 1 of 3 questions" in notices.messages
         with pytest.raises(ConfigError, match="context is 128"):
             score_tasks(str(tiny_model), {"t": ASKED}, ALONE, reading=Reading(max_length=129))
 

@@ -57,7 +57,7 @@ def counted_memory(config: RunConfig, *changes: str) -> tuple[Memory, Load, Any]
 
 
 def _counted(config: RunConfig) -> tuple[Memory, Load, Any]:
-    inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+    inputs, tokenizer, limit = read_run(config, 1)
     load = lay_out(config, inputs, limit, lambda group: group.length).load()
     blueprint = Blueprint(config, read_shape(config.model), tokenizer)
     memory = count_memory(blueprint, load, Surroundings([None], None, CPU, 0))
@@ -116,7 +116,7 @@ class TestParts:
     def test_activations_are_what_the_real_model_keeps(self, config, changes):
         memory, load, (config, tokenizer, inputs) = counted_memory(config, *changes)
         world = World(0, 1, CPU)
-        trained = load_trained(config, tokenizer, inputs.train, world, lambda line: None)
+        trained = load_trained(config, tokenizer, inputs.train, world)
         kept = 0
         for groups in load.steps[0]:
             with MemoryTracker() as tracker:
@@ -131,7 +131,7 @@ class TestParts:
 
     def test_saved_tensors_are_among_them(self, config):
         memory, load, (config, tokenizer, inputs) = counted_memory(config)
-        trained = load_trained(config, tokenizer, inputs.train, World(0, 1, CPU), lambda line: None)
+        trained = load_trained(config, tokenizer, inputs.train, World(0, 1, CPU))
         parameters = {p.untyped_storage().data_ptr() for p in trained.scorer.parameters()}
         most = 0
         for groups in load.steps[0]:
@@ -181,7 +181,7 @@ class TestDepth:
     @pytest.mark.parametrize("changes", [(), ("lora.rank=4", "training.dtype=bfloat16"), CHECKPOINTED], ids=str)
     def test_multiplied_layers_are_the_counted_ones(self, config, monkeypatch, family, changes):
         config = changed(config, changes)
-        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+        inputs, tokenizer, limit = read_run(config, 1)
         load = lay_out(config, inputs, limit, lambda group: group.length).load().lightened
         blueprint = Blueprint(config, DEEP[family](), tokenizer)
         monkeypatch.setattr("penchant.planning.memory.has_holes", lambda: False)
@@ -215,7 +215,7 @@ class TestDepth:
 
     def test_holes_are_a_like_share_of_a_deep_models_tensors(self, config, monkeypatch):
         monkeypatch.setattr("penchant.planning.memory.has_holes", lambda: True)
-        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+        inputs, tokenizer, limit = read_run(config, 1)
         load = lay_out(config, inputs, limit, lambda group: group.length).load().heaviest
         blueprint = Blueprint(config, DEEP["llama"](), tokenizer)
         multiplied = count_memory(blueprint, load, Surroundings([None], None, CPU, 0))
@@ -282,7 +282,7 @@ class TestTime:
             assert getattr(pace, name) == pytest.approx(value), name
 
     def test_counts_of_work(self, config):
-        inputs, _, limit = read_run(config, 1, lambda line: None)
+        inputs, _, limit = read_run(config, 1)
         work = lay_out(config, inputs, limit, lambda group: group.length)
         assert work.steps == 6
         assert len(work.seen) == 6
@@ -295,7 +295,7 @@ class TestTime:
     def test_counts_of_work_with_an_updated_reference(self, config):
         """Evaluated before the first step and after 2, 4 and 6; read again after those three; steps 3 to 6 are too."""
         config = changed(config, ("evaluation.every=2", "reference_update=best"))
-        inputs, _, limit = read_run(config, 1, lambda line: None)
+        inputs, _, limit = read_run(config, 1)
         work = lay_out(config, inputs, limit, lambda group: group.length)
         held_out = sum(group.length for group in inputs.held_out)
         assert work.reading()["held_out"] == (4 + 3) * held_out

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from penchant.cli.flags import ComputeFlags, LengthFlags, MeasuringFlags, RowFlags, TemplateFlags, reading_of
-from penchant.cli.output import Count, Json, Seed, Source, deliver, tell_all, teller
+from penchant.cli.output import Count, Json, Seed, Source, log_notes, print_result
 from penchant.errors import ConfigError
 
 
@@ -74,25 +74,25 @@ def generate(
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
-    tell, reading = teller(as_json), reading_of(template, lengths)
+    reading = reading_of(template, lengths)
     if names_a_file(prompts):
         dataset = rows.load(prompts)
-        tell_all(tell, dataset.notes)
+        log_notes(dataset.notes)
         texts = distinct_prompts(dataset.groups)[:limit]
     else:
-        texts, reading = [prompts], typed_rendering(model, prompts, reading, tell)
-    reading = reading.on_one_day(model, tell)
-    fitted = fit_prompts(model, texts, max_new_tokens, reading, tell)
+        texts, reading = [prompts], typed_rendering(model, prompts, reading)
+    reading = reading.on_one_day(model)
+    fitted = fit_prompts(model, texts, max_new_tokens, reading)
     draws = best_of or samples
     sampling = Sampling(draws, fitted.new_tokens, temperature, top_p, seed, batch_size)
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, fitted.prompts, sampling, head=head, reading=reading, tell=tell, ids=fitted.ids)
-        deliver(best.to_json(), as_json, best.table)
+        best = answer_best_of(model, fitted.prompts, sampling, head=head, reading=reading, ids=fitted.ids)
+        print_result(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, fitted.prompts, sampling, reading, tell, fitted.ids)
-    deliver(answers.to_json(), as_json, answers.table)
+    answers = answer(model, fitted.prompts, sampling, reading, fitted.ids)
+    print_result(answers.to_json(), as_json, answers.table)
 
 
 def score(
@@ -134,17 +134,17 @@ def score(
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
-    tell = teller(as_json)
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
     dataset = rows.load(data)
-    tell_all(tell, dataset.notes)
+    log_notes(dataset.notes)
     reward = open_reward(config, device=local_device(), reading=reading_of(template, lengths, compute=compute))
     with locate_errors(data):
-        groups = reward.fitting(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
-    if isinstance(reward, ModelReward):
-        tell_all(tell, reward.rounding_notes(groups))
+        groups = list(dataset.groups)
+        if isinstance(reward, ModelReward):
+            groups, dropped = reward.fitting(groups)
+            log_notes([*dropped, *reward.rounding_notes(groups)])
     result = score_file(groups, reward, output)
-    deliver(result.to_json(), as_json, result.table)
+    print_result(result.to_json(), as_json, result.table)
 
 
 def rank(
@@ -184,21 +184,18 @@ def rank(
             f"--learn all counts log-probs, and --by {by} reads the last token",
             fix="leave --learn out, or rank by log-probs: --by mean_log_prob",
         )
-    tell = teller(as_json)
     dataset, reading = flags.load(data), flags.reading
-    tell_all(tell, dataset.notes)
+    log_notes(dataset.notes)
     with locate_errors(data):
         if by == "reward":
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
             groups = list(dataset.groups)
             if isinstance(reward, ModelReward):
-                groups = reward.comparable(groups, tell)
-                tell_all(tell, reward.rounding_notes(groups))
+                groups, dropped = reward.comparable(groups)
+                log_notes([*dropped, *reward.rounding_notes(groups)])
             ranking = rank_by_reward(groups, reward)
         else:
-            ranking = rank_groups(
-                model, dataset.groups, World(0, 1, local_device()), by=by, reading=reading, head=head, tell=tell
-            )
+            ranking = rank_groups(model, dataset.groups, World(0, 1, local_device()), by=by, reading=reading, head=head)
     if output is not None:
         ranking.write(output)
-    deliver(ranking.to_json(), as_json, ranking.table)
+    print_result(ranking.to_json(), as_json, ranking.table)

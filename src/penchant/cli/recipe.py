@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.cli.flags import ColumnFlags
-from penchant.cli.output import Json, deliver, teller
+from penchant.cli.output import Json, print_result
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -45,9 +45,11 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     kind, run, table = RECIPES[name]()
     loaded = load_section(kind, config, overrides)
     check_base_models(loaded)
-    found = run(loaded, only=stage, tell=teller(as_json))
+    found = run(loaded, only=stage)
     done = "evaluation" in found
-    deliver(found, as_json, table(found, Path(loaded.output) / "report.html") if done else f"done: {', '.join(found)}")
+    print_result(
+        found, as_json, table(found, Path(loaded.output) / "report.html") if done else f"done: {', '.join(found)}"
+    )
 
 
 def _recommend() -> Parts:
@@ -142,7 +144,7 @@ def recommend(
     else:
         raise ConfigError("what is to be chosen from?", fix="give either --candidates or --catalogue")
     first = suggestions[:top]
-    deliver({"suggestions": [vars(suggestion) for suggestion in first]}, as_json, _suggestions(first))
+    print_result({"suggestions": [vars(suggestion) for suggestion in first]}, as_json, _suggestions(first))
 
 
 def _suggestions(suggestions: Sequence[Suggestion]) -> Table:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from penchant.cli.flags import ColumnFlags, ComputeFlags, EmptyFlags, LengthFlags, TemplateFlags, reading_of
-from penchant.cli.output import Count, Json, deliver, tell_all, teller
+from penchant.cli.output import Count, Json, log_notes, print_result
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,10 +68,8 @@ def tool_calls(
     from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
     from penchant.models.loading import load_model, load_tokenizer
 
-    tell = teller(as_json)
     read, left_out = read_bfcl(data)
-    for name, why in left_out.items():
-        tell(f"{name} is left out: {why}")
+    log_notes(f"{name} is left out: {why}" for name, why in left_out.items())
     questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=template.chat_template)
     setting = LatencySettings(
@@ -98,7 +96,7 @@ def tool_calls(
     edge = measure_latency(setting, evenly_spaced(questions, timed))
     report = ToolReport.from_answers(answered)
     how = {"style": style, "constrained": constrained, "left_out": left_out}
-    deliver(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
+    print_result(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
 
 
 def _shown(report: ToolReport, edge: LatencyReport) -> Group:
@@ -164,7 +162,6 @@ def tasks(
     from penchant.evaluation.choices_scoring import score_tasks
     from penchant.evaluation.choices_suites import SUITES, ChoicesReport, evaluate_suite, render, require_tasks
 
-    tell = teller(as_json)
     files = named_files(task)
     if suite is not None:
         require_tasks(SUITES[suite], list(files))
@@ -173,12 +170,12 @@ def tasks(
         name: read_questions(name, file, split=columns.split, columns=mapping, limit=limit)
         for name, file in files.items()
     }
-    tell_all(tell, [note for part in by_task.values() for note in part.notes])
+    log_notes([note for part in by_task.values() for note in part.notes])
     reading = reading_of(template, lengths, candidates, compute)
     questions = {name: part.questions for name, part in by_task.items()}
     world = init_process_group()
     try:
-        scored = score_tasks(model, questions, world, head=model if head else None, reading=reading, tell=tell)
+        scored = score_tasks(model, questions, world, head=model if head else None, reading=reading)
     finally:
         destroy_process_group(world)
     if not world.is_main:
@@ -188,7 +185,7 @@ def tasks(
         for name, each in scored.items()
     )
     report = ChoicesReport(reports, None if suite is None else evaluate_suite(SUITES[suite], reports))
-    deliver(report.to_json(), as_json, render(report))
+    print_result(report.to_json(), as_json, render(report))
 
 
 def named_files(arguments: tuple[str, ...]) -> dict[str, str]:

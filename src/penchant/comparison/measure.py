@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     from penchant.evaluation.judges import Judge
     from penchant.evaluation.rewards import Reward
 
+logger = logging.getLogger(__name__)
 
-def asked_prompts(
-    model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure, tell: Callable[[str], None]
-) -> list[Text]:
+
+def asked_prompts(model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure) -> list[Text]:
     """The first `settings.samples` of them, in the order of the data; reads the model's tokenizer, not its weights.
 
     Left out, and told, are prompts whose groups are all dropped (as too long, most often), and those that with
@@ -82,7 +83,7 @@ def asked_prompts(
         (len(measured) - len(found), f"with max_new_tokens={new} they are longer than the context of {context} tokens"),
     ):
         if left:
-            tell(f"{left} of {len(every)} held-out prompts are not sampled from: {why}")
+            logger.info(f"{left} of {len(every)} held-out prompts are not sampled from: {why}")
     return found[: settings.samples]
 
 
@@ -163,7 +164,6 @@ class Yardstick:
     base: RunConfig
     held_out: Sequence[PreferenceGroup]
     settings: Measure
-    tell: Callable[[str], None]
 
     @cached_property
     def by(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Yardstick:
     @cached_property
     def prompts(self) -> list[Text]:
         """What fresh samples answer."""
-        return asked_prompts(self.base.model, self.held_out, self._reading, self.settings, self.tell)
+        return asked_prompts(self.base.model, self.held_out, self._reading, self.settings)
 
     def measure(self, model: str, seed: int) -> Measured:
         """Measure a model but for its win rate.
@@ -232,13 +232,15 @@ class Yardstick:
         reading, world = self._reading, World(0, 1, local_device())
         policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
-        own = read_held_out(policy, model, self.held_out, reading, self.tell)
-        budget = (world, reading.token_budget, reading.dtype, self.tell)
-        log_probs = policy.log_probs([*own, *fresh], *budget)
+        own, row_notes = read_held_out(policy, model, self.held_out, reading)
+        budget = (world, reading.token_budget, reading.dtype)
+        log_probs, model_notes = policy.log_probs([*own, *fresh], *budget)
         del policy
         start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template, reading.rendering)
         # The very tokens that were drawn: a text tokenized again may be others, and one that was cut has no end.
-        theirs = start.log_probs([*start.retokenize(own, reading.truncation), *fresh], *budget)
+        theirs, start_notes = start.log_probs([*start.retokenize(own, reading.truncation)[0], *fresh], *budget)
+        for note in [*row_notes, *model_notes, *start_notes]:
+            logger.info(note)
         scored = scored_groups([*own, *fresh], log_probs, theirs)
         return scored[: len(own)], scored[len(own) :]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
 from penchant.storage.files import read_record, write_atomically
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, named_paths
+
+logger = logging.getLogger(__name__)
 
 HASHES_FILE = "origins.json"
 
@@ -167,7 +170,7 @@ def measured(folder: Path, yardstick: Yardstick, model: str, seed: int, rival: R
     file = folder / RESULTS_FILE
     changed = _changed(folder, yardstick)
     if changed:
-        yardstick.tell(f"{folder.name} is measured again: it was with another {changed}")
+        logger.info(f"{folder.name} is measured again: it was with another {changed}")
     if changed or not file.exists():
         before = yardstick.measure(model, seed)
         _write(file, before)

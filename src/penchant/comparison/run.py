@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.held_out import today
 from penchant.progress import Progress
 from penchant.storage.files import folder_lock, read_record, resumable_disk_errors, write_atomically
-from penchant.training.folder import day_note, run_writes_today
+from penchant.training.folder import RunLog, day_note, run_log, run_writes_today
 from penchant.training.run import train
+
+logger = logging.getLogger(__name__)
 
 
 def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
@@ -75,15 +78,11 @@ def on_one_day(bench: Bench, where: str) -> Bench:
     return bench.model_copy(update={"base": {**bench.base, "data": {**_data(bench.base), "date": str(day)}}})
 
 
-Tell = Callable[[str], None]
-
-
-def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comparison:
+def compare(bench: Bench, where: str) -> Comparison:
     """Run a comparison into its folder; one that was interrupted goes on where it stopped.
 
     Args:
         where: the configuration's file, for errors.
-        tell: called with lines for people.
 
     Raises:
         PenchantError: the configuration, data or model is at fault; every cell is checked before the first is trained.
@@ -93,28 +92,30 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         raise ConfigError(
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
-    with resumable_disk_errors(Path(bench.output)), folder_lock(Path(bench.output)):
-        return _compare(bench, where, tell)
+    with resumable_disk_errors(Path(bench.output)), folder_lock(Path(bench.output)), run_log() as log:
+        return _compare(bench, where, log)
 
 
-def _compare(bench: Bench, where: str, tell: Tell) -> Comparison:
+def _compare(bench: Bench, where: str, log: RunLog) -> Comparison:
     folder = Path(bench.output)
     bench = on_one_day(bench, where)
     shared, cells = prepare(bench, where)
     _take(folder, bench, where)
+    log.open(folder)
     origins = Origins(folder)
     origins.check(shared.base, cells)
     for note in [*shared.notes, *day_note(shared.base), *repeats(bench), *design_notes(bench, shared.held_out)]:
-        tell(note)
-    tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
-    yardstick = Yardstick(shared.base, shared.held_out, bench.measure, tell)
+        logger.info(note)
+    counts = f"{len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes"
+    logger.info(f"{len(cells)} cells: {counts}")
+    yardstick = Yardstick(shared.base, shared.held_out, bench.measure)
     check_kept([planned.folder for planned in cells], yardstick)
     starts = {
         seed: measured(folder / "start" / f"seed{seed}", yardstick, shared.base.model, seed, None)
         for seed in bench.seeds
     }
     _check_primary(bench, next(iter(starts.values())))
-    ran = _Ran(bench, yardstick, starts, origins, tell)
+    ran = _Ran(bench, yardstick, starts, origins)
     ran.all(cells)
     return _put_together(bench, shared, cells, ran)
 
@@ -133,7 +134,6 @@ class _Ran:
     yardstick: Yardstick
     starts: dict[int, Measured]
     origins: Origins
-    tell: Tell
     done: dict[Path, Cell] = field(default_factory=dict)
     baselines: dict[tuple[int, int], Rival] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -151,10 +151,10 @@ class _Ran:
                 if reason := _spent(self.bench, tokens, began):
                     self.notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
                     break
-                self.tell(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
+                logger.info(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
                 self.origins.note(planned)
                 own = planned.variant.name == baseline
-                cell = _cell(planned, self.yardstick, self._rival(planned, own), self.bench.keep_weights, self.tell)
+                cell = _cell(planned, self.yardstick, self._rival(planned, own), self.bench.keep_weights)
                 self.done[planned.folder] = cell
                 if own:
                     self._remember(planned, cell)
@@ -218,7 +218,7 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
     write_atomically(file, dump_bench(bench))
 
 
-def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weights: bool, tell: Tell) -> Cell:
+def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weights: bool) -> Cell:
     folder, failed, result = planned.folder, None, None
     if (folder / RESULTS_FILE).exists():
         _same_run(planned)
@@ -232,7 +232,7 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
             raise
         except TrainingError as error:
             failed = error.what
-            tell(f"{folder.name} failed: {failed}")
+            logger.warning(f"{folder.name} failed: {failed}")
         gc.collect()
     if failed is None:
         result = measured(folder, yardstick, str(folder), planned.seed, rival)

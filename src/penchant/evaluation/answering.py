@@ -7,6 +7,7 @@ Also in this module:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from penchant.progress import Progress
 if TYPE_CHECKING:
     from rich.table import Table
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Sampling", "ends_of", "generate", "text_after"]
 
@@ -93,7 +96,6 @@ def silent_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
     return basic | TemplateTokens.from_tokenizer(tokenizer).ends
 
 
-Tell = Callable[[str], None]
 NEW_TOKENS = 128
 """Tokens of the longest answer, where nothing says otherwise."""
 
@@ -167,14 +169,16 @@ def answerable_prompts(
     return AnswerablePrompts(fitting, len(prompts) - len(readable), len(readable) - len(fitting))
 
 
-def typed_rendering(model: str, prompt: str, reading: Reading, tell: Tell) -> Reading:
+def typed_rendering(model: str, prompt: str, reading: Reading) -> Reading:
     """How a prompt typed on the command line is read: as a user's message, where the model has a chat template."""
     if reading.rendering.as_chat != "auto":
         return reading
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     if not AsChat(tokenizer, reading.rendering).count_plain([prompt]):
         return reading
-    tell("the prompt is read as a user's message, by the model's chat template; as plain text: data.as_chat=false")
+    logger.info(
+        "the prompt is read as a user's message, by the model's chat template; as plain text: data.as_chat=false"
+    )
     return replace(reading, rendering=replace(reading.rendering, as_chat="true"))
 
 
@@ -192,9 +196,7 @@ class FittedPrompts:
     new_tokens: int
 
 
-def fit_prompts(
-    model: str, prompts: Sequence[Text], new_tokens: int | None, reading: Reading, tell: Tell
-) -> FittedPrompts:
+def fit_prompts(model: str, prompts: Sequence[Text], new_tokens: int | None, reading: Reading) -> FittedPrompts:
     """Prompts as the model reads them, with room for an answer; too long ones go as `reading.truncation` says.
 
     Prompts that the chat template or the tokenizer refuses are dropped and counted where `reading.rendering` says so.
@@ -208,8 +210,8 @@ def fit_prompts(
     """
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     if plain := AsChat(tokenizer, reading.rendering).count_plain(prompts):
-        tell(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
-    prompts = _readable(prompts, tokenizer, reading, tell)
+        logger.info(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
+    prompts = _readable(prompts, tokenizer, reading)
     ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
     limit = reading.max_length or context_length(load_config(adapter_base(model) or model, weights=False))
     if limit is None:
@@ -219,7 +221,7 @@ def fit_prompts(
         new_tokens = NEW_TOKENS
         if longest + NEW_TOKENS > limit > longest and reading.truncation == "error":
             new_tokens = limit - longest
-            tell(f"answers have at most {new_tokens} tokens: {limit} fit, the longest prompt has {longest}")
+            logger.info(f"answers have at most {new_tokens} tokens: {limit} fit, the longest prompt has {longest}")
     special = SpecialTokens.from_tokenizer(tokenizer)
     room = limit - new_tokens
     if room < 1 + max(len(special.start), 1):
@@ -231,16 +233,14 @@ def fit_prompts(
     if long and reading.truncation == "error":
         raise _too_long(longest, len(long), len(ids), new_tokens, limit)
     if long and reading.truncation == "drop":
-        return _without(long, prompts, ids, new_tokens, tell)
+        return _without(long, prompts, ids, new_tokens)
     if long:
-        tell(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
+        logger.info(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
     cut = [prompt if len(prompt) <= room else keep_last_ids(prompt, room, special) for prompt in ids]
     return FittedPrompts(list(prompts), cut, new_tokens)
 
 
-def _readable(
-    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, reading: Reading, tell: Tell
-) -> Sequence[Text]:
+def _readable(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, reading: Reading) -> Sequence[Text]:
     readable = readable_prompts(prompts, tokenizer, reading.rendering)
     if prompts and not readable:
         raise DataError(
@@ -248,14 +248,12 @@ def _readable(
             fix="correct the prompts, or use a template that takes them: data.chat_template=FILE",
         )
     if len(readable) < len(prompts):
-        tell(f"refused dropped: {len(prompts) - len(readable)} of {len(prompts)} prompts")
+        logger.info(f"refused dropped: {len(prompts) - len(readable)} of {len(prompts)} prompts")
     return readable
 
 
-def _without(
-    long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int, tell: Tell
-) -> FittedPrompts:
-    tell(f"too long dropped: {len(long)} of {len(prompts)} prompts")
+def _without(long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int) -> FittedPrompts:
+    logger.info(f"too long dropped: {len(long)} of {len(prompts)} prompts")
     short = sorted(set(range(len(ids))) - set(long))
     if not short:
         raise DataError("no prompt is left: all are too long", fix="data.truncation=keep_end_of_prompt")
@@ -278,7 +276,6 @@ def answer(
     prompts: Sequence[Text],
     sampling: Sampling,
     reading: Reading = AS_IS,
-    tell: Callable[[str], None] = lambda line: None,
     ids: Sequence[Ids] | None = None,
 ) -> Answers:
     """Load a model, sample its responses, and free it.
@@ -286,7 +283,7 @@ def answer(
     Args:
         ids: of the prompts, where they have been read already (`fit_prompts`).
     """
-    reading = reading.on_one_day(model, tell)
+    reading = reading.on_one_day(model)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     loaded = load_model(model).to(local_device())
     with Progress("generating", len(prompts), "prompts") as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ from penchant.errors import ConfigError, locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.storage.caches import model_fingerprint
+
+logger = logging.getLogger(__name__)
 
 OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
 """A number for every response of every group."""
@@ -75,7 +78,6 @@ def score_tasks(
     *,
     head: str | None = None,
     reading: Reading = AS_IS,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, ScoredTask]:
     """Load a model once, and score the options of every task's questions.
 
@@ -85,18 +87,17 @@ def score_tasks(
         model: a folder or hub id.
         tasks: name -> questions.
         head: folder of a preference head on the model; None asks for none.
-        tell: called with the form the questions took and what happened to them.
 
     Raises:
         DataError: a question that the model cannot read as it is.
         ConfigError: a length limit beyond the model's context.
         ModelError: the model or its head cannot be loaded.
     """
-    reading = reading.on_one_day(model, tell)
+    reading = reading.on_one_day(model)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     templated = reads_messages(frozen, reading)
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"
-    tell(f"questions are read as {form}")
+    logger.info(f"questions are read as {form}")
     limit = _length_limit(model, frozen, reading)
     tokenized = {}
     left_out = {}
@@ -104,10 +105,8 @@ def score_tasks(
         with locate_errors(f"task {name}"):
             tokenized[name], left_out[name] = tokenize_questions(questions, frozen, limit, reading)
         for event, count in sorted(left_out[name].items()):
-            tell(f"{name}: {event.replace('_', ' ')}: {count} of {len(questions)} questions")
-    scorer = load_scorer(
-        frozen, [group for groups in tokenized.values() for group in groups], world, head, reading, tell
-    )
+            logger.info(f"{name}: {event.replace('_', ' ')}: {count} of {len(questions)} questions")
+    scorer = load_scorer(frozen, [group for groups in tokenized.values() for group in groups], world, head, reading)
     scored = {}
     for name, questions in tasks.items():
         by_place = {question.where: question for question in questions}
@@ -149,13 +148,12 @@ def load_scorer(
     world: World,
     head: str | None,
     reading: Reading,
-    tell: Callable[[str], None],
 ) -> OptionScorer:
     """What the model, and the head in folder `head`, say of groups like these."""
     sample = sample_groups(groups)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     for note in choice.notes:
-        tell(note)
+        logger.info(note)
     fingerprint = model_fingerprint(frozen.model)
     shard(choice.scorer, world)
 
@@ -169,7 +167,7 @@ def load_scorer(
 
     headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
     for note in head_scorer_notes(choice, headed, sample, reading.dtype)[-1:]:
-        tell(f"of the head's rewards: {note}")
+        logger.info(f"of the head's rewards: {note}")
 
     def rewards(asked: Sequence[TokenizedGroup]) -> list[list[float]]:
         return score_with_head(headed, asked, world=world, budget=reading.token_budget, dtype=reading.dtype)

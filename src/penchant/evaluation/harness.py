@@ -12,6 +12,7 @@ Also in this module:
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from penchant.evaluation.answering import Sampling, generate
 from penchant.evaluation.choices_scoring import OptionScorer, load_scorer, without_end
 from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.models.multimodal import set_attention
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens to generate where a task does not say, as the harness's own models have it."""
@@ -114,27 +117,23 @@ def named(request: Request) -> str:
     return f"{request.task_name}, document {request.doc_id}"
 
 
-Tell = Callable[[str], None]
-
-
-def log_prob_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
+def log_prob_lm(model: str, *, reading: Reading = AS_IS) -> Any:
     """An `lm_eval.api.model.LM` that answers every kind of request by the model's log-probs and samples.
 
     Args:
         model: a folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
         reading: ``truncation="keep_end_of_prompt"`` cuts the beginning of contexts that are too long, counted.
-        tell: called with what happened to requests.
 
     Raises:
         ConfigError: lm-eval is not installed, or `reading` would drop requests.
         ModelError: the model cannot be loaded.
     """
     base = _lm_class()
-    loaded = Loaded.of(model, reading, tell)
+    loaded = Loaded.of(model, reading)
     return _as_lm(base, LogProbs(loaded), loaded)
 
 
-def head_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
+def head_lm(model: str, *, reading: Reading = AS_IS) -> Any:
     """An `lm_eval.api.model.LM` whose "log-likelihood" of a continuation is its reward by the preference head.
 
     For multiple-choice tasks and their `acc` alone: rewards are no log-probs, so what is divided by a length
@@ -142,7 +141,7 @@ def head_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
     `log_prob_lm`.
     """
     base = _lm_class()
-    loaded = Loaded.of(model, reading, tell)
+    loaded = Loaded.of(model, reading)
     return _as_lm(base, Rewards(loaded, model), loaded)
 
 
@@ -176,22 +175,20 @@ class Loaded:
     frozen: FrozenModel
     world: World
     reading: Reading
-    tell: Tell
 
     @classmethod
-    def of(cls, model: str, reading: Reading, tell: Tell) -> Loaded:
+    def of(cls, model: str, reading: Reading) -> Loaded:
         if "drop" in (reading.truncation, reading.empty, reading.rendering.refused):
             raise ConfigError(
                 "every request of the harness wants an answer, so none can be dropped",
                 where="reading",
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
-        world, reading = World(0, 1, local_device()), reading.on_one_day(model, tell)
+        world, reading = World(0, 1, local_device()), reading.on_one_day(model)
         return cls(
             FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
             world,
             reading,
-            tell,
         )
 
     @property
@@ -217,7 +214,7 @@ class Loaded:
             truncation=self.reading.truncation,
         )
         for event, count in sorted(report.counts.items()):
-            self.tell(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
+            logger.info(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
         return groups
 
     def scored(
@@ -227,7 +224,7 @@ class Loaded:
         model = self.frozen.model
         own = model.config._attn_implementation
         try:
-            return ask(load_scorer(self.frozen, groups, self.world, head, self.reading, self.tell))
+            return ask(load_scorer(self.frozen, groups, self.world, head, self.reading))
         finally:
             if model.config._attn_implementation != own:
                 set_attention(model, own)
@@ -310,7 +307,7 @@ class LogProbs:
         if self.loaded.reading.truncation == "error" or room < 1:
             fix = 'Reading(truncation="keep_end_of_prompt") cuts the beginning, or ask for fewer: max_gen_toks'
             raise DataError(found, where=named(request), fix=fix)
-        self.loaded.tell(f"{named(request)}: {found}; the beginning is cut")
+        logger.info(f"{named(request)}: {found}; the beginning is cut")
         return ids[-room:]
 
     def _greedy(self, group: TokenizedGroup) -> list[bool]:

@@ -4,7 +4,8 @@ language model's own distribution is what it was."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,14 @@ from penchant.engine.scoring import (
     score_with_head,
 )
 from penchant.evaluation.answering import Answers, Sampling, generate
-from penchant.evaluation.held_out import AS_IS, Reading, read_held_out, score
+from penchant.evaluation.held_out import (
+    AS_IS,
+    Reading,
+    log_new_notes,
+    on_one_day,
+    read_held_out,
+    score_with_notes,
+)
 from penchant.evaluation.one_preferred import OnePreferred
 from penchant.evaluation.preference_pairs import prompt_numbers, row_of
 from penchant.evaluation.rewards import Reward
@@ -39,6 +47,8 @@ from penchant.storage.files import write_atomically
 if TYPE_CHECKING:
     from rich.table import Table
 
+logger = logging.getLogger(__name__)
+
 By = Literal["head", "log_prob", "mean_log_prob"]
 
 
@@ -52,12 +62,14 @@ class Ranking:
         accuracy: share of the data's own pairs that are ordered as people did (a tie is wrong); None without pairs.
         choices: hit ratio, NDCG and reciprocal rank where the data prefers one candidate of more than two; see
             `one_preferred`.
+        notes: what happened to rows, and how the model is run; logged.
     """
 
     by: str
     groups: tuple[PreferenceGroup, ...]
     accuracy: Estimate | None
     choices: Mapping[str, Estimate] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[dict[str, Any]]:
         """For each group its id, the candidates' indices from the best down, and their scores in the data's order."""
@@ -106,7 +118,7 @@ def rank(
     by: By,
     reading: Reading = AS_IS,
     head: str = NAME,
-    tell: Callable[[str], None] = lambda line: None,
+    logged: Sequence[str] = (),
 ) -> Ranking:
     """Rank every group's candidates by a model.
 
@@ -114,15 +126,16 @@ def rank(
         model: folder or hub id.
         by: its preference head's reward, or the summed or mean log-prob of the candidate (end included).
         head: the head's name, where the folder holds several.
+        logged: notes that are logged already.
 
     Raises:
         PenchantError: the model has no such head, or rows do not fit.
     """
     require_language_model(model)
     if by == "head":
-        numbered = _by_head(model, groups, world, head, reading, tell)
+        numbered, notes = _by_head(model, groups, world, head, reading, logged)
     else:
-        scored = score(model, groups, world, reading=reading, tell=tell)
+        scored, notes = score_with_notes(model, groups, world, reading=reading, logged=logged)
         numbered = [
             (
                 each.group,
@@ -130,7 +143,7 @@ def rank(
             )
             for each in scored
         ]
-    return _ranking(by, numbered)
+    return replace(_ranking(by, numbered), notes=tuple(notes))
 
 
 def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking:
@@ -156,20 +169,22 @@ def _by_head(
     world: World,
     name: str,
     reading: Reading,
-    tell: Callable[[str], None],
-) -> list[tuple[PreferenceGroup, list[float]]]:
+    logged: Sequence[str],
+) -> tuple[list[tuple[PreferenceGroup, list[float]]], list[str]]:
     head = load_head(model, name)  # before the model: a folder without one is told at once
-    reading = reading.on_one_day(model, tell)
+    rendering, lines = on_one_day(model, reading.chat_template, reading.rendering)
+    reading = replace(reading, rendering=rendering)
+    notes = log_new_notes(lines, logged)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
-    tokenized = read_held_out(frozen, model, groups, reading, tell)
+    tokenized, lines = read_held_out(frozen, model, groups, reading)
+    notes += log_new_notes(lines, [*logged, *notes])
     require_end_tokens(tokenized, sorted(SpecialTokens.from_tokenizer(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
-    for note in head_scorer_notes(choice, scorer, sample, reading.dtype):
-        tell(note)
+    notes += log_new_notes(head_scorer_notes(choice, scorer, sample, reading.dtype), [*logged, *notes])
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
-    return list(zip([each.group for each in tokenized], rewards, strict=True))
+    return list(zip([each.group for each in tokenized], rewards, strict=True)), notes
 
 
 @dataclass(frozen=True)
@@ -203,13 +218,11 @@ def answer_best_of(
     *,
     head: str = NAME,
     reading: Reading = AS_IS,
-    tell: Callable[[str], None] = lambda line: None,
     ids: Sequence[Ids] | None = None,
 ) -> BestOf:
     """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
 
     Args:
-        tell: called where the model is not run as a packed tree, which takes longer.
         ids: of the prompts, where they have been read already (`answering.fit_prompts`).
 
     Raises:
@@ -217,7 +230,7 @@ def answer_best_of(
     """
     require_language_model(model)
     chooser = load_head(model, head)
-    reading = reading.on_one_day(model, tell)
+    reading = reading.on_one_day(model)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     world = World(0, 1, local_device())
     loaded = load_model(model).to(world.device)
@@ -229,7 +242,7 @@ def answer_best_of(
     tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")
     choice = choose_scorer(loaded, sample_groups(tokenized))
     if choice.notice:
-        tell(choice.notice)
+        logger.info(choice.notice)
     scorer = HeadedScorer(choice.scorer, chooser.to(world.device)).eval()
     rewards = score_with_head(scorer, tokenized, world=world, budget=AS_IS.token_budget, dtype=AS_IS.dtype)
     best = [max(range(len(row)), key=row.__getitem__) for row in rewards]

@@ -292,8 +292,8 @@ class ModelReward:
         with torch.no_grad():
             return [rounding_note(measure_rounding(self.model, rewards, nullcontext))]
 
-    def fitting(self, groups: Sequence[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
-        """The groups that the model reads: those too long or refused are dropped where `reading` says so.
+    def fitting(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
+        """The groups that the model reads, and notes: those too long or refused are dropped where `reading` says so.
 
         Raises:
             DataError: a group is too long or refused, and may not be dropped.
@@ -301,21 +301,17 @@ class ModelReward:
         # Equal candidates get equal rewards: what is known of their worth is kept from the tokenizer.
         bare = [PreferenceGroup(group.prompt, group.candidates, id=group.id) for group in groups]
         tokenized, report = self._tokenized(bare, self.reading)
-        for line in report.lines():
-            tell(line)
         fitting = {id(row.group) for row in tokenized}
-        return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in fitting]
+        return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in fitting], report.lines()
 
-    def comparable(self, groups: Sequence[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
-        """The groups that the model reads and whose candidates differ: others are dropped where `reading` says so.
+    def comparable(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
+        """The groups that the model reads and whose candidates differ, and notes on those that `reading` drops.
 
         Raises:
             DataError: a group is too long, refused, or has empty or identical candidates, and may not be dropped.
         """
         tokenized, report = self._tokenized(groups, self.reading, self.reading.empty)
-        for line in report.lines():
-            tell(line)
-        return [row.group for row in tokenized]
+        return [row.group for row in tokenized], report.lines()
 
     def _tokenized(
         self, groups: Sequence[PreferenceGroup], reading: Reading, empty: Literal["error", "drop", "keep"] = "keep"

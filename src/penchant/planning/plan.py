@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,8 +23,6 @@ from penchant.planning.time import NoRoom, Pace, check_tree, measure_pace
 from penchant.planning.work import Work, lay_out
 from penchant.training.inputs import Inputs
 from penchant.training.run import read_run
-
-Tell = Callable[[str], None]
 
 SECONDS = 4.0
 """About how long the run's pace is measured, and a quarter of it for each proposal."""
@@ -226,18 +224,17 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     return parse_config(values, "the proposal")
 
 
-def plan(config: RunConfig, *, available: int | None = None, tell: Tell = lambda line: None) -> Plan:
+def plan(config: RunConfig, *, available: int | None = None) -> Plan:
     """Predict the memory and time of a run on this machine; weights are not read, and need not be there.
 
     Args:
         available: bytes the run may hold; None is what the device has.
-        tell: called with lines for people.
 
     Raises:
         PenchantError: the configuration, the data or the model's folder is at fault.
     """
     device = local_device()
-    inputs, tokenizer, limit = read_run(config, 1, tell, weights=False)
+    inputs, tokenizer, limit = read_run(config, 1, weights=False)
     shape = read_shape(config.model)
     # Loaded now, so that the process is as large as the run's will be, and no larger.
     transformers.AutoModelForCausalLM  # noqa: B018

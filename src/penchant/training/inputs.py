@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ from penchant.training.sampled import prompts_to_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,7 @@ def _refuse_shared_prompts(
             )
 
 
-def tokenize_inputs(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int | None, tell: Callable[[str], None]
-) -> Inputs:
+def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Inputs:
     """Read a run's data, score it where the run has a reward, and tokenize it.
 
     Args:
@@ -146,13 +147,13 @@ def tokenize_inputs(
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
     if config.candidates == "given":
-        train = usable(config, _scored(config, train, tell), "training", data.train, notes)
+        train = usable(config, _scored(config, train), "training", data.train, notes)
     if held_out:
-        held_out = usable(config, _scored(config, held_out, tell), "held-out", held_out_source, notes)
+        held_out = usable(config, _scored(config, held_out), "held-out", held_out_source, notes)
     fitting: list[PreferenceGroup] = []
     fitting_source = data.reference_held_out if isinstance(data.reference_held_out, str) else data.train
     if config.method.needs.fitting_pairs:
-        scored = _scored(config, parts.reference_held_out, tell)
+        scored = _scored(config, parts.reference_held_out)
         fitting = usable(config, scored, "reference-held-out", fitting_source, notes)
     elif parts.reference_held_out:
         notes.append(f"{config.method.name} fits no weights to data.reference_held_out; its groups are not trained on")
@@ -221,7 +222,7 @@ def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
     return read_groups(source, format=data.format, split=split, columns=data.columns, max_bytes=data.max_bytes)
 
 
-def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
+def _scored(config: RunConfig, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
     """The groups with the run's reward as their scores; preferences they have stay what they are."""
     if config.reward is None or not groups:
         return groups
@@ -233,7 +234,7 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
 
     reading = Reading(token_budget=config.training.token_budget, rendering=config.rendering)
     reward = open_reward(config.reward, device=local_device(), reading=reading)
-    tell(f"scores of {len(groups)} groups by {reward.name}")
+    logger.info(f"scores of {len(groups)} groups by {reward.name}")
     return with_scores(groups, reward)
 
 

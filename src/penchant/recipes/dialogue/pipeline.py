@@ -27,13 +27,10 @@ from penchant.recipes.stages import Stage, StageResult, run_stages
 from penchant.recipes.texts import NewBase
 from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
-Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]
 
 
-def dialogue(
-    config: DialogueConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def dialogue(config: DialogueConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """Run the recipe, or only the stage `only`; stages that are done are skipped.
 
     Returns:
@@ -44,9 +41,7 @@ def dialogue(
     """
     folder = Path(config.output)
     _check(config)
-    return run_stages(
-        folder, stages(config), lambda results: write_result(folder, config, results), only=only, tell=tell
-    )
+    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
 
 
 def stages(config: DialogueConfig) -> list[Stage]:

@@ -83,13 +83,10 @@ def _write(file: Path, groups: Sequence[PreferenceGroup]) -> int:
     return len(groups)
 
 
-Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]
 
 
-def domain_expert(
-    config: DomainExpertConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def domain_expert(config: DomainExpertConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; finished stages are skipped.
 
     Args:
@@ -103,9 +100,7 @@ def domain_expert(
     """
     folder = Path(config.output)
     _check_preferences(config)
-    return run_stages(
-        folder, stages(config), lambda results: write_result(folder, config, results), only=only, tell=tell
-    )
+    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
 
 
 def stages(config: DomainExpertConfig) -> list[Stage]:

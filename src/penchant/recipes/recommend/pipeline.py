@@ -32,12 +32,8 @@ from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Stage, StageResult, run_stages
 from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
-Tell = Callable[[str], None]
 
-
-def recommend(
-    config: RecommendConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def recommend(config: RecommendConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; finished stages are skipped.
 
     Args:
@@ -51,9 +47,7 @@ def recommend(
     """
     folder = Path(config.output)
     _check_methods(config)
-    return run_stages(
-        folder, stages(config), lambda results: write_result(folder, config, results), only=only, tell=tell
-    )
+    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
 
 
 def stages(config: RecommendConfig) -> list[Stage]:

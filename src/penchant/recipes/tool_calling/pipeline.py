@@ -145,7 +145,6 @@ def _check_room(
         prompts_to_answer(run, prompts, reader.tokenizer, reader.max_tokens(config.data))
 
 
-Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]
 Steps = tuple[str, ...]
 
@@ -157,9 +156,7 @@ FILES = {
 """The training and validation files by what a step learns from; sampled answers have no validation file."""
 
 
-def tool_calling(
-    config: ToolCallingConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def tool_calling(config: ToolCallingConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """Run the recipe, or one stage of it; finished stages are skipped.
 
     Args:
@@ -173,9 +170,7 @@ def tool_calling(
     """
     folder = Path(config.output)
     _check(config)
-    return run_stages(
-        folder, stages(config), lambda results: write_result(folder, config, results), only=only, tell=tell
-    )
+    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
 
 
 def stages(config: ToolCallingConfig) -> list[Stage]:
