@@ -65,7 +65,7 @@ def test_every_table_goes_that_way():
         for file in folder.rglob("*.py")
         if "console_for(" in file.read_text() or "Console(" in file.read_text()
     ]
-    assert sorted(printing) == ["cli_data.py", "cli_output.py", "cli_review.py", "progress.py"]
+    assert sorted(printing) == ["data.py", "output.py", "progress.py", "review.py"]
 
 
 def test_a_line_of_text_is_not_broken_up_and_its_brackets_are_text(printed):

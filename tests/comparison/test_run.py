@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from penchant.cli.main import run as command_line
 from penchant.comparison import run as running
 from penchant.comparison.config import load_bench
 from penchant.comparison.run import compare
@@ -359,6 +360,19 @@ class TestSweep:
         search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"tokens": 1}}
         comparison = run(bench(methods=["dpo"], seeds=[0], search=search))
         assert len([c for c in comparison.cells if c.method == "dpo"]) == 1
+
+
+@pytest.mark.parametrize(("flags", "count"), [((), 1), (("-v",), 2)])
+def test_the_verb_prints_the_notices_of_the_comparison_alone(bench, capsys, tmp_path, flags, count):
+    """Those of the cell's run are printed with -v, and are in the `run.log` of the cell and of the comparison."""
+    file, notice = bench(seeds=[0], methods=["dpo"]), "data.date is 2001-02-03, and no chat template"
+    assert command_line(["compare", str(file), "base.data.date=2001-02-03", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 cells: 1 variants, 1 seeds, 1 sizes" in lines
+    assert len([line for line in lines if notice in line]) == count
+    logs = {log.parent.name: log.read_text(encoding="utf-8").count(notice) for log in tmp_path.rglob("run.log")}
+    assert list(logs.values()) == [2, 1]
+    assert next(iter(logs)) == "bench"
 
 
 def test_the_verb_prints_one_json_document(bench):

@@ -229,6 +229,8 @@ OWN_ROOM = {
 }
 """The package whose notices a verb prints, where it trains or measures many models: their notices are in `run.log`."""
 
+app.meta.suppress_keyboard_interrupt = False
+
 
 @app.meta.default
 def launch(

@@ -170,7 +170,8 @@ class RunLog(MemoryHandler):
 
     def close(self) -> None:
         if self.target is not None:
-            self.target.close()
+            with suppress(OSError):  # A full disk; see `_LogFile`.
+                self.target.close()
         super().close()
 
 

@@ -99,6 +99,7 @@ def load_trained(
     sample = sample_groups(groups)
     dtype = config.training.dtype
     choice = (choose_reward_scorer if rewards else choose_scorer)(policy.model, sample, dtype)
+    logger.debug(f"scored by {type(choice.scorer).__name__} in {dtype} on {world.device}")
     notes = tuple(note for note in (checkpoint and checkpoint.notice, choice.notice) if note)
     for note in notes:
         logger.info(note)
