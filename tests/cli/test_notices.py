@@ -147,7 +147,8 @@ class TestLibrary:
     def test_a_program_without_logging_prints_warnings_alone(self, write_config):
         file = write_config(lora={"rank": 4}, training={"learning_rate": 1e-60})
         code = (
-            "import sys\nfrom pathlib import Path\nfrom penchant.config.run import load_config\nfrom penchant.training.run import train\n"
+            "import sys\nfrom pathlib import Path\n"
+            "from penchant.config.run import load_config\nfrom penchant.training.run import train\n"
             "train(load_config(Path(sys.argv[1])))"
         )
         done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)

@@ -99,7 +99,7 @@ def _train(config: RunConfig, world: World, resume: bool, log: RunLog) -> None:
     if world.is_main:
         write_model_card(Path(config.output), config)
     if model.policy.adapters is not None and world.size == 1 and (idle := untrained_adapters(model.policy.adapters)):
-        logger.info(
+        logger.warning(
             f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}"
         )
 
